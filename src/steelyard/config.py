@@ -1,0 +1,207 @@
+"""Where does one Steelyard keep its things, and which settings did its first `up` choose?
+
+`Paths` is pure arithmetic on `--home`; `load_settings`/`save_settings` read and write `<home>/settings.json`.
+Sockets live outside the home, under a short run directory, because a Unix socket path over 107 bytes fails.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import tempfile
+from pathlib import Path
+
+import msgspec
+
+from steelyard.errors import Refused, StoreDamaged
+
+HOME_VERSION = 1
+
+
+class Paths(msgspec.Struct, frozen=True):
+    """Every path one home owns. Absolute; nothing is created by asking for it."""
+
+    home: Path
+    run: Path
+
+    @property
+    def settings(self) -> Path:
+        return self.home / "settings.json"
+
+    @property
+    def admin_token(self) -> Path:
+        """The admin's bearer token, mode 0600."""
+        return self.home / "admin.token"
+
+    @property
+    def agent_token(self) -> Path:
+        """What the agent shows the server, mode 0600."""
+        return self.home / "agent.token"
+
+    @property
+    def programs(self) -> Path:
+        """One <program>.json per supervised program: pid, start time, boot id."""
+        return self.home / "programs"
+
+    @property
+    def program_logs(self) -> Path:
+        return self.home / "logs"
+
+    @property
+    def store(self) -> Path:
+        return self.home / "server" / "steelyard.db"
+
+    @property
+    def bundles(self) -> Path:
+        """Uploaded code, <sha256>.tar.gz, owned by the server."""
+        return self.home / "server" / "bundles"
+
+    @property
+    def agent(self) -> Path:
+        """The agent's durable state: assignment.json, intents/, handles/, exits/, ledger/."""
+        return self.home / "agent"
+
+    @property
+    def unpacked(self) -> Path:
+        """Unpacked bundles, <sha256>/, readable by workloads."""
+        return self.home / "code"
+
+    @property
+    def workloads(self) -> Path:
+        """One folder per attempt or replica: its stdout and stderr."""
+        return self.home / "workloads"
+
+    @property
+    def gateway(self) -> Path:
+        """bootstrap.json, cds.json, rds.json, mode 0600 (they name API keys)."""
+        return self.home / "gateway"
+
+    @property
+    def spawner_socket(self) -> Path:
+        return self.run / "spawner.sock"
+
+    @property
+    def envoy_admin_socket(self) -> Path:
+        return self.run / "envoy.sock"
+
+    @property
+    def function_sockets(self) -> Path:
+        return self.run / "fn"
+
+    @property
+    def template_sockets(self) -> Path:
+        return self.run / "tmpl"
+
+    @property
+    def pages(self) -> Path:
+        """Replica pages (shared memory), one file per replica, on tmpfs where /run is one."""
+        return self.run / "pages"
+
+    @property
+    def tag(self) -> str:
+        """Eight hex digits that tell this home from others on the machine; also its cgroups' name."""
+        return self.run.name
+
+
+class Settings(msgspec.Struct, frozen=True):
+    """What the first `up` of a home decided; later ones keep it."""
+
+    version: int
+    api_host: str
+    api_port: int
+    gateway_host: str
+    gateway_port: int
+    #: uid and gid that root's own work runs as; the user's own when Steelyard does not run as root
+    work_uid: int
+    work_gid: int
+    #: who owns what the admin token submits
+    admin_user: str
+    admin_uid: int
+    tls_cert: str | None = None
+    tls_key: str | None = None
+
+    @property
+    def api_url(self) -> str:
+        scheme = "https" if self.tls_cert else "http"
+        return f"{scheme}://{self.api_host}:{self.api_port}"
+
+    @property
+    def gateway_url(self) -> str:
+        return f"http://{self.gateway_host}:{self.gateway_port}"
+
+
+def default_home(environ: dict[str, str], uid: int) -> Path:
+    """`STEELYARD_HOME`, else /var/lib/steelyard for root, else $XDG_DATA_HOME/steelyard (~/.local/share/steelyard)."""
+    if environ.get("STEELYARD_HOME"):
+        return Path(environ["STEELYARD_HOME"])
+    if uid == 0:
+        return Path("/var/lib/steelyard")
+    data = environ.get("XDG_DATA_HOME") or str(Path(environ.get("HOME", "/")) / ".local/share")
+    return Path(data) / "steelyard"
+
+
+def make_paths(home: Path, environ: dict[str, str], uid: int) -> Paths:
+    """The paths of a home. The run directory's name is a hash of the home's real path, so homes never collide."""
+    home = Path(os.path.realpath(home))
+    tag = hashlib.sha256(str(home).encode()).hexdigest()[:8]
+    if uid == 0:
+        base = Path("/run/steelyard")
+    elif environ.get("XDG_RUNTIME_DIR"):
+        base = Path(environ["XDG_RUNTIME_DIR"]) / "steelyard"
+    else:
+        base = Path(tempfile.gettempdir()) / f"steelyard-{uid}"
+    return Paths(home=home, run=base / tag)
+
+
+def load_settings(paths: Paths) -> Settings | None:
+    """The home's settings, or None where no `up` has been yet. A damaged or newer file is refused, never guessed."""
+    try:
+        raw = paths.settings.read_bytes()
+    except FileNotFoundError:
+        return None
+    try:
+        version = msgspec.json.decode(raw, type=dict[str, object]).get("version")
+        if isinstance(version, int) and version > HOME_VERSION:
+            raise Refused(
+                f"{paths.home} was written by a newer Steelyard (home version {version}, this one knows {HOME_VERSION}). "
+                "Nothing was changed. Use the newer version, or another --home.",
+                code="home-newer",
+            )
+        return msgspec.json.decode(raw, type=Settings)
+    except msgspec.MsgspecError as err:
+        raise StoreDamaged(
+            f"{paths.settings} is damaged ({err}). Nothing was changed. Restore it from a backup, or use another --home.",
+            code="settings-damaged",
+        ) from err
+
+
+def write_file(path: Path, data: bytes, mode: int = 0o600) -> None:
+    """Write a file others read: temp, fsync, rename, fsync of the folder (R12). Either the old or the new content is there."""
+    temp = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    fd = os.open(temp, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC, mode)
+    try:
+        os.fchmod(fd, mode)
+        view = memoryview(data)
+        while view:
+            view = view[os.write(fd, view) :]
+        os.fsync(fd)
+    except BaseException:
+        os.unlink(temp)
+        raise
+    finally:
+        os.close(fd)
+    os.rename(temp, path)
+    sync_folder(path.parent)
+
+
+def sync_folder(folder: Path) -> None:
+    """Make renames and new names in a folder durable."""
+    fd = os.open(folder, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+    try:
+        os.fsync(fd)
+    finally:
+        os.close(fd)
+
+
+def save_settings(paths: Paths, settings: Settings) -> None:
+    write_file(paths.settings, msgspec.json.format(msgspec.json.encode(settings), indent=2), 0o644)

@@ -1,0 +1,52 @@
+"""What must the gateway route where? The desired state, as the agent hands it over; `render.py` turns it into Envoy's files
+(pure), `check.py` finds what is wrong with it (pure), `envoy.py` moves files and reads Envoy's answers (edge)."""
+
+from __future__ import annotations
+
+from typing import Protocol
+
+import msgspec
+
+
+class Cluster(msgspec.Struct, frozen=True):
+    """One revision behind its listening socket. STATIC: nothing changes here when replicas come and go."""
+
+    #: `<function>.<revision>`
+    name: str
+    socket_path: str
+    #: replicas_max x concurrency
+    connections_max: int
+    #: queue_max; more is answered 429
+    pending_max: int
+    #: Envoy closes idle upstream connections after this: min(5 s, the function's idle_timeout / 2)
+    idle_timeout_s: float
+    #: 1 for programs behind a relay (their connections can't be asked to close), None for our runner
+    requests_per_connection: int | None = None
+
+
+class Route(msgspec.Struct, frozen=True):
+    """Traffic of one function: by path prefix `/<function>/` and by host `<function>.localhost`."""
+
+    function: str
+    cluster: str
+    public: bool
+
+
+class GatewayDesired(msgspec.Struct, frozen=True):
+    clusters: tuple[Cluster, ...] = ()
+    routes: tuple[Route, ...] = ()
+    #: secrets accepted as `Authorization: Bearer <secret>` by private functions
+    keys: tuple[str, ...] = ()
+
+
+class Gateway(Protocol):
+    async def apply(self, desired: GatewayDesired) -> None:
+        """Bring Envoy to `desired` in the order that loses nothing: CDS with old and new clusters, wait for update_success, RDS,
+        wait, CDS without the old. Does nothing when the files already say so. While Envoy is down the files are moved
+        in all the same and it reads them when it starts. Raises EdgeFailed (code gateway-rejected) after moving the
+        previous files back when Envoy rejects."""
+        ...
+
+    async def pending(self) -> dict[str, int]:
+        """Requests waiting in Envoy, by cluster name; empty when Envoy does not answer."""
+        ...

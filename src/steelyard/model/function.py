@@ -1,0 +1,89 @@
+"""What is a function, what is one of its revisions, and in which states may they be?"""
+
+from __future__ import annotations
+
+from enum import StrEnum
+
+import msgspec
+
+from steelyard.model.ids import FunctionName, ProjectName
+from steelyard.model.job import Owner, Resources
+from steelyard.model.reason import Reason
+
+
+class FunctionSpec(msgspec.Struct, frozen=True):
+    """One revision, immutable. Either `file` + `attr` (an ASGI app) or `argv` (any program) is set."""
+
+    #: ASGI: path of the Python file inside the bundle, and the attribute that is the app
+    file: str | None = None
+    attr: str | None = None
+    #: program: what is executed; gets the socket as LISTEN_FDS (fd 3), or a relay when `port` is set
+    argv: tuple[str, ...] = ()
+    #: sha256 of the captured code; None runs in `cwd`
+    bundle: str | None = None
+    cwd: str | None = None
+    #: interpreter of the user's environment (absolute)
+    python: str = ""
+    #: the program opens this TCP port on 127.0.0.1 itself
+    port: int | None = None
+    env: dict[str, str] = {}
+    resources: Resources = Resources(cpus=1.0)
+    replicas_min: int = 0
+    replicas_max: int = 1
+    #: requests one replica holds at a time
+    concurrency: int = 8
+    idle_timeout_s: float = 60.0
+    #: from the wake until the replica must serve
+    startup_deadline_s: float = 60.0
+    public: bool = False
+    as_root: bool = False
+
+    @property
+    def queue_max(self) -> int:
+        """Requests that may wait in Envoy beyond what the replicas hold; more are answered 429."""
+        return 100 * max(1, self.replicas_max)
+
+
+class FunctionState(StrEnum):
+    #: the newest revision is not routed yet (an older one may still serve)
+    DEPLOYING = "DEPLOYING"
+    SLEEPING = "SLEEPING"
+    WAKING = "WAKING"
+    RUNNING = "RUNNING"
+    #: the newest revision could not be made ready; an older one, if any, still serves
+    FAILED = "FAILED"
+    #: no agent reports it
+    UNKNOWN = "UNKNOWN"
+
+
+class Function(msgspec.Struct, frozen=True):
+    """A function and its newest revision."""
+
+    name: FunctionName
+    project: ProjectName
+    owner: Owner
+    generation: int
+    #: number of the newest revision, from 1
+    revision: int
+    spec: FunctionSpec
+    deployed_at: int
+    state: FunctionState = FunctionState.DEPLOYING
+    #: the revision that gets traffic; None before the first was ready
+    routed_revision: int | None = None
+    reason: Reason | None = None
+    #: traceback or sentence when FAILED
+    detail: str = ""
+    replicas: int = 0
+    waking: int = 0
+    queued: int = 0
+
+
+class ApiKey(msgspec.Struct, frozen=True):
+    """A bearer key for private functions of a project."""
+
+    name: str
+    project: ProjectName
+    owner: Owner
+    generation: int
+    secret: str
+    created_at: int

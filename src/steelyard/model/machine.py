@@ -1,0 +1,75 @@
+"""What is this machine? The small inventory that placement, the CLI and the demo read."""
+
+from __future__ import annotations
+
+import msgspec
+
+from steelyard.model.ids import MachineId
+
+
+class Core(msgspec.Struct, frozen=True):
+    """A physical core: its logical CPUs (SMT siblings), package and NUMA node."""
+
+    cpus: tuple[int, ...]
+    package: int = 0
+    numa_node: int = 0
+
+
+class Cache(msgspec.Struct, frozen=True):
+    level: int
+    #: "Data", "Instruction" or "Unified"
+    kind: str
+    size_bytes: int
+    cpus: tuple[int, ...]
+
+
+class NumaNode(msgspec.Struct, frozen=True):
+    id: int
+    cpus: tuple[int, ...]
+    memory_bytes: int
+
+
+class Device(msgspec.Struct, frozen=True):
+    """A GPU, NIC or disk. Never carries serials or MACs."""
+
+    #: "gpu", "nic", "nvme", "disk"
+    kind: str
+    name: str
+    #: PCI address where it has one
+    pci: str | None = None
+    numa_node: int | None = None
+    detail: str = ""
+
+
+class Isolation(msgspec.Struct, frozen=True):
+    """What the kernel enforces here, and why not where it doesn't."""
+
+    #: "v1", "v2", "hybrid" or "none"
+    cgroups: str
+    cpuset: bool
+    memory: bool
+    own_uid: bool
+    no_new_privs: bool
+    #: sentences: what could not be isolated and what to do about it
+    missing: tuple[str, ...] = ()
+
+
+class Machine(msgspec.Struct, frozen=True):
+    id: MachineId
+    boot_id: str
+    hostname: str
+    kernel: str
+    cpu_model: str
+    cores: tuple[Core, ...]
+    caches: tuple[Cache, ...]
+    numa_nodes: tuple[NumaNode, ...]
+    memory_bytes: int
+    devices: tuple[Device, ...]
+    #: "bare metal", "guest" or "unknown", with the evidence in `virtualisation_detail`
+    virtualisation: str
+    virtualisation_detail: str
+    isolation: Isolation
+
+    @property
+    def cpus(self) -> tuple[int, ...]:
+        return tuple(sorted(cpu for core in self.cores for cpu in core.cpus))

@@ -1,0 +1,28 @@
+"""Did the workload get what it asked for? Asked beside got, read back from the kernel, and the comparison as a pure function."""
+
+from __future__ import annotations
+
+from enum import StrEnum
+
+import msgspec
+
+
+class ProofState(StrEnum):
+    MATCH = "MATCH"
+    #: it matched before; somebody changed it since
+    DRIFTED = "DRIFTED"
+    #: some of what was asked can't be enforced or read here; `differences` names it
+    PARTIAL = "PARTIAL"
+    UNKNOWN = "UNKNOWN"
+
+
+class Proof(msgspec.Struct, frozen=True):
+    """Keys of asked and got: cpus (list of logical CPUs), share, memory_bytes, memory_nodes, uid, no_new_privs, cgroup.
+    A value of None in `got` means it could not be read."""
+
+    state: ProofState
+    asked: dict[str, object]
+    got: dict[str, object]
+    #: a sentence each
+    differences: tuple[str, ...] = ()
+    checked_at: int | None = None

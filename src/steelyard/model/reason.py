@@ -1,0 +1,39 @@
+"""Why is it so? One stable enum, the same in refusals, states, metrics, API and CLI. Values are kebab-case and never reused."""
+
+from __future__ import annotations
+
+from enum import StrEnum
+
+
+class Reason(StrEnum):
+    # placement
+    CORES_BEYOND_MACHINE = "cores-beyond-machine"
+    MEMORY_BEYOND_MACHINE = "memory-beyond-machine"
+    NO_CORES_LEFT = "no-cores-left"
+    NO_MEMORY_LEFT = "no-memory-left"
+    NO_MACHINE = "no-machine"
+    BEHIND_EARLIER_JOB = "behind-earlier-job"
+    # ends of jobs
+    EXITED = "exited"
+    EXITED_NONZERO = "exited-nonzero"
+    KILLED_BY_SIGNAL = "killed-by-signal"
+    OOM_KILLED = "oom-killed"
+    STOPPED_BY_USER = "stopped-by-user"
+    START_FAILED = "start-failed"
+    NODE_LOST = "node-lost"
+    EXIT_UNKNOWN = "exit-unknown"
+    NOT_STARTED = "not-started"
+    AGENT_UNREACHABLE = "agent-unreachable"
+    # functions
+    IMPORT_FAILED = "import-failed"
+    READINESS_FAILED = "readiness-failed"
+    STARTUP_DEADLINE = "startup-deadline"
+    CRASH_LOOP = "crash-loop"
+    GATEWAY_REJECTED = "gateway-rejected"
+    # roads of a wake
+    TEMPLATE_READY = "template-ready"
+    TEMPLATE_HAS_THREADS = "template-has-threads"
+    TEMPLATE_NOT_READY = "template-not-ready"
+    TEMPLATE_EVICTED = "template-evicted"
+    TEMPLATE_DIED = "template-died"
+    COMMAND_HAS_NO_TEMPLATE = "command-has-no-template"

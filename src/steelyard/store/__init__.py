@@ -1,0 +1,104 @@
+"""Where is desired state kept, and what does a caller of the store rely on?
+
+`Store.write(fn)` runs `fn(tx)` in the one writer. When it returns, everything `fn` did is on disk (several writers waiting at the
+same moment share one fsync: group commit). When `fn` raises, only its own changes are undone and the error reaches its caller.
+`Store.read(fn)` sees a consistent snapshot. `fn` runs on another thread and must not touch anything but its `tx`.
+
+Variants: `sql.py` (SQLite; PostgreSQL later), `memory.py` (tests and the simulator), both held by tests/contracts/test_store.py.
+Objects are put whole. `put_*` inserts at generation 1; a later generation must be exactly the stored one + 1, else `Conflict`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Collection, Sequence
+from typing import Protocol, TypeVar
+
+import msgspec
+
+from steelyard.model.coldstart import ColdStart
+from steelyard.model.function import ApiKey, Function
+from steelyard.model.ids import FunctionName, JobId, ProjectName
+from steelyard.model.job import Job, JobState
+from steelyard.model.machine import Machine
+
+T = TypeVar("T")
+
+
+class StoredAnswer(msgspec.Struct, frozen=True):
+    """What a mutating call was answered, so that a retry with the same Idempotency-Key gets the same (R2). Kept 24 h."""
+
+    key: str
+    project: ProjectName
+    #: sha256 of method, path and body: the same key with another request is refused
+    request_hash: str
+    status: int
+    body: bytes
+    at: int
+
+
+class Event(msgspec.Struct, frozen=True):
+    """One line of history, written in the transaction that made it true (R1)."""
+
+    at: int
+    project: ProjectName
+    owner: str
+    #: "job", "function", "key", "machine"
+    kind: str
+    subject: str
+    #: what happened, e.g. "submitted", "QUEUED -> STARTING"
+    text: str
+
+
+class Tx(Protocol):
+    """One transaction. Lists are oldest first."""
+
+    def job(self, job: JobId) -> Job | None: ...
+    def jobs(self, states: Collection[JobState] | None = None, limit: int | None = None) -> list[Job]:
+        """All jobs in the given states; with `limit`, the newest that many (still oldest first)."""
+        ...
+
+    def put_job(self, job: Job) -> None: ...
+
+    def function(self, project: ProjectName, name: FunctionName) -> Function | None: ...
+    def functions(self) -> list[Function]: ...
+    def put_function(self, function: Function) -> None: ...
+    def delete_function(self, project: ProjectName, name: FunctionName) -> bool: ...
+
+    def keys(self) -> list[ApiKey]: ...
+    def put_key(self, key: ApiKey) -> None: ...
+    def delete_key(self, project: ProjectName, name: str) -> bool: ...
+
+    def add_coldstarts(self, rows: Sequence[ColdStart]) -> None:
+        """Rows whose id is already there are skipped."""
+        ...
+
+    def coldstarts(self, function: FunctionName | None = None, limit: int = 1000) -> list[ColdStart]:
+        """The newest `limit` rows, oldest first."""
+        ...
+
+    def answer(self, project: ProjectName, key: str) -> StoredAnswer | None: ...
+    def put_answer(self, answer: StoredAnswer) -> None: ...
+    def forget_answers(self, before: int) -> None: ...
+
+    def add_event(self, event: Event) -> None: ...
+    def events(self, kind: str | None = None, subject: str | None = None, limit: int = 1000) -> list[Event]: ...
+
+    def machine(self) -> Machine | None:
+        """The machine whose agent said hello last (one machine for now)."""
+        ...
+
+    def put_machine(self, machine: Machine) -> None: ...
+
+    def counter(self, name: str) -> int:
+        """A persistent counter, 0 when never bumped: "epoch" (of leaders), "assignment" (generation), "job" (ids)."""
+        ...
+
+    def bump(self, name: str) -> int:
+        """Add one and return the new value."""
+        ...
+
+
+class Store(Protocol):
+    async def write(self, fn: Callable[[Tx], T]) -> T: ...
+    async def read(self, fn: Callable[[Tx], T]) -> T: ...
+    async def close(self) -> None: ...

@@ -1,0 +1,133 @@
+"""What do server and agent say to each other over the agent's outbound WebSocket? (msgpack, one struct per frame)
+
+Level-triggered: an `Assignment` is everything the agent should be doing, a `Report` everything it sees. Either may be lost or
+repeated without harm. Terminal attempts stay in every report until they leave the assignment.
+"""
+
+from __future__ import annotations
+
+import msgspec
+
+from steelyard.model.coldstart import ColdStart
+from steelyard.model.function import FunctionSpec, FunctionState
+from steelyard.model.ids import AttemptId, FunctionName, JobId, MachineId, ProjectName
+from steelyard.model.job import JobSpec, Owner, Plan
+from steelyard.model.machine import Machine
+from steelyard.model.reason import Reason
+
+
+class Hello(msgspec.Struct, frozen=True, tag=True):
+    """First frame of an agent."""
+
+    wire_version: int
+    machine: Machine
+
+
+class AssignedJob(msgspec.Struct, frozen=True):
+    attempt: AttemptId
+    job: JobId
+    project: ProjectName
+    owner: Owner
+    spec: JobSpec
+    plan: Plan
+    #: the server wants it to end: this signal now, SIGKILL after the grace
+    stop_signal: int | None = None
+    stop_grace_s: float = 10.0
+
+
+class AssignedFunction(msgspec.Struct, frozen=True):
+    """The revision that should get traffic. The agent keeps an older one routed until this one answered readiness."""
+
+    name: FunctionName
+    project: ProjectName
+    owner: Owner
+    revision: int
+    spec: FunctionSpec
+
+
+class Assignment(msgspec.Struct, frozen=True, tag=True):
+    """Everything this agent should do. Older (epoch, generation) pairs are refused by the agent."""
+
+    epoch: int
+    generation: int
+    jobs: tuple[AssignedJob, ...] = ()
+    functions: tuple[AssignedFunction, ...] = ()
+    #: secrets that private functions accept
+    keys: tuple[str, ...] = ()
+
+
+class AttemptState(msgspec.Struct, frozen=True):
+    """What the agent sees of one attempt. `phase`: starting, running, ended (an exit record exists), not-started, unknown."""
+
+    attempt: AttemptId
+    phase: str
+    reason: Reason | None = None
+    detail: str = ""
+    pid: int | None = None
+    started_at: int | None = None
+    ended_at: int | None = None
+    exit_code: int | None = None
+    signal: int | None = None
+    peak_memory_bytes: int | None = None
+
+
+class FunctionSeen(msgspec.Struct, frozen=True):
+    name: FunctionName
+    #: the newest revision this agent was given
+    revision: int
+    state: FunctionState
+    #: the revision that Envoy routes to
+    routed_revision: int | None = None
+    reason: Reason | None = None
+    detail: str = ""
+    replicas: int = 0
+    waking: int = 0
+    queued: int = 0
+
+
+class Report(msgspec.Struct, frozen=True, tag=True):
+    seq: int
+    machine: MachineId
+    boot_id: str
+    #: generation of the assignment this report was made under
+    generation: int
+    attempts: tuple[AttemptState, ...] = ()
+    functions: tuple[FunctionSeen, ...] = ()
+    #: ledger rows not acknowledged yet (at most 1000)
+    coldstarts: tuple[ColdStart, ...] = ()
+
+
+class ReportAck(msgspec.Struct, frozen=True, tag=True):
+    """The report is committed; its ledger rows need not be sent again."""
+
+    seq: int
+
+
+class Ask(msgspec.Struct, frozen=True, tag=True):
+    """Server asks, agent answers with the same id. `what`: "log" or "proof"."""
+
+    id: int
+    what: str
+    #: an attempt, or `<function>` for a function's log
+    workload: str
+    #: log: "stdout" or "stderr", byte offset, byte limit
+    stream: str = "stdout"
+    offset: int = 0
+    limit: int = 262_144
+
+
+class Answer(msgspec.Struct, frozen=True, tag=True):
+    id: int
+    #: log bytes, or a JSON-encoded Proof; empty with `error` set when it can't be had
+    data: bytes = b""
+    #: log: where the next read begins (past gaps cut out by rotation)
+    next_offset: int = 0
+    error: str = ""
+
+
+FromAgent = Hello | Report | Answer
+FromServer = Assignment | ReportAck | Ask
+
+encode = msgspec.msgpack.Encoder().encode
+decode_from_agent = msgspec.msgpack.Decoder(FromAgent).decode
+decode_from_server = msgspec.msgpack.Decoder(FromServer).decode

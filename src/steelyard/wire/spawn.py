@@ -1,0 +1,112 @@
+"""What do agent and spawner say to each other? (msgpack over a Unix SOCK_SEQPACKET, descriptors by SCM_RIGHTS)
+
+The spawner is the parent of every workload. It forks on request, reaps, fsyncs an exit record per workload, and keeps a copy of
+every listening socket so that an agent that was killed gets them back.
+"""
+
+from __future__ import annotations
+
+import msgspec
+
+from steelyard.model.ids import WorkloadId
+
+#: a packet never carries more; the kernel's default SO_SNDBUF takes it
+PACKET_MAX = 200_000
+#: descriptors in one packet (the kernel allows 253)
+FDS_MAX = 64
+
+
+class Spawn(msgspec.Struct, frozen=True, tag=True):
+    """Fork and exec one workload in its own session. Descriptors in the packet, in order: one per `fds` entry, then
+    one open cgroup `tasks`/`cgroup.procs` file per `cgroups` count, which the child joins by writing 0."""
+
+    workload: WorkloadId
+    argv: tuple[str, ...]
+    env: dict[str, str]
+    cwd: str
+    stdout: str
+    stderr: str
+    #: None leaves the spawner's own (not root, or root's work as root)
+    uid: int | None = None
+    gid: int | None = None
+    #: child descriptor number of each passed descriptor, e.g. (3,) for LISTEN_FDS
+    fds: tuple[int, ...] = ()
+    cgroups: int = 0
+    #: set LISTEN_FDS/LISTEN_PID for that many descriptors from 3 on
+    listen_fds: int = 0
+    #: pin by sched_setaffinity as well (the only means without cgroups)
+    cpus: tuple[int, ...] = ()
+    #: (resource name such as "RLIMIT_NOFILE", soft, hard)
+    rlimits: tuple[tuple[str, int, int], ...] = ()
+
+
+class Spawned(msgspec.Struct, frozen=True, tag=True):
+    """It runs (exec succeeded). `start_time` is field 22 of /proc/pid/stat, in clock ticks since boot."""
+
+    workload: WorkloadId
+    pid: int
+    start_time: int
+    mono_ns: int
+
+
+class SpawnFailed(msgspec.Struct, frozen=True, tag=True):
+    """Nothing runs; `step` is what was attempted (chdir, setuid, exec, ...), `error` the kernel's words."""
+
+    workload: WorkloadId
+    step: str
+    error: str
+
+
+class Claim(msgspec.Struct, frozen=True, tag=True):
+    """A template forked this child (CLONE_PARENT made it the spawner's): its exit belongs to this workload."""
+
+    workload: WorkloadId
+    pid: int
+    start_time: int
+
+
+class HoldSocket(msgspec.Struct, frozen=True, tag=True):
+    """Keep a copy of the passed listening socket under this name (replaces the old one)."""
+
+    name: str
+
+
+class DropSocket(msgspec.Struct, frozen=True, tag=True):
+    name: str
+
+
+class ListHeld(msgspec.Struct, frozen=True, tag=True):
+    """Answered by one `Held` per socket (descriptor attached), then `Running`."""
+
+
+class Held(msgspec.Struct, frozen=True, tag=True):
+    name: str
+
+
+class Running(msgspec.Struct, frozen=True, tag=True):
+    """Every live child that belongs to a workload: (workload, pid, start time)."""
+
+    children: tuple[tuple[WorkloadId, int, int], ...]
+
+
+class Exited(msgspec.Struct, frozen=True, tag=True):
+    """An exit record; also the content of agent/exits/<workload>.json, fsynced before this is sent."""
+
+    workload: WorkloadId
+    pid: int
+    start_time: int
+    #: wall clock, microseconds
+    ended_at: int
+    exit_code: int | None
+    signal: int | None
+    user_s: float
+    system_s: float
+    peak_rss_bytes: int
+
+
+ToSpawner = Spawn | Claim | HoldSocket | DropSocket | ListHeld
+FromSpawner = Spawned | SpawnFailed | Held | Running | Exited
+
+encode = msgspec.msgpack.Encoder().encode
+decode_to_spawner = msgspec.msgpack.Decoder(ToSpawner).decode
+decode_from_spawner = msgspec.msgpack.Decoder(FromSpawner).decode
