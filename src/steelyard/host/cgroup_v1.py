@@ -1,0 +1,244 @@
+"""How are workloads limited and ended where each controller has a tree of its own (cgroup v1, and hybrid machines)?
+
+    <mount of cpu, memory, freezer, pids>/steelyard-<tag>/<workload>     limits, freezing, listing
+    <mount of cpuset>/steelyard-<tag>/shared                             the common cpuset of all best-effort work
+    <mount of cpuset>/steelyard-<tag>/<workload>                         only for work that has whole cores
+
+Best-effort work has no cpuset of its own, since the common one could not be made smaller while a child holds a core. Where the
+freezer is not mounted but v2's empty `unified` tree is, that one is joined too and lists and kills.
+Joining is by writing `0` to `tasks`, which takes no global lock; `cgroup.procs` costs milliseconds. Not a thread's business: a
+process joins while it has one thread.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping
+
+from steelyard.clock import Clock
+from steelyard.errors import EdgeFailed
+from steelyard.host import UNLIMITED_BYTES, CgroupReading
+from steelyard.host.cgroup_files import CgroupFiles, kill_until_empty
+from steelyard.host.sysfs import format_cpus, parse_cpus
+from steelyard.model.ids import WorkloadId
+from steelyard.model.job import Plan
+
+SHARED = "shared"
+SHARES_MAX = 262_144
+#: looks (1 ms apart) at a freezer until all is frozen; a process stuck in the kernel is killed unfrozen
+FREEZE_LOOKS = 100
+
+
+def pids_max(cpus: int) -> int:
+    """Processes and threads one workload may have: room for any real program, an end to a fork bomb."""
+    return max(4096, 64 * cpus)
+
+
+class CgroupsV1:
+    """`mounts` names the mount point of each usable controller; `unified` that of v2 where it has to do the freezer's work."""
+
+    def __init__(
+        self,
+        tag: str,
+        mounts: Mapping[str, str],
+        *,
+        flavour: str,
+        missing: tuple[str, ...],
+        files: CgroupFiles,
+        clock: Clock,
+        unified: str | None = None,
+    ) -> None:
+        self.flavour = flavour
+        self.controllers = frozenset(mounts)
+        self.missing = missing
+        self._files = files
+        self._clock = clock
+        self._mounts = dict(mounts)
+        name = f"steelyard-{tag}"
+        self._name = name
+        self._cpuset = f"{mounts['cpuset']}/{name}" if "cpuset" in mounts else None
+        self._limits = {controller: f"{mount}/{name}" for controller, mount in mounts.items() if controller != "cpuset"}
+        self._unified = f"{unified}/{name}" if unified is not None and "freezer" not in mounts else None
+        #: trees with a leaf per workload, each once (controllers may share a mount), the one that lists first
+        order = [self._limits.get("freezer"), self._unified, *self._limits.values()]
+        self._trees = list(dict.fromkeys(tree for tree in order if tree is not None))
+
+    def prepare(self, shared_cpus: tuple[int, ...], memory_nodes: tuple[int, ...]) -> None:
+        try:
+            for tree in self._trees:
+                self._files.make(tree)
+            if "cpu" in self._limits:
+                # Without this all our work together would weigh as much as one process outside.
+                self._set(f"{self._limits['cpu']}/cpu.shares", str(min(SHARES_MAX, 1024 * (os.cpu_count() or 1))))
+            if self._cpuset is not None:
+                self._prepare_cpuset(self._cpuset, shared_cpus, memory_nodes)
+        except OSError as err:
+            raise EdgeFailed(f"The control groups of this home could not be set up: {err}.", code="cgroup-failed") from err
+
+    def _prepare_cpuset(self, base: str, shared_cpus: tuple[int, ...], memory_nodes: tuple[int, ...]) -> None:
+        self._files.make(base)
+        parent = self._mounts["cpuset"]
+        for kind in ("cpus", "mems"):
+            had = self._files.read(f"{parent}/cpuset.effective_{kind}") or self._files.read(f"{parent}/cpuset.{kind}") or ""
+            self._set(f"{base}/cpuset.{kind}", had)
+        shared = f"{base}/{SHARED}"
+        self._files.make(shared)
+        mems = format_cpus(memory_nodes) or self._files.read(f"{base}/cpuset.mems") or ""
+        self._set(f"{shared}/cpuset.mems", mems)
+        self._set(f"{shared}/cpuset.cpus", format_cpus(shared_cpus))
+
+    def make(self, workload: WorkloadId, plan: Plan) -> None:
+        try:
+            for tree in self._trees:
+                self._files.make(f"{tree}/{workload}")
+            self._limit(workload, plan)
+            if self._cpuset is not None:
+                self._place(f"{self._cpuset}/{workload}", self._cpuset, plan)
+        except OSError as err:
+            raise EdgeFailed(f"The control group of {workload} could not be made: {err}.", code="cgroup-failed") from err
+
+    def _limit(self, workload: WorkloadId, plan: Plan) -> None:
+        if "cpu" in self._limits:
+            shares = min(SHARES_MAX, max(2, round(1024 * plan.share)))
+            self._set(f"{self._limits['cpu']}/{workload}/cpu.shares", str(shares))
+        if "pids" in self._limits:
+            self._set(f"{self._limits['pids']}/{workload}/pids.max", str(pids_max(os.cpu_count() or 1)))
+        if "memory" in self._limits:
+            leaf = f"{self._limits['memory']}/{workload}"
+            limit = "-1" if plan.memory_bytes is None else str(plan.memory_bytes)
+            # Memory + swap may never be below memory: out of the way first, then down again.
+            swap = f"{leaf}/memory.memsw.limit_in_bytes"
+            if self._files.exists(swap):
+                self._files.write(swap, "-1")
+            self._files.write(f"{leaf}/memory.limit_in_bytes", limit)
+            if plan.memory_bytes is not None and self._files.exists(swap):
+                self._files.write(swap, limit)
+
+    def _place(self, leaf: str, base: str, plan: Plan) -> None:
+        if not plan.cpus:
+            self._files.remove(leaf)
+            return
+        self._files.make(leaf)
+        self._set(f"{leaf}/cpuset.mems", format_cpus(plan.memory_nodes) or self._files.read(f"{base}/cpuset.mems") or "")
+        self._set(f"{leaf}/cpuset.cpus", format_cpus(plan.cpus))
+
+    def _set(self, path: str, text: str) -> None:
+        """Write unless it is so already: writing a cpuset walks all of its tasks."""
+        if self._files.read(path) != text:
+            self._files.write(path, text)
+
+    def path(self, workload: WorkloadId) -> str:
+        return f"{self._name}/{workload}"
+
+    def _cpuset_of(self, workload: WorkloadId) -> str | None:
+        """The workload's own cpuset, else the common one."""
+        if self._cpuset is None:
+            return None
+        own = f"{self._cpuset}/{workload}"
+        return own if self._files.exists(own) else f"{self._cpuset}/{SHARED}"
+
+    def open_join(self, workload: WorkloadId) -> list[int]:
+        files = [f"{tree}/{workload}/{'cgroup.procs' if tree == self._unified else 'tasks'}" for tree in self._trees]
+        cpuset = self._cpuset_of(workload)
+        if cpuset is not None:
+            files.append(f"{cpuset}/tasks")
+        opened: list[int] = []
+        try:
+            for file in files:
+                opened.append(self._files.open(file))
+        except OSError as err:
+            for fd in opened:
+                os.close(fd)
+            raise EdgeFailed(f"The control group of {workload} can't be joined: {err}.", code="cgroup-failed") from err
+        return opened
+
+    def track(self, workload: WorkloadId, pid: int, start_time: int) -> None:
+        """The groups know."""
+
+    def pids(self, workload: WorkloadId) -> list[int]:
+        return self._files.pids(f"{self._trees[0]}/{workload}") if self._trees else []
+
+    def _all_pids(self, workload: WorkloadId) -> list[int]:
+        """From every tree: a child that died half-way through joining is in some only."""
+        found: dict[int, None] = {}
+        for tree in self._trees:
+            found.update(dict.fromkeys(self._files.pids(f"{tree}/{workload}")))
+        if self._cpuset is not None:
+            found.update(dict.fromkeys(self._files.pids(f"{self._cpuset}/{workload}")))
+        return list(found)
+
+    def signal(self, workload: WorkloadId, signum: int) -> None:
+        self._files.send(self.pids(workload), signum)
+
+    def kill(self, workload: WorkloadId) -> None:
+        kill_until_empty(
+            self._files,
+            self._clock,
+            lambda: self._all_pids(workload),
+            before=lambda: self._freeze(workload),
+            after=lambda: self._thaw(workload),
+        )
+
+    def _freeze(self, workload: WorkloadId) -> None:
+        """Stop it where it stands, forks under way included. Without a freezer v2's own kill does as well, where it is."""
+        if "freezer" not in self._limits:
+            if self._unified is not None:
+                self._files.try_write(f"{self._unified}/{workload}/cgroup.kill", "1")
+            return
+        state = f"{self._limits['freezer']}/{workload}/freezer.state"
+        self._files.try_write(state, "FROZEN")
+        for _ in range(FREEZE_LOOKS):
+            if self._files.read(state) in ("FROZEN", None):
+                return
+            self._files.wait()
+
+    def _thaw(self, workload: WorkloadId) -> None:
+        if "freezer" in self._limits:
+            self._files.try_write(f"{self._limits['freezer']}/{workload}/freezer.state", "THAWED")
+
+    def remove(self, workload: WorkloadId) -> bool:
+        trees = [*self._trees, *([self._cpuset] if self._cpuset is not None else [])]
+        # The tree that lists goes last, so that a half-removed workload is still found by `workloads`.
+        return all(self._files.remove_tree(f"{tree}/{workload}") for tree in reversed(trees))
+
+    def read(self, workload: WorkloadId) -> CgroupReading:
+        files = self._files
+        cpuset = self._cpuset_of(workload)
+        cpus = files.read(f"{cpuset}/cpuset.cpus") if cpuset is not None else None
+        mems = files.read(f"{cpuset}/cpuset.mems") if cpuset is not None else None
+        shares = files.read(f"{self._limits['cpu']}/{workload}/cpu.shares") if "cpu" in self._limits else None
+        limit = peak = ooms = None
+        if "memory" in self._limits:
+            memory = f"{self._limits['memory']}/{workload}"
+            limit = files.read(f"{memory}/memory.limit_in_bytes")
+            peak = files.read(f"{memory}/memory.max_usage_in_bytes")
+            control = (files.read(f"{memory}/memory.oom_control") or "").split()
+            ooms = control[control.index("oom_kill") + 1] if "oom_kill" in control else None
+        here = self._trees != [] and files.exists(f"{self._trees[0]}/{workload}")
+        return CgroupReading(
+            cpus=parse_cpus(cpus) if here and cpus is not None else None,
+            memory_nodes=parse_cpus(mems) if here and mems is not None else None,
+            share=int(shares) / 1024 if shares is not None else None,
+            memory_bytes=min(int(limit), UNLIMITED_BYTES) if limit is not None else None,
+            memory_peak_bytes=int(peak) if peak is not None else None,
+            oom_kills=int(ooms) if ooms is not None else None,
+            pids=tuple(self.pids(workload)),
+        )
+
+    def workloads(self) -> list[WorkloadId]:
+        found = {name for tree in self._trees for name in self._files.groups(tree)}
+        if self._cpuset is not None:
+            found.update(self._files.groups(self._cpuset))
+        return sorted(WorkloadId(name) for name in found - {SHARED})
+
+    def destroy(self) -> None:
+        for workload in self.workloads():
+            self.kill(workload)
+            self.remove(workload)
+        if self._cpuset is not None:
+            shared = f"{self._cpuset}/{SHARED}"
+            # Whoever joined nothing but this died or hung half-way through joining.
+            kill_until_empty(self._files, self._clock, lambda: self._files.pids(shared))
+            self._files.remove_tree(self._cpuset)
+        for tree in self._trees:
+            self._files.remove_tree(tree)

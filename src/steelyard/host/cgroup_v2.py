@@ -1,0 +1,181 @@
+"""How are workloads limited and ended where all controllers share one tree (cgroup v2)?
+
+    <mount>/steelyard-<tag>/shared/<workload>     best-effort work; `shared` holds the common cpuset
+    <mount>/steelyard-<tag>/<workload>            work that has whole cores
+
+A controller works in a group when it is enabled in `cgroup.subtree_control` of every group above, and such a group may hold no
+process itself: ours hold none, but where the mount is a container's own group, its processes may be in the way. What can't be
+enabled is named in `missing`; groups still list and kill without any controller.
+"""
+
+from __future__ import annotations
+
+import os
+
+from steelyard.clock import Clock
+from steelyard.errors import EdgeFailed
+from steelyard.host import UNLIMITED_BYTES, CgroupReading
+from steelyard.host.cgroup_files import CgroupFiles, kill_until_empty
+from steelyard.host.cgroup_v1 import SHARED, pids_max
+from steelyard.host.sysfs import format_cpus, parse_cpus
+from steelyard.model.ids import WorkloadId
+from steelyard.model.job import Plan
+
+WANTED = ("cpu", "cpuset", "memory", "pids")
+WEIGHT_MAX = 10_000
+
+
+class CgroupsV2:
+    """`mount` is where cgroup2 is mounted; its `cgroup.controllers` says what there is."""
+
+    def __init__(self, tag: str, mount: str, *, missing: tuple[str, ...], files: CgroupFiles, clock: Clock) -> None:
+        self.flavour = "v2"
+        self._files = files
+        self._clock = clock
+        self._mount = mount
+        self._name = f"steelyard-{tag}"
+        self._base = f"{mount}/{self._name}"
+        self._shared = f"{self._base}/{SHARED}"
+        self._detected = missing
+        self._refused: dict[str, str] = {}
+        self._offered = frozenset(WANTED) & frozenset((files.read(f"{mount}/cgroup.controllers") or "").split())
+
+    @property
+    def controllers(self) -> frozenset[str]:
+        # cgroup.freeze and cgroup.kill belong to every v2 group.
+        return (self._offered - self._refused.keys()) | {"freezer"}
+
+    @property
+    def missing(self) -> tuple[str, ...]:
+        return (*self._detected, *self._refused.values())
+
+    def prepare(self, shared_cpus: tuple[int, ...], memory_nodes: tuple[int, ...]) -> None:
+        try:
+            self._files.make(self._base)
+            self._files.make(self._shared)
+            for folder in (self._mount, self._base, self._shared):
+                self._enable(folder)
+            if "cpu" in self.controllers:
+                # Without this all our work together would weigh as much as one service outside.
+                weight = str(min(WEIGHT_MAX, 100 * (os.cpu_count() or 1)))
+                self._set(f"{self._base}/cpu.weight", weight)
+                self._set(f"{self._shared}/cpu.weight", weight)
+            if "cpuset" in self.controllers:
+                self._set(f"{self._shared}/cpuset.cpus", format_cpus(shared_cpus))
+                self._set(f"{self._shared}/cpuset.mems", format_cpus(memory_nodes))
+        except OSError as err:
+            raise EdgeFailed(f"The control groups of this home could not be set up: {err}.", code="cgroup-failed") from err
+
+    def _enable(self, folder: str) -> None:
+        """Enable one by one: a single write with several is refused as a whole when one is."""
+        enabled = (self._files.read(f"{folder}/cgroup.subtree_control") or "").split()
+        for controller in sorted(self.controllers - {"freezer"} - set(enabled)):
+            try:
+                self._files.write(f"{folder}/cgroup.subtree_control", f"+{controller}")
+            except OSError as err:
+                self._refused[controller] = (
+                    f"The {controller} controller can't be enabled below {folder} ({err.strerror}): "
+                    "run Steelyard outside a container, or move the processes of that group into one below it."
+                )
+
+    def make(self, workload: WorkloadId, plan: Plan) -> None:
+        leaf = f"{self._base}/{workload}" if plan.cpus else f"{self._shared}/{workload}"
+        try:
+            self._files.make(leaf)
+            if "cpu" in self.controllers:
+                self._set(f"{leaf}/cpu.weight", str(min(WEIGHT_MAX, max(1, round(100 * plan.share)))))
+            if "pids" in self.controllers:
+                self._set(f"{leaf}/pids.max", str(pids_max(os.cpu_count() or 1)))
+            if "memory" in self.controllers:
+                limited = plan.memory_bytes is not None
+                self._set(f"{leaf}/memory.max", str(plan.memory_bytes) if limited else "max")
+                if self._files.exists(f"{leaf}/memory.swap.max"):
+                    self._set(f"{leaf}/memory.swap.max", "0" if limited else "max")
+            if "cpuset" in self.controllers:
+                # An empty list means the parent's: the common cpuset.
+                self._set(f"{leaf}/cpuset.cpus", format_cpus(plan.cpus))
+                self._set(f"{leaf}/cpuset.mems", format_cpus(plan.memory_nodes))
+        except OSError as err:
+            raise EdgeFailed(f"The control group of {workload} could not be made: {err}.", code="cgroup-failed") from err
+
+    def _set(self, path: str, text: str) -> None:
+        if self._files.read(path) != text:
+            # The kernel takes a bare newline, not an empty write, as the empty list.
+            self._files.write(path, text or "\n")
+
+    def _leaf(self, workload: WorkloadId) -> str | None:
+        for folder in (self._shared, self._base):
+            if workload != SHARED and self._files.exists(f"{folder}/{workload}"):
+                return f"{folder}/{workload}"
+        return None
+
+    def path(self, workload: WorkloadId) -> str:
+        leaf = self._leaf(workload)
+        return "" if leaf is None else leaf[len(self._mount) + 1 :]
+
+    def open_join(self, workload: WorkloadId) -> list[int]:
+        leaf = self._leaf(workload)
+        try:
+            return [self._files.open(f"{leaf or self._shared + '/' + workload}/cgroup.procs")]
+        except OSError as err:
+            raise EdgeFailed(f"The control group of {workload} can't be joined: {err}.", code="cgroup-failed") from err
+
+    def track(self, workload: WorkloadId, pid: int, start_time: int) -> None:
+        """The groups know."""
+
+    def pids(self, workload: WorkloadId) -> list[int]:
+        leaf = self._leaf(workload)
+        return self._files.pids(leaf) if leaf is not None else []
+
+    def signal(self, workload: WorkloadId, signum: int) -> None:
+        self._files.send(self.pids(workload), signum)
+
+    def kill(self, workload: WorkloadId) -> None:
+        leaf = self._leaf(workload)
+        if leaf is None:
+            return
+        # cgroup.kill (Linux 5.14) kills the whole subtree, forks under way included; before that, freezing stops them.
+        stop, go = ("cgroup.kill", None) if self._files.exists(f"{leaf}/cgroup.kill") else ("cgroup.freeze", "0")
+        kill_until_empty(
+            self._files,
+            self._clock,
+            lambda: self._files.pids(leaf),
+            before=lambda: self._files.try_write(f"{leaf}/{stop}", "1"),
+            after=lambda: go and self._files.try_write(f"{leaf}/{stop}", go),
+        )
+
+    def remove(self, workload: WorkloadId) -> bool:
+        leaf = self._leaf(workload)
+        return leaf is None or self._files.remove_tree(leaf)
+
+    def read(self, workload: WorkloadId) -> CgroupReading:
+        leaf = self._leaf(workload)
+        if leaf is None:
+            return CgroupReading()
+        files = self._files
+        # `effective` is what the kernel enforces: the leaf's own list, or the common one where it has none.
+        cpus = files.read(f"{leaf}/cpuset.cpus.effective")
+        mems = files.read(f"{leaf}/cpuset.mems.effective")
+        weight = files.read(f"{leaf}/cpu.weight")
+        limit = files.read(f"{leaf}/memory.max")
+        peak = files.read(f"{leaf}/memory.peak")
+        events = (files.read(f"{leaf}/memory.events") or "").split()
+        return CgroupReading(
+            cpus=parse_cpus(cpus) if cpus is not None else None,
+            memory_nodes=parse_cpus(mems) if mems is not None else None,
+            share=int(weight) / 100 if weight is not None else None,
+            memory_bytes=None if limit is None else UNLIMITED_BYTES if limit == "max" else int(limit),
+            memory_peak_bytes=int(peak) if peak is not None else None,
+            oom_kills=int(events[events.index("oom_kill") + 1]) if "oom_kill" in events else None,
+            pids=tuple(files.pids(leaf)),
+        )
+
+    def workloads(self) -> list[WorkloadId]:
+        found = {*self._files.groups(self._base), *self._files.groups(self._shared)} - {SHARED}
+        return sorted(WorkloadId(name) for name in found)
+
+    def destroy(self) -> None:
+        for workload in self.workloads():
+            self.kill(workload)
+            self.remove(workload)
+        self._files.remove_tree(self._base)
