@@ -1,0 +1,1 @@
+"""In which order may states follow each other? Closed transition tables, one file per noun. Never reads a clock, never writes."""
