@@ -2,7 +2,9 @@
 
 `Store.write(fn)` runs `fn(tx)` in the one writer. When it returns, everything `fn` did is on disk (several writers waiting at the
 same moment share one fsync: group commit). When `fn` raises, only its own changes are undone and the error reaches its caller.
-`Store.read(fn)` sees a consistent snapshot. `fn` runs on another thread and must not touch anything but its `tx`.
+`Store.read(fn)` sees a consistent snapshot, with everything that was committed before it was called. `fn` runs on another thread
+and must not touch anything but its `tx`. Faults: NoRoom ("disk-full", "store-busy": nothing was changed, try again), EdgeFailed
+("store-failed"), StoreDamaged; any of them may hit all that wait at that moment, and none needs a restart but StoreDamaged.
 
 Variants: `sql.py` (SQLite; PostgreSQL later), `memory.py` (tests and the simulator), both held by tests/contracts/test_store.py.
 Objects are put whole. `put_*` inserts at generation 1; a later generation must be exactly the stored one + 1, else `Conflict`.
@@ -77,7 +79,10 @@ class Tx(Protocol):
         ...
 
     def answer(self, project: ProjectName, key: str) -> StoredAnswer | None: ...
-    def put_answer(self, answer: StoredAnswer) -> None: ...
+    def put_answer(self, answer: StoredAnswer) -> None:
+        """Conflict when the key has one: an answer that was given is never replaced (R2)."""
+        ...
+
     def forget_answers(self, before: int) -> None: ...
 
     def add_event(self, event: Event) -> None: ...

@@ -1,0 +1,217 @@
+"""A store without a disk, for tests and the simulator. Same promises as `sql.py` but durability; no threads, so that one seed
+always gives one order.
+
+Objects are kept as they are: whoever changes a dict inside a frozen struct changes the store.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable, Collection, Sequence
+from typing import TypeVar
+
+from steelyard.errors import Conflict, EdgeFailed
+from steelyard.model.coldstart import ColdStart
+from steelyard.model.function import ApiKey, Function
+from steelyard.model.ids import FunctionName, JobId, MachineId, ProjectName
+from steelyard.model.job import Job, JobState
+from steelyard.model.machine import Machine
+from steelyard.store import Event, StoredAnswer, Tx
+from steelyard.store.generation import check_generation
+
+T = TypeVar("T")
+K = TypeVar("K")
+V = TypeVar("V")
+
+
+class _Content:
+    """What is stored. Dicts keep the order of arrival."""
+
+    def __init__(self) -> None:
+        self.jobs: dict[JobId, Job] = {}
+        self.functions: dict[tuple[ProjectName, FunctionName], Function] = {}
+        self.keys: dict[tuple[ProjectName, str], ApiKey] = {}
+        self.coldstarts: dict[str, ColdStart] = {}
+        self.answers: dict[tuple[ProjectName, str], StoredAnswer] = {}
+        self.events: list[Event] = []
+        #: the last one said hello last
+        self.machines: dict[MachineId, Machine] = {}
+        self.counters: dict[str, int] = {}
+
+
+class MemoryTx:
+    """Changes take effect at once; `undo` takes them back in reverse order."""
+
+    def __init__(self, content: _Content, *, writes: bool) -> None:
+        self._content = content
+        self._writes = writes
+        self._undo: list[Callable[[], None]] = []
+
+    def undo(self) -> None:
+        while self._undo:
+            self._undo.pop()()
+
+    # jobs
+
+    def job(self, job: JobId) -> Job | None:
+        return self._content.jobs.get(job)
+
+    def jobs(self, states: Collection[JobState] | None = None, limit: int | None = None) -> list[Job]:
+        found = [job for job in self._content.jobs.values() if states is None or job.state in states]
+        return found if limit is None else _newest(found, limit)
+
+    def put_job(self, job: Job) -> None:
+        self._put_object(f"Job {job.id}", self._content.jobs, job.id, job)
+
+    # functions and keys
+
+    def function(self, project: ProjectName, name: FunctionName) -> Function | None:
+        return self._content.functions.get((project, name))
+
+    def functions(self) -> list[Function]:
+        return list(self._content.functions.values())
+
+    def put_function(self, function: Function) -> None:
+        self._put_object(f"Function {function.name}", self._content.functions, (function.project, function.name), function)
+
+    def delete_function(self, project: ProjectName, name: FunctionName) -> bool:
+        return self._drop(self._content.functions, [(project, name)]) > 0
+
+    def keys(self) -> list[ApiKey]:
+        return list(self._content.keys.values())
+
+    def put_key(self, key: ApiKey) -> None:
+        self._put_object(f"Key {key.name}", self._content.keys, (key.project, key.name), key)
+
+    def delete_key(self, project: ProjectName, name: str) -> bool:
+        return self._drop(self._content.keys, [(project, name)]) > 0
+
+    # history
+
+    def add_coldstarts(self, rows: Sequence[ColdStart]) -> None:
+        for row in rows:
+            if row.id not in self._content.coldstarts:
+                self._set(self._content.coldstarts, row.id, row)
+
+    def coldstarts(self, function: FunctionName | None = None, limit: int = 1000) -> list[ColdStart]:
+        rows = self._content.coldstarts.values()
+        return _newest([row for row in rows if function is None or row.function == function], limit)
+
+    def answer(self, project: ProjectName, key: str) -> StoredAnswer | None:
+        return self._content.answers.get((project, key))
+
+    def put_answer(self, answer: StoredAnswer) -> None:
+        self._check_writes()
+        if (answer.project, answer.key) in self._content.answers:
+            raise Conflict(f"The answer to the key {answer.key} is stored already.")
+        self._set(self._content.answers, (answer.project, answer.key), answer)
+
+    def forget_answers(self, before: int) -> None:
+        self._drop(self._content.answers, [key for key, answer in self._content.answers.items() if answer.at < before])
+
+    def add_event(self, event: Event) -> None:
+        self._check_writes()
+        self._content.events.append(event)
+        self._undo.append(lambda: _take_last(self._content.events))
+
+    def events(self, kind: str | None = None, subject: str | None = None, limit: int = 1000) -> list[Event]:
+        found = [
+            event
+            for event in self._content.events
+            if (kind is None or event.kind == kind) and (subject is None or event.subject == subject)
+        ]
+        return _newest(found, limit)
+
+    # the site
+
+    def machine(self) -> Machine | None:
+        return next(reversed(self._content.machines.values()), None)
+
+    def put_machine(self, machine: Machine) -> None:
+        self._drop(self._content.machines, [machine.id])
+        self._set(self._content.machines, machine.id, machine)
+
+    def counter(self, name: str) -> int:
+        return self._content.counters.get(name, 0)
+
+    def bump(self, name: str) -> int:
+        value = self.counter(name) + 1
+        self._set(self._content.counters, name, value)
+        return value
+
+    # changes
+
+    def _check_writes(self) -> None:
+        if not self._writes:
+            raise EdgeFailed("The store refused a write (this is a read).", code="store-failed")
+
+    def _put_object(self, what: str, table: dict[K, V], key: K, thing: V) -> None:
+        self._check_writes()
+        stored = table.get(key)
+        conflict = check_generation(what, getattr(stored, "generation", None), getattr(thing, "generation", 0))
+        if conflict is not None:
+            raise conflict
+        self._set(table, key, thing)
+
+    def _set(self, table: dict[K, V], key: K, value: V) -> None:
+        self._check_writes()
+        if key in table:
+            before = table[key]
+            self._undo.append(lambda: table.__setitem__(key, before))
+        else:
+            self._undo.append(lambda: table.__delitem__(key))
+        table[key] = value
+
+    def _drop(self, table: dict[K, V], keys: Collection[K]) -> int:
+        """How many were there. Undone by putting the whole table back: a single row would come back at the end of the order."""
+        self._check_writes()
+        there = [key for key in keys if key in table]
+        if there:
+            before = dict(table)
+            self._undo.append(lambda: _replace(table, before))
+            for key in there:
+                del table[key]
+        return len(there)
+
+
+class MemoryStore:
+    """Starts empty."""
+
+    def __init__(self) -> None:
+        self._content = _Content()
+        self._closed = False
+
+    async def write(self, fn: Callable[[Tx], T]) -> T:
+        return await self._run(fn, writes=True)
+
+    async def read(self, fn: Callable[[Tx], T]) -> T:
+        return await self._run(fn, writes=False)
+
+    async def close(self) -> None:
+        self._closed = True
+
+    async def _run(self, fn: Callable[[Tx], T], *, writes: bool) -> T:
+        if self._closed:
+            raise EdgeFailed("The store is closed.", code="store-failed")
+        # The real store answers later, never at once: let others run first here too.
+        await asyncio.sleep(0)
+        tx = MemoryTx(self._content, writes=writes)
+        try:
+            return fn(tx)
+        except BaseException:
+            tx.undo()
+            raise
+
+
+def _newest(rows: list[V], limit: int) -> list[V]:
+    """The last `limit`; none for 0, which a plain negative slice would take for all."""
+    return rows[max(0, len(rows) - max(0, limit)) :]
+
+
+def _take_last(rows: list[Event]) -> None:
+    rows.pop()
+
+
+def _replace(table: dict[K, V], content: dict[K, V]) -> None:
+    table.clear()
+    table.update(content)

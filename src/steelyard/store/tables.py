@@ -1,0 +1,119 @@
+"""How do desired state and its history lie in SQL?
+
+The schema as the code of this version uses it; `migrations/` brings any older database here, and a test compares the two.
+What is asked for by value stands in columns, the whole object stands beside it as JSON in `body`. Every row has a project, an
+owner and a generation. `seq` is the order of arrival: lists go by it, because wall clocks step back.
+"""
+
+from __future__ import annotations
+
+import sqlalchemy as sa
+
+#: the newest migration, which this code needs; revisions are numbers, so that newer and older can be told apart
+SCHEMA = "0001"
+
+metadata = sa.MetaData()
+
+
+def _ownership(*, known: bool) -> list[sa.Column[object]]:
+    """Project, owner, generation. The uid is NULL where the object does not tell (history, ledger rows of gone functions)."""
+    return [
+        sa.Column("project", sa.Text, nullable=False),
+        sa.Column("owner_user", sa.Text, nullable=not known),
+        sa.Column("owner_uid", sa.Integer, nullable=not known),
+        sa.Column("generation", sa.Integer, nullable=False),
+    ]
+
+
+job = sa.Table(
+    "job",
+    metadata,
+    sa.Column("seq", sa.Integer, primary_key=True),
+    sa.Column("id", sa.Text, nullable=False, unique=True),
+    *_ownership(known=True),
+    sa.Column("state", sa.Text, nullable=False),
+    sa.Column("submitted_at", sa.Integer, nullable=False),
+    sa.Column("body", sa.Text, nullable=False),
+    sa.Index("job_by_state", "state", "seq"),
+)
+
+function = sa.Table(
+    "function",
+    metadata,
+    sa.Column("seq", sa.Integer, primary_key=True),
+    sa.Column("name", sa.Text, nullable=False),
+    *_ownership(known=True),
+    sa.Column("state", sa.Text, nullable=False),
+    sa.Column("revision", sa.Integer, nullable=False),
+    sa.Column("deployed_at", sa.Integer, nullable=False),
+    sa.Column("body", sa.Text, nullable=False),
+    sa.Index("function_by_name", "project", "name", unique=True),
+)
+
+api_key = sa.Table(
+    "api_key",
+    metadata,
+    sa.Column("seq", sa.Integer, primary_key=True),
+    sa.Column("name", sa.Text, nullable=False),
+    *_ownership(known=True),
+    sa.Column("created_at", sa.Integer, nullable=False),
+    sa.Column("body", sa.Text, nullable=False),
+    sa.Index("api_key_by_name", "project", "name", unique=True),
+)
+
+coldstart = sa.Table(
+    "coldstart",
+    metadata,
+    sa.Column("seq", sa.Integer, primary_key=True),
+    sa.Column("id", sa.Text, nullable=False, unique=True),
+    *_ownership(known=False),
+    sa.Column("function", sa.Text, nullable=False),
+    sa.Column("at", sa.Integer, nullable=False),
+    sa.Column("body", sa.Text, nullable=False),
+    sa.Index("coldstart_by_function", "function", "seq"),
+)
+
+answer = sa.Table(
+    "answer",
+    metadata,
+    sa.Column("seq", sa.Integer, primary_key=True),
+    sa.Column("key", sa.Text, nullable=False),
+    *_ownership(known=False),
+    sa.Column("request_hash", sa.Text, nullable=False),
+    sa.Column("status", sa.Integer, nullable=False),
+    sa.Column("body", sa.LargeBinary, nullable=False),
+    sa.Column("at", sa.Integer, nullable=False),
+    sa.Index("answer_by_key", "project", "key", unique=True),
+    sa.Index("answer_by_age", "at"),
+)
+
+event = sa.Table(
+    "event",
+    metadata,
+    sa.Column("seq", sa.Integer, primary_key=True),
+    *_ownership(known=False),
+    sa.Column("at", sa.Integer, nullable=False),
+    sa.Column("kind", sa.Text, nullable=False),
+    sa.Column("subject", sa.Text, nullable=False),
+    sa.Column("text", sa.Text, nullable=False),
+    sa.Index("event_by_subject", "kind", "subject", "seq"),
+)
+
+machine = sa.Table(
+    "machine",
+    metadata,
+    sa.Column("id", sa.Text, primary_key=True),
+    *_ownership(known=False),
+    #: goes up with every hello of any machine: the highest said hello last
+    sa.Column("hello", sa.Integer, nullable=False),
+    sa.Column("body", sa.Text, nullable=False),
+    sa.Index("machine_by_hello", "hello"),
+)
+
+counter = sa.Table(
+    "counter",
+    metadata,
+    sa.Column("name", sa.Text, primary_key=True),
+    # A counter's generation is its value: both go up by one with every change.
+    *_ownership(known=False),
+)

@@ -1,0 +1,310 @@
+"""What can be read and written inside one SQL transaction? `steelyard.store.Tx` on one connection.
+
+Statements are built once, at import, and compiled once by SQLAlchemy's cache (10 us a statement). Knows nothing of threads,
+commits or fsync (`sql.py` does), and lets no error of SQLAlchemy or the driver out.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Mapping, Sequence
+from pathlib import Path
+from typing import Any, TypeVar
+
+import msgspec
+import sqlalchemy as sa
+from sqlalchemy.dialects.sqlite import insert as upsert
+from sqlalchemy.exc import SQLAlchemyError
+
+from steelyard.errors import Conflict, SteelyardError
+from steelyard.model.coldstart import ColdStart
+from steelyard.model.function import ApiKey, Function
+from steelyard.model.ids import DEFAULT_PROJECT, FunctionName, JobId, ProjectName
+from steelyard.model.job import Job, JobState
+from steelyard.model.machine import Machine
+from steelyard.store import Event, StoredAnswer, tables
+from steelyard.store.faults import damaged, translate
+from steelyard.store.generation import check_generation
+
+_S = TypeVar("_S", bound=msgspec.Struct)
+
+_p = sa.bindparam
+_job, _fn, _key = tables.job.c, tables.function.c, tables.api_key.c
+_cold, _ans, _ev = tables.coldstart.c, tables.answer.c, tables.event.c
+
+
+def _put(table: sa.Table, *identity: str) -> tuple[sa.Executable, sa.Executable, sa.Executable]:
+    """(insert unless there, update of exactly the generation before, stored generation) of an object table."""
+    same = sa.and_(*(table.c[name] == _p(f"id_{name}") for name in identity))
+    columns = {column.name: _p(column.name) for column in table.c if column.name != "seq"}
+    return (
+        upsert(table).values(columns).on_conflict_do_nothing(),
+        sa.update(table).where(same, table.c.generation == _p("generation_before")).values(columns),
+        sa.select(table.c.generation).where(same),
+    )
+
+
+_JOB = sa.select(_job.body).where(_job.id == _p("id"))
+_JOBS = sa.select(_job.body).order_by(_job.seq)
+_JOBS_NEWEST = sa.select(_job.body).order_by(_job.seq.desc()).limit(_p("limit"))
+_IN_STATES = _job.state.in_(_p("states", expanding=True))
+_JOBS_IN = _JOBS.where(_IN_STATES)
+_JOBS_IN_NEWEST = _JOBS_NEWEST.where(_IN_STATES)
+_PUT_JOB = _put(tables.job, "id")
+
+_FUNCTION = sa.select(_fn.body).where(_fn.project == _p("project"), _fn.name == _p("name"))
+_FUNCTIONS = sa.select(_fn.body).order_by(_fn.seq)
+_PUT_FUNCTION = _put(tables.function, "project", "name")
+_DELETE_FUNCTION = sa.delete(tables.function).where(_fn.project == _p("project"), _fn.name == _p("name"))
+
+_KEYS = sa.select(_key.body).order_by(_key.seq)
+_PUT_KEY = _put(tables.api_key, "project", "name")
+_DELETE_KEY = sa.delete(tables.api_key).where(_key.project == _p("project"), _key.name == _p("name"))
+
+_COLDSTARTS = sa.select(_cold.body).order_by(_cold.seq.desc()).limit(_p("limit"))
+_COLDSTARTS_OF = _COLDSTARTS.where(_cold.function == _p("function"))
+_ADD_COLDSTARTS = upsert(tables.coldstart).on_conflict_do_nothing()
+_FUNCTION_OWNER = sa.select(_fn.owner_user, _fn.owner_uid).where(_fn.project == _p("project"), _fn.name == _p("name"))
+
+_ANSWER = sa.select(_ans.request_hash, _ans.status, _ans.body, _ans.at).where(
+    _ans.project == _p("project"), _ans.key == _p("key")
+)
+_PUT_ANSWER = upsert(tables.answer).on_conflict_do_nothing()
+_FORGET_ANSWERS = sa.delete(tables.answer).where(_ans.at < _p("before"))
+
+_ADD_EVENT = sa.insert(tables.event)
+_EVENTS = (
+    sa.select(_ev.at, _ev.project, _ev.owner_user, _ev.kind, _ev.subject, _ev.text).order_by(_ev.seq.desc()).limit(_p("limit"))
+)
+
+_MACHINE = sa.select(tables.machine.c.body).order_by(tables.machine.c.hello.desc()).limit(1)
+_LAST_HELLO = sa.select(sa.func.coalesce(sa.func.max(tables.machine.c.hello), 0))
+_insert_machine = upsert(tables.machine).values(
+    id=_p("id"), project=DEFAULT_PROJECT, generation=1, hello=_p("hello"), body=_p("body")
+)
+_PUT_MACHINE = _insert_machine.on_conflict_do_update(
+    index_elements=["id"],
+    set_={
+        "generation": tables.machine.c.generation + 1,
+        "hello": _insert_machine.excluded.hello,
+        "body": _insert_machine.excluded.body,
+    },
+)
+
+_COUNTER = sa.select(tables.counter.c.generation).where(tables.counter.c.name == _p("name"))
+_COUNTERS = sa.select(tables.counter.c.name, tables.counter.c.generation)
+_add_to_counter = upsert(tables.counter).values(name=_p("name"), project=DEFAULT_PROJECT, generation=1)
+_BUMP = _add_to_counter.on_conflict_do_update(
+    index_elements=["name"], set_={"generation": tables.counter.c.generation + 1}
+).returning(tables.counter.c.generation)
+_raise_counter = upsert(tables.counter).values(name=_p("name"), project=DEFAULT_PROJECT, generation=_p("value"))
+_RAISE = _raise_counter.on_conflict_do_update(
+    index_elements=["name"], set_={"generation": sa.func.max(tables.counter.c.generation, _raise_counter.excluded.generation)}
+)
+
+_encode = msgspec.json.Encoder().encode
+_decode_job = msgspec.json.Decoder(Job)
+_decode_function = msgspec.json.Decoder(Function)
+_decode_key = msgspec.json.Decoder(ApiKey)
+_decode_coldstart = msgspec.json.Decoder(ColdStart)
+_decode_machine = msgspec.json.Decoder(Machine)
+
+
+class SqlTx:
+    """`wrote` says whether anything was changed through it, `fault` what the database itself last failed with."""
+
+    def __init__(self, connection: sa.Connection, path: Path) -> None:
+        self._connection = connection
+        self._path = path
+        self.wrote = False
+        self.fault: SteelyardError | None = None
+
+    # jobs
+
+    def job(self, job: JobId) -> Job | None:
+        return self._one(_decode_job, _JOB, {"id": job})
+
+    def jobs(self, states: Collection[JobState] | None = None, limit: int | None = None) -> list[Job]:
+        wanted: dict[str, object] = {} if states is None else {"states": list(states)}
+        if limit is None:
+            return self._all(_decode_job, _JOBS if states is None else _JOBS_IN, wanted)
+        statement = _JOBS_NEWEST if states is None else _JOBS_IN_NEWEST
+        return self._all(_decode_job, statement, {**wanted, "limit": max(0, limit)})[::-1]
+
+    def put_job(self, job: Job) -> None:
+        row = {"id": job.id, "state": job.state, "submitted_at": job.submitted_at}
+        self._put_object(f"Job {job.id}", _PUT_JOB, ("id",), job, row)
+
+    # functions and keys
+
+    def function(self, project: ProjectName, name: FunctionName) -> Function | None:
+        return self._one(_decode_function, _FUNCTION, {"project": project, "name": name})
+
+    def functions(self) -> list[Function]:
+        return self._all(_decode_function, _FUNCTIONS)
+
+    def put_function(self, function: Function) -> None:
+        row = {
+            "name": function.name,
+            "state": function.state,
+            "revision": function.revision,
+            "deployed_at": function.deployed_at,
+        }
+        self._put_object(f"Function {function.name}", _PUT_FUNCTION, ("project", "name"), function, row)
+
+    def delete_function(self, project: ProjectName, name: FunctionName) -> bool:
+        return self._change(_DELETE_FUNCTION, {"project": project, "name": name}) > 0
+
+    def keys(self) -> list[ApiKey]:
+        return self._all(_decode_key, _KEYS)
+
+    def put_key(self, key: ApiKey) -> None:
+        self._put_object(f"Key {key.name}", _PUT_KEY, ("project", "name"), key, {"name": key.name, "created_at": key.created_at})
+
+    def delete_key(self, project: ProjectName, name: str) -> bool:
+        return self._change(_DELETE_KEY, {"project": project, "name": name}) > 0
+
+    # history
+
+    def add_coldstarts(self, rows: Sequence[ColdStart]) -> None:
+        """The owner is the function's; NULL when that is gone already."""
+        if not rows:
+            return
+        owners: dict[tuple[str, str], tuple[object, object]] = {(row.project, row.function): (None, None) for row in rows}
+        for project, name in owners:
+            for user, uid in self._rows(_FUNCTION_OWNER, {"project": project, "name": name}):
+                owners[project, name] = (user, uid)
+        self._change(
+            _ADD_COLDSTARTS,
+            [
+                {
+                    "id": row.id,
+                    "project": row.project,
+                    "owner_user": owners[row.project, row.function][0],
+                    "owner_uid": owners[row.project, row.function][1],
+                    "generation": 1,
+                    "function": row.function,
+                    "at": row.at,
+                    "body": _encode(row).decode(),
+                }
+                for row in rows
+            ],
+        )
+
+    def coldstarts(self, function: FunctionName | None = None, limit: int = 1000) -> list[ColdStart]:
+        if function is None:
+            return self._all(_decode_coldstart, _COLDSTARTS, {"limit": max(0, limit)})[::-1]
+        return self._all(_decode_coldstart, _COLDSTARTS_OF, {"function": function, "limit": max(0, limit)})[::-1]
+
+    def answer(self, project: ProjectName, key: str) -> StoredAnswer | None:
+        for row in self._rows(_ANSWER, {"project": project, "key": key}):
+            return StoredAnswer(key=key, project=project, request_hash=row[0], status=row[1], body=row[2], at=row[3])
+        return None
+
+    def put_answer(self, answer: StoredAnswer) -> None:
+        row = {**msgspec.structs.asdict(answer), "owner_user": None, "owner_uid": None, "generation": 1}
+        if not self._change(_PUT_ANSWER, row):
+            raise Conflict(f"The answer to the key {answer.key} is stored already.")
+
+    def forget_answers(self, before: int) -> None:
+        self._change(_FORGET_ANSWERS, {"before": before})
+
+    def add_event(self, event: Event) -> None:
+        row = msgspec.structs.asdict(event)
+        self._change(_ADD_EVENT, {**row, "owner_user": row.pop("owner"), "owner_uid": None, "generation": 1})
+
+    def events(self, kind: str | None = None, subject: str | None = None, limit: int = 1000) -> list[Event]:
+        statement, wanted = _EVENTS, {"limit": max(0, limit)}
+        if kind is not None:
+            statement, wanted = statement.where(_ev.kind == _p("kind")), {**wanted, "kind": kind}
+        if subject is not None:
+            statement, wanted = statement.where(_ev.subject == _p("subject")), {**wanted, "subject": subject}
+        return [Event(*row) for row in self._rows(statement, wanted)][::-1]
+
+    # the site
+
+    def machine(self) -> Machine | None:
+        return self._one(_decode_machine, _MACHINE)
+
+    def put_machine(self, machine: Machine) -> None:
+        hello = (self._number(_LAST_HELLO) or 0) + 1
+        self._change(_PUT_MACHINE, {"id": machine.id, "hello": hello, "body": _encode(machine).decode()})
+
+    def counter(self, name: str) -> int:
+        return self._number(_COUNTER, {"name": name}) or 0
+
+    def bump(self, name: str) -> int:
+        self.wrote = True
+        return self._number(_BUMP, {"name": name}) or 0
+
+    def counters(self) -> dict[str, int]:
+        """All counters; for the mark beside the store."""
+        return {row[0]: row[1] for row in self._rows(_COUNTERS)}
+
+    def raise_counters(self, least: Mapping[str, int]) -> None:
+        """Bring every counter to at least this, so that nothing numbered before is numbered so again."""
+        for name, value in least.items():
+            self._change(_RAISE, {"name": name, "value": value})
+
+    # the connection
+
+    def _put_object(
+        self,
+        what: str,
+        statements: tuple[sa.Executable, sa.Executable, sa.Executable],
+        identity: Sequence[str],
+        thing: Job | Function | ApiKey,
+        columns: Mapping[str, object],
+    ) -> None:
+        insert, update, generation = statements
+        row = {
+            **columns,
+            "project": thing.project,
+            "owner_user": thing.owner.user,
+            "owner_uid": thing.owner.uid,
+            "generation": thing.generation,
+            "body": _encode(thing).decode(),
+        }
+        same = {f"id_{name}": row[name] for name in identity}
+        if thing.generation == 1:
+            changed = self._change(insert, row)
+        else:
+            changed = self._change(update, {**row, **same, "generation_before": thing.generation - 1})
+        if not changed:
+            conflict = check_generation(what, self._number(generation, same), thing.generation)
+            raise conflict or damaged(self._path, f"the row of {what} can't be written")
+
+    def _change(self, statement: sa.Executable, values: Any) -> int:
+        """Rows changed."""
+        self.wrote = True
+        try:
+            return self._connection.execute(statement, values).rowcount
+        except SQLAlchemyError as err:
+            raise self._fail(err, "writing") from err
+
+    def _rows(self, statement: sa.Executable, values: Any = None) -> Sequence[Any]:
+        try:
+            return self._connection.execute(statement, values).all()
+        except SQLAlchemyError as err:
+            raise self._fail(err, "reading") from err
+
+    def _fail(self, err: SQLAlchemyError, doing: str) -> SteelyardError:
+        self.fault = translate(err, self._path, doing)
+        return self.fault
+
+    def _number(self, statement: sa.Executable, values: Any = None) -> int | None:
+        """First column of the first row."""
+        rows = self._rows(statement, values)
+        return rows[0][0] if rows else None
+
+    def _one(self, decoder: msgspec.json.Decoder[_S], statement: sa.Executable, values: Any = None) -> _S | None:
+        found = self._all(decoder, statement, values)
+        return found[0] if found else None
+
+    def _all(self, decoder: msgspec.json.Decoder[_S], statement: sa.Executable, values: Any = None) -> list[_S]:
+        """Bodies as objects. One that is not what we wrote means damage that left the file's structure whole."""
+        rows = self._rows(statement, values)
+        try:
+            return [decoder.decode(row[0]) for row in rows]
+        except (msgspec.MsgspecError, TypeError) as err:
+            detail = " ".join(str(statement).split())
+            raise damaged(self._path, f"the content of a row can't be read ({err})", detail=detail) from err
