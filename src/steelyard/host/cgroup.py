@@ -54,9 +54,7 @@ def open_cgroups(tag: str, root: Path = Path("/"), *, clock: Clock | None = None
         return CgroupsNone(missing=mounts.missing, files=files, clock=clock, root=root)
     if mounts.flavour == "v2" and mounts.v2 is not None:
         return CgroupsV2(tag, mounts.v2, missing=mounts.missing, files=files, clock=clock)
-    return CgroupsV1(
-        tag, mounts.v1, flavour=mounts.flavour, missing=mounts.missing, files=files, clock=clock, unified=mounts.v2
-    )
+    return CgroupsV1(tag, mounts.v1, flavour=mounts.flavour, missing=mounts.missing, files=files, clock=clock, unified=mounts.v2)
 
 
 def find_mounts(root: Path = Path("/")) -> CgroupMounts:
@@ -109,7 +107,9 @@ def _missing(root: Path, flavour: str, controllers: frozenset[str], *, seen: boo
         elif os.geteuid() != 0:
             why = "Control groups are not writable for this user: run Steelyard as root"
         else:
-            why = "Control groups are mounted read-only: run Steelyard outside the container, or give it a writable /sys/fs/cgroup"
+            why = (
+                "Control groups are mounted read-only: run Steelyard outside the container, or give it a writable /sys/fs/cgroup"
+            )
         return (f"{why}. Until then work gets affinity only, and no memory limit.",)
     off = _switched_off(root)
     sentences: list[str] = []

@@ -71,10 +71,6 @@ class CgroupFiles:
     def open(self, path: str) -> int:
         return os.open(path, os.O_WRONLY | os.O_CLOEXEC)
 
-    def wait(self) -> None:
-        """Between two looks at something the kernel is busy with."""
-        time.sleep(POLL_S)
-
     def groups(self, folder: str) -> list[str]:
         """Names of the groups directly below; none where the folder itself is missing."""
         try:

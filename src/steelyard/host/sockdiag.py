@@ -10,6 +10,7 @@ import os
 import socket
 import struct
 from types import TracebackType
+from typing import Self
 
 NETLINK_SOCK_DIAG = 4
 SOCK_DIAG_BY_FAMILY = 20
@@ -62,7 +63,7 @@ class SocketQueue:
             self._netlink.close()
             self._netlink = None
 
-    def __enter__(self) -> SocketQueue:
+    def __enter__(self) -> Self:
         return self
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
