@@ -1,0 +1,142 @@
+"""Which command is meant? Names every command without importing any, runs one, and turns what went wrong into one sentence and an
+exit code: 0 done, 1 it failed, 2 refused, 3 Steelyard not reachable; `run` answers 125 for all three (the rest is the command's).
+"""
+
+from __future__ import annotations
+
+import importlib
+import os
+import sys
+from typing import TYPE_CHECKING, NamedTuple
+
+import click
+
+from steelyard.errors import SteelyardError
+
+if TYPE_CHECKING or not sys.stdout.isatty():
+    from click import Group as HelpGroup
+else:
+    # boxed and coloured where a person looks
+    from rich_click import RichGroup as HelpGroup
+
+RUN_REFUSED = 125
+
+
+class Entry(NamedTuple):
+    """Where a command lives, and its line in `steelyard --help` (a test holds it equal to the command's own)."""
+
+    section: str
+    target: str
+    help: str
+
+
+COMMANDS: dict[str, Entry] = {
+    "up": Entry("Steelyard", "steelyard.cli.up:up", "Start Steelyard on this machine, or find it running."),
+    "down": Entry("Steelyard", "steelyard.cli.down:down", "Stop Steelyard and end all its work."),
+    "status": Entry("Steelyard", "steelyard.cli.status:status", "Show programs, addresses and whether all is well."),
+    "machine": Entry("Steelyard", "steelyard.cli.machine:machine", "Show this machine: cores, memory, devices, isolation."),
+    "run": Entry("Jobs", "steelyard.cli.run:run", "Run a command as a job, with its output and exit code."),
+    "ps": Entry("Jobs", "steelyard.cli.jobs:ps", "List jobs."),
+    "logs": Entry("Jobs", "steelyard.cli.jobs:logs", "Print what a job or function wrote."),
+    "stop": Entry("Jobs", "steelyard.cli.jobs:stop", "Stop a job."),
+    "proof": Entry("Jobs", "steelyard.cli.jobs:proof", "Show what a job asked for beside what it got."),
+    "deploy": Entry("Functions", "steelyard.cli.deploy:deploy", "Deploy an ASGI app or a server as a function."),
+    "functions": Entry("Functions", "steelyard.cli.functions:functions", "List functions."),
+    "delete": Entry("Functions", "steelyard.cli.functions:delete", "Delete a function."),
+    "keys": Entry("Functions", "steelyard.cli.functions:keys", "List, create and delete API keys."),
+    "coldstarts": Entry("Functions", "steelyard.cli.functions:coldstarts", "Show what each wake cost, phase by phase."),
+}
+
+#: programs that `up` starts; not for people, so `--help` does not show them
+PROGRAMS: dict[str, str] = {
+    "supervise": "steelyard.cli.up:supervise",
+    "server": "steelyard.cli.server:server",
+    "agent": "steelyard.cli.agent:agent",
+}
+
+_HELP = """Steelyard turns this machine into a serverless platform for functions and jobs, with no hypervisor in the path.
+
+\b
+  steelyard up --detach
+  steelyard run --cpus 1 -- python train.py
+  steelyard deploy app.py:app --name hello
+"""
+
+
+class LazyGroup(HelpGroup):
+    """Imports a command's module when it is used; help needs none of them."""
+
+    def list_commands(self, ctx: click.Context) -> list[str]:
+        return list(COMMANDS)
+
+    def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
+        if ctx.obj == "help" and cmd_name in COMMANDS:
+            return click.Command(cmd_name, short_help=COMMANDS[cmd_name].help)
+        target = COMMANDS[cmd_name].target if cmd_name in COMMANDS else PROGRAMS.get(cmd_name)
+        if target is None:
+            return None
+        module, _, name = target.partition(":")
+        command = getattr(importlib.import_module(module), name)
+        assert isinstance(command, click.Command)
+        return command
+
+    def get_help(self, ctx: click.Context) -> str:
+        ctx.obj = "help"
+        return super().get_help(ctx)
+
+    def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
+        for section in dict.fromkeys(entry.section for entry in COMMANDS.values()):
+            with formatter.section(section):
+                formatter.write_dl([(name, entry.help) for name, entry in COMMANDS.items() if entry.section == section])
+
+
+def _print_version(ctx: click.Context, param: click.Parameter, value: bool) -> None:
+    if value and not ctx.resilient_parsing:
+        from importlib.metadata import version
+
+        click.echo(f"steelyard {version('steelyard')}")
+        ctx.exit()
+
+
+@click.group(cls=LazyGroup, help=_HELP, context_settings={"help_option_names": ["-h", "--help"]})
+@click.option("--version", is_flag=True, is_eager=True, expose_value=False, callback=_print_version, help="Print the version.")
+def steelyard() -> None: ...
+
+
+def main(argv: list[str] | None = None) -> None:
+    """Run one command line and exit."""
+    arguments = sys.argv[1:] if argv is None else argv
+    try:
+        code = steelyard.main(arguments, prog_name="steelyard", standalone_mode=False)
+    except click.exceptions.NoArgsIsHelpError as err:
+        click.echo(err.format_message())
+        code = 0
+    except click.ClickException as err:
+        err.show()
+        code = _refused(arguments, err.exit_code)
+    except click.Abort:
+        click.echo("Interrupted.", err=True)
+        code = 130
+    except SteelyardError as err:
+        click.echo(f"steelyard: {err.public}", err=True)
+        code = _refused(arguments, err.exit_code)
+    except BrokenPipeError:
+        # the reader has gone; nothing is left to say, and the interpreter must not complain while it flushes
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        code = 141
+    except Exception as err:
+        if os.environ.get("STEELYARD_TRACEBACK"):
+            raise
+        click.echo(
+            f"steelyard: a defect of Steelyard itself: {type(err).__name__}: {err}. Work that runs goes on. "
+            "STEELYARD_TRACEBACK=1 shows where it happened; please report it.",
+            err=True,
+        )
+        code = _refused(arguments, 1)
+    sys.exit(code)
+
+
+def _refused(arguments: list[str], code: int) -> int:
+    """`run` keeps all codes but one for the command."""
+    command = next((word for word in arguments if not word.startswith("-")), "")
+    return RUN_REFUSED if command == "run" else code

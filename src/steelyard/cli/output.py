@@ -1,0 +1,106 @@
+"""How does a command speak? Results on stdout, progress and errors on stderr; tables with colour where a person looks, aligned
+plain text in a pipe, JSON when asked. rich is imported only when a table goes to a terminal."""
+
+from __future__ import annotations
+
+import os
+import sys
+from collections.abc import Sequence
+
+import click
+
+#: how a state is coloured where a person looks
+COLOURS = {
+    "running": "green",
+    "RUNNING": "green",
+    "SUCCEEDED": "green",
+    "MATCH": "green",
+    "WAKING": "yellow",
+    "QUEUED": "yellow",
+    "STARTING": "yellow",
+    "STOPPING": "yellow",
+    "DEPLOYING": "yellow",
+    "restarting": "yellow",
+    "degraded": "yellow",
+    "PARTIAL": "yellow",
+    "UNKNOWN": "yellow",
+    "STOPPED": "cyan",
+    "SLEEPING": "cyan",
+    "stopped": "red",
+    "FAILED": "red",
+    "DRIFTED": "red",
+}
+
+
+def person_looks() -> bool:
+    """Is stdout a terminal that takes colours?"""
+    return sys.stdout.isatty() and os.environ.get("TERM") != "dumb"
+
+
+def say(text: str) -> None:
+    """A line for the person, on stderr: never in the way of a pipe."""
+    click.echo(text, err=True)
+
+
+def print_json(value: object) -> None:
+    import msgspec
+
+    click.echo(msgspec.json.format(msgspec.json.encode(value), indent=2).decode())
+
+
+def print_table(columns: Sequence[str], rows: Sequence[Sequence[str]], empty: str) -> None:
+    """A listing. `empty` is said on stderr when there are no rows, so that a pipe gets nothing."""
+    if not rows:
+        say(empty)
+    elif person_looks():
+        _print_rich(columns, rows)
+    else:
+        click.echo(render_plain(columns, rows))
+
+
+def render_plain(columns: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
+    """Columns aligned by blanks, at least two between them, no trailing blanks, no tabs. Pure."""
+    cells = [[_one_line(cell) for cell in row] for row in ([name.upper() for name in columns], *rows)]
+    widths = [max(len(row[index]) for row in cells) for index in range(len(columns))]
+    return "\n".join("  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip() for row in cells)
+
+
+def _one_line(cell: str) -> str:
+    return " ".join(cell.split()) or "-"
+
+
+def _print_rich(columns: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
+    from rich.console import Console
+    from rich.table import Table
+    from rich.text import Text
+
+    table = Table(box=None, header_style="bold", pad_edge=False)
+    for name in columns:
+        table.add_column(name.upper(), overflow="fold")
+    for row in rows:
+        table.add_row(*(Text(_one_line(cell), style=COLOURS.get(cell, "")) for cell in row))
+    Console().print(table)
+
+
+class Progress:
+    """One line that tells what is being waited for: rewritten in place on a terminal, a line per change otherwise."""
+
+    def __init__(self) -> None:
+        self._live = sys.stderr.isatty()
+        self._last = ""
+
+    def show(self, text: str) -> None:
+        if text == self._last:
+            return
+        self._last = text
+        if self._live:
+            sys.stderr.write(f"\r\x1b[2K{text}")
+            sys.stderr.flush()
+        else:
+            say(text)
+
+    def clear(self) -> None:
+        if self._live and self._last:
+            sys.stderr.write("\r\x1b[2K")
+            sys.stderr.flush()
+        self._last = ""

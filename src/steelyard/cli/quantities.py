@@ -1,0 +1,72 @@
+"""How much is "4GB", how long is "5m"? One parser and one writer for sizes, one for durations. Pure.
+
+Sizes: a plain number is bytes; `k M G T` with an optional `B` are powers of 1000, with `iB` powers of 1024 (the spelling of
+SI and IEC). A bare letter in lower case means the same as in upper case (`1g` = 1 GB).
+Durations: a plain number is seconds; `ms s m h d`, also joined: `1h30m`.
+"""
+
+from __future__ import annotations
+
+import math
+import re
+
+from steelyard.errors import Refused
+
+_SIZE = re.compile(r"^\s*(\d+(?:\.\d+)?)\s*([kmgtKMGT]?)(i?)[bB]?\s*$")
+_POWER = {"": 0, "k": 1, "m": 2, "g": 3, "t": 4}
+_DURATION = re.compile(r"(\d+(?:\.\d+)?)(ms|s|m|h|d)")
+_UNIT_S = {"ms": 0.001, "s": 1.0, "m": 60.0, "h": 3600.0, "d": 86400.0}
+
+SIZE_MAX_BYTES = 1 << 60
+DURATION_MAX_S = 10 * 365 * 86400.0
+
+
+def parse_bytes(text: str) -> int:
+    """"4GB" -> 4000000000. Refuses zero, fractions of a byte that round to zero, and anything it does not know."""
+    match = _SIZE.match(text)
+    if match is None or (match[3] and not match[2]):
+        raise Refused(f"{text!r} is no size. Write for example 512MB, 4GB, 1.5GiB.", code="bad-size")
+    size = round(float(match[1]) * (1024 if match[3] else 1000) ** _POWER[match[2].lower()])
+    if not 0 < size <= SIZE_MAX_BYTES:
+        raise Refused(f"The size {text!r} is out of range (more than 0, at most 1 EiB).", code="bad-size")
+    return size
+
+
+def parse_seconds(text: str) -> float:
+    """"1h30m" -> 5400.0; "60" and "60s" -> 60.0; "500ms" -> 0.5; zero is a duration."""
+    stripped = text.strip()
+    if re.fullmatch(r"\d+(\.\d+)?", stripped):
+        seconds = float(stripped)
+    elif stripped and _DURATION.sub("", stripped) == "":
+        seconds = sum(float(number) * _UNIT_S[unit] for number, unit in _DURATION.findall(stripped))
+    else:
+        raise Refused(f"{text!r} is no duration. Write for example 500ms, 60s, 5m, 1h30m.", code="bad-duration")
+    if not math.isfinite(seconds) or seconds > DURATION_MAX_S:
+        raise Refused(f"The duration {text!r} is out of range (at most ten years).", code="bad-duration")
+    return seconds
+
+
+def render_bytes(size: int | None) -> str:
+    """4000000000 -> "4.0 GB"; None -> "-"."""
+    if size is None:
+        return "-"
+    if size < 1000:
+        return f"{size} B"
+    value = float(size)
+    for unit in ("kB", "MB", "GB", "TB", "PB", "EB"):
+        value /= 1000
+        # 999.95 would be written "1000.0"
+        if value < 999.95 or unit == "EB":
+            return f"{value:.1f} {unit}"
+    return f"{size} B"
+
+
+def render_seconds(seconds: float) -> str:
+    """0.0042 -> "4.2 ms"; 75 -> "1m15s"."""
+    if seconds < 1:
+        return f"{seconds * 1000:.1f} ms"
+    if seconds < 60:
+        return f"{seconds:.1f} s"
+    whole = round(seconds)
+    parts = [(whole // 86400, "d"), (whole // 3600 % 24, "h"), (whole // 60 % 60, "m"), (whole % 60, "s")]
+    return "".join(f"{count}{unit}" for count, unit in parts if count)

@@ -1,0 +1,19 @@
+"""What tests share: a home that workloads can reach, and the check that a test leaves nothing behind."""
+
+from __future__ import annotations
+
+import shutil
+import tempfile
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+
+@pytest.fixture
+def home() -> Iterator[Path]:
+    """A short path (a Unix socket's is at most 107 bytes) that other users may enter; pytest's own tmp_path is 0700."""
+    folder = Path(tempfile.mkdtemp(prefix="sy-", dir="/tmp"))
+    folder.chmod(0o755)
+    yield folder / "home"
+    shutil.rmtree(folder, ignore_errors=True)

@@ -1,0 +1,46 @@
+"""Live tests run real programs on this machine. Each one is checked: what it started must be gone when it ends (I6)."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import tempfile
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from steelyard_cluster import Cluster
+from traces import Traces, observe_traces
+
+
+@pytest.fixture(autouse=True)
+def nothing_left_behind() -> Iterator[None]:
+    """Processes, control groups, mounts and run folders that were not there before fail the test that made them."""
+    before = observe_traces()
+    yield
+    left = observe_traces().settled_minus(before)
+    assert not left, f"left behind:\n{left}"
+
+
+@pytest.fixture(scope="session", autouse=True)
+def orphans_come_to_us() -> None:
+    """As subreaper of all that tests start, we see (and reap) what would otherwise end up at pid 1."""
+    Traces.become_subreaper()
+
+
+@pytest.fixture
+def cluster(nothing_left_behind: None) -> Iterator[Cluster]:
+    """A Steelyard of its own, up and ready; down again afterwards, whatever the test did to it."""
+    folder = Path(tempfile.mkdtemp(prefix="sy-", dir="/tmp"))
+    folder.chmod(0o755)
+    made = Cluster(folder)
+    try:
+        made.up()
+        yield made
+    except BaseException:
+        made.print_logs()
+        raise
+    finally:
+        made.down()
+        shutil.rmtree(folder, ignore_errors=True)
+        assert not os.path.exists(folder)

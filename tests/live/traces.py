@@ -1,0 +1,118 @@
+"""What does a Steelyard leave on a machine? Processes below us, control groups, mounts, run folders; before and after are compared."""
+
+from __future__ import annotations
+
+import ctypes
+import os
+import time
+from dataclasses import dataclass
+from pathlib import Path
+
+PR_SET_CHILD_SUBREAPER = 36
+SETTLE_S = 5.0
+
+
+@dataclass(frozen=True)
+class Traces:
+    processes: frozenset[str]
+    cgroups: frozenset[str]
+    mounts: frozenset[str]
+    run_folders: frozenset[str]
+
+    @staticmethod
+    def become_subreaper() -> None:
+        libc = ctypes.CDLL(None, use_errno=True)
+        if libc.prctl(PR_SET_CHILD_SUBREAPER, 1, 0, 0, 0) != 0:
+            raise OSError(ctypes.get_errno(), "prctl(PR_SET_CHILD_SUBREAPER)")
+
+    def settled_minus(self, before: Traces) -> str:
+        """What is new since `before`, as lines; empty when it all went away within a few seconds."""
+        now = self
+        deadline = time.monotonic() + SETTLE_S
+        while (lines := now._minus(before)) and time.monotonic() < deadline:
+            _wait_for_an_end([int(line.split()[0]) for line in now.processes - before.processes])
+            now = observe_traces()
+        return "\n".join(lines)
+
+    def _minus(self, before: Traces) -> list[str]:
+        return sorted(
+            [f"process {item}" for item in self.processes - before.processes]
+            + [f"cgroup {item}" for item in self.cgroups - before.cgroups]
+            + [f"mount {item}" for item in self.mounts - before.mounts]
+            + [f"run folder {item}" for item in self.run_folders - before.run_folders]
+        )
+
+
+def observe_traces() -> Traces:
+    _reap()
+    return Traces(
+        processes=frozenset(_descendants(os.getpid())),
+        cgroups=frozenset(str(path) for path in _cgroups()),
+        mounts=frozenset(line.split()[1] for line in Path("/proc/mounts").read_text().splitlines()),
+        run_folders=frozenset(str(path) for base in _run_bases() if base.is_dir() for path in base.iterdir()),
+    )
+
+
+def _run_bases() -> list[Path]:
+    bases = [Path("/run/steelyard"), Path(f"/tmp/steelyard-{os.getuid()}")]
+    if os.environ.get("XDG_RUNTIME_DIR"):
+        bases.append(Path(os.environ["XDG_RUNTIME_DIR"]) / "steelyard")
+    return bases
+
+
+def _cgroups() -> list[Path]:
+    root = Path("/sys/fs/cgroup")
+    if not root.is_dir():
+        return []
+    places = [root, *(path for path in root.iterdir() if path.is_dir() and not path.is_symlink())]
+    return [path for place in places for path in place.glob("steelyard-*")]
+
+
+def _descendants(root: int) -> list[str]:
+    below: dict[int, list[int]] = {}
+    names: dict[int, str] = {}
+    for entry in os.listdir("/proc"):
+        if not entry.isdigit():
+            continue
+        try:
+            parent = int(Path(f"/proc/{entry}/stat").read_text().rpartition(")")[2].split()[1])
+            command = Path(f"/proc/{entry}/cmdline").read_bytes().replace(b"\0", b" ").decode(errors="replace")
+        except OSError:
+            continue
+        below.setdefault(parent, []).append(int(entry))
+        names[int(entry)] = command.strip() or "(zombie or kernel)"
+    found: list[int] = []
+    queue = [root]
+    while queue:
+        children = below.get(queue.pop(), [])
+        found.extend(children)
+        queue.extend(children)
+    return [f"{pid} {names[pid][:200]}" for pid in found]
+
+
+def _reap() -> None:
+    """Orphans that became ours: those a test itself started are waited for by the test, so only strangers are taken."""
+    for entry in os.listdir("/proc"):
+        if entry.isdigit():
+            try:
+                state, parent = Path(f"/proc/{entry}/stat").read_text().rpartition(")")[2].split()[:2]
+                if state == "Z" and int(parent) == os.getpid():
+                    os.waitpid(int(entry), os.WNOHANG)
+            except (OSError, ChildProcessError):
+                continue
+
+
+def _wait_for_an_end(pids: list[int]) -> None:
+    import select
+
+    poll = select.poll()
+    pidfds: list[int] = []
+    for pid in pids:
+        try:
+            pidfds.append(os.pidfd_open(pid))
+            poll.register(pidfds[-1], select.POLLIN)
+        except OSError:
+            continue
+    poll.poll(100)
+    for pidfd in pidfds:
+        os.close(pidfd)
