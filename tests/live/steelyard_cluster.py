@@ -42,7 +42,14 @@ class Cluster:
 
     # the command line
 
-    def cli(self, *args: str, input: bytes | None = None, timeout: float = CLI_S, env: dict[str, str] | None = None, cwd: Path | None = None) -> subprocess.CompletedProcess[bytes]:
+    def cli(
+        self,
+        *args: str,
+        input: bytes | None = None,
+        timeout: float = CLI_S,
+        env: dict[str, str] | None = None,
+        cwd: Path | None = None,
+    ) -> subprocess.CompletedProcess[bytes]:
         """Run `steelyard ARGS` on this home and wait for it."""
         return subprocess.run(
             self.command(*args), input=input, stdin=subprocess.DEVNULL if input is None else None, capture_output=True,
@@ -65,7 +72,9 @@ class Cluster:
     def ok(self, *args: str, **kwargs: Any) -> str:
         """Like `cli`, but it must succeed; returns its stdout."""
         done = self.cli(*args, **kwargs)
-        assert done.returncode == 0, f"steelyard {' '.join(args)} -> {done.returncode}\n{done.stdout.decode()}\n{done.stderr.decode()}"
+        assert done.returncode == 0, (
+            f"steelyard {' '.join(args)} -> {done.returncode}\n{done.stdout.decode()}\n{done.stderr.decode()}"
+        )
         return done.stdout.decode()
 
     def up(self, *more: str) -> None:
@@ -97,7 +106,9 @@ class Cluster:
     def agent_token(self) -> str:
         return (self.home / "agent.token").read_text().strip()
 
-    def api(self, method: str, path: str, body: Any = None, *, token: str | None = None, key: str | None = None, timeout: float = 60.0) -> Answer:
+    def api(
+        self, method: str, path: str, body: Any = None, *, token: str | None = None, key: str | None = None, timeout: float = 60.0
+    ) -> Answer:
         """One call with the admin's token; mutations get a fresh Idempotency-Key unless one is given."""
         headers = {"Authorization": f"Bearer {self.admin_token if token is None else token}"}
         if method not in ("GET", "HEAD"):
@@ -111,7 +122,15 @@ class Cluster:
             headers["Content-Type"] = "application/json"
         return request(method, self.api_url + path, headers, data, timeout)
 
-    def call(self, path: str, *, method: str = "GET", body: bytes | None = None, headers: dict[str, str] | None = None, timeout: float = 60.0) -> Answer:
+    def call(
+        self,
+        path: str,
+        *,
+        method: str = "GET",
+        body: bytes | None = None,
+        headers: dict[str, str] | None = None,
+        timeout: float = 60.0,
+    ) -> Answer:
         """One request through the gateway; `path` begins with `/<function>/`."""
         return request(method, self.gateway_url + path, headers or {}, body, timeout)
 
@@ -122,10 +141,14 @@ class Cluster:
         return self.api("GET", f"/v1/jobs/{job}").json()
 
     def wait_job(self, job: str, state: str, timeout: float = 30.0) -> dict[str, Any]:
-        return wait_until(lambda: seen if (seen := self.job(job))["state"] == state else None, timeout, f"job {job} to be {state}")
+        return wait_until(
+            lambda: seen if (seen := self.job(job))["state"] == state else None, timeout, f"job {job} to be {state}"
+        )
 
     def wait_function(self, name: str, state: str, timeout: float = 30.0) -> dict[str, Any]:
-        return wait_until(lambda: seen if (seen := self.function(name))["state"] == state else None, timeout, f"{name} to be {state}")
+        return wait_until(
+            lambda: seen if (seen := self.function(name))["state"] == state else None, timeout, f"{name} to be {state}"
+        )
 
     # the programs
 
@@ -163,7 +186,9 @@ class Cluster:
 
     def wait_ready(self, timeout: float = 60.0) -> dict[str, Any]:
         """Until `status` says running."""
-        return wait_until(lambda: seen if (seen := self.status())["state"] == "running" else None, timeout, "Steelyard to be ready")
+        return wait_until(
+            lambda: seen if (seen := self.status())["state"] == "running" else None, timeout, "Steelyard to be ready"
+        )
 
     def print_logs(self, lines: int = 40) -> None:
         """The ends of all program logs, for a failed test's report."""

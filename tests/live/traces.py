@@ -1,4 +1,5 @@
-"""What does a Steelyard leave on a machine? Processes below us, control groups, mounts, run folders; before and after are compared."""
+"""What does a Steelyard leave on a machine? Processes below us, control groups, mounts, run folders; before and after are
+compared."""
 
 from __future__ import annotations
 

@@ -1,5 +1,5 @@
-"""Which files are the code of a function? Captures a folder, minus what its .gitignore files name, as a tar.gz that is the same bytes
-for the same content: sorted, without times, owners and umask. Its sha256 is its name.
+"""Which files are the code of a function? Captures a folder, minus what its .gitignore files name, as a tar.gz that is the
+same bytes for the same content: sorted, without times, owners and umask. Its sha256 is its name.
 
 Never changes the folder. Links that lead out of it and things that are no files are left out and named.
 """
@@ -50,7 +50,7 @@ def capture_folder(folder: Path) -> Bundle:
     raw_bytes = sum(entry.status.st_size for entry in entries if stat.S_ISREG(entry.status.st_mode))
     if raw_bytes > RAW_MAX_BYTES:
         raise _too_large(folder, entries, raw_bytes)
-    file = tempfile.TemporaryFile()
+    file = tempfile.TemporaryFile()  # noqa: SIM115 - the caller closes it
     try:
         with gzip.GzipFile(filename="", mode="wb", fileobj=file, mtime=0, compresslevel=6) as packed:
             with tarfile.open(fileobj=packed, mode="w", format=tarfile.PAX_FORMAT) as tar:
@@ -82,9 +82,7 @@ def _entries(folder: Path, outer: list[tuple[Path, GitIgnoreSpec]], notes: list[
             status = found.stat(follow_symlinks=False)
             if stat.S_ISDIR(status.st_mode):
                 pending.append((path, specs))
-            elif stat.S_ISREG(status.st_mode):
-                yield _Entry(name, path, status)
-            elif stat.S_ISLNK(status.st_mode) and _stays_inside(name, os.readlink(path)):
+            elif stat.S_ISREG(status.st_mode) or (stat.S_ISLNK(status.st_mode) and _stays_inside(name, os.readlink(path))):
                 yield _Entry(name, path, status)
             else:
                 what = "a link that leads out of the folder" if stat.S_ISLNK(status.st_mode) else "no file"
@@ -96,7 +94,9 @@ def _scan(folder: Path) -> list[os.DirEntry[str]]:
         with os.scandir(folder) as found:
             return list(found)
     except PermissionError as err:
-        raise Refused(f"{folder} can't be read. Nothing was deployed. Make it readable, or name it in .gitignore.", code="code-unreadable") from err
+        raise Refused(
+            f"{folder} can't be read. Nothing was deployed. Make it readable, or name it in .gitignore.", code="code-unreadable"
+        ) from err
 
 
 def _outer_specs(folder: Path) -> list[tuple[Path, GitIgnoreSpec]]:
@@ -159,16 +159,22 @@ def _add(tar: tarfile.TarFile, entry: _Entry) -> None:
             info.size = os.fstat(content.fileno()).st_size
             tar.addfile(info, content)
     except PermissionError as err:
-        raise Refused(f"{entry.path} can't be read. Nothing was deployed. Make it readable, or name it in .gitignore.", code="code-unreadable") from err
+        raise Refused(
+            f"{entry.path} can't be read. Nothing was deployed. Make it readable, or name it in .gitignore.",
+            code="code-unreadable",
+        ) from err
     except OSError as err:
-        raise Refused(f"{entry.path} changed while it was read ({err}). Nothing was deployed. Try again.", code="code-changed") from err
+        raise Refused(
+            f"{entry.path} changed while it was read ({err}). Nothing was deployed. Try again.", code="code-changed"
+        ) from err
 
 
 def _too_large(folder: Path, entries: list[_Entry], size_bytes: int) -> Refused:
     largest = sorted(entries, key=lambda entry: -entry.status.st_size)[:3]
     names = ", ".join(f"{entry.name} ({entry.status.st_size >> 20} MiB)" for entry in largest)
     return Refused(
-        f"The code in {folder} is {size_bytes >> 20} MiB, more than {BUNDLE_MAX_BYTES >> 20} MiB. Nothing was deployed. Name data and models in "
+        f"The code in {folder} is {size_bytes >> 20} MiB, more than {BUNDLE_MAX_BYTES >> 20} MiB. Nothing was "
+        "deployed. Name data and models in "
         f".gitignore and load them from elsewhere; the largest files are {names}.",
         code="code-too-large",
     )

@@ -1,7 +1,7 @@
 """`steelyard deploy`: capture the code, hand it over, wait until the new revision gets the traffic.
 
-Uploading is by content, so the same code is sent once; the deploy itself carries an Idempotency-Key. Until the new revision is ready
-the old one keeps its traffic; when it never gets ready, the old one goes on.
+Uploading is by content, so the same code is sent once; the deploy itself carries an Idempotency-Key. Until the new revision is
+ready the old one keeps its traffic; when it never gets ready, the old one goes on.
 """
 
 from __future__ import annotations
@@ -33,10 +33,12 @@ DEPLOY_HELP = """Deploy an ASGI app or a server as a function that sleeps when n
 
 \b
 TARGET is one of
-  FILE.py:APP      an ASGI app (FastAPI, Starlette, Litestar, plain); its folder is captured, minus what .gitignore names
-  FILE.py          a program that opens --port itself; its folder is captured
-  -- CMD...        any program, in the current folder: with --port it opens that port, else it takes the socket by LISTEN_FDS (fd 3)
+  FILE.py:APP      an ASGI app (FastAPI, Starlette, Litestar, plain)
+  FILE.py          a program that opens --port itself
+  -- CMD...        any program, in the current folder: it opens --port,
+                   or takes the socket by LISTEN_FDS (fd 3)
 
+The folder of FILE is captured, minus what .gitignore names; a command runs in the folder as it is.
 A deploy of the same name is a new revision. It takes over when it is ready, and no request fails.
 Callers need a key (`steelyard keys create NAME`) unless it is --public.
 
@@ -51,15 +53,27 @@ Examples:
 
 @click.command(help=DEPLOY_HELP, short_help="Deploy an ASGI app or a server as a function.")
 @click.option("--name", help="Name in its address: small letters, digits, dashes [default: the file's].")
-@click.option("--min-replicas", type=click.IntRange(0, 1000), default=0, show_default=True, help="Kept awake even when nobody asks.")
+@click.option(
+    "--min-replicas", type=click.IntRange(0, 1000), default=0, show_default=True, help="Kept awake even when nobody asks."
+)
 @click.option("--max-replicas", type=click.IntRange(1, 1000), default=1, show_default=True, help="Started at most when many ask.")
-@click.option("--concurrency", type=click.IntRange(1, 10_000), default=8, show_default=True, help="Requests that one replica holds at a time.")
+@click.option(
+    "--concurrency",
+    type=click.IntRange(1, 10_000),
+    default=8,
+    show_default=True,
+    help="Requests that one replica holds at a time.",
+)
 @click.option("--idle-timeout", default="60s", show_default=True, help="Asleep after that long without a request.")
 @click.option("--startup-deadline", default="60s", show_default=True, help="A replica that does not serve by then has failed.")
 @click.option("--cpus", type=float, default=1.0, show_default=True, help="Cores' worth of share for each replica.")
 @click.option("--memory", help="Memory limit of each replica, for example 1GB [default: none].")
-@click.option("--env", "env", multiple=True, metavar="K=V", help="Set a variable (K alone takes the caller's value). May be repeated.")
-@click.option("--python", "python", type=click.Path(), help="Interpreter of the code's environment [default: the one running this].")
+@click.option(
+    "--env", "env", multiple=True, metavar="K=V", help="Set a variable (K alone takes the caller's value). May be repeated."
+)
+@click.option(
+    "--python", "python", type=click.Path(), help="Interpreter of the code's environment [default: the one running this]."
+)
 @click.option("--port", type=click.IntRange(1, 65535), help="The program opens this port on 127.0.0.1 itself.")
 @click.option("--public", is_flag=True, help="Anybody who reaches the gateway may call it, without a key.")
 @click.option("--as-root", is_flag=True, help="Run as root (only for the admin of a Steelyard that root started).")
@@ -87,7 +101,10 @@ def deploy(
     code = read_target(target, port)
     function = check_name(name or code.name)
     if min_replicas > max_replicas:
-        raise Refused(f"--min-replicas {min_replicas} is more than --max-replicas {max_replicas}. Nothing was deployed.", code="bad-replicas")
+        raise Refused(
+            f"--min-replicas {min_replicas} is more than --max-replicas {max_replicas}. Nothing was deployed.",
+            code="bad-replicas",
+        )
     interpreter = check_python(python)
     spec = FunctionSpec(
         file=code.file.name if code.file and code.attr else None,
@@ -124,13 +141,16 @@ class Target(NamedTuple):
 
 
 def read_target(words: tuple[str, ...], port: int | None) -> Target:
-    """One word that names a Python file, or a command line. Checks that the file is there and is Python; whether the app is in it only
-    the import can say."""
-    if len(words) > 1 or not re.search(r"\.py(:|$)", words[0]):
-        if words[0].endswith(".py") or ".py:" in words[0]:
-            raise Refused(f"{' '.join(words)!r} is no target. Write FILE.py:APP, or `-- CMD...` with the program first.", code="bad-target")
+    """One word that names a Python file, or a command line. Checks that the file is there and is Python; whether the app is in
+    it only the import can say."""
+    first, *rest = words
+    if rest or not re.search(r"\.py(:|$)", first):
+        if first.endswith(".py") or ".py:" in first:
+            raise Refused(
+                f"{' '.join(words)!r} is no target. Write FILE.py:APP, or `-- CMD...` with the program first.", code="bad-target"
+            )
         return Target(name="", file=None, attr=None, argv=words)
-    file_name, colon, attr = words[0].rpartition(":") if ".py:" in words[0] else (words[0], "", "")
+    file_name, colon, attr = first.rpartition(":") if ".py:" in first else (first, "", "")
     file = Path(os.path.abspath(file_name))
     if not file.is_file():
         raise Refused(f"There is no file {file_name}. Nothing was deployed.", code="no-such-file")
@@ -138,14 +158,18 @@ def read_target(words: tuple[str, ...], port: int | None) -> Target:
         raise Refused(f"{attr!r} can't be the name of an app. Write FILE.py:APP, for example app.py:app.", code="bad-target")
     if not colon and port is None:
         raise Refused(
-            f"{file_name} needs an app or a port: `{file_name}:APP` for an ASGI app, or --port for a program that opens one. Nothing was deployed.",
+            f"{file_name} needs an app or a port: `{file_name}:APP` for an ASGI app, or --port for a program that "
+            "opens one. Nothing was deployed.",
             code="bad-target",
         )
     try:
         ast.parse(file.read_bytes(), str(file_name))
     except (SyntaxError, ValueError) as err:
         where = f", line {err.lineno}" if isinstance(err, SyntaxError) and err.lineno else ""
-        raise Refused(f"{file_name}{where} is not Python: {err.msg if isinstance(err, SyntaxError) else err}. Nothing was deployed.", code="bad-syntax") from err
+        raise Refused(
+            f"{file_name}{where} is not Python: {err.msg if isinstance(err, SyntaxError) else err}. Nothing was deployed.",
+            code="bad-syntax",
+        ) from err
     except OSError as err:
         raise Refused(f"{file_name} can't be read ({err.strerror}). Nothing was deployed.", code="code-unreadable") from err
     return Target(name=file.stem.lower().replace("_", "-"), file=file, attr=attr or None, argv=())
@@ -156,7 +180,8 @@ def check_name(name: str) -> str:
         raise Refused("A command needs a name: give --name. Nothing was deployed.", code="bad-name")
     if not NAME.match(name):
         raise Refused(
-            f"{name!r} can't be a function's name: it becomes a host name, so small letters, digits and dashes, at most 63, no dash at either end.",
+            f"{name!r} can't be a function's name: it becomes a host name, so small letters, digits and dashes, at "
+            "most 63, no dash at either end.",
             code="bad-name",
         )
     return name
@@ -200,7 +225,10 @@ def _wait_routed(client: ApiClient, view: FunctionView, progress: Progress) -> N
         serves = f"Revision {view.routed_revision} goes on serving." if view.routed_revision else "Nothing serves it."
         if view.detail:
             say(view.detail.rstrip())
-        raise Refused(f"{view.name} revision {revision} FAILED ({view.reason}). {serves} Mend the code and deploy again.", code="function-failed")
+        raise Refused(
+            f"{view.name} revision {revision} FAILED ({view.reason}). {serves} Mend the code and deploy again.",
+            code="function-failed",
+        )
     click.echo(f"{view.name} revision {revision} is ready: {view.url}")
     if not view.public:
         say(f"Callers need a key: `steelyard keys create NAME`, then  curl -H 'Authorization: Bearer KEY' {view.url}")

@@ -1,6 +1,6 @@
-"""How does a Steelyard end? Programs first (so that nothing is started any more), then all its workloads: SIGTERM, a grace, SIGKILL by
-cgroup; then the spawner, which has recorded every exit by then; then the run folder. Every step may be repeated, so that whoever is
-killed in the middle of it can be followed by another who does the rest.
+"""How does a Steelyard end? Programs first (so that nothing is started any more), then all its workloads: SIGTERM, a grace,
+SIGKILL by cgroup; then the spawner, which has recorded every exit by then; then the run folder. Every step may be repeated, so
+that whoever is killed in the middle of it can be followed by another who does the rest.
 
 Ends only what belongs to this home: by record or mark (programs), by cgroup, by being a child of this home's spawner, by handle.
 """
@@ -80,7 +80,8 @@ def _end_work(cgroups: Cgroups, spawner: ProgramRecord | None, clock: Clock) -> 
         fresh = pids if forced else pids - told
         told |= fresh
         pidfds = _open_all(pids)
-        # a pid may have been given away between looking and opening; what is still ours after opening is what the descriptor means
+        # a pid may have been given away between looking and opening; what is still ours after opening is what the descriptor
+        # means
         ours = _work_pids(cgroups, spawner)
         for pid in fresh & ours & pidfds.keys():
             _signal(pidfds[pid], signal.SIGKILL if forced else signal.SIGTERM)

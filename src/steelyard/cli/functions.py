@@ -30,7 +30,8 @@ class FunctionRow(msgspec.Struct, frozen=True):
 
 
 class ColdStartRow(msgspec.Struct, frozen=True, omit_defaults=True):
-    """The shape of `coldstarts --json`. `user_phases` is there when the function measured some of its own (`with sy.phase(...)`)."""
+    """The shape of `coldstarts --json`. `user_phases` is there when the function measured some of its own (`with
+    sy.phase(...)`)."""
 
     function: str
     revision: int
@@ -73,14 +74,26 @@ def functions(home: Path | None, as_json: bool) -> None:
     print_table(
         ("name", "revision", "state", "replicas", "waking", "queued", "access", "url"),
         [
-            (f.name, str(f.revision), f.state, str(f.replicas), str(f.waking), str(f.queued), "public" if f.public else "key", f.url)
+            (
+                f.name,
+                str(f.revision),
+                f.state,
+                str(f.replicas),
+                str(f.waking),
+                str(f.queued),
+                "public" if f.public else "key",
+                f.url,
+            )
             for f in found
         ],
         "No functions. `steelyard deploy FILE.py:APP` makes one.",
     )
     for function in found:
         if function.state == "FAILED":
-            say(f"{function.name}: {function.reason}: {function.detail.strip().splitlines()[-1] if function.detail.strip() else 'no detail'}")
+            say(
+                f"{function.name}: {function.reason}: "
+                f"{function.detail.strip().splitlines()[-1] if function.detail.strip() else 'no detail'}"
+            )
 
 
 DELETE_HELP = """Delete a function: its address answers 404, and its replicas end when their requests are done.
@@ -130,7 +143,10 @@ def keys(ctx: click.Context, home: Path | None, as_json: bool) -> None:
     )
 
 
-@keys.command("create", help="Make a key and print its secret, the only time it is shown.\n\n\b\nExamples:\n  steelyard keys create laptop\n")
+@keys.command(
+    "create",
+    help="Make a key and print its secret, the only time it is shown.\n\n\b\nExamples:\n  steelyard keys create laptop\n",
+)
 @click.argument("name")
 @home_option
 @click.pass_context
@@ -141,7 +157,9 @@ def create_key(ctx: click.Context, name: str, home: Path | None) -> None:
     click.echo(made.secret)
 
 
-@keys.command("delete", help="Delete a key; calls with it are refused at once.\n\n\b\nExamples:\n  steelyard keys delete laptop\n")
+@keys.command(
+    "delete", help="Delete a key; calls with it are refused at once.\n\n\b\nExamples:\n  steelyard keys delete laptop\n"
+)
 @click.argument("name")
 @home_option
 @click.pass_context
@@ -164,7 +182,9 @@ Examples:
 
 @click.command(help=COLDSTARTS_HELP, short_help="Show what each wake cost, phase by phase.")
 @click.argument("name", required=False)
-@click.option("--limit", "-n", type=click.IntRange(1, 1000), default=100, show_default=True, help="At most that many, the newest.")
+@click.option(
+    "--limit", "-n", type=click.IntRange(1, 1000), default=100, show_default=True, help="At most that many, the newest."
+)
 @home_option
 @json_option
 def coldstarts(name: str | None, limit: int, home: Path | None, as_json: bool) -> None:

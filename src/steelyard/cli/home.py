@@ -33,7 +33,22 @@ WORK_UID = 64000
 PORTS_TRIED = 200
 
 #: what a first `up` makes; a folder with anything else in it is somebody else's
-_OURS = frozenset({"settings.json", "admin.token", "agent.token", "programs", "logs", "server", "agent", "code", "workloads", "gateway", "runner", "up.lock"})
+_OURS = frozenset(
+    {
+        "settings.json",
+        "admin.token",
+        "agent.token",
+        "programs",
+        "logs",
+        "server",
+        "agent",
+        "code",
+        "workloads",
+        "gateway",
+        "runner",
+        "up.lock",
+    }
+)
 
 
 class UpOptions(msgspec.Struct, frozen=True):
@@ -90,7 +105,9 @@ def make_run_folder(paths: Paths) -> None:
         folder.mkdir(mode=0o711, exist_ok=True)
     owner = paths.run.lstat().st_uid
     if owner != os.getuid():
-        raise Refused(f"{paths.run} belongs to another user (uid {owner}). Remove it, or use another --home.", code="run-folder-taken")
+        raise Refused(
+            f"{paths.run} belongs to another user (uid {owner}). Remove it, or use another --home.", code="run-folder-taken"
+        )
 
 
 def find_missing(settings: Settings) -> list[str]:
@@ -98,12 +115,14 @@ def find_missing(settings: Settings) -> list[str]:
     missing: list[str] = []
     if os.getuid() != 0:
         missing.append(
-            "Not started by root: work runs as your own user, and limits and pinning hold only as far as the kernel lets a user set them "
+            "Not started by root: work runs as your own user, and limits and pinning hold only as far as the kernel "
+            "lets a user set them "
             "(`steelyard machine` shows how far)."
         )
     elif not _can_execute(sys.executable, settings.work_uid, settings.work_gid):
         missing.append(
-            f"Work runs as uid {settings.work_uid}, which can't execute {sys.executable}: functions need `deploy --python` with an "
+            f"Work runs as uid {settings.work_uid}, which can't execute {sys.executable}: functions need `deploy "
+            "--python` with an "
             "interpreter that every user may execute, for example /usr/bin/python3."
         )
     return missing
@@ -115,7 +134,9 @@ def _check_folder(paths: Paths) -> None:
         raise Refused(f"{home} is not a folder. Nothing was changed. Choose another --home.", code="home-bad")
     if home.is_dir():
         if not os.access(home, os.R_OK | os.W_OK | os.X_OK):
-            raise Refused(f"{home} can't be written by this user. Nothing was changed. Choose another --home.", code="home-not-writable")
+            raise Refused(
+                f"{home} can't be written by this user. Nothing was changed. Choose another --home.", code="home-not-writable"
+            )
         strangers = sorted(set(os.listdir(home)) - _OURS)
         if strangers and not paths.settings.exists():
             raise Refused(
@@ -126,7 +147,9 @@ def _check_folder(paths: Paths) -> None:
         return
     parent = next(folder for folder in home.parents if folder.exists())
     if not parent.is_dir() or not os.access(parent, os.W_OK | os.X_OK):
-        raise Refused(f"{home} can't be made: {parent} can't be written by this user. Choose another --home.", code="home-not-writable")
+        raise Refused(
+            f"{home} can't be made: {parent} can't be written by this user. Choose another --home.", code="home-not-writable"
+        )
 
 
 def _check_tls(options: UpOptions) -> None:
@@ -137,7 +160,9 @@ def _check_tls(options: UpOptions) -> None:
         try:
             ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER).load_cert_chain(cert, key)
         except (OSError, ssl.SSLError) as err:
-            raise Refused(f"{cert} and {key} are no usable certificate and key ({err}). Nothing was started.", code="tls-bad") from err
+            raise Refused(
+                f"{cert} and {key} are no usable certificate and key ({err}). Nothing was started.", code="tls-bad"
+            ) from err
     if host is not None and not _is_loopback(host) and cert is None:
         raise Refused(
             f"Steelyard does not listen on {host} without TLS, since tokens would cross the network in the clear. "
@@ -178,7 +203,10 @@ def _first_settings(options: UpOptions) -> Settings:
 def _change(known: Settings, options: UpOptions, programs_run: bool) -> Settings:
     """The known settings with what was asked for now. Who work runs as is decided once: its files belong to that uid."""
     if options.work_uid is not None and options.work_uid != known.work_uid:
-        raise Refused(f"Work of this home runs as uid {known.work_uid} since its first start. Use another --home for --work-uid.", code="work-uid-fixed")
+        raise Refused(
+            f"Work of this home runs as uid {known.work_uid} since its first start. Use another --home for --work-uid.",
+            code="work-uid-fixed",
+        )
     wanted = msgspec.structs.replace(
         known,
         api_host=options.host or known.api_host,
@@ -188,10 +216,13 @@ def _change(known: Settings, options: UpOptions, programs_run: bool) -> Settings
         tls_key=_absolute(options.tls_key) or known.tls_key,
     )
     if not _is_loopback(wanted.api_host) and wanted.tls_cert is None:
-        raise Refused(f"Steelyard does not listen on {wanted.api_host} without TLS. Give --tls-cert and --tls-key.", code="tls-needed")
+        raise Refused(
+            f"Steelyard does not listen on {wanted.api_host} without TLS. Give --tls-cert and --tls-key.", code="tls-needed"
+        )
     if wanted != known and programs_run:
         raise Conflict(
-            f"Steelyard runs already, at {known.api_url} and {known.gateway_url}. Its addresses can be changed after `steelyard down`.",
+            f"Steelyard runs already, at {known.api_url} and {known.gateway_url}. Its addresses can be changed after "
+            "`steelyard down`.",
             code="already-running",
         )
     return wanted
@@ -201,7 +232,10 @@ def _check_work_uid(work_uid: int, uid: int) -> None:
     if uid != 0 and work_uid != uid:
         raise Refused("Only root can let work run as another user. Leave --work-uid away.", code="work-uid-needs-root")
     if work_uid == 0 and uid == 0:
-        raise Refused("Work does not run as root unless an admin asks for it job by job (`run --as-root`). Choose another --work-uid.", code="work-uid-root")
+        raise Refused(
+            "Work does not run as root unless an admin asks for it job by job (`run --as-root`). Choose another --work-uid.",
+            code="work-uid-root",
+        )
 
 
 def _choose_port(host: str, asked: int | None, default: int, option: str, taken: tuple[int, ...]) -> int:
@@ -213,7 +247,9 @@ def _choose_port(host: str, asked: int | None, default: int, option: str, taken:
     for port in range(default, default + PORTS_TRIED):
         if port not in taken and _port_free(host, port):
             return port
-    raise Refused(f"No port from {default} to {default + PORTS_TRIED - 1} is free on {host}. Name one with {option}.", code="port-in-use")
+    raise Refused(
+        f"No port from {default} to {default + PORTS_TRIED - 1} is free on {host}. Name one with {option}.", code="port-in-use"
+    )
 
 
 def _check_ports(settings: Settings) -> None:
@@ -224,7 +260,10 @@ def _check_ports(settings: Settings) -> None:
         (settings.gateway_host, settings.gateway_port, "--gateway-port"),
     ):
         if not _port_free(host, port):
-            raise Refused(f"Port {port} is in use on {host} by another program. Nothing was started. Free it, or choose another {option}.", code="port-in-use")
+            raise Refused(
+                f"Port {port} is in use on {host} by another program. Nothing was started. Free it, or choose another {option}.",
+                code="port-in-use",
+            )
 
 
 def _port_free(host: str, port: int) -> bool:
@@ -247,7 +286,8 @@ def _check_reachable(paths: Paths, uid: int, gid: int) -> None:
     for folder in reversed(paths.home.parents):
         if folder.exists() and not _may_enter(folder, uid, gid):
             raise Refused(
-                f"Work runs as uid {uid}, which can't enter {folder}, so it could not reach its code under {paths.home}. Nothing was changed. "
+                f"Work runs as uid {uid}, which can't enter {folder}, so it could not reach its code under "
+                f"{paths.home}. Nothing was changed. "
                 f"Choose a --home elsewhere (for example /var/lib/steelyard), or `chmod o+x {folder}`.",
                 code="home-unreachable",
             )
@@ -265,7 +305,12 @@ def _may_enter(folder: Path, uid: int, gid: int) -> bool:
 def _can_execute(program: str, uid: int, gid: int) -> bool:
     """Asked of the kernel, by doing it: the path may lead through links, and what is linked may lie in a closed folder."""
     try:
-        return subprocess.run([program, "-I", "-S", "-c", ""], user=uid, group=gid, extra_groups=(), capture_output=True, cwd="/", check=False).returncode == 0
+        return (
+            subprocess.run(
+                [program, "-I", "-S", "-c", ""], user=uid, group=gid, extra_groups=(), capture_output=True, cwd="/", check=False
+            ).returncode
+            == 0
+        )
     except OSError:
         return False
 
@@ -278,7 +323,10 @@ def _undone_on_failure(paths: Paths) -> Iterator[None]:
     except OSError as err:
         if not existed:
             shutil.rmtree(paths.home, ignore_errors=True)
-        raise Refused(f"{paths.home} can't be made ({err.strerror or err}). Nothing was left behind. Choose another --home.", code="home-not-writable") from err
+        raise Refused(
+            f"{paths.home} can't be made ({err.strerror or err}). Nothing was left behind. Choose another --home.",
+            code="home-not-writable",
+        ) from err
 
 
 def _make_folders(paths: Paths) -> None:
@@ -304,7 +352,10 @@ def _make_tokens(paths: Paths) -> None:
         if not file.exists():
             write_file(file, secrets.token_urlsafe(32).encode() + b"\n")
         elif len(file.read_bytes().strip()) < 20:
-            raise StoreDamaged(f"{file} is damaged. Nothing was started. Restore it, or delete it: the next `up` makes a new one.", code="token-damaged")
+            raise StoreDamaged(
+                f"{file} is damaged. Nothing was started. Restore it, or delete it: the next `up` makes a new one.",
+                code="token-damaged",
+            )
 
 
 def _user_name(uid: int) -> str:

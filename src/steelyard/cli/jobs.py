@@ -51,7 +51,9 @@ Examples:
 
 
 @click.command(help=PS_HELP, short_help="List jobs.")
-@click.option("--limit", "-n", type=click.IntRange(1, 10_000), default=100, show_default=True, help="At most that many, the newest.")
+@click.option(
+    "--limit", "-n", type=click.IntRange(1, 10_000), default=100, show_default=True, help="At most that many, the newest."
+)
 @home_option
 @json_option
 def ps(limit: int, home: Path | None, as_json: bool) -> None:
@@ -63,7 +65,16 @@ def ps(limit: int, home: Path | None, as_json: bool) -> None:
     print_table(
         ("id", "name", "state", "reason", "exit", "submitted", "started", "ended"),
         [
-            (j.id, j.name, j.state, j.reason or "", _text(j.exit_code), _clock(j.submitted_at), _clock(j.started_at), _clock(j.ended_at))
+            (
+                j.id,
+                j.name,
+                j.state,
+                j.reason or "",
+                _text(j.exit_code),
+                _clock(j.submitted_at),
+                _clock(j.started_at),
+                _clock(j.ended_at),
+            )
             for j in jobs
         ],
         "No jobs. `steelyard run -- CMD` starts one.",
@@ -91,7 +102,11 @@ def logs(job_or_function: str, follow: bool, home: Path | None) -> None:
         stdout_offset, stderr_offset = 0, 0
         while True:
             wait_s = POLL_S if follow else 0.0
-            params: dict[str, str | int | float] = {"stdout_offset": stdout_offset, "stderr_offset": stderr_offset, "wait_s": wait_s}
+            params: dict[str, str | int | float] = {
+                "stdout_offset": stdout_offset,
+                "stderr_offset": stderr_offset,
+                "wait_s": wait_s,
+            }
             chunk = client.fetch(LogChunk, "GET", path, params=params, wait_s=wait_s)
             write_chunk(chunk)
             stdout_offset, stderr_offset = chunk.stdout_offset, chunk.stderr_offset
@@ -155,7 +170,7 @@ def proof(job: str, home: Path | None, as_json: bool) -> None:
 
 
 def parse_signal(text: str) -> int:
-    """"TERM", "SIGTERM", "15" -> 15."""
+    """ "TERM", "SIGTERM", "15" -> 15."""
     name = text.upper()
     if name.isdigit() and 1 <= int(name) <= 64:
         return int(name)
@@ -180,7 +195,9 @@ def _find_logs(client: ApiClient, name: str) -> str:
         try:
             client.call("GET", f"/v1/functions/{quote(name)}")
         except NotFound:
-            raise NotFound(f"There is no job and no function {name!r}. `steelyard ps` and `steelyard functions` list them.") from None
+            raise NotFound(
+                f"There is no job and no function {name!r}. `steelyard ps` and `steelyard functions` list them."
+            ) from None
         return f"/v1/functions/{quote(name)}/logs"
     return f"/v1/jobs/{quote(name)}/logs"
 

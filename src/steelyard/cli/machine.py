@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import shutil
+
 import click
 
 from steelyard.cli.output import print_json
@@ -28,4 +30,4 @@ def machine(as_json: bool) -> None:
     if as_json:
         print_json(seen)
     else:
-        click.echo(render_machine(seen))
+        click.echo(render_machine(seen, shutil.get_terminal_size((100, 24)).columns))

@@ -56,7 +56,10 @@ def make_programs(paths: Paths, envoy_argv: list[str]) -> tuple[Program, ...]:
     # -P: the folder somebody happens to stand in is no place to import from
     python = (sys.executable, "-P", "-m")
     return (
-        Program("spawner", (*python, "steelyard.runtime.spawner", "--socket", str(paths.spawner_socket), "--exits", str(paths.agent / "exits"))),
+        Program(
+            "spawner",
+            (*python, "steelyard.runtime.spawner", "--socket", str(paths.spawner_socket), "--exits", str(paths.agent / "exits")),
+        ),
         Program("server", (*python, "steelyard", "server", "--home", str(paths.home))),
         Program("agent", (*python, "steelyard", "agent", "--home", str(paths.home))),
         Program("envoy", tuple(envoy_argv)),
@@ -64,7 +67,8 @@ def make_programs(paths: Paths, envoy_argv: list[str]) -> tuple[Program, ...]:
 
 
 def start_program(paths: Paths, program: Program, clock: Clock, deaths: int) -> tuple[ProgramRecord, subprocess.Popen[bytes]]:
-    """Start in a session of its own with its output in `<home>/logs`, and record it. Raises OSError where it can't be executed."""
+    """Start in a session of its own with its output in `<home>/logs`, and record it. Raises OSError where it can't be
+    executed."""
     log = os.open(paths.program_logs / f"{program.name}.log", os.O_WRONLY | os.O_CREAT | os.O_APPEND | os.O_CLOEXEC, 0o600)
     try:
         process = subprocess.Popen(
@@ -132,7 +136,8 @@ def open_pidfd(record: ProgramRecord) -> int | None:
 
 
 def rotate_log(file: Path, keep_bytes: int = LOG_MAX_BYTES) -> None:
-    """Keep a program's log bounded: its content moves to `<name>.log.1` and it begins anew. The program appends, so it need not know."""
+    """Keep a program's log bounded: its content moves to `<name>.log.1` and it begins anew. The program appends, so it need
+    not know."""
     try:
         if file.stat().st_size <= keep_bytes:
             return
@@ -163,7 +168,8 @@ def make_mark(paths: Paths, name: str) -> str:
 
 
 def _marked(mark: str) -> list[int]:
-    """Pids whose environment carries the mark and that lead a session: what a program itself starts inherits the mark, but no session."""
+    """Pids whose environment carries the mark and that lead a session: what a program itself starts inherits the mark, but no
+    session."""
     wanted = f"{MARK}={mark}".encode()
     return [pid for pid in _pids() if wanted in _environ(pid) and _leads_session(pid)]
 

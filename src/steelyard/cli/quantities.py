@@ -12,9 +12,9 @@ import re
 
 from steelyard.errors import Refused
 
-_SIZE = re.compile(r"^\s*(\d+(?:\.\d+)?)\s*([kmgtKMGT]?)(i?)[bB]?\s*$")
+_SIZE = re.compile(r"^\s*(\d+(?:\.\d+)?)\s*([kmgtKMGT]?)(i?)[bB]?\s*$", re.ASCII)
 _POWER = {"": 0, "k": 1, "m": 2, "g": 3, "t": 4}
-_DURATION = re.compile(r"(\d+(?:\.\d+)?)(ms|s|m|h|d)")
+_DURATION = re.compile(r"(\d+(?:\.\d+)?)(ms|s|m|h|d)", re.ASCII)
 _UNIT_S = {"ms": 0.001, "s": 1.0, "m": 60.0, "h": 3600.0, "d": 86400.0}
 
 SIZE_MAX_BYTES = 1 << 60
@@ -22,7 +22,7 @@ DURATION_MAX_S = 10 * 365 * 86400.0
 
 
 def parse_bytes(text: str) -> int:
-    """"4GB" -> 4000000000. Refuses zero, fractions of a byte that round to zero, and anything it does not know."""
+    """ "4GB" -> 4000000000. Refuses zero, fractions of a byte that round to zero, and anything it does not know."""
     match = _SIZE.match(text)
     if match is None or (match[3] and not match[2]):
         raise Refused(f"{text!r} is no size. Write for example 512MB, 4GB, 1.5GiB.", code="bad-size")
@@ -33,9 +33,9 @@ def parse_bytes(text: str) -> int:
 
 
 def parse_seconds(text: str) -> float:
-    """"1h30m" -> 5400.0; "60" and "60s" -> 60.0; "500ms" -> 0.5; zero is a duration."""
+    """ "1h30m" -> 5400.0; "60" and "60s" -> 60.0; "500ms" -> 0.5; zero is a duration."""
     stripped = text.strip()
-    if re.fullmatch(r"\d+(\.\d+)?", stripped):
+    if re.fullmatch(r"[0-9]+(\.[0-9]+)?", stripped):
         seconds = float(stripped)
     elif stripped and _DURATION.sub("", stripped) == "":
         seconds = sum(float(number) * _UNIT_S[unit] for number, unit in _DURATION.findall(stripped))

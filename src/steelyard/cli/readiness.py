@@ -1,4 +1,5 @@
-"""Is Steelyard ready? Asks the API, whether the agent is connected, and whether the gateway listens; says what is still missing."""
+"""Is Steelyard ready? Asks the API, whether the agent is connected, and whether the gateway listens; says what is still
+missing."""
 
 from __future__ import annotations
 
@@ -49,8 +50,11 @@ def gateway_listens(settings: Settings) -> bool:
     return True
 
 
-def wait_ready(paths: Paths, settings: Settings, clock: Clock, show: Callable[[str], None], pause: Callable[[float], bool]) -> bool:
-    """True once all answers, False when `pause` says stop. Raises what stands in the way: a program that refuses to start, or time."""
+def wait_ready(
+    paths: Paths, settings: Settings, clock: Clock, show: Callable[[str], None], pause: Callable[[float], bool]
+) -> bool:
+    """True once all answers, False when `pause` says stop. Raises what stands in the way: a program that refuses to start, or
+    time."""
     deadline_ns = clock.mono_ns() + int(READY_S * 1e9)
     ca_file = Path(settings.tls_cert) if settings.tls_cert else None
     with ApiClient(settings.api_url, read_token(paths.admin_token), ca_file=ca_file) as client:
@@ -59,7 +63,8 @@ def wait_ready(paths: Paths, settings: Settings, clock: Clock, show: Callable[[s
             _check_refused(paths)
             if clock.mono_ns() > deadline_ns:
                 raise SteelyardError(
-                    f"Steelyard is not ready after {READY_S:.0f} s: {', '.join(missing)}. It goes on trying; work that runs goes on. "
+                    f"Steelyard is not ready after {READY_S:.0f} s: {', '.join(missing)}. It goes on trying; work "
+                    "that runs goes on. "
                     f"{paths.program_logs} says why, `steelyard status` whether it got there, `steelyard down` gives up.",
                     code="not-ready",
                 )

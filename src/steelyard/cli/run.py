@@ -18,7 +18,7 @@ from typing import TypeVar
 import click
 
 from steelyard.cli.output import say
-from steelyard.cli.programs import SUPERVISOR, load_record, lives
+from steelyard.cli.programs import SUPERVISOR, lives, load_record
 from steelyard.cli.quantities import parse_bytes
 from steelyard.cli.session import find_paths, home_option, new_key, open_client
 from steelyard.clock import Clock, SystemClock
@@ -51,12 +51,20 @@ Examples:
 """
 
 
-@click.command(help=RUN_HELP, short_help="Run a command as a job, with its output and exit code.", context_settings={"ignore_unknown_options": False})
-@click.option("--cpus", type=float, default=1.0, show_default=True, help="Cores: a share in common, or whole ones with --exclusive.")
+@click.command(
+    help=RUN_HELP,
+    short_help="Run a command as a job, with its output and exit code.",
+    context_settings={"ignore_unknown_options": False},
+)
+@click.option(
+    "--cpus", type=float, default=1.0, show_default=True, help="Cores: a share in common, or whole ones with --exclusive."
+)
 @click.option("--exclusive", is_flag=True, help="Whole physical cores that nobody else runs on.")
 @click.option("--memory", help="Memory limit, for example 4GB [default: none].")
 @click.option("--name", help="A name for people [default: the command's].")
-@click.option("--env", "env", multiple=True, metavar="K=V", help="Set a variable (K alone takes the caller's value). May be repeated.")
+@click.option(
+    "--env", "env", multiple=True, metavar="K=V", help="Set a variable (K alone takes the caller's value). May be repeated."
+)
 @click.option("--as-root", is_flag=True, help="Run as root (only for the admin of a Steelyard that root started).")
 @click.option("--detach", "-d", is_flag=True, help="Print the job's id and return.")
 @home_option
@@ -84,7 +92,9 @@ def run(
     with open_client(home) as client:
         patience = Patience(clock, lambda: lives(load_record(paths, SUPERVISOR)))
         key = new_key()
-        job = patience.call(lambda: client.fetch(JobView, "POST", "/v1/jobs", body=JobSubmit(spec), key=key), "submitting the job")
+        job = patience.call(
+            lambda: client.fetch(JobView, "POST", "/v1/jobs", body=JobSubmit(spec), key=key), "submitting the job"
+        )
         if detach:
             click.echo(job.id)
             return
@@ -129,8 +139,8 @@ class Patience:
 
 
 class Interrupts:
-    """Turns the first SIGINT or SIGTERM into that signal for the job and the second into SIGKILL. Only a wait is broken off by it, so that
-    no output is lost or printed twice."""
+    """Turns the first SIGINT or SIGTERM into that signal for the job and the second into SIGKILL. Only a wait is broken off by
+    it, so that no output is lost or printed twice."""
 
     def __init__(self) -> None:
         self.pending: list[int] = []
@@ -179,7 +189,8 @@ def _attend(client: ApiClient, patience: Patience, job: str) -> int:
                 return _conclude(chunk, job)
     except Unreachable:
         raise SteelyardError(
-            f"Steelyard has been away too long. Job {job} was accepted and goes on without us: `steelyard logs -f {job}` when it is back."
+            f"Steelyard has been away too long. Job {job} was accepted and goes on without us: `steelyard logs -f "
+            f"{job}` when it is back."
         ) from None
     finally:
         interrupts.restore()
@@ -204,7 +215,9 @@ def _stop(client: ApiClient, patience: Patience, job: str, signum: int, told: in
     grace_s = 0.0 if signum == signal.SIGKILL else INTERRUPT_GRACE_S
     key = new_key()
     try:
-        patience.call(lambda: client.fetch(JobView, "POST", f"/v1/jobs/{job}/stop", body=JobStop(signum, grace_s), key=key), "the stop")
+        patience.call(
+            lambda: client.fetch(JobView, "POST", f"/v1/jobs/{job}/stop", body=JobStop(signum, grace_s), key=key), "the stop"
+        )
     except Refused as err:
         # it ended in the meantime; the stream will say how
         say(f"steelyard: {err.public}")

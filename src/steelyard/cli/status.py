@@ -1,4 +1,5 @@
-"""`steelyard status`: programs, addresses, and whether all of it answers. Works while nothing runs (and says so with exit code 3)."""
+"""`steelyard status`: programs, addresses, and whether all of it answers. Works while nothing runs (and says so with exit code
+3)."""
 
 from __future__ import annotations
 
@@ -8,7 +9,7 @@ import click
 import msgspec
 
 from steelyard.cli.output import COLOURS, person_looks, print_json, print_table
-from steelyard.cli.programs import PROGRAM_NAMES, SUPERVISOR, find_program, load_record, lives
+from steelyard.cli.programs import PROGRAM_NAMES, SUPERVISOR, find_program, lives, load_record
 from steelyard.cli.quantities import render_bytes
 from steelyard.cli.readiness import ask_missing
 from steelyard.cli.session import find_settings, home_option, json_option, read_token

@@ -14,7 +14,6 @@ import signal
 import subprocess
 from collections.abc import Callable, Iterator, Sequence
 
-from steelyard.clock import Clock
 from steelyard.cli.programs import (
     SUPERVISOR,
     Program,
@@ -26,6 +25,7 @@ from steelyard.cli.programs import (
     start_program,
     write_record,
 )
+from steelyard.clock import Clock
 from steelyard.config import Paths
 from steelyard.lifecycle.program import ProgramRuns, decide_wait_ns, note_death, note_start
 
@@ -153,7 +153,9 @@ def _signals_as_descriptor(note: Callable[[int], None]) -> Iterator[int]:
     """SIGTERM and SIGINT are noted and make the returned descriptor readable, so that poll() ends. Undone on leaving."""
     read_fd, write_fd = os.pipe2(os.O_NONBLOCK | os.O_CLOEXEC)
     previous_fd = signal.set_wakeup_fd(write_fd)
-    previous = {signum: signal.signal(signum, lambda received, _frame: note(received)) for signum in (signal.SIGTERM, signal.SIGINT)}
+    previous = {
+        signum: signal.signal(signum, lambda received, _frame: note(received)) for signum in (signal.SIGTERM, signal.SIGINT)
+    }
     try:
         yield read_fd
     finally:

@@ -19,7 +19,17 @@ import click
 from steelyard.cli.ending import end_everything, end_programs
 from steelyard.cli.home import UpOptions, find_missing, lock_home, make_run_folder, prepare_home
 from steelyard.cli.output import Progress, say
-from steelyard.cli.programs import MARK, PROGRAM_NAMES, SUPERVISOR, find_program, load_record, lives, make_mark, make_programs, open_pidfd
+from steelyard.cli.programs import (
+    MARK,
+    PROGRAM_NAMES,
+    SUPERVISOR,
+    find_program,
+    lives,
+    load_record,
+    make_mark,
+    make_programs,
+    open_pidfd,
+)
 from steelyard.cli.readiness import wait_ready
 from steelyard.cli.session import find_paths, home_option
 from steelyard.cli.supervisor import Supervisor
@@ -51,7 +61,9 @@ Examples:
 @click.option("--host", help="Address of the API [default: 127.0.0.1]. Any but loopback needs TLS.")
 @click.option("--tls-cert", type=click.Path(), help="Certificate of the API (PEM).")
 @click.option("--tls-key", type=click.Path(), help="Its private key (PEM).")
-@click.option("--work-uid", type=click.IntRange(0), help="Who jobs and functions run as when root starts Steelyard [default: 64000].")
+@click.option(
+    "--work-uid", type=click.IntRange(0), help="Who jobs and functions run as when root starts Steelyard [default: 64000]."
+)
 def up(
     detach: bool,
     home: Path | None,
@@ -103,8 +115,8 @@ def supervise(home: Path | None, lock_fd: int) -> None:
 
 DOWN_HELP = """Stop Steelyard and end all its work.
 
-Jobs and functions get SIGTERM, and SIGKILL ten seconds later. State and logs stay, and the next `up` deploys every function again.
-Saying it twice does no harm.
+Jobs and functions get SIGTERM, and SIGKILL ten seconds later. State and logs stay, and the next `up` deploys every function
+again. Saying it twice does no harm.
 
 \b
 Examples:
@@ -181,7 +193,9 @@ def _detach(paths: Paths, settings: Settings, clock: Clock, lock_fd: int) -> Non
             code = process.wait(timeout=seconds)
         except subprocess.TimeoutExpired:
             return False
-        raise SteelyardError(f"The supervisor ended with code {code}. {paths.program_logs}/up.log says why.", code="supervisor-died")
+        raise SteelyardError(
+            f"The supervisor ended with code {code}. {paths.program_logs}/up.log says why.", code="supervisor-died"
+        )
 
     progress = Progress()
     try:
@@ -237,7 +251,9 @@ def _pause(seconds: float) -> bool:
 
 
 def _print_addresses(paths: Paths, settings: Settings) -> None:
-    click.echo(f"API      {settings.api_url}\nGateway  {settings.gateway_url}\nHome     {paths.home}\nToken    {paths.admin_token}")
+    click.echo(
+        f"API      {settings.api_url}\nGateway  {settings.gateway_url}\nHome     {paths.home}\nToken    {paths.admin_token}"
+    )
 
 
 def _stop_supervisor(pidfd: int) -> None:

@@ -1,4 +1,5 @@
-"""How does a program of ours call the REST API? The one HTTP client: typed answers, errors of `errors.py`, nothing of httpx2 leaks.
+"""How does a program of ours call the REST API? The one HTTP client: typed answers, errors of `errors.py`, nothing of httpx2
+leaks.
 
 A mutation may be repeated with the same `key` (Idempotency-Key) as often as wanted; the server answers the first result again.
 Never retries by itself, never reads a proxy from the environment (the API is on this machine or named on purpose).
@@ -143,7 +144,8 @@ class ApiClient:
             ) from err
         except httpx2.TransportError as err:
             raise Unreachable(
-                f"Steelyard at {self.base_url} went away in the middle of a call. Work that runs goes on; the call may or may not "
+                f"Steelyard at {self.base_url} went away in the middle of a call. Work that runs goes on; the call "
+                "may or may not "
                 "have been carried out. Look with `steelyard status`, then try again.",
                 code="connection-lost",
                 detail=str(err),
@@ -168,5 +170,7 @@ def _error(answer: httpx2.Response) -> SteelyardError:
     try:
         problem = msgspec.json.decode(answer.content, type=Problem)
     except msgspec.MsgspecError:
-        return kind(f"Steelyard answered {status} to {answer.request.method} {answer.request.url.path}.", detail=answer.text[:2000])
+        return kind(
+            f"Steelyard answered {status} to {answer.request.method} {answer.request.url.path}.", detail=answer.text[:2000]
+        )
     return kind(problem.detail or problem.title, code=problem.code)
