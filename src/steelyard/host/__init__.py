@@ -2,7 +2,7 @@
 
 A workload is a group of processes that is limited, listed, signalled and ended as one. Variants: `cgroup_v1.py` (also hybrid
 machines), `cgroup_v2.py`, `cgroup_none.py` (no root, or nothing mounted: sessions take the groups' place). All are held by
-tests/contracts/test_cgroups.py. Nothing here polls by itself or keeps state that a restarted agent would need.
+tests/contracts/test_cgroups_contract.py. Nothing here polls by itself or keeps state that a restarted agent would need.
 """
 
 from __future__ import annotations

@@ -83,8 +83,7 @@ class CgroupsV1:
             self._set(f"{base}/cpuset.{kind}", had)
         shared = f"{base}/{SHARED}"
         self._files.make(shared)
-        mems = format_cpus(memory_nodes) or self._files.read(f"{base}/cpuset.mems") or ""
-        self._set(f"{shared}/cpuset.mems", mems)
+        self._set(f"{shared}/cpuset.mems", self._mems(base, memory_nodes))
         self._set(f"{shared}/cpuset.cpus", format_cpus(shared_cpus))
 
     def make(self, workload: WorkloadId, plan: Plan) -> None:
@@ -119,8 +118,13 @@ class CgroupsV1:
             self._files.remove(leaf)
             return
         self._files.make(leaf)
-        self._set(f"{leaf}/cpuset.mems", format_cpus(plan.memory_nodes) or self._files.read(f"{base}/cpuset.mems") or "")
+        self._set(f"{leaf}/cpuset.mems", self._mems(base, plan.memory_nodes))
         self._set(f"{leaf}/cpuset.cpus", format_cpus(plan.cpus))
+
+    def _mems(self, base: str, wanted: tuple[int, ...]) -> str:
+        """Of the wanted nodes those that have memory (the kernel refuses the others), or all there are."""
+        had = parse_cpus(self._files.read(f"{base}/cpuset.mems") or "")
+        return format_cpus(set(wanted) & set(had)) or format_cpus(had)
 
     def _set(self, path: str, text: str) -> None:
         """Write unless it is so already: writing a cpuset walks all of its tasks."""

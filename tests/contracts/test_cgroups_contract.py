@@ -1,0 +1,318 @@
+"""What every variant of `host.Cgroups` does: on a model of the kernel (v1, hybrid without a freezer, v2 old and new) and, where
+this machine has them, on the real groups. Then what only one variant does, by content, on the model."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+
+from contracts.kernel_model import ModelKernel
+from steelyard.clock import SystemClock
+from steelyard.errors import EdgeFailed
+from steelyard.host import UNLIMITED_BYTES, Cgroups
+from steelyard.host.cgroup import find_mounts, open_cgroups
+from steelyard.host.cgroup_files import KILL_NS, CgroupFiles
+from steelyard.host.cgroup_none import CgroupsNone
+from steelyard.host.cgroup_v1 import CgroupsV1
+from steelyard.host.cgroup_v2 import CgroupsV2
+from steelyard.host.proc import start_time
+from steelyard.model.ids import WorkloadId
+from steelyard.model.job import Plan
+
+CONTROLLERS = ("cpu", "cpuset", "memory", "freezer", "pids")
+JOIN_THEN_SLEEP = (
+    "import os, sys; [os.write(int(fd), b'0') for fd in sys.argv[1:]]; os.close(1); os.execvp('sleep', ['sleep', '600'])"
+)
+JOB, OTHER = WorkloadId("j1.1"), WorkloadId("fn.3.7")
+
+
+class Stage:
+    """A variant, and a way to put a process under it."""
+
+    def __init__(self, cgroups: Cgroups, start: Callable[[WorkloadId], int]) -> None:
+        self.cgroups = cgroups
+        self.start = start
+
+
+def model_v1(kernel: ModelKernel, controllers: tuple[str, ...] = CONTROLLERS, unified: str | None = None) -> CgroupsV1:
+    mounts = {controller: kernel.mount_v1(controller) for controller in controllers}
+    return CgroupsV1("test", mounts, flavour="v1", missing=(), files=kernel, clock=kernel.clock, unified=unified)
+
+
+def model_v2(kernel: ModelKernel, controllers: str = "cpu cpuset memory pids io", *, kill: bool = True) -> CgroupsV2:
+    return CgroupsV2("test", kernel.mount_v2(controllers, kill=kill), missing=(), files=kernel, clock=kernel.clock)
+
+
+MODELS: dict[str, Callable[[ModelKernel], Cgroups]] = {
+    "model-v1": model_v1,
+    "model-v1-cpu-only": lambda kernel: model_v1(kernel, ("cpu",)),
+    "model-hybrid-no-freezer": lambda kernel: model_v1(kernel, ("cpu", "cpuset", "memory"), kernel.mount_v2("")),
+    "model-v2": model_v2,
+    "model-v2-before-kill": lambda kernel: model_v2(kernel, kill=False),
+    "model-v2-no-controllers": lambda kernel: model_v2(kernel, ""),
+}
+
+
+def open_real(name: str) -> Cgroups:
+    tag = f"contract-{os.getpid()}"
+    mounts = find_mounts()
+    if name == "real-none":
+        return CgroupsNone(missing=(), files=CgroupFiles(), clock=SystemClock())
+    if mounts.flavour == "none":
+        pytest.skip(f"no control groups that we may write: {mounts.missing}")
+    if name == "real-v2":
+        if mounts.v2 is None:
+            pytest.skip("cgroup2 is not mounted on this machine")
+        return CgroupsV2(tag, mounts.v2, missing=(), files=CgroupFiles(), clock=SystemClock())
+    return open_cgroups(tag)
+
+
+@pytest.fixture(params=[*MODELS, "real", "real-v2", "real-none"])
+def stage(request: pytest.FixtureRequest) -> Iterator[Stage]:
+    name: str = request.param
+    if name in MODELS:
+        kernel = ModelKernel()
+        cgroups = MODELS[name](kernel)
+        cgroups.prepare((0, 1), (0,))
+        yield Stage(cgroups, lambda workload: kernel.join(cgroups.open_join(workload)))
+        return
+    cgroups = open_real(name)
+    children: list[subprocess.Popen[bytes]] = []
+
+    def start(workload: WorkloadId) -> int:
+        fds = cgroups.open_join(workload)
+        # It joins, then becomes the sleeper: the way of a child of the spawner. Its closed stdout tells that it did.
+        command = [sys.executable, "-Sc", JOIN_THEN_SLEEP, *map(str, fds)]
+        child = subprocess.Popen(command, stdout=subprocess.PIPE, pass_fds=fds, start_new_session=True)
+        children.append(child)
+        for fd in fds:
+            os.close(fd)
+        assert child.stdout is not None
+        assert child.stdout.read() == b""
+        cgroups.track(workload, child.pid, start_time(child.pid) or 0)
+        return child.pid
+
+    try:
+        cgroups.prepare(tuple(sorted(os.sched_getaffinity(0))), (0,))
+        yield Stage(cgroups, start)
+    finally:
+        cgroups.destroy()
+        for child in children:
+            child.kill()
+            child.communicate()
+        assert cgroups.workloads() == []
+
+
+def test_a_workload_is_listed_signalled_killed_and_removed(stage: Stage) -> None:
+    cgroups = stage.cgroups
+    cgroups.make(JOB, Plan(share=0.5, memory_bytes=64 << 20))
+    first, second = stage.start(JOB), 0
+    assert cgroups.pids(JOB) == [first]
+    if cgroups.flavour != "none":
+        second = stage.start(JOB)
+        assert set(cgroups.pids(JOB)) == {first, second}
+    assert cgroups.workloads() == [JOB]
+    assert cgroups.remove(JOB) is False
+    cgroups.signal(JOB, signal.SIGCONT)
+    assert set(cgroups.read(JOB).pids) == {first, second} - {0}
+    cgroups.kill(JOB)
+    assert cgroups.pids(JOB) == []
+    assert cgroups.remove(JOB) is True
+    assert cgroups.workloads() == []
+
+
+def test_killing_one_leaves_the_other_alone(stage: Stage) -> None:
+    for workload in (JOB, OTHER):
+        stage.cgroups.make(workload, Plan())
+    stage.start(JOB)
+    spared = stage.start(OTHER)
+    stage.cgroups.kill(JOB)
+    assert stage.cgroups.pids(OTHER) == [spared]
+    assert stage.cgroups.workloads() == sorted([JOB, OTHER])
+
+
+def test_what_is_asked_is_read_back(stage: Stage) -> None:
+    stage.cgroups.make(JOB, Plan(share=0.5, memory_bytes=64 << 20))
+    stage.cgroups.make(OTHER, Plan(share=0.25))
+    reading, other = stage.cgroups.read(JOB), stage.cgroups.read(OTHER)
+    enforced = stage.cgroups.controllers
+    assert reading.share == (0.5 if "cpu" in enforced else None)
+    assert reading.memory_bytes == (64 << 20 if "memory" in enforced else None)
+    assert other.memory_bytes == (UNLIMITED_BYTES if "memory" in enforced else None)
+    assert (reading.oom_kills is not None) == ("memory" in enforced)
+    assert (reading.cpus is not None) == ("cpuset" in enforced)
+
+
+def test_everything_may_be_said_twice(stage: Stage) -> None:
+    cgroups = stage.cgroups
+    for _ in range(2):
+        cgroups.prepare((0,), (0,))
+        cgroups.make(JOB, Plan(share=0.5, memory_bytes=64 << 20))
+    for _ in range(2):
+        cgroups.kill(JOB)
+        assert cgroups.remove(JOB) is True
+    cgroups.destroy()
+    cgroups.destroy()
+    assert cgroups.workloads() == []
+
+
+def test_limits_can_be_raised_and_lowered(stage: Stage) -> None:
+    for megabytes in (64, 128, 32):
+        stage.cgroups.make(JOB, Plan(memory_bytes=megabytes << 20))
+        assert stage.cgroups.read(JOB).memory_bytes in (megabytes << 20, None)
+
+
+def test_an_unknown_workload_is_empty_and_raises_nothing(stage: Stage) -> None:
+    assert stage.cgroups.pids(JOB) == []
+    assert stage.cgroups.read(JOB).pids == ()
+    assert stage.cgroups.read(JOB).cpus is None
+    stage.cgroups.signal(JOB, signal.SIGTERM)
+    stage.cgroups.kill(JOB)
+    assert stage.cgroups.remove(JOB) is True
+
+
+def test_destroy_ends_what_runs(stage: Stage) -> None:
+    for workload in (JOB, OTHER):
+        stage.cgroups.make(workload, Plan())
+        stage.start(workload)
+    stage.cgroups.destroy()
+    assert stage.cgroups.pids(JOB) == stage.cgroups.pids(OTHER) == []
+    assert stage.cgroups.workloads() == []
+
+
+# --- one variant each, by content, on the model ---
+
+
+def test_v1_best_effort_joins_the_common_cpuset_and_exclusive_work_its_own() -> None:
+    kernel = ModelKernel()
+    cgroups = model_v1(kernel)
+    cgroups.prepare((0, 1), (0, 1))
+    cgroups.make(JOB, Plan(share=2.0))
+    cgroups.make(OTHER, Plan(cpus=(2, 3), memory_nodes=(1,)))
+    assert [kernel.descriptors[fd] for fd in cgroups.open_join(JOB)] == [
+        "/model/freezer/steelyard-test/j1.1",
+        "/model/cpu/steelyard-test/j1.1",
+        "/model/memory/steelyard-test/j1.1",
+        "/model/pids/steelyard-test/j1.1",
+        "/model/cpuset/steelyard-test/shared",
+    ]
+    assert kernel.descriptors[cgroups.open_join(OTHER)[-1]] == "/model/cpuset/steelyard-test/fn.3.7"
+    assert (cgroups.read(JOB).cpus, cgroups.read(OTHER).cpus, cgroups.read(OTHER).memory_nodes) == ((0, 1), (2, 3), (1,))
+    assert kernel.files["/model/cpu/steelyard-test/j1.1/cpu.shares"] == "2048"
+    cgroups.prepare((0,), (0, 1))
+    assert cgroups.read(JOB).cpus == (0,)
+    assert cgroups.path(JOB) == "steelyard-test/j1.1"
+
+
+def test_v1_refuses_cores_that_are_not_there_and_says_which_workload() -> None:
+    cgroups = model_v1(ModelKernel(cpus="0-1"))
+    cgroups.prepare((0, 1), (0,))
+    with pytest.raises(EdgeFailed, match=r"j1\.1"):
+        cgroups.make(JOB, Plan(cpus=(5,)))
+
+
+def test_v1_swap_is_limited_together_with_memory() -> None:
+    kernel = ModelKernel()
+    cgroups = model_v1(kernel)
+    cgroups.prepare((0,), (0,))
+    cgroups.make(JOB, Plan(memory_bytes=8192))
+    assert kernel.files["/model/memory/steelyard-test/j1.1/memory.memsw.limit_in_bytes"] == "8192"
+
+
+def test_joining_a_workload_that_was_not_made_is_an_edge_failure() -> None:
+    for cgroups in (model_v1(ModelKernel()), model_v2(ModelKernel())):
+        cgroups.prepare((0,), (0,))
+        with pytest.raises(EdgeFailed, match=r"j1\.1"):
+            cgroups.open_join(JOB)
+
+
+@pytest.mark.parametrize("kill", [True, False])
+def test_v2_enables_controllers_down_the_path_and_puts_best_effort_under_shared(*, kill: bool) -> None:
+    kernel = ModelKernel()
+    cgroups = model_v2(kernel, kill=kill)
+    cgroups.prepare((0, 1), (0,))
+    for folder in ("", "/steelyard-test", "/steelyard-test/shared"):
+        enabled = set(kernel.files[f"/model/unified{folder}/cgroup.subtree_control"].split())
+        assert enabled == {"cpu", "cpuset", "memory", "pids"}, folder
+    cgroups.make(JOB, Plan(share=0.3, memory_bytes=64 << 20))
+    cgroups.make(OTHER, Plan(cpus=(2, 3), memory_nodes=(1,)))
+    assert cgroups.path(JOB) == "steelyard-test/shared/j1.1"
+    assert cgroups.path(OTHER) == "steelyard-test/fn.3.7"
+    assert (cgroups.read(JOB).cpus, cgroups.read(OTHER).cpus, cgroups.read(OTHER).memory_nodes) == ((0, 1), (2, 3), (1,))
+    reading = cgroups.read(JOB)
+    assert (reading.share, reading.memory_peak_bytes, reading.oom_kills) == (0.3, 4096, 3)
+    assert kernel.files["/model/unified/steelyard-test/shared/j1.1/memory.swap.max"] == "0"
+    cgroups.prepare((0,), (0,))
+    assert cgroups.read(JOB).cpus == (0,)
+    assert cgroups.missing == ()
+
+
+def test_v2_names_a_controller_that_processes_in_the_way_keep_from_being_enabled() -> None:
+    kernel = ModelKernel()
+    cgroups = model_v2(kernel)
+    kernel.members["/model/unified"].add(1)
+    cgroups.prepare((0, 1), (0,))
+    assert cgroups.controllers == {"freezer"}
+    assert len(cgroups.missing) == 4
+    assert all("controller can't be enabled" in sentence for sentence in cgroups.missing)
+    cgroups.make(JOB, Plan(share=0.3, memory_bytes=64 << 20))
+    pid = kernel.join(cgroups.open_join(JOB))
+    assert cgroups.pids(JOB) == [pid]
+
+
+@pytest.mark.parametrize("name", ["model-v1", "model-v2", "model-v2-before-kill"])
+def test_a_fork_bomb_dies_because_it_is_frozen_first(name: str) -> None:
+    kernel = ModelKernel()
+    cgroups = MODELS[name](kernel)
+    cgroups.prepare((0,), (0,))
+    cgroups.make(JOB, Plan())
+    fds = cgroups.open_join(JOB)
+    kernel.join(fds)
+    kernel.forks[kernel.descriptors[fds[0]]] = 3
+    cgroups.kill(JOB)
+    assert cgroups.pids(JOB) == []
+
+
+def test_a_process_that_will_not_die_bounds_the_kill_and_blocks_the_removal() -> None:
+    kernel = ModelKernel()
+    cgroups = model_v1(kernel)
+    cgroups.prepare((0,), (0,))
+    cgroups.make(JOB, Plan())
+    kernel.immortal.add(kernel.join(cgroups.open_join(JOB)))
+    before = kernel.clock.mono_ns()
+    cgroups.kill(JOB)
+    assert KILL_NS <= kernel.clock.mono_ns() - before < KILL_NS * 1.1
+    assert cgroups.remove(JOB) is False
+    assert cgroups.workloads() == [JOB]
+    assert kernel.files["/model/freezer/steelyard-test/j1.1/freezer.state"] == "THAWED"
+
+
+def test_v1_a_child_that_died_half_way_through_joining_is_killed_too() -> None:
+    kernel = ModelKernel()
+    cgroups = model_v1(kernel)
+    cgroups.prepare((0,), (0,))
+    cgroups.make(JOB, Plan())
+    kernel.join(cgroups.open_join(JOB)[1:2])
+    assert cgroups.pids(JOB) == []
+    cgroups.kill(JOB)
+    assert cgroups.remove(JOB) is True
+
+
+def test_the_variant_fits_what_is_mounted(tmp_path: Path) -> None:
+    (tmp_path / "proc/self").mkdir(parents=True)
+    (tmp_path / "sys/fs/cgroup").mkdir(parents=True)
+    (tmp_path / "sys/fs/cgroup/cgroup.controllers").write_text("cpuset cpu io memory pids\n")
+    (tmp_path / "proc/self/mountinfo").write_text(
+        "31 23 0:28 / /sys/fs/cgroup rw,nosuid shared:4 - cgroup2 cgroup2 rw,nsdelegate\n"
+    )
+    cgroups = open_cgroups("test", tmp_path)
+    assert isinstance(cgroups, CgroupsV2)
+    assert cgroups.controllers == {"cpu", "cpuset", "memory", "pids", "freezer"}
+    (tmp_path / "proc/self/mountinfo").write_text("")
+    assert isinstance(open_cgroups("test", tmp_path), CgroupsNone)
