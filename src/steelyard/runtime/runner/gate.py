@@ -1,0 +1,175 @@
+"""What stands between the HTTP server and the user's app? The gate: counts what runs, never lets more than `concurrency` run,
+restores the path that the gateway stripped, stamps the first request, and asks clients to leave when this replica should.
+
+The gateway says by header where the function's URL begins (`x-steelyard-prefix`) and when the request arrived
+(`x-steelyard-start`, seconds of the wall clock with microseconds); the app never sees either.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections import deque
+from collections.abc import Awaitable, Callable
+from typing import Any
+
+from . import user
+from .accept import Acceptor
+from .page import Page
+
+READY_PATH = "/.steelyard/ready"
+_PREFIX = b"x-steelyard-prefix"
+_START = b"x-steelyard-start"
+_OURS = b"x-steelyard-"
+_CLOSE = (b"connection", b"close")
+_READY = (
+    {"type": "http.response.start", "status": 200, "headers": [(b"content-type", b"text/plain"), (b"content-length", b"6")]},
+    {"type": "http.response.body", "body": b"ready\n"},
+)
+_ANSWERS = ("http.response.start", "websocket.accept", "websocket.close", "websocket.http.response.start")
+
+Send = Callable[[Any], Awaitable[None]]
+
+
+class Gate:
+    """The ASGI app that the HTTP server sees. `app` is set and `bind` called before the first request."""
+
+    def __init__(self, concurrency: int) -> None:
+        self.app: Any = None
+        self.acceptor: Any = None
+        self.page: Any = None
+        self.concurrency = concurrency
+        self.unbind()
+
+    def bind(self, acceptor: Acceptor, page: Page, private: bool) -> None:
+        """`private`: answer READY_PATH ourselves (this replica listens on a socket of its own, which the gateway doesn't
+        know)."""
+        self.acceptor = acceptor
+        self.page = page
+        self.private = private
+
+    def unbind(self) -> None:
+        """As good as new: nothing seen, nothing running."""
+        self.acceptor = self.page = None
+        self.private = False
+        self.retiring = False
+        self.busy = 0
+        self.on_quiet: Callable[[], None] | None = None
+        self._seen_first = False
+        self._queue: deque[asyncio.Future[None]] = deque()
+
+    async def __call__(self, scope: Any, receive: Any, send: Send) -> None:
+        arrival = b""
+        prefix = b""
+        headers = scope["headers"]
+        for name, value in headers:
+            if name == _START:
+                arrival = value
+            elif name == _PREFIX:
+                prefix = value
+        if arrival or prefix:
+            headers[:] = [header for header in headers if not header[0].startswith(_OURS)]
+        if self.private and scope["path"] == READY_PATH:
+            for message in _READY:
+                await self._closing(send)(message)
+            return
+        if prefix and prefix != b"/":
+            _mount(scope, prefix.rstrip(b"/"))
+        if self.busy >= self.concurrency:
+            await self._turn()
+        self.busy += 1
+        page = self.page
+        page.busy = self.busy
+        page.last_active_ns = time.monotonic_ns()
+        try:
+            if self._seen_first:
+                await self.app(scope, receive, self._closing(send))
+            else:
+                await self._first(scope, receive, send, arrival)
+        finally:
+            self._ended()
+
+    def should_close(self) -> bool:
+        return self.retiring or self.acceptor.someone_waits()
+
+    def _closing(self, send: Send) -> Send:
+        def send_or_close(message: Any) -> Awaitable[None]:
+            if message["type"] == "http.response.start" and self.should_close():
+                message = {**message, "headers": [*message.get("headers", ()), _CLOSE]}
+            return send(message)
+
+        return send_or_close
+
+    async def _first(self, scope: Any, receive: Any, send: Send, arrival: bytes) -> None:
+        """The request that woke this replica: its times go to the ledger."""
+        self._seen_first = True
+        page = self.page
+        page.arrival_us = _microseconds(arrival)
+        page.accepted_ns = max(self.acceptor.first_ns, page.serving_ns)
+        closing = self._closing(send)
+
+        async def stamped(message: Any) -> None:
+            await closing(message)
+            if not page.first_byte_ns and message["type"] in _ANSWERS:
+                self._stamp()
+
+        try:
+            await self.app(scope, receive, stamped)
+        finally:
+            if not page.first_byte_ns:  # it raised, and the server answers 500 now
+                self._stamp()
+
+    def _stamp(self) -> None:
+        phases = user.recorded_phases()
+        user.stop_recording()
+        if phases:
+            self.page.write_phases(phases)
+        self.page.first_byte_ns = time.monotonic_ns()
+
+    async def _turn(self) -> None:
+        """Wait until fewer than `concurrency` run. Only needed where requests outnumber connections: after an answer whose
+        handler still works, or beside a connection that was taken in over the limit."""
+        while self.busy >= self.concurrency:
+            turn: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+            self._queue.append(turn)
+            try:
+                await turn
+            except asyncio.CancelledError:
+                self._pass_on()
+                raise
+
+    def _pass_on(self) -> None:
+        while self._queue:
+            turn = self._queue.popleft()
+            if not turn.done():
+                turn.set_result(None)
+                return
+
+    def _ended(self) -> None:
+        self.busy -= 1
+        page = self.page
+        page.busy = self.busy
+        page.finished += 1
+        page.last_active_ns = time.monotonic_ns()
+        if self._queue:
+            self._pass_on()
+        self.acceptor.answered(self.busy)
+        if not self.busy and self.on_quiet is not None:
+            self.on_quiet()
+
+
+def _mount(scope: Any, prefix: bytes) -> None:
+    """ASGI: `path` holds the whole path, of which `root_path` is the part before the app's own."""
+    text = prefix.decode("latin-1")
+    scope["root_path"] = text
+    scope["path"] = text + scope["path"]
+    scope["raw_path"] = prefix + scope["raw_path"]
+
+
+def _microseconds(seconds: bytes) -> int:
+    """b"1700000000.123456" as an int of microseconds; 0 where that makes no sense."""
+    whole, _, fraction = seconds.partition(b".")
+    try:
+        return int(whole) * 1_000_000 + int(fraction[:6].ljust(6, b"0"))
+    except ValueError:
+        return 0

@@ -1,0 +1,174 @@
+"""What is the user's app, and what did the user ask to run before the first request?
+
+Imports the user's file the way `python FILE` would find its neighbours (its folder first on `sys.path`), takes the attribute,
+checks that it can be an ASGI app, and runs `@sy.enter` hooks. Everything raised by user code leaves as `UserCodeFailed` with
+the traceback that the user should see, without frames of ours.
+"""
+
+from __future__ import annotations
+
+import importlib
+import importlib.util
+import inspect
+import os
+import re
+import sys
+import traceback
+from types import ModuleType
+from typing import Any
+
+RUNNER_FOLDER = os.path.dirname(os.path.abspath(__file__))
+
+
+class UserCodeFailed(Exception):
+    """The user's code can't be served. The text is for the user: a sentence or a traceback."""
+
+
+def load_app(code_dir: str, file: str, attr: str) -> Any:
+    """The object named by `attr` (dots allowed) in `file`, which is relative to `code_dir`."""
+    module = _import_file(code_dir, file)
+    found: Any = module
+    for part in attr.split("."):
+        try:
+            found = getattr(found, part)
+        except AttributeError:
+            raise UserCodeFailed(f"{file} has no attribute '{attr}'.{_candidates(module)}") from None
+    _check_app(found, f"{file}:{attr}")
+    return found
+
+
+def run_hooks(shared: bool) -> list[Any]:
+    """Run the registered hooks of one kind in order. Awaitables returned by per-replica hooks are handed back to be awaited."""
+    sdk = sys.modules.get("steelyard.sdk")
+    pending: list[Any] = []
+    hooks: list[tuple[bool, Any]] = list(getattr(sdk, "hooks", ()))
+    for is_shared, hook in hooks:
+        if is_shared is not shared:
+            continue
+        try:
+            result = hook()
+        except BaseException as err:
+            raise UserCodeFailed(user_traceback(err)) from err
+        if not inspect.isawaitable(result):
+            continue
+        if shared:
+            if inspect.iscoroutine(result):
+                result.close()
+            raise UserCodeFailed(
+                f"@sy.enter(shared=True) on '{getattr(hook, '__qualname__', hook)}': it is a coroutine function, and what "
+                "runs before the fork must not depend on an event loop. Make it a plain function, or use @sy.enter."
+            )
+        pending.append(result)
+    return pending
+
+
+def recorded_phases() -> dict[str, float]:
+    """What `with sy.phase(name)` measured so far, in ms."""
+    return dict(getattr(sys.modules.get("steelyard.sdk"), "recorded", {}))
+
+
+def forget_phases() -> None:
+    """Phases of the template's own start are no part of a replica's wake: begin anew."""
+    sdk = sys.modules.get("steelyard.sdk")
+    if sdk is not None:
+        sdk.recorded.clear()  # type: ignore[attr-defined]
+        sdk.recording = True  # type: ignore[attr-defined]
+
+
+def stop_recording() -> None:
+    """After the first answer phases are not kept any more."""
+    sdk = sys.modules.get("steelyard.sdk")
+    if sdk is not None:
+        sdk.recording = False  # type: ignore[attr-defined]
+
+
+def user_traceback(err: BaseException) -> str:
+    """The traceback from the user's first frame on."""
+    frames = err.__traceback__
+    while frames is not None and _is_ours(frames.tb_frame.f_code.co_filename):
+        frames = frames.tb_next
+    return "".join(traceback.format_exception(type(err), err, frames))
+
+
+def _is_ours(filename: str) -> bool:
+    return filename.startswith((RUNNER_FOLDER, "<frozen importlib"))
+
+
+def _import_file(code_dir: str, file: str) -> ModuleType:
+    path = os.path.join(code_dir, file)
+    if not os.path.isfile(path):
+        raise UserCodeFailed(f"There is no file {file} in the deployed code.")
+    folder, parts = _package_of(path)
+    for entry in dict.fromkeys([code_dir, folder]):
+        if entry not in sys.path:
+            sys.path.insert(0, entry)
+    try:
+        if len(parts) > 1:
+            return importlib.import_module(".".join(parts))
+        return _import_path(parts[0], path)
+    except BaseException as err:
+        raise UserCodeFailed(user_traceback(err)) from err
+
+
+def _import_path(stem: str, path: str) -> ModuleType:
+    name = re.sub(r"\W", "_", stem)
+    if name in sys.modules or name in sys.stdlib_module_names:
+        name = f"{name}_app"  # a file called like a loaded module must not replace it
+    spec = importlib.util.spec_from_file_location(name, path)
+    if spec is None or spec.loader is None:
+        raise UserCodeFailed(f"{os.path.basename(path)} is not a Python file.")
+    module = importlib.util.module_from_spec(spec)
+    sys.modules[name] = module
+    spec.loader.exec_module(module)
+    return module
+
+
+def _package_of(path: str) -> tuple[str, list[str]]:
+    """The folder to put on sys.path and the dotted name: folders with an `__init__.py` belong to the name."""
+    folder, name = os.path.split(path)
+    parts = [os.path.splitext(name)[0]]
+    while os.path.isfile(os.path.join(folder, "__init__.py")):
+        folder, name = os.path.split(folder)
+        parts.insert(0, name)
+    return folder, parts
+
+
+def _candidates(module: ModuleType) -> str:
+    names = [
+        name
+        for name, value in vars(module).items()
+        if not name.startswith("_")
+        and callable(value)
+        and not isinstance(value, type)
+        and getattr(value, "__module__", None) == module.__name__
+    ]
+    return f" Callables in it: {', '.join(sorted(names)[:10])}." if names else ""
+
+
+def _check_app(app: Any, where: str) -> None:
+    if not callable(app):
+        raise UserCodeFailed(
+            f"{where} is not callable: it is of type {type(app).__name__}, and an ASGI app is called with (scope, receive, send)."
+        )
+    try:
+        signature = inspect.signature(app)
+    except (TypeError, ValueError):
+        return  # compiled code that doesn't tell
+    if _takes(signature, 3):
+        return
+    hint = (
+        " It takes two arguments, like a WSGI app: wrap it, for example with a2wsgi's WSGIMiddleware."
+        if _takes(signature, 2)
+        else ""
+    )
+    raise UserCodeFailed(
+        f"{where} can't be called as an ASGI app, app(scope, receive, send): its signature is {signature}.{hint}"
+    )
+
+
+def _takes(signature: inspect.Signature, count: int) -> bool:
+    try:
+        signature.bind(*range(count))
+    except TypeError:
+        return False
+    return True

@@ -1,0 +1,259 @@
+"""A bed for runners: plays the spawner (parent of everything, reaps) and the agent (socket, page, forks) for one function."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import os
+import select
+import signal
+import socket
+import subprocess
+import sys
+import textwrap
+import time
+from collections.abc import Callable, Coroutine, Sequence
+from pathlib import Path
+
+from steelyard.runtime.runner.page import FAILED, SERVING, Page
+from steelyard.runtime.template import Forked, ForkRefused, TemplateClient, TemplateStatus, make_lib_dir, runner_command
+
+READY = b"GET /.steelyard/ready HTTP/1.1\r\nhost: x\r\n\r\n"
+
+
+class Replica:
+    """One replica: its page, its log, and its exit code once it has ended."""
+
+    def __init__(self, bed: Bed, name: str) -> None:
+        self.name = name
+        self.page_path = bed.folder / f"{name}.page"
+        self.log_path = bed.folder / f"{name}.log"
+        self.page = Page.create(self.page_path)
+        self.pid = 0
+
+    @property
+    def log(self) -> str:
+        return self.log_path.read_text()
+
+    def await_page(self, true: Callable[[Page], bool], timeout_s: float = 10.0) -> None:
+        """A page is memory, so there is no event to wait on: look at it often."""
+        deadline = time.monotonic() + timeout_s
+        while not true(self.page):
+            assert time.monotonic() < deadline, f"page: {self.page.read()} {self.page.error}\nlog: {self.log}"
+            time.sleep(0.001)
+
+    def await_serving(self) -> None:
+        self.await_page(lambda page: page.state in (SERVING, FAILED))
+        assert self.page.state == SERVING, self.page.error
+
+    def exit_code(self, timeout_s: float = 10.0) -> int:
+        """Reap it: this process is its parent (a pidfd says when)."""
+        pidfd = os.pidfd_open(self.pid)
+        try:
+            assert select.select([pidfd], [], [], timeout_s)[0], f"{self.name} still runs: {self.page.read()}\n{self.log}"
+        finally:
+            os.close(pidfd)
+        _, status = os.waitpid(self.pid, 0)
+        self.pid = 0
+        return os.waitstatus_to_exitcode(status)
+
+    def retire(self) -> None:
+        os.kill(self.pid, signal.SIGTERM)
+
+
+class Bed:
+    """`code` is written to app.py of a folder of its own. Everything is gone after `close`."""
+
+    def __init__(self, folder: Path, code: str = "", concurrency: int = 8) -> None:
+        self.folder = folder
+        folder.mkdir(parents=True, exist_ok=True)
+        self.code = folder / "code"
+        self.code.mkdir()
+        self.concurrency = concurrency
+        if code:
+            self.write("app.py", code)
+        self.socket_path = folder / "fn"
+        self.listener = socket.socket(socket.AF_UNIX)
+        self.listener.bind(str(self.socket_path))
+        self.listener.listen(4096)
+        self.listener.setblocking(False)
+        self.template_log = folder / "template.log"
+        self.template: subprocess.Popen[bytes] | None = None
+        self.client = TemplateClient(folder / "control")
+        self.replicas: list[Replica] = []
+
+    def write(self, name: str, code: str) -> None:
+        path = self.code / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(textwrap.dedent(code))
+
+    def command(self, mode: str, **more: object) -> tuple[list[str], dict[str, str]]:
+        config = {key: more.pop(key) for key in list(more) if key in ("ahead", "compiled", "fork")}
+        settings: dict[str, object] = {
+            "file": "app.py",
+            "attr": "app",
+            "code_dir": str(self.code),
+            "concurrency": self.concurrency,
+            "python": sys.executable,
+        }
+        settings |= more
+        python = str(settings.pop("python"))
+        argv, env = runner_command(
+            python,
+            mode=mode,
+            function="fn",
+            revision=1,
+            lib_dir=make_lib_dir(self.folder / "lib"),
+            **settings,  # type: ignore[arg-type]
+        )
+        env["STEELYARD_RUNNER"] = json.dumps(json.loads(env["STEELYARD_RUNNER"]) | config)
+        return argv, {"PATH": os.environ["PATH"], **env}
+
+    def start_template(self, env: dict[str, str] | None = None, **settings: object) -> None:
+        control = socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+        control.bind(str(self.folder / "control"))
+        control.listen(8)
+        argv, own = self.command("template", control_fd=control.fileno(), **settings)
+        with control, self.template_log.open("ab") as log:
+            self.template = subprocess.Popen(
+                argv,
+                env=own | (env or {}),
+                pass_fds=[control.fileno()],
+                stdin=subprocess.DEVNULL,
+                stdout=log,
+                stderr=log,
+                cwd="/",
+            )
+
+    async def ready(self, timeout_s: float = 20.0) -> TemplateStatus:
+        return await self.client.status(timeout_s)
+
+    async def fork(self, **more: object) -> Replica | ForkRefused:
+        replica = self._replica()
+        page = os.open(replica.page_path, os.O_RDWR)
+        log = os.open(replica.log_path, os.O_WRONLY | os.O_APPEND | os.O_CREAT, 0o600)
+        listener = more.pop("listener", self.listener)
+        assert isinstance(listener, socket.socket)
+        try:
+            forked = await self.client.fork(
+                replica=replica.name,
+                listen_fd=listener.fileno(),
+                page_fd=page,
+                stdout_fd=log,
+                stderr_fd=log,
+                **more,  # type: ignore[arg-type]
+            )
+        finally:
+            os.close(page)
+            os.close(log)
+        if isinstance(forked, Forked):
+            replica.pid = forked.pid
+            return replica
+        return forked
+
+    async def wake(self, **more: object) -> Replica:
+        """A replica that serves."""
+        replica = await self.fork(**more)
+        assert isinstance(replica, Replica), replica
+        await asyncio.to_thread(replica.await_serving)
+        return replica
+
+    def start_plain(self, env: dict[str, str] | None = None, **settings: object) -> Replica:
+        """The plain road."""
+        replica = self._replica()
+        page = os.open(replica.page_path, os.O_RDWR)
+        fds = [self.listener.fileno(), page]
+        argv, own = self.command("replica", listen_fd=fds[0], page_fd=fds[1], **settings)
+        self.run_as(replica, argv, own | (env or {}), fds)
+        os.close(page)
+        return replica
+
+    def run_as(self, replica: Replica, argv: Sequence[str], env: dict[str, str], fds: Sequence[int]) -> None:
+        with replica.log_path.open("ab") as log:
+            child = subprocess.Popen(
+                argv, env=env, pass_fds=fds, stdin=subprocess.DEVNULL, stdout=log, stderr=log, cwd="/", start_new_session=True
+            )
+        replica.pid = child.pid
+        child.returncode = 0  # reaped by Replica.exit_code, not by Popen
+
+    def _replica(self) -> Replica:
+        replica = Replica(self, f"r{len(self.replicas)}")
+        self.replicas.append(replica)
+        return replica
+
+    def connect(self, listener: socket.socket | None = None) -> socket.socket:
+        client = socket.socket(socket.AF_UNIX)
+        client.settimeout(10)
+        client.connect((listener or self.listener).getsockname())
+        return client
+
+    def get(self, path: str = "/", headers: str = "", client: socket.socket | None = None) -> tuple[int, dict[str, str], bytes]:
+        """One request. Status, headers, body."""
+        connection = client or self.connect()
+        connection.sendall(f"GET {path} HTTP/1.1\r\nhost: x\r\n{headers}\r\n".encode())
+        try:
+            return read_answer(connection)
+        finally:
+            if client is None:
+                connection.close()
+
+    def close(self) -> None:
+        for replica in self.replicas:
+            if replica.pid:
+                os.kill(replica.pid, signal.SIGKILL)
+                os.waitpid(replica.pid, 0)
+            replica.page.close()
+        self.listener.close()
+        if self.template is not None:
+            if self.template.poll() is None:
+                self.template.terminate()
+            self.template.wait(10)
+        # the spare sees its template go and ends; it is a child of this process
+        deadline = time.monotonic() + 5
+        while time.monotonic() < deadline:
+            try:
+                if os.waitpid(-1, os.WNOHANG)[0] == 0:
+                    time.sleep(0.001)
+            except ChildProcessError:
+                break
+
+
+def read_answer(connection: socket.socket) -> tuple[int, dict[str, str], bytes]:
+    """One answer with a content-length or in chunks. ConnectionError when the connection ends before it."""
+    data = b""
+    while b"\r\n\r\n" not in data:
+        data += _more(connection)
+    head, _, body = data.partition(b"\r\n\r\n")
+    lines = head.decode("latin-1").split("\r\n")
+    headers = {name.lower(): value.strip() for name, _, value in (line.partition(":") for line in lines[1:])}
+    if "content-length" in headers:
+        while len(body) < int(headers["content-length"]):
+            body += _more(connection)
+    elif headers.get("transfer-encoding") == "chunked":
+        while not body.endswith(b"0\r\n\r\n"):
+            body += _more(connection)
+    return int(lines[0].split()[1]), headers, body
+
+
+def _more(connection: socket.socket) -> bytes:
+    data = connection.recv(65536)
+    if not data:
+        raise ConnectionError("the connection ended before the answer")
+    return data
+
+
+def on_template(bed: Bed, story: Callable[[], Coroutine[object, object, None]], **settings: object) -> None:
+    """Start the bed's template, run the story with a connected client, end everything."""
+
+    async def run() -> None:
+        bed.start_template(**settings)  # type: ignore[arg-type]
+        await bed.client.connect()
+        try:
+            await story()
+        finally:
+            bed.client.close()
+
+    try:
+        asyncio.run(run())
+    finally:
+        bed.close()
