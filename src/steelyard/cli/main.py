@@ -32,7 +32,7 @@ class Entry(NamedTuple):
 
 COMMANDS: dict[str, Entry] = {
     "up": Entry("Steelyard", "steelyard.cli.up:up", "Start Steelyard on this machine, or find it running."),
-    "down": Entry("Steelyard", "steelyard.cli.down:down", "Stop Steelyard and end all its work."),
+    "down": Entry("Steelyard", "steelyard.cli.up:down", "Stop Steelyard and end all its work."),
     "status": Entry("Steelyard", "steelyard.cli.status:status", "Show programs, addresses and whether all is well."),
     "machine": Entry("Steelyard", "steelyard.cli.machine:machine", "Show this machine: cores, memory, devices, isolation."),
     "run": Entry("Jobs", "steelyard.cli.run:run", "Run a command as a job, with its output and exit code."),

@@ -102,7 +102,7 @@ def load_record(paths: Paths, name: str) -> ProgramRecord | None:
     """The record, or None where there is none or it can't be trusted (the mark finds the program then)."""
     try:
         return msgspec.json.decode((paths.programs / f"{name}.json").read_bytes(), type=ProgramRecord)
-    except (FileNotFoundError, msgspec.MsgspecError):
+    except (OSError, msgspec.MsgspecError):
         return None
 
 

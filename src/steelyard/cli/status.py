@@ -72,7 +72,7 @@ def status(home: Path | None, as_json: bool) -> None:
     if state == "stopped":
         raise Unreachable(f"Steelyard at {paths.home} is not running. `steelyard up` starts it.")
     if any("API" in sentence for sentence in missing):
-        raise Unreachable(f"{'; '.join(missing).capitalize()}. Work that runs goes on. {paths.program_logs} says more.")
+        raise Unreachable(f"Not all answers: {'; '.join(missing)}. Work that runs goes on. {paths.program_logs} says more.")
 
 
 def observe_programs(paths: Paths) -> list[ProgramStatus]:

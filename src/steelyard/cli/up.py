@@ -35,7 +35,7 @@ from steelyard.cli.session import find_paths, home_option
 from steelyard.cli.supervisor import Supervisor
 from steelyard.clock import Clock, SystemClock
 from steelyard.config import Paths, Settings, load_settings
-from steelyard.errors import Refused, SteelyardError
+from steelyard.errors import EdgeFailed, Refused, SteelyardError
 
 #: a supervisor that was told to stop ends all work first: grace of programs, grace of work, and some
 DOWN_S = 40.0
@@ -76,6 +76,7 @@ def up(
 ) -> None:
     paths, clock = find_paths(home), SystemClock()
     options = UpOptions(port, gateway_port, host, tls_cert, tls_key, work_uid)
+    _check_gateway_is_there()
     running = any(find_program(paths, name, clock) is not None for name in ("server", "envoy"))
     settings = prepare_home(paths, options, running)
     lock_fd = lock_home(paths)
@@ -144,6 +145,16 @@ def down(home: Path | None) -> None:
     end_everything(paths, clock, say)
     os.close(lock_fd)
     say(f"Steelyard is down. State and logs stay in {paths.home}.")
+
+
+def _check_gateway_is_there() -> None:
+    """Asked before anything is made."""
+    from steelyard.gateway.envoy import envoy_binary
+
+    try:
+        envoy_binary()
+    except EdgeFailed as err:
+        raise Refused(f"{err.public} Nothing was started.", code=err.code) from err
 
 
 def _prepare_gateway(paths: Paths, settings: Settings, clock: Clock) -> list[str]:

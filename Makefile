@@ -1,0 +1,29 @@
+# The two commands: `make demo` shows everything on this machine, `make test` runs every test. Each sets up what is missing.
+
+.PHONY: setup test check demo down bench docs
+
+setup:
+	@PYTHON="$(PYTHON)" tools/setup.sh
+
+# ARGS="-k supervisor" chooses tests
+test: setup
+	.venv/bin/python -m pytest $(ARGS)
+
+check: setup
+	.venv/bin/ruff check .
+	.venv/bin/ruff format --check .
+	.venv/bin/basedpyright
+	.venv/bin/lint-imports
+	.venv/bin/python tools/check_budgets.py src tests tools
+
+demo: setup
+	@.venv/bin/python examples/demo/demo.py
+
+down:
+	@if [ -x .venv/bin/steelyard ]; then .venv/bin/steelyard down; else echo "Nothing is set up, so nothing runs."; fi
+
+bench: setup
+	.venv/bin/python -m bench $(ARGS)
+
+docs: setup
+	.venv/bin/python tools/render_docs.py
