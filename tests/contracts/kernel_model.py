@@ -37,7 +37,7 @@ V2_FILES = {
 
 
 class ModelKernel(CgroupFiles):
-    """`forks` processes are born in a group with each look at it while it is neither frozen nor empty: a fork bomb."""
+    """`forks` says how many processes are born in a group between a look at it and the kill, unless it is frozen: a fork bomb."""
 
     def __init__(self, cpus: str = "0-7", mems: str = "0-1") -> None:
         self.clock = VirtualClock()
@@ -112,10 +112,6 @@ class ModelKernel(CgroupFiles):
         return self.files.get(path)
 
     def pids(self, folder: str) -> list[int]:
-        if self.forks.get(folder) and self.members.get(folder) and not self._frozen(folder):
-            for _ in range(self.forks[folder]):
-                self._next += 1
-                self.members[folder].add(self._next)
         found = set(self.members.get(folder, ()))
         for name in self.groups(folder):
             found.update(self.pids(f"{folder}/{name}"))
@@ -131,7 +127,7 @@ class ModelKernel(CgroupFiles):
         text = text.strip()
         self.writes.append((path, text))
         if name == "cgroup.kill":
-            self.send(self.pids(folder), 9)
+            self._end(self.pids(folder))
             return
         if name == "cgroup.subtree_control":
             self._enable(folder, text.removeprefix("+"))
@@ -190,11 +186,17 @@ class ModelKernel(CgroupFiles):
         return self._next
 
     def send(self, pids: Iterable[int], signum: int) -> None:
-        for pid in pids:
-            self.signals.append((pid, signum))
-            if signum == 9 and pid not in self.immortal:
-                for members in self.members.values():
-                    members.discard(pid)
+        for folder, count in self.forks.items():
+            if self.members.get(folder) and not self._frozen(folder):
+                self.members[folder].update(range(self._next + 1, self._next + 1 + count))
+                self._next += count
+        self.signals.extend((pid, signum) for pid in pids)
+        if signum == 9:
+            self._end(pids)
+
+    def _end(self, pids: Iterable[int]) -> None:
+        for members in self.members.values():
+            members.difference_update(set(pids) - self.immortal)
 
     def wait(self) -> None:
         self.clock.advance(0.001)
