@@ -154,6 +154,8 @@ def apply_attempt(job: Job, seen: AttemptFacts, now: int) -> Change | None:
             return _apply_not_started(job, seen, now)
         case "unknown":
             reason = seen.reason or Reason.EXIT_UNKNOWN
+            if reason is Reason.NODE_LOST:
+                return None if job.state is JobState.FAILED else lose_job(job, seen.detail, now)
             if job.state is JobState.UNKNOWN and job.reason is reason and job.detail == seen.detail:
                 return None
             return _move(job, JobState.UNKNOWN, reason.value, reason=reason, detail=seen.detail)

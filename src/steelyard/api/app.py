@@ -1,0 +1,111 @@
+"""How do the parts become one ASGI application? `make_app` joins store, loops, hub and routes; nothing here decides anything.
+
+The application's lifespan is the loops': they start before the first request and end after the last.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import logging
+from collections.abc import AsyncGenerator, Callable
+from pathlib import Path
+from typing import Any
+
+from litestar import Litestar
+from litestar.datastructures import State
+from steelyard.api.agents import AgentHub
+from steelyard.api.auth import TokenGate
+from steelyard.api.bundles import BUNDLE_ROUTES
+from steelyard.api.document import get_document
+from steelyard.api.functions import FUNCTION_ROUTES
+from steelyard.api.jobs import JOB_ROUTES
+from steelyard.api.keys import KEY_ROUTES
+from steelyard.api.problems import answer_error
+from steelyard.api.services import Services
+from steelyard.api.status import STATUS_ROUTES
+from steelyard.clock import Clock
+from steelyard.config import Settings
+from steelyard.control.answers import AnswersLoop
+from steelyard.control.assignment import AssignmentLoop
+from steelyard.control.driver import Driver
+from steelyard.control.jobs import JobsLoop
+from steelyard.control.reports import ReportsLoop
+from steelyard.control.watch import Watch
+from steelyard.store import Store
+
+_log = logging.getLogger("steelyard.api")
+
+#: JSON bodies; bundles have a limit of their own
+BODY_MAX_BYTES = 2 << 20
+
+ROUTES = (*STATUS_ROUTES, *JOB_ROUTES, *FUNCTION_ROUTES, *BUNDLE_ROUTES, *KEY_ROUTES)
+
+
+class App:
+    """The ASGI callable, and what its process needs to end it in order."""
+
+    def __init__(self, services: Services, asgi: Any) -> None:
+        self.services = services
+        self._asgi = asgi
+
+    async def __call__(self, scope: Any, receive: Any, send: Any) -> None:
+        await self._asgi(scope, receive, send)
+
+    def stop(self) -> None:
+        """Answer every long poll with what it has and close the agent's connection, so that the server can end at once."""
+        self.services.watch.stop()
+        self.services.hub.stop()
+
+
+def make_app(
+    *,
+    store: Store,
+    clock: Clock,
+    settings: Settings,
+    bundles: Path,
+    admin_token: str,
+    agent_token: str,
+    epoch: int,
+    root: bool,
+    on_failure: Callable[[BaseException], None],
+) -> App:
+    """`epoch` is this start's (`control.assignment.begin_epoch`); `on_failure` hears when the loops ended by themselves, after which
+    the process should end too."""
+    watch = Watch()
+    hub = AgentHub(store, clock)
+    jobs = JobsLoop(store, clock, watch)
+    driver = Driver(
+        (jobs, AssignmentLoop(store, hub), ReportsLoop(store, hub, clock, watch), AnswersLoop(store, clock))
+    )
+    hub.attach(driver.poke)
+    services = Services(store, clock, settings, bundles, hub, driver, jobs, watch, epoch, root)
+
+    @contextlib.asynccontextmanager
+    async def run_loops(app: Litestar) -> AsyncGenerator[None, None]:
+        del app
+
+        def ended(task: asyncio.Task[None]) -> None:
+            if not task.cancelled() and (err := task.exception()) is not None:
+                _log.critical("the control loops ended: %s", err)
+                on_failure(err)
+
+        task = asyncio.create_task(driver.run(), name="driver")
+        task.add_done_callback(ended)
+        try:
+            yield
+        finally:
+            task.cancel()
+            await asyncio.gather(task, return_exceptions=True)
+
+    app = Litestar(
+        route_handlers=[*ROUTES, get_document],
+        exception_handlers={Exception: answer_error},
+        lifespan=[run_loops],
+        state=State({"services": services, "described": ROUTES}),
+        openapi_config=None,
+        request_max_body_size=BODY_MAX_BYTES,
+        logging_config=None,
+        debug=False,
+    )
+    return App(services, TokenGate(app, admin_token, agent_token))

@@ -1,0 +1,120 @@
+"""Routes of uploaded code: content-addressed, so that an upload is true or refused, and repeating it changes nothing.
+
+A bundle is a tar.gz named by its sha256. It is written beside its final name, checked, synced and moved in (R12).
+"""
+
+from __future__ import annotations
+
+import asyncio
+import errno
+import hashlib
+import os
+import re
+import secrets
+from pathlib import Path
+from typing import Annotated, Any
+
+from litestar import Request, Response, get, head, put
+from litestar.datastructures import ResponseHeader
+from litestar.openapi.datastructures import ResponseSpec
+from litestar.params import Parameter
+from litestar.response import File
+
+from steelyard.api.problems import errors
+from steelyard.api.services import services_of
+from steelyard.config import sync_folder
+from steelyard.errors import EdgeFailed, NoRoom, NotFound, Refused
+
+BUNDLE_MAX_BYTES = 256 << 20
+
+_SHA256 = re.compile(r"[0-9a-f]{64}")
+
+Sha256 = Annotated[str, Parameter(pattern="^[0-9a-f]{64}$", description="The sha256 of the bundle, in hex.")]
+_BYTES = {200: ResponseSpec(data_container=bytes, generate_examples=False, media_type="application/gzip", description="The bundle")}
+
+
+def bundle_path(folder: Path, sha256: str) -> Path:
+    return folder / f"{sha256}.tar.gz"
+
+
+@head("/v1/bundles/{sha256:str}", responses=errors(404))
+async def head_bundle(request: Request[Any, Any, Any], sha256: Sha256) -> Response[None]:
+    """Is it here already?"""
+    _find(request, sha256)
+    return Response(None, media_type="text/plain")
+
+
+@get("/v1/bundles/{sha256:str}", media_type="application/gzip", responses={**errors(404), **_BYTES})
+async def get_bundle(request: Request[Any, Any, Any], sha256: Sha256) -> File:
+    path = _find(request, sha256)
+    return File(path, filename=path.name, media_type="application/gzip")
+
+
+@put(
+    "/v1/bundles/{sha256:str}",
+    status_code=204,
+    request_max_body_size=BUNDLE_MAX_BYTES,
+    responses=errors(413, 422, 502, 507),
+    response_headers=[ResponseHeader(name="content-length", value="0", documentation_only=True)],
+)
+async def put_bundle(request: Request[Any, Any, Any], sha256: Sha256) -> Response[None]:
+    """Upload code as a tar.gz; the content must have the sha256 that the path names."""
+    folder = services_of(request).bundles
+    path = bundle_path(folder, sha256)
+    temp = folder / f".{sha256[:16]}.{secrets.token_hex(4)}.part"
+    try:
+        found = await _receive(request, temp)
+        if found != sha256:
+            raise Refused(f"The upload's sha256 is {found}, not the one in the path. Upload it again.", code="bundle-mismatch")
+        await asyncio.to_thread(_move_in, temp, path)
+    except OSError as err:
+        if err.errno in (errno.ENOSPC, errno.EDQUOT):
+            raise NoRoom("The server's disk is full; the bundle was not stored.", code="disk-full") from err
+        raise EdgeFailed("The bundle could not be stored.", code="bundle-failed", detail=f"{path}: {err}") from err
+    finally:
+        temp.unlink(missing_ok=True)
+    return Response(None, status_code=204)
+
+
+async def _receive(request: Request[Any, Any, Any], temp: Path) -> str:
+    """Stream the body to `temp`; returns its sha256. Never holds more than a chunk in memory."""
+    digest = hashlib.sha256()
+    size = 0
+    first = b""
+    fd = os.open(temp, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
+    try:
+        async for chunk in request.stream():
+            size += len(chunk)
+            if size > BUNDLE_MAX_BYTES:
+                raise Refused(f"A bundle is at most {BUNDLE_MAX_BYTES >> 20} MiB.", code="body-too-large")
+            if len(first) < 2:
+                first += chunk[:2]
+            digest.update(chunk)
+            await asyncio.to_thread(_write, fd, chunk)
+        if first[:2] != b"\x1f\x8b":
+            raise Refused("A bundle is a tar.gz, and this is no gzip.", code="bad-bundle")
+        await asyncio.to_thread(os.fsync, fd)
+    finally:
+        os.close(fd)
+    return digest.hexdigest()
+
+
+def _write(fd: int, chunk: bytes) -> None:
+    view = memoryview(chunk)
+    while view:
+        view = view[os.write(fd, view) :]
+
+
+def _move_in(temp: Path, path: Path) -> None:
+    os.rename(temp, path)
+    sync_folder(path.parent)
+
+
+def _find(request: Request[Any, Any, Any], sha256: str) -> Path:
+    path = bundle_path(services_of(request).bundles, sha256)
+    if not _SHA256.fullmatch(sha256) or not path.exists():
+        raise NotFound(f"There is no bundle {sha256}.")
+    return path
+
+
+BUNDLE_ROUTES = (head_bundle, get_bundle, put_bundle)

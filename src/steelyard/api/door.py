@@ -1,0 +1,169 @@
+"""Is what was asked for possible at all? Pure checks at the door, before anything is stored. Findings, never exceptions.
+
+What only the kernel or the user's code can tell (the command exists, the module imports) is not checked here. What fits the
+machine but not now is no finding: it waits in the queue.
+"""
+
+from __future__ import annotations
+
+import math
+import re
+from collections.abc import Mapping, Sequence
+
+import msgspec
+
+from steelyard.model.function import FunctionSpec
+from steelyard.model.ids import JOB_NAME, NAME
+from steelyard.model.job import JobSpec, Resources
+from steelyard.model.machine import Machine
+from steelyard.placement.machine import Refusal, place
+from steelyard.wire.spawn import PACKET_MAX
+
+#: what POSIX shells can name, plus the dots and dashes that some programs use
+_ENV_NAME = re.compile(r"[A-Za-z_][A-Za-z0-9_.-]{0,254}")
+_SHA256 = re.compile(r"[0-9a-f]{64}")
+_ATTRIBUTE = re.compile(r"[^\W\d]\w*(\.[^\W\d]\w*)*")
+#: the kernel's limit for one argument or variable (MAX_ARG_STRLEN), with its final NUL
+_STRING_MAX = 131_071
+#: arguments and environment travel to the spawner in one packet; the rest of it needs some room
+_COMMAND_MAX = PACKET_MAX - 20_000
+_SECONDS_MAX = 30 * 24 * 3600
+_REPLICAS_MAX = 1000
+#: listen(4096): more connections than that can't wait at one socket
+_CONCURRENCY_MAX = 4096
+_MEMORY_MIN = 1 << 20
+
+
+class Finding(msgspec.Struct, frozen=True):
+    #: stable, scripted against
+    code: str
+    text: str
+
+
+def check_job(spec: JobSpec, machine: Machine | None, root: bool) -> list[Finding]:
+    """`machine` is None until the first agent came; then only what no machine could do is found."""
+    findings: list[Finding] = []
+    if not JOB_NAME.fullmatch(spec.name):
+        findings.append(
+            Finding("bad-name", "a job's name has 1 to 100 characters and neither slashes nor control characters")
+        )
+    if not spec.argv:
+        findings.append(Finding("no-command", "there is no command to run: argv is empty"))
+    findings += _check_command(spec.argv, spec.env)
+    findings += _check_folder("cwd", spec.cwd)
+    findings += _check_resources(spec.resources, machine)
+    findings += _check_root(spec.as_root, root)
+    return findings
+
+
+def check_function(name: str, spec: FunctionSpec, machine: Machine | None, root: bool) -> list[Finding]:
+    findings: list[Finding] = []
+    if not NAME.fullmatch(name):
+        text = f"{name!r} can't be a function's name: it becomes a host name, so use up to 63 of a-z, 0-9 and -, with no - at the ends"
+        findings.append(Finding("bad-name", text))
+    findings += _check_program(spec)
+    findings += _check_command(spec.argv, spec.env)
+    if spec.resources.exclusive:
+        findings.append(Finding("exclusive-function", "functions share the common cores; whole cores are for jobs"))
+    findings += _check_resources(spec.resources, machine)
+    findings += _check_replicas(spec)
+    findings += _check_root(spec.as_root, root)
+    return findings
+
+
+def check_fields(raw: bytes, model: type[msgspec.Struct]) -> list[Finding]:
+    """Names inside `spec` that no field has: a misspelt option is named instead of silently dropped."""
+    spec = msgspec.json.decode(raw, type=dict[str, object]).get("spec")
+    if not isinstance(spec, dict):
+        return []
+    unknown = sorted(set(spec) - set(model.__struct_fields__))
+    resources = spec.get("resources")
+    if isinstance(resources, dict):
+        unknown += [f"resources.{name}" for name in sorted(set(resources) - set(Resources.__struct_fields__))]
+    return [Finding("unknown-field", f"spec has no field {name!r}") for name in unknown]
+
+
+def _check_program(spec: FunctionSpec) -> list[Finding]:
+    findings: list[Finding] = []
+    if (spec.file is not None) == bool(spec.argv):
+        findings.append(Finding("no-program", "a function is either file and attr (an ASGI app) or argv (a program)"))
+    if spec.file is not None:
+        parts = spec.file.split("/")
+        if not spec.file or spec.file.startswith("/") or ".." in parts or "\0" in spec.file or len(spec.file) > 1024:
+            findings.append(Finding("bad-file", "file is a path inside the bundle, with no .. in it"))
+        if spec.attr is None or len(spec.attr) > 255 or not _ATTRIBUTE.fullmatch(spec.attr):
+            findings.append(Finding("bad-attr", "attr names the ASGI app inside the file, such as `app`"))
+        if spec.port is not None:
+            findings.append(Finding("bad-port", "port is for programs (argv); an ASGI app gets its socket from Steelyard"))
+        if not spec.python:
+            findings.append(Finding("bad-python", "python must name the interpreter of the function's environment"))
+    if spec.python:
+        findings += [Finding("bad-python", finding.text) for finding in _check_folder("python", spec.python)]
+    if spec.port is not None and not 1 <= spec.port <= 65535:
+        findings.append(Finding("bad-port", "port must be between 1 and 65535"))
+    if spec.bundle is None and spec.cwd is None:
+        findings.append(Finding("no-code", "a function needs its code: a bundle, or a cwd to run in"))
+    if spec.bundle is not None and not _SHA256.fullmatch(spec.bundle):
+        findings.append(Finding("bad-bundle", "a bundle is named by its sha256, 64 hex digits"))
+    if spec.cwd is not None:
+        findings += _check_folder("cwd", spec.cwd)
+    return findings
+
+
+def _check_replicas(spec: FunctionSpec) -> list[Finding]:
+    findings: list[Finding] = []
+    if not 0 <= spec.replicas_min <= spec.replicas_max:
+        findings.append(Finding("bad-replicas", "replicas_min must be at least 0 and at most replicas_max"))
+    if not 1 <= spec.replicas_max <= _REPLICAS_MAX:
+        findings.append(Finding("bad-replicas", f"replicas_max must be between 1 and {_REPLICAS_MAX}"))
+    if not 1 <= spec.concurrency <= _CONCURRENCY_MAX:
+        findings.append(Finding("bad-concurrency", f"concurrency must be between 1 and {_CONCURRENCY_MAX}"))
+    for name, value in (("idle_timeout_s", spec.idle_timeout_s), ("startup_deadline_s", spec.startup_deadline_s)):
+        if not 0 < value <= _SECONDS_MAX:
+            findings.append(Finding("bad-timeout", f"{name} must be more than 0 and at most {_SECONDS_MAX} seconds"))
+    return findings
+
+
+def _check_resources(asked: Resources, machine: Machine | None) -> list[Finding]:
+    findings: list[Finding] = []
+    if not math.isfinite(asked.cpus) or asked.cpus <= 0:
+        findings.append(Finding("bad-cpus", "cpus must be more than 0"))
+    elif asked.exclusive and not asked.cpus.is_integer():
+        findings.append(Finding("bad-cpus", "exclusive cores are whole: cpus must be a whole number"))
+    if asked.memory_bytes is not None and not _MEMORY_MIN <= asked.memory_bytes < 1 << 60:
+        findings.append(Finding("bad-memory", "memory must be at least 1 MiB and less than 1 EiB"))
+    if findings or machine is None:
+        return findings
+    answer = place(machine, (), asked)
+    if isinstance(answer, Refusal):
+        findings += [Finding(reason.value, answer.detail) for reason in answer.reasons]
+    return findings
+
+
+def _check_command(argv: Sequence[str], env: Mapping[str, str]) -> list[Finding]:
+    findings: list[Finding] = []
+    if argv and not argv[0]:
+        findings.append(Finding("no-command", "the command's first word is empty"))
+    for name in env:
+        if not _ENV_NAME.fullmatch(name):
+            findings.append(Finding("bad-env", f"{name[:80]!r} can't be the name of an environment variable"))
+    words = (*argv, *(f"{name}={value}" for name, value in env.items()))
+    if any("\0" in word for word in words):
+        findings.append(Finding("nul-byte", "arguments and environment can't hold NUL characters"))
+    sizes = [len(word.encode(errors="surrogatepass")) for word in words]
+    if any(size > _STRING_MAX for size in sizes) or sum(sizes) + 8 * len(sizes) > _COMMAND_MAX:
+        text = f"arguments and environment are too long: {_STRING_MAX} bytes each, about {_COMMAND_MAX} in all; put them into a file"
+        findings.append(Finding("command-too-long", text))
+    return findings
+
+
+def _check_folder(field: str, path: str) -> list[Finding]:
+    if not path.startswith("/") or "\0" in path or len(path) > 4096:
+        return [Finding("bad-path", f"{field} must be an absolute path")]
+    return []
+
+
+def _check_root(asked: bool, root: bool) -> list[Finding]:
+    if asked and not root:
+        return [Finding("not-root", "as_root needs a Steelyard that runs as root; this one does not")]
+    return []

@@ -1,0 +1,133 @@
+"""What has a workload written since the given offsets? A long poll: it answers when there is data, when no more will come, or when
+the wait is over.
+
+The agent is asked (logs are files on its machine). While a client waits the agent is asked again every 50 ms, slower when nothing
+comes; a commit that ends the job wakes the wait at once, so that short jobs are answered without any poll.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Awaitable, Callable
+
+import msgspec
+
+from steelyard.api.services import Services
+from steelyard.api.views import function_view, job_view
+from steelyard.control.watch import wait_for
+from steelyard.errors import NotFound, Unreachable
+from steelyard.model.ids import DEFAULT_PROJECT, FunctionName, JobId
+from steelyard.model.reason import Reason
+from steelyard.store import Tx
+from steelyard.wire.agent import Ask
+from steelyard.wire.api import LogChunk
+
+POLL_FIRST_S = 0.05
+POLL_MAX_S = 0.25
+#: how long a wait is at most; clients ask again
+WAIT_MAX_S = 60.0
+
+_LIMIT = Ask.__struct_defaults__[-1]
+
+
+class Source(msgspec.Struct, frozen=True):
+    """Whose log it is, as of one reading of the store."""
+
+    #: what the agent calls it; None when nothing was ever started
+    workload: str | None
+    #: no process of it will write any more
+    ended: bool
+    exit_code: int | None
+    state: str
+    reason: str | None
+    detail: str
+
+
+async def follow_job(services: Services, job: str, offsets: tuple[int, int], wait_s: float) -> LogChunk:
+    async def read() -> Source:
+        row = await services.store.read(lambda tx: tx.job(JobId(job)))
+        if row is None:
+            raise NotFound(f"There is no job {job}. `steelyard ps` lists them.")
+        view = job_view(row, services.hub.lost)
+        workload = row.attempt_id if row.attempt else None
+        return Source(workload, row.state.terminal, row.exit_code, view.state, view.reason, view.detail)
+
+    return await _follow(services, f"job/{job}", read, offsets, wait_s)
+
+
+async def follow_function(services: Services, name: str, offsets: tuple[int, int], wait_s: float) -> LogChunk:
+    def load(tx: Tx) -> Source:
+        row = tx.function(DEFAULT_PROJECT, FunctionName(name))
+        if row is None:
+            raise NotFound(f"There is no function {name}. `steelyard functions` lists them.")
+        view = function_view(row, services.settings, services.hub.lost)
+        return Source(name, False, None, view.state, view.reason, view.detail)
+
+    async def read() -> Source:
+        return await services.store.read(load)
+
+    return await _follow(services, f"function/{name}", read, offsets, wait_s)
+
+
+async def _follow(
+    services: Services, subject: str, read: Callable[[], Awaitable[Source]], offsets: tuple[int, int], wait_s: float
+) -> LogChunk:
+    deadline_ns = services.clock.mono_ns() + int(wait_s * 1e9)
+    poll_s = POLL_FIRST_S
+    with services.watch.subscribe(subject) as news:
+        while True:
+            # the state is read before the log: what a job that had ended by then wrote is all in the log
+            source = await read()
+            left_s = (deadline_ns - services.clock.mono_ns()) / 1e9
+            over = left_s <= 0 or services.watch.stopping
+            try:
+                chunk = await _read_both(services, source, offsets)
+            except Unreachable:
+                if wait_s <= 0:
+                    raise
+                # a client that follows shall survive a restart of the agent: it gets nothing, and asks again
+                chunk = _empty(source, offsets, silent=True)
+            if chunk.stdout or chunk.stderr or chunk.ended or over:
+                return chunk
+            if await wait_for(news, min(left_s, poll_s if source.workload else left_s)):
+                poll_s = POLL_FIRST_S
+            else:
+                poll_s = min(POLL_MAX_S, poll_s * 1.5)
+
+
+async def _read_both(services: Services, source: Source, offsets: tuple[int, int]) -> LogChunk:
+    if source.workload is None:
+        return _empty(source, offsets)
+    out, err = await asyncio.gather(
+        services.hub.ask("log", source.workload, "stdout", offsets[0]),
+        services.hub.ask("log", source.workload, "stderr", offsets[1]),
+    )
+    # a full answer means that there may be more behind it; a log that was never written is an error, and empty
+    more = len(out.data) >= _LIMIT or len(err.data) >= _LIMIT
+    ended = source.ended and not more
+    return LogChunk(
+        stdout=out.data,
+        stderr=err.data,
+        stdout_offset=offsets[0] if out.error else out.next_offset,
+        stderr_offset=offsets[1] if err.error else err.next_offset,
+        ended=ended,
+        exit_code=source.exit_code if ended else None,
+        state=source.state,
+        reason=source.reason,
+        detail=source.detail,
+    )
+
+
+def _empty(source: Source, offsets: tuple[int, int], silent: bool = False) -> LogChunk:
+    ended = source.ended and not silent
+    return LogChunk(
+        stdout=b"",
+        stderr=b"",
+        stdout_offset=offsets[0],
+        stderr_offset=offsets[1],
+        ended=ended,
+        exit_code=source.exit_code if ended else None,
+        state=source.state,
+        reason=Reason.AGENT_UNREACHABLE.value if silent else source.reason,
+        detail="the machine's agent is not connected; its logs can't be read now" if silent else source.detail,
+    )

@@ -1,0 +1,25 @@
+"""Is a request's form right before its content is looked at? Content type, and findings of the door turned into a refusal."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+from litestar import Request
+
+from steelyard.api.door import Finding
+from steelyard.errors import Refused
+
+
+async def require_json(request: Request[Any, Any, Any]) -> None:
+    """Bodies are JSON and say so: a browser's form can't be taken for one."""
+    kind = request.headers.get("content-type", "").partition(";")[0].strip().lower()
+    if kind != "application/json":
+        raise Refused("The body must be JSON: send it with Content-Type: application/json.", code="unsupported-media-type")
+
+
+def refuse_findings(findings: Sequence[Finding]) -> None:
+    """Raise for the first finding's code, with every finding's text."""
+    if findings:
+        texts = list(dict.fromkeys(finding.text for finding in findings))
+        raise Refused("; ".join(texts), code=findings[0].code)

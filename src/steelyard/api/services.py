@@ -1,0 +1,45 @@
+"""What may a handler reach? One struct, put into the application's state by `make_app`."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, cast
+
+import msgspec
+
+from steelyard.api.agents import AgentHub
+from steelyard.clock import Clock
+from steelyard.config import Settings
+from steelyard.control.driver import Driver
+from steelyard.control.jobs import JobsLoop
+from steelyard.control.watch import Watch
+from steelyard.model.job import Owner
+from steelyard.store import Store
+
+if TYPE_CHECKING:
+    from litestar import Request, WebSocket
+
+
+class Services(msgspec.Struct, frozen=True):
+    store: Store
+    clock: Clock
+    settings: Settings
+    #: folder of uploaded code, <sha256>.tar.gz
+    bundles: Path
+    hub: AgentHub
+    driver: Driver
+    jobs: JobsLoop
+    watch: Watch
+    #: this server's epoch
+    epoch: int
+    #: the platform runs as root, so that work may be asked to
+    root: bool
+
+    @property
+    def owner(self) -> Owner:
+        """Who the admin token stands for."""
+        return Owner(self.settings.admin_user, self.settings.admin_uid)
+
+
+def services_of(request: Request[Any, Any, Any] | WebSocket[Any, Any, Any]) -> Services:
+    return cast("Services", request.app.state["services"])

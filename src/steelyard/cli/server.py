@@ -1,0 +1,164 @@
+"""How is the server program put together? Store, loops, API and uvicorn in one process; the only place that builds them for real.
+
+`run_server` returns when the server was asked to end (SIGTERM, SIGINT), which takes less than two seconds even with long polls and
+the agent's connection open. It raises `Refused` (bad address, port in use, no tokens) or `StoreDamaged` before anything is
+served, and what ended the loops when they ended by themselves.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import errno
+import ipaddress
+import os
+import socket
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from steelyard.config import Paths, Settings
+from steelyard.errors import Refused
+
+if TYPE_CHECKING:
+    from types import FrameType
+
+    from steelyard.api.app import App
+    from steelyard.store.sql import SqlStore
+
+#: seconds that requests in flight may still take after SIGTERM
+GRACE_S = 1
+#: a connection that vanished without a word is noticed after these together
+_PING_INTERVAL_S, _PING_TIMEOUT_S = 5.0, 10.0
+
+
+def run_server(paths: Paths, settings: Settings) -> None:
+    _check_address(settings)
+    admin_token = _read_token(paths.admin_token)
+    agent_token = _read_token(paths.agent_token)
+    listening = _listen(settings)
+    try:
+        import uvloop
+
+        with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
+            runner.run(_serve(paths, settings, listening, admin_token, agent_token))
+    finally:
+        listening.close()
+
+
+async def _serve(paths: Paths, settings: Settings, listening: socket.socket, admin_token: str, agent_token: str) -> None:
+    # imported here: `steelyard --help` and the checks above need none of it
+    from steelyard.api.app import make_app
+    from steelyard.clock import SystemClock
+    from steelyard.control.assignment import begin_epoch
+    from steelyard.store.sql import open_store
+
+    paths.store.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
+    paths.bundles.mkdir(mode=0o700, parents=True, exist_ok=True)
+    _remove_parts(paths.bundles)
+    store: SqlStore = open_store(paths.store)  # blocks; nothing is served yet
+    try:
+        failures: list[BaseException] = []
+        app = make_app(
+            store=store,
+            clock=SystemClock(),
+            settings=settings,
+            bundles=paths.bundles,
+            admin_token=admin_token,
+            agent_token=agent_token,
+            epoch=await begin_epoch(store),
+            root=os.geteuid() == 0,
+            on_failure=failures.append,
+        )
+        await _run_uvicorn(app, settings, listening, failures)
+        if failures:
+            raise failures[0]
+    finally:
+        await store.close()
+
+
+async def _run_uvicorn(app: App, settings: Settings, listening: socket.socket, failures: list[BaseException]) -> None:
+    import uvicorn
+
+    class Server(uvicorn.Server):
+        """Ends long polls and the agent's connection as soon as the end is asked for, instead of waiting for them."""
+
+        def handle_exit(self, sig: int, frame: FrameType | None) -> None:
+            loop.call_soon_threadsafe(app.stop)
+            super().handle_exit(sig, frame)
+
+        async def on_tick(self, counter: int) -> bool:
+            if failures:
+                app.stop()
+                return True
+            return await super().on_tick(counter)
+
+    loop = asyncio.get_running_loop()
+    config = uvicorn.Config(
+        app,
+        loop="none",
+        http="httptools",
+        ws="websockets-sansio",
+        lifespan="on",
+        log_level="warning",
+        access_log=False,
+        server_header=False,
+        proxy_headers=False,
+        timeout_graceful_shutdown=GRACE_S,
+        timeout_keep_alive=75,
+        ws_ping_interval=_PING_INTERVAL_S,
+        ws_ping_timeout=_PING_TIMEOUT_S,
+        # frames go to the same machine or over a short link: deflating them costs latency and memory
+        ws_per_message_deflate=False,
+        ssl_certfile=settings.tls_cert,
+        ssl_keyfile=settings.tls_key,
+    )
+    await Server(config).serve(sockets=[listening])
+
+
+def _listen(settings: Settings) -> socket.socket:
+    """Bound before anything else is opened, so that a port in use changes nothing."""
+    host, port = settings.api_host, settings.api_port
+    family = socket.AF_INET6 if ":" in host else socket.AF_INET
+    listening = socket.socket(family, socket.SOCK_STREAM)
+    try:
+        listening.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        listening.bind((host, port))
+        listening.listen(2048)
+    except OSError as err:
+        listening.close()
+        if err.errno == errno.EADDRINUSE:
+            text = f"Port {port} on {host} is in use by another program. Stop that program, or start Steelyard with another --port."
+            raise Refused(text, code="port-in-use") from err
+        raise Refused(f"The API can't listen on {host} port {port}: {os.strerror(err.errno or 0)}.", code="bad-address") from err
+    listening.setblocking(False)
+    return listening
+
+
+def _check_address(settings: Settings) -> None:
+    if settings.tls_cert and settings.tls_key:
+        return
+    try:
+        loopback = settings.api_host == "localhost" or ipaddress.ip_address(settings.api_host).is_loopback
+    except ValueError:
+        loopback = False
+    if not loopback:
+        text = (
+            f"The API may not listen on {settings.api_host} without TLS: tokens would cross the network in clear text. "
+            "Give a certificate and its key (--tls-cert, --tls-key), or listen on 127.0.0.1."
+        )
+        raise Refused(text, code="tls-required")
+
+
+def _read_token(path: Path) -> str:
+    try:
+        token = path.read_text().strip()
+    except (OSError, UnicodeDecodeError) as err:
+        raise Refused(f"The token file {path} can't be read ({err}). `steelyard up` makes it.", code="no-token") from err
+    if len(token) < 16:
+        raise Refused(f"The token in {path} is too short to be safe. Remove the file; `steelyard up` makes a new one.", code="no-token")
+    return token
+
+
+def _remove_parts(bundles: Path) -> None:
+    """Uploads that a killed server left unfinished."""
+    for part in bundles.glob(".*.part"):
+        part.unlink(missing_ok=True)

@@ -1,0 +1,48 @@
+"""What keeps desired and observed together? One file per loop, each with `load` (store to facts), `decide` (pure) and `carry_out`
+(decision to store or agent), and a small class that joins the three for `driver.py`.
+
+Loops are level-triggered: an activation takes no input and reads everything anew. They never retry inside and never sleep.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Protocol
+
+from steelyard.wire.agent import Assignment, Report
+
+#: names of the loops, for pokes
+JOBS = "jobs"
+ASSIGNMENT = "assignment"
+REPORTS = "reports"
+
+
+class Loop(Protocol):
+    """What the driver runs."""
+
+    @property
+    def name(self) -> str: ...
+    @property
+    def tick_s(self) -> float:
+        """Activated at least this often, poked or not."""
+        ...
+
+    async def activate(self) -> Sequence[str]:
+        """Read, decide, carry out, once. Returns the names of loops that should look again now."""
+        ...
+
+
+class AgentLink(Protocol):
+    """The agent as the loops see it (`api/agents.py` holds the connection)."""
+
+    def newest_report(self) -> Report | None:
+        """The newest report that was not acknowledged yet. Reports are complete, so older ones are not needed."""
+        ...
+
+    def acknowledge(self, report: Report) -> None:
+        """The report is committed."""
+        ...
+
+    def offer(self, assignment: Assignment) -> None:
+        """Send it now, and to every agent that connects later until a newer one is offered. Never blocks."""
+        ...

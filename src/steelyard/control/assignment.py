@@ -1,0 +1,118 @@
+"""What should the agent be doing? Renders everything desired of it into one `Assignment`.
+
+The generation is persistent and goes up only when the content changed, and once at the first look after a start, because what
+was sent before it is not remembered. The epoch is the server's: it goes up once per start (R10), so that an agent refuses what an
+older server still says. Never waits for the agent.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import msgspec
+
+from steelyard.control import ASSIGNMENT, AgentLink
+from steelyard.control.jobs import HOLDING
+from steelyard.model.function import ApiKey, Function
+from steelyard.model.job import Job
+from steelyard.store import Store, Tx
+from steelyard.wire.agent import AssignedFunction, AssignedJob, Assignment
+
+
+class Seen(msgspec.Struct, frozen=True):
+    jobs: tuple[Job, ...]
+    functions: tuple[Function, ...]
+    keys: tuple[ApiKey, ...]
+    epoch: int
+    #: what this server offered last
+    offered: Assignment | None
+
+
+class Actions(msgspec.Struct, frozen=True):
+    """The content to send (its generation is given on commit); None when the agent has it already."""
+
+    assignment: Assignment | None
+
+
+class Report(msgspec.Struct, frozen=True):
+    offered: Assignment | None
+
+
+async def begin_epoch(store: Store) -> int:
+    """Once per start of the server, before any loop runs."""
+    return await store.write(lambda tx: tx.bump("epoch"))
+
+
+async def load(store: Store, offered: Assignment | None) -> Seen:
+    def read(tx: Tx) -> Seen:
+        return Seen(tuple(tx.jobs(HOLDING)), tuple(tx.functions()), tuple(tx.keys()), tx.counter("epoch"), offered)
+
+    return await store.read(read)
+
+
+def decide(seen: Seen, now: int) -> Actions:
+    """`now` is not used: what should run does not depend on the time."""
+    del now
+    rendered = render_assignment(seen)
+    if seen.offered is not None and rendered == msgspec.structs.replace(seen.offered, generation=0):
+        return Actions(None)
+    return Actions(rendered)
+
+
+def render_assignment(seen: Seen) -> Assignment:
+    """Oldest first; generation 0 stands for "not committed yet"."""
+    return Assignment(
+        epoch=seen.epoch,
+        generation=0,
+        jobs=tuple(
+            AssignedJob(
+                attempt=job.attempt_id,
+                job=job.id,
+                project=job.project,
+                owner=job.owner,
+                spec=job.spec,
+                plan=job.plan,
+                stop_signal=job.stop_signal,
+                stop_grace_s=job.stop_grace_s,
+            )
+            for job in seen.jobs
+            if job.plan is not None
+        ),
+        functions=tuple(
+            AssignedFunction(
+                name=function.name,
+                project=function.project,
+                owner=function.owner,
+                revision=function.revision,
+                spec=function.spec,
+            )
+            for function in seen.functions
+        ),
+        keys=tuple(key.secret for key in seen.keys),
+    )
+
+
+async def carry_out(store: Store, agents: AgentLink, actions: Actions) -> Report:
+    if actions.assignment is None:
+        return Report(None)
+    generation = await store.write(lambda tx: tx.bump("assignment"))
+    assignment = msgspec.structs.replace(actions.assignment, generation=generation)
+    agents.offer(assignment)
+    return Report(assignment)
+
+
+class AssignmentLoop:
+    name = ASSIGNMENT
+    tick_s = 5.0
+
+    def __init__(self, store: Store, agents: AgentLink) -> None:
+        self._store = store
+        self._agents = agents
+        self._offered: Assignment | None = None
+
+    async def activate(self) -> Sequence[str]:
+        actions = decide(await load(self._store, self._offered), 0)
+        report = await carry_out(self._store, self._agents, actions)
+        if report.offered is not None:
+            self._offered = report.offered
+        return ()

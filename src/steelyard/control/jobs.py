@@ -1,0 +1,132 @@
+"""Which queued jobs get a plan now? The only place that turns QUEUED into STARTING.
+
+`carry_out` is the one applier: inside the transaction it reads what runs once more and drops every plan that no longer fits or
+whose job moved on; the next activation decides anew.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import msgspec
+
+from steelyard.clock import Clock
+from steelyard.control import ASSIGNMENT, JOBS
+from steelyard.control.changes import commit_change
+from steelyard.control.watch import Watch
+from steelyard.lifecycle.job import Change, explain_wait, refuse_job, start_job
+from steelyard.model.job import Job, JobState, Plan, Resources
+from steelyard.model.machine import Machine
+from steelyard.placement.machine import check_plan
+from steelyard.scheduling.fifo import decide_starts
+from steelyard.store import Store, Tx
+
+#: states in which an attempt holds, or may hold, its resources
+HOLDING = frozenset({JobState.STARTING, JobState.RUNNING, JobState.STOPPING, JobState.UNKNOWN})
+
+
+class Seen(msgspec.Struct, frozen=True):
+    queued: tuple[Job, ...]
+    holding: tuple[tuple[Resources, Plan], ...]
+    machine: Machine | None
+
+
+class Actions(msgspec.Struct, frozen=True):
+    """Pairs of the job as it was seen and its change."""
+
+    starts: tuple[tuple[Job, Change], ...] = ()
+    others: tuple[tuple[Job, Change], ...] = ()
+    now: int = 0
+
+
+class Report(msgspec.Struct, frozen=True):
+    started: tuple[Job, ...] = ()
+    #: ended without ever running
+    refused: tuple[Job, ...] = ()
+    #: plans and explanations dropped because the store had moved on
+    skipped: int = 0
+
+
+async def load(store: Store) -> Seen:
+    return await store.read(_load)
+
+
+def decide(seen: Seen, now: int) -> Actions:
+    if not seen.queued:
+        return Actions(now=now)
+    decision = decide_starts(seen.queued, seen.holding, seen.machine)
+    jobs = {job.id: job for job in seen.queued}
+    starts = tuple((jobs[job], start_job(jobs[job], plan)) for job, plan in decision.starts)
+    others = [(jobs[why.job], refuse_job(jobs[why.job], why.reason, why.detail, now)) for why in decision.never]
+    for why in decision.waits:
+        change = explain_wait(jobs[why.job], why.reason, why.detail)
+        if change is not None:
+            others.append((jobs[why.job], change))
+    return Actions(starts, tuple(others), now)
+
+
+async def carry_out(store: Store, actions: Actions) -> Report:
+    if not actions.starts and not actions.others:
+        return Report()
+    return await store.write(lambda tx: _commit(tx, actions))
+
+
+class JobsLoop:
+    name = JOBS
+    tick_s = 5.0
+
+    def __init__(self, store: Store, clock: Clock, watch: Watch) -> None:
+        self._store = store
+        self._clock = clock
+        self._watch = watch
+        #: jobs that waited when it last looked; the door bounds the queue by it
+        self.queued = 0
+
+    async def activate(self) -> Sequence[str]:
+        seen = await load(self._store)
+        report = await carry_out(self._store, decide(seen, self._clock.now_us()))
+        self.queued = len(seen.queued) - len(report.started) - len(report.refused)
+        for job in (*report.started, *report.refused):
+            self._watch.notify(f"job/{job.id}")
+        pokes = [ASSIGNMENT] if report.started else []
+        if report.skipped or report.refused:
+            pokes.append(JOBS)
+        return pokes
+
+
+def _load(tx: Tx) -> Seen:
+    queued = tx.jobs({JobState.QUEUED})
+    if not queued:
+        return Seen((), (), None)
+    return Seen(tuple(queued), _holding(tx), tx.machine())
+
+
+def _holding(tx: Tx) -> tuple[tuple[Resources, Plan], ...]:
+    return tuple((job.spec.resources, job.plan) for job in tx.jobs(HOLDING) if job.plan is not None)
+
+
+def _commit(tx: Tx, actions: Actions) -> Report:
+    started: list[Job] = []
+    refused: list[Job] = []
+    skipped = 0
+    machine = tx.machine()
+    held = list(_holding(tx)) if actions.starts else []
+    for before, change in actions.starts:
+        demand, plan = before.spec.resources, change.job.plan
+        if change.error or plan is None or machine is None or _moved_on(tx, before) or check_plan(machine, held, demand, plan):
+            skipped += 1
+            continue
+        commit_change(tx, before, change, actions.now)
+        held.append((demand, plan))
+        started.append(change.job)
+    for before, change in actions.others:
+        if _moved_on(tx, before):
+            skipped += 1
+        elif commit_change(tx, before, change, actions.now) and change.job.state.terminal:
+            refused.append(change.job)
+    return Report(tuple(started), tuple(refused), skipped)
+
+
+def _moved_on(tx: Tx, before: Job) -> bool:
+    stored = tx.job(before.id)
+    return stored is None or stored.generation != before.generation

@@ -1,0 +1,171 @@
+"""What do the agent's observations change? Applies its newest report; the acknowledgement goes out after the commit.
+
+A report that changes nothing costs one read and no fsync. When the machine restarted (`greet` saw another boot id), what had been
+handed out is in doubt until the first report of the new boot: attempts that it doesn't name ended with the old boot.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import msgspec
+
+from steelyard.clock import Clock
+from steelyard.control import ASSIGNMENT, JOBS, REPORTS, AgentLink
+from steelyard.control.changes import commit_change
+from steelyard.control.watch import Watch
+from steelyard.lifecycle.job import Change, apply_attempt, doubt_job, lose_job
+from steelyard.model.function import Function
+from steelyard.model.ids import DEFAULT_PROJECT, JobId
+from steelyard.model.job import Job, JobState
+from steelyard.model.machine import Machine
+from steelyard.model.reason import Reason
+from steelyard.store import Event, Store, Tx
+from steelyard.wire import agent as wire
+
+
+class Seen(msgspec.Struct, frozen=True):
+    report: wire.Report
+    machine: Machine | None
+    #: the jobs that the report names, and those in doubt since a restart of the machine
+    jobs: tuple[Job, ...]
+    functions: tuple[Function, ...]
+
+
+class Actions(msgspec.Struct, frozen=True):
+    report: wire.Report
+    jobs: tuple[tuple[Job, Change], ...] = ()
+    functions: tuple[Function, ...] = ()
+    #: lines of history about functions
+    events: tuple[Event, ...] = ()
+    now: int = 0
+
+
+class Report(msgspec.Struct, frozen=True):
+    jobs: tuple[Job, ...] = ()
+    functions: tuple[Function, ...] = ()
+
+
+async def greet(store: Store, machine: Machine, now: int) -> bool:
+    """An agent said hello: store its machine. True when the machine restarted since it was last seen; then every attempt that had
+    been handed out is in doubt."""
+
+    def commit(tx: Tx) -> bool:
+        known = tx.machine()
+        if known == machine:
+            return False
+        restarted = known is not None and (known.id, known.boot_id) != (machine.id, machine.boot_id)
+        tx.put_machine(machine)
+        text = "restarted" if restarted else "seen"
+        tx.add_event(Event(now, DEFAULT_PROJECT, "", "machine", machine.id, f"{text}, boot {machine.boot_id}"))
+        if restarted:
+            for job in tx.jobs({JobState.STARTING, JobState.RUNNING, JobState.STOPPING}):
+                change = doubt_job(job, "the machine restarted; waiting for its agent to say what became of it")
+                if change is not None:
+                    commit_change(tx, job, change, now)
+        return restarted
+
+    return await store.write(commit)
+
+
+async def load(store: Store, report: wire.Report) -> Seen:
+    def read(tx: Tx) -> Seen:
+        jobs = {job.id: job for job in tx.jobs({JobState.UNKNOWN}) if job.reason is Reason.NODE_LOST}
+        for attempt in report.attempts:
+            job = tx.job(JobId(attempt.attempt.rpartition(".")[0]))
+            if job is not None:
+                jobs[job.id] = job
+        return Seen(report, tx.machine(), tuple(jobs.values()), tuple(tx.functions()) if report.functions else ())
+
+    return await store.read(read)
+
+
+def decide(seen: Seen, now: int) -> Actions:
+    report = seen.report
+    if seen.machine is None or (report.machine, report.boot_id) != (seen.machine.id, seen.machine.boot_id):
+        # not from the machine and boot that said hello last: nothing in it is about what runs now
+        return Actions(report, now=now)
+    attempts = {JobId(attempt.attempt.rpartition(".")[0]): attempt for attempt in report.attempts}
+    jobs: list[tuple[Job, Change]] = []
+    for job in seen.jobs:
+        attempt = attempts.get(job.id)
+        if attempt is not None:
+            change = apply_attempt(job, attempt, now)
+        else:
+            change = lose_job(job, "the machine restarted while it ran; submit it again", now)
+        if change is not None:
+            jobs.append((job, change))
+    functions: list[Function] = []
+    events: list[Event] = []
+    stored = {function.name: function for function in seen.functions}
+    for observed in report.functions:
+        before = stored.get(observed.name)
+        after = None if before is None else apply_function(before, observed)
+        if before is None or after is None:
+            continue
+        functions.append(after)
+        if (after.state, after.routed_revision) != (before.state, before.routed_revision):
+            text = f"{before.state.value} -> {after.state.value}, revision {after.revision}, routed {after.routed_revision}"
+            events.append(Event(now, after.project, after.owner.user, "function", after.name, text))
+    return Actions(report, tuple(jobs), tuple(functions), tuple(events), now)
+
+
+def apply_function(before: Function, seen: wire.FunctionSeen) -> Function | None:
+    """The function as the agent sees it; None when the row says so already. What an agent says of an older revision tells what
+    gets traffic, but nothing about the newest one's state."""
+    after = msgspec.structs.replace(
+        before,
+        routed_revision=seen.routed_revision,
+        replicas=seen.replicas,
+        waking=seen.waking,
+        queued=seen.queued,
+    )
+    if seen.revision == before.revision:
+        after = msgspec.structs.replace(after, state=seen.state, reason=seen.reason, detail=seen.detail)
+    if after == before:
+        return None
+    return msgspec.structs.replace(after, generation=before.generation + 1)
+
+
+async def carry_out(store: Store, actions: Actions) -> Report:
+    """Raises Conflict when a row moved on since it was read; nothing is stored then."""
+    if not (actions.jobs or actions.functions or actions.report.coldstarts):
+        return Report()
+
+    def commit(tx: Tx) -> Report:
+        changed = [change.job for job, change in actions.jobs if commit_change(tx, job, change, actions.now)]
+        for function in actions.functions:
+            tx.put_function(function)
+        for event in actions.events:
+            tx.add_event(event)
+        tx.add_coldstarts(actions.report.coldstarts)
+        return Report(tuple(changed), actions.functions)
+
+    return await store.write(commit)
+
+
+class ReportsLoop:
+    name = REPORTS
+    tick_s = 30.0
+
+    def __init__(self, store: Store, agents: AgentLink, clock: Clock, watch: Watch) -> None:
+        self._store = store
+        self._agents = agents
+        self._clock = clock
+        self._watch = watch
+
+    async def activate(self) -> Sequence[str]:
+        report = self._agents.newest_report()
+        if report is None:
+            return ()
+        seen = await load(self._store, report)
+        done = await carry_out(self._store, decide(seen, self._clock.now_us()))
+        self._agents.acknowledge(report)
+        for job in done.jobs:
+            self._watch.notify(f"job/{job.id}")
+        for function in done.functions:
+            self._watch.notify(f"function/{function.name}")
+        if any(job.state.terminal or job.state is JobState.QUEUED for job in done.jobs):
+            return (JOBS, ASSIGNMENT)
+        # a report that came while this one was committed has poked this loop already
+        return ()
