@@ -1,0 +1,79 @@
+"""Is this `GatewayDesired` one that Envoy can be given? A list of findings, empty when it is; never raises.
+
+Finds what Envoy would accept and then answer with 404 or 503, and what it would reject as a whole because of one entry.
+Never reads the clock, the disk or the network.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+
+import msgspec
+
+from steelyard.gateway import Cluster, GatewayDesired, Route
+from steelyard.model.ids import NAME
+
+#: sun_path of a Unix socket address is 108 bytes with its final zero
+SOCKET_PATH_BYTES_MAX = 107
+#: an unsigned 32-bit number in Envoy; far below is already nonsense
+LIMIT_MAX = 10_000_000
+
+
+class Finding(msgspec.Struct, frozen=True):
+    """One thing that is wrong. `code` is stable, `subject` the cluster, route, key or port it is about."""
+
+    code: str
+    subject: str
+    message: str
+
+
+def check_gateway(desired: GatewayDesired) -> list[Finding]:
+    """Everything wrong with `desired`, in the order of its entries."""
+    findings: list[Finding] = []
+    for name, count in Counter(cluster.name for cluster in desired.clusters).items():
+        if count > 1:
+            findings.append(Finding("cluster-twice", name, f"cluster {name} is there {count} times"))
+    for function, count in Counter(route.function for route in desired.routes).items():
+        if count > 1:
+            findings.append(Finding("route-twice", function, f"function {function} is routed {count} times"))
+    for cluster in desired.clusters:
+        findings += _check_cluster(cluster)
+    known = {cluster.name for cluster in desired.clusters}
+    for route in desired.routes:
+        findings += _check_route(route, known)
+    for number, key in enumerate(desired.keys):
+        if not key or not key.isascii() or not key.isprintable() or " " in key:
+            # the number, not the key: findings end in logs
+            findings.append(Finding("key-unsafe", f"key {number}", "a key must be printable ASCII without spaces"))
+    return findings
+
+
+def _check_cluster(cluster: Cluster) -> list[Finding]:
+    findings: list[Finding] = []
+    function, _, revision = cluster.name.partition(".")
+    if not NAME.fullmatch(function) or not revision.isascii() or not revision.isdigit():
+        findings.append(Finding("name-unsafe", cluster.name, f"{cluster.name!r} is not <function>.<revision>"))
+    path = cluster.socket_path
+    if not path.startswith("/") or "\0" in path:
+        findings.append(Finding("socket-path", cluster.name, f"{path!r} is not an absolute path"))
+    elif len(path.encode()) > SOCKET_PATH_BYTES_MAX:
+        findings.append(Finding("socket-path", cluster.name, f"{path} is longer than {SOCKET_PATH_BYTES_MAX} bytes"))
+    limits = {"connections_max": cluster.connections_max, "pending_max": cluster.pending_max}
+    if cluster.requests_per_connection is not None:
+        limits["requests_per_connection"] = cluster.requests_per_connection
+    for field, value in limits.items():
+        if not 1 <= value <= LIMIT_MAX:
+            findings.append(Finding("limit", cluster.name, f"{field} is {value}, outside 1..{LIMIT_MAX}"))
+    if not 0.001 <= cluster.idle_timeout_s <= 86_400:
+        findings.append(Finding("limit", cluster.name, f"idle_timeout_s is {cluster.idle_timeout_s}, outside 0.001..86400"))
+    return findings
+
+
+def _check_route(route: Route, known: set[str]) -> list[Finding]:
+    findings: list[Finding] = []
+    if not NAME.fullmatch(route.function):
+        findings.append(Finding("name-unsafe", route.function, f"{route.function!r} is not a name of a function"))
+    if route.cluster not in known:
+        findings.append(Finding("route-nowhere", route.function, f"function {route.function} is routed to {route.cluster}, "
+                                "which is no cluster"))
+    return findings

@@ -1,0 +1,362 @@
+"""Which files make Envoy carry out a `GatewayDesired`? Structs and settings in, JSON bytes out.
+
+Three files: the bootstrap (listener, filters, limits; changes only with the settings or this module), `cds.json` with every
+cluster and `rds.json` with every route. One file each, because Envoy spends an inotify instance per watched file and the
+kernel allows 128 per user. Their `version_info` is a hash of the content, which Envoy shows again once it has accepted it.
+
+Never reads the clock, the disk or the network.
+
+Choices that are easy to undo by accident:
+- Every timeout of a request is 0: a quiet stream, a long queue and a slow model are all legitimate (rule 8).
+- Retry only on `connect-failure`, from our policy alone: `x-envoy-*` headers of a client, which could ask for retries and
+  deadlines, are taken away first (a retry on reset ran a crashing POST three times).
+- The key filter is on by default and switched off for public routes, so that what is forgotten is refused, not open.
+- Paths are looked up in a trie: 1,000 functions tested one after the other cost more than the whole request.
+- Paths are not normalized: the app sees what the client sent, and since a function is found by its literal first segment and
+  everything behind it goes to that function, `..` reaches no other function.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
+
+import msgspec
+
+from steelyard.config import Settings
+from steelyard.gateway import Cluster, GatewayDesired, Route
+
+Json = dict[str, object]
+
+LISTENER = "gateway"
+ROUTES = "functions"
+KEY_FILTER = "envoy.filters.http.rbac"
+#: what Envoy counts at all; a counter costs memory for each cluster
+STATS_KEPT_PREFIXES = ("cluster_manager.cds.", f"http.{LISTENER}.rds.")
+STATS_KEPT_SUFFIXES = (".upstream_rq_pending_active",)
+#: clients connected at once; the next one is not accepted until one leaves
+CLIENTS_MAX = 20_000
+BUFFER_BYTES = 256 * 1024
+CONNECT_TIMEOUT_S = 5
+RETRY_AFTER_S = 1
+#: when the kernel refuses a connection (nobody listens, or the backlog is full); nothing was sent yet
+RETRIES = 3
+#: circuit breakers that must never trip: what is bounded is connections and the queue
+UNBOUNDED = 1_000_000_000
+
+_TYPE = "type.googleapis.com/"
+_HTTP_PROTOCOL = "envoy.extensions.upstreams.http.v3.HttpProtocolOptions"
+
+
+def render_bootstrap(settings: Settings, admin_socket: Path, folder: Path, node: str) -> bytes:
+    """Envoy's start-up file: it finds clusters and routes in `folder`, and answers its admin on `admin_socket` (mode 0600)."""
+    listener = _listener(settings, {"rds": {"route_config_name": ROUTES, "config_source": _source(folder, "rds.json")}})
+    bootstrap = _bootstrap(node, listener) | {
+        "admin": {"address": {"pipe": {"path": str(admin_socket), "mode": 0o600}}},
+        "dynamic_resources": {"cds_config": _source(folder, "cds.json")},
+    }
+    return _pretty(bootstrap)
+
+
+def render_static(settings: Settings, desired: GatewayDesired, node: str) -> bytes:
+    """The same content with clusters and routes inlined, for `envoy --mode validate`, which reads no dynamic file."""
+    bootstrap = _bootstrap(node, _listener(settings, {"route_config": _route_config(desired)}))
+    resources = bootstrap["static_resources"]
+    assert isinstance(resources, dict)
+    resources["clusters"] = [_cluster(cluster) for cluster in desired.clusters]
+    return _pretty(bootstrap)
+
+
+def render_clusters(clusters: Iterable[Cluster], kept: Mapping[str, Json] | None = None) -> bytes:
+    """`cds.json`. `kept` are resources of an earlier file, by name, that must stay although `clusters` has them no more."""
+    resources = {cluster.name: _typed("envoy.config.cluster.v3.Cluster", _cluster(cluster)) for cluster in clusters}
+    for name, resource in (kept or {}).items():
+        resources.setdefault(name, resource)
+    return _discovery([resources[name] for name in sorted(resources)])
+
+
+def render_routes(desired: GatewayDesired) -> bytes:
+    """`rds.json`. Holds the API keys: mode 0600."""
+    return _discovery([_typed("envoy.config.route.v3.RouteConfiguration", _route_config(desired))])
+
+
+def shape_of(desired: GatewayDesired) -> str:
+    """What of `desired` decides whether Envoy can understand it, apart from names and numbers that `check_gateway` judges.
+    Two states of one shape differ only in how many there are of each kind."""
+    clusters = sorted({cluster.requests_per_connection is not None for cluster in desired.clusters})
+    routes = sorted({route.public for route in desired.routes})
+    return repr((clusters, routes, bool(desired.keys)))
+
+
+def version_of(file: bytes) -> str:
+    """The `version_info` a rendered file carries; empty for what is not one of ours."""
+    try:
+        return msgspec.json.decode(file, type=_Version).version_info
+    except msgspec.MsgspecError:
+        return ""
+
+
+def resources_of(file: bytes) -> dict[str, Json]:
+    """The resources of a rendered `cds.json` by name; empty when it cannot be read."""
+    try:
+        return {str(resource["name"]): resource for resource in msgspec.json.decode(file, type=_Resources).resources}
+    except (msgspec.MsgspecError, KeyError):
+        return {}
+
+
+class _Version(msgspec.Struct):
+    version_info: str
+
+
+class _Resources(msgspec.Struct):
+    resources: list[dict[str, object]]
+
+
+def _discovery(resources: Sequence[Json]) -> bytes:
+    body = msgspec.json.encode(resources)
+    version = hashlib.sha256(body).hexdigest()[:16]
+    return b'{"version_info":"' + version.encode() + b'","resources":' + body + b"}\n"
+
+
+def _pretty(document: Json) -> bytes:
+    return msgspec.json.format(msgspec.json.encode(document), indent=1) + b"\n"
+
+
+def _typed(kind: str, message: Json) -> Json:
+    return {"@type": _TYPE + kind, **message}
+
+
+def _seconds(seconds: float) -> str:
+    """A protobuf duration; Envoy reads a decimal number of seconds."""
+    return f"{seconds:.3f}s"
+
+
+def _source(folder: Path, name: str) -> Json:
+    # no watched_directory: with it every move in the folder, ours of the other file too, makes Envoy read this one again. By
+    # itself the path is watched by name in its folder, so moves are seen all the same
+    return {"resource_api_version": "V3", "path_config_source": {"path": str(folder / name)}}
+
+
+def _bootstrap(node: str, listener: Json) -> Json:
+    kept = [{"prefix": prefix} for prefix in STATS_KEPT_PREFIXES] + [{"suffix": suffix} for suffix in STATS_KEPT_SUFFIXES]
+    return {
+        "node": {"id": node, "cluster": "steelyard"},
+        "static_resources": {"listeners": [listener]},
+        # tags are for exporters; pulling them out of 1,000 cluster names at each change is work for nothing
+        "stats_config": {"stats_matcher": {"inclusion_list": {"patterns": kept}}, "use_all_default_tags": False},
+        "overload_manager": {
+            "refresh_interval": "1s",
+            "resource_monitors": [{
+                "name": "envoy.resource_monitors.global_downstream_max_connections",
+                "typed_config": _typed(
+                    "envoy.extensions.resource_monitors.downstream_connections.v3.DownstreamConnectionsConfig",
+                    {"max_active_downstream_connections": CLIENTS_MAX}),
+            }],
+        },
+    }
+
+
+def _listener(settings: Settings, routes: Json) -> Json:
+    manager = _typed("envoy.extensions.filters.network.http_connection_manager.v3.HttpConnectionManager", {
+        "stat_prefix": LISTENER,
+        "codec_type": "AUTO",
+        "server_name": "steelyard",
+        "server_header_transformation": "PASS_THROUGH",
+        "use_remote_address": True,
+        "generate_request_id": False,
+        "stream_idle_timeout": "0s",
+        # no request_headers_timeout: a timer for each request took 6 % of the throughput; CLIENTS_MAX bounds the slow ones
+        "request_timeout": "0s",
+        "http_protocol_options": {"accept_http_10": True, "default_host_for_http_10": "localhost"},
+        "http2_protocol_options": {"allow_connect": True, "max_concurrent_streams": 1024},
+        "upgrade_configs": [{"upgrade_type": "websocket"}],
+        "local_reply_config": _local_replies(),
+        "http_filters": [_strip_headers(), _ask_for_key(), {
+            "name": "envoy.filters.http.router",
+            "typed_config": _typed("envoy.extensions.filters.http.router.v3.Router", {"suppress_envoy_headers": True}),
+        }],
+        **routes,
+    })
+    return {
+        "name": LISTENER,
+        "address": {"socket_address": {"address": settings.gateway_host, "port_value": settings.gateway_port}},
+        # with it a second Envoy on the port would start without a word and get half the connections
+        "enable_reuse_port": False,
+        "tcp_backlog_size": 4096,
+        "per_connection_buffer_limit_bytes": BUFFER_BYTES,
+        "filter_chains": [{"filters": [{"name": "envoy.filters.network.http_connection_manager", "typed_config": manager}]}],
+    }
+
+
+def _strip_headers() -> Json:
+    """Takes what only we may say (x-steelyard-*) and what would steer the router (x-envoy-*) out of a client's request."""
+    removed = [{"remove_on_match": {"key_matcher": {"prefix": prefix}}} for prefix in ("x-steelyard-", "x-envoy-")]
+    return {
+        "name": "envoy.filters.http.header_mutation",
+        "typed_config": _typed("envoy.extensions.filters.http.header_mutation.v3.HeaderMutation",
+                               {"mutations": {"request_mutations": removed}}),
+    }
+
+
+def _ask_for_key() -> Json:
+    # Rules without a policy let nobody in: with no key at all a private function refuses everybody. The keys stand in rds.json,
+    # so that one can be added without touching the listener. (Envoy's own api_key_auth filter is marked work in progress and
+    # outside its threat model, and it warns about each key at each change. The role filter is neither.)
+    return {"name": KEY_FILTER, "typed_config": _typed("envoy.extensions.filters.http.rbac.v3.RBAC", {"rules": {"action": "ALLOW"}})}
+
+
+def _key_rules(keys: Iterable[str]) -> Json:
+    """Whoever sends one of the keys. A hash lookup, however many there are. The header goes on to the app untouched."""
+    allow = _typed("envoy.config.rbac.v3.Action", {"name": "key", "action": "ALLOW"})
+    # the scheme's case is the client's choice (RFC 9110); these are the spellings that are seen
+    known = {f"{scheme} {key}": {"action": {"name": "key", "typed_config": allow}}
+             for key in sorted(set(keys)) for scheme in ("Bearer", "bearer")}
+    header = _typed("envoy.type.matcher.v3.HttpRequestHeaderMatchInput", {"header_name": "authorization"})
+    refuse = {"action": {"name": "refuse", "typed_config": _typed("envoy.config.rbac.v3.Action", {"name": "refuse", "action": "DENY"})}}
+    tree: Json = {"input": {"name": "authorization", "typed_config": header}, "exact_match_map": {"map": known}}
+    return _typed("envoy.extensions.filters.http.rbac.v3.RBACPerRoute",
+                  {"rbac": {"matcher": {"matcher_tree": tree, "on_no_match": refuse}}})
+
+
+def _local_replies() -> Json:
+    """What Envoy answers by itself, as problem+json with stable codes. The first mapper that fits is used."""
+    retry = {"Retry-After": str(RETRY_AFTER_S)}
+    return {
+        "mappers": [
+            _reply(_flag("UO"), 429, "queue-full", "Too Many Requests",
+                   "The function's replicas are busy and its queue is full. Try again later.", retry),
+            _reply(_status(403), 401, "key-required", "Unauthorized",
+                   "This function is private. Send 'Authorization: Bearer <key>' with a key made by 'steelyard keys'.",
+                   {"WWW-Authenticate": "Bearer"}),
+            _reply(_status(404), 404, "function-not-found", "Not Found",
+                   "No function has this address. 'steelyard functions' lists them."),
+            _reply(_flag("UF"), 503, "function-unreachable", "Service Unavailable",
+                   "Nobody listens for this function at the moment. Nothing was executed; try again.", retry),
+            _reply(_flag("UC"), 502, "replica-lost", "Bad Gateway",
+                   "The replica went away before it answered. Whether the request was executed is not known."),
+            _reply(_status(503), 503, "gateway-unavailable", "Service Unavailable",
+                   "The gateway could not pass this request on (%RESPONSE_CODE_DETAILS%). Try again later.", retry),
+        ],
+        "body_format": _problem("%RESPONSE_CODE%", "gateway-refused", "Refused by the gateway",
+                                "The gateway did not pass this request on (%RESPONSE_CODE_DETAILS%)."),
+    }
+
+
+def _flag(flag: str) -> Json:
+    return {"response_flag_filter": {"flags": [flag]}}
+
+
+def _status(status: int) -> Json:
+    return {"status_code_filter": {"comparison": {"op": "EQ", "value": {"default_value": status, "runtime_key": "none"}}}}
+
+
+def _reply(when: Json, status: int, code: str, title: str, detail: str, headers: Mapping[str, str] | None = None) -> Json:
+    return {"filter": when, "status_code": status, "headers_to_add": _headers(headers or {}),
+            "body_format_override": _problem(status, code, title, detail)}
+
+
+def _problem(status: int | str, code: str, title: str, detail: str) -> Json:
+    """`wire.api.Problem` as Envoy writes it."""
+    return {"content_type": "application/problem+json",
+            "json_format": {"type": "about:blank", "title": title, "status": status, "detail": detail, "code": code}}
+
+
+def _headers(headers: Mapping[str, str]) -> list[Json]:
+    return [{"header": {"key": key, "value": value}, "append_action": "OVERWRITE_IF_EXISTS_OR_ADD"}
+            for key, value in headers.items()]
+
+
+def _cluster(cluster: Cluster) -> Json:
+    common: Json = {"idle_timeout": _seconds(cluster.idle_timeout_s)}
+    if cluster.requests_per_connection is not None:
+        common["max_requests_per_connection"] = cluster.requests_per_connection
+    endpoint = {"endpoint": {"address": {"pipe": {"path": cluster.socket_path}}}}
+    return {
+        "name": cluster.name,
+        "type": "STATIC",
+        "connect_timeout": f"{CONNECT_TIMEOUT_S}s",
+        "per_connection_buffer_limit_bytes": BUFFER_BYTES,
+        "load_assignment": {"cluster_name": cluster.name, "endpoints": [{"lb_endpoints": [endpoint]}]},
+        "circuit_breakers": {"thresholds": [{
+            "max_connections": cluster.connections_max,
+            "max_pending_requests": cluster.pending_max,
+            "max_requests": UNBOUNDED,
+            "max_retries": UNBOUNDED,
+        }]},
+        "typed_extension_protocol_options": {
+            _HTTP_PROTOCOL: _typed(_HTTP_PROTOCOL, {"common_http_protocol_options": common,
+                                                    "explicit_http_config": {"http_protocol_options": {}}}),
+        },
+    }
+
+
+def _route_config(desired: GatewayDesired) -> Json:
+    config: Json = {
+        "name": ROUTES,
+        "ignore_port_in_host_matching": True,
+        "request_headers_to_add": _headers({"x-steelyard-start": "%START_TIME(%s.%6f)%"}),
+        "virtual_hosts": [_paths_host(desired.routes), *(_function_host(route) for route in desired.routes)],
+    }
+    if desired.keys:
+        config["typed_per_filter_config"] = {KEY_FILTER: _key_rules(desired.keys)}
+    return config
+
+
+def _paths_host(routes: Iterable[Route]) -> Json:
+    """Every host that is no function's own: the first segment of the path names the function and is stripped."""
+    nowhere = _matched("envoy.config.route.v3.Route", _nowhere())
+    if not (found := {f"/{route.function}": _matched("envoy.config.route.v3.RouteList", _path_routes(route)) for route in routes}):
+        # an empty trie is not allowed
+        return {"name": "paths", "domains": ["*"], "routes": [_nowhere()]}
+    path = _typed("envoy.type.matcher.v3.HttpRequestHeaderMatchInput", {"header_name": ":path"})
+    return {
+        "name": "paths",
+        "domains": ["*"],
+        "retry_policy": _RETRY,
+        "matcher": {
+            "matcher_tree": {"input": {"name": "path", "typed_config": path}, "prefix_match_map": {"map": found}},
+            "on_no_match": nowhere,
+        },
+    }
+
+
+def _path_routes(route: Route) -> Json:
+    # a trie finds `/name` in `/names`, so the rest of the path is tested, and what is left over is nobody's
+    prefix = f"/{route.function}"
+    return {"routes": [
+        _route(route, {"prefix": prefix + "/"}, prefix, rewrite=True),
+        _route(route, {"path": prefix}, prefix, rewrite=True),
+        _nowhere(),
+    ]}
+
+
+def _function_host(route: Route) -> Json:
+    return {"name": f"host-{route.function}", "domains": [f"{route.function}.localhost"], "retry_policy": _RETRY,
+            "routes": [_route(route, {"prefix": "/"}, "", rewrite=False)]}
+
+
+def _matched(kind: str, message: Json) -> Json:
+    return {"action": {"name": "route", "typed_config": _typed(kind, message)}}
+
+
+def _route(route: Route, match: Json, prefix: str, *, rewrite: bool) -> Json:
+    action: Json = {"cluster": route.cluster, "timeout": "0s", "idle_timeout": "0s"}
+    if rewrite:
+        action["prefix_rewrite"] = "/"
+    rendered: Json = {"match": match, "route": action}
+    if prefix:
+        rendered["request_headers_to_add"] = _headers({"x-steelyard-prefix": prefix})
+    if route.public:
+        rendered["typed_per_filter_config"] = _NO_KEY
+    return rendered
+
+
+def _nowhere() -> Json:
+    # open to everybody: who has no key should read "no such function" rather than be asked for one in vain
+    return {"match": {"prefix": "/"}, "direct_response": {"status": 404}, "typed_per_filter_config": _NO_KEY}
+
+
+_NO_KEY: Json = {KEY_FILTER: _typed("envoy.config.route.v3.FilterConfig", {"disabled": True})}
+_RETRY: Json = {"retry_on": "connect-failure", "num_retries": RETRIES,
+                "retry_back_off": {"base_interval": "0.025s", "max_interval": "0.250s"}}

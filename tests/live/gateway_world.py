@@ -1,0 +1,195 @@
+"""A real Envoy with small HTTP servers behind it, all in the test's own event loop. Shared by the gateway's live tests."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import socket
+from collections.abc import AsyncIterator, Awaitable, Callable
+from contextlib import asynccontextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from steelyard.clock import SystemClock
+from steelyard.config import Paths, Settings
+from steelyard.gateway import Cluster
+from steelyard.gateway.envoy import Envoy
+
+DEADLINE_S = 20.0
+
+
+@dataclass
+class Request:
+    method: str
+    target: str
+    headers: list[tuple[str, str]]
+    body: bytes
+
+    def header(self, name: str) -> str | None:
+        return dict(self.headers).get(name)
+
+
+@dataclass
+class Response:
+    status: int
+    headers: dict[str, str]
+    body: bytes
+
+    @property
+    def problem(self) -> dict[str, object]:
+        assert self.headers["content-type"] == "application/problem+json", self
+        return json.loads(self.body)
+
+
+async def read_message(reader: asyncio.StreamReader) -> tuple[str, list[tuple[str, str]], bytes]:
+    """First line, headers (lower case) and body (by content-length or chunks) of one HTTP/1.1 message."""
+    first, *lines = (await reader.readuntil(b"\r\n\r\n")).decode().rstrip().split("\r\n")
+    headers = [(name.lower(), value.strip()) for name, _, value in (line.partition(":") for line in lines)]
+    known = dict(headers)
+    if known.get("transfer-encoding") == "chunked":
+        body = b""
+        while size := int(await reader.readline(), 16):
+            body += (await reader.readexactly(size + 2))[:-2]
+        await reader.readline()
+        return first, headers, body
+    return first, headers, await reader.readexactly(int(known.get("content-length", 0)))
+
+
+Answer = Callable[[Request, asyncio.StreamWriter], Awaitable[None]]
+
+
+async def echo(request: Request, writer: asyncio.StreamWriter) -> None:
+    reply(writer, json.dumps({"method": request.method, "target": request.target, "headers": request.headers}).encode())
+
+
+def reply(writer: asyncio.StreamWriter, body: bytes, status: str = "200 OK") -> None:
+    writer.write(f"HTTP/1.1 {status}\r\ncontent-length: {len(body)}\r\n\r\n".encode() + body)
+
+
+@dataclass
+class Backend:
+    """An HTTP/1.1 server on a Unix socket. It never closes an idle connection, as our runner does not."""
+
+    path: Path
+    answer: Answer = echo
+    seen: list[Request] = field(default_factory=list)
+    open: set[asyncio.StreamWriter] = field(default_factory=set)
+    _tasks: set[asyncio.Task[None]] = field(default_factory=set)
+    _server: asyncio.Server | None = None
+
+    async def start(self) -> None:
+        self._server = await asyncio.start_unix_server(self.serve, self.path, backlog=4096)
+
+    async def stop(self) -> None:
+        if self._server:
+            self._server.close()
+        for task in list(self._tasks):
+            task.cancel()
+        await asyncio.gather(*self._tasks, return_exceptions=True)
+
+    def take(self, connection: socket.socket) -> None:
+        """Serves a connection that somebody else accepted."""
+
+        async def serve() -> None:
+            await self.serve(*await asyncio.open_unix_connection(sock=connection))
+
+        task = asyncio.create_task(serve())
+        self._tasks.add(task)
+        task.add_done_callback(self._tasks.discard)
+
+    async def serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        task = asyncio.current_task()
+        assert task
+        self._tasks.add(task)
+        self.open.add(writer)
+        try:
+            while True:
+                first, headers, body = await read_message(reader)
+                method, target, _ = first.split(" ")
+                request = Request(method, target, headers, body)
+                self.seen.append(request)
+                await self.answer(request, writer)
+                await writer.drain()
+        except (asyncio.IncompleteReadError, ConnectionError):
+            pass
+        finally:
+            self.open.discard(writer)
+            self._tasks.discard(task)
+            writer.close()
+
+
+class World:
+    """Envoy of one home on a free port."""
+
+    def __init__(self, folder: Path) -> None:
+        with socket.socket() as probe:
+            probe.bind(("127.0.0.1", 0))
+            self.port: int = probe.getsockname()[1]
+        self.paths = Paths(home=folder / "h", run=folder / "r")
+        self.settings = Settings(1, "127.0.0.1", 0, "127.0.0.1", self.port, 0, 0, "tester", 0)
+        self.envoy = Envoy(self.paths, self.settings, SystemClock())
+        self.folder = folder
+        self.process: asyncio.subprocess.Process | None = None
+
+    async def start(self) -> None:
+        self.envoy.prepare()
+        self.process = await asyncio.create_subprocess_exec(*self.envoy.argv(), stdout=asyncio.subprocess.DEVNULL,
+                                                            stderr=(self.folder / "envoy.log").open("ab"))
+        async with asyncio.timeout(DEADLINE_S):
+            while True:
+                assert self.process.returncode is None, (self.folder / "envoy.log").read_text()
+                try:
+                    _, writer = await asyncio.open_connection("127.0.0.1", self.port)
+                    writer.close()
+                    return
+                except OSError:
+                    await asyncio.sleep(0.01)
+
+    async def kill(self) -> None:
+        if self.process and self.process.returncode is None:
+            self.process.kill()
+            await self.process.wait()
+
+    def cluster(self, name: str, **fields: object) -> Cluster:
+        """A cluster whose socket is named after it, with room for everything unless said otherwise."""
+        defaults: dict[str, object] = {"connections_max": 64, "pending_max": 100, "idle_timeout_s": 5.0}
+        return Cluster(name, str(self.folder / f"{name}.sock"), **(defaults | fields))  # type: ignore[arg-type]
+
+    def backend(self, name: str, answer: Answer = echo) -> Backend:
+        return Backend(self.folder / f"{name}.sock", answer)
+
+    async def fetch(self, target: str, *, method: str = "GET", headers: dict[str, str] | None = None, body: bytes = b"",
+                    host: str = "gateway.test") -> Response:
+        """One request on a connection of its own."""
+        async with self.connection() as (reader, writer):
+            lines = {"host": host, "connection": "close", "content-length": str(len(body)), **(headers or {})}
+            head = "".join(f"{name}: {value}\r\n" for name, value in lines.items())
+            writer.write(f"{method} {target} HTTP/1.1\r\n{head}\r\n".encode() + body)
+            async with asyncio.timeout(DEADLINE_S):
+                first, received, data = await read_message(reader)
+        return Response(int(first.split(" ")[1]), dict(received), data)
+
+    @asynccontextmanager
+    async def connection(self) -> AsyncIterator[tuple[asyncio.StreamReader, asyncio.StreamWriter]]:
+        reader, writer = await asyncio.open_connection("127.0.0.1", self.port)
+        try:
+            yield reader, writer
+        finally:
+            writer.close()
+
+
+@asynccontextmanager
+async def gateway(folder: Path, *backends: tuple[str, Answer]) -> AsyncIterator[tuple[World, list[Backend]]]:
+    """A running Envoy and one server for each (cluster name, answer); all gone afterwards."""
+    folder.mkdir(exist_ok=True)
+    world = World(folder)
+    servers = [world.backend(name, answer) for name, answer in backends]
+    try:
+        for server in servers:
+            await server.start()
+        await world.start()
+        yield world, servers
+    finally:
+        await world.kill()
+        for server in servers:
+            await server.stop()
