@@ -22,24 +22,34 @@ _PAGE = re.compile(r"\bpage (\d+)", re.IGNORECASE)
 def inspect(connection: sa.Connection, path: Path) -> str | None:
     """The schema revision, None for a database without tables. Raises StoreDamaged or Refused."""
     try:
-        findings = connection.exec_driver_sql("PRAGMA quick_check(100)").scalars().all()
+        if (short := _shortfall(path)) and not _has_wal(path):
+            raise damaged(path, short)
+        findings = _quick_check(connection)
         if findings != ["ok"]:
-            raise _broken(connection, path, [str(finding) for finding in findings])
+            raise _broken(connection, path, findings)
         tables = set(connection.exec_driver_sql("SELECT name FROM sqlite_schema WHERE type = 'table'").scalars())
         if not tables:
             return None
         ours = connection.exec_driver_sql("PRAGMA application_id").scalar_one() == APPLICATION_ID
         if not ours or "alembic_version" not in tables:
             raise damaged(path, "it is a SQLite database, but not one of Steelyard")
-        revision = connection.exec_driver_sql("SELECT version_num FROM alembic_version").scalar_one()
-        return str(revision)
-    except SQLAlchemyError as err:
-        fault = translate(err, path, "checking it at the start")
-        if not isinstance(fault, StoreDamaged):
-            raise fault from err
-        raise damaged(path, _lengths(path) or f"SQLite says: {getattr(err, 'orig', err)}", detail=fault.detail) from err
+        return str(connection.exec_driver_sql("SELECT version_num FROM alembic_version").scalar_one())
+    except (SQLAlchemyError, OSError) as err:
+        raise translate(err, path, "checking it at the start") from err
     finally:
         connection.rollback()
+
+
+def _quick_check(connection: sa.Connection) -> list[str]:
+    """SQLite's findings. It names the page in a row and may then fail outright: the rows before the failure are what helps."""
+    findings: list[str] = []
+    try:
+        for row in connection.exec_driver_sql("PRAGMA quick_check(100)"):
+            findings.append(str(row[0]))
+    except SQLAlchemyError:
+        if not findings:
+            raise
+    return findings
 
 
 def check_schema(revision: str | None, path: Path) -> None:
@@ -61,20 +71,26 @@ def _broken(connection: sa.Connection, path: Path, findings: list[str]) -> Store
             page = int(found.group(1))
             where = f"at page {page} (byte offset {(page - 1) * page_bytes}): "
             break
-    length = _lengths(path)
     more = f" (and {len(lines) - _SHOWN} more)" if len(lines) > _SHOWN else ""
-    what = where + "; ".join(lines[:_SHOWN]) + more + (f"; {length}" if length else "")
-    return damaged(path, what, detail="\n".join(findings))
+    return damaged(path, where + "; ".join(lines[:_SHOWN]) + more, detail="\n".join(findings))
 
 
-def _lengths(path: Path) -> str | None:
-    """Where a file ends against where its header says it does. Only asked once SQLite found damage: after a crash during a
-    checkpoint a sound file may be shorter than its header says, until the WAL is replayed."""
+def _shortfall(path: Path) -> str | None:
+    """Where the file ends against where its header says it does. Layout: https://sqlite.org/fileformat.html, section 1.3."""
     with path.open("rb") as file:
         header = file.read(100)
     length = path.stat().st_size
-    if not header.startswith(b"SQLite format 3\x00") or len(header) < 32:
+    if len(header) < 100 or not header.startswith(b"SQLite format 3\x00"):
         return f"byte offset 0 holds no SQLite header (the file has {length} bytes)"
     page_bytes = int.from_bytes(header[16:18], "big")
+    if header[24:28] != header[92:96]:
+        # The page count is only valid while the change counter beside it is.
+        return None
     wanted = (65536 if page_bytes == 1 else page_bytes) * int.from_bytes(header[28:32], "big")
     return f"it ends at byte offset {length}, its header says {wanted}" if length < wanted else None
+
+
+def _has_wal(path: Path) -> bool:
+    """After a crash during a checkpoint the file may be short, and what it lacks is in the WAL; SQLite judges that."""
+    wal = path.with_name(f"{path.name}-wal")
+    return wal.exists() and wal.stat().st_size > 0

@@ -1,7 +1,8 @@
 """How do functions of many callers run one after another on one thread, many at a time?
 
-A lane owns a thread and a bounded queue. The thread takes everything that waits and hands it to `carry_out` as one batch, so that
-what is dear per batch (a COMMIT with its fsync, a snapshot) is paid once however many wait: group commit. Never touches a database itself.
+A lane owns a thread and a bounded queue. The thread takes everything that waits and hands it to `carry_out` as one batch, so
+that what is dear per batch (a COMMIT with its fsync, a snapshot) is paid once however many wait: group commit. Never touches a
+database itself.
 """
 
 from __future__ import annotations

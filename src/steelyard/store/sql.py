@@ -81,7 +81,7 @@ class SqlStore:
                 connection.exec_driver_sql("COMMIT")
                 self._commits += 1
             return outcomes
-        except Exception as err:  # noqa: BLE001 - the thread must go on, and every caller must hear of it
+        except Exception as err:
             fault = translate(err, self.path, "committing")
             return [Outcome(error=fault)] * len(fns)
         finally:
@@ -115,9 +115,9 @@ class SqlStore:
             for fn in fns:
                 try:
                     outcomes.append(Outcome(fn(tx)))
-                except BaseException as err:  # noqa: BLE001 - it belongs to the caller, not to this thread
+                except BaseException as err:
                     outcomes.append(Outcome(error=err))
-        except Exception as err:  # noqa: BLE001 - as above
+        except Exception as err:
             fault = translate(err, self.path, "beginning to read")
             outcomes += [Outcome(error=fault)] * (len(fns) - len(outcomes))
         finally:
@@ -133,7 +133,7 @@ class SqlStore:
             return
 
     def _mark(self) -> None:
-        """Note how far the store has come. A full disk must not stop it: the mark stays behind, and is tried again after the next work."""
+        """Note how far the store has come. A full disk must not stop it: the mark stays behind until after the next work."""
         if self._marked == self._commits:
             return
         try:
@@ -190,10 +190,13 @@ def _open_checked(path: Path, opened: list[sa.Connection]) -> None:
             f"The store {path} {found}, but there was one; Steelyard never starts empty by itself. {accept_advice(path)}",
             code="store-lost",
         )
-    _open_sound(path, opened, revision, mark if accepted else None)
+    _open_sound(path, opened, revision)
+    _renew_mark(path, opened[0], mark, accepted=accepted)
+    opened.append(connect(path, readonly=True))
 
 
-def _open_sound(path: Path, opened: list[sa.Connection], revision: str | None, accepted: Mark | None) -> None:
+def _open_sound(path: Path, opened: list[sa.Connection], revision: str | None) -> None:
+    """The writing connection, on the schema that this code knows."""
     # Made here with its mode; SQLite gives the WAL and its index the same one. It holds API keys.
     os.close(os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600))
     sync_folder(path.parent)
@@ -204,15 +207,25 @@ def _open_sound(path: Path, opened: list[sa.Connection], revision: str | None, a
         from steelyard.store.migrations import migrate
 
         migrate(writing)
-    if accepted is not None:
+
+
+def _renew_mark(path: Path, writing: sa.Connection, mark: Mark | None, *, accepted: bool) -> None:
+    """From here on this store's counters are what a later start compares with."""
+    tx = SqlTx(writing, path)
+    if accepted and mark is not None:
         writing.exec_driver_sql("BEGIN IMMEDIATE")
-        SqlTx(writing, path).raise_counters(accepted.counters)
+        tx.raise_counters(mark.counters)
         writing.exec_driver_sql("COMMIT")
-        writing.rollback()
-    save_mark(path, SqlTx(writing, path).counters())
+    counters = tx.counters()
     writing.rollback()
+    try:
+        if mark is None or mark.counters != counters:
+            save_mark(path, counters)
+    except OSError:
+        # On a full disk a store that has a mark starts all the same, for reads and for what is stored once there is room.
+        if mark is None:
+            raise
     accept_path(path).unlink(missing_ok=True)
-    opened.append(connect(path, readonly=True))
 
 
 def _has_content(path: Path) -> bool:

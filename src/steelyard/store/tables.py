@@ -25,6 +25,11 @@ def _ownership(*, known: bool) -> list[sa.Column[object]]:
     ]
 
 
+def _content() -> list[sa.Column[object]]:
+    """The object, and the CRC-32 of its UTF-8: SQLite's own check finds damage to the file's structure, not to what rows say."""
+    return [sa.Column("body", sa.Text, nullable=False), sa.Column("body_crc", sa.Integer, nullable=False)]
+
+
 job = sa.Table(
     "job",
     metadata,
@@ -33,7 +38,7 @@ job = sa.Table(
     *_ownership(known=True),
     sa.Column("state", sa.Text, nullable=False),
     sa.Column("submitted_at", sa.Integer, nullable=False),
-    sa.Column("body", sa.Text, nullable=False),
+    *_content(),
     sa.Index("job_by_state", "state", "seq"),
 )
 
@@ -46,7 +51,7 @@ function = sa.Table(
     sa.Column("state", sa.Text, nullable=False),
     sa.Column("revision", sa.Integer, nullable=False),
     sa.Column("deployed_at", sa.Integer, nullable=False),
-    sa.Column("body", sa.Text, nullable=False),
+    *_content(),
     sa.Index("function_by_name", "project", "name", unique=True),
 )
 
@@ -57,7 +62,7 @@ api_key = sa.Table(
     sa.Column("name", sa.Text, nullable=False),
     *_ownership(known=True),
     sa.Column("created_at", sa.Integer, nullable=False),
-    sa.Column("body", sa.Text, nullable=False),
+    *_content(),
     sa.Index("api_key_by_name", "project", "name", unique=True),
 )
 
@@ -69,7 +74,7 @@ coldstart = sa.Table(
     *_ownership(known=False),
     sa.Column("function", sa.Text, nullable=False),
     sa.Column("at", sa.Integer, nullable=False),
-    sa.Column("body", sa.Text, nullable=False),
+    *_content(),
     sa.Index("coldstart_by_function", "function", "seq"),
 )
 
@@ -106,7 +111,7 @@ machine = sa.Table(
     *_ownership(known=False),
     #: goes up with every hello of any machine: the highest said hello last
     sa.Column("hello", sa.Integer, nullable=False),
-    sa.Column("body", sa.Text, nullable=False),
+    *_content(),
     sa.Index("machine_by_hello", "hello"),
 )
 

@@ -6,6 +6,7 @@ commits or fsync (`sql.py` does), and lets no error of SQLAlchemy or the driver 
 
 from __future__ import annotations
 
+import zlib
 from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
 from typing import Any, TypeVar
@@ -43,24 +44,24 @@ def _put(table: sa.Table, *identity: str) -> tuple[sa.Executable, sa.Executable,
     )
 
 
-_JOB = sa.select(_job.body).where(_job.id == _p("id"))
-_JOBS = sa.select(_job.body).order_by(_job.seq)
-_JOBS_NEWEST = sa.select(_job.body).order_by(_job.seq.desc()).limit(_p("limit"))
+_JOB = sa.select(_job.body, _job.body_crc).where(_job.id == _p("id"))
+_JOBS = sa.select(_job.body, _job.body_crc).order_by(_job.seq)
+_JOBS_NEWEST = sa.select(_job.body, _job.body_crc).order_by(_job.seq.desc()).limit(_p("limit"))
 _IN_STATES = _job.state.in_(_p("states", expanding=True))
 _JOBS_IN = _JOBS.where(_IN_STATES)
 _JOBS_IN_NEWEST = _JOBS_NEWEST.where(_IN_STATES)
 _PUT_JOB = _put(tables.job, "id")
 
-_FUNCTION = sa.select(_fn.body).where(_fn.project == _p("project"), _fn.name == _p("name"))
-_FUNCTIONS = sa.select(_fn.body).order_by(_fn.seq)
+_FUNCTION = sa.select(_fn.body, _fn.body_crc).where(_fn.project == _p("project"), _fn.name == _p("name"))
+_FUNCTIONS = sa.select(_fn.body, _fn.body_crc).order_by(_fn.seq)
 _PUT_FUNCTION = _put(tables.function, "project", "name")
 _DELETE_FUNCTION = sa.delete(tables.function).where(_fn.project == _p("project"), _fn.name == _p("name"))
 
-_KEYS = sa.select(_key.body).order_by(_key.seq)
+_KEYS = sa.select(_key.body, _key.body_crc).order_by(_key.seq)
 _PUT_KEY = _put(tables.api_key, "project", "name")
 _DELETE_KEY = sa.delete(tables.api_key).where(_key.project == _p("project"), _key.name == _p("name"))
 
-_COLDSTARTS = sa.select(_cold.body).order_by(_cold.seq.desc()).limit(_p("limit"))
+_COLDSTARTS = sa.select(_cold.body, _cold.body_crc).order_by(_cold.seq.desc()).limit(_p("limit"))
 _COLDSTARTS_OF = _COLDSTARTS.where(_cold.function == _p("function"))
 _ADD_COLDSTARTS = upsert(tables.coldstart).on_conflict_do_nothing()
 _FUNCTION_OWNER = sa.select(_fn.owner_user, _fn.owner_uid).where(_fn.project == _p("project"), _fn.name == _p("name"))
@@ -76,10 +77,10 @@ _EVENTS = (
     sa.select(_ev.at, _ev.project, _ev.owner_user, _ev.kind, _ev.subject, _ev.text).order_by(_ev.seq.desc()).limit(_p("limit"))
 )
 
-_MACHINE = sa.select(tables.machine.c.body).order_by(tables.machine.c.hello.desc()).limit(1)
+_MACHINE = sa.select(tables.machine.c.body, tables.machine.c.body_crc).order_by(tables.machine.c.hello.desc()).limit(1)
 _LAST_HELLO = sa.select(sa.func.coalesce(sa.func.max(tables.machine.c.hello), 0))
 _insert_machine = upsert(tables.machine).values(
-    id=_p("id"), project=DEFAULT_PROJECT, generation=1, hello=_p("hello"), body=_p("body")
+    id=_p("id"), project=DEFAULT_PROJECT, generation=1, hello=_p("hello"), body=_p("body"), body_crc=_p("body_crc")
 )
 _PUT_MACHINE = _insert_machine.on_conflict_do_update(
     index_elements=["id"],
@@ -87,6 +88,7 @@ _PUT_MACHINE = _insert_machine.on_conflict_do_update(
         "generation": tables.machine.c.generation + 1,
         "hello": _insert_machine.excluded.hello,
         "body": _insert_machine.excluded.body,
+        "body_crc": _insert_machine.excluded.body_crc,
     },
 )
 
@@ -184,7 +186,7 @@ class SqlTx:
                     "generation": 1,
                     "function": row.function,
                     "at": row.at,
-                    "body": _encode(row).decode(),
+                    **_content(row),
                 }
                 for row in rows
             ],
@@ -227,7 +229,7 @@ class SqlTx:
 
     def put_machine(self, machine: Machine) -> None:
         hello = (self._number(_LAST_HELLO) or 0) + 1
-        self._change(_PUT_MACHINE, {"id": machine.id, "hello": hello, "body": _encode(machine).decode()})
+        self._change(_PUT_MACHINE, {"id": machine.id, "hello": hello, **_content(machine)})
 
     def counter(self, name: str) -> int:
         return self._number(_COUNTER, {"name": name}) or 0
@@ -262,7 +264,7 @@ class SqlTx:
             "owner_user": thing.owner.user,
             "owner_uid": thing.owner.uid,
             "generation": thing.generation,
-            "body": _encode(thing).decode(),
+            **_content(thing),
         }
         same = {f"id_{name}": row[name] for name in identity}
         if thing.generation == 1:
@@ -304,7 +306,19 @@ class SqlTx:
         """Bodies as objects. One that is not what we wrote means damage that left the file's structure whole."""
         rows = self._rows(statement, values)
         try:
-            return [decoder.decode(row[0]) for row in rows]
-        except (msgspec.MsgspecError, TypeError) as err:
+            return [decoder.decode(_check_content(row[0], row[1])) for row in rows]
+        except (msgspec.MsgspecError, ValueError, TypeError, AttributeError) as err:
             detail = " ".join(str(statement).split())
-            raise damaged(self._path, f"the content of a row can't be read ({err})", detail=detail) from err
+            raise damaged(self._path, f"the content of a row is not what was written ({err})", detail=detail) from err
+
+
+def _content(thing: msgspec.Struct) -> dict[str, object]:
+    body = _encode(thing)
+    return {"body": body.decode(), "body_crc": zlib.crc32(body)}
+
+
+def _check_content(body: str, crc: int) -> bytes:
+    content = body.encode()
+    if zlib.crc32(content) != crc:
+        raise ValueError("its checksum differs")
+    return content

@@ -24,6 +24,10 @@ def _needed(name: str, kind: type[sa.types.TypeEngine[Any]]) -> sa.Column[object
     return sa.Column(name, kind, nullable=False)
 
 
+def _content() -> list[sa.Column[object]]:
+    return [_needed("body", sa.Text), _needed("body_crc", sa.Integer)]
+
+
 def _create(name: str, *columns: sa.Column[object], known: bool) -> None:
     """A table in order of arrival."""
     op.create_table(name, sa.Column("seq", sa.Integer, primary_key=True), *columns[:1], *_ownership(known=known), *columns[1:])
@@ -35,7 +39,7 @@ def _create_objects() -> None:
         sa.Column("id", sa.Text, nullable=False, unique=True),
         _needed("state", sa.Text),
         _needed("submitted_at", sa.Integer),
-        _needed("body", sa.Text),
+        *_content(),
         known=True,
     )
     op.create_index("job_by_state", "job", ["state", "seq"])
@@ -45,11 +49,11 @@ def _create_objects() -> None:
         _needed("state", sa.Text),
         _needed("revision", sa.Integer),
         _needed("deployed_at", sa.Integer),
-        _needed("body", sa.Text),
+        *_content(),
         known=True,
     )
     op.create_index("function_by_name", "function", ["project", "name"], unique=True)
-    _create("api_key", _needed("name", sa.Text), _needed("created_at", sa.Integer), _needed("body", sa.Text), known=True)
+    _create("api_key", _needed("name", sa.Text), _needed("created_at", sa.Integer), *_content(), known=True)
     op.create_index("api_key_by_name", "api_key", ["project", "name"], unique=True)
 
 
@@ -59,7 +63,7 @@ def _create_history() -> None:
         sa.Column("id", sa.Text, nullable=False, unique=True),
         _needed("function", sa.Text),
         _needed("at", sa.Integer),
-        _needed("body", sa.Text),
+        *_content(),
         known=False,
     )
     op.create_index("coldstart_by_function", "coldstart", ["function", "seq"])
@@ -91,7 +95,7 @@ def _create_site() -> None:
         sa.Column("id", sa.Text, primary_key=True),
         *_ownership(known=False),
         _needed("hello", sa.Integer),
-        _needed("body", sa.Text),
+        *_content(),
     )
     op.create_index("machine_by_hello", "machine", ["hello"])
     op.create_table("counter", sa.Column("name", sa.Text, primary_key=True), *_ownership(known=False))
