@@ -61,6 +61,7 @@ def capture_folder(folder: Path) -> Bundle:
             raise _too_large(folder, entries, size_bytes)
         file.seek(0)
         sha256 = hashlib.file_digest(file, "sha256").hexdigest()
+        file.seek(0)
     except BaseException:
         file.close()
         raise

@@ -1,0 +1,66 @@
+"""Every `--help` as it was last agreed on. `python tests/scripts/test_help.py` writes them anew."""
+
+from __future__ import annotations
+
+import importlib
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import click
+import pytest
+
+from steelyard.cli.main import COMMANDS, PROGRAMS
+
+GOLDEN = Path(__file__).parent / "help"
+LINES = ["", *COMMANDS, "keys create", "keys delete"]
+
+
+def help_of(line: str) -> str:
+    command = [sys.executable, "-P", "-m", "steelyard", *line.split(), "--help"]
+    environ = {**os.environ, "COLUMNS": "80"}
+    return subprocess.run(command, capture_output=True, text=True, check=True, env=environ).stdout
+
+
+def golden(line: str) -> Path:
+    return GOLDEN / f"{line.replace(' ', '-') or 'steelyard'}.txt"
+
+
+@pytest.mark.parametrize("line", LINES)
+def test_help_is_as_agreed(line: str) -> None:
+    assert help_of(line) == golden(line).read_text()
+
+
+@pytest.mark.parametrize("line", LINES[1:])
+def test_help_shows_examples(line: str) -> None:
+    assert f"steelyard {line.split()[0]}" in golden(line).read_text().partition("Examples:")[2]
+
+
+@pytest.mark.parametrize("name", COMMANDS)
+def test_the_line_in_the_list_is_the_commands_own(name: str) -> None:
+    module, _, attribute = COMMANDS[name].target.partition(":")
+    command = getattr(importlib.import_module(module), attribute)
+    assert isinstance(command, click.Command)
+    assert (command.name, command.get_short_help_str(200)) == (name, COMMANDS[name].help)
+
+
+def test_our_own_programs_are_not_listed() -> None:
+    shown = {line.split()[0] for line in golden("").read_text().splitlines() if line.strip()}
+    assert not set(PROGRAMS) & shown
+    assert set(COMMANDS) <= shown
+
+
+def test_help_imports_no_command_and_nothing_heavy() -> None:
+    program = "import sys; sys.argv = ['steelyard', '--help']\ntry:\n import steelyard.cli.main as m; m.main()\nexcept SystemExit: pass\n"
+    program += "print('\\n'.join(sys.modules))"
+    modules = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True).stdout.split()
+    assert "steelyard.cli.main" in modules
+    heavy = {"rich", "httpx2", "asyncio", "sqlalchemy", "litestar", "msgspec", "steelyard.cli.up", "steelyard.cli.run"}
+    assert not heavy & set(modules)
+
+
+if __name__ == "__main__":
+    GOLDEN.mkdir(exist_ok=True)
+    for each in LINES:
+        golden(each).write_text(help_of(each))
