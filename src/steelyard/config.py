@@ -6,9 +6,7 @@ Sockets live outside the home, under a short run directory, because a Unix socke
 
 from __future__ import annotations
 
-import hashlib
 import os
-import tempfile
 from pathlib import Path
 
 import msgspec
@@ -142,6 +140,9 @@ def default_home(environ: dict[str, str], uid: int) -> Path:
 
 def make_paths(home: Path, environ: dict[str, str], uid: int) -> Paths:
     """The paths of a home. The run directory's name is a hash of the home's real path, so homes never collide."""
+    import hashlib  # imported here: 5 MB that the spawner, which only writes files, must not carry
+    import tempfile
+
     home = Path(os.path.realpath(home))
     tag = hashlib.sha256(str(home).encode()).hexdigest()[:8]
     if uid == 0:

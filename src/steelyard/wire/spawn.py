@@ -14,6 +14,8 @@ from steelyard.model.ids import WorkloadId
 PACKET_MAX = 200_000
 #: descriptors in one packet (the kernel allows 253)
 FDS_MAX = 64
+#: children in one `Running`
+RUNNING_MAX = 500
 
 
 class Spawn(msgspec.Struct, frozen=True, tag=True):
@@ -76,7 +78,8 @@ class DropSocket(msgspec.Struct, frozen=True, tag=True):
 
 
 class ListHeld(msgspec.Struct, frozen=True, tag=True):
-    """Answered by one `Held` per socket (descriptor attached), then `Running`."""
+    """Answered by one `Held` per socket (descriptor attached), then `Running` packets; the first one that carries fewer than
+    RUNNING_MAX children is the last."""
 
 
 class Held(msgspec.Struct, frozen=True, tag=True):
@@ -84,7 +87,7 @@ class Held(msgspec.Struct, frozen=True, tag=True):
 
 
 class Running(msgspec.Struct, frozen=True, tag=True):
-    """Every live child that belongs to a workload: (workload, pid, start time)."""
+    """Every child that belongs to a workload and has no exit record yet: (workload, pid, start time)."""
 
     children: tuple[tuple[WorkloadId, int, int], ...]
 

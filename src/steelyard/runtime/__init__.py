@@ -1,0 +1,87 @@
+"""What does the agent ask of a machine's processes? The interface; `process.py` is the real one, `fake.py` its in-memory twin.
+
+A workload is started at most once. Its exit record on disk, not a message, is the truth about how it ended. Both variants are held
+by tests/contracts/test_runtime.py. Kept free of imports at run time, because the tiny spawner passes through here.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Protocol
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping, Sequence
+
+    from steelyard.model.ids import WorkloadId
+    from steelyard.model.job import Plan
+    from steelyard.runtime.process import Adopted
+    from steelyard.runtime.records import Handle
+    from steelyard.wire.spawn import Running
+
+
+class Runtime(Protocol):
+    """Every method takes effect before it returns. Exits are told by whoever watches the spawner, never from here."""
+
+    def prepare(self, workload: WorkloadId, *, kind: str, plan: Plan, labels: Mapping[str, str] | None = None) -> None:
+        """Intent and cgroup, nothing runs yet. Conflict when the workload was prepared or started before."""
+        ...
+
+    async def launch(
+        self,
+        workload: WorkloadId,
+        *,
+        argv: Sequence[str],
+        env: Mapping[str, str],
+        cwd: str,
+        uid: int | None,
+        gid: int | None,
+        fds: Sequence[int] = (),
+        fd_numbers: Sequence[int] = (),
+        listen_fds: int = 0,
+        rlimits: Sequence[tuple[str, int, int]] = (),
+    ) -> Handle:
+        """Run a prepared workload. EdgeFailed (code start-failed): nothing runs. Unreachable: it may run, adopt() tells."""
+        ...
+
+    async def start(
+        self,
+        workload: WorkloadId,
+        *,
+        kind: str,
+        argv: Sequence[str],
+        env: Mapping[str, str],
+        cwd: str,
+        uid: int | None,
+        gid: int | None,
+        plan: Plan,
+        fds: Sequence[int] = (),
+        fd_numbers: Sequence[int] = (),
+        listen_fds: int = 0,
+        rlimits: Sequence[tuple[str, int, int]] = (),
+        labels: Mapping[str, str] | None = None,
+    ) -> Handle:
+        """prepare + launch."""
+        ...
+
+    def claim(self, workload: WorkloadId, pid: int, start_time: int) -> Handle:
+        """A template forked this process for a prepared workload: watch it, and write its handle."""
+        ...
+
+    def stop(self, workload: WorkloadId, signum: int) -> None:
+        """Signal every process of the workload. Nothing happens when none is left."""
+        ...
+
+    def signal_leader(self, workload: WorkloadId, signum: int) -> bool:
+        """Signal its first process alone (a relay ends its own child when the last request is done). False when it is gone."""
+        ...
+
+    def kill(self, workload: WorkloadId) -> None:
+        """SIGKILL whatever is in its cgroup."""
+        ...
+
+    def forget(self, workload: WorkloadId) -> bool:
+        """Remove cgroup and records; logs stay. False, with the records kept, while a process is left."""
+        ...
+
+    def adopt(self, running: Running) -> list[Adopted]:
+        """What is true of every workload known here, by id, after a restart or whenever in doubt."""
+        ...

@@ -1,0 +1,173 @@
+"""What did a workload print? Reads its log files by a byte offset that stays true for ever, and keeps them bounded.
+
+A log is an O_APPEND file that the workload writes without us. `rotate` copies its last part to `<name>.old` and truncates it under the
+writer (which never notices); `<name>.offsets` says which offsets of the endless stream the two files hold now. What was cut out
+shows as a line in the text. Bytes that arrive in the microseconds between the copy's end and the truncation are lost uncounted; a
+rename instead of a copy would lose none, but the workload holds the descriptor and would write on into the old file for ever.
+
+Offsets, sizes and limits are bytes; contents may be binary. One process rotates and reads (the agent). Never blocks on a writer.
+"""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+import msgspec
+
+from steelyard.errors import EdgeFailed
+
+_COPY_PASSES = 3
+_FLAGS = os.O_NOFOLLOW | os.O_CLOEXEC
+
+
+class Layout(msgspec.Struct, frozen=True):
+    """Where the stream's bytes are: [old_start, old_start + old_bytes) in `.old`, from `live_start` on in the live file."""
+
+    old_start: int = 0
+    old_bytes: int = 0
+    live_start: int = 0
+    #: a rotation is under way: the live file is at least this large until it was truncated, and then holds `live_start` on
+    truncating: int = 0
+
+
+class Part(msgspec.Struct, frozen=True):
+    """Where to read next. `dropped` bytes before `offset` are gone."""
+
+    dropped: int
+    #: in the stream
+    offset: int
+    in_old: bool
+    #: in that file
+    position: int
+    length: int
+
+
+def find_part(layout: Layout, live_bytes: int, offset: int, limit: int) -> Part:
+    """Pure. An offset beyond the end comes back to the end (somebody truncated the live file)."""
+    old_end = layout.old_start + layout.old_bytes
+    live_end = layout.live_start + live_bytes
+    begin = min(max(offset, 0), live_end)
+    if layout.old_bytes and begin < old_end:
+        start = max(begin, layout.old_start)
+        return Part(start - begin, start, True, start - layout.old_start, min(limit, old_end - start))
+    start = max(begin, layout.live_start)
+    return Part(start - begin, start, False, start - layout.live_start, min(limit, live_end - start))
+
+
+def read_log(path: Path, offset: int, limit: int) -> tuple[bytes, int]:
+    """At most `limit` (> 0) bytes of the stream from `offset` on (and a line about a gap before them), and where to go on. Nothing new, or
+    no file yet: b"" and the end."""
+    try:
+        live = os.open(path, os.O_RDONLY | _FLAGS)
+    except FileNotFoundError:
+        return b"", 0
+    except OSError as err:
+        raise EdgeFailed(f"log {path} cannot be read: {err.strerror}") from err
+    try:
+        live_bytes = os.fstat(live).st_size
+        layout = _settle(_load_layout(path), live_bytes)
+        part = find_part(layout, live_bytes, offset, limit)
+        data = os.pread(live, part.length, part.position) if not part.in_old else _read_old(path, part)
+    except OSError as err:
+        raise EdgeFailed(f"log {path} cannot be read: {err.strerror}") from err
+    finally:
+        os.close(live)
+    return render_gap(part.dropped) + data, part.offset + len(data)
+
+
+def _read_old(path: Path, part: Part) -> bytes:
+    with open(_old(path), "rb") as old:
+        data = os.pread(old.fileno(), part.length, part.position)
+    if len(data) < part.length:  # a reader would ask for the same bytes for ever
+        raise OSError(0, f"{_old(path)} is shorter than it was")
+    return data
+
+
+def render_gap(dropped: int) -> bytes:
+    return f"\n[steelyard: {dropped} bytes of output were dropped here]\n".encode() if dropped else b""
+
+
+def rotate(path: Path, keep_bytes: int) -> bool:
+    """When the live file has grown beyond half of `keep_bytes`, keep only that much of its end. So both files together stay below
+    `keep_bytes` plus what is written between two calls. False when there was nothing to do."""
+    half = max(1, keep_bytes // 2)
+    try:
+        live = os.open(path, os.O_RDWR | _FLAGS)
+    except FileNotFoundError:
+        return False
+    except OSError as err:
+        raise EdgeFailed(f"log {path} cannot be rotated: {err.strerror}") from err
+    try:
+        size = os.fstat(live).st_size
+        layout = _settle(_load_layout(path), size)
+        if size <= half:
+            return False
+        begin = size - half
+        copied_end = _copy(live, begin, path.with_name(f".{path.name}.old.tmp"))
+        size = os.fstat(live).st_size
+        rotated = Layout(
+            old_start=layout.live_start + begin,
+            old_bytes=copied_end - begin,
+            live_start=layout.live_start + size,
+            truncating=size,
+        )
+        # in this order: cut short anywhere before the truncation, the whole live file counts and the old one is ignored
+        _save_layout(path, rotated)
+        os.rename(path.with_name(f".{path.name}.old.tmp"), _old(path))
+        os.ftruncate(live, 0)
+        _save_layout(path, msgspec.structs.replace(rotated, truncating=0))
+    except OSError as err:
+        raise EdgeFailed(f"log {path} cannot be rotated: {err.strerror}") from err
+    finally:
+        os.close(live)
+    return True
+
+
+def _copy(live: int, begin: int, destination: Path) -> int:
+    """Copy from `begin` to the end, which moves while we do; a writer that outruns us loses what is beyond the last pass, counted.
+    Returns the position up to which it was copied."""
+    out = os.open(destination, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | _FLAGS, 0o640)
+    position = begin
+    try:
+        for _ in range(_COPY_PASSES):
+            end = os.fstat(live).st_size
+            while position < end:
+                sent = os.sendfile(out, live, position, end - position)
+                if sent == 0:  # truncated by the workload itself
+                    return position
+                position += sent
+        return position
+    finally:
+        os.close(out)
+
+
+def _settle(layout: Layout, live_bytes: int) -> Layout:
+    """A rotation cut short before its truncation left everything in the live file, where `live_start` is not yet true."""
+    if layout.truncating and live_bytes >= layout.truncating:
+        return Layout(live_start=layout.live_start - layout.truncating)
+    return layout
+
+
+def _load_layout(path: Path) -> Layout:
+    try:
+        return msgspec.json.decode(_offsets(path).read_bytes(), type=Layout)
+    except FileNotFoundError:
+        return Layout()
+    except msgspec.MsgspecError as err:
+        raise EdgeFailed(f"{_offsets(path)} is damaged ({err}); remove it to read the log from its beginning") from err
+
+
+def _save_layout(path: Path, layout: Layout) -> None:
+    # no fsync: after a power loss the worst is a log whose offsets begin anew
+    temp = path.with_name(f".{path.name}.offsets.tmp")
+    temp.write_bytes(msgspec.json.encode(layout))
+    os.rename(temp, _offsets(path))
+
+
+def _old(path: Path) -> Path:
+    return path.with_name(f"{path.name}.old")
+
+
+def _offsets(path: Path) -> Path:
+    return path.with_name(f"{path.name}.offsets")
