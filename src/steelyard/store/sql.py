@@ -17,7 +17,7 @@ import sqlalchemy as sa
 from sqlalchemy.exc import SQLAlchemyError
 
 from steelyard.config import sync_folder
-from steelyard.errors import Refused, StoreDamaged
+from steelyard.errors import Refused, SteelyardError, StoreDamaged
 from steelyard.store import Tx
 from steelyard.store.driver import connect
 from steelyard.store.faults import accept_advice, accept_path, translate
@@ -139,7 +139,7 @@ class SqlStore:
         try:
             save_mark(self.path, SqlTx(self._writing, self.path).counters())
             self._marked = self._commits
-        except (OSError, StoreDamaged, Refused):
+        except (OSError, SteelyardError):
             return
         finally:
             self._end(self._writing)
