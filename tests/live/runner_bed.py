@@ -168,10 +168,12 @@ class Bed:
         os.close(page)
         return replica
 
-    def run_as(self, replica: Replica, argv: Sequence[str], env: dict[str, str], fds: Sequence[int]) -> None:
+    def run_as(
+        self, replica: Replica, argv: Sequence[str], env: dict[str, str], fds: Sequence[int], cwd: Path = Path("/")
+    ) -> None:
         with replica.log_path.open("ab") as log:
             child = subprocess.Popen(
-                argv, env=env, pass_fds=fds, stdin=subprocess.DEVNULL, stdout=log, stderr=log, cwd="/", start_new_session=True
+                argv, env=env, pass_fds=fds, stdin=subprocess.DEVNULL, stdout=log, stderr=log, cwd=cwd, start_new_session=True
             )
         replica.pid = child.pid
         child.returncode = 0  # reaped by Replica.exit_code, not by Popen

@@ -104,7 +104,7 @@ class Gate:
         """The request that woke this replica: its times go to the ledger."""
         self._seen_first = True
         page = self.page
-        page.arrival_us = _microseconds(arrival)
+        page.arrival_us = microseconds(arrival)
         page.accepted_ns = max(self.acceptor.first_ns, page.serving_ns)
         closing = self._closing(send)
 
@@ -166,7 +166,7 @@ def _mount(scope: Any, prefix: bytes) -> None:
     scope["raw_path"] = prefix + scope["raw_path"]
 
 
-def _microseconds(seconds: bytes) -> int:
+def microseconds(seconds: bytes) -> int:
     """b"1700000000.123456" as an int of microseconds; 0 where that makes no sense."""
     whole, _, fraction = seconds.partition(b".")
     try:

@@ -1,0 +1,403 @@
+"""How does a program that knows nothing of Steelyard become a replica? This relay stands before it: accepts from the
+function's socket at most `concurrency` connections, copies bytes both ways, keeps the page, and retires.
+
+Run by our own interpreter as the replica's first process, `python -m steelyard.runtime.relay`, with STEELYARD_RELAY (JSON,
+see `relay_command`). The user's program is its child and listens either on a private Unix socket (fd 3, LISTEN_FDS=1) or on
+127.0.0.1:PORT. The gateway sends one request per connection to these, so a connection is a request. Ends with the program's
+exit code, or 0 after retiring. Never reads a request beyond the first header it looks for, and never opens a port itself.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import ctypes
+import os
+import select
+import shutil
+import signal
+import socket
+import sys
+import tempfile
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+import msgspec
+
+from steelyard.clock import Clock, SystemClock
+from steelyard.runtime.runner import page as pages
+from steelyard.runtime.runner.gate import microseconds
+from steelyard.runtime.runner.page import Page
+
+#: how often a program that was just started is asked whether it listens yet
+PROBE_S = 0.005
+#: after SIGTERM the program has this long
+GRACE_S = 10.0
+#: pause after the process ran out of descriptors
+SHORTAGE_S = 0.1
+HEAD_MAX = 65536
+_GONE = select.POLLRDHUP | select.POLLHUP | select.POLLERR
+_PR_SET_PDEATHSIG = 1
+
+
+class RelayConfig(msgspec.Struct, frozen=True):
+    argv: tuple[str, ...]
+    concurrency: int
+    #: the program opens this port on 127.0.0.1 itself; None: it gets a socket as fd 3
+    port: int | None = None
+    #: where the private socket may be made; None: a temporary folder
+    folder: str | None = None
+    listen_fd: int = 3
+    page_fd: int = 4
+
+
+def relay_command(
+    python: str,
+    argv: Sequence[str],
+    *,
+    port: int | None,
+    concurrency: int,
+    folder: str | None = None,
+    listen_fd: int = 3,
+    page_fd: int = 4,
+) -> tuple[list[str], dict[str, str]]:
+    """(argv, env) of the relay under our interpreter `python`, isolated (-I) from PYTHON* variables meant for the program."""
+    config = RelayConfig(tuple(argv), concurrency, port, folder, listen_fd, page_fd)
+    return [python, "-I", "-m", "steelyard.runtime.relay"], {"STEELYARD_RELAY": msgspec.json.encode(config).decode()}
+
+
+class Program:
+    """The user's program as a child process. Its death kills nothing else; ours kills it."""
+
+    def __init__(self, argv: Sequence[str], env: Mapping[str, str], listener: socket.socket | None) -> None:
+        self.pid = os.fork()  # before the event loop and with one thread
+        if self.pid == 0:
+            _become(argv, dict(env), listener)
+        self.pidfd = os.pidfd_open(self.pid)
+        self.exit_code: int | None = None
+
+    def reap(self) -> int:
+        """The exit code as a shell would say it: 128 + signal for a killed program."""
+        if self.exit_code is None:
+            _, status = os.waitpid(self.pid, 0)
+            os.close(self.pidfd)
+            code = os.waitstatus_to_exitcode(status)
+            self.exit_code = code if code >= 0 else 128 - code
+        return self.exit_code
+
+    def signal(self, signum: int) -> None:
+        if self.exit_code is None:
+            signal.pidfd_send_signal(self.pidfd, signum)
+
+
+def _become(argv: Sequence[str], env: dict[str, str], listener: socket.socket | None) -> None:
+    """In the child: the descriptors and variables of the systemd convention, then exec. Never returns."""
+    try:
+        ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL, 0, 0, 0)
+        if listener is not None:
+            os.dup2(listener.fileno(), 3)  # dup2 makes it inheritable; if it is 3 already, say so
+            os.set_inheritable(3, True)
+            env |= {"LISTEN_FDS": "1", "LISTEN_PID": str(os.getpid()), "LISTEN_FDNAMES": "http"}
+        os.execvpe(argv[0], list(argv), env)
+    except OSError as err:
+        os.write(2, f"{argv[0]} could not be started: {err.strerror}\n".encode())
+    finally:
+        os._exit(127)
+
+
+class Pipe(asyncio.Protocol):
+    """One end of a relayed connection; what it reads, the other end writes."""
+
+    def __init__(self, connection: Connection) -> None:
+        self.connection = connection
+        self.other: Pipe
+        self.transport: asyncio.Transport | None = None
+        self.lost = False
+
+    def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        assert isinstance(transport, asyncio.Transport)
+        self.transport = transport
+        if self.other.lost:  # the program ended while its client was being joined
+            transport.close()
+
+    def data_received(self, data: bytes) -> None:
+        self.connection.saw(self, data)
+        if self.other.transport is not None:
+            self.other.transport.write(data)
+
+    def eof_received(self) -> bool:
+        """A client that has said everything may still wait for its answer (half-close); a program that has is done."""
+        if self is self.connection.program:
+            return False  # closes this end, and by connection_lost the other one
+        other = self.other.transport
+        if other is not None and not other.is_closing():
+            other.write_eof()
+        return True
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        self.lost = True
+        other = self.other
+        if other.transport is not None and not other.lost:
+            other.transport.close()  # after what is buffered has been written
+        self.connection.ended()
+
+    def pause_writing(self) -> None:
+        if self.other.transport is not None and not self.other.lost:
+            self.other.transport.pause_reading()
+
+    def resume_writing(self) -> None:
+        if self.other.transport is not None and not self.other.lost:
+            self.other.transport.resume_reading()
+
+
+class Connection:
+    """Client and program, joined."""
+
+    def __init__(self, relay: Relay, first: bool) -> None:
+        self._relay = relay
+        self._first = first
+        self._head = b""
+        self.client = Pipe(self)
+        self.program = Pipe(self)
+        self.client.other = self.program
+        self.program.other = self.client
+        self._ended = False
+
+    def saw(self, end: Pipe, data: bytes) -> None:
+        """The first connection's request tells its arrival, the answer's first bytes the end of the wake."""
+        if not self._first:
+            return
+        page = self._relay.page
+        if end is self.program:
+            page.first_byte_ns = self._relay.now_ns()
+            self._first = False
+            self._head = b""
+        elif not page.arrival_us and len(self._head) < HEAD_MAX:
+            self._head += data
+            page.arrival_us = find_arrival(self._head)
+
+    def ended(self) -> None:
+        """Both ends are lost, or one is and the other never came."""
+        if not self._ended and self.client.lost and (self.program.lost or self.program.transport is None):
+            self._ended = True
+            self._relay.connection_ended(self)
+
+
+def find_arrival(head: bytes) -> int:
+    """Microseconds from the header x-steelyard-start of a request's head, 0 when it is not there (yet)."""
+    for line in head.partition(b"\r\n\r\n")[0].split(b"\r\n")[1:]:
+        name, _, value = line.partition(b":")
+        if name.lower() == b"x-steelyard-start" and (b"\r\n\r\n" in head):
+            return microseconds(value.strip())
+    return 0
+
+
+class Relay:
+    """Accepts, joins, counts, retires. `address` is what the program listens on."""
+
+    def __init__(self, config: RelayConfig, page: Page, program: Program, listener: socket.socket, clock: Clock) -> None:
+        self.page = page
+        self._config = config
+        self._program = program
+        self._listener = listener
+        self._clock = clock
+        self._loop = asyncio.get_running_loop()
+        self._open: set[Connection] = set()
+        self._joining: set[asyncio.Task[None]] = set()
+        self._watching = False
+        self._retiring = False
+        self._serving = False
+        self.address: str | tuple[str, int] = ""
+        self.ended: asyncio.Future[int] = self._loop.create_future()
+
+    def now_ns(self) -> int:
+        return self._clock.mono_ns()
+
+    def watch_program(self) -> None:
+        self._loop.add_reader(self._program.pidfd, self._program_ended)
+
+    def serve(self) -> None:
+        page = self.page
+        page.entered_ns = page.serving_ns = self.now_ns()
+        page.state = pages.SERVING
+        self._serving = True
+        self._take()
+
+    def retire(self) -> None:
+        """Take nothing new; when the last connection has ended, ask the program to end."""
+        if self._retiring:
+            return
+        self._retiring = True
+        self.page.state = pages.RETIRING
+        self._watch(False)
+        self._listener.close()
+        if not self._open:
+            self._end_program()
+
+    def connection_ended(self, connection: Connection) -> None:
+        self._open.discard(connection)
+        page = self.page
+        page.connections = page.busy = len(self._open)
+        page.finished += 1
+        page.last_active_ns = self.now_ns()
+        if not self._retiring:
+            self._take()
+        elif not self._open:
+            self._end_program()
+
+    def _end_program(self) -> None:
+        self._program.signal(signal.SIGTERM)
+        self._loop.call_later(GRACE_S, self._program.signal, signal.SIGKILL)
+
+    def _program_ended(self) -> None:
+        self._loop.remove_reader(self._program.pidfd)
+        code = self._program.reap()
+        if self._retiring:
+            code = 0
+        elif not self._serving:
+            self.page.fail(f"{self._config.argv[0]} ended with exit code {code} before it accepted connections")
+            code = code or 1
+        if not self.ended.done():
+            self.ended.set_result(code)
+
+    def _watch(self, on: bool) -> None:
+        if on is not self._watching:
+            self._watching = on
+            if on:
+                self._loop.add_reader(self._listener.fileno(), self._take)
+            else:
+                self._loop.remove_reader(self._listener.fileno())
+
+    def _take(self) -> None:
+        while not self._retiring and len(self._open) < self._config.concurrency:
+            if not self._accept():
+                break
+        self._watch(not self._retiring and len(self._open) < self._config.concurrency)
+
+    def _accept(self) -> bool:
+        try:
+            client, _ = self._listener.accept()
+        except (BlockingIOError, InterruptedError):
+            return False
+        except ConnectionAbortedError:
+            return True
+        except OSError:
+            self._watch(False)
+            self._loop.call_later(SHORTAGE_S, self._take)
+            return False
+        peer = select.poll()
+        peer.register(client, _GONE)
+        if peer.poll(0):
+            client.close()
+            return True
+        page = self.page
+        connection = Connection(self, first=page.accepted == 0)
+        self._open.add(connection)
+        page.connections = page.busy = len(self._open)
+        page.accepted += 1
+        page.last_active_ns = self.now_ns()
+        if page.accepted == 1:
+            page.accepted_ns = page.last_active_ns
+        joining = self._loop.create_task(self._join(connection, client))
+        self._joining.add(joining)
+        joining.add_done_callback(self._joining.discard)
+        return True
+
+    async def _join(self, connection: Connection, client: socket.socket) -> None:
+        """The program first, so that no byte of the client is read before there is somewhere to put it."""
+        try:
+            if isinstance(self.address, str):
+                await self._loop.create_unix_connection(lambda: connection.program, self.address)
+            else:
+                await self._loop.create_connection(lambda: connection.program, *self.address)
+        except OSError:
+            client.close()  # the gateway answers 503; the program is ending or overrun
+            connection.client.lost = True
+            connection.ended()
+            return
+        await self._loop.connect_accepted_socket(lambda: connection.client, client)
+
+
+async def program_accepts(listener: socket.socket, address: str) -> None:
+    """A connection of ours makes the private socket readable; once the program has taken it, it is not any more."""
+    probe = socket.socket(socket.AF_UNIX)
+    probe.setblocking(False)
+    waiting = select.poll()
+    waiting.register(listener, select.POLLIN)
+    try:
+        probe.connect(address)
+        while waiting.poll(0):
+            await asyncio.sleep(PROBE_S)
+    finally:
+        probe.close()
+
+
+async def port_accepts(port: int) -> None:
+    while not accepts(port):
+        await asyncio.sleep(PROBE_S)
+
+
+def accepts(port: int) -> bool:
+    with socket.socket() as probe:
+        return probe.connect_ex(("127.0.0.1", port)) == 0
+
+
+async def run(config: RelayConfig, page: Page, program: Program, private: socket.socket | None, clock: Clock) -> int:
+    listener = socket.socket(fileno=config.listen_fd)
+    listener.setblocking(False)
+    relay = Relay(config, page, program, listener, clock)
+    loop = asyncio.get_running_loop()
+    relay.watch_program()
+    loop.add_signal_handler(signal.SIGTERM, relay.retire)
+    if private is not None:
+        relay.address = private.getsockname()
+        starting = loop.create_task(program_accepts(private, private.getsockname()))
+    else:
+        assert config.port is not None
+        relay.address = ("127.0.0.1", config.port)
+        starting = loop.create_task(port_accepts(config.port))
+    await asyncio.wait([starting, relay.ended], return_when=asyncio.FIRST_COMPLETED)
+    if relay.ended.done():
+        starting.cancel()
+    elif relay.page.state != pages.RETIRING:
+        starting.result()
+        relay.serve()
+    return await relay.ended
+
+
+def main() -> int:
+    clock = SystemClock()
+    env = dict(os.environ)
+    config = msgspec.json.decode(env.pop("STEELYARD_RELAY"), type=RelayConfig)
+    page = Page.from_fd(config.page_fd)
+    os.set_inheritable(config.page_fd, False)
+    os.set_inheritable(config.listen_fd, False)
+    page.alive_ns = clock.mono_ns()
+    folder: str | None = None
+    private: socket.socket | None = None
+    try:
+        if config.port is not None:
+            if accepts(config.port):
+                page.fail(f"port {config.port} is taken by another program on this machine")
+                return 1
+            env["PORT"] = str(config.port)
+        else:
+            folder = tempfile.mkdtemp(prefix="steelyard-", dir=config.folder)
+            private = socket.socket(socket.AF_UNIX)
+            private.bind(str(Path(folder) / "socket"))
+            private.listen(4096)
+        page.joined_ns = clock.mono_ns()
+        page.state = pages.JOINED
+        program = Program(config.argv, env, private)
+        page.imported_ns = clock.mono_ns()
+        page.state = pages.IMPORTED
+        return asyncio.run(run(config, page, program, private, clock))
+    except OSError as err:
+        page.fail(f"the relay could not start {config.argv[0]}: {err}")
+        return 1
+    finally:
+        if folder is not None:
+            shutil.rmtree(folder, ignore_errors=True)
+
+
+if __name__ == "__main__":
+    sys.exit(main())
