@@ -1,0 +1,191 @@
+"""The rule for replicas: a case table, invariants, and two stories on a virtual clock."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from steelyard.model.function import FunctionSpec
+from steelyard.scaling.replicas import PATIENCE_NS, ReplicasDecision, ReplicaSeen, ReplicasSeen, decide_replicas
+
+S = 1_000_000_000
+MS = 1_000_000
+NOW = 1000 * S
+
+
+def spec(least: int = 0, most: int = 4, concurrency: int = 8, idle_s: float = 60.0) -> FunctionSpec:
+    return FunctionSpec(replicas_min=least, replicas_max=most, concurrency=concurrency, idle_timeout_s=idle_s)
+
+
+def serving(name: str, connections: int = 0, busy: int = 0, idle_s: float = 0.0) -> ReplicaSeen:
+    return ReplicaSeen(name, "serving", connections, busy, NOW - round(idle_s * S))
+
+
+def starting(name: str) -> ReplicaSeen:
+    return ReplicaSeen(name, "starting", last_active_ns=NOW)
+
+
+def retiring(name: str, connections: int = 0) -> ReplicaSeen:
+    return ReplicaSeen(name, "retiring", connections, connections, NOW)
+
+
+FULL = serving("a", 8, 8)
+OLD = NOW - PATIENCE_NS
+#: sentence, spec, queued, pending, replicas, backlog since, starts, retirements
+CASES: list[tuple[str, FunctionSpec, int, int, tuple[ReplicaSeen, ...], int | None, int, tuple[str, ...]]] = [
+    ("nothing to do", spec(), 0, 0, (), None, 0, ()),
+    ("one waits in the socket", spec(), 1, 0, (), None, 1, ()),
+    ("one waits in Envoy", spec(), 0, 1, (), None, 1, ()),
+    ("200 wait for nobody: one at first sight", spec(), 200, 0, (), None, 1, ()),
+    ("200 wait for nobody and did before", spec(), 200, 0, (), OLD, 4, ()),
+    ("a caller without a memory", spec(), 20, 0, (), 0, 3, ()),
+    ("the starting one will take them", spec(), 8, 0, (starting("a"),), OLD, 0, ()),
+    ("more than the starting one will take", spec(), 9, 0, (starting("a"),), OLD, 1, ()),
+    ("free places are there", spec(), 3, 0, (serving("a", 5, 5),), OLD, 0, ()),
+    ("a backlog at first sight", spec(), 1, 0, (FULL,), None, 0, ()),
+    ("a backlog a moment old", spec(), 1, 0, (FULL,), OLD + 1, 0, ()),
+    ("a backlog that persists", spec(), 1, 0, (FULL,), OLD, 1, ()),
+    ("held and waiting count together", spec(most=9), 9, 8, (FULL,), OLD, 3, ()),
+    ("starting ones are counted", spec(), 17, 0, (FULL, starting("b")), OLD, 2, ()),
+    ("never over the most", spec(most=2), 900, 100, (FULL,), OLD, 1, ()),
+    ("at the most already", spec(most=2), 900, 100, (FULL, starting("b")), OLD, 0, ()),
+    ("retiring ones are no help", spec(), 1, 0, (retiring("a", 3),), None, 1, ()),
+    ("retiring ones take no place", spec(most=1), 1, 0, (retiring("a", 8), retiring("b")), None, 1, ()),
+    ("the least is kept up", spec(least=3), 0, 0, (serving("a"),), None, 2, ()),
+    ("the least above the most", spec(least=3, most=1), 0, 0, (), None, 3, ()),
+    ("idle long enough", spec(), 0, 0, (serving("a", idle_s=60),), None, 0, ("a",)),
+    ("idle not quite", spec(), 0, 0, (serving("a", idle_s=59.99),), None, 0, ()),
+    ("idle, and the last of the least", spec(least=1), 0, 0, (serving("a", idle_s=99),), None, 0, ()),
+    ("a quiet stream is activity", spec(), 0, 0, (serving("a", 1, 1, idle_s=999),), None, 0, ()),
+    ("a connection without a request yet is activity", spec(), 0, 0, (serving("a", 1, 0, idle_s=999),), None, 0, ()),
+    ("somebody waits: nobody goes", spec(), 1, 0, (serving("a", idle_s=999),), None, 0, ()),
+    ("one at a time, the longest idle first", spec(), 0, 0, (serving("a", idle_s=70), serving("b", idle_s=80)), None, 0, ("b",)),
+    ("equals by name", spec(), 0, 0, (serving("b", idle_s=70), serving("a", idle_s=70)), None, 0, ("a",)),
+    ("the busy one stays", spec(), 0, 0, (serving("a", 1, 1, idle_s=90), serving("b", idle_s=70)), None, 0, ("b",)),
+    ("a starting one is not idle", spec(), 0, 0, (ReplicaSeen("a", "starting", 0, 0, 1),), None, 0, ()),
+    ("a retiring one is not retired again", spec(), 0, 0, (retiring("a"),), None, 0, ()),
+    ("too many: the least busy goes, idle or not", spec(most=1), 0, 0, (serving("a", 3, 3), serving("b", 1, 1)), None, 0, ("b",)),
+]
+
+
+@pytest.mark.parametrize(("asked", "queued", "pending", "replicas", "since", "start", "retire"),
+                         [case[1:] for case in CASES], ids=[case[0] for case in CASES])
+def test_case(asked: FunctionSpec, queued: int, pending: int, replicas: tuple[ReplicaSeen, ...], since: int | None,
+              start: int, retire: tuple[str, ...]) -> None:
+    decision = decide_replicas(NOW, asked, ReplicasSeen(queued, pending, replicas, since))
+    assert (decision.start, decision.retire) == (start, retire)
+
+
+def test_backlog_is_remembered_until_it_is_gone() -> None:
+    first = decide_replicas(NOW, spec(), ReplicasSeen(1, 0, (FULL,), None))
+    assert first == ReplicasDecision(backlog_since_ns=NOW)
+    later = decide_replicas(NOW + 5 * MS, spec(), ReplicasSeen(1, 0, (FULL,), first.backlog_since_ns))
+    assert later == ReplicasDecision(backlog_since_ns=NOW)
+    gone = decide_replicas(NOW + 10 * MS, spec(), ReplicasSeen(1, 0, (serving("a", 7, 7),), later.backlog_since_ns))
+    assert gone == ReplicasDecision()
+
+
+replicas_seen = st.builds(
+    ReplicaSeen, id=st.uuids().map(str), state=st.sampled_from(["starting", "serving", "retiring"]),
+    connections=st.integers(0, 20), busy=st.integers(0, 20), last_active_ns=st.integers(1, NOW))
+specs = st.builds(spec, st.integers(0, 6), st.integers(1, 12), st.integers(1, 20), st.floats(0.1, 2000))
+looks = st.builds(ReplicasSeen, st.integers(0, 500), st.integers(0, 500), st.lists(replicas_seen, max_size=15).map(tuple),
+                  st.none() | st.integers(0, NOW))
+
+
+@given(specs, looks)
+def test_bounds_and_never_both(asked: FunctionSpec, seen: ReplicasSeen) -> None:
+    decision = decide_replicas(NOW, asked, seen)
+    present = [replica for replica in seen.replicas if replica.state != "retiring"]
+    most = max(asked.replicas_min, asked.replicas_max)
+    assert not (decision.start and decision.retire)
+    assert decision.start >= 0 and len(decision.retire) <= 1
+    assert set(decision.retire) <= {replica.id for replica in present}
+    if decision.start:
+        assert asked.replicas_min <= len(present) + decision.start <= most
+    if decision.retire:
+        assert len(present) - 1 >= asked.replicas_min
+    if len(present) < asked.replicas_min or (not present and seen.queued + seen.pending):
+        assert decision.start
+
+
+@given(specs, looks)
+def test_starting_what_was_decided_settles_it(asked: FunctionSpec, seen: ReplicasSeen) -> None:
+    decision = decide_replicas(NOW, asked, ReplicasSeen(seen.queued, seen.pending, seen.replicas, 0))
+    started = tuple(starting(f"new-{number}") for number in range(decision.start))
+    again = decide_replicas(NOW, asked, ReplicasSeen(seen.queued, seen.pending, seen.replicas + started, 0))
+    assert again.start == 0
+
+
+@given(specs, looks)
+def test_retiring_one_by_one_ends_within_the_bounds(asked: FunctionSpec, seen: ReplicasSeen) -> None:
+    replicas = list(seen.replicas)
+    for _ in range(len(replicas) + 1):
+        decision = decide_replicas(NOW, asked, ReplicasSeen(0, 0, tuple(replicas), None))
+        if not decision.retire:
+            break
+        replicas = [retiring(replica.id) if replica.id in decision.retire else replica for replica in replicas]
+    assert not decision.retire
+    assert len([replica for replica in replicas if replica.state != "retiring"]) <= max(asked.replicas_min, asked.replicas_max)
+
+
+@dataclass
+class Story:
+    """Requests of equal length in one shared backlog, replicas that start after a while, a look every 20 ms."""
+
+    asked: FunctionSpec
+    service_ms: int
+    start_ms: int
+    waiting: int
+    replicas: dict[str, int] = field(default_factory=dict)  # name -> serves from (ms)
+    ends: dict[str, list[int]] = field(default_factory=dict)
+
+    def run(self, look_ms: int = 20) -> int:
+        """Milliseconds until everything was answered."""
+        since: int | None = None
+        for now in range(100_000):
+            for name, begun in self.replicas.items():
+                self.ends[name] = [end for end in self.ends[name] if end > now]
+                while now >= begun and self.waiting and len(self.ends[name]) < self.asked.concurrency:
+                    self.ends[name].append(now + self.service_ms)
+                    self.waiting -= 1
+            if not self.waiting and not any(self.ends.values()):
+                return now
+            if now % look_ms == 0:
+                since = self._look(now, since)
+        raise AssertionError("never done")
+
+    def _look(self, now: int, since: int | None) -> int | None:
+        now_ns = now * MS + 1
+        seen = tuple(ReplicaSeen(name, "serving" if now >= begun else "starting", len(self.ends[name]), len(self.ends[name]), now_ns)
+                     for name, begun in self.replicas.items())
+        decision = decide_replicas(now_ns, self.asked, ReplicasSeen(self.waiting, 0, seen, since))
+        for _ in range(decision.start):
+            name = str(len(self.replicas))
+            self.replicas[name], self.ends[name] = now + self.start_ms, []
+        return decision.backlog_since_ns
+
+
+@pytest.mark.parametrize("look_offset_ms", range(0, 20, 5))
+def test_300_waiting_requests_take_at_most_a_tenth_more_than_ideal(look_offset_ms: int) -> None:
+    story = Story(spec(most=2), service_ms=50, start_ms=10, waiting=300, replicas={"first": 0}, ends={"first": []})
+    story.start_ms += look_offset_ms
+    ideal_ms = -(-300 // 16) * 50
+    assert story.run() <= 1.1 * ideal_ms
+    assert len(story.replicas) == 2
+
+
+def test_burst_that_one_replica_takes_within_a_tick_starts_no_second() -> None:
+    story = Story(spec(most=9), service_ms=2, start_ms=4, waiting=40)
+    story.run()
+    assert len(story.replicas) == 1
+
+
+def test_stampede_starts_the_wanted_number_at_the_second_look() -> None:
+    story = Story(spec(most=9), service_ms=100, start_ms=2000, waiting=64)
+    # eight replicas, side by side: one start, one tick, one service
+    assert story.run() <= 2000 + 20 + 100
+    assert len(story.replicas) == 8
