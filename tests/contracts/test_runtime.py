@@ -43,7 +43,11 @@ class Stage(Protocol):
 
 class FakeStage:
     def __init__(self) -> None:
-        fates = {ENDS_WITH_3: Fate(0.1, 3), STUBBORN: Fate(ignores=frozenset({signal.SIGTERM})), MISSING: Fate(fails=("exec", "No such file"))}
+        fates = {
+            ENDS_WITH_3: Fate(0.1, 3),
+            STUBBORN: Fate(ignores=frozenset({signal.SIGTERM})),
+            MISSING: Fate(fails=("exec", "No such file")),
+        }
         self.clock = VirtualClock()
         self.exits: list[Exited] = []
         self.runtime = FakeRuntime(self.clock, choose_fate=lambda argv: fates.get(tuple(argv), Fate()), on_exit=self.exits.append)
@@ -167,7 +171,7 @@ def test_an_id_is_started_at_most_once_until_forgotten(play: Play) -> None:
 def test_launching_twice_is_refused_by_the_spawner_itself(play: Play) -> None:
     async def script(stage: Stage) -> None:
         await start(stage, A, SLEEPS)
-        with pytest.raises(EdgeFailed, match="it runs already|it ran already"):
+        with pytest.raises(EdgeFailed, match=r"it runs already|it ran already"):
             await stage.runtime.launch(A, argv=SLEEPS, env=PLAIN_ENV, cwd="/", uid=WORK_UID, gid=WORK_GID)
         (adopted,) = await stage.restart_agent()
         assert adopted.state is AdoptedState.RUNNING

@@ -47,7 +47,15 @@ class Rig:
 
     async def start_spawner(self) -> Running:
         self.spawner = subprocess.Popen(
-            [sys.executable, "-m", "steelyard.runtime.spawner", "--socket", str(self.socket), "--exits", str(self.agent_dir / "exits")],
+            [
+                sys.executable,
+                "-m",
+                "steelyard.runtime.spawner",
+                "--socket",
+                str(self.socket),
+                "--exits",
+                str(self.agent_dir / "exits"),
+            ],
             stderr=self.log,
             start_new_session=True,
         )
@@ -68,7 +76,15 @@ class Rig:
         return ProcessRuntime(self.agent_dir, self.workloads, self.cgroups, self.client, SystemClock(), boot_id())
 
     async def run(self, runtime: ProcessRuntime, workload: str, *argv: str, **more: object) -> Handle:
-        arguments: dict[str, object] = {"env": PLAIN_ENV, "cwd": "/", "uid": WORK_UID, "gid": WORK_GID, "plan": Plan(), "kind": "job", **more}
+        arguments: dict[str, object] = {
+            "env": PLAIN_ENV,
+            "cwd": "/",
+            "uid": WORK_UID,
+            "gid": WORK_GID,
+            "plan": Plan(),
+            "kind": "job",
+            **more,
+        }
         return await runtime.start(WorkloadId(workload), argv=argv, **arguments)  # type: ignore[arg-type]
 
     async def next_exit(self, workload: str | None = None) -> Exited:

@@ -1,7 +1,7 @@
 """What does the agent ask of a machine's processes? The interface; `process.py` is the real one, `fake.py` its in-memory twin.
 
-A workload is started at most once. Its exit record on disk, not a message, is the truth about how it ended. Both variants are held
-by tests/contracts/test_runtime.py. Kept free of imports at run time, because the tiny spawner passes through here.
+A workload is started at most once. Its exit record on disk, not a message, is the truth about how it ended. Both variants are
+held by tests/contracts/test_runtime.py. Kept free of imports at run time, because the tiny spawner passes through here.
 """
 
 from __future__ import annotations
@@ -38,8 +38,9 @@ class Runtime(Protocol):
         fd_numbers: Sequence[int] = (),
         listen_fds: int = 0,
         rlimits: Sequence[tuple[str, int, int]] = (),
+        logs: str | None = None,
     ) -> Handle:
-        """Run a prepared workload. EdgeFailed (code start-failed): nothing runs. Unreachable: it may run, adopt() tells."""
+        """Run a prepared workload. `logs`: folder under the workloads' for stdout and stderr, shared by all that name it; its own by default. EdgeFailed (code start-failed): nothing runs. Unreachable: it may run, adopt() tells."""
         ...
 
     async def start(
@@ -57,6 +58,7 @@ class Runtime(Protocol):
         fd_numbers: Sequence[int] = (),
         listen_fds: int = 0,
         rlimits: Sequence[tuple[str, int, int]] = (),
+        logs: str | None = None,
         labels: Mapping[str, str] | None = None,
     ) -> Handle:
         """prepare + launch."""

@@ -86,6 +86,7 @@ class FakeRuntime:
         fd_numbers: Sequence[int] = (),
         listen_fds: int = 0,
         rlimits: Sequence[tuple[str, int, int]] = (),
+        logs: str | None = None,
     ) -> Handle:
         intent = self._intents.get(workload)
         if intent is None:
@@ -97,7 +98,9 @@ class FakeRuntime:
         fate = self._choose_fate(argv)
         if fate.fails:
             self._cgroups.discard(workload)
-            raise EdgeFailed(f"{workload} not started: {fate.fails[0]}: {fate.fails[1]}", code="start-failed", detail=fate.fails[0])
+            raise EdgeFailed(
+                f"{workload} not started: {fate.fails[0]}: {fate.fails[1]}", code="start-failed", detail=fate.fails[0]
+            )
         self._pids += 1
         return self._run(workload, self._pids, self._pids, fate)
 
@@ -116,6 +119,7 @@ class FakeRuntime:
         fd_numbers: Sequence[int] = (),
         listen_fds: int = 0,
         rlimits: Sequence[tuple[str, int, int]] = (),
+        logs: str | None = None,
         labels: Mapping[str, str] | None = None,
     ) -> Handle:
         self.prepare(workload, kind=kind, plan=plan, labels=labels)
@@ -180,7 +184,11 @@ class FakeRuntime:
     def running(self) -> Running:
         """What a connecting agent is told by the spawner."""
         return Running(
-            tuple((name, process.handle.pid, process.handle.start_time) for name, process in self._processes.items() if process.watched)
+            tuple(
+                (name, process.handle.pid, process.handle.start_time)
+                for name, process in self._processes.items()
+                if process.watched
+            )
         )
 
     def next_end_us(self) -> int | None:

@@ -1,9 +1,9 @@
 """What did a workload print? Reads its log files by a byte offset that stays true for ever, and keeps them bounded.
 
-A log is an O_APPEND file that the workload writes without us. `rotate` copies its last part to `<name>.old` and truncates it under the
-writer (which never notices); `<name>.offsets` says which offsets of the endless stream the two files hold now. What was cut out
-shows as a line in the text. Bytes that arrive in the microseconds between the copy's end and the truncation are lost uncounted; a
-rename instead of a copy would lose none, but the workload holds the descriptor and would write on into the old file for ever.
+A log is an O_APPEND file that the workload writes without us. `rotate` copies its last part to `<name>.old` and truncates it
+under the writer, who never notices; `<name>.offsets` says which offsets of the endless stream the two files hold now. What was
+cut out shows as a line in the text. Bytes that arrive between the last look at the size and the truncation, microseconds, are lost
+uncounted. A rename would lose none, but the workload holds the descriptor and would write on into the old file for ever.
 
 Offsets, sizes and limits are bytes; contents may be binary. One process rotates and reads (the agent). Never blocks on a writer.
 """
@@ -56,8 +56,8 @@ def find_part(layout: Layout, live_bytes: int, offset: int, limit: int) -> Part:
 
 
 def read_log(path: Path, offset: int, limit: int) -> tuple[bytes, int]:
-    """At most `limit` (> 0) bytes of the stream from `offset` on (and a line about a gap before them), and where to go on. Nothing new, or
-    no file yet: b"" and the end."""
+    """At most `limit` (> 0) bytes of the stream from `offset` on (a line about a gap before them), and where to go on. Nothing
+    new, or no file yet: b"" and the end."""
     try:
         live = os.open(path, os.O_RDONLY | _FLAGS)
     except FileNotFoundError:
@@ -89,9 +89,9 @@ def render_gap(dropped: int) -> bytes:
 
 
 def rotate(path: Path, keep_bytes: int) -> bool:
-    """When the live file has grown beyond half of `keep_bytes`, keep only that much of its end. So both files together stay below
-    `keep_bytes` plus what is written between two calls. False when there was nothing to do."""
-    half = max(1, keep_bytes // 2)
+    """When the live file has grown beyond a third of `keep_bytes`, keep that much of its end, and at most another third of what
+    comes while copying. So both files stay below `keep_bytes` plus what is written between two calls. False: nothing to do."""
+    third = max(1, keep_bytes // 3)
     try:
         live = os.open(path, os.O_RDWR | _FLAGS)
     except FileNotFoundError:
@@ -101,10 +101,10 @@ def rotate(path: Path, keep_bytes: int) -> bool:
     try:
         size = os.fstat(live).st_size
         layout = _settle(_load_layout(path), size)
-        if size <= half:
+        if size <= third:
             return False
-        begin = size - half
-        copied_end = _copy(live, begin, path.with_name(f".{path.name}.old.tmp"))
+        begin = size - third
+        copied_end = _copy(live, begin, 2 * third, path.with_name(f".{path.name}.old.tmp"))
         size = os.fstat(live).st_size
         rotated = Layout(
             old_start=layout.live_start + begin,
@@ -115,8 +115,10 @@ def rotate(path: Path, keep_bytes: int) -> bool:
         # in this order: cut short anywhere before the truncation, the whole live file counts and the old one is ignored
         _save_layout(path, rotated)
         os.rename(path.with_name(f".{path.name}.old.tmp"), _old(path))
+        # counted again with nothing in between: a fast writer adds megabytes while two small files are moved
+        size = os.fstat(live).st_size
         os.ftruncate(live, 0)
-        _save_layout(path, msgspec.structs.replace(rotated, truncating=0))
+        _save_layout(path, msgspec.structs.replace(rotated, live_start=layout.live_start + size, truncating=0))
     except OSError as err:
         raise EdgeFailed(f"log {path} cannot be rotated: {err.strerror}") from err
     finally:
@@ -124,14 +126,14 @@ def rotate(path: Path, keep_bytes: int) -> bool:
     return True
 
 
-def _copy(live: int, begin: int, destination: Path) -> int:
-    """Copy from `begin` to the end, which moves while we do; a writer that outruns us loses what is beyond the last pass, counted.
-    Returns the position up to which it was copied."""
+def _copy(live: int, begin: int, limit: int, destination: Path) -> int:
+    """Copy from `begin` to the end, which moves while we do; who outruns us loses, counted, what is beyond the last pass or
+    the limit. Returns the position up to which it was copied."""
     out = os.open(destination, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | _FLAGS, 0o640)
     position = begin
     try:
         for _ in range(_COPY_PASSES):
-            end = os.fstat(live).st_size
+            end = min(os.fstat(live).st_size, begin + limit)
             while position < end:
                 sent = os.sendfile(out, live, position, end - position)
                 if sent == 0:  # truncated by the workload itself

@@ -1,7 +1,7 @@
 """How does a workload start at most once, end, and get found again? (R4-R6)
 
-start: intent fsynced -> cgroup made -> spawner forks -> handle fsynced. The agent may be killed between any two of these; `adopt()`
-then reads everything anew (intents, handles, exits, cgroups, the spawner's children) and says per workload what is true. The
+start: intent fsynced -> cgroup made -> spawner forks -> handle fsynced. The agent may be killed between any two; `adopt()` then
+reads everything anew (intents, handles, exits, cgroups, the spawner's children) and says per workload what is true. The
 decision itself, `decide_adoption`, is pure. Never retries a start, never guesses an exit, never signals by a bare pid.
 """
 
@@ -101,8 +101,8 @@ class Evidence(msgspec.Struct, frozen=True):
 
 
 def decide_adoption(seen: Evidence, *, boot_id: str, spawner: str, now_us: int) -> Adopted:
-    """The adoption table, first match wins. A returned handle that `seen` does not have is to be written. `spawner` is the instance
-    that lives now.
+    """The adoption table, first match wins. A returned handle that `seen` does not have is to be written. `spawner` is the
+    instance that lives now.
 
     1. an exit record                         -> ended, whatever else is there
     2. records of another boot                -> unknown, node lost: its processes are gone, how they ended nobody knows
@@ -128,7 +128,9 @@ def decide_adoption(seen: Evidence, *, boot_id: str, spawner: str, now_us: int) 
     if seen.exited is not None:
         unknown = seen.exited.exit_code is None and seen.exited.signal is None
         return answer(
-            AdoptedState.ENDED, Reason.EXIT_UNKNOWN if unknown else None, "It ended unseen; its exit code is lost." if unknown else ""
+            AdoptedState.ENDED,
+            Reason.EXIT_UNKNOWN if unknown else None,
+            "It ended unseen; its exit code is lost." if unknown else "",
         )
     written_by = seen.handle or seen.intent
     if written_by is not None and written_by.boot_id != boot_id:
@@ -139,15 +141,21 @@ def decide_adoption(seen: Evidence, *, boot_id: str, spawner: str, now_us: int) 
         return running((seen.handle.pid, seen.handle.start_time), watched=False)
     if seen.handle is not None:
         left = f" {len(seen.in_cgroup)} processes that it started are left." if seen.in_cgroup else ""
-        return answer(AdoptedState.UNKNOWN, Reason.EXIT_UNKNOWN, f"It ended while its spawner was dead; its exit code is lost.{left}")
+        return answer(
+            AdoptedState.UNKNOWN, Reason.EXIT_UNKNOWN, f"It ended while its spawner was dead; its exit code is lost.{left}"
+        )
     if seen.intent is None:
-        return answer(AdoptedState.UNKNOWN, Reason.EXIT_UNKNOWN, "Processes are in its cgroup, but nothing here says who started them.")
+        return answer(
+            AdoptedState.UNKNOWN, Reason.EXIT_UNKNOWN, "Processes are in its cgroup, but nothing here says who started them."
+        )
     if seen.in_cgroup:
         return running(seen.in_cgroup[0], watched=False)
     if seen.has_cgroup is False or seen.intent.spawner == spawner:
         return answer(AdoptedState.NOT_STARTED, Reason.NOT_STARTED, "The agent was restarted before it could start it.")
     return answer(
-        AdoptedState.UNKNOWN, Reason.EXIT_UNKNOWN, "Agent and spawner were both killed while it was being started; it may have run."
+        AdoptedState.UNKNOWN,
+        Reason.EXIT_UNKNOWN,
+        "Agent and spawner were both killed while it was being started; it may have run.",
     )
 
 
@@ -189,7 +197,9 @@ class ProcessRuntime:
         try:
             records.write_intent(self._agent_dir, intent)
         except OSError as err:
-            raise EdgeFailed(f"{workload} not started: its intent could not be written: {err.strerror}", code="start-failed") from err
+            raise EdgeFailed(
+                f"{workload} not started: its intent could not be written: {err.strerror}", code="start-failed"
+            ) from err
         failpoint("after-intent")
         self._cgroups.make(workload, plan)
         failpoint("after-cgroup")
@@ -207,6 +217,7 @@ class ProcessRuntime:
         fd_numbers: Sequence[int] = (),
         listen_fds: int = 0,
         rlimits: Sequence[tuple[str, int, int]] = (),
+        logs: str | None = None,
     ) -> Handle:
         intent = records.load_intent(self._agent_dir, workload)
         if intent is None:
@@ -214,14 +225,15 @@ class ProcessRuntime:
         if intent.spawner != self._spawner.instance:
             # the spawner refuses a second start of what it has seen; this one may not have seen the first
             raise EdgeFailed(f"{workload} not started: the spawner was restarted since it was prepared.", code="start-failed")
-        self._make_log_folder(workload)
+        folder = WorkloadId(logs or workload)
+        self._make_log_folder(folder)
         request = Spawn(
             workload=workload,
             argv=tuple(argv),
             env=dict(env),
             cwd=cwd,
-            stdout=str(self.log_path(workload, "stdout")),
-            stderr=str(self.log_path(workload, "stderr")),
+            stdout=str(self.log_path(folder, "stdout")),
+            stderr=str(self.log_path(folder, "stderr")),
             uid=uid,
             gid=gid,
             fds=tuple(fd_numbers),
@@ -256,11 +268,22 @@ class ProcessRuntime:
         fd_numbers: Sequence[int] = (),
         listen_fds: int = 0,
         rlimits: Sequence[tuple[str, int, int]] = (),
+        logs: str | None = None,
         labels: Mapping[str, str] | None = None,
     ) -> Handle:
         self.prepare(workload, kind=kind, plan=plan, labels=labels)
         return await self.launch(
-            workload, argv=argv, env=env, cwd=cwd, uid=uid, gid=gid, fds=fds, fd_numbers=fd_numbers, listen_fds=listen_fds, rlimits=rlimits
+            workload,
+            argv=argv,
+            env=env,
+            cwd=cwd,
+            uid=uid,
+            gid=gid,
+            fds=fds,
+            fd_numbers=fd_numbers,
+            listen_fds=listen_fds,
+            rlimits=rlimits,
+            logs=logs,
         )
 
     def claim(self, workload: WorkloadId, pid: int, start_time: int) -> Handle:

@@ -1,4 +1,4 @@
-"""What did the agent intend, what did it start, how did it end? One small JSON file per workload and kind, under the agent's folder:
+"""What did the agent intend, what did it start, how did it end? A JSON file per workload and kind, under the agent's folder:
 
     intents/<workload>.json   fsynced before anything is made for it       written by the agent
     handles/<workload>.json   fsynced once it runs                         written by the agent

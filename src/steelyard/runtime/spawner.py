@@ -293,9 +293,7 @@ class Spawner:
         stat = observe_process(pid)
         if stat is None or stat.start_time != claim.start_time:
             # it ended, and not as a child of ours: how, nobody knows
-            self._unsaved[workload] = wire.Exited(
-                workload, pid, claim.start_time, self._clock.now_us(), None, None, 0.0, 0.0, 0
-            )
+            self._unsaved[workload] = wire.Exited(workload, pid, claim.start_time, self._clock.now_us(), None, None, 0.0, 0.0, 0)
         elif stat.parent == os.getpid():
             self._children[pid] = Child(workload, pid, claim.start_time)
         else:
@@ -310,7 +308,7 @@ def _observe_stranger(pid: int) -> Child:
 
 def main(argv: Sequence[str]) -> int:
     if len(argv) != 4 or argv[0] != "--socket" or argv[2] != "--exits":  # argparse would cost 1 MB for two options
-        print("usage: python -m steelyard.runtime.spawner --socket PATH --exits DIR", file=sys.stderr)
+        note("usage: python -m steelyard.runtime.spawner --socket PATH --exits DIR")
         return 2
     nofile = resource.getrlimit(resource.RLIMIT_NOFILE)
     resource.setrlimit(resource.RLIMIT_NOFILE, (max(nofile[0], min(nofile[1], NOFILE_MAX)), nofile[1]))
@@ -319,7 +317,7 @@ def main(argv: Sequence[str]) -> int:
     exits.mkdir(parents=True, exist_ok=True, mode=0o700)
     opened = open_listener(path)
     if opened is None:
-        print(f"another spawner serves {path}", file=sys.stderr)
+        note(f"another spawner serves {path}")
         return 1
     prctl(_PR_SET_CHILD_SUBREAPER, 1)
     prctl(_PR_SET_PDEATHSIG, 0)  # we outlive whoever started us

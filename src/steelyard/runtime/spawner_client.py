@@ -1,8 +1,8 @@
 """How does the agent talk to the spawner? One non-blocking SOCK_SEQPACKET connection on the agent's event loop.
 
-Carries requests and answers, nothing more: it never retries, never reconnects and decides nothing. When the connection ends, `closed`
-is set, waiting starts fail with Unreachable (they may or may not run: adopt() tells), and the agent connects again. A spawner
-with another `instance` is a new one: it holds no sockets and has no children; handing sockets over again is the agent's duty.
+Carries requests and answers, nothing more: it never retries, never reconnects and decides nothing. When the connection ends,
+`closed` is set, waiting starts fail with Unreachable (they may or may not run: adopt() tells), and the agent connects again. A
+spawner with another `instance` is a new one: it holds no sockets and has no children; handing sockets over again is the agent's duty.
 """
 
 from __future__ import annotations
@@ -80,7 +80,8 @@ class SpawnerClient:
         return self._held, wire.Running(tuple(self._children))
 
     async def spawn(self, request: wire.Spawn, fds: Sequence[int] = (), cgroup_fds: Sequence[int] = ()) -> wire.Spawned:
-        """Returns once exec succeeded. EdgeFailed(start-failed): nothing runs. Unreachable: it may run. Descriptors stay the caller's."""
+        """Returns once exec succeeded. EdgeFailed(start-failed): nothing runs. Unreachable: it may run. Descriptors stay the
+        caller's."""
         if len(fds) != len(request.fds) or len(fds) + len(cgroup_fds) > wire.FDS_MAX:
             raise EdgeFailed(f"{request.workload} not started: {len(fds)} descriptors do not fit", code="start-failed")
         if request.workload in self._starts:
@@ -88,7 +89,8 @@ class SpawnerClient:
         request = msgspec.structs.replace(request, cgroups=len(cgroup_fds))
         if len(wire.encode(request)) > wire.PACKET_MAX:
             raise EdgeFailed(
-                f"{request.workload} not started: its arguments and environment are larger than {wire.PACKET_MAX} bytes", code="start-failed"
+                f"{request.workload} not started: its arguments and environment are larger than {wire.PACKET_MAX} bytes",
+                code="start-failed",
             )
         answer: asyncio.Future[wire.Spawned] = asyncio.get_running_loop().create_future()
         self._starts[request.workload] = answer
