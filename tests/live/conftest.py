@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import os
+import contextlib
 import shutil
 import tempfile
 from collections.abc import Iterator
@@ -14,8 +14,12 @@ from traces import Traces, observe_traces
 
 
 @pytest.fixture(autouse=True)
-def nothing_left_behind() -> Iterator[None]:
-    """Processes, control groups, mounts and run folders that were not there before fail the test that made them."""
+def nothing_left_behind(request: pytest.FixtureRequest) -> Iterator[None]:
+    """Processes, control groups, mounts and run folders that were not there before fail the test that made them. A `shared`
+    Steelyard changes all the time and is looked at when its file is done."""
+    if "shared" in request.fixturenames:
+        yield
+        return
     before = observe_traces()
     yield
     left = observe_traces().settled_minus(before)
@@ -31,6 +35,22 @@ def orphans_come_to_us() -> None:
 @pytest.fixture
 def cluster(nothing_left_behind: None) -> Iterator[Cluster]:
     """A Steelyard of its own, up and ready; down again afterwards, whatever the test did to it."""
+    with _started() as made:
+        yield made
+
+
+@pytest.fixture(scope="module")
+def shared() -> Iterator[Cluster]:
+    """One Steelyard for all tests of a file: each leaves it as it found it."""
+    before = observe_traces()
+    with _started() as made:
+        yield made
+    left = observe_traces().settled_minus(before)
+    assert not left, f"left behind:\n{left}"
+
+
+@contextlib.contextmanager
+def _started() -> Iterator[Cluster]:
     folder = Path(tempfile.mkdtemp(prefix="sy-", dir="/tmp"))
     folder.chmod(0o755)
     made = Cluster(folder)
@@ -43,4 +63,3 @@ def cluster(nothing_left_behind: None) -> Iterator[Cluster]:
     finally:
         made.down()
         shutil.rmtree(folder, ignore_errors=True)
-        assert not os.path.exists(folder)

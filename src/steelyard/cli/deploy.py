@@ -128,7 +128,12 @@ def deploy(
         if code.file is not None:
             spec = msgspec.structs.replace(spec, bundle=_upload(client, code.file.parent, progress))
         view = client.fetch(FunctionView, "PUT", f"/v1/functions/{function}", body=FunctionDeploy(spec), key=new_key())
-        _wait_routed(client, view, progress)
+        try:
+            _wait_routed(client, view, progress)
+        except KeyboardInterrupt:
+            progress.clear()
+            say(f"The deploy of {function} revision {view.revision} goes on; `steelyard functions` shows how it ends.")
+            sys.exit(130)
 
 
 class Target(NamedTuple):

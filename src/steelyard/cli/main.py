@@ -125,7 +125,8 @@ def main(argv: list[str] | None = None) -> None:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         code = 141
     except Exception as err:
-        if os.environ.get("STEELYARD_TRACEBACK"):
+        # a program's log is read by whoever mends it
+        if os.environ.get("STEELYARD_TRACEBACK") or _command(arguments) in PROGRAMS:
             raise
         click.echo(
             f"steelyard: a defect of Steelyard itself: {type(err).__name__}: {err}. Work that runs goes on. "
@@ -138,5 +139,8 @@ def main(argv: list[str] | None = None) -> None:
 
 def _refused(arguments: list[str], code: int) -> int:
     """`run` keeps all codes but one for the command."""
-    command = next((word for word in arguments if not word.startswith("-")), "")
-    return RUN_REFUSED if command == "run" else code
+    return RUN_REFUSED if _command(arguments) == "run" else code
+
+
+def _command(arguments: list[str]) -> str:
+    return next((word for word in arguments if not word.startswith("-")), "")

@@ -19,6 +19,8 @@ from steelyard.wire.http import ApiClient
 READY_S = 60.0
 #: a program of ours that ends with this code was refused and will not start by being tried again
 CODE_REFUSED = 2
+#: so many deaths in a row (about four seconds) are no accident
+DEATHS_MAX = 5
 
 
 class StatusAnswer(msgspec.Struct, frozen=True):
@@ -76,6 +78,14 @@ def wait_ready(
 def _check_refused(paths: Paths) -> None:
     for name in PROGRAM_NAMES:
         record = load_record(paths, name)
-        if record is not None and record.exit_code == CODE_REFUSED:
-            words = last_words(paths, name).removeprefix("steelyard: ")
-            raise Refused(f"{name} does not start: {words or f'see {paths.program_logs}/{name}.log'}", code="program-refused")
+        if record is None or not record.ended:
+            continue
+        words = last_words(paths, name, lines=1).removeprefix("steelyard: ") or f"see {paths.program_logs}/{name}.log"
+        if record.exit_code == CODE_REFUSED:
+            raise Refused(f"{name} does not start: {words}", code="program-refused")
+        if record.deaths >= DEATHS_MAX:
+            raise SteelyardError(
+                f"{name} has died {record.deaths} times in a row and is tried again ever more rarely. Work that runs goes on. "
+                f"{paths.program_logs}/{name}.log ends with: {words}",
+                code="program-dies",
+            )

@@ -173,18 +173,22 @@ def _attend(client: ApiClient, patience: Patience, job: str) -> int:
     """Stream until the job has ended; its exit code."""
     interrupts = Interrupts()
     offsets = (0, 0)
-    told = 0
+    told, first_signal = 0, 0
     try:
         while True:
             while interrupts.pending:
                 signum = interrupts.pending.pop(0)
                 told += 1
+                first_signal = first_signal or signum
                 _stop(client, patience, job, signum if told == 1 else signal.SIGKILL, told)
             chunk = interrupts.wait_for(lambda at=offsets: patience.call(lambda: _poll(client, job, at), "its output"))
             if chunk is None:
                 continue
             offsets = (chunk.stdout_offset, chunk.stderr_offset)
             write_chunk(chunk)
+            if chunk.ended and told and chunk.exit_code is None:
+                # it never ran: what a shell says of a command that a signal ended
+                return 128 + first_signal
             if chunk.ended:
                 return _conclude(chunk, job)
     except Unreachable:
