@@ -1,0 +1,36 @@
+"""How fast does a program write and read files? 64 KiB blocks of a 64 MiB file in the temporary folder, written anew and read,
+again and again. Through the page cache: what is measured is the system's way to it, not the disk. Prints one JSON line.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import tempfile
+import time
+
+BLOCK = 65_536
+BLOCKS = 1024
+ROUNDS = 80
+
+
+def main() -> None:
+    data, into = os.urandom(BLOCK), bytearray(BLOCK)
+    with tempfile.TemporaryFile() as file:
+        fd = file.fileno()
+        for at in range(BLOCKS):
+            os.pwrite(fd, data, at * BLOCK)
+        began = time.perf_counter()
+        for _ in range(ROUNDS):
+            for at in range(BLOCKS):
+                os.pwrite(fd, data, at * BLOCK)
+            for at in range(BLOCKS):
+                os.preadv(fd, [into], at * BLOCK)
+        took_s = time.perf_counter() - began
+    assert bytes(into) == data
+    rate = 2 * ROUNDS * BLOCKS * BLOCK / took_s / 1e9
+    print(json.dumps({"figure": "file I/O", "value": rate, "unit": "GB/s", "higher_is_better": True}))
+
+
+if __name__ == "__main__":
+    main()
