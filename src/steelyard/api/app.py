@@ -14,6 +14,7 @@ from typing import Any
 
 from litestar import Litestar
 from litestar.datastructures import State
+
 from steelyard.api.agents import AgentHub
 from steelyard.api.auth import TokenGate
 from steelyard.api.bundles import BUNDLE_ROUTES
@@ -70,14 +71,12 @@ def make_app(
     root: bool,
     on_failure: Callable[[BaseException], None],
 ) -> App:
-    """`epoch` is this start's (`control.assignment.begin_epoch`); `on_failure` hears when the loops ended by themselves, after which
-    the process should end too."""
+    """`epoch` is this start's (`control.assignment.begin_epoch`); `on_failure` hears when the loops ended by themselves: the
+    process should end too then."""
     watch = Watch()
     hub = AgentHub(store, clock)
     jobs = JobsLoop(store, clock, watch)
-    driver = Driver(
-        (jobs, AssignmentLoop(store, hub), ReportsLoop(store, hub, clock, watch), AnswersLoop(store, clock))
-    )
+    driver = Driver((jobs, AssignmentLoop(store, hub), ReportsLoop(store, hub, clock, watch), AnswersLoop(store, clock)))
     hub.attach(driver.poke)
     services = Services(store, clock, settings, bundles, hub, driver, jobs, watch, epoch, root)
 

@@ -30,7 +30,9 @@ BUNDLE_MAX_BYTES = 256 << 20
 _SHA256 = re.compile(r"[0-9a-f]{64}")
 
 Sha256 = Annotated[str, Parameter(pattern="^[0-9a-f]{64}$", description="The sha256 of the bundle, in hex.")]
-_BYTES = {200: ResponseSpec(data_container=bytes, generate_examples=False, media_type="application/gzip", description="The bundle")}
+_BYTES = {
+    200: ResponseSpec(data_container=bytes, generate_examples=False, media_type="application/gzip", description="The bundle")
+}
 
 
 def bundle_path(folder: Path, sha256: str) -> Path:

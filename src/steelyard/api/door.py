@@ -44,9 +44,7 @@ def check_job(spec: JobSpec, machine: Machine | None, root: bool) -> list[Findin
     """`machine` is None until the first agent came; then only what no machine could do is found."""
     findings: list[Finding] = []
     if not JOB_NAME.fullmatch(spec.name):
-        findings.append(
-            Finding("bad-name", "a job's name has 1 to 100 characters and neither slashes nor control characters")
-        )
+        findings.append(Finding("bad-name", "a job's name has 1 to 100 characters and neither slashes nor control characters"))
     if not spec.argv:
         findings.append(Finding("no-command", "there is no command to run: argv is empty"))
     findings += _check_command(spec.argv, spec.env)
@@ -59,7 +57,7 @@ def check_job(spec: JobSpec, machine: Machine | None, root: bool) -> list[Findin
 def check_function(name: str, spec: FunctionSpec, machine: Machine | None, root: bool) -> list[Finding]:
     findings: list[Finding] = []
     if not NAME.fullmatch(name):
-        text = f"{name!r} can't be a function's name: it becomes a host name, so use up to 63 of a-z, 0-9 and -, with no - at the ends"
+        text = f"{name[:80]!r} can't be a function's name, since it becomes a host name: up to 63 of a-z, 0-9 and -, no - at the ends"
         findings.append(Finding("bad-name", text))
     findings += _check_program(spec)
     findings += _check_command(spec.argv, spec.env)
@@ -128,7 +126,7 @@ def _check_resources(asked: Resources, machine: Machine | None) -> list[Finding]
     findings: list[Finding] = []
     if not math.isfinite(asked.cpus) or asked.cpus <= 0:
         findings.append(Finding("bad-cpus", "cpus must be more than 0"))
-    elif asked.exclusive and not asked.cpus.is_integer():
+    elif asked.exclusive and asked.cpus % 1:
         findings.append(Finding("bad-cpus", "exclusive cores are whole: cpus must be a whole number"))
     if asked.memory_bytes is not None and not _MEMORY_MIN <= asked.memory_bytes < 1 << 60:
         findings.append(Finding("bad-memory", "memory must be at least 1 MiB and less than 1 EiB"))
@@ -152,7 +150,9 @@ def _check_command(argv: Sequence[str], env: Mapping[str, str]) -> list[Finding]
         findings.append(Finding("nul-byte", "arguments and environment can't hold NUL characters"))
     sizes = [len(word.encode(errors="surrogatepass")) for word in words]
     if any(size > _STRING_MAX for size in sizes) or sum(sizes) + 8 * len(sizes) > _COMMAND_MAX:
-        text = f"arguments and environment are too long: {_STRING_MAX} bytes each, about {_COMMAND_MAX} in all; put them into a file"
+        text = (
+            f"arguments and environment are too long: {_STRING_MAX} bytes each, about {_COMMAND_MAX} in all; put them into a file"
+        )
         findings.append(Finding("command-too-long", text))
     return findings
 

@@ -40,7 +40,8 @@ async def create_key(request: Request[Any, Any, Any], data: KeyCreate, idempoten
     def create(tx: Tx) -> KeyView:
         if not NAME.fullmatch(data.name):
             raise Refused("A key's name has up to 63 of a-z, 0-9 and -, with no - at the ends.", code="bad-name")
-        if any(key.name == data.name and key.project == DEFAULT_PROJECT for key in tx.keys()):
+        stored = tx.keys()
+        if any(key.name == data.name and key.project == DEFAULT_PROJECT for key in stored):
             raise Conflict(f"There is a key {data.name} already. Choose another name, or delete it first.", code="name-taken")
         key = ApiKey(data.name, DEFAULT_PROJECT, services.owner, 1, secret, now)
         tx.put_key(key)

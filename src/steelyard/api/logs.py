@@ -1,5 +1,5 @@
-"""What has a workload written since the given offsets? A long poll: it answers when there is data, when no more will come, or when
-the wait is over.
+"""What has a workload written since the given offsets? A long poll: it answers when there is data, when no more will come, or
+when the wait is over.
 
 The agent is asked (logs are files on its machine). While a client waits the agent is asked again every 50 ms, slower when nothing
 comes; a commit that ends the job wakes the wait at once, so that short jobs are answered without any poll.

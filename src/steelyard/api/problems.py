@@ -20,8 +20,8 @@ from steelyard.errors import (
     NoRoom,
     NotFound,
     Refused,
-    StoreDamaged,
     SteelyardError,
+    StoreDamaged,
     Unauthorized,
     Unreachable,
 )

@@ -1,7 +1,7 @@
 """How do objects look to callers? Pure: rows to the shapes of `wire.api`, and what a lost agent makes of them.
 
-While the agent has been silent for long, functions show UNKNOWN; a job keeps the last state that was verified, and its reason says
-that nobody can tell more. Both are only shown, never stored, so that nothing flaps when the agent comes back.
+While the agent has been silent for long, functions show UNKNOWN; a job keeps the last state that was verified, and its
+reason says that nobody can tell more. Both are only shown, never stored, so that nothing flaps when the agent comes back.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""How is the server program put together? Store, loops, API and uvicorn in one process; the only place that builds them for real.
+"""How is the server program put together? Store, loops, API and uvicorn in one process; only here they are built for real.
 
 `run_server` returns when the server was asked to end (SIGTERM, SIGINT), which takes less than two seconds even with long polls and
 the agent's connection open. It raises `Refused` (bad address, port in use, no tokens) or `StoreDamaged` before anything is
@@ -126,7 +126,9 @@ def _listen(settings: Settings) -> socket.socket:
     except OSError as err:
         listening.close()
         if err.errno == errno.EADDRINUSE:
-            text = f"Port {port} on {host} is in use by another program. Stop that program, or start Steelyard with another --port."
+            text = (
+                f"Port {port} on {host} is in use by another program. Stop that program, or start Steelyard with another --port."
+            )
             raise Refused(text, code="port-in-use") from err
         raise Refused(f"The API can't listen on {host} port {port}: {os.strerror(err.errno or 0)}.", code="bad-address") from err
     listening.setblocking(False)
@@ -154,7 +156,9 @@ def _read_token(path: Path) -> str:
     except (OSError, UnicodeDecodeError) as err:
         raise Refused(f"The token file {path} can't be read ({err}). `steelyard up` makes it.", code="no-token") from err
     if len(token) < 16:
-        raise Refused(f"The token in {path} is too short to be safe. Remove the file; `steelyard up` makes a new one.", code="no-token")
+        raise Refused(
+            f"The token in {path} is too short to be safe. Remove the file; `steelyard up` makes a new one.", code="no-token"
+        )
     return token
 
 

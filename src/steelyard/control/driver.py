@@ -12,7 +12,7 @@ import logging
 from collections.abc import Sequence
 
 from steelyard.control import Loop
-from steelyard.errors import Conflict, StoreDamaged, SteelyardError
+from steelyard.errors import Conflict, SteelyardError, StoreDamaged
 
 _log = logging.getLogger("steelyard.control")
 

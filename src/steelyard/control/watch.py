@@ -1,4 +1,4 @@
-"""Who waits for news of which object? Wakes long polls after a commit; carries no content, so that a waiter always reads the store."""
+"""Who waits for news of which object? Wakes long polls after a commit; carries no content: a waiter always reads the store."""
 
 from __future__ import annotations
 

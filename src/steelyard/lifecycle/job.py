@@ -30,9 +30,7 @@ TRANSITIONS: dict[JobState, frozenset[JobState]] = {
             JobState.UNKNOWN,
         }
     ),
-    JobState.RUNNING: frozenset(
-        {JobState.STOPPING, JobState.SUCCEEDED, JobState.FAILED, JobState.STOPPED, JobState.UNKNOWN}
-    ),
+    JobState.RUNNING: frozenset({JobState.STOPPING, JobState.SUCCEEDED, JobState.FAILED, JobState.STOPPED, JobState.UNKNOWN}),
     JobState.STOPPING: frozenset({JobState.STOPPED, JobState.FAILED, JobState.UNKNOWN}),
     # UNKNOWN comes back as whatever the agent sees once it can see again
     JobState.UNKNOWN: frozenset(

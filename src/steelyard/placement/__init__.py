@@ -1,1 +1,1 @@
-"""Where on hardware does a workload go? Pure: takes inventories and what runs, returns a Plan or a Refusal. Never moves anything."""
+"""Where on hardware does a workload go? Pure: inventories and what runs in, a Plan or a Refusal out. Never moves anything."""

@@ -1,0 +1,394 @@
+"""The loops over the in-memory store on a virtual clock: what is queued gets planned, handed out, observed and ended."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Sequence
+
+import msgspec
+import pytest
+
+from steelyard.clock import VirtualClock
+from steelyard.control import ASSIGNMENT, JOBS, answers, assignment, jobs, reports
+from steelyard.control.assignment import AssignmentLoop, begin_epoch
+from steelyard.control.jobs import JobsLoop
+from steelyard.control.reports import ReportsLoop, greet
+from steelyard.control.watch import Watch
+from steelyard.errors import Conflict
+from steelyard.lifecycle.job import stop_job
+from steelyard.model.coldstart import ColdStart, Road
+from steelyard.model.function import ApiKey, Function, FunctionSpec, FunctionState
+from steelyard.model.ids import DEFAULT_PROJECT, AttemptId, FunctionName, JobId, MachineId
+from steelyard.model.job import Job, JobSpec, JobState, Owner, Resources
+from steelyard.model.machine import Core, Isolation, Machine
+from steelyard.model.reason import Reason
+from steelyard.store import StoredAnswer
+from steelyard.store.memory import MemoryStore
+from steelyard.wire.agent import Assignment, AttemptState, FunctionSeen, Report
+
+OWNER = Owner("root", 0)
+MACHINE = Machine(
+    id=MachineId("m1"),
+    boot_id="boot-1",
+    hostname="h",
+    kernel="k",
+    cpu_model="c",
+    cores=(Core((0,)), Core((1,))),
+    caches=(),
+    numa_nodes=(),
+    memory_bytes=1 << 33,
+    devices=(),
+    virtualisation="unknown",
+    virtualisation_detail="",
+    isolation=Isolation("v2", True, True, True, True),
+)
+
+
+class FakeAgents:
+    """The agent's end: keeps what it was offered, reports what the test says."""
+
+    def __init__(self) -> None:
+        self.offers: list[Assignment] = []
+        self.report: Report | None = None
+        self.acks: list[int] = []
+
+    def newest_report(self) -> Report | None:
+        return self.report
+
+    def acknowledge(self, report: Report) -> None:
+        self.acks.append(report.seq)
+        if self.report is report:
+            self.report = None
+
+    def offer(self, assignment: Assignment) -> None:
+        self.offers.append(assignment)
+
+
+class World:
+    """Store, clock and the three loops, activated by hand."""
+
+    def __init__(self) -> None:
+        self.store = MemoryStore()
+        self.clock = VirtualClock()
+        self.watch = Watch()
+        self.agents = FakeAgents()
+        self.jobs = JobsLoop(self.store, self.clock, self.watch)
+        self.assignment = AssignmentLoop(self.store, self.agents)
+        self.reports = ReportsLoop(self.store, self.agents, self.clock, self.watch)
+        self.seq = 0
+
+    async def submit(self, cpus: float = 1.0, **fields: object) -> JobId:
+        def commit(tx: object) -> JobId:
+            id_ = JobId(f"j-{tx.bump('job'):06d}")  # type: ignore[attr-defined]
+            spec = JobSpec("x", ("true",), "/", resources=Resources(cpus))
+            job = Job(id_, DEFAULT_PROJECT, OWNER, 1, 0, spec, JobState.QUEUED, self.clock.now_us())
+            tx.put_job(msgspec.structs.replace(job, **fields))  # type: ignore[attr-defined]
+            return id_
+
+        return await self.store.write(commit)
+
+    async def job(self, id_: JobId) -> Job:
+        job = await self.store.read(lambda tx: tx.job(id_))
+        assert job is not None
+        return job
+
+    async def observe(self, *attempts: AttemptState, boot: str = "boot-1", **fields: object) -> Sequence[str]:
+        self.seq += 1
+        report = Report(self.seq, MACHINE.id, boot, generation=0, attempts=attempts)
+        self.agents.report = msgspec.structs.replace(report, **fields)
+        return await self.reports.activate()
+
+    async def settle(self) -> None:
+        await self.jobs.activate()
+        await self.assignment.activate()
+
+
+async def make_world() -> World:
+    world = World()
+    await greet(world.store, MACHINE, world.clock.now_us())
+    return world
+
+
+def attempt(name: str, phase: str, **fields: object) -> AttemptState:
+    return msgspec.structs.replace(AttemptState(AttemptId(name), phase), **fields)
+
+
+def test_a_job_goes_from_queue_to_agent_to_its_end() -> None:
+    async def main() -> None:
+        world = await make_world()
+        id_ = await world.submit()
+        assert await world.jobs.activate() == [ASSIGNMENT]
+        assert (await world.job(id_)).state is JobState.STARTING
+        await world.assignment.activate()
+        assert [job.attempt for job in world.agents.offers[-1].jobs] == [f"{id_}.1"]
+        assert await world.observe(attempt(f"{id_}.1", "running", started_at=5)) == ()
+        assert (await world.job(id_)).state is JobState.RUNNING
+        assert await world.observe(attempt(f"{id_}.1", "ended", exit_code=0)) == (JOBS, ASSIGNMENT)
+        assert (await world.job(id_)).state is JobState.SUCCEEDED
+        await world.assignment.activate()
+        assert world.agents.offers[-1].jobs == ()
+        assert world.agents.acks == [1, 2]
+        texts = [event.text for event in await world.store.read(lambda tx: tx.events("job", id_))]
+        assert texts == ["QUEUED -> STARTING (placed)", "STARTING -> RUNNING", "RUNNING -> SUCCEEDED (exited)"]
+
+    asyncio.run(main())
+
+
+def test_a_freed_core_goes_to_the_next_in_the_queue() -> None:
+    async def main() -> None:
+        world = await make_world()
+        first, second = await world.submit(2.0), await world.submit(0.5)
+        await world.settle()
+        assert (await world.job(second)).reason is Reason.NO_CORES_LEFT
+        assert await world.observe(attempt(f"{first}.1", "ended", exit_code=1)) == (JOBS, ASSIGNMENT)
+        await world.settle()
+        after = await world.job(second)
+        assert (after.state, after.reason, after.detail) == (JobState.STARTING, None, "")
+
+    asyncio.run(main())
+
+
+def test_waiting_jobs_are_written_once() -> None:
+    async def main() -> None:
+        world = await make_world()
+        await world.submit(2.0)
+        waiting = [await world.submit(1.0) for _ in range(3)]
+        await world.settle()
+        before = [await world.job(id_) for id_ in waiting]
+        assert [job.reason for job in before] == [Reason.NO_CORES_LEFT, *[Reason.BEHIND_EARLIER_JOB] * 2]
+        for _ in range(3):
+            await world.jobs.activate()
+        assert [await world.job(id_) for id_ in waiting] == before
+
+    asyncio.run(main())
+
+
+def test_the_applier_drops_a_plan_that_no_longer_fits() -> None:
+    async def main() -> None:
+        world = await make_world()
+        await world.submit(2.0)
+        stale = jobs.decide(await jobs.load(world.store), 1)
+        report = await jobs.carry_out(world.store, stale)
+        assert len(report.started) == 1
+        again = await jobs.carry_out(world.store, stale)
+        assert (again.started, again.skipped) == ((), 1)
+        other = await world.submit(2.0)
+        seen = await jobs.load(world.store)
+        blind = jobs.decide(msgspec.structs.replace(seen, holding=()), 1)
+        late = await jobs.carry_out(world.store, blind)
+        assert (late.started, late.skipped) == ((), 1)
+        assert (await world.job(other)).state is JobState.QUEUED
+
+    asyncio.run(main())
+
+
+def test_a_job_that_the_machine_can_never_hold_fails_and_blocks_nobody() -> None:
+    async def main() -> None:
+        world = await make_world()
+        giant, small = await world.submit(64.0), await world.submit(1.0)
+        await world.settle()
+        assert (await world.job(giant)).state is JobState.FAILED
+        assert (await world.job(giant)).reason is Reason.CORES_BEYOND_MACHINE
+        assert (await world.job(small)).state is JobState.STARTING
+
+    asyncio.run(main())
+
+
+def test_jobs_wait_for_the_first_agent() -> None:
+    async def main() -> None:
+        world = World()
+        id_ = await world.submit()
+        await world.settle()
+        assert (await world.job(id_)).reason is Reason.NO_MACHINE
+        await greet(world.store, MACHINE, 1)
+        await world.settle()
+        assert (await world.job(id_)).state is JobState.STARTING
+
+    asyncio.run(main())
+
+
+def test_the_generation_goes_up_only_with_the_content_and_the_epoch_with_the_server() -> None:
+    async def main() -> None:
+        world = await make_world()
+        assert await begin_epoch(world.store) == 1
+        await world.assignment.activate()
+        await world.assignment.activate()
+        id_ = await world.submit()
+        await world.settle()
+        await world.observe(attempt(f"{id_}.1", "running", started_at=5))
+        await world.assignment.activate()
+        assert [(offer.epoch, offer.generation) for offer in world.agents.offers] == [(1, 1), (1, 2)]
+        assert await begin_epoch(world.store) == 2
+        again = AssignmentLoop(world.store, world.agents)
+        await again.activate()
+        assert (world.agents.offers[-1].epoch, world.agents.offers[-1].generation) == (2, 3)
+        assert world.agents.offers[-1].jobs == world.agents.offers[-2].jobs
+
+    asyncio.run(main())
+
+
+def test_a_stop_reaches_the_agent() -> None:
+    async def main() -> None:
+        world = await make_world()
+        id_ = await world.submit()
+        await world.settle()
+        job = await world.job(id_)
+        change = stop_job(job, 2, 3.0, 1)
+        assert change is not None
+        await world.store.write(lambda tx: tx.put_job(change.job))
+        await world.assignment.activate()
+        [assigned] = world.agents.offers[-1].jobs
+        assert (assigned.stop_signal, assigned.stop_grace_s) == (2, 3.0)
+
+    asyncio.run(main())
+
+
+def test_functions_and_keys_are_assigned_by_revision_and_not_by_what_they_do() -> None:
+    async def main() -> None:
+        world = await make_world()
+        function = Function(FunctionName("f"), DEFAULT_PROJECT, OWNER, 1, 4, FunctionSpec(file="a.py", attr="app"), 0)
+        await world.store.write(lambda tx: tx.put_function(function))
+        await world.store.write(lambda tx: tx.put_key(ApiKey("k", DEFAULT_PROJECT, OWNER, 1, "sk-1", 0)))
+        await world.assignment.activate()
+        offer = world.agents.offers[-1]
+        assert [(assigned.name, assigned.revision) for assigned in offer.functions] == [("f", 4)] and offer.keys == ("sk-1",)
+        row = FunctionSeen(FunctionName("f"), 4, FunctionState.RUNNING, routed_revision=4, replicas=1)
+        await world.observe(functions=(row,))
+        await world.assignment.activate()
+        assert world.agents.offers == [offer]
+        stored = await world.store.read(lambda tx: tx.functions())
+        assert (stored[0].state, stored[0].routed_revision, stored[0].generation) == (FunctionState.RUNNING, 4, 2)
+
+    asyncio.run(main())
+
+
+def test_news_of_an_older_revision_say_nothing_about_the_newest() -> None:
+    before = Function(FunctionName("f"), DEFAULT_PROJECT, OWNER, 1, 2, FunctionSpec(), 0)
+    seen = FunctionSeen(FunctionName("f"), 1, FunctionState.FAILED, routed_revision=1, replicas=3, detail="old")
+    after = reports.apply_function(before, seen)
+    assert after is not None
+    assert (after.state, after.detail, after.routed_revision, after.replicas) == (FunctionState.DEPLOYING, "", 1, 3)
+    assert reports.apply_function(after, seen) is None
+
+
+def test_a_report_that_changes_nothing_is_acknowledged_without_a_write() -> None:
+    async def main() -> None:
+        world = await make_world()
+        id_ = await world.submit()
+        await world.settle()
+        await world.observe(attempt(f"{id_}.1", "running", started_at=1))
+
+        async def refuse(fn: object) -> None:
+            raise AssertionError("wrote")
+
+        world.store.write = refuse  # type: ignore[method-assign]
+        await world.observe(attempt(f"{id_}.1", "running", started_at=1))
+        assert world.agents.acks == [1, 2]
+
+    asyncio.run(main())
+
+
+def test_a_report_is_not_acknowledged_when_its_commit_failed() -> None:
+    async def main() -> None:
+        world = await make_world()
+        id_ = await world.submit()
+        await world.settle()
+        real = world.store.read
+
+        async def change_meanwhile(fn: object) -> object:
+            seen = await real(fn)  # type: ignore[arg-type]
+            job = await real(lambda tx: tx.job(id_))
+            assert job is not None
+            await world.store.write(lambda tx: tx.put_job(msgspec.structs.replace(job, generation=job.generation + 1)))
+            return seen
+
+        world.store.read = change_meanwhile  # type: ignore[method-assign, assignment]
+        with pytest.raises(Conflict):
+            await world.observe(attempt(f"{id_}.1", "running"))
+        assert world.agents.acks == [] and world.agents.report is not None
+        world.store.read = real  # type: ignore[method-assign]
+        await world.reports.activate()
+        assert world.agents.acks == [1] and (await world.job(id_)).state is JobState.RUNNING
+
+    asyncio.run(main())
+
+
+def test_cold_starts_are_stored_once_however_often_they_are_reported() -> None:
+    async def main() -> None:
+        world = await make_world()
+        row = ColdStart("c1", FunctionName("f"), DEFAULT_PROJECT, 1, 5, Road.TEMPLATE, Reason.TEMPLATE_READY, 3.0, {})
+        await world.observe(coldstarts=(row,))
+        await world.observe(coldstarts=(row,))
+        assert await world.store.read(lambda tx: tx.coldstarts()) == [row]
+
+    asyncio.run(main())
+
+
+def test_an_illegal_transition_is_one_error_event_however_often_it_is_reported() -> None:
+    async def main() -> None:
+        world = await make_world()
+        id_ = await world.submit()
+        await world.settle()
+        await world.observe(attempt(f"{id_}.1", "ended", exit_code=0))
+        done = await world.job(id_)
+        for _ in range(3):
+            await world.observe(attempt(f"{id_}.1", "running"))
+        assert await world.job(id_) == done
+        events = await world.store.read(lambda tx: tx.events("job", id_))
+        assert sum("illegal" in event.text for event in events) == 1
+
+    asyncio.run(main())
+
+
+def test_after_a_restart_of_the_machine_only_what_is_reported_goes_on() -> None:
+    async def main() -> None:
+        world = await make_world()
+        lost, ended, back = [await world.submit(0.1) for _ in range(3)]
+        waiting = await world.submit(64.0, state=JobState.QUEUED)
+        await world.settle()
+        await world.observe(*[attempt(f"{id_}.1", "running") for id_ in (lost, ended, back)])
+        assert await greet(world.store, msgspec.structs.replace(MACHINE, boot_id="boot-2"), 9)
+        assert {(await world.job(id_)).state for id_ in (lost, ended, back)} == {JobState.UNKNOWN}
+        # a report of the old boot, still on its way, decides nothing
+        await world.observe(attempt(f"{lost}.1", "running"))
+        assert (await world.job(lost)).state is JobState.UNKNOWN
+        reported = (attempt(f"{ended}.1", "ended", exit_code=0), attempt(f"{back}.1", "running"))
+        assert await world.observe(*reported, boot="boot-2") == (JOBS, ASSIGNMENT)
+        assert ((await world.job(lost)).state, (await world.job(lost)).reason) == (JobState.FAILED, Reason.NODE_LOST)
+        assert (await world.job(ended)).state is JobState.SUCCEEDED
+        assert (await world.job(back)).state is JobState.RUNNING
+        assert (await world.job(waiting)).attempt == 0
+
+    asyncio.run(main())
+
+
+def test_the_same_agent_coming_back_puts_nothing_in_doubt() -> None:
+    async def main() -> None:
+        world = await make_world()
+        id_ = await world.submit()
+        await world.settle()
+        assert not await greet(world.store, MACHINE, 9)
+        assert not await greet(world.store, msgspec.structs.replace(MACHINE, kernel="newer"), 9)
+        assert (await world.job(id_)).state is JobState.STARTING
+
+    asyncio.run(main())
+
+
+def test_answers_are_forgotten_after_a_day() -> None:
+    async def main() -> None:
+        world = World()
+        for key, at in (("old", 0), ("new", answers.KEPT_US)):
+            row = StoredAnswer(key, DEFAULT_PROJECT, "h", 201, b"{}", world.clock.now_us() + at)
+            await world.store.write(lambda tx, row=row: tx.put_answer(row))
+        world.clock.advance(24 * 3600 + 1)
+        await answers.AnswersLoop(world.store, world.clock).activate()
+        assert await world.store.read(lambda tx: tx.answer(DEFAULT_PROJECT, "old")) is None
+        assert await world.store.read(lambda tx: tx.answer(DEFAULT_PROJECT, "new")) is not None
+
+    asyncio.run(main())
+
+
+def test_rendering_is_pure_and_skips_jobs_without_a_plan() -> None:
+    job = Job(JobId("j"), DEFAULT_PROJECT, OWNER, 1, 1, JobSpec("x", ("a",), "/"), JobState.UNKNOWN, 0)
+    seen = assignment.Seen((job,), (), (), epoch=3, offered=None)
+    assert assignment.render_assignment(seen) == Assignment(epoch=3, generation=0)

@@ -1,0 +1,46 @@
+"""A proof says MATCH only for what was read back and fits."""
+
+from __future__ import annotations
+
+import pytest
+
+from steelyard.lifecycle.proof import check_proof
+from steelyard.model.proof import ProofState
+
+ASKED: dict[str, object] = {"cpus": [2, 3], "memory_bytes": 1 << 30, "share": 0.5, "uid": 64000, "no_new_privs": True}
+
+
+@pytest.mark.parametrize(
+    ("got", "before", "state", "keys"),
+    [
+        ({}, False, ProofState.MATCH, []),
+        ({"cpus": (3, 2)}, False, ProofState.MATCH, []),
+        ({"share": 512 / 1024 + 0.0005}, False, ProofState.MATCH, []),
+        ({"memory_bytes": (1 << 30) - 4096}, False, ProofState.MATCH, []),
+        ({"cgroup": "/extra"}, False, ProofState.MATCH, []),
+        ({"cpus": [0, 1, 2, 3]}, True, ProofState.DRIFTED, ["cpus"]),
+        ({"cpus": [0, 1, 2, 3]}, False, ProofState.PARTIAL, ["cpus"]),
+        ({"memory_bytes": None}, True, ProofState.PARTIAL, ["memory_bytes"]),
+        ({"memory_bytes": None, "uid": 0}, True, ProofState.DRIFTED, ["uid", "memory_bytes"]),
+        ({"no_new_privs": False}, True, ProofState.DRIFTED, ["no_new_privs"]),
+        ({"no_new_privs": 1}, False, ProofState.PARTIAL, ["no_new_privs"]),
+        ({"memory_bytes": 1 << 29}, True, ProofState.DRIFTED, ["memory_bytes"]),
+        ({"share": 0.25}, True, ProofState.DRIFTED, ["share"]),
+        (dict.fromkeys(ASKED), True, ProofState.UNKNOWN, list(ASKED)),
+    ],
+)
+def test_asked_beside_got(got: dict[str, object], before: bool, state: ProofState, keys: list[str]) -> None:
+    proof = check_proof(ASKED, {**ASKED, **got}, before, checked_at=5)
+    assert proof.state is state
+    assert [text.partition(":")[0] for text in proof.differences] == keys
+    assert proof.checked_at == 5
+
+
+def test_what_was_not_asked_is_not_compared() -> None:
+    assert check_proof({"cpus": None, "uid": 1}, {"cpus": [0], "uid": 1}, False).state is ProofState.MATCH
+
+
+def test_a_missing_key_is_not_a_match() -> None:
+    proof = check_proof({"cpus": [0], "uid": 1}, {"uid": 1}, False)
+    assert proof.state is ProofState.PARTIAL
+    assert "could not be read" in proof.differences[0]
