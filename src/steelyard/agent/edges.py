@@ -1,0 +1,32 @@
+"""Everything of the outside world that the agent's parts share, built once by `cli/agent.py` and handed in. No behaviour."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+from steelyard.clock import Clock
+from steelyard.config import Paths, Settings
+from steelyard.gateway import Gateway
+from steelyard.host import Cgroups
+from steelyard.host.sockdiag import SocketQueue
+from steelyard.model.machine import Machine
+from steelyard.runtime.process import ProcessRuntime
+from steelyard.runtime.spawner_client import SpawnerClient
+
+
+@dataclass(frozen=True)
+class Edges:
+    paths: Paths
+    settings: Settings
+    machine: Machine
+    clock: Clock
+    cgroups: Cgroups
+    spawner: SpawnerClient
+    runtime: ProcessRuntime
+    gateway: Gateway
+    queue: SocketQueue
+    #: folder that the runner's HTTP server is loaded from inside user environments
+    lib_dir: Path
+    #: resident bytes that all templates together may hold before the least recently used is evicted
+    template_budget_bytes: int

@@ -1,0 +1,199 @@
+"""All functions of this machine: keeps one `FunctionHost` each, one tick for those that are awake, and Envoy in line with them."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import os
+from collections.abc import Callable, Iterable
+
+from steelyard.agent.edges import Edges
+from steelyard.agent.function import FunctionHost, socket_name
+from steelyard.agent.ledger import Ledger
+from steelyard.agent.memory import TemplateUse, choose_evictions
+from steelyard.agent.replica import KIND as REPLICA
+from steelyard.agent.revision import RevisionHost
+from steelyard.agent.template import KIND as TEMPLATE
+from steelyard.errors import SteelyardError
+from steelyard.gateway import GatewayDesired
+from steelyard.model.coldstart import ColdStart
+from steelyard.model.ids import FunctionName, WorkloadId
+from steelyard.runtime.process import Adopted, AdoptedState
+from steelyard.wire.agent import AssignedFunction, FunctionSeen
+from steelyard.wire.spawn import Exited
+
+log = logging.getLogger(__name__)
+
+TICK_S = 0.02
+#: the machine keeps this share of its memory available before templates are evicted
+RESERVE_SHARE = 0.05
+
+
+class FunctionKeeper:
+    """Level-triggered: `reconcile` may be called at any time with the functions that should be here."""
+
+    def __init__(
+        self, edges: Edges, ledger: Ledger, on_change: Callable[[], None], on_coldstart: Callable[[ColdStart], None]
+    ) -> None:
+        self._edges, self._ledger = edges, ledger
+        self._on_change, self._on_coldstart = on_change, on_coldstart
+        self._hosts: dict[FunctionName, FunctionHost] = {}
+        self._keys: tuple[str, ...] = ()
+        self._gateway_lock = asyncio.Lock()
+        self._ticking = False
+
+    def _make_host(self, name: FunctionName) -> FunctionHost:
+        host = FunctionHost(
+            self._edges,
+            name,
+            on_change=self._on_change,
+            on_coldstart=self._on_coldstart,
+            on_awake=self._wake_ticker,
+            apply_routes=self.apply_routes,
+            remember=self._ledger.set_routed,
+        )
+        self._hosts[name] = host
+        return host
+
+    def reconcile(self, functions: Iterable[AssignedFunction], keys: tuple[str, ...]) -> None:
+        wanted = {function.name: function for function in functions}
+        for name, function in wanted.items():
+            (self._hosts.get(name) or self._make_host(name)).set_desired(function)
+        for name, host in list(self._hosts.items()):
+            if name not in wanted:
+                host.set_desired(None)
+                if host.gone:
+                    del self._hosts[name]
+        if keys != self._keys:
+            self._keys = keys
+            task = asyncio.ensure_future(self._apply_keys())
+            task.add_done_callback(lambda _: None)
+
+    async def _apply_keys(self) -> None:
+        try:
+            await self.apply_routes()
+        except SteelyardError as err:
+            log.warning("Envoy did not take the new keys: %s", err)
+
+    async def apply_routes(self) -> None:
+        """Bring Envoy in line with what is routed now. One at a time; raises EdgeFailed when Envoy rejects it."""
+        async with self._gateway_lock:
+            pairs = [pair for name in sorted(self._hosts) if (pair := self._hosts[name].gateway()) is not None]
+            await self._edges.gateway.apply(
+                GatewayDesired(
+                    clusters=tuple(cluster for cluster, _ in pairs), routes=tuple(route for _, route in pairs), keys=self._keys
+                )
+            )
+
+    # -- the tick, only while something is awake
+
+    def _wake_ticker(self) -> None:
+        if not self._ticking:
+            self._ticking = True
+            asyncio.get_running_loop().call_later(TICK_S, self._tick)
+
+    def _tick(self) -> None:
+        awake = False
+        for name, host in list(self._hosts.items()):
+            try:
+                awake = host.tick() or awake
+            except Exception:
+                log.exception("tick of %s", name)
+            if host.gone:
+                del self._hosts[name]
+        if awake:
+            asyncio.get_running_loop().call_later(TICK_S, self._tick)
+        else:
+            self._ticking = False
+
+    # -- truth from the machine
+
+    def on_exit(self, exited: Exited) -> bool:
+        return any(revision.on_exit(exited) for host in list(self._hosts.values()) for revision in host.hosts)
+
+    async def adopt(self, held: dict[str, int], found: Iterable[Adopted], keys: tuple[str, ...]) -> None:
+        """After a restart: route what was routed, take over sockets, replicas and templates, end what belongs to nobody."""
+        self._keys = keys
+        revisions: dict[str, RevisionHost] = {}
+        for name, function in self._ledger.routed.items():
+            try:
+                revisions[socket_name(function)] = await self._make_host(name).adopt(function, held.pop(socket_name(function), None))
+            except (SteelyardError, OSError) as err:
+                log.error("%s could not be taken over: %s", name, err)
+        for name, fd in held.items():
+            self._edges.spawner.drop_socket(name)
+            os.close(fd)
+        for item in found:
+            await self._adopt_workload(item, revisions)
+        for revision in revisions.values():
+            if revision.template is not None and revision.template.workload is None:
+                revision.template.rebuild()
+            revision.start_min()
+            self._wake_ticker()
+        if revisions:
+            await self.apply_routes()
+
+    async def _adopt_workload(self, item: Adopted, revisions: dict[str, RevisionHost]) -> None:
+        stem = item.workload.removeprefix("tmpl.").rsplit(".", 1)[0]
+        revision = revisions.get(stem)
+        kind = item.intent.kind if item.intent else ""
+        page = self._edges.paths.pages / item.workload
+        if revision is not None and item.state is AdoptedState.RUNNING:
+            if kind == REPLICA and page.exists():
+                revision.adopt_replica(item)
+                return
+            if kind == TEMPLATE and revision.template is not None and item.watched:
+                await revision.template.adopt(item)
+                return
+        self._edges.runtime.kill(item.workload)
+        self._edges.runtime.forget(item.workload)
+        page.unlink(missing_ok=True)
+
+    def on_new_spawner(self) -> None:
+        """A new spawner holds nothing yet: give it a copy of every listening socket. Templates of the old one are replaced, since
+        what they fork would have no parent that records its exit."""
+        for host in self._hosts.values():
+            for revision in host.hosts:
+                revision.drop_slot()
+                if revision.template is not None and revision.template.workload is not None:
+                    revision.template.kill()
+                self._edges.spawner.hold_socket(socket_name(revision.function), revision.listener.fileno())
+
+    @property
+    def running(self) -> list[tuple[WorkloadId, int, int]]:
+        return [item for host in self._hosts.values() for revision in host.hosts for item in revision.running]
+
+    @property
+    def log_folders(self) -> set[WorkloadId]:
+        """Folders whose logs may be growing."""
+        return {WorkloadId(revision.logs) for host in self._hosts.values() for revision in host.hosts if revision.replicas}
+
+    def seen(self) -> tuple[FunctionSeen, ...]:
+        return tuple(seen for name in sorted(self._hosts) if (seen := self._hosts[name].seen()) is not None)
+
+    # -- memory
+
+    def check_memory(self, available_bytes: int) -> None:
+        """Evict templates when they hold more than their budget or the machine runs short; bring them back when there is room."""
+        revisions = {
+            revision.name: revision
+            for host in self._hosts.values()
+            for revision in host.hosts
+            if revision.template is not None
+        }
+        uses = [
+            TemplateUse(name, revision.template.rss, revision.template.last_used_ns)
+            for name, revision in revisions.items()
+            if revision.template is not None and revision.template.pid is not None
+        ]
+        reserve = round(self._edges.machine.memory_bytes * RESERVE_SHARE)
+        evicted = choose_evictions(uses, self._edges.template_budget_bytes, available_bytes, reserve)
+        for name in evicted:
+            template = revisions[name].template
+            if template is not None:
+                log.info("template of %s evicted: %d bytes available", name, available_bytes)
+                template.evict()
+
+    def close(self) -> None:
+        for host in self._hosts.values():
+            host.close()

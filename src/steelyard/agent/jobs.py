@@ -1,0 +1,292 @@
+"""What do this machine's jobs do right now, and what has to be done about it?
+
+Holds one `_Attempt` per attempt known here; `reconcile` asks the pure `decide_jobs` and carries its actions out. Reports and proofs
+are read from what it holds. Never decides where a job runs: the plan in the assignment leaves no choice.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import os
+import signal
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass, field
+
+from steelyard.agent.identity import choose_ids, make_env
+from steelyard.agent.reconcile import (
+    Forget,
+    JobAction,
+    JobSeen,
+    Kill,
+    NotStarted,
+    Signal,
+    Start,
+    decide_jobs,
+    decide_shared_cpus,
+)
+from steelyard.clock import Clock
+from steelyard.config import Paths, Settings
+from steelyard.errors import SteelyardError
+from steelyard.host import Cgroups
+from steelyard.host.proc import read_got
+from steelyard.lifecycle.proof import check_proof
+from steelyard.model.ids import AttemptId, WorkloadId
+from steelyard.model.job import Plan
+from steelyard.model.machine import Machine
+from steelyard.model.proof import Proof, ProofState
+from steelyard.model.reason import Reason
+from steelyard.runtime.process import Adopted, ProcessRuntime
+from steelyard.wire.agent import AssignedJob, AttemptState
+from steelyard.wire.spawn import Exited
+
+log = logging.getLogger(__name__)
+
+KIND = "job"
+
+
+@dataclass
+class _Attempt:
+    phase: str
+    plan: Plan = field(default_factory=Plan)
+    reason: Reason | None = None
+    detail: str = ""
+    pid: int | None = None
+    start_time: int | None = None
+    started_at: int | None = None
+    ended_at: int | None = None
+    exit_code: int | None = None
+    signum: int | None = None
+    peak_memory_bytes: int | None = None
+    signalled_ns: int | None = None
+    proof: Proof | None = None
+    matched_before: bool = False
+
+
+class JobKeeper:
+    """All job workloads of one machine."""
+
+    def __init__(
+        self,
+        paths: Paths,
+        settings: Settings,
+        machine: Machine,
+        runtime: ProcessRuntime,
+        cgroups: Cgroups,
+        clock: Clock,
+        changed: Callable[[], None],
+    ) -> None:
+        self._paths, self._settings, self._machine = paths, settings, machine
+        self._runtime, self._cgroups, self._clock = runtime, cgroups, clock
+        self._changed = changed
+        self._attempts: dict[AttemptId, _Attempt] = {}
+        self._assigned: dict[AttemptId, AssignedJob] = {}
+        self._tasks: set[asyncio.Task[None]] = set()
+        self._timer: asyncio.TimerHandle | None = None
+
+    # -- truth from the machine
+
+    def adopt(self, found: Iterable[Adopted], assigned: Iterable[AssignedJob]) -> None:
+        """Take over what an earlier agent started. `found` is the joined truth of records, cgroups and the spawner."""
+        plans = {job.attempt: job.plan for job in assigned}
+        for item in found:
+            attempt = AttemptId(item.workload)
+            plan = item.intent.plan if item.intent else plans.get(attempt, Plan())
+            state = _Attempt(phase=item.state, plan=plan, reason=item.reason, detail=item.detail)
+            if item.handle is not None:
+                state.pid, state.start_time, state.started_at = item.handle.pid, item.handle.start_time, item.handle.at
+            self._attempts[attempt] = state
+            if item.exited is not None:
+                self._end(attempt, state, item.exited)
+
+    def on_exit(self, exited: Exited) -> bool:
+        """An exit record is on disk. True when it was a job's."""
+        state = self._attempts.get(AttemptId(exited.workload))
+        if state is None:
+            return False
+        self._end(AttemptId(exited.workload), state, exited)
+        self._changed()
+        return True
+
+    def _end(self, attempt: AttemptId, state: _Attempt, exited: Exited) -> None:
+        reading = self._cgroups.read(WorkloadId(attempt))
+        # What the main process left behind ends with it, before its cores are given to somebody else.
+        self._cgroups.kill(WorkloadId(attempt))
+        state.phase, state.ended_at = "ended", exited.ended_at
+        state.exit_code, state.signum = exited.exit_code, exited.signal
+        state.peak_memory_bytes = reading.memory_peak_bytes or exited.peak_rss_bytes
+        if exited.signal is None:
+            state.reason = Reason.EXITED if exited.exit_code == 0 else Reason.EXITED_NONZERO
+        elif reading.oom_kills:
+            limit = state.plan.memory_bytes
+            state.reason = Reason.OOM_KILLED
+            state.detail = f"The kernel ended it at its memory limit of {limit} bytes. Ask for more with --memory."
+        else:
+            state.reason = Reason.KILLED_BY_SIGNAL
+            state.detail = f"Ended by signal {exited.signal} ({signal.Signals(exited.signal).name})."
+
+    def on_lost(self, workload: WorkloadId) -> None:
+        """Its process is gone and nobody saw how (the spawner had been killed)."""
+        state = self._attempts.get(AttemptId(workload))
+        if state is None or state.phase != "running":
+            return
+        self._cgroups.kill(workload)
+        state.phase, state.reason = "unknown", Reason.EXIT_UNKNOWN
+        state.detail = "The process ended while its parent was down, so its exit code is not known."
+        state.ended_at = self._clock.now_us()
+        self._changed()
+
+    # -- bringing it in line
+
+    def reconcile(self, assigned: Iterable[AssignedJob]) -> None:
+        """Level-triggered: may be called at any time, with the same assignment or another."""
+        self._assigned = {job.attempt: job for job in assigned}
+        self._step()
+
+    def _step(self) -> None:
+        seen = {attempt: JobSeen(state.phase, state.signalled_ns) for attempt, state in self._attempts.items()}
+        actions, next_ns = decide_jobs(self._assigned, seen, self._clock.mono_ns())
+        for action in actions:
+            self._carry_out(action)
+        if self._timer is not None:
+            self._timer.cancel()
+            self._timer = None
+        if next_ns is not None:
+            delay_s = max(0.0, (next_ns - self._clock.mono_ns()) / 1e9)
+            self._timer = asyncio.get_running_loop().call_later(delay_s, self._step)
+
+    def _carry_out(self, action: JobAction) -> None:
+        match action:
+            case Start(job):
+                self._attempts[job.attempt] = _Attempt(phase="starting", plan=job.plan)
+                task = asyncio.get_running_loop().create_task(self._start(job))
+                self._tasks.add(task)
+                task.add_done_callback(self._tasks.discard)
+            case NotStarted(attempt):
+                self._attempts[attempt] = _Attempt(
+                    phase="not-started", reason=Reason.STOPPED_BY_USER, detail="Stopped before it was started."
+                )
+                self._changed()
+            case Signal(attempt, signum):
+                self._attempts[attempt].signalled_ns = self._clock.mono_ns()
+                self._runtime.stop(WorkloadId(attempt), signum)
+                self._step()
+            case Kill(attempt):
+                self._runtime.kill(WorkloadId(attempt))
+            case Forget(attempt):
+                self._runtime.kill(WorkloadId(attempt))
+                if self._runtime.forget(WorkloadId(attempt)):
+                    was_exclusive = bool(self._attempts.pop(attempt).plan.cpus)
+                    if was_exclusive:
+                        self._share_cpus()
+
+    async def _start(self, job: AssignedJob) -> None:
+        state = self._attempts[job.attempt]
+        ids = choose_ids(job.owner, job.spec.as_root, self._settings, os.geteuid())
+        folder = str(self._paths.workloads / job.attempt)
+        env = make_env(job.spec.env, folder, ids, job.owner)
+        env |= {"STEELYARD_JOB_ID": job.job, "STEELYARD_ATTEMPT_ID": job.attempt}
+        try:
+            if job.plan.cpus:
+                self._share_cpus()
+            handle = await self._runtime.start(
+                WorkloadId(job.attempt),
+                kind=KIND,
+                argv=job.spec.argv,
+                env=env,
+                cwd=job.spec.cwd,
+                uid=ids[0] if ids else None,
+                gid=ids[1] if ids else None,
+                plan=job.plan,
+            )
+        except SteelyardError as err:
+            state.phase, state.reason, state.detail = "not-started", Reason.START_FAILED, err.public
+            state.ended_at = self._clock.now_us()
+        else:
+            state.pid, state.start_time, state.started_at = handle.pid, handle.start_time, handle.at
+            if state.phase == "starting":  # a short one may have ended already
+                state.phase = "running"
+        self._changed()
+        self._step()
+
+    def _share_cpus(self) -> None:
+        exclusive = [state.plan.cpus for state in self._attempts.values() if state.plan.cpus]
+        shared = decide_shared_cpus(self._machine.cpus, exclusive)
+        self._cgroups.prepare(shared, tuple(node.id for node in self._machine.numa_nodes) or (0,))
+
+    # -- what others ask
+
+    @property
+    def running(self) -> list[tuple[WorkloadId, int, int]]:
+        """(workload, pid, start time) of every running job."""
+        return [
+            (WorkloadId(attempt), state.pid, state.start_time)
+            for attempt, state in self._attempts.items()
+            if state.phase == "running" and state.pid is not None and state.start_time is not None
+        ]
+
+    def attempts(self) -> tuple[AttemptState, ...]:
+        """For the report: everything known, terminal attempts included until they leave the assignment."""
+        return tuple(
+            AttemptState(
+                attempt=attempt,
+                phase=state.phase,
+                reason=state.reason,
+                detail=state.detail,
+                pid=state.pid,
+                started_at=state.started_at,
+                ended_at=state.ended_at,
+                exit_code=state.exit_code,
+                signal=state.signum,
+                peak_memory_bytes=state.peak_memory_bytes,
+            )
+            for attempt, state in sorted(self._attempts.items())
+        )
+
+    def observe_proofs(self) -> None:
+        """Read back what every running job really got. Called once a second while any runs, and before a proof is shown."""
+        for attempt, state in self._attempts.items():
+            if state.phase == "running":
+                self._observe_proof(attempt, state)
+
+    def _observe_proof(self, attempt: AttemptId, state: _Attempt) -> None:
+        job = self._assigned.get(attempt)
+        if job is None:
+            return
+        reading = self._cgroups.read(WorkloadId(attempt))
+        pids = reading.pids or ((state.pid,) if state.pid else ())
+        got = read_got(pids, reading)
+        if got.get("cpus") is None:
+            return  # it ended while we looked: the last reading stands
+        proof = check_proof(self._asked(job), got, state.matched_before, self._clock.now_us())
+        state.matched_before = state.matched_before or proof.state is ProofState.MATCH
+        if proof.state is ProofState.DRIFTED and (state.proof is None or state.proof.state is not ProofState.DRIFTED):
+            log.warning("%s drifted: %s", attempt, "; ".join(proof.differences))
+        state.proof = proof
+
+    def _asked(self, job: AssignedJob) -> dict[str, object]:
+        ids = choose_ids(job.owner, job.spec.as_root, self._settings, os.geteuid())
+        exclusive = [state.plan.cpus for state in self._attempts.values() if state.plan.cpus and state.phase != "ended"]
+        shared = decide_shared_cpus(self._machine.cpus, exclusive)
+        cpus = sorted(job.plan.cpus or shared)
+        enforced = self._cgroups.controllers
+        return {
+            "cpus": cpus,
+            "cgroup_cpus": cpus if "cpuset" in enforced else None,
+            "share": job.plan.share if not job.plan.cpus else None,
+            "memory_bytes": job.plan.memory_bytes,
+            "memory_nodes": sorted(job.plan.memory_nodes) or None,
+            "uid": ids[0] if ids else os.geteuid(),
+            "no_new_privs": True,
+            "cgroup": self._cgroups.path(WorkloadId(job.attempt)) if enforced else None,
+        }
+
+    def proof(self, attempt: AttemptId) -> Proof | None:
+        """The newest proof; of an ended job, the last one made while it ran."""
+        state = self._attempts.get(attempt)
+        if state is None:
+            return None
+        if state.phase == "running":
+            self._observe_proof(attempt, state)
+        return state.proof
+

@@ -1,0 +1,65 @@
+"""What must the agent still know after a kill -9? The newest assignment and, per function, the revision that Envoy routes to.
+
+One file each, written whole by temp + fsync + rename. Intents, handles and exits are `runtime.records`' business.
+A damaged file stops the agent with its name: guessing here could start a job twice.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TypeVar
+
+import msgspec
+
+from steelyard.config import write_file
+from steelyard.errors import StoreDamaged
+from steelyard.model.ids import FunctionName
+from steelyard.wire.agent import AssignedFunction, Assignment
+
+T = TypeVar("T")
+
+ASSIGNMENT = "assignment.json"
+ROUTED = "routed.json"
+
+
+class Ledger:
+    """The agent's durable memory under `<home>/agent`."""
+
+    def __init__(self, folder: Path) -> None:
+        self._folder = folder
+        self.assignment = _load(folder / ASSIGNMENT, Assignment, Assignment(epoch=0, generation=0))
+        self.routed: dict[FunctionName, AssignedFunction] = _load(
+            folder / ROUTED, dict[FunctionName, AssignedFunction], {}
+        )
+
+    def accept(self, assignment: Assignment) -> bool:
+        """Keep a newer assignment (fsynced). False for one that is older than what is already here, which must not be acted on."""
+        mine = (self.assignment.epoch, self.assignment.generation)
+        theirs = (assignment.epoch, assignment.generation)
+        if theirs < mine:
+            return False
+        if assignment != self.assignment:
+            write_file(self._folder / ASSIGNMENT, msgspec.json.encode(assignment))
+            self.assignment = assignment
+        return True
+
+    def set_routed(self, name: FunctionName, function: AssignedFunction | None) -> None:
+        """Remember (or forget) which revision gets a function's traffic."""
+        routed = {key: value for key, value in self.routed.items() if key != name}
+        if function is not None:
+            routed[name] = function
+        if routed != self.routed:
+            write_file(self._folder / ROUTED, msgspec.json.encode(routed))
+            self.routed = routed
+
+
+def _load(path: Path, kind: type[T], default: T) -> T:
+    try:
+        return msgspec.json.decode(path.read_bytes(), type=kind)
+    except FileNotFoundError:
+        return default
+    except msgspec.MsgspecError as err:
+        raise StoreDamaged(
+            f"{path} is damaged ({err}). Running work was not touched. Restore the file from a backup; or, if no job runs, "
+            "move it away: the server sends the assignment again."
+        ) from err

@@ -1,0 +1,117 @@
+"""How does the agent talk to the server? One outbound WebSocket, reconnected for ever with a capped, jittered delay.
+
+Sends Hello, then a Report whenever something changed and the last one is on its way; receives assignments, acknowledgements and
+questions. A lost connection loses nothing: the next report holds everything.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import random
+import ssl
+from collections.abc import Awaitable, Callable
+from pathlib import Path
+
+import msgspec
+from websockets.asyncio.client import ClientConnection, connect
+from websockets.exceptions import InvalidHandshake, WebSocketException
+
+from steelyard.config import Settings
+from steelyard.wire.agent import Answer, Ask, Assignment, Hello, Report, ReportAck, decode_from_server, encode
+
+log = logging.getLogger(__name__)
+
+RETRY_MIN_S, RETRY_MAX_S = 0.05, 2.0
+FRAME_MAX = 64 * 1024 * 1024
+
+
+class Link:
+    """`make_report(seq)` is asked for the newest truth each time a report can leave."""
+
+    def __init__(
+        self,
+        settings: Settings,
+        token_file: Path,
+        hello: Hello,
+        make_report: Callable[[int], Report],
+        on_assignment: Callable[[Assignment], None],
+        on_ack: Callable[[int], None],
+        on_ask: Callable[[Ask], Awaitable[Answer]],
+    ) -> None:
+        self._settings, self._token_file, self._hello = settings, token_file, hello
+        self._make_report, self._on_assignment = make_report, on_assignment
+        self._on_ack, self._on_ask = on_ack, on_ask
+        self._changed = asyncio.Event()
+        self._seq = 0
+        self.connected = False
+
+    def poke(self) -> None:
+        """Something changed; report soon. Several pokes make one report."""
+        self._changed.set()
+
+    async def run(self) -> None:
+        """Until cancelled."""
+        delay_s = RETRY_MIN_S
+        scheme = "wss" if self._settings.tls_cert else "ws"
+        uri = f"{scheme}://{self._settings.api_host}:{self._settings.api_port}/v1/agent"
+        tls = ssl.create_default_context(cafile=self._settings.tls_cert) if self._settings.tls_cert else None
+        while True:
+            try:
+                headers = {"Authorization": f"Bearer {self._token_file.read_text().strip()}"}
+                async with connect(
+                    uri, additional_headers=headers, ssl=tls, max_size=FRAME_MAX, compression=None, open_timeout=5, proxy=None
+                ) as socket:
+                    self.connected = True
+                    delay_s = RETRY_MIN_S
+                    await self._converse(socket)
+            except (OSError, TimeoutError, InvalidHandshake, WebSocketException, msgspec.MsgspecError) as err:
+                log.info("no connection to the server: %s", err)
+            finally:
+                self.connected = False
+            await asyncio.sleep(delay_s * random.uniform(0.5, 1.0))
+            delay_s = min(RETRY_MAX_S, delay_s * 2)
+
+    async def _converse(self, socket: ClientConnection) -> None:
+        await socket.send(encode(self._hello))
+        self._changed.set()
+        # Not a TaskGroup: it would wrap the connection's end into an exception group.
+        tasks = {asyncio.create_task(self._send_reports(socket))}
+        try:
+            async for frame in socket:
+                if isinstance(frame, bytes):
+                    self._receive(socket, tasks, frame)
+        finally:
+            for task in tasks:
+                task.cancel()
+
+    async def _send_reports(self, socket: ClientConnection) -> None:
+        while True:
+            await self._changed.wait()
+            self._changed.clear()
+            self._seq += 1
+            try:
+                await socket.send(encode(self._make_report(self._seq)))
+            except WebSocketException:
+                return  # the reader sees the same end and reconnects
+
+    def _receive(self, socket: ClientConnection, tasks: set[asyncio.Task[None]], frame: bytes) -> None:
+        match decode_from_server(frame):
+            case Assignment() as assignment:
+                self._on_assignment(assignment)
+            case ReportAck(seq):
+                self._on_ack(seq)
+            case Ask() as ask:
+                task = asyncio.create_task(self._answer(socket, ask))
+                tasks.add(task)
+                task.add_done_callback(tasks.discard)
+
+    async def _answer(self, socket: ClientConnection, ask: Ask) -> None:
+        try:
+            answer = await self._on_ask(ask)
+        except OSError as err:
+            answer = Answer(id=ask.id, error=f"The agent could not read it: {err}.")
+        try:
+            await socket.send(encode(answer))
+        except WebSocketException:
+            pass  # the server asks again on its next connection

@@ -1,0 +1,233 @@
+"""The agent, joined: adopts what runs, accepts assignments, reconciles, reports.
+
+Events (exits, readable sockets, assignments) only make it look sooner; every look reads everything anew. While the server is away all
+of this goes on; while the spawner is away nothing new starts and what runs is watched by pidfd.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import os
+from collections import deque
+from pathlib import Path
+
+import msgspec
+
+from steelyard.agent.edges import Edges
+from steelyard.agent.functions import FunctionKeeper
+from steelyard.agent.jobs import KIND as JOB
+from steelyard.agent.jobs import JobKeeper
+from steelyard.agent.ledger import Ledger
+from steelyard.agent.link import Link
+from steelyard.errors import SteelyardError
+from steelyard.model.coldstart import ColdStart
+from steelyard.model.ids import AttemptId, WorkloadId
+from steelyard.runtime.logs import read_log, rotate
+from steelyard.runtime.process import Adopted
+from steelyard.wire import WIRE_VERSION
+from steelyard.wire.agent import Answer, Ask, Assignment, Hello, Report
+from steelyard.wire.spawn import Exited, Running
+
+log = logging.getLogger(__name__)
+
+PROOF_POLL_S = 1.0
+HOUSEKEEPING_S = 5.0
+SPAWNER_RETRY_S = 0.05
+#: bytes of one workload stream kept on disk; older ones are cut out and the gap is marked
+LOG_KEEP_BYTES = 64 * 1024 * 1024
+#: ledger rows kept while the server is away; the oldest go first
+COLDSTARTS_MAX = 10_000
+COLDSTARTS_PER_REPORT = 1000
+
+
+class Agent:
+    def __init__(self, edges: Edges) -> None:
+        self._edges = edges
+        self._ledger = Ledger(edges.paths.agent)
+        self._coldstarts: deque[ColdStart] = deque(maxlen=COLDSTARTS_MAX)
+        self._in_flight: dict[int, int] = {}
+        self._orphans: dict[WorkloadId, int] = {}
+        self.jobs = JobKeeper(
+            edges.paths, edges.settings, edges.machine, edges.runtime, edges.cgroups, edges.clock, self._changed
+        )
+        self.functions = FunctionKeeper(edges, self._ledger, self._changed, self._add_coldstart)
+        self._link = Link(
+            edges.settings,
+            edges.paths.agent_token,
+            Hello(wire_version=WIRE_VERSION, machine=edges.machine),
+            make_report=self._make_report,
+            on_assignment=self._on_assignment,
+            on_ack=self._on_ack,
+            on_ask=self._on_ask,
+        )
+
+    async def run(self) -> None:
+        """Until cancelled. Workloads stay when it ends."""
+        held, running = await self._connect_spawner()
+        await self._adopt(held, running)
+        loops = [self._link.run(), self._keep_spawner(), self._watch_proofs(), self._housekeeping()]
+        tasks = [asyncio.create_task(loop) for loop in loops]
+        try:
+            await asyncio.gather(*tasks)
+        finally:
+            for task in tasks:
+                task.cancel()
+            self.functions.close()
+
+    # -- the spawner
+
+    async def _connect_spawner(self) -> tuple[dict[str, int], Running]:
+        while True:
+            try:
+                return await self._edges.spawner.connect()
+            except (SteelyardError, OSError):
+                await asyncio.sleep(SPAWNER_RETRY_S)  # the supervisor brings it back
+
+    async def _keep_spawner(self) -> None:
+        while True:
+            await self._edges.spawner.closed.wait()
+            log.warning("the spawner is gone; what runs goes on, its exits will be reported as unknown")
+            for workload, pid, _ in [*self.jobs.running, *self.functions.running]:
+                self._watch_orphan(workload, pid)
+            held, _ = await self._connect_spawner()
+            for fd in held.values():
+                os.close(fd)
+            self.functions.on_new_spawner()
+            self.jobs.reconcile(self._ledger.assignment.jobs)
+
+    def _watch_orphan(self, workload: WorkloadId, pid: int) -> None:
+        """A workload whose parent is gone: its end can be seen by pidfd, its exit code can't."""
+        if workload in self._orphans:
+            return
+        try:
+            fd = os.pidfd_open(pid)
+        except OSError:
+            self._orphan_ended(workload, pid)
+            return
+        self._orphans[workload] = fd
+        asyncio.get_running_loop().add_reader(fd, self._orphan_ended, workload, pid)
+
+    def _orphan_ended(self, workload: WorkloadId, pid: int) -> None:
+        fd = self._orphans.pop(workload, None)
+        if fd is not None:
+            asyncio.get_running_loop().remove_reader(fd)
+            os.close(fd)
+        self.jobs.on_lost(workload)
+        self.functions.on_exit(
+            Exited(
+                workload=workload,
+                pid=pid,
+                start_time=0,
+                ended_at=self._edges.clock.now_us(),
+                exit_code=None,
+                signal=None,
+                user_s=0.0,
+                system_s=0.0,
+                peak_rss_bytes=0,
+            )
+        )
+
+    def on_exit(self, exited: Exited) -> None:
+        """Called by the spawner client; the record is on disk already."""
+        if not self.jobs.on_exit(exited) and not self.functions.on_exit(exited):
+            self._edges.runtime.forget(WorkloadId(exited.workload))
+
+    # -- start-up
+
+    async def _adopt(self, held: dict[str, int], running: Running) -> None:
+        found = self._edges.runtime.adopt(running)
+        assignment = self._ledger.assignment
+        self.jobs.adopt([item for item in found if _kind(item) == JOB], assignment.jobs)
+        await self.functions.adopt(held, [item for item in found if _kind(item) != JOB], assignment.keys)
+        children = {workload for workload, _, _ in running.children}
+        for workload, pid, _ in [*self.jobs.running, *self.functions.running]:
+            if workload not in children:
+                self._watch_orphan(workload, pid)
+        if assignment.generation:
+            self._reconcile(assignment)
+
+    # -- the server
+
+    def _on_assignment(self, assignment: Assignment) -> None:
+        if not self._ledger.accept(assignment):
+            log.warning("refused an older assignment %d.%d", assignment.epoch, assignment.generation)
+            return
+        self._reconcile(assignment)
+
+    def _reconcile(self, assignment: Assignment) -> None:
+        self.jobs.reconcile(assignment.jobs)
+        self.functions.reconcile(assignment.functions, assignment.keys)
+        self._changed()
+
+    def _changed(self) -> None:
+        self._link.poke()
+
+    def _add_coldstart(self, row: ColdStart) -> None:
+        self._coldstarts.append(row)
+        self._changed()
+
+    def _make_report(self, seq: int) -> Report:
+        rows = tuple(self._coldstarts)[:COLDSTARTS_PER_REPORT]
+        self._in_flight[seq] = len(rows)
+        return Report(
+            seq=seq,
+            machine=self._edges.machine.id,
+            boot_id=self._edges.machine.boot_id,
+            generation=self._ledger.assignment.generation,
+            attempts=self.jobs.attempts(),
+            functions=self.functions.seen(),
+            coldstarts=rows,
+        )
+
+    def _on_ack(self, seq: int) -> None:
+        sent = self._in_flight.get(seq, 0)
+        # Reports in flight repeat the same rows from the front; the first acknowledgement drops them, later ones find fewer.
+        self._in_flight = {other: max(0, count - sent) for other, count in self._in_flight.items() if other > seq}
+        for _ in range(min(sent, len(self._coldstarts))):
+            self._coldstarts.popleft()
+        if len(self._coldstarts):
+            self._changed()
+
+    async def _on_ask(self, ask: Ask) -> Answer:
+        if ask.what == "proof":
+            proof = self.jobs.proof(AttemptId(ask.workload))
+            if proof is None:
+                return Answer(id=ask.id, error="No process of this job has run yet, or its records are gone.")
+            return Answer(id=ask.id, data=msgspec.json.encode(proof))
+        if ask.what == "log":
+            path = self._log_folder(ask.workload) / ("stderr" if ask.stream == "stderr" else "stdout")
+            data, next_offset = read_log(path, ask.offset, ask.limit)
+            return Answer(id=ask.id, data=data, next_offset=next_offset)
+        return Answer(id=ask.id, error=f"This agent does not know the question {ask.what!r}.")
+
+    def _log_folder(self, workload: str) -> Path:
+        return self._edges.paths.workloads / workload.replace("/", "_")
+
+    # -- slow loops, idle when there is nothing to watch
+
+    async def _watch_proofs(self) -> None:
+        while True:
+            await asyncio.sleep(PROOF_POLL_S)
+            if self.jobs.running:
+                self.jobs.observe_proofs()
+
+    async def _housekeeping(self) -> None:
+        while True:
+            await asyncio.sleep(HOUSEKEEPING_S)
+            for workload in {item[0] for item in self.jobs.running} | self.functions.log_folders:
+                for stream in ("stdout", "stderr"):
+                    rotate(self._log_folder(workload) / stream, LOG_KEEP_BYTES)
+            self.functions.check_memory(_available_bytes())
+
+
+def _kind(item: Adopted) -> str:
+    return item.intent.kind if item.intent else ""
+
+
+def _available_bytes() -> int:
+    with open("/proc/meminfo", "rb") as file:
+        for line in file:
+            if line.startswith(b"MemAvailable:"):
+                return int(line.split()[1]) * 1024
+    return 0

@@ -1,0 +1,31 @@
+"""Which templates must go, because they hold more memory than they may? Least recently used first; pure."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import msgspec
+
+
+class TemplateUse(msgspec.Struct, frozen=True):
+    """One live template."""
+
+    name: str
+    rss_bytes: int
+    #: monotonic ns of its last fork (or of its start)
+    last_used_ns: int
+
+
+def choose_evictions(templates: Sequence[TemplateUse], budget_bytes: int, available_bytes: int, reserve_bytes: int) -> list[str]:
+    """Names to evict so that templates hold at most `budget_bytes` together and the machine keeps `reserve_bytes` available
+    (both as far as templates can help). Ties go by name. Memory shared between templates is counted for each: that evicts
+    early rather than late."""
+    held = sum(template.rss_bytes for template in templates)
+    over = max(held - budget_bytes, reserve_bytes - available_bytes)
+    evicted: list[str] = []
+    for template in sorted(templates, key=lambda item: (item.last_used_ns, item.name)):
+        if over <= 0:
+            break
+        evicted.append(template.name)
+        over -= template.rss_bytes
+    return evicted

@@ -1,0 +1,126 @@
+"""One replica of a revision: what is known of it, the slot it is started from, and what its page says.
+
+A slot is made ahead of demand: intent fsynced, cgroup filled, page and log files open. It reserves nothing.
+"""
+
+from __future__ import annotations
+
+import os
+from dataclasses import dataclass
+from pathlib import Path
+
+from steelyard.agent.coldstart import WakeStamps, make_coldstart
+from steelyard.agent.edges import Edges
+from steelyard.model.coldstart import ColdStart, Road
+from steelyard.model.ids import WorkloadId
+from steelyard.model.job import Plan
+from steelyard.model.reason import Reason
+from steelyard.runtime.runner.page import Page
+from steelyard.scaling.replicas import ReplicaSeen
+from steelyard.wire.agent import AssignedFunction
+
+KIND = "replica"
+#: values of Page.state
+SERVING, RETIRING, FAILED = 5, 6, 7
+
+
+@dataclass
+class Slot:
+    """Everything a fork needs, ready before anybody asks."""
+
+    workload: WorkloadId
+    page: Page
+    page_fd: int
+    log_fds: tuple[int, int]
+    cgroup_fds: list[int]
+
+    def close_fds(self) -> None:
+        for fd in (self.page_fd, *self.log_fds, *self.cgroup_fds):
+            os.close(fd)
+
+
+def make_slot(edges: Edges, function: AssignedFunction, logs: Path, ids: tuple[int, int] | None) -> Slot:
+    """Intent, cgroup, page, log files and open join descriptors for one replica to come."""
+    workload = WorkloadId(f"{function.name}.{function.revision}.{edges.clock.now_us():x}")
+    plan = Plan(share=function.spec.resources.cpus, memory_bytes=function.spec.resources.memory_bytes)
+    edges.runtime.prepare(workload, kind=KIND, plan=plan)
+    page_path = edges.paths.pages / workload
+    page = Page.create(str(page_path))
+    page_fd = os.open(page_path, os.O_RDWR | os.O_CLOEXEC)
+    return Slot(workload, page, page_fd, open_logs(logs, ids), edges.cgroups.open_join(workload))
+
+
+def open_logs(folder: Path, ids: tuple[int, int] | None) -> tuple[int, int]:
+    """stdout and stderr of a function: append-only files that its replicas share."""
+    folder.mkdir(mode=0o755, exist_ok=True)
+    fds: list[int] = []
+    for stream in ("stdout", "stderr"):
+        fd = os.open(folder / stream, os.O_WRONLY | os.O_APPEND | os.O_CREAT | os.O_CLOEXEC, 0o640)
+        if ids is not None:
+            os.fchown(fd, *ids)
+        fds.append(fd)
+    return fds[0], fds[1]
+
+
+@dataclass
+class Replica:
+    """A started replica. `woken` by a request (and so owed a ledger row), or started by scaling."""
+
+    workload: WorkloadId
+    page: Page
+    road: Road
+    reason: Reason
+    seen_ns: int
+    sent_ns: int
+    woken: bool
+    pid: int | None = None
+    start_time: int | None = None
+    retiring: bool = False
+    served: bool = False
+    #: on a private socket, to see whether the revision answers
+    trial: bool = False
+
+    @property
+    def state(self) -> str:
+        if self.retiring or self.page.state == RETIRING:
+            return "retiring"
+        return "serving" if self.page.state == SERVING else "starting"
+
+    def look(self) -> ReplicaSeen:
+        page = self.page
+        return ReplicaSeen(
+            id=self.workload,
+            state=self.state,
+            connections=page.connections,
+            busy=page.busy,
+            last_active_ns=page.last_active_ns or self.seen_ns,
+        )
+
+    def take_coldstart(self, function: AssignedFunction, edges: Edges) -> ColdStart | None:
+        """The ledger row, once, as soon as the first byte was sent."""
+        page = self.page
+        if not self.woken or not page.first_byte_ns:
+            return None
+        self.woken = False
+        stamps = WakeStamps(
+            seen=self.seen_ns,
+            sent=self.sent_ns,
+            alive=page.alive_ns,
+            joined=page.joined_ns,
+            imported=page.imported_ns,
+            entered=page.entered_ns,
+            accepted=page.accepted_ns,
+            first_byte=page.first_byte_ns,
+            arrival_us=page.arrival_us,
+        )
+        return make_coldstart(
+            replica=self.workload,
+            function=function.name,
+            project=function.project,
+            revision=function.revision,
+            road=self.road,
+            reason=self.reason,
+            stamps=stamps,
+            user_phases=page.user_phases,
+            wall_minus_mono_ns=edges.clock.now_us() * 1000 - edges.clock.mono_ns(),
+        )

@@ -1,0 +1,331 @@
+"""One revision of a function on this machine: its listening socket, its template, its replicas, and how it wakes.
+
+Asleep (nobody accepts), the event loop watches the socket for readability; the connection itself waits in the kernel. Awake, a 20 ms
+tick reads the socket's queue and the replicas' pages and asks the pure `decide_replicas`. Never moves request bytes, except to refuse
+those that wait when a start has failed.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import os
+import signal
+import socket
+from collections.abc import Callable, Coroutine
+from pathlib import Path
+
+from steelyard.agent.answer import refuse_waiting, render_refusal
+from steelyard.agent.edges import Edges
+from steelyard.agent.identity import choose_ids, make_env
+from steelyard.agent.replica import FAILED, SERVING, Replica, Slot, make_slot
+from steelyard.agent.starter import start_plain
+from steelyard.agent.template import TemplateKeeper
+from steelyard.errors import SteelyardError
+from steelyard.model.coldstart import ColdStart, Road
+from steelyard.model.ids import WorkloadId
+from steelyard.model.reason import Reason
+from steelyard.runtime.process import Adopted
+from steelyard.runtime.runner.page import Page
+from steelyard.runtime.template import Forked
+from steelyard.scaling.replicas import ReplicasSeen, decide_replicas
+from steelyard.wire.agent import AssignedFunction
+from steelyard.wire.spawn import Exited
+
+log = logging.getLogger(__name__)
+
+FAILURE_BACKOFF_MIN_S, FAILURE_BACKOFF_MAX_S = 0.5, 30.0
+#: the next slot is made this long after a wake, when the replica has had both cores for its first answer
+SLOT_DELAY_S = 0.03
+
+
+class RevisionHost:
+    """Owns everything of one revision. `on_change` is called when what a report would say has changed."""
+
+    def __init__(
+        self,
+        edges: Edges,
+        function: AssignedFunction,
+        code: Path,
+        listener: socket.socket,
+        on_change: Callable[[], None],
+        on_coldstart: Callable[[ColdStart], None],
+        on_awake: Callable[[], None],
+    ) -> None:
+        self.edges, self.function, self.code, self.listener = edges, function, code, listener
+        self._on_change, self._on_coldstart, self._on_awake = on_change, on_coldstart, on_awake
+        self.ids = choose_ids(function.owner, function.spec.as_root, edges.settings, os.geteuid())
+        self.logs = f"fn.{function.name}"
+        self.env = make_env(function.spec.env, str(code), self.ids, function.owner)
+        self.template: TemplateKeeper | None = None
+        if function.spec.attr is not None:
+            self.template = TemplateKeeper(edges, function, code, self.logs, self.env, self.ids)
+        self.replicas: dict[WorkloadId, Replica] = {}
+        self.queued = 0
+        self.failure: tuple[Reason, str] | None = None
+        self._slot: Slot | None = None
+        self._armed = False
+        self._failures = 0
+        self._refuse_until_ns = 0
+        self._tasks: set[asyncio.Task[object]] = set()
+        self._closed = False
+        #: only now may sockets be watched and replicas be started: its trial is over
+        self.opened = False
+        #: a revision that gets no more traffic: retire as soon as nothing waits
+        self.draining = False
+
+    @property
+    def name(self) -> str:
+        return f"{self.function.name}.{self.function.revision}"
+
+    @property
+    def live(self) -> list[Replica]:
+        """Replicas that accept from the function's socket, or will."""
+        return [replica for replica in self.replicas.values() if replica.state != "retiring" and not replica.trial]
+
+    # -- asleep: the socket is watched
+
+    def arm(self) -> None:
+        """Watch the socket if nobody serves it."""
+        if self.opened and not self._closed and not self._armed and not self.live:
+            self._armed = True
+            asyncio.get_running_loop().add_reader(self.listener.fileno(), self._readable)
+            self._prepare_slot()
+
+    def _disarm(self) -> None:
+        if self._armed:
+            self._armed = False
+            asyncio.get_running_loop().remove_reader(self.listener.fileno())
+
+    def _readable(self) -> None:
+        seen_ns = self.edges.clock.mono_ns()
+        self._disarm()
+        if seen_ns < self._refuse_until_ns:
+            self._spawn_task(self._refuse())
+        else:
+            self._begin(seen_ns, woken=True)
+
+    # -- starting
+
+    def _begin(self, seen_ns: int, woken: bool) -> None:
+        self._spawn_task(self._start(seen_ns, woken))
+
+    async def _start(self, seen_ns: int, woken: bool, listener: socket.socket | None = None) -> Replica:
+        slot = self._take_slot()
+        replica = Replica(slot.workload, slot.page, Road.TEMPLATE, Reason.TEMPLATE_READY, seen_ns, seen_ns, woken)
+        replica.trial = listener is not None
+        self.replicas[slot.workload] = replica
+        self._on_awake()
+        loop = asyncio.get_running_loop()
+        loop.call_later(self.function.spec.startup_deadline_s, self._check_deadline, replica)
+        fd = (listener or self.listener).fileno()
+        try:
+            if not await self._start_from_template(replica, slot, fd):
+                replica.sent_ns = self.edges.clock.mono_ns()
+                handle = await start_plain(self, slot, fd, replica.trial)
+                replica.road, replica.pid, replica.start_time = Road.PLAIN, handle.pid, handle.start_time
+        except (SteelyardError, OSError) as err:
+            self._failed(replica, Reason.START_FAILED, getattr(err, "public", str(err)))
+            return replica
+        finally:
+            slot.close_fds()
+        loop.call_later(SLOT_DELAY_S, self._prepare_slot)
+        self._on_change()
+        return replica
+
+    async def _start_from_template(self, replica: Replica, slot: Slot, listen_fd: int) -> bool:
+        """True when forked; otherwise `replica.reason` says why the plain start must do."""
+        if self.template is None:
+            replica.reason = Reason.COMMAND_HAS_NO_TEMPLATE
+            return False
+        if not self.template.ready:
+            replica.reason = self.template.reason
+            return False
+        replica.sent_ns = self.edges.clock.mono_ns()
+        forked = await self.template.fork(slot, listen_fd, replica.trial)
+        if not isinstance(forked, Forked):
+            log.info("%s: plain start: %s %s", self.name, forked.reason, forked.detail)
+            replica.reason = Reason(forked.reason)
+            return False
+        replica.pid, replica.start_time = forked.pid, forked.start_time
+        self.edges.runtime.claim(slot.workload, forked.pid, forked.start_time)
+        return True
+
+    def _take_slot(self) -> Slot:
+        slot, self._slot = self._slot, None
+        return slot or make_slot(self.edges, self.function, self.edges.paths.workloads / self.logs, self.ids)
+
+    def _prepare_slot(self) -> None:
+        if self._slot is None and not self._closed:
+            try:
+                self._slot = make_slot(self.edges, self.function, self.edges.paths.workloads / self.logs, self.ids)
+            except (SteelyardError, OSError) as err:
+                log.warning("%s: no slot could be prepared: %s", self.name, err)
+
+    # -- failing
+
+    def _check_deadline(self, replica: Replica) -> None:
+        if replica.workload in self.replicas and replica.page.state not in (SERVING, FAILED) and not replica.retiring:
+            deadline_s = self.function.spec.startup_deadline_s
+            self._failed(replica, Reason.STARTUP_DEADLINE, f"It did not serve within its startup deadline of {deadline_s:g} s.")
+
+    def _failed(self, replica: Replica, reason: Reason, detail: str) -> None:
+        """A start came to nothing: end what there is of it, refuse those who wait, and do not try again at once."""
+        log.warning("%s: %s failed: %s", self.name, replica.workload, detail)
+        replica.retiring = True
+        self._remove(replica)
+        self.failure = (reason, detail)
+        if replica.trial:
+            return
+        backoff_s = min(FAILURE_BACKOFF_MAX_S, FAILURE_BACKOFF_MIN_S * 2**self._failures)
+        self._failures += 1
+        self._refuse_until_ns = self.edges.clock.mono_ns() + round(backoff_s * 1e9)
+        if not self.live:
+            self._spawn_task(self._refuse())
+        self._on_change()
+
+    async def _refuse(self) -> None:
+        reason, detail = self.failure or (Reason.START_FAILED, "")
+        retry_s = max(0, self._refuse_until_ns - self.edges.clock.mono_ns()) // 1_000_000_000 + 1
+        first_line = detail.strip().splitlines()[-1] if detail.strip() else "It could not be started."
+        await refuse_waiting(self.listener, render_refusal(reason, first_line, retry_s))
+        self.arm()
+
+    # -- awake: the tick
+
+    def tick(self) -> bool:
+        """One look at queue and replicas; False when nothing here needs a next one."""
+        if self._closed or (self._armed and not self.replicas):
+            return False
+        now_ns = self.edges.clock.mono_ns()
+        for replica in list(self.replicas.values()):
+            self._look(replica)
+        if not self.opened:
+            return True
+        self.queued = self.edges.queue.length(self.listener.fileno()) or 0
+        if not self.live and (self.draining or self.function.spec.replicas_min == 0 or now_ns < self._refuse_until_ns):
+            self.arm()
+            return bool(self.replicas) or now_ns < self._refuse_until_ns
+        seen = ReplicasSeen(queued=self.queued, pending=0, replicas=tuple(item.look() for item in self.replicas.values() if not item.trial))
+        decision = decide_replicas(now_ns, self.function.spec, seen)
+        for _ in range(decision.start):
+            self._begin(now_ns, woken=False)
+        for name in decision.retire:
+            self._retire(self.replicas[WorkloadId(name)])
+        if self.draining and self.queued == 0:
+            for replica in self.live:
+                if replica.page.connections == 0:
+                    self._retire(replica)
+        if decision.retire:
+            self.arm()
+        return True
+
+    def _look(self, replica: Replica) -> None:
+        row = replica.take_coldstart(self.function, self.edges)
+        if row is not None:
+            self._on_coldstart(row)
+        if replica.page.state == SERVING and not replica.served:
+            replica.served = True
+            self._failures, self.failure = 0, None
+            self._on_change()
+
+    def _retire(self, replica: Replica) -> None:
+        replica.retiring = True
+        self.edges.runtime.signal_leader(replica.workload, signal.SIGTERM)
+        self._on_change()
+
+    async def start_trial(self, listener: socket.socket) -> Replica:
+        """One replica on a private socket, outside of all counting."""
+        return await self._start(self.edges.clock.mono_ns(), woken=False, listener=listener)
+
+    def end_trial(self) -> None:
+        for replica in list(self.replicas.values()):
+            if replica.trial:
+                self._retire(replica)
+
+    def start_min(self) -> None:
+        """Open for traffic: start the replicas that `replicas_min` asks for (the tick keeps them), else watch the socket."""
+        self.opened = True
+        missing = self.function.spec.replicas_min - len(self.live)
+        for _ in range(missing):
+            self._begin(self.edges.clock.mono_ns(), woken=False)
+        if missing <= 0:
+            self.arm()
+
+    # -- exits and adoption
+
+    def on_exit(self, exited: Exited) -> bool:
+        """True when it was ours."""
+        if self.template is not None and self.template.on_exit(exited):
+            return True
+        replica = self.replicas.get(WorkloadId(exited.workload))
+        if replica is None:
+            return False
+        self._look(replica)
+        served, retiring = replica.served, replica.retiring
+        if not served and not retiring:
+            how = f"signal {exited.signal}" if exited.signal else f"exit code {exited.exit_code}"
+            self._failed(replica, Reason.START_FAILED, replica.page.error or f"It ended before it served ({how}).")
+            return True
+        if not retiring:
+            # Those that wait are served by the next one: the kernel still holds them.
+            log.warning("%s: replica %s crashed (code %s, signal %s)", self.name, replica.workload, exited.exit_code, exited.signal)
+        self._remove(replica)
+        if self.opened and not self.live:
+            self.start_min()
+        self._on_change()
+        return True
+
+    def _remove(self, replica: Replica) -> None:
+        self.replicas.pop(replica.workload, None)
+        self.edges.runtime.kill(replica.workload)
+        self.edges.runtime.forget(replica.workload)
+        replica.page.close()
+        (self.edges.paths.pages / replica.workload).unlink(missing_ok=True)
+
+    def adopt_replica(self, found: Adopted) -> None:
+        """A replica that an earlier agent started."""
+        path = self.edges.paths.pages / found.workload
+        page = Page.open(str(path))
+        now_ns = self.edges.clock.mono_ns()
+        replica = Replica(found.workload, page, Road.PLAIN, Reason.TEMPLATE_READY, now_ns, now_ns, woken=False)
+        replica.served = page.state == SERVING
+        if found.handle is not None:
+            replica.pid, replica.start_time = found.handle.pid, found.handle.start_time
+        self.replicas[found.workload] = replica
+
+    def close(self) -> None:
+        """The revision is gone: everything of it ends, nothing of it stays."""
+        self._disarm()
+        self._closed = True
+        for task in self._tasks:
+            task.cancel()
+        if self.template is not None:
+            self.template.close()
+        for replica in list(self.replicas.values()):
+            self._remove(replica)
+        self.drop_slot()
+        self.listener.close()
+
+    def drop_slot(self) -> None:
+        """The prepared slot is no good any more (its spawner is gone, or the revision is)."""
+        if self._slot is not None:
+            slot, self._slot = self._slot, None
+            slot.close_fds()
+            slot.page.close()
+            self.edges.runtime.forget(slot.workload)
+            (self.edges.paths.pages / slot.workload).unlink(missing_ok=True)
+
+    def _spawn_task(self, work: Coroutine[None, None, object]) -> None:
+        task = asyncio.get_running_loop().create_task(work)
+        self._tasks.add(task)
+        task.add_done_callback(self._tasks.discard)
+
+    @property
+    def running(self) -> list[tuple[WorkloadId, int, int]]:
+        """(workload, pid, start time) of what an exit could be missed of."""
+        return [
+            (replica.workload, replica.pid, replica.start_time)
+            for replica in self.replicas.values()
+            if replica.pid is not None and replica.start_time is not None
+        ]

@@ -1,0 +1,50 @@
+"""How is a replica started without a template? The plain road: fork + exec by the spawner, either of the runner in the user's
+interpreter (ASGI apps) or of the relay with the user's program behind it."""
+
+from __future__ import annotations
+
+import sys
+from typing import TYPE_CHECKING
+
+from steelyard.agent.replica import Slot
+from steelyard.runtime.records import Handle
+from steelyard.runtime.relay import relay_command
+from steelyard.runtime.template import runner_command
+
+if TYPE_CHECKING:
+    from steelyard.agent.revision import RevisionHost
+
+LISTEN_FD, PAGE_FD = 3, 4
+
+
+async def start_plain(host: RevisionHost, slot: Slot, listen_fd: int, private: bool) -> Handle:
+    """Raises EdgeFailed (code start-failed) with the step that failed."""
+    spec, function = host.function.spec, host.function
+    if spec.attr is not None:
+        argv, env = runner_command(
+            spec.python,
+            mode="replica",
+            function=function.name,
+            revision=function.revision,
+            file=spec.file or "",
+            attr=spec.attr,
+            code_dir=str(host.code),
+            concurrency=spec.concurrency,
+            lib_dir=host.edges.lib_dir,
+            listen_fd=LISTEN_FD,
+            page_fd=PAGE_FD,
+            private=private,
+        )
+    else:
+        argv, env = relay_command(sys.executable, spec.argv, port=spec.port, concurrency=spec.concurrency)
+    return await host.edges.runtime.launch(
+        slot.workload,
+        argv=argv,
+        env=env | host.env,
+        cwd=spec.cwd or str(host.code),
+        uid=host.ids[0] if host.ids else None,
+        gid=host.ids[1] if host.ids else None,
+        fds=(listen_fd, slot.page_fd),
+        fd_numbers=(LISTEN_FD, PAGE_FD),
+        logs=host.logs,
+    )

@@ -1,0 +1,71 @@
+"""How is an agent put together? Builds the real edges of one home and runs the agent until it is told to end.
+
+SIGTERM ends the agent only: workloads, templates and the spawner stay, and the next agent adopts them.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import signal
+
+from steelyard.agent.edges import Edges
+from steelyard.agent.loop import Agent
+from steelyard.clock import SystemClock
+from steelyard.config import Paths, Settings
+from steelyard.gateway.envoy import Envoy
+from steelyard.host.cgroup import open_cgroups
+from steelyard.host.machine import observe_machine
+from steelyard.host.sockdiag import SocketQueue
+from steelyard.runtime.process import ProcessRuntime
+from steelyard.runtime.spawner_client import SpawnerClient
+from steelyard.runtime.template import make_lib_dir
+from steelyard.wire.spawn import Exited
+
+#: share of the machine's memory that templates may hold before the least recently used is evicted
+TEMPLATE_SHARE = 0.25
+
+
+def run_agent(paths: Paths, settings: Settings) -> None:
+    """Blocks until SIGTERM or SIGINT."""
+    logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(name)s: %(message)s")
+    asyncio.run(_run(paths, settings))
+
+
+async def _run(paths: Paths, settings: Settings) -> None:
+    task = asyncio.current_task()
+    assert task is not None
+    for signum in (signal.SIGTERM, signal.SIGINT):
+        asyncio.get_running_loop().add_signal_handler(signum, task.cancel)
+    try:
+        await _make_agent(paths, settings).run()
+    except asyncio.CancelledError:
+        logging.getLogger(__name__).info("told to end; workloads stay")
+
+
+def _make_agent(paths: Paths, settings: Settings) -> Agent:
+    clock = SystemClock()
+    machine = observe_machine()
+    cgroups = open_cgroups(paths.tag)
+    cgroups.prepare(machine.cpus, tuple(node.id for node in machine.numa_nodes) or (0,))
+    agents: list[Agent] = []
+
+    def on_exit(exited: Exited) -> None:
+        agents[0].on_exit(exited)
+
+    spawner = SpawnerClient(paths.spawner_socket, on_exit)
+    edges = Edges(
+        paths=paths,
+        settings=settings,
+        machine=machine,
+        clock=clock,
+        cgroups=cgroups,
+        spawner=spawner,
+        runtime=ProcessRuntime(paths.agent, paths.workloads, cgroups, spawner, clock, machine.boot_id),
+        gateway=Envoy(paths, settings, clock),
+        queue=SocketQueue(),
+        lib_dir=make_lib_dir(paths.home / "runner"),
+        template_budget_bytes=round(machine.memory_bytes * TEMPLATE_SHARE),
+    )
+    agents.append(Agent(edges))
+    return agents[0]

@@ -1,0 +1,70 @@
+"""Who runs as whom, which templates go, and what an agent keeps over its own death."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from steelyard.agent.answer import render_refusal
+from steelyard.agent.identity import choose_ids, make_env
+from steelyard.agent.ledger import Ledger
+from steelyard.agent.memory import TemplateUse, choose_evictions
+from steelyard.config import Settings
+from steelyard.errors import StoreDamaged
+from steelyard.model.job import Owner
+from steelyard.model.reason import Reason
+from steelyard.wire.agent import Assignment
+
+SETTINGS = Settings(1, "127.0.0.1", 1, "127.0.0.1", 2, work_uid=64000, work_gid=64001, admin_user="root", admin_uid=0)
+ROOT, ADA = Owner("root", 0), Owner("ada", 1000)
+
+
+@pytest.mark.parametrize(
+    ("owner", "as_root", "euid", "wanted"),
+    [
+        (ROOT, False, 0, (64000, 64001)),
+        (ROOT, True, 0, (0, 0)),
+        (ADA, False, 0, (1000, 1000)),
+        (ADA, True, 0, (1000, 1000)),
+        (ADA, False, 1000, None),
+    ],
+)
+def test_roots_work_is_unprivileged_unless_an_admin_asks(owner, as_root, euid, wanted):
+    assert choose_ids(owner, as_root, SETTINGS, euid) == wanted
+
+
+def test_the_users_variables_win_over_the_base_but_not_over_who_it_really_is():
+    env = make_env({"PATH": "/x", "USER": "root", "HOME": "/root", "A": "b"}, "/w", (64000, 64000), ROOT)
+    assert (env["PATH"], env["A"], env["USER"], env["HOME"]) == ("/x", "b", "uid64000", "/w")
+    assert make_env({"HOME": "/home/ada"}, "/w", (1000, 1000), ADA)["HOME"] == "/home/ada"
+
+
+def test_the_least_recently_used_templates_go_until_the_budget_holds():
+    uses = [TemplateUse("new", 100, 30), TemplateUse("old", 100, 10), TemplateUse("mid", 100, 20)]
+    assert choose_evictions(uses, 300, 1000, 0) == []
+    assert choose_evictions(uses, 250, 1000, 0) == ["old"]
+    assert choose_evictions(uses, 150, 1000, 0) == ["old", "mid"]
+    assert choose_evictions(uses, 300, available_bytes=50, reserve_bytes=100) == ["old"]
+    assert choose_evictions([], 0, 0, 100) == []
+
+
+def test_an_older_assignment_is_refused_and_the_newest_survives(tmp_path: Path):
+    ledger = Ledger(tmp_path)
+    assert ledger.accept(Assignment(epoch=2, generation=5, keys=("a",)))
+    assert not ledger.accept(Assignment(epoch=2, generation=4))
+    assert not ledger.accept(Assignment(epoch=1, generation=9))
+    assert Ledger(tmp_path).assignment.keys == ("a",)
+    assert ledger.accept(Assignment(epoch=3, generation=1))
+
+
+def test_a_damaged_file_stops_the_agent_with_its_name(tmp_path: Path):
+    (tmp_path / "assignment.json").write_bytes(b'{"epoch": 1, "gener')
+    with pytest.raises(StoreDamaged, match="assignment.json"):
+        Ledger(tmp_path)
+
+
+def test_a_refusal_is_a_whole_response_that_says_when_to_come_back():
+    head, body = render_refusal(Reason.STARTUP_DEADLINE, "too slow", 3).split(b"\r\n\r\n")
+    assert b"503" in head and b"retry-after: 3" in head and f"content-length: {len(body)}".encode() in head
+    assert b'"code": "startup-deadline"' in body
