@@ -9,6 +9,7 @@ from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 from steelyard.clock import SystemClock
 from steelyard.config import Paths, Settings
@@ -168,6 +169,15 @@ class World:
             async with asyncio.timeout(DEADLINE_S):
                 first, received, data = await read_message(reader)
         return Response(int(first.split(" ")[1]), dict(received), data)
+
+    async def admin(self, target: str) -> dict[str, Any]:
+        reader, writer = await asyncio.open_unix_connection(self.paths.envoy_admin_socket)
+        try:
+            writer.write(f"GET {target} HTTP/1.1\r\nhost: admin\r\nconnection: close\r\n\r\n".encode())
+            _, _, body = await read_message(reader)
+        finally:
+            writer.close()
+        return json.loads(body)
 
     @asynccontextmanager
     async def connection(self) -> AsyncIterator[tuple[asyncio.StreamReader, asyncio.StreamWriter]]:

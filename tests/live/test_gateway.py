@@ -5,6 +5,8 @@ from __future__ import annotations
 import asyncio
 import base64
 import hashlib
+import json
+import re
 import shutil
 import socket
 import stat
@@ -17,7 +19,7 @@ from steelyard.config import write_file
 from steelyard.errors import EdgeFailed
 from steelyard.gateway import Cluster, GatewayDesired, Route
 from steelyard.gateway.envoy import check_port
-from steelyard.gateway.render import render_clusters, render_routes
+from steelyard.gateway.render import render_clusters, render_routes, render_static
 
 
 def public(*clusters: Cluster) -> GatewayDesired:
@@ -36,7 +38,7 @@ def test_path_and_host_lead_to_the_function_and_only_we_set_our_headers(home: Pa
     async def run() -> None:
         async with gateway(home, ("hello.1", echo), ("hello-world.1", echo)) as (world, (hello, longer)):
             await world.envoy.apply(public(world.cluster("hello.1"), world.cluster("hello-world.1")))
-            lies = {"x-steelyard-start": "1", "x-steelyard-prefix": "/lie", "x-steelyard-else": "x", "authorization": "Bearer mine"}
+            lies = {"x-steelyard-start": "1", "x-steelyard-prefix": "/lie", "x-steelyard-else": "x", "authorization": "Bearer me"}
             for target, host, path, prefix in [
                 ("/hello/a/b?q=/hello/", "gateway.test", "/a/b?q=/hello/", "/hello"),
                 ("/hello", "gateway.test", "/", "/hello"),
@@ -52,7 +54,7 @@ def test_path_and_host_lead_to_the_function_and_only_we_set_our_headers(home: Pa
                 assert sorted(names) == (["x-steelyard-prefix"] if prefix else []) + ["x-steelyard-start"]
                 seconds, _, micros = (seen.header("x-steelyard-start") or "").partition(".")
                 assert int(seconds) > 1_700_000_000 and len(micros) == 6
-                assert seen.header("authorization") == "Bearer mine"
+                assert seen.header("authorization") == "Bearer me"
             assert not longer.seen
             assert (await world.fetch("/hello-world/x")).status == 200
             assert longer.seen[-1].target == "/x"
@@ -92,7 +94,7 @@ def test_private_function_asks_for_a_key(home: Path) -> None:
             assert await status("/shut/", "Bearer sk-one") == 401  # taken back
             for path in (*world.paths.gateway.iterdir(), world.paths.envoy_admin_socket):
                 assert stat.S_IMODE(path.stat().st_mode) == 0o600, path
-            assert sorted(path.name for path in world.paths.gateway.iterdir()) == ["bootstrap.json", "cds.json", "rds.json"]
+            assert sorted(path.name for path in world.paths.gateway.iterdir()) == ["bootstrap.json", "cds.pb", "rds.pb"]
     asyncio.run(run())
 
 
@@ -171,7 +173,7 @@ def test_post_that_crashes_after_its_side_effect_runs_once(home: Path) -> None:
     async def run() -> None:
         async with gateway(home, ("crash.1", crash)) as (world, (backend,)):
             await world.envoy.apply(public(world.cluster("crash.1")))
-            asks = {"x-envoy-retry-on": "reset,5xx,gateway-error", "x-envoy-max-retries": "5", "x-envoy-hedge-on-per-try-timeout": "true"}
+            asks = {"x-envoy-retry-on": "reset,5xx,gateway-error", "x-envoy-max-retries": "5"}
             for headers in ({}, asks):
                 backend.seen.clear()
                 answer = await world.fetch("/crash/", method="POST", body=b"pay", headers=headers)
@@ -289,9 +291,9 @@ def test_ten_revisions_under_load_without_a_failed_request(home: Path) -> None:
             async def wrong_order() -> None:
                 # what apply must not do; were this to pass unseen, the load above would prove nothing
                 gone = public(world.cluster("app.1"))
-                write_file(world.paths.gateway / "rds.json", render_routes(gone))
+                write_file(world.paths.gateway / "rds.pb", render_routes(gone))
                 await until(lambda: 503 in seen)
-                write_file(world.paths.gateway / "cds.json", render_clusters(gone.clusters))
+                write_file(world.paths.gateway / "cds.pb", render_clusters(gone.clusters))
 
             seen: list[int] = []
 
@@ -318,13 +320,13 @@ def test_rejected_configuration_moves_the_previous_file_back(home: Path, monkeyp
             # the second: Envoy is asked about a shape that it was not asked about before
             monkeypatch.setattr("steelyard.gateway.envoy.check_gateway", lambda desired: [])
             world.envoy._shapes_known.clear()
-            with pytest.raises(EdgeFailed, match="Path|path") as caught:
+            with pytest.raises(EdgeFailed, match="exceeds maximum UNIX domain socket path") as caught:
                 await world.envoy.apply(bad)
             assert {path.name: path.read_bytes() for path in world.paths.gateway.iterdir()} == before
             # the third: the move is undone, Envoy's words are passed on
             await world.envoy.apply(good)
             world.envoy._shapes_known.add(repr(([False], [True], False)))
-            with pytest.raises(EdgeFailed, match="Path|path") as caught:
+            with pytest.raises(EdgeFailed, match="exceeds maximum UNIX domain socket path") as caught:
                 await world.envoy.apply(bad)
             assert caught.value.code == "gateway-rejected"
             assert {path.name: path.read_bytes() for path in world.paths.gateway.iterdir()} == before
@@ -448,9 +450,40 @@ def test_thousand_functions_in_one_file_each(home: Path) -> None:
             assert (await world.fetch("/f999/x")).status == 401
             rss_kb = int(next(line.split()[1] for line in Path(f"/proc/{world.process.pid}/status").read_text().splitlines()
                               if line.startswith("VmRSS:")))
-            print(f"1,000 functions: Envoy {rss_kb / 1024:.0f} MB; deploys routed / finished after {took_ms} ms")  # noqa: T201
+            print(f"1,000 functions: Envoy {rss_kb / 1024:.0f} MB; deploys routed / finished after {took_ms} ms")
             assert rss_kb < 80 * 1024 + 40 * 1000
             begun = loop.time()
             assert await world.envoy.pending() == {}
-            print(f"a look at what waits: {1000 * (loop.time() - begun):.1f} ms")  # noqa: T201
+            print(f"a look at what waits: {1000 * (loop.time() - begun):.1f} ms")
+    asyncio.run(run())
+
+
+def plain(document: object) -> object:
+    """A document without what says nothing: zero values, and the ways to write a duration."""
+    if isinstance(document, dict):
+        return {name: plain(value) for name, value in document.items() if value not in ("", 0, False, "STATIC", "ALLOW")}
+    if isinstance(document, list):
+        return [plain(value) for value in document]
+    if isinstance(document, str) and re.fullmatch(r"[0-9.]+s", document):
+        return f"{float(document[:-1])} seconds"
+    return document
+
+
+def test_envoy_reads_the_binary_files_as_what_it_validated(home: Path) -> None:
+    async def run() -> None:
+        async with gateway(home) as (world, _):
+            desired = GatewayDesired(
+                (world.cluster("a.1", idle_timeout_s=0.125),
+                 world.cluster("b.12", requests_per_connection=1, connections_max=3000)),
+                (Route("a", "a.1", True), Route("b", "b.12", False)), ("sk-one", "sk-two"))
+            await world.envoy.apply(desired)
+            dump = await world.admin("/config_dump")
+            static = json.loads(render_static(world.settings, desired, "x"))["static_resources"]
+            wanted = static["listeners"][0]["filter_chains"][0]["filters"][0]["typed_config"]["route_config"]
+            (routes,) = [item["route_config"] for part in dump["configs"] for item in part.get("dynamic_route_configs", [])]
+            clusters = [item["cluster"] for part in dump["configs"] for item in part.get("dynamic_active_clusters", [])]
+            for document in (routes, *clusters):
+                del document["@type"]
+            assert plain(routes) == plain(wanted)
+            assert plain(sorted(clusters, key=lambda cluster: cluster["name"])) == plain(static["clusters"])
     asyncio.run(run())

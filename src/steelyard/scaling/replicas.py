@@ -1,4 +1,5 @@
-"""How many replicas should one revision of a function have on this machine? What was seen goes in, starts and retirements come out.
+"""How many replicas should one revision of a function have on this machine? A look at them goes in, starts and retirements come
+out.
 
 Never reads the clock, the disk or the network; time is an argument. What must be remembered between two looks is in the
 decision and is handed back with the next one.
@@ -10,11 +11,12 @@ The rule, in order:
    tick), replicas are added until there are ceil((held + waiting) / concurrency) of them, at most `replicas_max`, all at once.
    Why wait at all: a replica that serves 8 requests of 2 ms has taken 80 of them by the next look, and a start costs more
    than that. Why only so long: a tick is a fifteenth of the 0.3 s after which a second replica must bring 300 waiting
-   requests within 1.1 x of the ideal time, and a forked replica serves a few milliseconds later. (Rejected: averages over a
-   window as Knative keeps them. The queue's length is exact, so there is nothing to smooth.)
-4. Nobody waits and a replica had nothing to do for `idle_timeout_s`, holds no connection, and more than `replicas_min` are there: the
-   least busy one is retired, one for each look. Envoy drops unused connections after half that time at the latest, so a
-   connection that is still held is a request, a stream or a WebSocket. More than `replicas_max` are brought down the same way, idle or not.
+   requests within 1.1 x of the ideal time, and a forked replica serves a few milliseconds later. (Rejected: averages over
+   a window as Knative keeps them. The queue's length is exact, so there is nothing to smooth.)
+4. Nobody waits, more than `replicas_min` are there, and one had nothing to do for `idle_timeout_s` and holds no connection:
+   the least busy one is retired, one for each look. Envoy drops unused connections after half that time at the latest, so
+   one that is still held is a request, a stream or a WebSocket. More than `replicas_max` are brought down the same way, idle
+   or not.
 5. Retiring replicas count for nothing: they take no new request, and those they hold they finish by themselves.
 """
 

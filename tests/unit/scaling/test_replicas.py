@@ -160,7 +160,8 @@ class Story:
 
     def _look(self, now: int, since: int | None) -> int | None:
         now_ns = now * MS + 1
-        seen = tuple(ReplicaSeen(name, "serving" if now >= begun else "starting", len(self.ends[name]), len(self.ends[name]), now_ns)
+        held = {name: len(ends) for name, ends in self.ends.items()}
+        seen = tuple(ReplicaSeen(name, "serving" if now >= begun else "starting", held[name], held[name], now_ns)
                      for name, begun in self.replicas.items())
         decision = decide_replicas(now_ns, self.asked, ReplicasSeen(self.waiting, 0, seen, since))
         for _ in range(decision.start):
