@@ -85,8 +85,8 @@ class Cluster:
             self.ok("down")
 
     def status(self) -> dict[str, Any]:
-        """`status --json`, whatever its exit code."""
-        return json.loads(self.cli("status", "--json").stdout)
+        """`status --json`, whatever its exit code; before the first `up` there is none."""
+        return json.loads(self.cli("status", "--json").stdout or b'{"state": "absent"}')
 
     # the REST API and the gateway
 

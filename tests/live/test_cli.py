@@ -13,6 +13,7 @@ from pathlib import Path
 import pytest
 from steelyard_cluster import Cluster, wait_until
 
+SPEAKS_THEN_SLEEPS = "echo out; echo err >&2; exec sleep 1000"
 RFC3339 = re.compile(r"^\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d\.\d{6}Z$")
 
 
@@ -97,9 +98,7 @@ def test_a_job_outlives_the_command_and_the_server(shared: Cluster) -> None:
 
 
 def test_detached_job_is_listed_logged_proved_and_stopped(shared: Cluster) -> None:
-    job = shared.ok(
-        "run", "--detach", "--name", "long", "--cpus", "0.1", "--", "sh", "-c", "echo out; echo err >&2; exec sleep 1000"
-    ).strip()
+    job = shared.ok("run", "--detach", "--name", "long", "--cpus", "0.1", "--", "sh", "-c", SPEAKS_THEN_SLEEPS).strip()
     shared.wait_job(job, "RUNNING")
     rows = json.loads(shared.ok("ps", "--json"))
     row = next(row for row in rows if row["id"] == job)
@@ -149,10 +148,17 @@ def test_keys_are_made_listed_and_deleted(shared: Cluster) -> None:
 
 @pytest.mark.parametrize(
     ("args", "words"),
-    [(("none.py:app",), "no file"), (("app.py:app", "--name", "Bad_Name"), "host name"), (("app.py",), "--port"),
-    (("bad.py:app",), "not Python"), (("app.py:app", "--python", "/no/python"), "no program"), (("app.py:app", "--memory",
-    "x"), "size"), (("app.py:app", "--idle-timeout", "x"), "duration"), (("app.py:app", "--min-replicas", "2"), "--max-replicas")],
-)  # fmt: skip
+    [
+        (("none.py:app",), "no file"),
+        (("app.py:app", "--name", "Bad_Name"), "host name"),
+        (("app.py",), "--port"),
+        (("bad.py:app",), "not Python"),
+        (("app.py:app", "--python", "/no/python"), "no program"),
+        (("app.py:app", "--memory", "x"), "size"),
+        (("app.py:app", "--idle-timeout", "x"), "duration"),
+        (("app.py:app", "--min-replicas", "2"), "--max-replicas"),
+    ],
+)
 def test_deploys_that_cannot_be_are_refused_with_2(shared: Cluster, args: tuple[str, ...], words: str) -> None:
     folder = shared.folder / "code"
     folder.mkdir(exist_ok=True)

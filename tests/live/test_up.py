@@ -227,11 +227,12 @@ def test_a_damaged_token_is_refused(cluster: Cluster) -> None:
 def test_a_truncated_store_stops_the_start_with_what_to_do(cluster: Cluster) -> None:
     cluster.ok("run", "--", "true")
     cluster.down()
-    store = cluster.home / "server" / "steelyard.db"
+    # commits may still be in the write-ahead log: what is cut is where they are
+    store = max((cluster.home / "server").glob("steelyard.db*"), key=lambda file: file.stat().st_size)
     content = store.read_bytes()
     store.write_bytes(content[: len(content) // 2])
     words = refused(cluster)
-    assert "server" in words
+    assert "server does not start" in words
     assert store.read_bytes() == content[: len(content) // 2]
     assert cluster.status()["state"] == "stopped"
     store.write_bytes(content)

@@ -52,9 +52,9 @@ def test_our_own_programs_are_not_listed() -> None:
 
 
 def test_help_imports_no_command_and_nothing_heavy() -> None:
-    program = "import sys\nimport steelyard.cli.main as m\ntry:\n m.main(['--help'])\nexcept
-    SystemExit: pass\nprint('\\n'.join(sys.modules))" modules = subprocess.run([sys.executable,
-    "-c", program], capture_output=True, text=True, check=True).stdout.split() assert "steelyard.cli.main" in modules
+    lines = ("import sys", "import steelyard.cli.main as m", "try: m.main(['--help'])", "except SystemExit: print(*sys.modules)")
+    modules = subprocess.run([sys.executable, "-c", "\n".join(lines)], capture_output=True, text=True, check=True).stdout.split()
+    assert "steelyard.cli.main" in modules
     heavy = {"rich", "httpx2", "asyncio", "sqlalchemy", "litestar", "msgspec", "steelyard.cli.up", "steelyard.cli.run"}
     assert not heavy & set(modules)
 
