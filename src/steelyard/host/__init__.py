@@ -53,7 +53,7 @@ class Cgroups(Protocol):
         ...
 
     def prepare(self, shared_cpus: tuple[int, ...], memory_nodes: tuple[int, ...]) -> None:
-        """Make the home's groups and set the common cpuset. Idempotent; called at start and whenever the common cpuset changes."""
+        """Make the home's groups and set the common cpuset. Idempotent; called at start and when the common cpuset changes."""
         ...
 
     def make(self, workload: WorkloadId, plan: Plan) -> None:

@@ -1,7 +1,7 @@
 """Which control groups has this machine, and which variant of `Cgroups` fits?
 
-Looks at /proc/self/mountinfo and /proc/cgroups under a root that is a parameter, so that recorded machines can be tested. A controller
-that can't be used is named, with what to do about it, and the rest still works. Looking changes nothing.
+Looks at /proc/self/mountinfo and /proc/cgroups under a root that is a parameter, so that recorded machines can be tested. A
+controller that can't be used is named, with what to do about it, and the rest still works. Looking changes nothing.
 """
 
 from __future__ import annotations

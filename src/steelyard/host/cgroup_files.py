@@ -1,7 +1,7 @@
 """How are a control group's files read and written? The few operations every variant is built on.
 
-Tests put a model of the kernel in `CgroupFiles`' place. Folders and files are plain strings: these calls are in the wake path, and
-pathlib would cost more than the kernel does. Never creates a control file: one that is missing is the kernel saying "not here".
+Tests put a model of the kernel in `CgroupFiles`' place. Folders and files are plain strings: these calls are in the wake path,
+and pathlib would cost more than the kernel does. Never creates a control file: a missing one is the kernel saying "not here".
 """
 
 from __future__ import annotations
@@ -101,7 +101,7 @@ class CgroupFiles:
 
     def wait(self) -> None:
         """Between two looks at something the kernel is busy with."""
-        time.sleep(POLL_S)
+        time.sleep(POLL_S)  # noqa: TID251 - the kernel tells nobody that a v1 group is frozen or empty
 
     def send(self, pids: Iterable[int], signum: int) -> None:
         """Processes that have ended meanwhile are passed over."""
@@ -120,8 +120,8 @@ def kill_until_empty(
     before: Callable[[], object] | None = None,
     after: Callable[[], object] | None = None,
 ) -> None:
-    """SIGKILL whatever `pids` lists until it lists nothing, for at most `KILL_NS`. `before` and `after` each round: freeze and thaw,
-    so that nothing can fork away between listing and killing."""
+    """SIGKILL whatever `pids` lists until it lists nothing, for at most `KILL_NS`. `before` and `after` each round: freeze
+    and thaw, so that nothing can fork away between listing and killing."""
     deadline = clock.mono_ns() + KILL_NS
     while pids():
         if before is not None:

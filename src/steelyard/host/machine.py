@@ -1,7 +1,7 @@
 """What is this machine? Cores, caches, NUMA, memory, devices, bare metal or guest, and what can be isolated here.
 
-Everything is read under a root that is a parameter, so that recorded machines replay; a missing file leaves its part out. Lists only
-CPUs that are online and that we may use. Takes some 10 ms: observed at start and on demand, never in a loop of its own.
+Everything is read under a root that is a parameter, so that recorded machines replay; a missing file leaves its part out. Lists
+only CPUs that are online and that we may use. Takes some 10 ms: observed at start and on demand, never in a loop of its own.
 """
 
 from __future__ import annotations
@@ -102,7 +102,7 @@ def _nodes_of(root: Path) -> dict[int, tuple[int, ...]]:
 
 
 def _numa_nodes(root: Path, nodes: dict[int, tuple[int, ...]], cpus: frozenset[int], memory_bytes: int) -> tuple[NumaNode, ...]:
-    """A machine with one node or none has all its memory there (a node's own count leaves out memory that was plugged in later)."""
+    """A machine with one node or none has all its memory there (a node's own count lacks memory that was plugged in later)."""
     if len(nodes) <= 1:
         return (NumaNode(id=next(iter(nodes), 0), cpus=tuple(sorted(cpus)), memory_bytes=memory_bytes),)
     return tuple(
@@ -116,7 +116,7 @@ def _numa_nodes(root: Path, nodes: dict[int, tuple[int, ...]], cpus: frozenset[i
 
 
 def _cores(root: Path, cpus: frozenset[int], nodes: dict[int, tuple[int, ...]]) -> tuple[Core, ...]:
-    """Physical cores by their siblings. Two cores never share a CPU: a sibling list wins over numbers, which repeat per package."""
+    """Physical cores by their siblings. Two cores never share a CPU: siblings win over core numbers, which repeat per package."""
     node_of = {cpu: node for node, members in nodes.items() for cpu in members}
     cores: list[Core] = []
     taken: set[int] = set()

@@ -1,7 +1,7 @@
 """Which process is this, does it still live, and what did it really get? Read back from /proc and the scheduler.
 
-A process is (boot id, pid, start time): a pid alone is re-used. Affinities are asked of the scheduler thread by thread (1 us each,
-against 20 us to read a thread's status file), the rest once per process. Never changes anything.
+A process is (boot id, pid, start time): a pid alone is re-used. Affinities are asked of the scheduler thread by thread (1 us
+each, against 20 us to read a thread's status file), the rest once per process. Never changes anything.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""What does a file of /proc or /sys say? Readers that answer None for what is missing or odd, so that any recorded tree can be read.
+"""What does a file of /proc or /sys say? Readers that answer None for what is missing or odd, so that any recorded tree reads.
 
 Never raises for a missing, unreadable or malformed file. Never writes.
 """

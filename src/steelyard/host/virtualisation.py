@@ -82,7 +82,7 @@ def _flagged(cpuinfo: str) -> bool | None:
 
 
 def _bare_instance(vendor: str, product: str) -> bool:
-    """Clouds that rent whole machines: EC2 `.metal` types, Google's `-metal`, Oracle's BM shapes name a physical vendor anyway."""
+    """Clouds that rent whole machines: EC2 `.metal` types, Google's `-metal`, Oracle's BM shapes name a real vendor anyway."""
     return (vendor == "Amazon EC2" and ".metal" in product) or (vendor == "Google" and product.endswith("-metal"))
 
 
@@ -105,7 +105,7 @@ def _hypervisor_files(root: Path, cpuinfo: str) -> tuple[str, str] | None:
 
 
 def _stolen_s(root: Path) -> float:
-    """Seconds since boot that the hypervisor gave to others, over all CPUs (8th number of /proc/stat's first line, in 1/100 s)."""
+    """Seconds since boot that the hypervisor gave to others, over all CPUs (8th number of /proc/stat's first line, 1/100 s)."""
     fields = (read_text(root / "proc/stat") or "").partition("\n")[0].split()
     return int(fields[8]) / 100 if len(fields) > 8 and fields[0] == "cpu" and fields[8].isdigit() else 0.0
 
