@@ -1,0 +1,150 @@
+"""What every rendered configuration must say, however many functions there are."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from hypothesis import given
+from hypothesis import strategies as st
+
+from steelyard.config import Settings
+from steelyard.gateway import Cluster, GatewayDesired, Route
+from steelyard.gateway.render import (
+    is_whole,
+    render_bootstrap,
+    render_clusters,
+    render_routes,
+    render_static,
+    resources_of,
+    shape_of,
+    version_of,
+)
+
+SETTINGS = Settings(1, "127.0.0.1", 1, "127.0.0.1", 18080, 0, 0, "tester", 0)
+names = st.from_regex(r"[a-z][a-z0-9-]{0,8}[a-z0-9]", fullmatch=True)
+
+
+def cluster(name: str, *, connections: int = 8, pending: int = 100, per_connection: int | None = None) -> Cluster:
+    return Cluster(name, f"/run/{name}.sock", connections, pending, 2.5, per_connection)
+
+
+@st.composite
+def desires(draw: st.DrawFn) -> GatewayDesired:
+    functions = draw(st.lists(names, unique=True, max_size=6))
+    return GatewayDesired(tuple(cluster(f"{name}.1") for name in functions),
+                          tuple(Route(name, f"{name}.1", draw(st.booleans())) for name in functions),
+                          tuple(draw(st.lists(st.from_regex(r"sk-[a-z0-9]{4}", fullmatch=True), unique=True, max_size=3))))
+
+
+def static(desired: GatewayDesired) -> tuple[dict[str, Any], dict[str, Any]]:
+    """The connection manager and its routes."""
+    listener = json.loads(render_static(SETTINGS, desired, "x"))["static_resources"]["listeners"][0]
+    manager = listener["filter_chains"][0]["filters"][0]["typed_config"]
+    return manager, manager["route_config"]
+
+
+def find(document: object, name: str) -> Iterator[Any]:
+    """Every value under that name, however deep."""
+    if isinstance(document, dict):
+        for key, value in document.items():
+            if key == name:
+                yield value
+            yield from find(value, name)
+    elif isinstance(document, list):
+        for value in document:
+            yield from find(value, name)
+
+
+@given(desires())
+def test_no_hidden_deadline_and_no_retry_but_on_connect_failure(desired: GatewayDesired) -> None:
+    manager, routes = static(desired)
+    assert (manager["stream_idle_timeout"], manager["request_timeout"]) == ("0s", "0s")
+    actions = list(find(routes, "route"))
+    assert len(actions) == 3 * len(desired.routes)
+    for action in actions:
+        assert (action["timeout"], action["idle_timeout"]) == ("0s", "0s")
+    assert {policy["retry_on"] for policy in find(routes, "retry_policy")} <= {"connect-failure"}
+    assert all("per_try_timeout" not in policy for policy in find(routes, "retry_policy"))
+
+
+@given(desires())
+def test_only_public_routes_are_open(desired: GatewayDesired) -> None:
+    manager, routes = static(desired)
+    public = {route.cluster for route in desired.routes if route.public}
+    for route in [*find(routes, "routes")]:
+        for entry in route:
+            open_ = "typed_per_filter_config" in entry
+            assert open_ == ("direct_response" in entry or entry["route"]["cluster"] in public)
+    names = [item["name"] for item in manager["http_filters"]]
+    # lies are removed before anything is decided, the key is asked for before anything is passed on
+    assert names == ["envoy.filters.http.header_mutation", "envoy.filters.http.rbac", "envoy.filters.http.router"]
+    assert manager["http_filters"][1]["typed_config"]["rules"] == {"action": "ALLOW"}  # and no policy: nobody
+    assert ("typed_per_filter_config" in routes) == bool(desired.keys)
+
+
+def test_limits_are_as_the_cluster_says() -> None:
+    desired = GatewayDesired((cluster("a.1", connections=24, pending=300, per_connection=1),))
+    document = json.loads(render_static(SETTINGS, desired, "x"))
+    rendered = document["static_resources"]["clusters"][0]
+    limits = rendered["circuit_breakers"]["thresholds"][0]
+    assert (limits["max_connections"], limits["max_pending_requests"]) == (24, 300)
+    assert limits["max_requests"] == limits["max_retries"] >= 1_000_000
+    (common,) = find(rendered, "common_http_protocol_options")
+    assert common == {"idle_timeout": "2.500s", "max_requests_per_connection": 1}
+    assert rendered["type"] == "STATIC" and [*find(rendered, "path")] == ["/run/a.1.sock"]
+
+
+def test_bootstrap_shares_no_port_and_hides_its_admin() -> None:
+    bootstrap = json.loads(render_bootstrap(SETTINGS, Path("/run/admin.sock"), Path("/home/gateway"), "node"))
+    assert bootstrap["admin"] == {"address": {"pipe": {"path": "/run/admin.sock", "mode": 0o600}}}
+    listener = bootstrap["static_resources"]["listeners"][0]
+    assert listener["enable_reuse_port"] is False
+    assert listener["address"]["socket_address"] == {"address": "127.0.0.1", "port_value": 18080}
+    assert "inclusion_list" in bootstrap["stats_config"]["stats_matcher"]
+    paths = [source["path"] for source in find(bootstrap, "path_config_source")]
+    assert sorted(paths) == ["/home/gateway/cds.pb", "/home/gateway/rds.pb"]
+
+
+@given(desires())
+def test_version_names_the_content_and_a_cut_file_is_known(desired: GatewayDesired) -> None:
+    for file in (render_clusters(desired.clusters), render_routes(desired)):
+        assert is_whole(file) and len(version_of(file)) == 16
+        for end in range(0, len(file), 1 + len(file) // 40):
+            assert not is_whole(file[:end])
+    assert resources_of(render_clusters(desired.clusters)).keys() == {item.name for item in desired.clusters}
+    # the order in which somebody lists them is not a change
+    assert render_clusters(desired.clusters[::-1]) == render_clusters(desired.clusters)
+
+
+def test_any_change_is_another_version() -> None:
+    base = GatewayDesired((cluster("a.1"),), (Route("a", "a.1", False),), ("sk-1",))
+    others = [GatewayDesired(base.clusters, (Route("a", "a.1", True),), base.keys), GatewayDesired(base.clusters, base.routes),
+              GatewayDesired(base.clusters, base.routes, ("sk-2",)),
+              GatewayDesired(base.clusters, (Route("a", "a.2", False),), base.keys)]
+    assert len({version_of(render_routes(desired)) for desired in (base, *others)}) == 5
+    assert version_of(render_clusters([cluster("a.1")])) != version_of(render_clusters([cluster("a.1", pending=101)]))
+
+
+def test_earlier_clusters_stay_beside_new_ones_and_new_ones_win() -> None:
+    before = render_clusters([cluster("a.1"), cluster("b.1", pending=1)])
+    both = render_clusters([cluster("b.1", pending=2), cluster("c.1")], resources_of(before))
+    assert both == render_clusters([cluster("a.1"), cluster("b.1", pending=2), cluster("c.1")])
+
+
+def test_damaged_file_keeps_nothing() -> None:
+    whole = render_clusters([cluster("a.1")])
+    for damaged in (b"", b"{}", whole[:-1], whole + b"\x12\x00", whole.replace(b"/run/", b"/ran/")):
+        assert resources_of(damaged) == {}
+
+
+def test_shape_is_about_kinds_not_about_numbers() -> None:
+    one = GatewayDesired((cluster("a.1"),), (Route("a", "a.1", False),), ("sk-1",))
+    two = GatewayDesired((cluster("b.9", pending=7), cluster("c.1")), (Route("b", "b.9", False),), ("sk-1", "sk-2"))
+    assert shape_of(one) == shape_of(two)
+    others = (GatewayDesired(), GatewayDesired(one.clusters, one.routes),
+              GatewayDesired(one.clusters, (Route("a", "a.1", True),), one.keys),
+              GatewayDesired((cluster("a.1", per_connection=1),), one.routes, one.keys))
+    assert len({shape_of(desired) for desired in (one, *others)}) == 5
