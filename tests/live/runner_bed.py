@@ -6,6 +6,7 @@ import asyncio
 import json
 import os
 import select
+import shutil
 import signal
 import socket
 import subprocess
@@ -259,3 +260,12 @@ def on_template(bed: Bed, story: Callable[[], Coroutine[object, object, None]], 
         asyncio.run(run())
     finally:
         bed.close()
+
+
+def other_pythons() -> list[str]:
+    """Interpreters of other versions that are here already: on the PATH, or kept by pyenv."""
+    versions = ("3.10", "3.12", "3.13", "3.14")
+    kept = Path(os.environ.get("PYENV_ROOT", Path.home() / ".pyenv")) / "versions"
+    paths = [shutil.which(f"python{version}") for version in versions]
+    paths += [str(path) for version in versions for path in sorted(kept.glob(f"{version}.*/bin/python{version}"))]
+    return [path for path in paths if path and subprocess.run([path, "-c", ""], capture_output=True).returncode == 0]

@@ -5,18 +5,16 @@ from __future__ import annotations
 
 import base64
 import os
-import shutil
 import signal
 import socket
 import struct
-import subprocess
 import textwrap
 import threading
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from runner_bed import READY, Bed, Replica, read_answer
+from runner_bed import READY, Bed, Replica, other_pythons, read_answer
 
 from steelyard.runtime.runner import page as pages
 
@@ -436,15 +434,6 @@ def test_work_that_user_code_registered_for_the_exit_runs(place: Place) -> None:
     replica.retire()
     assert replica.exit_code() == 0
     assert replica.log == "goodbye\n"
-
-
-def other_pythons() -> list[str]:
-    """Interpreters of other versions that are here already: on the PATH, or kept by pyenv."""
-    versions = ("3.10", "3.12", "3.13", "3.14")
-    kept = Path(os.environ.get("PYENV_ROOT", Path.home() / ".pyenv")) / "versions"
-    paths = [shutil.which(f"python{version}") for version in versions]
-    paths += [str(path) for version in versions for path in sorted(kept.glob(f"{version}.*/bin/python{version}"))]
-    return [path for path in paths if path and subprocess.run([path, "-c", ""], capture_output=True).returncode == 0]
 
 
 @pytest.mark.parametrize("python", other_pythons() or [pytest.param("", marks=pytest.mark.skip(reason="no other Python here"))])

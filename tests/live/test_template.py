@@ -12,7 +12,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-from runner_bed import Bed, Replica, on_template
+from runner_bed import Bed, Replica, on_template, other_pythons
 
 from steelyard.errors import EdgeFailed
 from steelyard.runtime.runner import page as pages
@@ -55,7 +55,7 @@ def looking(look: str, before: str = "") -> str:
 
 def seen(bed: Bed) -> dict[str, object]:
     status, _, body = bed.get()
-    assert status == 200
+    assert status == 200, bed.replicas[-1].log
     chunk = body.split(b"\r\n", 1)[1].rsplit(b"\r\n0\r\n", 1)[0]
     return json.loads(chunk)
 
@@ -109,15 +109,32 @@ def test_the_steps_of_a_wake_are_contiguous_and_monotonic(make_bed: MakeBed, ahe
 
 
 def test_each_replica_is_a_process_of_its_own(make_bed: MakeBed) -> None:
-    bed = make_bed(
-        looking(
-            "return {'random': random.random(), 'main': threading.get_native_id(), 'thread': run_thread(), "
-            "'affinity': sorted(os.sched_getaffinity(0)), 'term': signal.getsignal(signal.SIGINT) is signal.default_int_handler}",
-            before="import signal\n    def run_thread():\n        out = []\n"
-            "        t = threading.Thread(target=lambda: out.append(threading.get_native_id()))\n"
-            "        t.start(); t.join(); return out[0]",
-        )
-    )
+    bed = make_bed("""
+        import ctypes, json, os, random, signal, threading
+
+        def thread_of_its_own():
+            found = []
+            thread = threading.Thread(target=lambda: found.append(threading.get_native_id()))
+            thread.start()
+            thread.join()
+            return found[0]
+
+        def remembered_tid():
+            PR_GET_TID_ADDRESS = 40
+            at = ctypes.c_void_p()
+            assert ctypes.CDLL(None).prctl(PR_GET_TID_ADDRESS, ctypes.byref(at), 0, 0, 0) == 0
+            return ctypes.c_int.from_address(at.value).value
+
+        async def app(scope, receive, send):
+            assert scope["type"] == "http"
+            body = json.dumps({
+                "random": random.random(), "main": threading.get_native_id(), "tid": remembered_tid(),
+                "thread": thread_of_its_own(), "affinity": sorted(os.sched_getaffinity(0)),
+                "interrupt": signal.getsignal(signal.SIGINT) is signal.default_int_handler,
+            }).encode()
+            await send({"type": "http.response.start", "status": 200, "headers": []})
+            await send({"type": "http.response.body", "body": body})
+    """)
 
     async def story() -> None:
         await bed.ready()
@@ -125,15 +142,34 @@ def test_each_replica_is_a_process_of_its_own(make_bed: MakeBed) -> None:
         for _ in range(3):  # the first is the spare; the others may be forked on the spot
             replica = await bed.wake(cpus=[0])
             answers.append(seen(bed))
-            assert answers[-1]["main"] == replica.pid
+            assert answers[-1]["main"] == answers[-1]["tid"] == replica.pid  # the kernel's, and what the C library remembers
             assert answers[-1]["thread"] != replica.pid
             assert answers[-1]["affinity"] == [0]
-            assert answers[-1]["term"]
+            assert answers[-1]["interrupt"]
             replica.retire()
             assert replica.exit_code() == 0
         assert len({answer["random"] for answer in answers}) == 3
 
     on_template(bed, story)
+
+
+@pytest.mark.parametrize("python", other_pythons() or [pytest.param("", marks=pytest.mark.skip(reason="no other Python here"))])
+def test_templates_of_other_python_versions_fork_too(make_bed: MakeBed, python: str) -> None:
+    bed = make_bed(looking("return {'ppid': os.getppid(), 'random': random.random()}"))
+
+    async def story() -> None:
+        status = await bed.ready(30)
+        assert (status.state, status.fork) == ("ready", "clone3"), status.traceback
+        answers = []
+        for _ in range(2):
+            replica = await bed.wake()
+            answers.append(seen(bed))
+            replica.retire()
+            assert replica.exit_code() == 0
+        assert [answer["ppid"] for answer in answers] == [os.getpid()] * 2
+        assert answers[0]["random"] != answers[1]["random"]
+
+    on_template(bed, story, python=python)
 
 
 def test_executors_work_after_the_fork(make_bed: MakeBed) -> None:

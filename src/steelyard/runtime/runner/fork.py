@@ -4,7 +4,8 @@ Two ways, tried in this order:
 1. clone3 with CLONE_PARENT: the kernel makes the child a sibling of the template at once. Python is told through the same
    `PyOS_BeforeFork`/`PyOS_AfterFork_*` calls that `os.fork` makes, so locks are re-made, random state is re-seeded and fork
    handlers run. glibc's `fork` is not involved: its own pthread_atfork handlers do not run, which is right only for a process
-   with a single thread (threads.py sees to that), and the thread id that glibc caches is kept right by CLONE_CHILD_SETTID.
+   with a single thread (threads.py sees to that), and the thread id that glibc caches is kept right as glibc does it, by
+   CLONE_CHILD_SETTID and CLONE_CHILD_CLEARTID.
 2. fork twice, where clone3 or ctypes is missing: the middle process exits at once and the nearest subreaper, the spawner,
    inherits the replica.
 Never exits the calling process and never runs user code but the registered fork handlers.
@@ -16,6 +17,7 @@ import os
 import struct
 
 CLONE_PARENT = 0x00008000
+CLONE_CHILD_CLEARTID = 0x00200000
 CLONE_CHILD_SETTID = 0x01000000
 PR_GET_TID_ADDRESS = 40
 #: the same number on every architecture that has it (x86-64, arm64, riscv64, ...)
@@ -45,7 +47,9 @@ class SiblingFork:
             return
         # struct clone_args, version 0: flags, pidfd, child_tid, parent_tid, exit_signal (0 with CLONE_PARENT: taken from the
         # template, which the spawner forked with SIGCHLD), stack, stack_size, tls
-        arguments = struct.pack("8Q", CLONE_PARENT | CLONE_CHILD_SETTID, 0, tid_address.value, 0, 0, 0, 0, 0)
+        arguments = struct.pack(
+            "8Q", CLONE_PARENT | CLONE_CHILD_SETTID | CLONE_CHILD_CLEARTID, 0, tid_address.value, 0, 0, 0, 0, 0
+        )
         self._arguments = ctypes.create_string_buffer(arguments, len(arguments))
         libc.syscall.restype = ctypes.c_long
         libc.syscall.argtypes = [ctypes.c_long, ctypes.c_void_p, ctypes.c_size_t]

@@ -98,27 +98,29 @@ class Serving:
         self.ended: asyncio.Future[None] = loop.create_future()
         self._serves = False
 
-    def run(self, app: Any, hooks: bool = True) -> int:
-        """Per-replica hooks (unless told not to), lifespan, serving, retirement. Returns the exit code; a failed start leaves
-        its text in the page and on stderr."""
+    def run(self, app: Any, warming: bool = False) -> int:
+        """Per-replica hooks, lifespan, serving, retirement. Returns the exit code; a failed start leaves its text in the page and
+        on stderr. `warming` leaves out what is not ours alone: the user's hooks, and the process's answer to SIGTERM."""
         self.gate.app = app
-        signal.signal(signal.SIGTERM, self._on_sigterm)
+        if not warming:
+            signal.signal(signal.SIGTERM, self._on_sigterm)
         try:
             lifespan = Lifespan(app, self._app_state)
-            return self.loop.run_until_complete(self._run(lifespan, hooks))
+            return self.loop.run_until_complete(self._run(lifespan, warming))
         except user.UserCodeFailed as err:
             report_failure(self.page, str(err))
             return 1
         finally:
             close_loop(self.loop)
 
-    async def _run(self, lifespan: Lifespan, hooks: bool) -> int:
+    async def _run(self, lifespan: Lifespan, warming: bool) -> int:
         page = self.page
-        if hooks:
+        if not warming:
             for pending in user.run_hooks(shared=False):
                 await _awaited(pending)
         await lifespan.startup()
-        signal.signal(signal.SIGTERM, self._on_sigterm)  # user code may have taken it
+        if not warming:
+            signal.signal(signal.SIGTERM, self._on_sigterm)  # user code may have taken it
         page.entered_ns = time.monotonic_ns()
         page.state = pages.ENTERED
         self._serves = True
@@ -220,12 +222,10 @@ def warm_up(machinery: Machinery) -> None:
         serving.loop.call_soon(client.close)
         serving.loop.call_soon(serving.retire)
 
-    before = signal.getsignal(signal.SIGTERM)
     try:
-        if serving.run(app, hooks=False) != 0:
+        if serving.run(app, warming=True) != 0:
             raise RuntimeError(f"the warm-up request failed: {page.error}")
     finally:
-        signal.signal(signal.SIGTERM, before or signal.SIG_DFL)
         client.close()
         listener.close()
         serving.gate.unbind()
