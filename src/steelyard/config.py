@@ -71,7 +71,7 @@ class Paths(msgspec.Struct, frozen=True):
 
     @property
     def gateway(self) -> Path:
-        """bootstrap.json, cds.json, rds.json, mode 0600 (they name API keys)."""
+        """bootstrap.json, cds.pb, rds.pb, mode 0600 (they name API keys)."""
         return self.home / "gateway"
 
     @property

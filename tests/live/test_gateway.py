@@ -129,9 +129,11 @@ class SleepyReplica:
         self._timer = self._loop.call_later(self._idle_s, self._end)
 
     def _end(self) -> None:
+        # an interpreter that exits reads no more, but its connections stay open for some milliseconds
         self._timer = None
         for writer in self._backend.open:
-            writer.close()
+            writer.transport.pause_reading()  # type: ignore[attr-defined]
+            self._loop.call_later(0.01, writer.close)
 
     def _accept(self) -> None:
         connection, _ = self._listening.accept()
