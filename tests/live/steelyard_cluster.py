@@ -19,7 +19,7 @@ from typing import Any, TypeVar
 
 T = TypeVar("T")
 
-CLI_S = 120.0
+CLI_S = 60.0
 
 
 @dataclass(frozen=True)

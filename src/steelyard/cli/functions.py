@@ -196,25 +196,25 @@ def coldstarts(name: str | None, limit: int, home: Path | None, as_json: bool) -
     if as_json:
         print_json([msgspec.convert(msgspec.structs.asdict(row), ColdStartRow) for row in rows])
         return
-    columns = ["function", "rev", "at", "road", "reason", "wall ms", "platform", "user", "phases"]
-    print_table(columns, [_row(row) for row in rows], "No wakes yet. A function wakes when a request finds it asleep.")
-    if rows and person_looks():
-        say("█ platform  ░ the function's own code")
-
-
-def _row(row: ColdStartView) -> tuple[str, ...]:
-    listed = " ".join(f"{name}={ms:.2f}" for name, ms in (row.phases | row.user_phases).items() if ms >= 0.005)
-    return (
-        row.function,
-        str(row.revision),
-        row.at[:19].replace("T", " ") + "Z",
-        row.road,
-        row.reason,
-        f"{row.wall_ms:.2f}",
-        f"{row.platform_ms:.2f}",
-        f"{row.user_ms:.2f}",
-        f"{render_bar(row.phases)} {listed}" if person_looks() else listed,
+    looks = person_looks()
+    # a person has a narrow terminal and wants the picture; a script has no edge and wants every number
+    columns = ("function", "rev", "at", "road", "wall ms", "platform", "user", "phases" if looks else "reason")
+    print_table(
+        columns if looks else (*columns, "phases"),
+        [_row(row, looks) for row in rows],
+        "No wakes yet. A function wakes when a request finds it asleep.",
     )
+    if rows and looks:
+        say("█ platform  ░ the function's own code  (--json has every phase)")
+
+
+def _row(row: ColdStartView, looks: bool) -> tuple[str, ...]:
+    cells = (row.function, str(row.revision), row.at[11:19] if looks else row.at, row.road)
+    times = (f"{row.wall_ms:.2f}", f"{row.platform_ms:.2f}", f"{row.user_ms:.2f}")
+    if looks:
+        return (*cells, *times, render_bar(row.phases))
+    listed = " ".join(f"{name}={ms:.3f}" for name, ms in (row.phases | row.user_phases).items())
+    return (*cells, *times, row.reason, listed)
 
 
 def render_bar(phases: dict[str, float], width: int = BAR_WIDTH) -> str:
