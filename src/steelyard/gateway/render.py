@@ -66,10 +66,9 @@ def render_static(settings: Settings, desired: GatewayDesired, node: str) -> byt
     found = {f"/{route.function}": _path_match_json(route) for route in desired.routes}
     hosts: list[Json] = [_paths_host(found), *map(_function_host, desired.routes)]
     bootstrap = _bootstrap(node, _listener(settings, {"route_config": _route_config(desired.keys, hosts)}))
-    resources = bootstrap["static_resources"]
-    assert isinstance(resources, dict)
-    resources["clusters"] = [_cluster(cluster) for cluster in desired.clusters]
-    return _pretty(bootstrap)
+    static = bootstrap["static_resources"]
+    assert isinstance(static, dict)
+    return _pretty(bootstrap | {"static_resources": static | {"clusters": [_cluster(cluster) for cluster in desired.clusters]}})
 
 
 def render_clusters(clusters: Iterable[Cluster], kept: Mapping[str, bytes] | None = None) -> bytes:
@@ -235,8 +234,8 @@ def _key_rules(keys: Iterable[str]) -> Json:
              for key in sorted(set(keys)) for scheme in ("Bearer", "bearer")}
     header = _typed("envoy.type.matcher.v3.HttpRequestHeaderMatchInput", {"header_name": "authorization"})
     tree: Json = {"input": {"name": "authorization", "typed_config": header}, "exact_match_map": {"map": known}}
-    return _typed("envoy.extensions.filters.http.rbac.v3.RBACPerRoute",
-                  {"rbac": {"matcher": {"matcher_tree": tree, "on_no_match": refuse}}})
+    rules = {"matcher": {"matcher_tree": tree, "on_no_match": refuse}}
+    return _typed("envoy.extensions.filters.http.rbac.v3.RBACPerRoute", {"rbac": rules})
 
 
 def _local_replies() -> Json:
