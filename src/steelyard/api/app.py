@@ -23,6 +23,7 @@ from steelyard.api.functions import FUNCTION_ROUTES
 from steelyard.api.jobs import JOB_ROUTES
 from steelyard.api.keys import KEY_ROUTES
 from steelyard.api.problems import answer_error
+from steelyard.api.requests import refuse_unknown_query
 from steelyard.api.services import Services
 from steelyard.api.status import STATUS_ROUTES
 from steelyard.clock import Clock
@@ -99,6 +100,7 @@ def make_app(
 
     app = Litestar(
         route_handlers=[*ROUTES, get_document],
+        guards=[refuse_unknown_query],
         exception_handlers={Exception: answer_error},
         lifespan=[run_loops],
         state=State({"services": services, "described": ROUTES}),

@@ -1,8 +1,8 @@
 """Who is calling? An ASGI layer around everything else, so that nothing behind it (routes, 404s, the OpenAPI document) is
 visible without a token.
 
-Anonymous: GET /healthz alone. HTTP: the admin's token. WebSocket: the agent's token, for nothing but the agent's path. Tokens
-are compared in constant time and never logged.
+Anonymous: GET /healthz alone. HTTP: the admin's token; the agent's token may GET bundles. WebSocket: the agent's token, for
+nothing but the agent's path. Tokens are compared in constant time and never logged.
 """
 
 from __future__ import annotations
@@ -14,6 +14,8 @@ from steelyard.api.problems import MEDIA_TYPE, make_problem
 
 AGENT_PATH = "/v1/agent"
 HEALTH_PATH = "/healthz"
+#: the one thing besides its WebSocket that an agent may ask for: the code it is to run
+CODE_PATH = "/v1/bundles/"
 
 
 class TokenGate:
@@ -26,7 +28,7 @@ class TokenGate:
 
     async def __call__(self, scope: Any, receive: Any, send: Any) -> None:
         if scope["type"] == "http":
-            if scope["path"] == HEALTH_PATH or self._fits(scope, self._admin_token):
+            if scope["path"] == HEALTH_PATH or self._fits(scope, self._admin_token) or self._agent_fetches_code(scope):
                 await self._app(scope, receive, send)
             else:
                 await _refuse(send)
@@ -39,6 +41,10 @@ class TokenGate:
                 await send({"type": "websocket.close", "code": 1008})
         else:
             await self._app(scope, receive, send)
+
+    def _agent_fetches_code(self, scope: Any) -> bool:
+        reads = scope["method"] == "GET" and scope["path"].startswith(CODE_PATH)
+        return reads and self._fits(scope, self._agent_token)
 
     @staticmethod
     def _fits(scope: Any, token: bytes) -> bool:

@@ -57,7 +57,7 @@ def check_job(spec: JobSpec, machine: Machine | None, root: bool) -> list[Findin
 def check_function(name: str, spec: FunctionSpec, machine: Machine | None, root: bool) -> list[Finding]:
     findings: list[Finding] = []
     if not NAME.fullmatch(name):
-        text = f"{name[:80]!r} can't be a function's name, since it becomes a host name: up to 63 of a-z, 0-9 and -, no - at the ends"
+        text = f"{name[:80]!r} can't be a function's name (a host name): up to 63 of a-z, 0-9 and -, no - at the ends"
         findings.append(Finding("bad-name", text))
     findings += _check_program(spec)
     findings += _check_command(spec.argv, spec.env)

@@ -45,7 +45,7 @@ _STATUS: tuple[tuple[type[SteelyardError], int], ...] = (
 )
 
 #: codes that say more than their class
-_STATUS_BY_CODE = {"queue-full": 429, "unsupported-media-type": 415, "body-too-large": 413}
+_STATUS_BY_CODE = {"queue-full": 429, "unsupported-media-type": 415, "body-too-large": 413, "unknown-parameter": 400}
 
 #: codes of what the HTTP layer itself refuses
 _CODE_BY_STATUS = {

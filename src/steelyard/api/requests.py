@@ -1,4 +1,4 @@
-"""Is a request's form right before its content is looked at? Content type, and findings of the door turned into a refusal."""
+"""Is a request's form right before its content is looked at? Content type, names of parameters; findings become a refusal."""
 
 from __future__ import annotations
 
@@ -6,6 +6,8 @@ from collections.abc import Sequence
 from typing import Any
 
 from litestar import Request
+from litestar.connection import ASGIConnection
+from litestar.handlers import BaseRouteHandler
 
 from steelyard.api.door import Finding
 from steelyard.errors import Refused
@@ -16,6 +18,14 @@ async def require_json(request: Request[Any, Any, Any]) -> None:
     kind = request.headers.get("content-type", "").partition(";")[0].strip().lower()
     if kind != "application/json":
         raise Refused("The body must be JSON: send it with Content-Type: application/json.", code="unsupported-media-type")
+
+
+def refuse_unknown_query(connection: ASGIConnection[Any, Any, Any, Any], handler: BaseRouteHandler) -> None:
+    """A misspelt parameter is named instead of silently ignored, as fields of bodies are."""
+    known = set(handler.parsed_fn_signature.parameters) - {"request", "data", "idempotency_key", *connection.path_params}
+    unknown = sorted(set(connection.query_params) - known)
+    if unknown:
+        raise Refused(f"There is no parameter {unknown[0][:80]!r} here.", code="unknown-parameter")
 
 
 def refuse_findings(findings: Sequence[Finding]) -> None:

@@ -8,10 +8,13 @@ served, and what ended the loops when they ended by themselves.
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import errno
 import ipaddress
 import os
+import signal
 import socket
+from collections.abc import Generator
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -19,8 +22,6 @@ from steelyard.config import Paths, Settings
 from steelyard.errors import Refused
 
 if TYPE_CHECKING:
-    from types import FrameType
-
     from steelyard.api.app import App
     from steelyard.store.sql import SqlStore
 
@@ -81,9 +82,20 @@ async def _run_uvicorn(app: App, settings: Settings, listening: socket.socket, f
     class Server(uvicorn.Server):
         """Ends long polls and the agent's connection as soon as the end is asked for, instead of waiting for them."""
 
-        def handle_exit(self, sig: int, frame: FrameType | None) -> None:
-            loop.call_soon_threadsafe(app.stop)
-            super().handle_exit(sig, frame)
+        @contextlib.contextmanager
+        def capture_signals(self) -> Generator[None, None, None]:
+            # uvicorn's own raises the signal once more at the end, and an orderly end would look like a death
+            for number in (signal.SIGTERM, signal.SIGINT):
+                loop.add_signal_handler(number, self._end)
+            try:
+                yield
+            finally:
+                for number in (signal.SIGTERM, signal.SIGINT):
+                    loop.remove_signal_handler(number)
+
+        def _end(self) -> None:
+            self.should_exit = True
+            app.stop()
 
         async def on_tick(self, counter: int) -> bool:
             if failures:

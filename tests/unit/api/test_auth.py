@@ -12,7 +12,7 @@ from steelyard.api.auth import TokenGate
 ADMIN, AGENT = "admin-token-0123456789", "agent-token-0123456789"
 
 
-def passes(kind: str, path: str, *values: bytes) -> bool:
+def passes(kind: str, path: str, *values: bytes, method: str = "GET") -> bool:
     """Whether the application behind the gate was reached; if not, the gate must have answered."""
     reached: list[str] = []
     sent: list[dict[str, Any]] = []
@@ -26,7 +26,7 @@ def passes(kind: str, path: str, *values: bytes) -> bool:
     async def send(message: dict[str, Any]) -> None:
         sent.append(message)
 
-    scope = {"type": kind, "path": path, "headers": [(b"authorization", value) for value in values]}
+    scope = {"type": kind, "method": method, "path": path, "headers": [(b"authorization", value) for value in values]}
     asyncio.run(TokenGate(app, ADMIN, AGENT)(scope, receive, send))
     assert bool(reached) != bool(sent)
     if sent and kind == "http":
@@ -53,6 +53,8 @@ def passes(kind: str, path: str, *values: bytes) -> bool:
         ("http", "/v1/status", [f"Bearer {AGENT}"], False),
         ("http", "/v1/status", [f"Bearer {ADMIN}", f"Bearer {ADMIN}"], False),
         ("http", "/v1/agent", [f"Bearer {AGENT}"], False),
+        ("http", "/v1/bundles/x", [f"Bearer {AGENT}"], True),
+        ("http", "/v1/bundles", [f"Bearer {AGENT}"], False),
         ("websocket", "/v1/agent", [f"Bearer {AGENT}"], True),
         ("websocket", "/v1/agent", [f"Bearer {ADMIN}"], False),
         ("websocket", "/v1/agent", [], False),
@@ -62,3 +64,8 @@ def passes(kind: str, path: str, *values: bytes) -> bool:
 )
 def test_the_gate(kind: str, path: str, values: list[str], expected: bool) -> None:
     assert passes(kind, path, *[value.encode() for value in values]) is expected
+
+
+@pytest.mark.parametrize("method", ["PUT", "HEAD", "DELETE", "POST"])
+def test_an_agent_may_fetch_code_and_nothing_else(method: str) -> None:
+    assert not passes("http", "/v1/bundles/x", f"Bearer {AGENT}".encode(), method=method)
