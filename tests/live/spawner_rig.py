@@ -6,6 +6,7 @@ import asyncio
 import contextlib
 import os
 import shutil
+import signal
 import subprocess
 import sys
 import tempfile
@@ -101,6 +102,10 @@ class Rig:
         self.cgroups.destroy()
         await self.client.close()
         if self.spawner is not None and self.spawner.poll() is None:
+            self.spawner.send_signal(signal.SIGCONT)
+            for pid in children_of(self.spawner.pid):  # what a failed test left, and no control group knows
+                with contextlib.suppress(ProcessLookupError):
+                    os.kill(pid, signal.SIGKILL)
             self.spawner.terminate()
             with contextlib.suppress(subprocess.TimeoutExpired):
                 self.spawner.wait(5)
@@ -123,6 +128,10 @@ async def open_rig() -> AsyncIterator[Rig]:
         yield rig
     finally:
         await rig.end()
+
+
+def children_of(pid: int) -> list[int]:
+    return [int(child) for child in Path(f"/proc/{pid}/task/{pid}/children").read_text().split()]
 
 
 async def until(condition: object, what: str) -> None:

@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from spawner_rig import LIMIT_S, PLAIN_ENV, WORK_GID, WORK_UID, Rig, all_gone, open_rig, until
+from spawner_rig import LIMIT_S, PLAIN_ENV, WORK_GID, WORK_UID, Rig, all_gone, children_of, open_rig, until
 
 from steelyard.errors import EdgeFailed, Unreachable
 from steelyard.model.ids import WorkloadId
@@ -234,8 +234,8 @@ def test_a_workload_is_in_its_cgroup_before_its_first_instruction() -> None:
 
 def test_descriptors_land_on_their_numbers_even_where_they_overlap() -> None:
     async def script(rig: Rig) -> None:
-        files = [open(rig.folder / f"file-{number}", "wb") for number in range(6)]  # noqa: SIM115
-        numbers = (8, 3, 7, 4, 6, 5)  # all of them in use inside the spawner
+        files = [open(rig.folder / f"file-{number}", "wb") for number in range(40)]  # noqa: SIM115
+        numbers = tuple(reversed(range(40, 80)))  # some in use inside the spawner, some the very next that it would get
         runtime = rig.make_runtime()
         try:
             fds = [file.fileno() for file in files]
@@ -339,10 +339,6 @@ def test_what_does_not_fit_a_packet_is_refused_before_it_is_sent() -> None:
 # families of processes
 
 
-def children_of(pid: int) -> list[int]:
-    return [int(child) for child in Path(f"/proc/{pid}/task/{pid}/children").read_text().split()]
-
-
 def test_escapees_with_their_own_session_are_killed_by_cgroup_and_reaped() -> None:
     async def script(rig: Rig) -> None:
         if rig.cgroups.flavour == "none":
@@ -354,6 +350,7 @@ def test_escapees_with_their_own_session_are_killed_by_cgroup_and_reaped() -> No
         await until(lambda: len(rig.cgroups.pids(W)) == 6, "the daemons")
         pids = rig.cgroups.pids(W)
         family = [(pid, stat.start_time) for pid in pids if (stat := observe_process(pid))]
+        assert set(children_of(spawner_pid(rig))) & set(pids), "who loses its parent becomes a child of the spawner"
         assert not runtime.forget(W), "it is not forgotten while something of it runs"
         runtime.kill(W)
         await until(lambda: all_gone(family), "the end of all daemons")
@@ -538,19 +535,25 @@ def test_an_agent_killed_at_each_step_of_a_start_left_it_run_once_or_not_at_all(
 
 def test_what_a_dead_agent_had_asked_for_is_done_before_its_successor_is_told_anything() -> None:
     async def script(rig: Rig) -> None:
-        await rig.client.close()
-        dead = socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET)
-        dead.connect(str(rig.socket))
-        os.kill(spawner_pid(rig), signal.SIGSTOP)
-        try:
-            # the successor stands in front of the queue; the dead one's request came first all the same
-            connecting = asyncio.create_task(rig.connect())
-            dead.send(wire.encode(spawn_request(rig, W, "sleep", "1000")))
-            dead.close()
-            await asyncio.sleep(0)
-        finally:
-            os.kill(spawner_pid(rig), signal.SIGCONT)
-        running = await connecting
+        with (
+            socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET) as dead,
+            socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET) as successor,
+        ):
+            for peer in (dead, successor):
+                peer.settimeout(LIMIT_S)
+                peer.connect(str(rig.socket))
+                peer.send(wire.encode(wire.ListHeld()))
+                assert wire.decode_from_spawner(peer.recv(wire.PACKET_MAX)) == wire.Running(())
+            os.kill(spawner_pid(rig), signal.SIGSTOP)
+            await until(lambda: getattr(observe_process(spawner_pid(rig)), "state", "") == "T", "the spawner stopped")
+            try:
+                successor.send(wire.encode(wire.ListHeld()))  # it is the first in the kernel's list
+                dead.send(wire.encode(spawn_request(rig, W, "sleep", "1000")))
+                dead.close()
+            finally:
+                os.kill(spawner_pid(rig), signal.SIGCONT)
+            running = wire.decode_from_spawner(successor.recv(wire.PACKET_MAX))
+        assert isinstance(running, wire.Running)
         assert [workload for workload, _, _ in running.children] == [W]
         os.kill(running.children[0][1], signal.SIGKILL)
         await rig.next_exit(W)

@@ -40,7 +40,8 @@ class Runtime(Protocol):
         rlimits: Sequence[tuple[str, int, int]] = (),
         logs: str | None = None,
     ) -> Handle:
-        """Run a prepared workload. `logs`: folder under the workloads' for stdout and stderr, shared by all that name it; its own by default. EdgeFailed (code start-failed): nothing runs. Unreachable: it may run, adopt() tells."""
+        """Run a prepared workload. EdgeFailed (code start-failed): nothing runs. Unreachable: it may run, adopt() tells.
+        `logs`: the folder beside the workloads' own for stdout and stderr, shared by all that name it; its own by default."""
         ...
 
     async def start(

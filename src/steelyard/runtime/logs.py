@@ -2,8 +2,8 @@
 
 A log is an O_APPEND file that the workload writes without us. `rotate` copies its last part to `<name>.old` and truncates it
 under the writer, who never notices; `<name>.offsets` says which offsets of the endless stream the two files hold now. What was
-cut out shows as a line in the text. Bytes that arrive between the last look at the size and the truncation, microseconds, are lost
-uncounted. A rename would lose none, but the workload holds the descriptor and would write on into the old file for ever.
+cut out shows as a line in the text. Bytes that arrive between the last look at the size and the truncation (microseconds) are
+lost uncounted. A rename would lose none, but the workload holds the descriptor and would write on into the old file for ever.
 
 Offsets, sizes and limits are bytes; contents may be binary. One process rotates and reads (the agent). Never blocks on a writer.
 """

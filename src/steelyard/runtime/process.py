@@ -179,8 +179,7 @@ class ProcessRuntime:
         return self._workloads_dir / workload / stream
 
     def prepare(self, workload: WorkloadId, *, kind: str, plan: Plan, labels: Mapping[str, str] | None = None) -> None:
-        if not records.WORKLOAD_ID.match(workload):
-            raise Refused(f"{workload!r} cannot name a workload: letters, digits, '.', '_' and '-', at most 200.")
+        check_id(workload)
         if records.intent_path(self._agent_dir, workload).exists() or records.exit_path(self._agent_dir, workload).exists():
             raise Conflict(f"{workload} was started before; every retry is a new attempt with an id of its own.")
         if not self._spawner.connected:
@@ -226,6 +225,7 @@ class ProcessRuntime:
             # the spawner refuses a second start of what it has seen; this one may not have seen the first
             raise EdgeFailed(f"{workload} not started: the spawner was restarted since it was prepared.", code="start-failed")
         folder = WorkloadId(logs or workload)
+        check_id(folder)
         self._make_log_folder(folder)
         request = Spawn(
             workload=workload,
@@ -385,6 +385,12 @@ class ProcessRuntime:
             (self._workloads_dir / workload).mkdir(exist_ok=True, mode=0o755)
         except OSError as err:
             raise EdgeFailed(f"{workload} not started: no folder for its logs: {err.strerror}", code="start-failed") from err
+
+
+def check_id(workload: WorkloadId) -> None:
+    """It names folders, records and control groups."""
+    if not records.WORKLOAD_ID.match(workload):
+        raise Refused(f"{workload!r} cannot name a workload: letters, digits, '.', '_' and '-', at most 200.")
 
 
 def failpoint(name: str) -> None:

@@ -202,8 +202,8 @@ class Spawner:
             os.close(held)
 
     def _answer_lists(self) -> None:
-        # An agent that was just killed may have left requests in its socket. They were made before this question, so they are
-        # carried out before the answer: otherwise its successor would be told that they never ran.
+        # An agent that was just killed may have left requests in its socket. They are carried out before the answer: otherwise
+        # its successor could be told that they never ran, only because its own question happened to be read first.
         self._accept(0)
         for peer in list(self._peers):
             self._read(peer)

@@ -2,7 +2,7 @@
 
 Carries requests and answers, nothing more: it never retries, never reconnects and decides nothing. When the connection ends,
 `closed` is set, waiting starts fail with Unreachable (they may or may not run: adopt() tells), and the agent connects again. A
-spawner with another `instance` is a new one: it holds no sockets and has no children; handing sockets over again is the agent's duty.
+spawner with another `instance` is a new one, without sockets and children; handing sockets over again is the agent's duty.
 """
 
 from __future__ import annotations
