@@ -258,6 +258,17 @@ def test_retire_lets_streams_and_held_requests_end_and_takes_nothing_new(place: 
     assert int(read_answer(new)[2].split()[0]) == other.pid
 
 
+def test_a_retiring_replica_waits_for_idle_connections(place: Place) -> None:
+    bed = place.bed_with()
+    replica = place.serve()
+    idle = bed.connect()
+    assert bed.get(client=idle)[0] == 200
+    replica.retire()
+    replica.await_page(lambda page: page.state == pages.RETIRING)
+    assert bed.get(client=idle)[1]["connection"] == "close"
+    assert replica.exit_code() == 0
+
+
 def test_a_websocket_outlives_retirement_until_it_ends(place: Place) -> None:
     bed = place.bed_with()
     replica = place.serve()
@@ -395,7 +406,8 @@ def test_a_replica_told_to_retire_before_it_serves_leaves_at_once(place: Place) 
     assert replica.exit_code() == 0
 
 
-def test_background_work_after_an_answer_counts_against_concurrency_and_is_not_cut(place: Place) -> None:
+@pytest.mark.parametrize("client_leaves", [False, True])
+def test_background_work_after_an_answer_counts_against_concurrency_and_is_not_cut(place: Place, client_leaves: bool) -> None:
     bed = place.bed_with(
         """
         import asyncio, os
@@ -419,11 +431,16 @@ def test_background_work_after_an_answer_counts_against_concurrency_and_is_not_c
     replica = place.serve()
     client = bed.connect()
     assert bed.get("/later", client=client)[2] == b"1"
-    client.sendall(b"GET / HTTP/1.1\r\nhost: x\r\n\r\n")
+    if client_leaves:
+        client.close()
+        replica.await_page(lambda page: page.connections == 0)
+    else:
+        client.sendall(b"GET / HTTP/1.1\r\nhost: x\r\n\r\n")
     replica.retire()
     replica.await_page(lambda page: page.state == pages.RETIRING)
     place.free.touch()
-    assert read_answer(client)[2] == b"1"
+    if not client_leaves:
+        assert read_answer(client)[2] == b"1"
     assert replica.exit_code() == 0
     assert replica.log == "done later\n"
 

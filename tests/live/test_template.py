@@ -216,7 +216,7 @@ def test_numpy_is_single_threaded_in_a_template_and_its_random_state_is_fresh(ma
     bed = make_bed(
         looking(
             "return {'random': float(numpy.random.random()), 'ones': float((numpy.ones((64, 64)) @ numpy.ones(64)).sum())}",
-            before="import numpy",
+            before="import numpy, numpy.random",
         )
     )
 
@@ -374,6 +374,20 @@ def test_conflicting_packages_of_the_user_are_neither_used_nor_hidden(make_bed: 
         assert bed.get()[2] == b"0.0.1 mine True broken h11"
 
     on_template(bed, story)
+
+
+def test_broken_packages_in_the_users_environment_do_not_matter(make_bed: MakeBed) -> None:
+    bed = make_bed()
+    for name in ("uvicorn", "h11", "httptools", "uvloop", "websockets", "typing_extensions", "click"):
+        bed.write(f"../site/{name}.py", "raise RuntimeError('ancient')\n")
+
+    async def story() -> None:
+        status = await bed.ready()
+        assert status.state == "ready", status.traceback
+        await bed.wake()
+        assert bed.get()[0] == 200
+
+    on_template(bed, story, env={"PYTHONPATH": str(bed.folder / "site")})
 
 
 def test_the_users_own_httptools_and_uvloop_can_be_imported_beside_ours(make_bed: MakeBed) -> None:
