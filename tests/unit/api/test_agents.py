@@ -140,8 +140,11 @@ def test_a_report_pokes_and_is_acknowledged_to_the_connection_it_came_from() -> 
         again, again_task = await bench.connect()
         await ended(task)
         bench.hub.acknowledge(late)
-        bench.hub.offer(Assignment(1, 1))
-        assert await again.hears() == Assignment(1, 1)
+        question = asyncio.create_task(bench.hub.ask("proof", "w"))
+        first = await again.hears()
+        assert isinstance(first, Ask), first
+        again.says(Answer(first.id))
+        await question
         again.incoming.put_nowait(None)
         await ended(again_task)
 
