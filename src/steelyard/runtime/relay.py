@@ -10,7 +10,6 @@ exit code, or 0 after retiring. Never reads a request beyond the first header it
 from __future__ import annotations
 
 import asyncio
-import ctypes
 import os
 import select
 import shutil
@@ -18,12 +17,13 @@ import signal
 import socket
 import sys
 import tempfile
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 
 import msgspec
 
 from steelyard.clock import Clock, SystemClock
+from steelyard.runtime.program import Program
 from steelyard.runtime.runner import page as pages
 from steelyard.runtime.runner.gate import microseconds
 from steelyard.runtime.runner.page import Page
@@ -36,7 +36,6 @@ GRACE_S = 10.0
 SHORTAGE_S = 0.1
 HEAD_MAX = 65536
 _GONE = select.POLLRDHUP | select.POLLHUP | select.POLLERR
-_PR_SET_PDEATHSIG = 1
 
 
 class RelayConfig(msgspec.Struct, frozen=True):
@@ -63,45 +62,6 @@ def relay_command(
     """(argv, env) of the relay under our interpreter `python`, isolated (-I) from PYTHON* variables meant for the program."""
     config = RelayConfig(tuple(argv), concurrency, port, folder, listen_fd, page_fd)
     return [python, "-I", "-m", "steelyard.runtime.relay"], {"STEELYARD_RELAY": msgspec.json.encode(config).decode()}
-
-
-class Program:
-    """The user's program as a child process. Its death kills nothing else; ours kills it."""
-
-    def __init__(self, argv: Sequence[str], env: Mapping[str, str], listener: socket.socket | None) -> None:
-        self.pid = os.fork()  # before the event loop and with one thread
-        if self.pid == 0:
-            _become(argv, dict(env), listener)
-        self.pidfd = os.pidfd_open(self.pid)
-        self.exit_code: int | None = None
-
-    def reap(self) -> int:
-        """The exit code as a shell would say it: 128 + signal for a killed program."""
-        if self.exit_code is None:
-            _, status = os.waitpid(self.pid, 0)
-            os.close(self.pidfd)
-            code = os.waitstatus_to_exitcode(status)
-            self.exit_code = code if code >= 0 else 128 - code
-        return self.exit_code
-
-    def signal(self, signum: int) -> None:
-        if self.exit_code is None:
-            signal.pidfd_send_signal(self.pidfd, signum)
-
-
-def _become(argv: Sequence[str], env: dict[str, str], listener: socket.socket | None) -> None:
-    """In the child: the descriptors and variables of the systemd convention, then exec. Never returns."""
-    try:
-        ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL, 0, 0, 0)
-        if listener is not None:
-            os.dup2(listener.fileno(), 3)  # dup2 makes it inheritable; if it is 3 already, say so
-            os.set_inheritable(3, True)
-            env |= {"LISTEN_FDS": "1", "LISTEN_PID": str(os.getpid()), "LISTEN_FDNAMES": "http"}
-        os.execvpe(argv[0], list(argv), env)
-    except OSError as err:
-        os.write(2, f"{argv[0]} could not be started: {err.strerror}\n".encode())
-    finally:
-        os._exit(127)
 
 
 class Pipe(asyncio.Protocol):

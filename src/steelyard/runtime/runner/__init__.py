@@ -7,10 +7,14 @@ standard library only, runs on Python 3.10 and later, and imports its own parts 
     boot.py       reads the configuration and chooses the mode: template or replica
     isolate.py    imports the HTTP server without letting it meet the user's versions of the same packages
     user.py       imports the user's app, runs its `@sy.enter` hooks
-    template.py   prepares everything once, then forks replicas on request
+    template.py   prepares everything once, then makes replicas on request
+    spare.py      the replica that was forked ahead, and the packets that orders come in
     fork.py       the fork itself: the replica becomes a child of the template's parent
     threads.py    which threads make forking unsafe
-    serve.py      accept limit, requests, retirement
+    join.py       own cgroups, cores and logs; how a process of ours ends
+    serve.py      one replica's life around an event loop; the warm-up
+    accept.py     which waiting connections are taken, and when
+    gate.py       between the HTTP server and the app: concurrency, prefix, first request, `Connection: close`
     lifespan.py   the ASGI lifespan conversation
     page.py       the shared memory page through which the agent watches a replica
 """
