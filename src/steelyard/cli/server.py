@@ -1,7 +1,7 @@
 """How is the server program put together? Store, loops, API and uvicorn in one process; only here they are built for real.
 
-`run_server` returns when the server was asked to end (SIGTERM, SIGINT), which takes less than two seconds even with long polls and
-the agent's connection open. It raises `Refused` (bad address, port in use, no tokens) or `StoreDamaged` before anything is
+`run_server` returns when the server was asked to end (SIGTERM, SIGINT), which takes less than two seconds even with long polls
+and the agent's connection open. It raises `Refused` (bad address, port in use, no tokens) or `StoreDamaged` before anything is
 served, and what ended the loops when they ended by themselves.
 """
 

@@ -21,8 +21,8 @@ MEMORY_TOLERANCE_BYTES = 65_536
 def check_proof(
     asked: Mapping[str, object], got: Mapping[str, object], matched_before: bool, checked_at: int | None = None
 ) -> Proof:
-    """MATCH when every asked key was read and fits; DRIFTED when one differs after all had fitted before; PARTIAL when one differs
-    from the start or can't be read; UNKNOWN when nothing asked could be read."""
+    """MATCH when every asked key was read and fits; DRIFTED when one differs after all had fitted before; PARTIAL when one
+    differs from the start or can't be read; UNKNOWN when nothing asked could be read."""
     wanted = {key: value for key, value in asked.items() if value is not None}
     unread = [key for key in wanted if got.get(key) is None]
     different = [key for key in wanted if key not in unread and not _fits(key, wanted[key], got[key])]
