@@ -1,4 +1,4 @@
-"""Are files and functions small enough to be read? Prints each that is not, and exits 1: `python tools/check_budgets.py FOLDER...`
+"""Are files and functions small enough to be read? `python tools/check_budgets.py FOLDER...` names each that is not and exits 1.
 
 Budgets: a file has at most 600 lines, a function at most 70 (its decorators not counted).
 """

@@ -45,6 +45,11 @@ def test_the_line_in_the_list_is_the_commands_own(name: str) -> None:
     assert (command.name, command.get_short_help_str(200)) == (name, COMMANDS[name].help)
 
 
+def test_the_page_about_the_command_line_says_the_same() -> None:
+    tool = Path(__file__).parents[2] / "tools" / "render_docs.py"
+    assert subprocess.run([sys.executable, tool, "--check"], check=False).returncode == 0, "run `make docs`"
+
+
 def test_our_own_programs_are_not_listed() -> None:
     shown = {line.split()[0] for line in golden("").read_text().splitlines() if line.strip()}
     assert not set(PROGRAMS) & shown

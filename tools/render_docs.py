@@ -1,0 +1,70 @@
+"""Writes docs/cli.md from the commands' own help. `--check` writes nothing and exits 1 where the page says something else."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+from steelyard.cli.main import COMMANDS
+
+FILE = Path(__file__).resolve().parent.parent / "docs" / "cli.md"
+
+HEAD = """# The command line
+
+Every listing takes `--json`, whose shapes are stable. Results go to stdout, progress and errors to stderr. Colours and boxes
+appear only on a terminal. `--home DIR` or `STEELYARD_HOME` says which Steelyard is meant.
+
+## Exit codes
+
+| code | meaning |
+| --- | --- |
+| 0 | done |
+| 1 | it failed |
+| 2 | refused: usage, bad input, or a state that forbids it; nothing was changed |
+| 3 | Steelyard is not reachable |
+
+`steelyard run` answers with the command's own code (128 + the signal's number when a signal ended it), and with 125 when
+Steelyard itself refused or failed.
+
+## Shapes of --json
+
+Times are RFC 3339 in UTC with microseconds. A value that is not known, or not there yet, is `null`.
+
+| command | shape |
+| --- | --- |
+| `status` | `{"state", "api_url", "gateway_url", "version", "programs": [{"name", "pid", "rss_bytes", "state"}]}` |
+| `ps` | `[{"id", "name", "state", "reason", "exit_code", "submitted_at", "started_at", "ended_at"}]` |
+| `proof` | `{"state": "MATCH, DRIFTED, PARTIAL or UNKNOWN", "asked": {}, "got": {}, "differences": []}` |
+| `functions` | `[{"name", "revision", "state", "url", "replicas", "waking", "queued", "public"}]` |
+| `coldstarts` | `[{"function", "revision", "at", "road", "reason", "wall_ms", "platform_ms", "user_ms", "phases": {}}]` |
+| `keys` | `[{"name", "owner", "created_at"}]` |
+| `machine` | the inventory; see `src/steelyard/model/machine.py` |
+
+`coldstarts` rows have `user_phases` as well when the function measured some of its own (`with sy.phase("weights"):`): parts of
+the phases, not added to the sum.
+"""
+
+
+def render() -> str:
+    lines = ["", *COMMANDS, "keys create", "keys delete"]
+    return HEAD + "".join(f"\n## steelyard {line}".rstrip() + f"\n\n```text\n{help_of(line)}```\n" for line in lines)
+
+
+def help_of(line: str) -> str:
+    command = [sys.executable, "-P", "-m", "steelyard", *line.split(), "--help"]
+    environ = {**os.environ, "COLUMNS": "80"}
+    return subprocess.run(command, capture_output=True, text=True, check=True, env=environ).stdout
+
+
+def main(arguments: list[str]) -> int:
+    text = render()
+    if "--check" in arguments:
+        return 0 if FILE.read_text() == text else 1
+    FILE.write_text(text)
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))
