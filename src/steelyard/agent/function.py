@@ -1,8 +1,8 @@
 """One function on this machine: which revision gets its traffic, and how the next one takes over without losing a request.
 
-Roll-out: code here -> socket -> template -> trial replica answers on a private socket -> minimum replicas serve -> Envoy is told
-(clusters, then routes) -> remembered on disk -> the old revision drains and is closed. A step that fails leaves the old one routed
-and the new one FAILED with the reason; it is tried once, not in a loop.
+Roll-out: code here -> socket -> template -> trial replica answers on a private socket -> minimum replicas serve -> Envoy is
+told (clusters, then routes) -> remembered on disk -> the old revision drains and is closed. A step that fails leaves the old one
+routed and the new one FAILED with the reason; it is tried once, not in a loop.
 """
 
 from __future__ import annotations
@@ -110,6 +110,10 @@ class FunctionHost:
             self._failure = (reason, err.public)
         except OSError as err:
             self._failure = (Reason.START_FAILED, f"The revision could not be started: {err}.")
+        except Exception as err:
+            # A defect of ours: the user must not wait for ever, and the log must name it.
+            log.exception("roll-out of %s", function.name)
+            self._failure = (Reason.START_FAILED, f"Steelyard itself failed ({err!r}); the agent's log has more.")
         finally:
             self._rolling = None
             if host is not None:
@@ -129,9 +133,7 @@ class FunctionHost:
         else:
             listener = make_listener(socket_path(self._edges, function))
             self._edges.spawner.hold_socket(socket_name(function), listener.fileno())
-        return RevisionHost(
-            self._edges, function, code, listener, self._on_change, self._on_coldstart, self._on_awake
-        )
+        return RevisionHost(self._edges, function, code, listener, self._on_change, self._on_coldstart, self._on_awake)
 
     async def _make_ready(self, host: RevisionHost) -> None:
         if host.template is not None:
@@ -308,4 +310,3 @@ def socket_path(edges: Edges, function: AssignedFunction) -> Path:
     # Hashed: a 63-character function name would push the path over the kernel's 107 bytes.
     digest = hashlib.sha256(socket_name(function).encode()).hexdigest()[:16]
     return edges.paths.function_sockets / f"{digest}.sock"
-

@@ -1,4 +1,4 @@
-"""All functions of this machine: keeps one `FunctionHost` each, one tick for those that are awake, and Envoy in line with them."""
+"""All functions of this machine: one `FunctionHost` each, one tick for those that are awake, and Envoy in line with them."""
 
 from __future__ import annotations
 
@@ -117,7 +117,9 @@ class FunctionKeeper:
         revisions: dict[str, RevisionHost] = {}
         for name, function in self._ledger.routed.items():
             try:
-                revisions[socket_name(function)] = await self._make_host(name).adopt(function, held.pop(socket_name(function), None))
+                revisions[socket_name(function)] = await self._make_host(name).adopt(
+                    function, held.pop(socket_name(function), None)
+                )
             except (SteelyardError, OSError) as err:
                 log.error("%s could not be taken over: %s", name, err)
         for name, fd in held.items():
@@ -145,9 +147,7 @@ class FunctionKeeper:
             if kind == TEMPLATE and revision.template is not None and item.watched:
                 await revision.template.adopt(item)
                 return
-        self._edges.runtime.kill(item.workload)
-        self._edges.runtime.forget(item.workload)
-        page.unlink(missing_ok=True)
+        self._edges.cleanup.remove(item.workload)
 
     def on_new_spawner(self) -> None:
         """A new spawner holds nothing yet: give it a copy of every listening socket. Templates of the old one are replaced, since
@@ -176,10 +176,7 @@ class FunctionKeeper:
     def check_memory(self, available_bytes: int) -> None:
         """Evict templates when they hold more than their budget or the machine runs short; bring them back when there is room."""
         revisions = {
-            revision.name: revision
-            for host in self._hosts.values()
-            for revision in host.hosts
-            if revision.template is not None
+            revision.name: revision for host in self._hosts.values() for revision in host.hosts if revision.template is not None
         }
         uses = [
             TemplateUse(name, revision.template.rss, revision.template.last_used_ns)

@@ -1,7 +1,7 @@
 """What do this machine's jobs do right now, and what has to be done about it?
 
-Holds one `_Attempt` per attempt known here; `reconcile` asks the pure `decide_jobs` and carries its actions out. Reports and proofs
-are read from what it holds. Never decides where a job runs: the plan in the assignment leaves no choice.
+Holds one `_Attempt` per attempt known here; `reconcile` asks the pure `decide_jobs` and carries its actions out. Reports and
+proofs are read from what it holds. Never decides where a job runs: the plan in the assignment leaves no choice.
 """
 
 from __future__ import annotations
@@ -13,6 +13,7 @@ import signal
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 
+from steelyard.agent.cleanup import Cleanup
 from steelyard.agent.identity import choose_ids, make_env
 from steelyard.agent.reconcile import (
     Forget,
@@ -72,12 +73,13 @@ class JobKeeper:
         settings: Settings,
         machine: Machine,
         runtime: ProcessRuntime,
+        cleanup: Cleanup,
         cgroups: Cgroups,
         clock: Clock,
         changed: Callable[[], None],
     ) -> None:
         self._paths, self._settings, self._machine = paths, settings, machine
-        self._runtime, self._cgroups, self._clock = runtime, cgroups, clock
+        self._runtime, self._cleanup, self._cgroups, self._clock = runtime, cleanup, cgroups, clock
         self._changed = changed
         self._attempts: dict[AttemptId, _Attempt] = {}
         self._assigned: dict[AttemptId, AssignedJob] = {}
@@ -92,7 +94,9 @@ class JobKeeper:
         for item in found:
             attempt = AttemptId(item.workload)
             plan = item.intent.plan if item.intent else plans.get(attempt, Plan())
-            state = _Attempt(phase=item.state, plan=plan, reason=item.reason, detail=item.detail)
+            # Its process is gone and its exit code with it: it has ended, and there is nothing more to find out.
+            phase = "ended" if item.reason is Reason.EXIT_UNKNOWN else str(item.state)
+            state = _Attempt(phase=phase, plan=plan, reason=item.reason, detail=item.detail)
             if item.handle is not None:
                 state.pid, state.start_time, state.started_at = item.handle.pid, item.handle.start_time, item.handle.at
             self._attempts[attempt] = state
@@ -131,7 +135,7 @@ class JobKeeper:
         if state is None or state.phase != "running":
             return
         self._cgroups.kill(workload)
-        state.phase, state.reason = "unknown", Reason.EXIT_UNKNOWN
+        state.phase, state.reason = "ended", Reason.EXIT_UNKNOWN
         state.detail = "The process ended while its parent was down, so its exit code is not known."
         state.ended_at = self._clock.now_us()
         self._changed()
@@ -174,11 +178,10 @@ class JobKeeper:
             case Kill(attempt):
                 self._runtime.kill(WorkloadId(attempt))
             case Forget(attempt):
-                self._runtime.kill(WorkloadId(attempt))
-                if self._runtime.forget(WorkloadId(attempt)):
-                    was_exclusive = bool(self._attempts.pop(attempt).plan.cpus)
-                    if was_exclusive:
-                        self._share_cpus()
+                self._cleanup.remove(WorkloadId(attempt))
+                was_exclusive = bool(self._attempts.pop(attempt).plan.cpus)
+                if was_exclusive:
+                    self._share_cpus()
 
     async def _start(self, job: AssignedJob) -> None:
         state = self._attempts[job.attempt]
@@ -206,6 +209,7 @@ class JobKeeper:
             state.pid, state.start_time, state.started_at = handle.pid, handle.start_time, handle.at
             if state.phase == "starting":  # a short one may have ended already
                 state.phase = "running"
+                self._observe_proof(job.attempt, state)
         self._changed()
         self._step()
 
@@ -239,6 +243,7 @@ class JobKeeper:
                 exit_code=state.exit_code,
                 signal=state.signum,
                 peak_memory_bytes=state.peak_memory_bytes,
+                proof=state.proof if state.phase == "ended" else None,
             )
             for attempt, state in sorted(self._attempts.items())
         )
@@ -289,4 +294,3 @@ class JobKeeper:
         if state.phase == "running":
             self._observe_proof(attempt, state)
         return state.proof
-

@@ -28,12 +28,10 @@ class Ledger:
     def __init__(self, folder: Path) -> None:
         self._folder = folder
         self.assignment = _load(folder / ASSIGNMENT, Assignment, Assignment(epoch=0, generation=0))
-        self.routed: dict[FunctionName, AssignedFunction] = _load(
-            folder / ROUTED, dict[FunctionName, AssignedFunction], {}
-        )
+        self.routed: dict[FunctionName, AssignedFunction] = _load(folder / ROUTED, dict[FunctionName, AssignedFunction], {})
 
     def accept(self, assignment: Assignment) -> bool:
-        """Keep a newer assignment (fsynced). False for one that is older than what is already here, which must not be acted on."""
+        """Keep a newer assignment (fsynced). False for one older than what is already here: it must not be acted on."""
         mine = (self.assignment.epoch, self.assignment.generation)
         theirs = (assignment.epoch, assignment.generation)
         if theirs < mine:

@@ -7,6 +7,7 @@ questions. A lost connection loses nothing: the next report holds everything.
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import logging
 import random
 import ssl
@@ -111,7 +112,5 @@ class Link:
             answer = await self._on_ask(ask)
         except OSError as err:
             answer = Answer(id=ask.id, error=f"The agent could not read it: {err}.")
-        try:
+        with contextlib.suppress(WebSocketException):  # the server asks again on its next connection
             await socket.send(encode(answer))
-        except WebSocketException:
-            pass  # the server asks again on its next connection

@@ -1,7 +1,7 @@
 """The agent, joined: adopts what runs, accepts assignments, reconciles, reports.
 
-Events (exits, readable sockets, assignments) only make it look sooner; every look reads everything anew. While the server is away all
-of this goes on; while the spawner is away nothing new starts and what runs is watched by pidfd.
+Events (exits, readable sockets, assignments) only make it look sooner; every look reads everything anew. While the server is away
+all of this goes on; while the spawner is away nothing new starts and what runs is watched by pidfd.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ from steelyard.wire.spawn import Exited, Running
 log = logging.getLogger(__name__)
 
 PROOF_POLL_S = 1.0
-HOUSEKEEPING_S = 5.0
+HOUSEKEEPING_S = 1.0
 SPAWNER_RETRY_S = 0.05
 #: bytes of one workload stream kept on disk; older ones are cut out and the gap is marked
 LOG_KEEP_BYTES = 64 * 1024 * 1024
@@ -49,7 +49,7 @@ class Agent:
         self._in_flight: dict[int, int] = {}
         self._orphans: dict[WorkloadId, int] = {}
         self.jobs = JobKeeper(
-            edges.paths, edges.settings, edges.machine, edges.runtime, edges.cgroups, edges.clock, self._changed
+            edges.paths, edges.settings, edges.machine, edges.runtime, edges.cleanup, edges.cgroups, edges.clock, self._changed
         )
         self.functions = FunctionKeeper(edges, self._ledger, self._changed, self._add_coldstart)
         self._link = Link(
@@ -131,7 +131,7 @@ class Agent:
     def on_exit(self, exited: Exited) -> None:
         """Called by the spawner client; the record is on disk already."""
         if not self.jobs.on_exit(exited) and not self.functions.on_exit(exited):
-            self._edges.runtime.forget(WorkloadId(exited.workload))
+            self._edges.cleanup.forget(WorkloadId(exited.workload))
 
     # -- start-up
 
@@ -215,9 +215,10 @@ class Agent:
     async def _housekeeping(self) -> None:
         while True:
             await asyncio.sleep(HOUSEKEEPING_S)
+            self._edges.cleanup.retry()
             for workload in {item[0] for item in self.jobs.running} | self.functions.log_folders:
                 for stream in ("stdout", "stderr"):
-                    rotate(self._log_folder(workload) / stream, LOG_KEEP_BYTES)
+                    await asyncio.to_thread(rotate, self._log_folder(workload) / stream, LOG_KEEP_BYTES)
             self.functions.check_memory(_available_bytes())
 
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 import os
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Literal
 
 from steelyard.agent.coldstart import WakeStamps, make_coldstart
 from steelyard.agent.edges import Edges
@@ -81,7 +82,7 @@ class Replica:
     trial: bool = False
 
     @property
-    def state(self) -> str:
+    def state(self) -> Literal["starting", "serving", "retiring"]:
         if self.retiring or self.page.state == RETIRING:
             return "retiring"
         return "serving" if self.page.state == SERVING else "starting"

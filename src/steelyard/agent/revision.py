@@ -1,8 +1,8 @@
 """One revision of a function on this machine: its listening socket, its template, its replicas, and how it wakes.
 
-Asleep (nobody accepts), the event loop watches the socket for readability; the connection itself waits in the kernel. Awake, a 20 ms
-tick reads the socket's queue and the replicas' pages and asks the pure `decide_replicas`. Never moves request bytes, except to refuse
-those that wait when a start has failed.
+Asleep (nobody accepts), the event loop watches the socket for readability; the connection itself waits in the kernel. Awake, a
+20 ms tick reads the socket's queue and the replicas' pages and asks the pure `decide_replicas`. Never moves request bytes, except
+to refuse those that wait when a start has failed.
 """
 
 from __future__ import annotations
@@ -62,6 +62,7 @@ class RevisionHost:
             self.template = TemplateKeeper(edges, function, code, self.logs, self.env, self.ids)
         self.replicas: dict[WorkloadId, Replica] = {}
         self.queued = 0
+        self._backlog_since_ns: int | None = None
         self.failure: tuple[Reason, str] | None = None
         self._slot: Slot | None = None
         self._armed = False
@@ -206,8 +207,14 @@ class RevisionHost:
         if not self.live and (self.draining or self.function.spec.replicas_min == 0 or now_ns < self._refuse_until_ns):
             self.arm()
             return bool(self.replicas) or now_ns < self._refuse_until_ns
-        seen = ReplicasSeen(queued=self.queued, pending=0, replicas=tuple(item.look() for item in self.replicas.values() if not item.trial))
+        seen = ReplicasSeen(
+            queued=self.queued,
+            pending=0,
+            replicas=tuple(item.look() for item in self.replicas.values() if not item.trial),
+            backlog_since_ns=self._backlog_since_ns,
+        )
         decision = decide_replicas(now_ns, self.function.spec, seen)
+        self._backlog_since_ns = decision.backlog_since_ns
         for _ in range(decision.start):
             self._begin(now_ns, woken=False)
         for name in decision.retire:
@@ -269,7 +276,9 @@ class RevisionHost:
             return True
         if not retiring:
             # Those that wait are served by the next one: the kernel still holds them.
-            log.warning("%s: replica %s crashed (code %s, signal %s)", self.name, replica.workload, exited.exit_code, exited.signal)
+            log.warning(
+                "%s: replica %s crashed (code %s, signal %s)", self.name, replica.workload, exited.exit_code, exited.signal
+            )
         self._remove(replica)
         if self.opened and not self.live:
             self.start_min()
@@ -278,10 +287,8 @@ class RevisionHost:
 
     def _remove(self, replica: Replica) -> None:
         self.replicas.pop(replica.workload, None)
-        self.edges.runtime.kill(replica.workload)
-        self.edges.runtime.forget(replica.workload)
         replica.page.close()
-        (self.edges.paths.pages / replica.workload).unlink(missing_ok=True)
+        self.edges.cleanup.remove(replica.workload)
 
     def adopt_replica(self, found: Adopted) -> None:
         """A replica that an earlier agent started."""
@@ -313,8 +320,7 @@ class RevisionHost:
             slot, self._slot = self._slot, None
             slot.close_fds()
             slot.page.close()
-            self.edges.runtime.forget(slot.workload)
-            (self.edges.paths.pages / slot.workload).unlink(missing_ok=True)
+            self.edges.cleanup.forget(slot.workload)
 
     def _spawn_task(self, work: Coroutine[None, None, object]) -> None:
         task = asyncio.get_running_loop().create_task(work)

@@ -1,4 +1,4 @@
-"""Is there a template to fork for this revision, and if not, why? Starts it, adopts it, notices its death, rebuilds and evicts it.
+"""Is there a template to fork for this revision, and if not, why? Starts it, adopts it, notices its death, rebuilds, evicts.
 
 Never forks by itself: `fork` is called by the wake.
 """
@@ -209,7 +209,7 @@ class TemplateKeeper:
             self._client = None
         if self.workload is not None:
             self._socket_path(self.workload).unlink(missing_ok=True)
-            self._edges.runtime.forget(self.workload)
+            self._edges.cleanup.remove(self.workload)
         self.workload, self.pid = None, None
 
     def _socket_path(self, workload: WorkloadId) -> Path:

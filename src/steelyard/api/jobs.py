@@ -120,6 +120,10 @@ async def job_proof(request: Request[Any, Any, Any], job: JobPath) -> Proof:
     row = _found(await services.store.read(lambda tx: tx.job(JobId(job))), job)
     if row.attempt == 0:
         return _unknown(row, "it has not started, so there is nothing to read")
+    if row.proof is not None:
+        return row.proof
+    if row.state.terminal:
+        return _unknown(row, "it ended before it could be looked at")
     try:
         answer = await services.hub.ask("proof", row.attempt_id)
     except Unreachable as err:

@@ -9,6 +9,7 @@ import asyncio
 import logging
 import signal
 
+from steelyard.agent.cleanup import Cleanup
 from steelyard.agent.edges import Edges
 from steelyard.agent.loop import Agent
 from steelyard.clock import SystemClock
@@ -54,6 +55,7 @@ def _make_agent(paths: Paths, settings: Settings) -> Agent:
         agents[0].on_exit(exited)
 
     spawner = SpawnerClient(paths.spawner_socket, on_exit)
+    runtime = ProcessRuntime(paths.agent, paths.workloads, cgroups, spawner, clock, machine.boot_id)
     edges = Edges(
         paths=paths,
         settings=settings,
@@ -61,7 +63,8 @@ def _make_agent(paths: Paths, settings: Settings) -> Agent:
         clock=clock,
         cgroups=cgroups,
         spawner=spawner,
-        runtime=ProcessRuntime(paths.agent, paths.workloads, cgroups, spawner, clock, machine.boot_id),
+        runtime=runtime,
+        cleanup=Cleanup(runtime, paths.pages),
         gateway=Envoy(paths, settings, clock),
         queue=SocketQueue(),
         lib_dir=make_lib_dir(paths.home / "runner"),

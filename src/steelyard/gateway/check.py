@@ -74,6 +74,9 @@ def _check_route(route: Route, known: set[str]) -> list[Finding]:
     if not NAME.fullmatch(route.function):
         findings.append(Finding("name-unsafe", route.function, f"{route.function!r} is not a name of a function"))
     if route.cluster not in known:
-        findings.append(Finding("route-nowhere", route.function, f"function {route.function} is routed to {route.cluster}, "
-                                "which is no cluster"))
+        findings.append(
+            Finding(
+                "route-nowhere", route.function, f"function {route.function} is routed to {route.cluster}, which is no cluster"
+            )
+        )
     return findings

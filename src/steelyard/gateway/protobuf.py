@@ -130,8 +130,10 @@ def encode(kind: str, message: Message) -> bytes:
         number, field_kind = known[name]
         if field_kind.startswith("map:"):
             assert isinstance(value, Mapping)
-            parts += [write_field(number, write_field(1, key.encode()) + write_field(2, _encode_value(field_kind[4:], item)))
-                      for key, item in value.items()]
+            parts += [
+                write_field(number, write_field(1, key.encode()) + write_field(2, _encode_value(field_kind[4:], item)))
+                for key, item in value.items()
+            ]
         elif isinstance(value, list):
             parts += [write_field(number, _encode_value(field_kind, item)) for item in value]
         elif field_kind in ("bool", "number"):
@@ -162,7 +164,7 @@ def read_fields(data: bytes) -> Iterator[tuple[int, bytes]]:
         length, at = _read_varint(data, at)
         if at + length > len(data):
             raise ValueError(f"cut off at byte {len(data)}")
-        yield tag >> 3, data[at:at + length]
+        yield tag >> 3, data[at : at + length]
         at += length
 
 

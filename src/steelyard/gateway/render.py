@@ -164,37 +164,47 @@ def _bootstrap(node: str, listener: Json) -> Json:
         "stats_config": {"stats_matcher": {"inclusion_list": {"patterns": kept}}, "use_all_default_tags": False},
         "overload_manager": {
             "refresh_interval": "1s",
-            "resource_monitors": [{
-                "name": "envoy.resource_monitors.global_downstream_max_connections",
-                "typed_config": _typed(
-                    "envoy.extensions.resource_monitors.downstream_connections.v3.DownstreamConnectionsConfig",
-                    {"max_active_downstream_connections": CLIENTS_MAX}),
-            }],
+            "resource_monitors": [
+                {
+                    "name": "envoy.resource_monitors.global_downstream_max_connections",
+                    "typed_config": _typed(
+                        "envoy.extensions.resource_monitors.downstream_connections.v3.DownstreamConnectionsConfig",
+                        {"max_active_downstream_connections": CLIENTS_MAX},
+                    ),
+                }
+            ],
         },
     }
 
 
 def _listener(settings: Settings, routes: Json) -> Json:
-    manager = _typed("envoy.extensions.filters.network.http_connection_manager.v3.HttpConnectionManager", {
-        "stat_prefix": LISTENER,
-        "codec_type": "AUTO",
-        "server_name": "steelyard",
-        "server_header_transformation": "PASS_THROUGH",
-        "use_remote_address": True,
-        "generate_request_id": False,
-        "stream_idle_timeout": "0s",
-        # no request_headers_timeout: a timer for each request took 6 % of the throughput; CLIENTS_MAX bounds the slow ones
-        "request_timeout": "0s",
-        "http_protocol_options": {"accept_http_10": True, "default_host_for_http_10": "localhost"},
-        "http2_protocol_options": {"allow_connect": True, "max_concurrent_streams": 1024},
-        "upgrade_configs": [{"upgrade_type": "websocket"}],
-        "local_reply_config": _local_replies(),
-        "http_filters": [_strip_headers(), _ask_for_key(), {
-            "name": "envoy.filters.http.router",
-            "typed_config": _typed("envoy.extensions.filters.http.router.v3.Router", {"suppress_envoy_headers": True}),
-        }],
-        **routes,
-    })
+    manager = _typed(
+        "envoy.extensions.filters.network.http_connection_manager.v3.HttpConnectionManager",
+        {
+            "stat_prefix": LISTENER,
+            "codec_type": "AUTO",
+            "server_name": "steelyard",
+            "server_header_transformation": "PASS_THROUGH",
+            "use_remote_address": True,
+            "generate_request_id": False,
+            "stream_idle_timeout": "0s",
+            # no request_headers_timeout: a timer for each request took 6 % of the throughput; CLIENTS_MAX bounds the slow ones
+            "request_timeout": "0s",
+            "http_protocol_options": {"accept_http_10": True, "default_host_for_http_10": "localhost"},
+            "http2_protocol_options": {"allow_connect": True, "max_concurrent_streams": 1024},
+            "upgrade_configs": [{"upgrade_type": "websocket"}],
+            "local_reply_config": _local_replies(),
+            "http_filters": [
+                _strip_headers(),
+                _ask_for_key(),
+                {
+                    "name": "envoy.filters.http.router",
+                    "typed_config": _typed("envoy.extensions.filters.http.router.v3.Router", {"suppress_envoy_headers": True}),
+                },
+            ],
+            **routes,
+        },
+    )
     return {
         "name": LISTENER,
         "address": {"socket_address": {"address": settings.gateway_host, "port_value": settings.gateway_port}},
@@ -211,8 +221,9 @@ def _strip_headers() -> Json:
     removed = [{"remove_on_match": {"key_matcher": {"prefix": prefix}}} for prefix in ("x-steelyard-", "x-envoy-")]
     return {
         "name": "envoy.filters.http.header_mutation",
-        "typed_config": _typed("envoy.extensions.filters.http.header_mutation.v3.HeaderMutation",
-                               {"mutations": {"request_mutations": removed}}),
+        "typed_config": _typed(
+            "envoy.extensions.filters.http.header_mutation.v3.HeaderMutation", {"mutations": {"request_mutations": removed}}
+        ),
     }
 
 
@@ -230,8 +241,11 @@ def _key_rules(keys: Iterable[str]) -> Json:
     deny = _typed("envoy.config.rbac.v3.Action", {"name": "refuse", "action": "DENY"})
     refuse: Json = {"action": {"name": "refuse", "typed_config": deny}}
     # the scheme's case is the client's choice (RFC 9110); these are the spellings that are seen
-    known = {f"{scheme} {key}": {"action": {"name": "key", "typed_config": allow}}
-             for key in sorted(set(keys)) for scheme in ("Bearer", "bearer")}
+    known = {
+        f"{scheme} {key}": {"action": {"name": "key", "typed_config": allow}}
+        for key in sorted(set(keys))
+        for scheme in ("Bearer", "bearer")
+    }
     header = _typed("envoy.type.matcher.v3.HttpRequestHeaderMatchInput", {"header_name": "authorization"})
     tree: Json = {"input": {"name": "authorization", "typed_config": header}, "exact_match_map": {"map": known}}
     rules = {"matcher": {"matcher_tree": tree, "on_no_match": refuse}}
@@ -243,22 +257,59 @@ def _local_replies() -> Json:
     retry = {"Retry-After": str(RETRY_AFTER_S)}
     return {
         "mappers": [
-            _reply(_flag("UO"), 429, "queue-full", "Too Many Requests",
-                   "The function's replicas are busy and its queue is full. Try again later.", retry),
-            _reply(_status(403), 401, "key-required", "Unauthorized",
-                   "This function is private. Send 'Authorization: Bearer <key>' with a key made by 'steelyard keys'.",
-                   {"WWW-Authenticate": "Bearer"}),
-            _reply(_status(404), 404, "function-not-found", "Not Found",
-                   "No function has this address. 'steelyard functions' lists them."),
-            _reply(_flag("UF"), 503, "function-unreachable", "Service Unavailable",
-                   "Nobody listens for this function at the moment. Nothing was executed; try again.", retry),
-            _reply(_flag("UC"), 502, "replica-lost", "Bad Gateway",
-                   "The replica went away before it answered. Whether the request was executed is not known."),
-            _reply(_status(503), 503, "gateway-unavailable", "Service Unavailable",
-                   "The gateway could not pass this request on (%RESPONSE_CODE_DETAILS%). Try again later.", retry),
+            _reply(
+                _flag("UO"),
+                429,
+                "queue-full",
+                "Too Many Requests",
+                "The function's replicas are busy and its queue is full. Try again later.",
+                retry,
+            ),
+            _reply(
+                _status(403),
+                401,
+                "key-required",
+                "Unauthorized",
+                "This function is private. Send 'Authorization: Bearer <key>' with a key made by 'steelyard keys'.",
+                {"WWW-Authenticate": "Bearer"},
+            ),
+            _reply(
+                _status(404),
+                404,
+                "function-not-found",
+                "Not Found",
+                "No function has this address. 'steelyard functions' lists them.",
+            ),
+            _reply(
+                _flag("UF"),
+                503,
+                "function-unreachable",
+                "Service Unavailable",
+                "Nobody listens for this function at the moment. Nothing was executed; try again.",
+                retry,
+            ),
+            _reply(
+                _flag("UC"),
+                502,
+                "replica-lost",
+                "Bad Gateway",
+                "The replica went away before it answered. Whether the request was executed is not known.",
+            ),
+            _reply(
+                _status(503),
+                503,
+                "gateway-unavailable",
+                "Service Unavailable",
+                "The gateway could not pass this request on (%RESPONSE_CODE_DETAILS%). Try again later.",
+                retry,
+            ),
         ],
-        "body_format": _problem("%RESPONSE_CODE%", "gateway-refused", "Refused by the gateway",
-                                "The gateway did not pass this request on (%RESPONSE_CODE_DETAILS%)."),
+        "body_format": _problem(
+            "%RESPONSE_CODE%",
+            "gateway-refused",
+            "Refused by the gateway",
+            "The gateway did not pass this request on (%RESPONSE_CODE_DETAILS%).",
+        ),
     }
 
 
@@ -271,19 +322,26 @@ def _status(status: int) -> Json:
 
 
 def _reply(when: Json, status: int, code: str, title: str, detail: str, headers: Mapping[str, str] | None = None) -> Json:
-    return {"filter": when, "status_code": status, "headers_to_add": _headers(headers or {}),
-            "body_format_override": _problem(status, code, title, detail)}
+    return {
+        "filter": when,
+        "status_code": status,
+        "headers_to_add": _headers(headers or {}),
+        "body_format_override": _problem(status, code, title, detail),
+    }
 
 
 def _problem(status: int | str, code: str, title: str, detail: str) -> Json:
     """`wire.api.Problem` as Envoy writes it."""
-    return {"content_type": "application/problem+json",
-            "json_format": {"type": "about:blank", "title": title, "status": status, "detail": detail, "code": code}}
+    return {
+        "content_type": "application/problem+json",
+        "json_format": {"type": "about:blank", "title": title, "status": status, "detail": detail, "code": code},
+    }
 
 
 def _headers(headers: Mapping[str, str]) -> list[Json]:
-    return [{"header": {"key": key, "value": value}, "append_action": "OVERWRITE_IF_EXISTS_OR_ADD"}
-            for key, value in headers.items()]
+    return [
+        {"header": {"key": key, "value": value}, "append_action": "OVERWRITE_IF_EXISTS_OR_ADD"} for key, value in headers.items()
+    ]
 
 
 def _cluster(cluster: Cluster) -> Json:
@@ -297,15 +355,20 @@ def _cluster(cluster: Cluster) -> Json:
         "connect_timeout": f"{CONNECT_TIMEOUT_S}s",
         "per_connection_buffer_limit_bytes": BUFFER_BYTES,
         "load_assignment": {"cluster_name": cluster.name, "endpoints": [{"lb_endpoints": [endpoint]}]},
-        "circuit_breakers": {"thresholds": [{
-            "max_connections": cluster.connections_max,
-            "max_pending_requests": cluster.pending_max,
-            "max_requests": UNBOUNDED,
-            "max_retries": UNBOUNDED,
-        }]},
+        "circuit_breakers": {
+            "thresholds": [
+                {
+                    "max_connections": cluster.connections_max,
+                    "max_pending_requests": cluster.pending_max,
+                    "max_requests": UNBOUNDED,
+                    "max_retries": UNBOUNDED,
+                }
+            ]
+        },
         "typed_extension_protocol_options": {
-            _HTTP_PROTOCOL: _typed(_HTTP_PROTOCOL, {"common_http_protocol_options": common,
-                                                    "explicit_http_config": {"http_protocol_options": {}}}),
+            _HTTP_PROTOCOL: _typed(
+                _HTTP_PROTOCOL, {"common_http_protocol_options": common, "explicit_http_config": {"http_protocol_options": {}}}
+            ),
         },
     }
 
@@ -362,16 +425,22 @@ def _paths_host(found: Mapping[str, Json | bytes]) -> Json:
 def _path_routes(route: Route) -> Json:
     # a trie finds `/name` in `/names`, so the rest of the path is tested, and what is left over is nobody's
     prefix = f"/{route.function}"
-    return {"routes": [
-        _route(route, {"prefix": prefix + "/"}, prefix, rewrite=True),
-        _route(route, {"path": prefix}, prefix, rewrite=True),
-        _nowhere(),
-    ]}
+    return {
+        "routes": [
+            _route(route, {"prefix": prefix + "/"}, prefix, rewrite=True),
+            _route(route, {"path": prefix}, prefix, rewrite=True),
+            _nowhere(),
+        ]
+    }
 
 
 def _function_host(route: Route) -> Json:
-    return {"name": f"host-{route.function}", "domains": [f"{route.function}.localhost"], "retry_policy": _RETRY,
-            "routes": [_route(route, {"prefix": "/"}, "", rewrite=False)]}
+    return {
+        "name": f"host-{route.function}",
+        "domains": [f"{route.function}.localhost"],
+        "retry_policy": _RETRY,
+        "routes": [_route(route, {"prefix": "/"}, "", rewrite=False)],
+    }
 
 
 def _matched(kind: str, message: Json) -> Json:
@@ -396,5 +465,8 @@ def _nowhere() -> Json:
 
 
 _NO_KEY: Json = {KEY_FILTER: _typed("envoy.config.route.v3.FilterConfig", {"disabled": True})}
-_RETRY: Json = {"retry_on": "connect-failure", "num_retries": RETRIES,
-                "retry_back_off": {"base_interval": "0.025s", "max_interval": "0.250s"}}
+_RETRY: Json = {
+    "retry_on": "connect-failure",
+    "num_retries": RETRIES,
+    "retry_back_off": {"base_interval": "0.025s", "max_interval": "0.250s"},
+}

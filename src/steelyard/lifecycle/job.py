@@ -12,6 +12,7 @@ from typing import Protocol
 import msgspec
 
 from steelyard.model.job import Job, JobState, Plan
+from steelyard.model.proof import Proof
 from steelyard.model.reason import Reason
 
 #: state -> the states that may follow it. Terminal states are followed by nothing.
@@ -74,6 +75,8 @@ class AttemptFacts(Protocol):
     def signal(self) -> int | None: ...
     @property
     def peak_memory_bytes(self) -> int | None: ...
+    @property
+    def proof(self) -> Proof | None: ...
 
 
 class Change(msgspec.Struct, frozen=True):
@@ -194,6 +197,7 @@ def _apply_ended(job: Job, seen: AttemptFacts, now: int) -> Change | None:
         started_at=seen.started_at if seen.started_at is not None else job.started_at,
         ended_at=seen.ended_at if seen.ended_at is not None else now,
         peak_memory_bytes=seen.peak_memory_bytes,
+        proof=seen.proof,
     )
 
 

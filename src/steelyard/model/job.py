@@ -7,6 +7,7 @@ from enum import StrEnum
 import msgspec
 
 from steelyard.model.ids import AttemptId, JobId, ProjectName, make_attempt_id
+from steelyard.model.proof import Proof
 from steelyard.model.reason import Reason
 
 
@@ -91,6 +92,8 @@ class Job(msgspec.Struct, frozen=True):
     #: signal asked for by stop, and the seconds until SIGKILL follows
     stop_signal: int | None = None
     stop_grace_s: float = 10.0
+    #: the last proof made while it ran
+    proof: Proof | None = None
 
     @property
     def attempt_id(self) -> AttemptId:

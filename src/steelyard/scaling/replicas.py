@@ -95,6 +95,12 @@ def _retire(now_ns: int, spec: FunctionSpec, present: list[ReplicaSeen], most: i
     if waiting or len(present) <= spec.replicas_min:
         return ()
     idle_ns = round(spec.idle_timeout_s * 1e9)
-    idle = (replica.id for replica in order if replica.state == "serving" and not replica.busy and not replica.connections
-            and now_ns - replica.last_active_ns >= idle_ns)
+    idle = (
+        replica.id
+        for replica in order
+        if replica.state == "serving"
+        and not replica.busy
+        and not replica.connections
+        and now_ns - replica.last_active_ns >= idle_ns
+    )
     return tuple(idle)[:1]

@@ -13,6 +13,7 @@ from steelyard.model.function import FunctionSpec, FunctionState
 from steelyard.model.ids import AttemptId, FunctionName, JobId, MachineId, ProjectName
 from steelyard.model.job import JobSpec, Owner, Plan
 from steelyard.model.machine import Machine
+from steelyard.model.proof import Proof
 from steelyard.model.reason import Reason
 
 
@@ -69,6 +70,8 @@ class AttemptState(msgspec.Struct, frozen=True):
     exit_code: int | None = None
     signal: int | None = None
     peak_memory_bytes: int | None = None
+    #: given once it has ended: the last one made while it ran
+    proof: Proof | None = None
 
 
 class FunctionSeen(msgspec.Struct, frozen=True):

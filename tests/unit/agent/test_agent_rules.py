@@ -60,7 +60,7 @@ def test_an_older_assignment_is_refused_and_the_newest_survives(tmp_path: Path):
 
 def test_a_damaged_file_stops_the_agent_with_its_name(tmp_path: Path):
     (tmp_path / "assignment.json").write_bytes(b'{"epoch": 1, "gener')
-    with pytest.raises(StoreDamaged, match="assignment.json"):
+    with pytest.raises(StoreDamaged, match=r"assignment\.json"):
         Ledger(tmp_path)
 
 

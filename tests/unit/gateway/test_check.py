@@ -19,37 +19,43 @@ def test_good_configuration_has_no_finding() -> None:
     assert check_gateway(GatewayDesired((msgspec.structs.replace(CLUSTER, socket_path="/" + "x" * 106),))) == []
 
 
-@pytest.mark.parametrize(("code", "changes"), [
-    ("name-unsafe", {"name": "hello"}),
-    ("name-unsafe", {"name": "Hello.3"}),
-    ("name-unsafe", {"name": "hello.three"}),
-    ("name-unsafe", {"name": "../x.3"}),
-    ("name-unsafe", {"name": "hello.3\n"}),
-    ("socket-path", {"socket_path": "/" + "x" * 107}),
-    ("socket-path", {"socket_path": "/" + "ü" * 54}),
-    ("socket-path", {"socket_path": "relative"}),
-    ("socket-path", {"socket_path": "/a\0b"}),
-    ("limit", {"connections_max": 0}),
-    ("limit", {"pending_max": 2**32}),
-    ("limit", {"requests_per_connection": 0}),
-    ("limit", {"idle_timeout_s": 0.0}),
-    ("limit", {"idle_timeout_s": float("nan")}),
-])
+@pytest.mark.parametrize(
+    ("code", "changes"),
+    [
+        ("name-unsafe", {"name": "hello"}),
+        ("name-unsafe", {"name": "Hello.3"}),
+        ("name-unsafe", {"name": "hello.three"}),
+        ("name-unsafe", {"name": "../x.3"}),
+        ("name-unsafe", {"name": "hello.3\n"}),
+        ("socket-path", {"socket_path": "/" + "x" * 107}),
+        ("socket-path", {"socket_path": "/" + "ü" * 54}),
+        ("socket-path", {"socket_path": "relative"}),
+        ("socket-path", {"socket_path": "/a\0b"}),
+        ("limit", {"connections_max": 0}),
+        ("limit", {"pending_max": 2**32}),
+        ("limit", {"requests_per_connection": 0}),
+        ("limit", {"idle_timeout_s": 0.0}),
+        ("limit", {"idle_timeout_s": float("nan")}),
+    ],
+)
 def test_bad_cluster(code: str, changes: dict[str, object]) -> None:
     cluster = msgspec.structs.replace(CLUSTER, **changes)
     assert [finding.code for finding in check_gateway(GatewayDesired((cluster,)))] == [code]
 
 
-@pytest.mark.parametrize(("code", "desired"), [
-    ("cluster-twice", GatewayDesired((CLUSTER, CLUSTER))),
-    ("route-twice", GatewayDesired((CLUSTER,), (ROUTE, ROUTE))),
-    ("route-nowhere", GatewayDesired((CLUSTER,), (Route("hello", "hello.4", True),))),
-    ("name-unsafe", GatewayDesired((CLUSTER,), (Route("a/b", "hello.3", True),))),
-    ("name-unsafe", GatewayDesired((CLUSTER,), (Route("hello\n", "hello.3", True),))),
-    ("key-unsafe", GatewayDesired(keys=("",))),
-    ("key-unsafe", GatewayDesired(keys=("sk one",))),
-    ("key-unsafe", GatewayDesired(keys=("sk\r\n",))),
-])
+@pytest.mark.parametrize(
+    ("code", "desired"),
+    [
+        ("cluster-twice", GatewayDesired((CLUSTER, CLUSTER))),
+        ("route-twice", GatewayDesired((CLUSTER,), (ROUTE, ROUTE))),
+        ("route-nowhere", GatewayDesired((CLUSTER,), (Route("hello", "hello.4", True),))),
+        ("name-unsafe", GatewayDesired((CLUSTER,), (Route("a/b", "hello.3", True),))),
+        ("name-unsafe", GatewayDesired((CLUSTER,), (Route("hello\n", "hello.3", True),))),
+        ("key-unsafe", GatewayDesired(keys=("",))),
+        ("key-unsafe", GatewayDesired(keys=("sk one",))),
+        ("key-unsafe", GatewayDesired(keys=("sk\r\n",))),
+    ],
+)
 def test_bad_whole(code: str, desired: GatewayDesired) -> None:
     assert [finding.code for finding in check_gateway(desired)] == [code]
 

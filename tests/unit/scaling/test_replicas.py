@@ -71,10 +71,20 @@ CASES: list[tuple[str, FunctionSpec, int, int, tuple[ReplicaSeen, ...], int | No
 ]
 
 
-@pytest.mark.parametrize(("asked", "queued", "pending", "replicas", "since", "start", "retire"),
-                         [case[1:] for case in CASES], ids=[case[0] for case in CASES])
-def test_case(asked: FunctionSpec, queued: int, pending: int, replicas: tuple[ReplicaSeen, ...], since: int | None,
-              start: int, retire: tuple[str, ...]) -> None:
+@pytest.mark.parametrize(
+    ("asked", "queued", "pending", "replicas", "since", "start", "retire"),
+    [case[1:] for case in CASES],
+    ids=[case[0] for case in CASES],
+)
+def test_case(
+    asked: FunctionSpec,
+    queued: int,
+    pending: int,
+    replicas: tuple[ReplicaSeen, ...],
+    since: int | None,
+    start: int,
+    retire: tuple[str, ...],
+) -> None:
     decision = decide_replicas(NOW, asked, ReplicasSeen(queued, pending, replicas, since))
     assert (decision.start, decision.retire) == (start, retire)
 
@@ -89,11 +99,21 @@ def test_backlog_is_remembered_until_it_is_gone() -> None:
 
 
 replicas_seen = st.builds(
-    ReplicaSeen, id=st.uuids().map(str), state=st.sampled_from(["starting", "serving", "retiring"]),
-    connections=st.integers(0, 20), busy=st.integers(0, 20), last_active_ns=st.integers(1, NOW))
+    ReplicaSeen,
+    id=st.uuids().map(str),
+    state=st.sampled_from(["starting", "serving", "retiring"]),
+    connections=st.integers(0, 20),
+    busy=st.integers(0, 20),
+    last_active_ns=st.integers(1, NOW),
+)
 specs = st.builds(spec, st.integers(0, 6), st.integers(1, 12), st.integers(1, 20), st.floats(0.1, 2000))
-looks = st.builds(ReplicasSeen, st.integers(0, 500), st.integers(0, 500), st.lists(replicas_seen, max_size=15).map(tuple),
-                  st.none() | st.integers(0, NOW))
+looks = st.builds(
+    ReplicasSeen,
+    st.integers(0, 500),
+    st.integers(0, 500),
+    st.lists(replicas_seen, max_size=15).map(tuple),
+    st.none() | st.integers(0, NOW),
+)
 
 
 @given(specs, looks)
@@ -161,8 +181,10 @@ class Story:
     def _look(self, now: int, since: int | None) -> int | None:
         now_ns = now * MS + 1
         held = {name: len(ends) for name, ends in self.ends.items()}
-        seen = tuple(ReplicaSeen(name, "serving" if now >= begun else "starting", held[name], held[name], now_ns)
-                     for name, begun in self.replicas.items())
+        seen = tuple(
+            ReplicaSeen(name, "serving" if now >= begun else "starting", held[name], held[name], now_ns)
+            for name, begun in self.replicas.items()
+        )
         decision = decide_replicas(now_ns, self.asked, ReplicasSeen(self.waiting, 0, seen, since))
         for _ in range(decision.start):
             name = str(len(self.replicas))
