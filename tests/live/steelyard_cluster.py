@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import os
 import signal
@@ -39,6 +40,11 @@ class Cluster:
         self.folder = folder
         self.home = folder / "home"
         self.api_port, self.gateway_port = free_ports(2)
+
+    @property
+    def tag(self) -> str:
+        """Names its run folder and its control groups (`steelyard-<tag>`)."""
+        return hashlib.sha256(os.path.realpath(self.home).encode()).hexdigest()[:8]
 
     # the command line
 

@@ -91,10 +91,19 @@ def test_down_ends_all_work_and_leaves_no_control_group(cluster: Cluster) -> Non
     cluster.ok("run", "--detach", "--name", "stubborn", "--", "sh", "-c", "trap '' TERM; while :; do sleep 1; done")
     cluster.ok("run", "--detach", "--name", "forks", "--", "sh", "-c", "setsid sleep 1000 & sleep 1000")
     wait_until(lambda: all(job["state"] == "RUNNING" for job in json.loads(cluster.ok("ps", "--json"))), 20, "both to run")
-    pids = [int(pid) for file in Path("/sys/fs/cgroup").rglob("steelyard-*/*/cgroup.procs") for pid in file.read_text().split()]
-    assert len(set(pids)) >= 3
+    groups = Path("/sys/fs/cgroup").rglob(f"steelyard-{cluster.tag}/*/cgroup.procs")
+    pids = {int(pid) for file in groups for pid in file.read_text().split()}
+    assert len(pids) >= 3
     cluster.down()
-    assert not [pid for pid in set(pids) if Path(f"/proc/{pid}").exists()]
+    assert not [pid for pid in pids if Path(f"/proc/{pid}").exists()]
+    # the spawner saw them end before it ended itself
+    assert len(list((cluster.home / "agent" / "exits").glob("*.json"))) == 2
+    cluster.up()
+
+    def codes() -> dict[str, int | None]:
+        return {job["name"]: job["exit_code"] for job in json.loads(cluster.ok("ps", "--json"))}
+
+    wait_until(lambda: codes() == {"stubborn": 137, "forks": 143}, 10, "both ends to be reported")
 
 
 def test_down_works_after_everything_was_killed(cluster: Cluster) -> None:
