@@ -62,6 +62,8 @@ class FunctionHost:
         self.routed: RevisionHost | None = None
         self.draining: list[tuple[RevisionHost, int]] = []
         self._rolling: RevisionHost | None = None
+        #: what Envoy is being told to route to right now
+        self._coming: RevisionHost | None = None
         self._task: asyncio.Task[None] | None = None
         self._failure: tuple[Reason, str] | None = None
 
@@ -180,13 +182,14 @@ class FunctionHost:
                 await asyncio.sleep(POLL_S)
 
     async def _take_over(self, host: RevisionHost) -> None:
-        old, self.routed = self.routed, host
+        host.arm()
+        self._coming = host
         try:
-            host.arm()
             await self._apply_routes()
-        except BaseException:
-            self.routed = old
-            raise
+        finally:
+            self._coming = None
+        # Only now: whoever is told that it is routed must find it there.
+        old, self.routed = self.routed, host
         self._remember(self.name, host.function)
         self._failure = None
         self._drain(old)
@@ -236,10 +239,11 @@ class FunctionHost:
         return [host for host in found if host is not None]
 
     def gateway(self) -> tuple[Cluster, Route] | None:
-        """What Envoy should know of the routed revision."""
-        if self.routed is None:
+        """What Envoy should know of the revision that gets the traffic."""
+        host = self._coming or self.routed
+        if host is None:
             return None
-        function = self.routed.function
+        function = host.function
         spec = function.spec
         cluster = Cluster(
             name=f"{function.name}.{function.revision}",
