@@ -1,0 +1,68 @@
+"""`python -m bench [--only NAME ...] [--quick]`: JSON lines on stdout, a table on stderr, and docs/benchmarks.md."""
+
+from __future__ import annotations
+
+import argparse
+import datetime
+import sys
+import traceback
+from collections.abc import Callable
+from pathlib import Path
+
+import msgspec
+
+from bench import bursts, idle, peers, tax, wakes, warm
+from bench.figures import Figure, environment, render_page, render_table
+
+Measure = Callable[[Callable[[str], None], bool], list[Figure]]
+
+#: in the order of the page
+GROUPS: dict[str, Measure] = {
+    "wake": wakes.measure_hello,
+    "embedding": wakes.measure_embedding,
+    "warm": warm.measure_warm,
+    "crowd": bursts.measure_crowd,
+    "tax": tax.measure_tax,
+    "takeover": bursts.measure_takeover,
+    "idle-moment": bursts.measure_idle_moment,
+    "idle": idle.measure_idle,
+    "job": wakes.measure_jobs,
+}
+PAGE = Path(__file__).resolve().parent.parent / "docs" / "benchmarks.md"
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(prog="bench", description="Measure every promised figure on this machine.")
+    parser.add_argument(
+        "--only", nargs="*", choices=GROUPS, default=list(GROUPS), help="groups to measure; the page is not written"
+    )
+    parser.add_argument("--quick", action="store_true", help="few rounds, no page: to see that it works")
+    options = parser.parse_args()
+    figures: list[Figure] = []
+    for name in options.only:
+        try:
+            found = GROUPS[name](lambda text, group=name: _progress(f"{group}: {text}"), options.quick)
+        except Exception as err:  # one broken group must not cost the others their figures
+            traceback.print_exc()
+            found = [Figure(name, name, None, "", "", None, f"The measurement failed: {err}")]
+        _progress("")
+        for figure in found:
+            print(msgspec.json.encode(figure).decode(), flush=True)
+        figures += found
+    print(render_table(figures), file=sys.stderr)
+    if not options.quick and options.only == list(GROUPS):
+        machine = environment() | {
+            f"peer: {name}": peers.version(name) for name in ("ray", "gunicorn", "uvicorn") if peers.PYTHON.exists()
+        }
+        PAGE.write_text(render_page(figures, machine, datetime.datetime.now(datetime.UTC).date().isoformat()))
+        print(f"written: {PAGE}", file=sys.stderr)
+    return 0 if all(figure.held is not False for figure in figures) else 1
+
+
+def _progress(text: str) -> None:
+    if sys.stderr.isatty():
+        print(f"\r\033[K{text}", end="", file=sys.stderr, flush=True)
+
+
+if __name__ == "__main__":
+    sys.exit(main())
