@@ -10,7 +10,7 @@ from collections.abc import Callable, Iterable
 from steelyard.agent.edges import Edges
 from steelyard.agent.function import FunctionHost, socket_name
 from steelyard.agent.ledger import Ledger
-from steelyard.agent.memory import TemplateUse, choose_evictions
+from steelyard.agent.memory import TemplateUse, choose_evictions, choose_return
 from steelyard.agent.replica import KIND as REPLICA
 from steelyard.agent.revision import RevisionHost
 from steelyard.agent.template import KIND as TEMPLATE
@@ -174,22 +174,28 @@ class FunctionKeeper:
     # -- memory
 
     def check_memory(self, available_bytes: int) -> None:
-        """Evict templates when they hold more than their budget or the machine runs short; bring them back when there is room."""
-        revisions = {
-            revision.name: revision for host in self._hosts.values() for revision in host.hosts if revision.template is not None
+        """Evict templates when they hold more than their budget or the machine runs short; bring back one that was missed since
+        when there is room again."""
+        templates = {
+            revision.name: revision.template for host in self._hosts.values() for revision in host.hosts if revision.template
         }
-        uses = [
-            TemplateUse(name, revision.template.rss, revision.template.last_used_ns)
-            for name, revision in revisions.items()
-            if revision.template is not None and revision.template.pid is not None
-        ]
+        uses = [TemplateUse(name, item.rss, item.last_used_ns) for name, item in templates.items() if item.pid is not None]
         reserve = round(self._edges.machine.memory_bytes * RESERVE_SHARE)
-        evicted = choose_evictions(uses, self._edges.template_budget_bytes, available_bytes, reserve)
+        budget = self._edges.template_budget_bytes
+        evicted = choose_evictions(uses, budget, available_bytes, reserve)
         for name in evicted:
-            template = revisions[name].template
-            if template is not None:
-                log.info("template of %s evicted: %d bytes available", name, available_bytes)
-                template.evict()
+            log.info("template of %s evicted: %d bytes available", name, available_bytes)
+            templates[name].evict()
+        if evicted:
+            return
+        missed = [
+            TemplateUse(name, item.evicted_bytes, item.missed_ns)
+            for name, item in templates.items()
+            if item.missed_ns is not None and item.pid is None
+        ]
+        back = choose_return(missed, sum(use.rss_bytes for use in uses), budget, available_bytes - reserve)
+        if back is not None:
+            templates[back].rebuild()
 
     def close(self) -> None:
         for host in self._hosts.values():

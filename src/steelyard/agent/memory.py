@@ -1,4 +1,4 @@
-"""Which templates must go, because they hold more memory than they may? Least recently used first; pure."""
+"""Which templates must go, because they hold more memory than they may, and which may come back? Pure."""
 
 from __future__ import annotations
 
@@ -14,6 +14,15 @@ class TemplateUse(msgspec.Struct, frozen=True):
     rss_bytes: int
     #: monotonic ns of its last fork (or of its start)
     last_used_ns: int
+
+
+def choose_return(missed: Sequence[TemplateUse], held_bytes: int, budget_bytes: int, spare_bytes: int) -> str | None:
+    """Which evicted template comes back: the most recently missed one, if it (by the memory it had) fits the budget and the
+    machine's spare memory twice over, so that it is not evicted again at once. One at a time: the next look sees what it cost."""
+    for template in sorted(missed, key=lambda item: (-item.last_used_ns, item.name)):
+        if held_bytes + template.rss_bytes <= budget_bytes and 2 * template.rss_bytes <= spare_bytes:
+            return template.name
+    return None
 
 
 def choose_evictions(templates: Sequence[TemplateUse], budget_bytes: int, available_bytes: int, reserve_bytes: int) -> list[str]:

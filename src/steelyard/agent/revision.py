@@ -141,6 +141,7 @@ class RevisionHost:
             return False
         if not self.template.ready:
             replica.reason = self.template.reason
+            self.template.miss()
             return False
         replica.sent_ns = self.edges.clock.mono_ns()
         forked = await self.template.fork(slot, listen_fd, replica.trial)

@@ -46,6 +46,10 @@ class TemplateKeeper:
         self.workload: WorkloadId | None = None
         self.pid: int | None = None
         self.last_used_ns = edges.clock.mono_ns()
+        #: since its eviction a wake had to do without it, at this time (monotonic ns)
+        self.missed_ns: int | None = None
+        #: what it held when it was evicted
+        self.evicted_bytes = 0
         #: why it can't be forked right now; TEMPLATE_READY when it can
         self.reason = Reason.TEMPLATE_NOT_READY
 
@@ -172,7 +176,7 @@ class TemplateKeeper:
         self._task = asyncio.get_running_loop().create_task(self._build_again())
 
     async def _build_again(self) -> None:
-        self.reason = Reason.TEMPLATE_NOT_READY
+        self.reason, self.missed_ns = Reason.TEMPLATE_NOT_READY, None
         try:
             await self.start()
         except (SteelyardError, OSError) as err:
@@ -181,8 +185,14 @@ class TemplateKeeper:
 
     def evict(self) -> None:
         """Give its memory back; wakes take the plain start until `rebuild`."""
+        self.evicted_bytes, self.missed_ns = self.rss, None
         self.reason = Reason.TEMPLATE_EVICTED
         self._end()
+
+    def miss(self) -> None:
+        """A wake wanted it."""
+        if self.reason is Reason.TEMPLATE_EVICTED:
+            self.missed_ns = self._edges.clock.mono_ns()
 
     def close(self) -> None:
         """For good: the revision is gone."""

@@ -9,7 +9,7 @@ import pytest
 from steelyard.agent.answer import render_refusal
 from steelyard.agent.identity import choose_ids, make_env
 from steelyard.agent.ledger import Ledger
-from steelyard.agent.memory import TemplateUse, choose_evictions
+from steelyard.agent.memory import TemplateUse, choose_evictions, choose_return
 from steelyard.config import Settings
 from steelyard.errors import StoreDamaged
 from steelyard.model.job import Owner
@@ -47,6 +47,14 @@ def test_the_least_recently_used_templates_go_until_the_budget_holds():
     assert choose_evictions(uses, 150, 1000, 0) == ["old", "mid"]
     assert choose_evictions(uses, 300, available_bytes=50, reserve_bytes=100) == ["old"]
     assert choose_evictions([], 0, 0, 100) == []
+
+
+def test_an_evicted_template_comes_back_when_it_was_missed_and_fits():
+    missed = [TemplateUse("early", 100, 10), TemplateUse("late", 100, 20), TemplateUse("huge", 900, 30)]
+    assert choose_return(missed, held_bytes=0, budget_bytes=500, spare_bytes=1000) == "late"
+    assert choose_return(missed, held_bytes=450, budget_bytes=500, spare_bytes=1000) is None
+    assert choose_return(missed, held_bytes=0, budget_bytes=500, spare_bytes=150) is None
+    assert choose_return([], 0, 500, 1000) is None
 
 
 def test_an_older_assignment_is_refused_and_the_newest_survives(tmp_path: Path):
