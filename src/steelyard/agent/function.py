@@ -17,6 +17,7 @@ from pathlib import Path
 
 from steelyard.agent.code import ensure_code
 from steelyard.agent.edges import Edges
+from steelyard.agent.identity import choose_ids, explain_start
 from steelyard.agent.readiness import POLL_S, ask_ready, make_listener
 from steelyard.agent.replica import FAILED, SERVING
 from steelyard.agent.revision import RevisionHost
@@ -109,7 +110,8 @@ class FunctionHost:
             self._failure = (err.reason, err.public)
         except SteelyardError as err:
             reason = Reason.GATEWAY_REJECTED if err.code == Reason.GATEWAY_REJECTED else Reason.START_FAILED
-            self._failure = (reason, err.public)
+            ids = choose_ids(function.owner, function.spec.as_root, self._edges.settings, os.geteuid())
+            self._failure = (reason, explain_start(err.public, ids, function.owner))
         except OSError as err:
             self._failure = (Reason.START_FAILED, f"The revision could not be started: {err}.")
         except Exception as err:

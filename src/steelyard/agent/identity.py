@@ -18,6 +18,16 @@ def choose_ids(owner: Owner, as_root: bool, settings: Settings, euid: int) -> tu
     return (0, 0) if as_root else (settings.work_uid, settings.work_gid)
 
 
+def explain_start(text: str, ids: tuple[int, int] | None, owner: Owner) -> str:
+    """The kernel's refusal of a start, with what to do where it comes from running as somebody else than the submitter."""
+    if ids is None or ids[0] == owner.uid or "Permission denied" not in text:
+        return text
+    return (
+        f"{text}. Work that {owner.user} submits runs as the unprivileged uid {ids[0]}, which may not go there. Use a place that "
+        "everybody may enter and read (not below /root), or --as-root."
+    )
+
+
 def make_env(user_env: dict[str, str], home: str, ids: tuple[int, int] | None, owner: Owner) -> dict[str, str]:
     """The user's variables over a small base. The agent's own environment (it may hold secrets) is never passed on."""
     base = {"PATH": PATH, "LANG": "C.UTF-8", "HOME": home, "USER": owner.user, "LOGNAME": owner.user}

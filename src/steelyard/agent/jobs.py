@@ -14,7 +14,7 @@ from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 
 from steelyard.agent.cleanup import Cleanup
-from steelyard.agent.identity import choose_ids, make_env
+from steelyard.agent.identity import choose_ids, explain_start, make_env
 from steelyard.agent.reconcile import (
     Forget,
     JobAction,
@@ -203,7 +203,8 @@ class JobKeeper:
                 plan=job.plan,
             )
         except SteelyardError as err:
-            state.phase, state.reason, state.detail = "not-started", Reason.START_FAILED, err.public
+            state.phase, state.reason = "not-started", Reason.START_FAILED
+            state.detail = explain_start(err.public, ids, job.owner)
             state.ended_at = self._clock.now_us()
         else:
             state.pid, state.start_time, state.started_at = handle.pid, handle.start_time, handle.at

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from steelyard.agent.answer import render_refusal
-from steelyard.agent.identity import choose_ids, make_env
+from steelyard.agent.identity import choose_ids, explain_start, make_env
 from steelyard.agent.ledger import Ledger
 from steelyard.agent.memory import TemplateUse, choose_evictions, choose_return
 from steelyard.config import Settings
@@ -32,6 +32,13 @@ ROOT, ADA = Owner("root", 0), Owner("ada", 1000)
 )
 def test_roots_work_is_unprivileged_unless_an_admin_asks(owner, as_root, euid, wanted):
     assert choose_ids(owner, as_root, SETTINGS, euid) == wanted
+
+
+def test_a_refusal_for_being_somebody_else_says_what_to_do():
+    text = "j-1.1 not started: chdir: /root: Permission denied (as uid 64000)"
+    assert "--as-root" in explain_start(text, (64000, 64000), ROOT)
+    assert explain_start(text, (1000, 1000), ADA) == text
+    assert explain_start("exec: x: No such file or directory", (64000, 64000), ROOT).endswith("directory")
 
 
 def test_the_users_variables_win_over_the_base_but_not_over_who_it_really_is():
