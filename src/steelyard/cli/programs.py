@@ -8,7 +8,9 @@ one is never started beside it.
 
 from __future__ import annotations
 
+import contextlib
 import os
+import resource
 import subprocess
 import sys
 from pathlib import Path
@@ -82,10 +84,19 @@ def start_program(paths: Paths, program: Program, clock: Clock, deaths: int) -> 
         )
     finally:
         os.close(log)
+    if program.name != "spawner":  # which raises its own, and gives workloads what it was started with
+        _raise_descriptor_limit(process.pid)
     # it can't be reaped before we poll it, so its start time can be read even when it died at once
     record = make_record(paths, program.name, process.pid, clock, deaths)
     write_record(paths, record)
     return record, process
+
+
+def _raise_descriptor_limit(pid: int) -> None:
+    """To what is allowed: the usual 1,024 are soon gone in a gateway with a connection for each request."""
+    with contextlib.suppress(ProcessLookupError):
+        hard = resource.prlimit(pid, resource.RLIMIT_NOFILE)[1]
+        resource.prlimit(pid, resource.RLIMIT_NOFILE, (hard, hard))
 
 
 def make_record(paths: Paths, name: str, pid: int, clock: Clock, deaths: int = 0) -> ProgramRecord:
