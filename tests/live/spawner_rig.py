@@ -10,8 +10,11 @@ import signal
 import subprocess
 import sys
 import tempfile
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncIterator, Callable, Coroutine, Sequence
 from pathlib import Path
+from typing import Any
+
+import pytest
 
 from steelyard.clock import SystemClock
 from steelyard.errors import Unreachable
@@ -24,6 +27,7 @@ from steelyard.runtime.process import ProcessRuntime
 from steelyard.runtime.procstat import process_runs
 from steelyard.runtime.records import Handle
 from steelyard.runtime.spawner_client import SpawnerClient
+from steelyard.wire import spawn as wire
 from steelyard.wire.spawn import Exited, Running
 
 PLAIN_ENV = {"PATH": "/usr/local/bin:/usr/bin:/bin"}
@@ -145,3 +149,44 @@ async def until(condition: object, what: str) -> None:
 
 def all_gone(processes: Sequence[tuple[int, int]]) -> bool:
     return not any(process_runs(pid, start_time) for pid, start_time in processes)
+
+
+needs_root = pytest.mark.skipif(os.geteuid() != 0, reason="NOT VERIFIED without root: giving processes to another uid")
+W = WorkloadId("job-1.1")
+
+
+def play(script: Callable[[Rig], Coroutine[Any, Any, None]]) -> None:
+    async def main() -> None:
+        async with asyncio.timeout(60), open_rig() as rig:
+            await script(rig)
+
+    asyncio.run(main())
+
+
+def read_log(rig: Rig, workload: str, stream: str = "stdout") -> str:
+    return (rig.workloads / workload / stream).read_text()
+
+
+def make_fifo(rig: Rig, name: str) -> Path:
+    """A workload that opens it waits until the test writes."""
+    path = rig.folder / name
+    os.mkfifo(path)
+    path.chmod(0o666)
+    return path
+
+
+def spawner_pid(rig: Rig) -> int:
+    assert rig.spawner is not None
+    return rig.spawner.pid
+
+
+def open_descriptors(rig: Rig) -> int:
+    return len(os.listdir(f"/proc/{spawner_pid(rig)}/fd"))
+
+
+def spawn_request(rig: Rig, workload: str, *argv: str, **more: Any) -> wire.Spawn:
+    logs = rig.folder / "raw"
+    logs.mkdir(exist_ok=True)
+    return wire.Spawn(
+        WorkloadId(workload), argv, PLAIN_ENV, "/", str(logs / f"{workload}.out"), str(logs / f"{workload}.err"), **more
+    )
