@@ -1,6 +1,6 @@
-"""kill -9 of every program, in turn, under load and with 50 running jobs: the rows of the fault table, invariants checked after each.
+"""kill -9 of every program, in turn, under load and with 50 running jobs; the invariants are checked after each fault.
 
-Each job writes its own line once when it starts, so one that ran twice shows (I2); the leak check of the fixtures is I6.
+Each job writes its own line when it starts, so one that ran twice shows (I2); the leak check of the fixtures is I6.
 """
 
 from __future__ import annotations
