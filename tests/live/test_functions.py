@@ -320,4 +320,4 @@ def test_a_bundle_that_leads_out_of_its_folder_is_refused(shared: Cluster) -> No
         assert "inside the bundle" in seen["detail"]
         shared.ok("delete", "escape")
     assert not list(shared.folder.rglob("escaped.py"))
-    assert json.loads(shared.ok("functions", "--json")) == []
+    assert "escape" not in {each["name"] for each in json.loads(shared.ok("functions", "--json"))}

@@ -19,7 +19,7 @@ from steelyard.gateway import GatewayDesired
 from steelyard.model.coldstart import ColdStart
 from steelyard.model.ids import FunctionName, WorkloadId
 from steelyard.runtime.process import Adopted, AdoptedState
-from steelyard.wire.agent import AssignedFunction, FunctionSeen
+from steelyard.wire.agent import AssignedFunction, FunctionSeen, digest_keys
 from steelyard.wire.spawn import Exited
 
 log = logging.getLogger(__name__)
@@ -40,6 +40,9 @@ class FunctionKeeper:
         self._hosts: dict[FunctionName, FunctionHost] = {}
         self._keys: tuple[str, ...] = ()
         self._gateway_lock = asyncio.Lock()
+        #: the keys that Envoy was last told, and who waits for other ones
+        self._keys_told: tuple[str, ...] = ()
+        self._told = asyncio.Event()
         self._ticking = False
 
     def _make_host(self, name: FunctionName) -> FunctionHost:
@@ -78,12 +81,26 @@ class FunctionKeeper:
     async def apply_routes(self) -> None:
         """Bring Envoy in line with what is routed now. One at a time; raises EdgeFailed when Envoy rejects it."""
         async with self._gateway_lock:
+            keys = self._keys
             pairs = [pair for name in sorted(self._hosts) if (pair := self._hosts[name].gateway()) is not None]
             await self._edges.gateway.apply(
                 GatewayDesired(
-                    clusters=tuple(cluster for cluster, _ in pairs), routes=tuple(route for _, route in pairs), keys=self._keys
+                    clusters=tuple(cluster for cluster, _ in pairs), routes=tuple(route for _, route in pairs), keys=keys
                 )
             )
+            self._keys_told = keys
+            self._told.set()
+
+    async def wait_told(self, digest: str, wait_s: float) -> bool:
+        """Until Envoy admits just the keys of this digest; False when the time is over first."""
+        try:
+            async with asyncio.timeout(wait_s):
+                while digest_keys(self._keys_told) != digest:
+                    self._told.clear()
+                    await self._told.wait()
+        except TimeoutError:
+            return False
+        return True
 
     # -- the tick, only while something is awake
 
@@ -132,8 +149,10 @@ class FunctionKeeper:
                 revision.template.rebuild()
             revision.start_min()
             self._wake_ticker()
-        if revisions:
+        try:
             await self.apply_routes()
+        except SteelyardError as err:
+            log.warning("Envoy did not take what is routed yet: %s", err)
 
     async def _adopt_workload(self, item: Adopted, revisions: dict[str, RevisionHost]) -> None:
         stem = item.workload.removeprefix("tmpl.").rsplit(".", 1)[0]

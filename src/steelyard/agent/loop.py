@@ -39,6 +39,8 @@ LOG_KEEP_BYTES = 64 * 1024 * 1024
 #: ledger rows kept while the server is away; the oldest go first
 COLDSTARTS_MAX = 10_000
 COLDSTARTS_PER_REPORT = 1000
+#: below the server's patience with a question
+KEYS_WAIT_S = 3.0
 
 
 class Agent:
@@ -195,6 +197,9 @@ class Agent:
             if proof is None:
                 return Answer(id=ask.id, error="No process of this job has run yet, or its records are gone.")
             return Answer(id=ask.id, data=msgspec.json.encode(proof))
+        if ask.what == "keys":
+            told = await self.functions.wait_told(ask.workload, KEYS_WAIT_S)
+            return Answer(id=ask.id, error="" if told else "The gateway has not taken the keys yet.")
         if ask.what == "log":
             path = self._log_folder(ask.workload) / ("stderr" if ask.stream == "stderr" else "stdout")
             data, next_offset = read_log(path, ask.offset, ask.limit)

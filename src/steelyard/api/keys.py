@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import secrets
 from typing import Annotated, Any
 
@@ -11,13 +12,14 @@ from litestar.params import Parameter
 from steelyard.api.idempotency import IdempotencyKey, mutate
 from steelyard.api.problems import errors
 from steelyard.api.requests import require_json
-from steelyard.api.services import services_of
+from steelyard.api.services import Services, services_of
 from steelyard.api.views import key_view
 from steelyard.control import ASSIGNMENT
-from steelyard.errors import Conflict, NotFound, Refused
+from steelyard.errors import Conflict, NotFound, Refused, Unreachable
 from steelyard.model.function import ApiKey
 from steelyard.model.ids import DEFAULT_PROJECT, NAME
 from steelyard.store import Event, Tx
+from steelyard.wire.agent import digest_keys
 from steelyard.wire.api import KeyCreate, KeyView
 
 KeyPath = Annotated[str, Parameter(min_length=1, max_length=255, description="A key's name.")]
@@ -49,13 +51,13 @@ async def create_key(request: Request[Any, Any, Any], data: KeyCreate, idempoten
         return key_view(key, with_secret=True)
 
     answer = await mutate(request, idempotency_key, 201, create)
-    services.driver.poke(ASSIGNMENT)
+    await _told(services)
     return answer
 
 
 @delete("/v1/keys/{name:str}", status_code=204, responses=errors(404, 422, 507))
 async def delete_key(request: Request[Any, Any, Any], name: KeyPath, idempotency_key: IdempotencyKey) -> Response[None]:
-    """Functions refuse it as soon as the gateway has heard."""
+    """Functions refuse it from now on."""
     services = services_of(request)
     now = services.clock.now_us()
 
@@ -65,8 +67,17 @@ async def delete_key(request: Request[Any, Any, Any], name: KeyPath, idempotency
         tx.add_event(Event(now, DEFAULT_PROJECT, services.owner.user, "key", name, "deleted"))
 
     answer = await mutate(request, idempotency_key, 204, commit)
-    services.driver.poke(ASSIGNMENT)
+    await _told(services)
     return answer
+
+
+async def _told(services: Services) -> None:
+    """Until the gateway has heard, so that a new key works and a deleted one is refused when the caller is answered. Without an
+    agent the gateway hears when there is one again: the change itself is on disk."""
+    services.driver.poke(ASSIGNMENT)
+    keys = await services.store.read(lambda tx: tx.keys())
+    with contextlib.suppress(Unreachable):
+        await services.hub.ask("keys", digest_keys(key.secret for key in keys))
 
 
 KEY_ROUTES = (list_keys, create_key, delete_key)

@@ -6,6 +6,9 @@ repeated without harm. Terminal attempts stay in every report until they leave t
 
 from __future__ import annotations
 
+import hashlib
+from collections.abc import Iterable
+
 import msgspec
 
 from steelyard.model.coldstart import ColdStart
@@ -107,7 +110,8 @@ class ReportAck(msgspec.Struct, frozen=True, tag=True):
 
 
 class Ask(msgspec.Struct, frozen=True, tag=True):
-    """Server asks, agent answers with the same id. `what`: "log" or "proof"."""
+    """Server asks, agent answers with the same id. `what`: "log"; "proof"; or "keys", which is answered once the gateway admits
+    just the keys that `workload` is the digest of."""
 
     id: int
     what: str
@@ -130,6 +134,12 @@ class Answer(msgspec.Struct, frozen=True, tag=True):
 
 FromAgent = Hello | Report | Answer
 FromServer = Assignment | ReportAck | Ask
+
+
+def digest_keys(keys: Iterable[str]) -> str:
+    """Names a set of keys without telling them."""
+    return hashlib.sha256("\n".join(sorted(keys)).encode()).hexdigest()
+
 
 encode = msgspec.msgpack.Encoder().encode
 decode_from_agent = msgspec.msgpack.Decoder(FromAgent).decode
