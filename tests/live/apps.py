@@ -86,6 +86,22 @@ async def app(scope, receive, send):
 """
 )
 
+#: with the file there, ends by itself shortly after it began to serve
+DYING = (
+    _HEAD
+    + """
+async def app(scope, receive, send):
+    if scope["type"] == "lifespan":
+        await receive()
+        if os.path.exists(os.environ["DIE_WHEN"]):
+            asyncio.get_running_loop().call_later(0.1, os._exit, 5)
+        await send({"type": "lifespan.startup.complete"})
+        await receive()
+        return await send({"type": "lifespan.shutdown.complete"})
+    await answer(send, 200, "alive")
+"""
+)
+
 THREADED = (
     _HEAD
     + """

@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from apps import FAILING, MANY, PHASED, THREADED, Load, deploy, write_app
+from apps import DYING, FAILING, MANY, PHASED, THREADED, Load, deploy, write_app
 from steelyard_cluster import Cluster, wait_until
 
 EMBEDDINGS = Path(__file__).resolve().parents[2] / "examples" / "embeddings" / "app.py"
@@ -80,6 +80,16 @@ def test_a_failed_start_answers_those_who_wait_and_the_next_ones(shared: Cluster
     switch.unlink()
     wait_until(lambda: call(shared, "/flaky/") == 200, 20, "it to serve again after its backoff")
     shared.ok("delete", "flaky")
+
+
+def test_replicas_that_die_by_themselves_are_started_ever_less_often(shared: Cluster) -> None:
+    switch = shared.folder / "die-now"
+    switch.touch()
+    deploy(shared, "dying", DYING, "--env", f"DIE_WHEN={switch}", "--min-replicas", "1")
+    wait_until(lambda: shared.function("dying")["reason"] == "crash-loop", 10, "the crash loop to be named")
+    switch.unlink()
+    wait_until(lambda: shared.function("dying")["replicas"] == 1 and call(shared, "/dying/") == 200, 20, "it to live again")
+    shared.ok("delete", "dying")
 
 
 def test_a_start_that_takes_too_long_is_refused_at_its_deadline(shared: Cluster) -> None:

@@ -216,6 +216,24 @@ def test_agent_killed_at_each_step_of_a_start(cluster: Cluster, step: str) -> No
     assert ran == 1 if ended["state"] == "SUCCEEDED" else ran <= 1, (ran, ended)
 
 
+def test_callers_of_a_sleeping_function_wait_for_the_spawner(cluster: Cluster) -> None:
+    deploy(cluster, "asleep", MANY, "--idle-timeout", "300ms")
+    cluster.wait_function("asleep", "SLEEPING")
+    results: list[int] = []
+    caller = threading.Thread(target=lambda: results.append(call(cluster, "asleep")))
+    os.kill(cluster.pid("up"), signal.SIGSTOP)  # nobody restarts it yet
+    try:
+        pid = cluster.kill("spawner")
+        caller.start()
+        caller.join(0.5)
+        assert not results
+    finally:
+        os.kill(cluster.pid("up"), signal.SIGCONT)
+    cluster.wait_replaced("spawner", pid)
+    caller.join(30)
+    assert results == [200]
+
+
 def test_killed_spawner_leaves_work_alive_and_starts_again(cluster: Cluster) -> None:
     starts = cluster.folder / "starts"
     starts.touch()

@@ -12,7 +12,7 @@ import hashlib
 import logging
 import os
 import socket
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Coroutine
 from pathlib import Path
 
 from steelyard.agent.code import ensure_code
@@ -85,10 +85,21 @@ class FunctionHost:
         self._failure = None
         self._restart_task(self._roll_out(function))
 
-    def _restart_task(self, work: Awaitable[None]) -> None:
-        if self._task is not None:
-            self._task.cancel()
-        self._task = asyncio.ensure_future(work)
+    def _restart_task(self, work: Coroutine[None, None, None]) -> None:
+        self._task = asyncio.ensure_future(self._follow(self._task, work))
+
+    async def _follow(self, earlier: asyncio.Task[None] | None, work: Coroutine[None, None, None]) -> None:
+        """One at a time. An earlier roll-out is broken off, unless Envoy is being told just now: then it may finish, since what
+        Envoy routes to must not be closed."""
+        try:
+            if earlier is not None and not earlier.done():
+                if self._coming is None:
+                    earlier.cancel()
+                await asyncio.wait({earlier})
+        except asyncio.CancelledError:
+            work.close()
+            raise
+        await work
 
     @property
     def gone(self) -> bool:
@@ -177,11 +188,16 @@ class FunctionHost:
             raise RolloutFailed(Reason.READINESS_FAILED, detail + self._log_tail())
 
     async def _until_serving(self, host: RevisionHost, count: int) -> None:
-        async with asyncio.timeout(host.function.spec.startup_deadline_s):
-            while sum(replica.page.state == SERVING for replica in host.replicas.values()) < count:
-                if host.failure is not None:
-                    raise RolloutFailed(*host.failure)
-                await asyncio.sleep(POLL_S)
+        deadline_s = host.function.spec.startup_deadline_s
+        try:
+            async with asyncio.timeout(deadline_s):
+                while sum(replica.page.state == SERVING for replica in host.replicas.values()) < count:
+                    if host.failure is not None:
+                        raise RolloutFailed(*host.failure)
+                    await asyncio.sleep(POLL_S)
+        except TimeoutError as err:
+            text = f"Its {count} replicas did not serve within its startup deadline of {deadline_s:g} s."
+            raise RolloutFailed(Reason.STARTUP_DEADLINE, text + self._log_tail()) from err
 
     async def _take_over(self, host: RevisionHost) -> None:
         host.arm()

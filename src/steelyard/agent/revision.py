@@ -8,6 +8,7 @@ to refuse those that wait when a start has failed.
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import logging
 import os
 import signal
@@ -21,7 +22,7 @@ from steelyard.agent.identity import choose_ids, make_env
 from steelyard.agent.replica import FAILED, SERVING, Replica, Slot, make_slot
 from steelyard.agent.starter import start_plain
 from steelyard.agent.template import TemplateKeeper
-from steelyard.errors import SteelyardError
+from steelyard.errors import SteelyardError, Unreachable
 from steelyard.model.coldstart import ColdStart, Road
 from steelyard.model.ids import WorkloadId
 from steelyard.model.reason import Reason
@@ -37,6 +38,8 @@ log = logging.getLogger(__name__)
 FAILURE_BACKOFF_MIN_S, FAILURE_BACKOFF_MAX_S = 0.5, 30.0
 #: the next slot is made this long after a wake, when the replica has had both cores for its first answer
 SLOT_DELAY_S = 0.03
+#: how soon to look again when the spawner is away
+SPAWNER_WAIT_S = 0.1
 
 
 class RevisionHost:
@@ -109,10 +112,28 @@ class RevisionHost:
     # -- starting
 
     def _begin(self, seen_ns: int, woken: bool) -> None:
-        self._spawn_task(self._start(seen_ns, woken))
+        self._spawn_task(self._try_start(seen_ns, woken))
+
+    async def _try_start(self, seen_ns: int, woken: bool) -> None:
+        with contextlib.suppress(SteelyardError, OSError):  # `_no_slot` has seen to those who wait
+            await self._start(seen_ns, woken)
+
+    def _no_slot(self, err: Exception) -> None:
+        """Nothing could even be prepared. While the spawner is away callers wait for it; a full disk is told to them."""
+        log.warning("%s: no slot: %s", self.name, err)
+        if isinstance(err, Unreachable):
+            asyncio.get_running_loop().call_later(SPAWNER_WAIT_S, self.arm)
+            return
+        self._count_failure(Reason.START_FAILED, getattr(err, "public", str(err)))
 
     async def _start(self, seen_ns: int, woken: bool, listener: socket.socket | None = None) -> Replica:
-        slot = self._take_slot()
+        try:
+            if not self.edges.spawner.connected:
+                raise Unreachable("The spawner is away; nobody would record the replica's end.", code="spawner-unreachable")
+            slot = self._take_slot()
+        except (SteelyardError, OSError) as err:
+            self._no_slot(err)
+            raise
         replica = Replica(slot.workload, slot.page, Road.TEMPLATE, Reason.TEMPLATE_READY, seen_ns, seen_ns, woken)
         replica.trial = listener is not None
         self.replicas[slot.workload] = replica
@@ -176,9 +197,13 @@ class RevisionHost:
         log.warning("%s: %s failed: %s", self.name, replica.workload, detail)
         replica.retiring = True
         self._remove(replica)
-        self.failure = (reason, detail)
         if replica.trial:
+            self.failure = (reason, detail)
             return
+        self._count_failure(reason, detail)
+
+    def _count_failure(self, reason: Reason, detail: str) -> None:
+        self.failure = (reason, detail)
         backoff_s = min(FAILURE_BACKOFF_MAX_S, FAILURE_BACKOFF_MIN_S * 2**self._failures)
         self._failures += 1
         self._refuse_until_ns = self.edges.clock.mono_ns() + round(backoff_s * 1e9)
@@ -197,7 +222,8 @@ class RevisionHost:
 
     def tick(self) -> bool:
         """One look at queue and replicas; False when nothing here needs a next one."""
-        if self._closed or (self._armed and not self.replicas):
+        may_sleep = self.draining or self.function.spec.replicas_min == 0
+        if self._closed or (self._armed and not self.replicas and may_sleep):
             return False
         now_ns = self.edges.clock.mono_ns()
         for replica in list(self.replicas.values()):
@@ -205,7 +231,7 @@ class RevisionHost:
         if not self.opened:
             return True
         self.queued = self.edges.queue.length(self.listener.fileno()) or 0
-        if not self.live and (self.draining or self.function.spec.replicas_min == 0 or now_ns < self._refuse_until_ns):
+        if not self.live and (may_sleep or now_ns < self._refuse_until_ns):
             self.arm()
             return bool(self.replicas) or now_ns < self._refuse_until_ns
         seen = ReplicasSeen(
@@ -216,6 +242,8 @@ class RevisionHost:
         )
         decision = decide_replicas(now_ns, self.function.spec, seen)
         self._backlog_since_ns = decision.backlog_since_ns
+        if decision.start:
+            self._disarm()  # a minimum is started again after a backoff in which only refusals were given
         for _ in range(decision.start):
             self._begin(now_ns, woken=False)
         for name in decision.retire:
@@ -270,7 +298,11 @@ class RevisionHost:
         if replica is None:
             return False
         self._look(replica)
-        served, retiring = replica.served, replica.retiring
+        served, retiring, trial = replica.served, replica.retiring, replica.trial
+        if not retiring and not trial and served and replica.page.accepted == 0:
+            # No request did this: it would die again at once, and again.
+            self._failed(replica, Reason.CRASH_LOOP, "It ended by itself before any request reached it.")
+            return True
         if not served and not retiring:
             how = f"signal {exited.signal}" if exited.signal else f"exit code {exited.exit_code}"
             self._failed(replica, Reason.START_FAILED, replica.page.error or f"It ended before it served ({how}).")
