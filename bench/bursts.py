@@ -144,8 +144,8 @@ def measure_takeover(say: Say, quick: bool) -> list[Figure]:
     }
     what = (
         "180 requests at once to a sleeping function, 120 more within 0.7 s (200 may wait for two replicas), 50 ms each. "
-        "The platform adds the second replica by itself; the ideal counts one replica until it serves and both from then on, without "
-        "any cost of waking, connecting or moving bytes."
+        "The platform adds the second replica by itself; the ideal counts one replica until it serves and both from then on, "
+        "without any cost of waking, connecting or moving bytes."
     )
     held = ratio <= 1.1 and min(shares) > 0.2 and most <= concurrency
     return [

@@ -79,7 +79,7 @@ def _figure(name: str, way: str, results: dict[tuple[str, str], list[float]]) ->
         f"platform tax, {NAMES[name]}, {words}",
         ratio,
         "x the shell",
-        f">= {goal} x",
+        f">= {goal} x within the interval",
         high >= goal,
         detail,
         more,
