@@ -180,7 +180,7 @@ def test_posts_around_the_idle_moment_are_neither_lost_nor_done_twice(shared: Cl
     done = Counter(effects.read_text().split())
     assert {status for _, status in results} == {200}
     assert all(done[name] == 1 for name, _ in results)
-    assert len(rows_of(shared, "idles")) > 5, "it did fall asleep in between"
+    assert len(rows_of(shared, "idles")) > 1, "it did fall asleep in between"
     shared.ok("delete", "idles")
 
 

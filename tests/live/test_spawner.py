@@ -51,6 +51,8 @@ print(json.dumps(dict(status=status, fds=fds, sid=os.getsid(0), pid=os.getpid(),
     umask=os.umask(0), nofile=resource.getrlimit(resource.RLIMIT_NOFILE), core=resource.getrlimit(resource.RLIMIT_CORE),
     affinity=sorted(os.sched_getaffinity(0)), cgroup=open("/proc/self/cgroup").read())))
 """
+#: signals 32 and 33 belong to glibc: its posix_spawn (make uses it) leaves them ignored, and its sigaction refuses to change them
+GLIBC_OWN = 1 << 31 | 1 << 32
 PORTRAIT = ("/usr/bin/python3", "-I", "-S", "-c", SELF_PORTRAIT)
 
 # what is written about an end
@@ -155,7 +157,7 @@ def test_a_workload_is_a_plain_unprivileged_process_of_its_own() -> None:
         assert status["NoNewPrivs"] == "1"
         assert int(status["SigBlk"], 16) == 0
         # Python itself ignores SIGPIPE (13) and SIGXFSZ (25); nothing else may be ignored
-        assert int(status["SigIgn"], 16) & ~(1 << 12 | 1 << 24) == 0
+        assert int(status["SigIgn"], 16) & ~(1 << 12 | 1 << 24 | GLIBC_OWN) == 0
         assert seen["fds"]["0"] == "/dev/null"
         assert seen["fds"]["1"] == str(rig.workloads / W / "stdout")
         assert seen["fds"]["2"] == str(rig.workloads / W / "stderr")
@@ -172,7 +174,7 @@ def test_ignored_signals_are_not_inherited() -> None:
     async def script(rig: Rig) -> None:
         await rig.run(rig.make_runtime(), W, "sh", "-c", "grep SigIgn /proc/self/status")
         await rig.next_exit()
-        assert int(read_log(rig, W).split()[1], 16) == 0
+        assert int(read_log(rig, W).split()[1], 16) & ~GLIBC_OWN == 0
 
     play(script)
 

@@ -18,6 +18,7 @@ from pathlib import Path
 from steelyard.agent.code import ensure_code
 from steelyard.agent.edges import Edges
 from steelyard.agent.identity import choose_ids, explain_start
+from steelyard.agent.ledger import Ledger
 from steelyard.agent.readiness import POLL_S, ask_ready, make_listener
 from steelyard.agent.replica import FAILED, SERVING
 from steelyard.agent.revision import RevisionHost
@@ -54,11 +55,11 @@ class FunctionHost:
         on_coldstart: Callable[[ColdStart], None],
         on_awake: Callable[[], None],
         apply_routes: Callable[[], Awaitable[None]],
-        remember: Callable[[FunctionName, AssignedFunction | None], None],
+        ledger: Ledger,
     ) -> None:
         self._edges, self.name = edges, name
         self._on_change, self._on_coldstart, self._on_awake = on_change, on_coldstart, on_awake
-        self._apply_routes, self._remember = apply_routes, remember
+        self._apply_routes, self._ledger = apply_routes, ledger
         self.newest: AssignedFunction | None = None
         self.routed: RevisionHost | None = None
         self.draining: list[tuple[RevisionHost, int]] = []
@@ -201,22 +202,35 @@ class FunctionHost:
 
     async def _take_over(self, host: RevisionHost) -> None:
         host.arm()
+        old = self.routed
+        # On disk first: it is ready, so an agent that comes after us goes on to it rather than back. The other way round, that
+        # agent would end what Envoy may be sending requests to by now.
+        self._note_move(old, host)
         self._coming = host
         try:
             await self._apply_routes()
+        except Exception:
+            self._note_move(host, old)
+            raise
         finally:
             self._coming = None
         # Only now: whoever is told that it is routed must find it there.
-        old, self.routed = self.routed, host
-        self._remember(self.name, host.function)
+        self.routed = host
         self._failure = None
-        self._drain(old)
-
-    def _drain(self, old: RevisionHost | None) -> None:
         if old is not None:
-            old.draining = True
-            self.draining.append((old, self._edges.clock.mono_ns()))
-            self._on_awake()
+            self._drain(old)
+
+    def _note_move(self, source: RevisionHost | None, target: RevisionHost | None) -> None:
+        if source is not None:
+            self._ledger.set_draining(source.function, True)
+        self._ledger.set_routed(self.name, target.function if target is not None else None)
+        if target is not None:
+            self._ledger.set_draining(target.function, False)
+
+    def _drain(self, old: RevisionHost) -> None:
+        old.draining = True
+        self.draining.append((old, self._edges.clock.mono_ns()))
+        self._on_awake()
 
     async def _delete(self) -> None:
         old, self.routed = self.routed, None
@@ -227,11 +241,13 @@ class FunctionHost:
             await self._apply_routes()
         except SteelyardError as err:
             log.warning("%s: Envoy did not drop its route yet: %s", self.name, err)
-        self._remember(self.name, None)
-        self._drain(old)
+        self._note_move(old, None)
+        if old is not None:
+            self._drain(old)
 
     def _close(self, host: RevisionHost) -> None:
         host.close()
+        self._ledger.set_draining(host.function, False)
         self._edges.spawner.drop_socket(socket_name(host.function))
         socket_path(self._edges, host.function).unlink(missing_ok=True)
 
@@ -317,6 +333,13 @@ class FunctionHost:
         self.newest = function
         self.routed = await self.make_host(function, held)
         return self.routed
+
+    async def adopt_draining(self, function: AssignedFunction, held: int | None) -> RevisionHost:
+        """Let a revision that an earlier agent drained finish what it holds."""
+        host = await self.make_host(function, held)
+        host.opened = True
+        self._drain(host)
+        return host
 
     def close(self) -> None:
         """The agent ends; workloads stay."""

@@ -8,7 +8,7 @@ import os
 from collections.abc import Callable, Iterable
 
 from steelyard.agent.edges import Edges
-from steelyard.agent.function import FunctionHost, socket_name
+from steelyard.agent.function import FunctionHost, socket_name, socket_path
 from steelyard.agent.ledger import Ledger
 from steelyard.agent.memory import TemplateUse, choose_evictions, choose_return
 from steelyard.agent.replica import KIND as REPLICA
@@ -53,7 +53,7 @@ class FunctionKeeper:
             on_coldstart=self._on_coldstart,
             on_awake=self._wake_ticker,
             apply_routes=self.apply_routes,
-            remember=self._ledger.set_routed,
+            ledger=self._ledger,
         )
         self._hosts[name] = host
         return host
@@ -139,12 +139,17 @@ class FunctionKeeper:
                 )
             except (SteelyardError, OSError) as err:
                 log.error("%s could not be taken over: %s", name, err)
+        await self._adopt_draining(held, revisions)
         for name, fd in held.items():
             self._edges.spawner.drop_socket(name)
             os.close(fd)
         for item in found:
             await self._adopt_workload(item, revisions)
+        self._remove_sockets([*revisions.values()])
         for revision in revisions.values():
+            if revision.draining:
+                revision.arm()
+                continue
             if revision.template is not None and revision.template.workload is None:
                 revision.template.rebuild()
             revision.start_min()
@@ -153,6 +158,27 @@ class FunctionKeeper:
             await self.apply_routes()
         except SteelyardError as err:
             log.warning("Envoy did not take what is routed yet: %s", err)
+
+    async def _adopt_draining(self, held: dict[str, int], revisions: dict[str, RevisionHost]) -> None:
+        for function in self._ledger.draining:
+            key = socket_name(function)
+            if key in revisions:
+                continue  # the agent before us was killed while it noted the move: it is routed
+            host = self._hosts.get(function.name) or self._make_host(function.name)
+            try:
+                revisions[key] = await host.adopt_draining(function, held.pop(key, None))
+            except (SteelyardError, OSError) as err:
+                log.error("%s: its requests are lost: %s", key, err)
+                self._ledger.set_draining(function, False)
+
+    def _remove_sockets(self, revisions: list[RevisionHost]) -> None:
+        """Of revisions, trials and templates that ended with nobody there to remove them."""
+        paths = self._edges.paths
+        kept = {socket_path(self._edges, revision.function) for revision in revisions}
+        kept |= {revision.template.socket for revision in revisions if revision.template is not None}
+        for path in [*paths.function_sockets.iterdir(), *paths.template_sockets.iterdir()]:
+            if path not in kept:
+                path.unlink(missing_ok=True)
 
     async def _adopt_workload(self, item: Adopted, revisions: dict[str, RevisionHost]) -> None:
         stem = item.workload.removeprefix("tmpl.").rsplit(".", 1)[0]

@@ -119,7 +119,9 @@ class JobKeeper:
         state.phase, state.ended_at = "ended", exited.ended_at
         state.exit_code, state.signum = exited.exit_code, exited.signal
         state.peak_memory_bytes = reading.memory_peak_bytes or exited.peak_rss_bytes
-        if exited.signal is None:
+        if exited.signal is None and exited.exit_code is None:
+            state.reason, state.detail = Reason.EXIT_UNKNOWN, "It ended unseen; its exit code is lost."
+        elif exited.signal is None:
             state.reason = Reason.EXITED if exited.exit_code == 0 else Reason.EXITED_NONZERO
         elif reading.oom_kills:
             limit = state.plan.memory_bytes

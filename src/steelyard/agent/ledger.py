@@ -1,4 +1,5 @@
-"""What must the agent still know after a kill -9? The newest assignment and, per function, the revision that Envoy routes to.
+"""What must the agent still know after a kill -9? The newest assignment and, per function, the revision that Envoy routes to;
+and the earlier revisions that still hold requests.
 
 One file each, written whole by temp + fsync + rename. Intents, handles and exits are `runtime.records`' business.
 A damaged file stops the agent with its name: guessing here could start a job twice.
@@ -20,6 +21,7 @@ T = TypeVar("T")
 
 ASSIGNMENT = "assignment.json"
 ROUTED = "routed.json"
+DRAINING = "draining.json"
 
 
 class Ledger:
@@ -29,6 +31,7 @@ class Ledger:
         self._folder = folder
         self.assignment = _load(folder / ASSIGNMENT, Assignment, Assignment(epoch=0, generation=0))
         self.routed: dict[FunctionName, AssignedFunction] = _load(folder / ROUTED, dict[FunctionName, AssignedFunction], {})
+        self.draining: tuple[AssignedFunction, ...] = _load(folder / DRAINING, tuple[AssignedFunction, ...], ())
 
     def accept(self, assignment: Assignment) -> bool:
         """Keep a newer assignment (fsynced). False for one older than what is already here: it must not be acted on."""
@@ -49,6 +52,14 @@ class Ledger:
         if routed != self.routed:
             write_file(self._folder / ROUTED, msgspec.json.encode(routed))
             self.routed = routed
+
+    def set_draining(self, function: AssignedFunction, holds: bool) -> None:
+        """Remember (or forget) that a revision without new traffic still holds requests, which must not be cut."""
+        others = tuple(each for each in self.draining if (each.name, each.revision) != (function.name, function.revision))
+        draining = (*others, function) if holds else others
+        if draining != self.draining:
+            write_file(self._folder / DRAINING, msgspec.json.encode(draining))
+            self.draining = draining
 
 
 def _load(path: Path, kind: type[T], default: T) -> T:

@@ -333,6 +333,8 @@ class RevisionHost:
         if found.handle is not None:
             replica.pid, replica.start_time = found.handle.pid, found.handle.start_time
         self.replicas[found.workload] = replica
+        # how long it had been starting already is not known: it gets the whole time
+        asyncio.get_running_loop().call_later(self.function.spec.startup_deadline_s, self._check_deadline, replica)
 
     def close(self) -> None:
         """The revision is gone: everything of it ends, nothing of it stays."""

@@ -58,6 +58,11 @@ class TemplateKeeper:
         return self.reason is Reason.TEMPLATE_READY and self._client is not None
 
     @property
+    def socket(self) -> Path | None:
+        """Where it listens for its agent, while it lives."""
+        return self._socket_path(self.workload) if self.workload is not None else None
+
+    @property
     def rss(self) -> int:
         return (rss_bytes(self.pid) or 0) if self.pid is not None else 0
 
@@ -202,6 +207,7 @@ class TemplateKeeper:
         if self._task is not None:
             self._task.cancel()
         self._end()
+        self._forget()  # nobody passes its exit on to us any more
 
     def kill(self) -> None:
         """End it without waiting for its exit record (there may be nobody to write one), and build another."""
