@@ -210,7 +210,9 @@ class FunctionHost:
         try:
             await self._apply_routes()
         except Exception:
-            self._note_move(host, old)
+            self._ledger.set_routed(self.name, old.function if old is not None else None)
+            if old is not None:
+                self._ledger.set_draining(old.function, False)
             raise
         finally:
             self._coming = None
@@ -224,8 +226,6 @@ class FunctionHost:
         if source is not None:
             self._ledger.set_draining(source.function, True)
         self._ledger.set_routed(self.name, target.function if target is not None else None)
-        if target is not None:
-            self._ledger.set_draining(target.function, False)
 
     def _drain(self, old: RevisionHost) -> None:
         old.draining = True

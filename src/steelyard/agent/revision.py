@@ -280,9 +280,10 @@ class RevisionHost:
                 self._retire(replica)
 
     def start_min(self) -> None:
-        """Open for traffic: start the replicas that `replicas_min` asks for (the tick keeps them), else watch the socket."""
+        """Open for traffic: start the replicas that `replicas_min` asks for (the tick keeps them), else watch the socket. A
+        revision that drains starts none but for those who wait."""
         self.opened = True
-        missing = self.function.spec.replicas_min - len(self.live)
+        missing = 0 if self.draining else self.function.spec.replicas_min - len(self.live)
         for _ in range(missing):
             self._begin(self.edges.clock.mono_ns(), woken=False)
         if missing <= 0:
