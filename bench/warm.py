@@ -1,7 +1,7 @@
-"""What does the gateway add to a request of a function that is awake? Ours against a bare Envoy before the same server.
+"""What does the gateway cost a warm request? Ours beside a bare Envoy (same binary, one worker) before the same replica.
 
-Ours: Envoy with routes, keys and the runner (private function, with a key). Bare: the same Envoy binary, one worker, one route, and
-the same app under the same uvicorn. The load comes from `wrk` where it is installed, else from `bench.load`.
+The bare one has one route and no filter but the router; ours checks a key, finds the function, stamps and strips headers. Load by
+`wrk` where it is installed, else by bench/load.py (slower, and then a larger part of what is measured).
 """
 
 from __future__ import annotations
@@ -9,158 +9,139 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import json
+import os
 import re
 import shutil
 import statistics
 import subprocess
-import sys
-from collections.abc import Iterator
-from dataclasses import dataclass
+import time
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
-from bench.figures import Figure, ratio_of_pairs
-from bench.installation import Installation, cpu_s, free_port
-from bench.load import Target, request_once, run_connections
-from bench.peers import free_folder
-from bench.session import EXAMPLES, Session, end, wait_until
+from bench.figures import Figure, percentile, ratio_of_pairs
+from bench.installation import EXAMPLES, Installation, free_port, installation
+from bench.load import Target, run_connections
+from bench.peers import wait_listening
+from steelyard.config import make_paths
 from steelyard.gateway.envoy import envoy_binary
 
-CONNECTIONS = (1, 16)
-SECONDS = 2
-UNITS_MS = {"us": 0.001, "ms": 1.0, "s": 1000.0}
+ENVOY = "type.googleapis.com/envoy.extensions.filters."
 
 
-@dataclass(frozen=True)
-class Load:
-    """One burst of load on one side."""
-
-    p50_ms: float
-    per_s: float
-    envoy_us: float
-
-
-def measure_warm(session: Session) -> list[Figure]:
-    rounds = session.rounds(10, 2)
-    seen: dict[tuple[str, int], list[Load]] = {}
-    with Installation() as place, _bare(place.folder) as (bare, bare_pid):
-        place.deploy(EXAMPLES / "hello" / "app.py", "hello", "--min-replicas", "1", "--concurrency", "64")
-        key = place.cli("keys", "create", "bench").strip()
-        ours = place.target("hello", headers=(("authorization", f"Bearer {key}"),))
-        sides = {"ours": (ours, place.pid("envoy")), "bare": (bare, bare_pid)}
-        for target, _ in sides.values():
-            wait_until(lambda target=target: asyncio.run(request_once(target)).status == 200, 30, f"{target} to answer")
-        for at in range(rounds):
-            session.say(f"warm: round {at} of {rounds}")
-            for connections in CONNECTIONS:
-                # who is first takes turns
-                for side in ("ours", "bare") if at % 2 else ("bare", "ours"):
-                    target, pid = sides[side]
-                    seen.setdefault((side, connections), []).append(_load(target, connections, pid))
-    figures: list[Figure] = []
-    for connections in CONNECTIONS:
-        figures += _figures(connections, seen["ours", connections], seen["bare", connections])
-    return figures
+def measure_warm(say: Callable[[str], None], quick: bool) -> list[Figure]:
+    """Pairs of short runs in turns, with 1 and 16 connections."""
+    pairs, seconds = (2, 1) if quick else (9, 3)
+    with installation() as steelyard:
+        options = ("--min-replicas", "1", "--concurrency", "64", "--idle-timeout", "10m")
+        steelyard.deploy(EXAMPLES / "hello" / "app.py", "hello", *options)
+        key = steelyard.cli("keys", "create", "bench").split()[-1]
+        headers = (("authorization", f"Bearer {key}"),)
+        with _bare_envoy(steelyard) as (port, pid):
+            targets = {
+                "ours": Target(path="/hello/", port=steelyard.gateway_port, headers=headers),
+                "bare": Target(path="/", port=port, headers=headers),
+            }
+            pids = {"ours": int(steelyard.programs()["envoy"]["pid"]), "bare": pid}
+            seen: dict[tuple[str, int], list[tuple[float, float, float]]] = {}
+            for at in range(pairs + 1):
+                say(f"pair {at}/{pairs}")
+                for connections in (1, 16):
+                    # who goes first changes, so that neither always meets the warmer machine
+                    for name in sorted(targets, reverse=bool(at % 2)):
+                        before = cpu_seconds(pids[name])
+                        rate, p50_s = _load(targets[name], connections, seconds)
+                        cpu_us = (cpu_seconds(pids[name]) - before) * 1e6 / (rate * seconds)
+                        if at:  # the first round warms all up
+                            seen.setdefault((name, connections), []).append((rate, p50_s, cpu_us))
+    return [_figure(seen, connections) for connections in (1, 16)]
 
 
-def _figures(connections: int, ours: list[Load], bare: list[Load]) -> list[Figure]:
-    slower = ratio_of_pairs([load.p50_ms for load in ours], [load.p50_ms for load in bare])
-    through = ratio_of_pairs([load.per_s for load in ours], [load.per_s for load in bare])
+def _figure(seen: dict[tuple[str, int], list[tuple[float, float, float]]], connections: int) -> Figure:
+    ours, bare = seen["ours", connections], seen["bare", connections]
+    slower, slow_low, slow_high = ratio_of_pairs([each[1] for each in ours], [each[1] for each in bare])
+    share, low, high = ratio_of_pairs([each[0] for each in ours], [each[0] for each in bare])
     more = {
-        "ours, p50 ms": statistics.median(load.p50_ms for load in ours),
-        "bare Envoy, p50 ms": statistics.median(load.p50_ms for load in bare),
-        "ours, requests/s": statistics.median(load.per_s for load in ours),
-        "bare Envoy, requests/s": statistics.median(load.per_s for load in bare),
-        "ours, Envoy CPU us per request": statistics.median(load.envoy_us for load in ours),
-        "bare Envoy, CPU us per request": statistics.median(load.envoy_us for load in bare),
+        "p50 ours (us)": statistics.median(each[1] for each in ours) * 1e6,
+        "p50 bare Envoy (us)": statistics.median(each[1] for each in bare) * 1e6,
+        "p50 ratio, low": slow_low,
+        "p50 ratio, high": slow_high,
+        "throughput ours (1/s)": statistics.median(each[0] for each in ours),
+        "throughput bare Envoy (1/s)": statistics.median(each[0] for each in bare),
+        "throughput ratio": share,
+        "throughput ratio, low": low,
+        "throughput ratio, high": high,
+        "Envoy CPU a request, ours (us)": statistics.median(each[2] for each in ours),
+        "Envoy CPU a request, bare (us)": statistics.median(each[2] for each in bare),
     }
-    detail = (
-        f"A private function with its key, through the gateway, against a bare Envoy of the same version with one worker before the "
-        f"same app under uvicorn on a Unix socket; {connections} connection{'s' if connections > 1 else ''} kept alive, "
-        f"{len(ours)} rounds of {SECONDS} s in turns, load by {'wrk' if shutil.which('wrk') else 'an asyncio client'} on the same machine."
+    word = "connection" if connections == 1 else "connections"
+    return Figure(
+        f"warm {connections}",
+        f"warm request through the gateway, {connections} {word}, p50 beside bare Envoy (throughput {share:.3f} x)",
+        slower,
+        "x",
+        "p50 <= 1.25 x, throughput >= 0.9 x bare Envoy",
+        slower <= 1.25 and share >= 0.9,
+        f"Private function with a key; both before the same socket of one replica, {len(ours)} pairs in turns.",
+        more,
     )
-    what = f"warm request, {connections} connection{'s' if connections > 1 else ''}"
-    return [
-        Figure(f"warm_p50_{connections}", f"{what}: p50 against bare Envoy", slower[0], "x", "<= 1.25 x", slower[0] <= 1.25, detail,
-               more | {"ratio, 95 % from": slower[1], "ratio, 95 % to": slower[2]}),
-        Figure(f"warm_throughput_{connections}", f"{what}: throughput against bare Envoy", through[0], "x", ">= 0.9 x",
-               through[0] >= 0.9, "Of the same rounds.", {"ratio, 95 % from": through[1], "ratio, 95 % to": through[2]}),
-    ]  # fmt: skip
 
 
-def _load(target: Target, connections: int, envoy_pid: int) -> Load:
-    before_s = cpu_s(envoy_pid)
-    if shutil.which("wrk"):
-        p50_ms, per_s, count = _wrk(target, connections)
-    else:
-        latencies = asyncio.run(run_connections(target, connections, SECONDS))
-        p50_ms, count = statistics.median(latencies) * 1000, len(latencies)
-        per_s = count / SECONDS
-    return Load(p50_ms, per_s, (cpu_s(envoy_pid) - before_s) * 1e6 / count)
+def _load(target: Target, connections: int, seconds: int) -> tuple[float, float]:
+    """(requests a second, median latency in s)"""
+    if shutil.which("wrk") is None:
+        latencies = asyncio.run(run_connections(target, connections, seconds))
+        return len(latencies) / seconds, percentile(latencies, 0.5)
+    headers = [word for name, value in target.headers for word in ("-H", f"{name}: {value}")]
+    url = f"http://127.0.0.1:{target.port}{target.path}"
+    command = ["wrk", "-t1", f"-c{connections}", f"-d{seconds}s", "--latency", *headers, url]
+    said = subprocess.run(command, capture_output=True, text=True, timeout=seconds + 30, check=True).stdout
+    if "Non-2xx" in said or "Socket errors" in said:
+        raise RuntimeError(said)
+    rate = re.search(r"Requests/sec:\s+([\d.]+)", said)
+    median = re.search(r"50%\s+([\d.]+)(us|ms|s)\b", said)
+    assert rate and median
+    return float(rate[1]), float(median[1]) * {"us": 1e-6, "ms": 1e-3, "s": 1.0}[median[2]]
 
 
-def _wrk(target: Target, connections: int) -> tuple[float, float, int]:
-    argv = ["wrk", "-t1", f"-c{connections}", f"-d{SECONDS}s", "--latency"]
-    for name, value in target.headers:
-        argv += ["-H", f"{name}: {value}"]
-    argv.append(f"http://127.0.0.1:{target.port}{target.path}")
-    text = subprocess.run(argv, capture_output=True, text=True, timeout=SECONDS + 30, check=True).stdout
-    if "Non-2xx" in text or "Socket errors" in text:
-        raise RuntimeError(f"not every request was answered with 200:\n{text}")
-    p50 = re.search(r"50%\s+([\d.]+)(us|ms|s)", text)
-    per_s = re.search(r"Requests/sec:\s+([\d.]+)", text)
-    count = re.search(r"(\d+) requests in", text)
-    if p50 is None or per_s is None or count is None:
-        raise RuntimeError(f"wrk said something else:\n{text}")
-    return float(p50[1]) * UNITS_MS[p50[2]], float(per_s[1]), int(count[1])
+def cpu_seconds(pid: int) -> float:
+    fields = Path(f"/proc/{pid}/stat").read_text().rsplit(")", 1)[1].split()
+    return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
 
 
 @contextlib.contextmanager
-def _bare(readable: Path) -> Iterator[tuple[Target, int]]:
-    """(target, Envoy's pid) of a bare Envoy before the hello app."""
-    folder, port = free_folder(), free_port()
-    app_socket = folder / "app.sock"
-    config = folder / "envoy.json"
-    config.write_text(json.dumps(_bare_config(app_socket, port)))
-    quiet = {"stdin": subprocess.DEVNULL, "stdout": subprocess.DEVNULL, "stderr": subprocess.DEVNULL}
-    server = [sys.executable, "-P", "-m", "uvicorn", "app:app", "--app-dir", str(EXAMPLES / "hello"), "--uds", str(app_socket)]
-    server += ["--http", "httptools", "--loop", "uvloop", "--no-access-log", "--log-level", "error", "--timeout-keep-alive", "75"]
-    envoy = [envoy_binary(), "-c", str(config), "--concurrency", "1", "--disable-hot-restart", "--log-level", "error"]
-    processes: list[subprocess.Popen[bytes]] = []
-    try:
-        processes.append(subprocess.Popen(server, cwd=readable, **quiet))
-        wait_until(app_socket.exists, 30, "uvicorn to listen")
-        processes.append(subprocess.Popen(envoy, cwd=readable, **quiet))
-        yield Target(path="/", port=port), processes[1].pid
-    finally:
-        for process in reversed(processes):
-            end(process)
-        shutil.rmtree(folder, ignore_errors=True)
-
-
-def _bare_config(app_socket: Path, port: int) -> dict[str, object]:
+def _bare_envoy(steelyard: Installation) -> Iterator[tuple[int, int]]:
+    """(port, pid) of an Envoy with nothing but a route to the function's socket."""
+    folder = make_paths(steelyard.folder / "home", dict(os.environ), os.getuid()).function_sockets
+    (socket_path,) = folder.glob("*.sock")
+    port = free_port()
     manager = {
-        "@type": "type.googleapis.com/envoy.extensions.filters.network.http_connection_manager.v3.HttpConnectionManager",
+        "@type": f"{ENVOY}network.http_connection_manager.v3.HttpConnectionManager",
         "stat_prefix": "bare",
-        "route_config": {
-            "virtual_hosts": [
-                {"name": "all", "domains": ["*"], "routes": [{"match": {"prefix": "/"}, "route": {"cluster": "app"}}]}
-            ]
-        },
-        "http_filters": [
-            {
-                "name": "envoy.filters.http.router",
-                "typed_config": {"@type": "type.googleapis.com/envoy.extensions.filters.http.router.v3.Router"},
-            }
-        ],
-    }
-    listener = {
-        "address": {"socket_address": {"address": "127.0.0.1", "port_value": port}},
-        "filter_chains": [{"filters": [{"name": "envoy.filters.network.http_connection_manager", "typed_config": manager}]}],
-    }
-    endpoint = {"endpoint": {"address": {"pipe": {"path": str(app_socket)}}}}
-    cluster = {
-        "name": "app",
-        "type": "STATIC",
-        "load_assignment": {"cluster_name": "app", "endpoints": [{"lb_endpoints": [endpoint]}]},
-    }
-    return {"static_resources": {"listeners": [listener], "clusters": [cluster]}}
+        "route_config": {"virtual_hosts": [
+            {"name": "all", "domains": ["*"], "routes": [{"match": {"prefix": "/"}, "route": {"cluster": "replica"}}]}
+        ]},
+        "http_filters": [{"name": "envoy.filters.http.router", "typed_config": {"@type": f"{ENVOY}http.router.v3.Router"}}],
+    }  # fmt: skip
+    bootstrap = {"static_resources": {
+        "listeners": [{
+            "address": {"socket_address": {"address": "127.0.0.1", "port_value": port}},
+            "filter_chains": [{"filters": [{"name": "envoy.filters.network.http_connection_manager", "typed_config": manager}]}],
+        }],
+        "clusters": [{"name": "replica", "type": "STATIC", "load_assignment": {"cluster_name": "replica", "endpoints": [
+            {"lb_endpoints": [{"endpoint": {"address": {"pipe": {"path": str(socket_path)}}}}]}
+        ]}}],
+    }}  # fmt: skip
+    config = steelyard.folder / "bare.json"
+    config.write_text(json.dumps(bootstrap))
+    child = subprocess.Popen(
+        [str(envoy_binary()), "-c", str(config), "--concurrency", "1", "--disable-hot-restart", "-l", "error"],
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.DEVNULL,
+    )
+    try:
+        wait_listening(port)
+        time.sleep(0.5)  # let its start-up work end before anything is timed
+        yield port, child.pid
+    finally:
+        child.terminate()
+        child.wait(30)
