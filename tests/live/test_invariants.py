@@ -21,7 +21,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from apps import MANY, Load, deploy
+from apps import MANY, Load, deploy, write_app
 from steelyard_cluster import Cluster, wait_until
 
 from steelyard.config import make_paths
@@ -156,6 +156,13 @@ def agent_attached(cluster: Cluster) -> bool:
     return answer.status == 200 and answer.json()["agent"] == "connected"
 
 
+def forgive_deaths(cluster: Cluster) -> None:
+    """A program that dies again and again is started ever later; a new supervisor knows nothing of the earlier deaths."""
+    cluster.kill("up")
+    cluster.up()
+    wait_until(lambda: agent_attached(cluster), 20, "the agent to be back")
+
+
 def called(cluster: Cluster, name: str) -> Callable[[], int]:
     return lambda: cluster.call(f"/{name}/pid", timeout=30).status
 
@@ -184,6 +191,23 @@ def test_before_any_fault_all_is_as_it_should_be(world: World) -> None:
     victim = next(iter(before))
     world.end(victim, 2)
     world.check(before, {victim: 2})
+
+
+def test_a_deploy_that_fails_is_tried_once_and_leaves_nothing(world: World) -> None:
+    before, cluster = world.alive(), world.cluster
+    tries = world.notes / "tries"
+    tries.touch()
+    tries.chmod(0o666)
+    app = write_app(cluster, "broken", f"open({str(tries)!r}, 'a').write('x')\nraise ValueError('no such weights')\n")
+    done = cluster.cli("deploy", f"{app}:app", "--name", "broken", "--public")
+    assert (done.returncode, b"no such weights" in done.stderr) == (2, True)
+    for _ in range(3):  # each brings the agent a new assignment that names the broken function again
+        world.end(world.submit(f"poke-{len(world.jobs)}"), 0)
+        world.wait_terminal(list(world.jobs)[-1:])
+    assert (tries.read_text(), cluster.function("broken")["state"]) == ("x", "FAILED")
+    assert not [path for kind in ("intents", "handles", "exits") for path in world.records(kind, "*broken*")]
+    cluster.ok("delete", "broken")
+    world.check(before, {})
 
 
 def test_server_is_back_in_time_with_what_ended_meanwhile(world: World) -> None:
@@ -314,12 +338,13 @@ def test_agent_killed_while_revisions_take_over(world: World) -> None:
         for number in range(4):
             text = MANY.replace("VERSION", f"take-over-{number}")
             rolling = threading.Thread(target=deploy, args=(cluster, "warm", text, "--min-replicas", "1"))
-            wait_until(lambda: agent_attached(cluster), 20, "the agent to be back")
+            forgive_deaths(cluster)
             revision = cluster.function("warm")["revision"]
             rolling.start()
             wait_until(lambda seen=revision: cluster.function("warm")["revision"] > seen, 10, "the new revision")
             threading.Event().wait(number * 0.15)  # a different step each time
             cluster.kill("agent")
+            forgive_deaths(cluster)
             rolling.join(60)
             assert cluster.function("warm")["state"] == "RUNNING", cluster.function("warm")
             assert cluster.call("/warm/pid").body.startswith(f"take-over-{number} ".encode())
@@ -346,6 +371,7 @@ def test_spawner_killed_leaves_replicas_serving_and_replaces_them_when_they_die(
     assert called(cluster, "sleepy")() == 200
     # ends of the old spawner's children are still unknown to a restarted agent, and are not taken for failures of the new one
     later = next(job for job in before if job != victim)
+    forgive_deaths(cluster)
     cluster.wait_replaced("agent", cluster.kill("agent"))
     world.end(later, 6)
     world.check({job: pid for job, pid in before.items() if job != victim}, {later: None})
@@ -362,3 +388,20 @@ def test_in_the_end_each_job_has_ended_once(world: World) -> None:
     assert world.alive() == {}
     world.check_quiet()
     world.check_history(rows)
+
+
+def test_after_the_last_delete_nothing_is_left_but_the_programs(world: World) -> None:
+    cluster = world.cluster
+    for name in FUNCTIONS:
+        cluster.ok("delete", name)
+    run = make_paths(cluster.home, dict(os.environ), os.getuid()).run
+
+    def left() -> list[str]:
+        records = [path for kind in ("intents", "handles", "exits") for path in world.records(kind)]
+        files = [path for folder in ("fn", "tmpl", "pages") for path in (run / folder).iterdir()]
+        groups = [path for path in Path("/sys/fs/cgroup").glob(f"*/steelyard-{cluster.tag}/*") if path.is_dir()]
+        return [str(path) for path in (*records, *files, *groups) if path.name != "shared"]
+
+    wait_until(lambda: not left(), 20, f"all to be gone: {left()}")
+    assert json.loads((cluster.home / "agent" / "routed.json").read_bytes()) == {}
+    assert json.loads((cluster.home / "agent" / "draining.json").read_bytes()) == []
