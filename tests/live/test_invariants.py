@@ -131,11 +131,13 @@ class World:
             row = rows.get(workload.rpartition(".")[0])
             if row is not None and row["state"] in TERMINAL:
                 found.append(f"record of {workload}, which has ended")
+        detail = {each: [kind for kind in ("intents", "handles", "exits") if self.records(kind, each)] for each in workloads}
         for name in FUNCTIONS:
             templates = [workload for workload in workloads if workload.startswith(f"tmpl.{name}.")]
             others = [workload for workload in workloads if workload.startswith(f"{name}.")]
             # one replica and one prepared slot at most
-            found += [f"templates {templates}"] * (len(templates) > 1) + [f"replicas {others}"] * (len(others) > 2)
+            found += [f"templates {templates}"] * (len(templates) > 1)
+            found += [f"replicas {[(workload, detail[workload]) for workload in others]}"] * (len(others) > 2)
         sockets = sorted(path.name for folder in ("fn", "tmpl") for path in (run / folder).iterdir())
         return found + [f"sockets {sockets}"] * (len(sockets) > 2 * len(FUNCTIONS))
 
@@ -208,6 +210,18 @@ def test_a_deploy_that_fails_is_tried_once_and_leaves_nothing(world: World) -> N
     assert not [path for kind in ("intents", "handles", "exits") for path in world.records(kind, "*broken*")]
     cluster.ok("delete", "broken")
     world.check(before, {})
+
+
+def test_a_minimum_that_is_busy_never_grows_beyond_the_maximum(world: World) -> None:
+    cluster = world.cluster
+    blocking = MANY.replace("await asyncio.sleep(", "__import__('time').sleep(")  # meanwhile connections wait in the socket
+    deploy(cluster, "lone", blocking, "--min-replicas", "1", "--max-replicas", "1", "--concurrency", "4")
+    with ThreadPoolExecutor(8) as pool:
+        answers = list(pool.map(lambda _: cluster.call("/lone/sleep/0.05"), range(24)))
+    assert {answer.status for answer in answers} == {200}
+    assert len({answer.body for answer in answers}) == 1, "the requests that waited woke a second replica"
+    assert cluster.function("lone")["replicas"] == 1
+    cluster.ok("delete", "lone")
 
 
 def test_server_is_back_in_time_with_what_ended_meanwhile(world: World) -> None:

@@ -192,7 +192,7 @@ class FunctionHost:
         deadline_s = host.function.spec.startup_deadline_s
         try:
             async with asyncio.timeout(deadline_s):
-                while sum(replica.page.state == SERVING for replica in host.replicas.values()) < count:
+                while sum(replica.state == "serving" for replica in host.live) < count:  # the trial is none of them
                     if host.failure is not None:
                         raise RolloutFailed(*host.failure)
                     await asyncio.sleep(POLL_S)

@@ -137,6 +137,8 @@ class RevisionHost:
         replica = Replica(slot.workload, slot.page, Road.TEMPLATE, Reason.TEMPLATE_READY, seen_ns, seen_ns, woken)
         replica.trial = listener is not None
         self.replicas[slot.workload] = replica
+        if not replica.trial:
+            self._disarm()  # those who wait are this one's; watching on would start more than there may be
         self._on_awake()
         loop = asyncio.get_running_loop()
         loop.call_later(self.function.spec.startup_deadline_s, self._check_deadline, replica)
