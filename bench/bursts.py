@@ -79,7 +79,7 @@ def measure_crowd(say: Say, quick: bool) -> list[Figure]:
         target = Target(path="/crowd/", port=steelyard.gateway_port)
         for at in range(rounds):
             say(f"crowd {at + 1}/{rounds}")
-            steelyard.wait_asleep("crowd")
+            steelyard.wait_asleep("crowd", wakes=at)
             results = asyncio.run(_crowd(target, 200))
             codes.update(result.status for result in results)
             slowest = max(slowest, *(result.whole_s for result in results))
@@ -116,7 +116,7 @@ def measure_takeover(say: Say, quick: bool) -> list[Figure]:
         target = Target(path="/takeover/", port=steelyard.gateway_port)
         for at in range(rounds):
             say(f"takeover {at + 1}/{rounds}")
-            steelyard.wait_asleep("takeover")
+            steelyard.wait_asleep("takeover", wakes=at)
             begin = time.monotonic()
             results = asyncio.run(_crowd(target, 180, later=120, pause_s=0.006))
             total_s = time.monotonic() - begin

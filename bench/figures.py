@@ -13,7 +13,7 @@ import msgspec
 
 
 class Figure(msgspec.Struct, frozen=True):
-    """One promised number. `held` is None where it was not measured (the detail says why)."""
+    """One promised number. `held` is None where it was not measured or noise hides it (the detail says why)."""
 
     name: str
     #: what was measured, in words
@@ -109,7 +109,9 @@ def _value(figure: Figure) -> str:
 
 
 def _held(figure: Figure) -> str:
-    return {True: "yes", False: "NO", None: "not measured"}[figure.held]
+    if figure.held is None:
+        return "not measured" if figure.value is None else "can't tell"
+    return "yes" if figure.held else "NO"
 
 
 def _number(value: float) -> str:

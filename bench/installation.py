@@ -65,16 +65,22 @@ class Installation:
     def function(self, name: str) -> Mapping[str, Any]:
         return self.api("GET", f"/v1/functions/{name}")
 
-    def wait_asleep(self, name: str, timeout_s: float = 30.0) -> None:
-        """Until it sleeps; looks every 50 ms, which leaves the machine alone in between."""
+    def wait_asleep(self, name: str, wakes: int | None = None, timeout_s: float = 30.0) -> None:
+        """Until it sleeps, and has woken `wakes` times by its ledger (right after a wake the state may still be the one before).
+        Looks every 50 ms, which leaves the machine alone in between."""
         end = time.monotonic() + timeout_s
-        while (state := self.function(name)["state"]) != "SLEEPING":
+        while True:
+            found = len(self.wakes(name)) if wakes is not None else None
+            state = self.function(name)["state"]
+            if found == wakes and state == "SLEEPING":
+                return
             if time.monotonic() > end:
-                raise RuntimeError(f"{name} is {state} after {timeout_s:g} s")
+                raise RuntimeError(f"{name} is {state} with {found} of {wakes} wakes after {timeout_s:g} s")
             time.sleep(0.05)
 
-    def coldstarts(self, name: str) -> list[Any]:
-        return json.loads(self.cli("coldstarts", name, "--json", "--limit", "1000"))
+    def wakes(self, name: str) -> list[Any]:
+        """Its ledger, the oldest first."""
+        return self.api("GET", f"/v1/coldstarts?function={name}&limit=1000")
 
     def programs(self) -> dict[str, Any]:
         return {program["name"]: program for program in json.loads(self.cli("status", "--json"))["programs"]}
@@ -95,6 +101,9 @@ def installation() -> Iterator[Installation]:
         made.up()
         yield made
     finally:
-        with contextlib.suppress(RuntimeError):
+        try:
             made.cli("down")
-        shutil.rmtree(folder, ignore_errors=True)
+        except (RuntimeError, subprocess.SubprocessError) as err:
+            print(f"not taken down, and left where it is for a look: {folder}: {err}", file=sys.stderr)
+        else:
+            shutil.rmtree(folder, ignore_errors=True)

@@ -9,6 +9,7 @@ import shutil
 import socket
 import subprocess
 import sys
+import tempfile
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -133,8 +134,10 @@ ray.shutdown()
 
 def ray_serve(port: int, rounds: int) -> list[float]:
     """Seconds of each request to a Ray Serve deployment that had scaled to zero."""
-    env = {**os.environ, "RAY_USAGE_STATS_ENABLED": "0", "RAY_DISABLE_IMPORT_WARNING": "1"}
-    done = subprocess.run([PYTHON, "-c", RAY, str(port), str(rounds)], capture_output=True, text=True, timeout=400, env=env)
+    # its session folder and its token go with the folder
+    with tempfile.TemporaryDirectory(prefix="ray") as home:
+        env = {**os.environ, "HOME": home, "RAY_TMPDIR": home, "RAY_USAGE_STATS_ENABLED": "0", "RAY_DISABLE_IMPORT_WARNING": "1"}
+        done = subprocess.run([PYTHON, "-c", RAY, str(port), str(rounds)], capture_output=True, text=True, timeout=400, env=env)
     found = [float(line.split()[1]) for line in done.stdout.splitlines() if line.startswith("wake ")]
     if not found:
         raise RuntimeError(done.stderr.strip().splitlines()[-1] if done.stderr.strip() else "Ray Serve gave no figure")
