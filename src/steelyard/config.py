@@ -96,6 +96,11 @@ class Paths(msgspec.Struct, frozen=True):
         return self.run / "pages"
 
     @property
+    def relays(self) -> Path:
+        """One folder per program behind the relay, for its private socket."""
+        return self.run / "relay"
+
+    @property
     def tag(self) -> str:
         """Eight hex digits that tell this home from others on the machine; also its cgroups' name."""
         return self.run.name

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import asyncio
 import json
+import os
+import signal
 import socket
 import subprocess
 import sys
@@ -17,6 +19,8 @@ from typing import Any
 import pytest
 from apps import DYING, FAILING, MANY, PHASED, THREADED, Load, deploy, write_app
 from steelyard_cluster import Cluster, wait_until
+
+from steelyard.config import make_paths
 
 EMBEDDINGS = Path(__file__).resolve().parents[2] / "examples" / "embeddings" / "app.py"
 
@@ -150,6 +154,39 @@ def test_a_program_that_takes_its_socket_by_listen_fds(shared: Cluster) -> None:
     with ThreadPoolExecutor(30) as pool:
         assert set(pool.map(lambda _: call(shared, "/byfd/sleep/0.1"), range(30))) == {200}
     shared.ok("delete", "byfd")
+
+
+def test_a_killed_program_leaves_no_socket_behind(shared: Cluster) -> None:
+    write_app(shared, "leaves", MANY)
+    command = [sys.executable, "-m", "uvicorn", "--fd", "3", "--app-dir", str(shared.folder / "leaves"), "app:app"]
+    shared.ok("deploy", "--name", "leaves", "--public", "--min-replicas", "1", "--", *command)
+    assert call(shared, "/leaves/x") == 200
+    folder = make_paths(shared.home, dict(os.environ), os.getuid()).relays
+    (before,) = wait_until(lambda: left if len(left := list(folder.iterdir())) == 1 else None, 10, "the trial's folder to go")
+    for relay in (entry for entry in Path("/proc").iterdir() if entry.name.isdigit() and str(before) in environment_of(entry)):
+        os.kill(int(relay.name), signal.SIGKILL)
+    wait_until(lambda: not before.exists(), 10, "its folder to go")
+    wait_until(lambda: call(shared, "/leaves/x") == 200, 10, "another one to serve")
+    shared.ok("delete", "leaves")
+    wait_until(lambda: not list(folder.iterdir()), 10, "the last folder to go")
+
+
+def environment_of(entry: Path) -> str:
+    try:
+        return (entry / "environ").read_text(errors="replace")
+    except OSError:
+        return ""
+
+
+def test_what_waits_in_the_gateway_is_shown_as_queued(shared: Cluster) -> None:
+    deploy(shared, "full", MANY, "--concurrency", "2", "--idle-timeout", "500ms")
+    with ThreadPoolExecutor(30) as pool:
+        answers = [pool.submit(call, shared, "/full/sleep/0.2") for _ in range(30)]
+        # two are held; the gateway may open no third connection, so that all others wait in it
+        wait_until(lambda: shared.function("full")["queued"] >= 10, 5, "the queue to show")
+        assert {answer.result() for answer in answers} == {200}
+    wait_until(lambda: shared.function("full")["queued"] == 0, 5, "the queue to be empty")
+    shared.ok("delete", "full")
 
 
 def test_a_crash_after_the_side_effect_runs_once_and_the_next_request_is_served(shared: Cluster) -> None:

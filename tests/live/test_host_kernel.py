@@ -12,7 +12,7 @@ import pytest
 
 from steelyard.host.machine import observe_machine
 from steelyard.host.proc import alive, boot_id, observe_process, rss_bytes, start_time
-from steelyard.host.sockdiag import SocketQueue, queue_length
+from steelyard.host.sockdiag import SocketQueue
 
 
 def test_the_backlog_is_counted_and_shrinks_with_each_accept(home: Path) -> None:
@@ -27,7 +27,7 @@ def test_the_backlog_is_counted_and_shrinks_with_each_accept(home: Path) -> None
             assert queue.length(listener.fileno()) == waiting
             clients.append(socket.socket(socket.AF_UNIX))
             clients[-1].connect(path)
-        assert queue_length(listener.fileno()) == 5
+        assert queue.length(listener.fileno()) == 5
         clients.append(listener.accept()[0])
         assert queue.length(listener.fileno()) == 4
     for client in clients:
@@ -35,8 +35,8 @@ def test_the_backlog_is_counted_and_shrinks_with_each_accept(home: Path) -> None
 
 
 def test_what_is_no_socket_has_no_backlog() -> None:
-    with open(os.devnull) as file:
-        assert queue_length(file.fileno()) is None
+    with open(os.devnull) as file, SocketQueue() as queue:
+        assert queue.length(file.fileno()) is None
 
 
 def test_an_ended_process_is_not_alive_even_before_it_is_reaped() -> None:

@@ -1,17 +1,20 @@
-"""How does nothing stay behind? Ends a workload by its cgroup and removes cgroup, records and page; what the kernel has not let
-go of yet is tried again by `retry` until it is gone (I6)."""
+"""How does nothing stay behind? Ends a workload by its cgroup and removes cgroup, records, page and relay folder; what the kernel
+has not let go of yet is tried again by `retry` until it is gone (I6)."""
 
 from __future__ import annotations
 
+import hashlib
+import shutil
 from pathlib import Path
 
+from steelyard.config import Paths
 from steelyard.model.ids import WorkloadId
 from steelyard.runtime.process import ProcessRuntime
 
 
 class Cleanup:
-    def __init__(self, runtime: ProcessRuntime, pages: Path) -> None:
-        self._runtime, self._pages = runtime, pages
+    def __init__(self, runtime: ProcessRuntime, paths: Paths) -> None:
+        self._runtime, self._paths = runtime, paths
         self._left: set[WorkloadId] = set()
 
     def remove(self, workload: WorkloadId) -> bool:
@@ -21,12 +24,17 @@ class Cleanup:
 
     def forget(self, workload: WorkloadId) -> bool:
         """For a workload that never had a process, or has none any more."""
-        (self._pages / workload).unlink(missing_ok=True)
+        (self._paths.pages / workload).unlink(missing_ok=True)
+        shutil.rmtree(self.relay_folder(workload), ignore_errors=True)
         if not self._runtime.forget(workload):
             self._left.add(workload)
             return False
         self._left.discard(workload)
         return True
+
+    def relay_folder(self, workload: WorkloadId) -> Path:
+        """Where its relay may make a socket. Hashed, because the socket's path has 107 bytes."""
+        return self._paths.relays / hashlib.sha256(workload.encode()).hexdigest()[:16]
 
     def retry(self) -> None:
         for workload in list(self._left):

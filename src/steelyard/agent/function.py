@@ -315,7 +315,7 @@ class FunctionHost:
             detail=detail,
             replicas=serving,
             waking=len(live) - serving,
-            queued=host.queued if host else 0,
+            queued=host.queued + host.pending if host else 0,
         )
 
     def _log_tail(self) -> str:

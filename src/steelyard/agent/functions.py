@@ -25,6 +25,7 @@ from steelyard.wire.spawn import Exited
 log = logging.getLogger(__name__)
 
 TICK_S = 0.02
+PENDING_NS = 1_000_000_000
 #: the machine keeps this share of its memory available before templates are evicted
 RESERVE_SHARE = 0.05
 
@@ -44,6 +45,8 @@ class FunctionKeeper:
         self._keys_told: tuple[str, ...] = ()
         self._told = asyncio.Event()
         self._ticking = False
+        self._pending_asked_ns = 0
+        self._pending_task: asyncio.Task[None] | None = None
 
     def _make_host(self, name: FunctionName) -> FunctionHost:
         host = FunctionHost(
@@ -119,9 +122,25 @@ class FunctionKeeper:
             if host.gone:
                 del self._hosts[name]
         if awake:
+            self._look_at_pending()
             asyncio.get_running_loop().call_later(TICK_S, self._tick)
         else:
             self._ticking = False
+
+    def _look_at_pending(self) -> None:
+        """Ask Envoy once a second, and only while a revision holds all it may: before that nothing waits in Envoy."""
+        now_ns = self._edges.clock.mono_ns()
+        full = any(revision.full or revision.pending for host in self._hosts.values() for revision in host.hosts)
+        if full and now_ns - self._pending_asked_ns >= PENDING_NS:
+            self._pending_asked_ns = now_ns
+            self._pending_task = asyncio.get_running_loop().create_task(self._read_pending())
+
+    async def _read_pending(self) -> None:
+        pending = await self._edges.gateway.pending()
+        for host in self._hosts.values():
+            for revision in host.hosts:
+                revision.pending = pending.get(revision.name, 0)
+        self._on_change()
 
     # -- truth from the machine
 

@@ -65,6 +65,8 @@ class RevisionHost:
             self.template = TemplateKeeper(edges, function, code, self.logs, self.env, self.ids)
         self.replicas: dict[WorkloadId, Replica] = {}
         self.queued = 0
+        #: requests that wait in Envoy, beyond what the replicas and the socket may hold
+        self.pending = 0
         self._backlog_since_ns: int | None = None
         self.failure: tuple[Reason, str] | None = None
         self._slot: Slot | None = None
@@ -86,6 +88,12 @@ class RevisionHost:
     def live(self) -> list[Replica]:
         """Replicas that accept from the function's socket, or will."""
         return [replica for replica in self.replicas.values() if replica.state != "retiring" and not replica.trial]
+
+    @property
+    def full(self) -> bool:
+        """As many connections as Envoy may have here: further requests wait in Envoy."""
+        held = self.queued + sum(replica.page.connections for replica in self.live)
+        return held >= self.function.spec.replicas_max * self.function.spec.concurrency
 
     # -- asleep: the socket is watched
 
@@ -238,7 +246,7 @@ class RevisionHost:
             return bool(self.replicas) or now_ns < self._refuse_until_ns
         seen = ReplicasSeen(
             queued=self.queued,
-            pending=0,
+            pending=self.pending,
             replicas=tuple(item.look() for item in self.replicas.values() if not item.trial),
             backlog_since_ns=self._backlog_since_ns,
         )

@@ -3,6 +3,7 @@ interpreter (ASGI apps) or of the relay with the user's program behind it."""
 
 from __future__ import annotations
 
+import os
 import sys
 from typing import TYPE_CHECKING
 
@@ -36,7 +37,11 @@ async def start_plain(host: RevisionHost, slot: Slot, listen_fd: int, private: b
             private=private,
         )
     else:
-        argv, env = relay_command(sys.executable, spec.argv, port=spec.port, concurrency=spec.concurrency)
+        folder = host.edges.cleanup.relay_folder(slot.workload)
+        folder.mkdir(mode=0o700)
+        if host.ids is not None:
+            os.chown(folder, *host.ids)
+        argv, env = relay_command(sys.executable, spec.argv, port=spec.port, concurrency=spec.concurrency, folder=str(folder))
     return await host.edges.runtime.launch(
         slot.workload,
         argv=argv,

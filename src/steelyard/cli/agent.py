@@ -64,7 +64,7 @@ def _make_agent(paths: Paths, settings: Settings) -> Agent:
         cgroups=cgroups,
         spawner=spawner,
         runtime=runtime,
-        cleanup=Cleanup(runtime, paths.pages),
+        cleanup=Cleanup(runtime, paths),
         gateway=Envoy(paths, settings, clock),
         queue=SocketQueue(),
         lib_dir=make_lib_dir(paths.home / "runner"),

@@ -101,7 +101,7 @@ def lock_home(paths: Paths) -> int | None:
 def make_run_folder(paths: Paths) -> None:
     """Sockets live here. On tmpfs as a rule, so it is made again after a reboot."""
     paths.run.parent.mkdir(mode=0o711, parents=True, exist_ok=True)
-    for folder in (paths.run, paths.function_sockets, paths.template_sockets, paths.pages):
+    for folder in (paths.run, paths.function_sockets, paths.template_sockets, paths.pages, paths.relays):
         folder.mkdir(mode=0o711, exist_ok=True)
     owner = paths.run.lstat().st_uid
     if owner != os.getuid():

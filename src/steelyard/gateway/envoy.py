@@ -11,9 +11,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import errno
 import os
-import socket
 from pathlib import Path
 from urllib.parse import quote
 
@@ -24,7 +22,7 @@ from steelyard.clock import Clock
 from steelyard.config import Paths, Settings, write_file
 from steelyard.errors import EdgeFailed
 from steelyard.gateway import GatewayDesired
-from steelyard.gateway.check import Finding, check_gateway
+from steelyard.gateway.check import check_gateway
 from steelyard.gateway.render import (
     LISTENER,
     ROUTES,
@@ -283,23 +281,6 @@ def envoy_binary() -> Path:
             code="gateway-missing",
         )
     return path
-
-
-def check_port(host: str, port: int) -> Finding | None:
-    """Is the gateway's address free? To be asked before Envoy is started, while none of ours runs."""
-    try:
-        family, kind, protocol, _, address = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE)[0]
-        with socket.socket(family, kind, protocol) as probe:
-            # closed connections of the last run may linger on the port; a listener may not
-            probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-            probe.bind(address)
-            probe.listen(1)
-    except OSError as err:
-        subject = f"{host}:{port}"
-        if err.errno == errno.EADDRINUSE:
-            return Finding("port-in-use", subject, f"{subject} is in use by another program")
-        return Finding("port-unusable", subject, f"{subject} cannot be listened on ({err.strerror or err})")
-    return None
 
 
 def _unchunked(head: bytes, body: bytes) -> bytes:

@@ -70,12 +70,6 @@ class SocketQueue:
         self.close()
 
 
-def queue_length(fd: int) -> int | None:
-    """For one question; whoever asks often keeps a `SocketQueue`."""
-    with SocketQueue() as queue:
-        return queue.length(fd)
-
-
 def make_request(inode: int, sequence: int) -> bytes:
     """A request for the queue length of the Unix socket with this inode, in the machine's byte order."""
     body = UNIX_REQUEST.pack(socket.AF_UNIX, 0, 0, ALL_STATES, inode & 0xFFFF_FFFF, UDIAG_SHOW_RQLEN, NO_COOKIE, NO_COOKIE)

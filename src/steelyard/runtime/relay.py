@@ -25,6 +25,7 @@ import msgspec
 from steelyard.clock import Clock, SystemClock
 from steelyard.runtime.program import Program
 from steelyard.runtime.runner import page as pages
+from steelyard.runtime.runner.accept import SHORTAGE_S, accept_living
 from steelyard.runtime.runner.gate import microseconds
 from steelyard.runtime.runner.page import Page
 
@@ -32,10 +33,7 @@ from steelyard.runtime.runner.page import Page
 PROBE_S = 0.005
 #: after SIGTERM the program has this long
 GRACE_S = 10.0
-#: pause after the process ran out of descriptors
-SHORTAGE_S = 0.1
 HEAD_MAX = 65536
-_GONE = select.POLLRDHUP | select.POLLHUP | select.POLLERR
 
 
 class RelayConfig(msgspec.Struct, frozen=True):
@@ -235,20 +233,13 @@ class Relay:
 
     def _accept(self) -> bool:
         try:
-            client, _ = self._listener.accept()
-        except (BlockingIOError, InterruptedError):
-            return False
-        except ConnectionAbortedError:
-            return True
+            found, client = accept_living(self._listener)
         except OSError:
             self._watch(False)
             self._loop.call_later(SHORTAGE_S, self._take)
             return False
-        peer = select.poll()
-        peer.register(client, _GONE)
-        if peer.poll(0):
-            client.close()
-            return True
+        if client is None:
+            return found
         page = self.page
         connection = Connection(self, first=page.accepted == 0)
         self._open.add(connection)

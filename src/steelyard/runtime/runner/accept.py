@@ -24,6 +24,23 @@ SHORTAGE_S = 0.1
 _GONE = select.POLLRDHUP | select.POLLHUP | select.POLLERR
 
 
+def accept_living(listener: socket.socket) -> tuple[bool, socket.socket | None]:
+    """(whether something was in the backlog, the connection). No connection for one whose peer has gone already: it is closed
+    unread. OSError when the process is short of descriptors or memory."""
+    try:
+        connection, _ = listener.accept()
+    except (BlockingIOError, InterruptedError):
+        return False, None
+    except ConnectionAbortedError:
+        return True, None
+    peer = select.poll()
+    peer.register(connection, _GONE)
+    if peer.poll(0):
+        connection.close()
+        return True, None
+    return True, connection
+
+
 class Acceptor:
     """`make_protocol` makes the asyncio protocol of one connection; it must call `closed` once when that is lost."""
 
@@ -102,20 +119,13 @@ class Acceptor:
     def _accept(self) -> bool:
         """True when something was in the backlog."""
         try:
-            connection, _ = self._listener.accept()
-        except (BlockingIOError, InterruptedError):
-            return False
-        except ConnectionAbortedError:
-            return True
+            found, connection = accept_living(self._listener)
         except OSError:
             self._watch(False)
             self._loop.call_later(SHORTAGE_S, self._take)
             return False
-        peer = select.poll()
-        peer.register(connection, _GONE)
-        if peer.poll(0):
-            connection.close()
-            return True
+        if connection is None:
+            return found
         self.connections += 1
         page = self._page
         page.connections = self.connections
