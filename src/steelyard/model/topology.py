@@ -1,8 +1,8 @@
 """What is wired to what inside one machine? One document, whatever read it: sysfs, hwloc, NVML, NCCL's XML or a `topo -m` matrix.
 
 Built by the readers of `host/topology/`, merged there by PCI address, read by placement, `topo`, health and drift. Holds no
-serial numbers and no MACs. A source that does not know a fact leaves it None; nothing is guessed. All bandwidths are gigabits per second
-in one direction, at the link's nominal rate.
+serial numbers and no MACs. A source that does not know a fact leaves it None; nothing is guessed. All bandwidths are gigabits per
+second in one direction, at the link's nominal rate.
 """
 
 from __future__ import annotations

@@ -2,7 +2,7 @@
 
 PIX: at most one bridge or switch between them. PXB: more, but no host bridge. PHB: one host bridge. NODE: two host bridges of one
 NUMA node. SYS: anything farther, also where the source leaves the NUMA node out (assuming near would be a guess). Bandwidths are
-given for PIX and PXB only: what a CPU's root complex or the links between CPUs carry does not follow from the links of the devices.
+given for PIX and PXB only: what a CPU's root complex or the links between CPUs carry does not follow from the devices' links.
 """
 
 from __future__ import annotations
