@@ -6,9 +6,11 @@ from enum import StrEnum
 
 import msgspec
 
+from steelyard.model.gpu_demand import GpuDemand
 from steelyard.model.ids import AttemptId, JobId, ProjectName, make_attempt_id
 from steelyard.model.proof import Proof
 from steelyard.model.reason import Reason
+from steelyard.model.timing import Timing
 
 
 class Owner(msgspec.Struct, frozen=True):
@@ -27,6 +29,17 @@ class Resources(msgspec.Struct, frozen=True):
     memory_bytes: int | None = None
     #: whole physical cores with their siblings, nobody else on them
     exclusive: bool = False
+    timing: Timing = Timing.BEST_EFFORT
+    gpus: GpuDemand | None = None
+    #: network cards, chosen near the GPUs
+    nics: int = 0
+    #: a promise that is watched: no wake-up of a probe on its cores later than this, in microseconds
+    max_wakeup_us: int | None = None
+
+    @property
+    def whole_cores(self) -> bool:
+        """Does it take physical cores for itself?"""
+        return self.exclusive or self.timing is not Timing.BEST_EFFORT
 
 
 class JobSpec(msgspec.Struct, frozen=True):
@@ -67,6 +80,14 @@ class Plan(msgspec.Struct, frozen=True):
     share: float = 1.0
     memory_bytes: int | None = None
     memory_nodes: tuple[int, ...] = ()
+    timing: Timing = Timing.BEST_EFFORT
+    #: ids in the machine's topology, in the order in which the workload sees them
+    gpus: tuple[str, ...] = ()
+    nics: tuple[str, ...] = ()
+    #: share of each GPU in `gpus`; 1.0 whole
+    gpu_fraction: float = 1.0
+    #: uuids of MIG instances; their GPUs are in `gpus`
+    mig_instances: tuple[str, ...] = ()
 
 
 class Job(msgspec.Struct, frozen=True):
