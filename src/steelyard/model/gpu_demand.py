@@ -1,4 +1,4 @@
-"""Which GPUs does a workload ask for? What the grammar `H100:8`, `A100:80GB:2`, `24GB..40GB:2`, `H100:0.5`, `A100:1g.10gb` means."""
+"""Which GPUs does a workload ask for? What `H100:8`, `A100:80GB:2`, `24GB..40GB:2`, `H100:0.5` and `A100:1g.10gb` mean."""
 
 from __future__ import annotations
 
