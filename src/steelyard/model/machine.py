@@ -4,29 +4,9 @@ from __future__ import annotations
 
 import msgspec
 
+from steelyard.model.cores import Cache, Core, NumaNode
 from steelyard.model.ids import MachineId
-
-
-class Core(msgspec.Struct, frozen=True):
-    """A physical core: its logical CPUs (SMT siblings), package and NUMA node."""
-
-    cpus: tuple[int, ...]
-    package: int = 0
-    numa_node: int = 0
-
-
-class Cache(msgspec.Struct, frozen=True):
-    level: int
-    #: "Data", "Instruction" or "Unified"
-    kind: str
-    size_bytes: int
-    cpus: tuple[int, ...]
-
-
-class NumaNode(msgspec.Struct, frozen=True):
-    id: int
-    cpus: tuple[int, ...]
-    memory_bytes: int
+from steelyard.model.topology import Topology
 
 
 class Device(msgspec.Struct, frozen=True):
@@ -69,6 +49,8 @@ class Machine(msgspec.Struct, frozen=True):
     virtualisation: str
     virtualisation_detail: str
     isolation: Isolation
+    #: how it is wired; None from an agent that could not read it
+    topology: Topology | None = None
 
     @property
     def cpus(self) -> tuple[int, ...]:

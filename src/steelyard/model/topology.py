@@ -11,7 +11,7 @@ from enum import StrEnum
 
 import msgspec
 
-from steelyard.model.machine import Cache, Core, NumaNode
+from steelyard.model.cores import Cache, Core, NumaNode
 
 
 class PathClass(StrEnum):

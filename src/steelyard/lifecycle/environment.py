@@ -1,0 +1,100 @@
+"""What does a process have to know about the place it was given? Environment variables for CUDA, ROCm, NCCL, UCX and OpenMP.
+
+Pure: a plan and the machine's topology in, variables out. GPUs are named by UUID where the source knew it, because indices are
+each driver's own affair. What the user sets wins, except over the variables that say which devices are theirs.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+
+from steelyard.model.cores import Core
+from steelyard.model.job import Plan
+from steelyard.model.topology import Gpu, Nic, Topology
+
+#: variables by which programs choose devices: ours win, otherwise a job could take its neighbour's by mistake
+OWNED = frozenset(
+    {
+        "CUDA_VISIBLE_DEVICES",
+        "NVIDIA_VISIBLE_DEVICES",
+        "ROCR_VISIBLE_DEVICES",
+        "HIP_VISIBLE_DEVICES",
+        "STEELYARD_CPUS",
+        "STEELYARD_GPUS",
+        "STEELYARD_MEMORY_NODES",
+        "STEELYARD_NICS",
+        "STEELYARD_TIMING",
+    }
+)
+
+
+def make_environment(plan: Plan, topology: Topology | None, user: Mapping[str, str]) -> dict[str, str]:
+    """`user` with what the place adds. Work without GPUs on a machine that has some is told that it has none."""
+    if topology is None:
+        return dict(user)
+    ours = {**_threads(plan, topology), **_gpus(plan, topology), **_nics(plan, topology), **_mask(plan)}
+    kept = {name: value for name, value in user.items() if name not in OWNED or name not in ours}
+    return {**ours, **kept}
+
+
+def _mask(plan: Plan) -> dict[str, str]:
+    """What was planned, in words that any program can read."""
+    return {
+        "STEELYARD_TIMING": plan.timing.value,
+        **({"STEELYARD_CPUS": ",".join(map(str, plan.cpus))} if plan.cpus else {}),
+        **({"STEELYARD_MEMORY_NODES": ",".join(map(str, plan.memory_nodes))} if plan.memory_nodes else {}),
+        **({"STEELYARD_GPUS": ",".join(plan.gpus)} if plan.gpus else {}),
+        **({"STEELYARD_NICS": ",".join(plan.nics)} if plan.nics else {}),
+    }
+
+
+def _threads(plan: Plan, topology: Topology) -> dict[str, str]:
+    """OpenMP: one thread per core of its own, each bound to its core. In the common cores programs decide for themselves."""
+    if not plan.cpus:
+        return {}
+    own = set(plan.cpus)
+    cores = [core for core in topology.cores if own & set(core.cpus)]
+    return {"OMP_NUM_THREADS": str(max(1, len(cores))), "OMP_PLACES": _places(cores), "OMP_PROC_BIND": "close"}
+
+
+def _places(cores: Sequence[Core]) -> str:
+    return ",".join("{" + ",".join(map(str, core.cpus)) + "}" for core in cores)
+
+
+def _gpus(plan: Plan, topology: Topology) -> dict[str, str]:
+    makers = {gpu.vendor for gpu in topology.gpus}
+    by_id = {gpu.id: gpu for gpu in topology.gpus}
+    mine = [by_id[gpu] for gpu in plan.gpus if gpu in by_id]
+    found: dict[str, str] = {}
+    if "NVIDIA" in makers:
+        names = list(plan.mig_instances) or [_cuda_name(gpu) for gpu in mine if gpu.vendor == "NVIDIA"]
+        found["CUDA_DEVICE_ORDER"] = "PCI_BUS_ID"
+        found["CUDA_VISIBLE_DEVICES"] = ",".join(names)
+        found["NVIDIA_VISIBLE_DEVICES"] = ",".join(names) or "void"
+    if "AMD" in makers:
+        # ROCr takes UUIDs too, but not every card has one; its own order is the driver's.
+        names = [gpu.uuid or str(gpu.index) for gpu in mine if gpu.vendor == "AMD" and (gpu.uuid or gpu.index is not None)]
+        found["ROCR_VISIBLE_DEVICES"] = ",".join(names)
+    return found
+
+
+def _cuda_name(gpu: Gpu) -> str:
+    """The UUID; without one the index, which CUDA_DEVICE_ORDER makes the driver's own."""
+    return gpu.uuid or str(gpu.index if gpu.index is not None else gpu.id)
+
+
+def _nics(plan: Plan, topology: Topology) -> dict[str, str]:
+    """NCCL and UCX take the cards that were chosen near the GPUs, and no others."""
+    by_id = {nic.id: nic for nic in topology.nics}
+    mine = [by_id[nic] for nic in plan.nics if nic in by_id]
+    rdma = [port for nic in mine if nic.rdma for port in _rdma_ports(nic)]
+    if rdma:
+        return {"NCCL_IB_HCA": "=" + ",".join(rdma), "UCX_NET_DEVICES": ",".join(rdma)}
+    plain = [nic.name for nic in mine if nic.name]
+    return {"NCCL_SOCKET_IFNAME": "=" + ",".join(plain), "UCX_NET_DEVICES": ",".join(plain)} if plain else {}
+
+
+def _rdma_ports(nic: Nic) -> list[str]:
+    """`mlx5_0:1`, which both libraries understand."""
+    names = [port.name for port in nic.ports if port.up is not False] or [nic.name]
+    return [name if ":" in name else f"{name}:1" for name in names if name]
