@@ -38,7 +38,7 @@ from steelyard.model.machine import Machine
 from steelyard.model.proof import Proof, ProofState
 from steelyard.model.reason import Reason
 from steelyard.runtime.process import Adopted, ProcessRuntime
-from steelyard.wire.agent import AssignedJob, AttemptState
+from steelyard.wire.agent import AssignedFunction, AssignedJob, AttemptState
 from steelyard.wire.spawn import Exited
 
 log = logging.getLogger(__name__)
@@ -85,6 +85,8 @@ class JobKeeper:
         self._assigned: dict[AttemptId, AssignedJob] = {}
         self._tasks: set[asyncio.Task[None]] = set()
         self._timer: asyncio.TimerHandle | None = None
+        #: cores of dedicated functions
+        self._reserved: list[tuple[int, ...]] = []
 
     # -- truth from the machine
 
@@ -216,9 +218,16 @@ class JobKeeper:
         self._changed()
         self._step()
 
+    def reserve(self, functions: Iterable[AssignedFunction]) -> None:
+        """Keep jobs off the cores of dedicated functions."""
+        reserved = [function.plan.cpus for function in functions if function.plan is not None]
+        if reserved != self._reserved:
+            self._reserved = reserved
+            self._share_cpus()
+
     def _share_cpus(self) -> None:
         exclusive = [state.plan.cpus for state in self._attempts.values() if state.plan.cpus]
-        shared = decide_shared_cpus(self._machine.cpus, exclusive)
+        shared = decide_shared_cpus(self._machine.cpus, [*exclusive, *self._reserved])
         self._cgroups.prepare(shared, tuple(node.id for node in self._machine.numa_nodes) or (0,))
 
     # -- what others ask
@@ -275,7 +284,7 @@ class JobKeeper:
     def _asked(self, job: AssignedJob) -> dict[str, object]:
         ids = choose_ids(job.owner, job.spec.as_root, self._settings, os.geteuid())
         exclusive = [state.plan.cpus for state in self._attempts.values() if state.plan.cpus and state.phase != "ended"]
-        shared = decide_shared_cpus(self._machine.cpus, exclusive)
+        shared = decide_shared_cpus(self._machine.cpus, [*exclusive, *self._reserved])
         cpus = sorted(job.plan.cpus or shared)
         enforced = self._cgroups.controllers
         return {

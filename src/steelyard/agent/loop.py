@@ -158,6 +158,7 @@ class Agent:
         self._reconcile(assignment)
 
     def _reconcile(self, assignment: Assignment) -> None:
+        self.jobs.reserve(assignment.functions)
         self.jobs.reconcile(assignment.jobs)
         self.functions.reconcile(assignment.functions, assignment.keys)
         self._changed()

@@ -10,6 +10,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
+import msgspec
+
 from steelyard.agent.coldstart import WakeStamps, make_coldstart
 from steelyard.agent.edges import Edges
 from steelyard.model.coldstart import ColdStart, Road
@@ -34,6 +36,8 @@ class Slot:
     page_fd: int
     log_fds: tuple[int, int]
     cgroup_fds: list[int]
+    #: of its own; empty: the common ones
+    cpus: tuple[int, ...]
 
     def close_fds(self) -> None:
         for fd in (self.page_fd, *self.log_fds, *self.cgroup_fds):
@@ -43,12 +47,15 @@ class Slot:
 def make_slot(edges: Edges, function: AssignedFunction, logs: Path, ids: tuple[int, int] | None) -> Slot:
     """Intent, cgroup, page, log files and open join descriptors for one replica to come."""
     workload = WorkloadId(f"{function.name}.{function.revision}.{edges.clock.now_us():x}")
-    plan = Plan(share=function.spec.resources.cpus, memory_bytes=function.spec.resources.memory_bytes)
+    asked = function.spec.resources
+    plan = Plan(share=asked.cpus, memory_bytes=asked.memory_bytes)
+    if function.plan is not None:
+        plan = msgspec.structs.replace(function.plan, share=asked.cpus, memory_bytes=asked.memory_bytes)
     edges.runtime.prepare(workload, kind=KIND, plan=plan)
     page_path = edges.paths.pages / workload
     page = Page.create(str(page_path))
     page_fd = os.open(page_path, os.O_RDWR | os.O_CLOEXEC)
-    return Slot(workload, page, page_fd, open_logs(logs, ids), edges.cgroups.open_join(workload))
+    return Slot(workload, page, page_fd, open_logs(logs, ids), edges.cgroups.open_join(workload), plan.cpus)
 
 
 def open_logs(folder: Path, ids: tuple[int, int] | None) -> tuple[int, int]:

@@ -150,6 +150,7 @@ class TemplateKeeper:
                 stdout_fd=slot.log_fds[0],
                 stderr_fd=slot.log_fds[1],
                 cgroup_fds=slot.cgroup_fds,
+                cpus=slot.cpus,
                 private=private,
                 sent_ns=self.last_used_ns,
             )

@@ -16,6 +16,7 @@ from steelyard.model.function import FunctionSpec
 from steelyard.model.ids import JOB_NAME, NAME
 from steelyard.model.job import JobSpec, Resources
 from steelyard.model.machine import Machine
+from steelyard.model.timing import Timing
 from steelyard.placement.machine import Refusal, place
 from steelyard.wire.spawn import PACKET_MAX
 
@@ -62,8 +63,10 @@ def check_function(name: str, spec: FunctionSpec, machine: Machine | None, root:
     findings += _check_program(spec)
     findings += _check_command(spec.argv, spec.env)
     if spec.resources.exclusive:
-        findings.append(Finding("exclusive-function", "functions share the common cores; whole cores are for jobs"))
-    findings += _check_resources(spec.resources, machine)
+        findings.append(Finding("exclusive-function", "a function that wants cores of its own asks for the timing `dedicated`"))
+    if spec.resources.timing is Timing.REALTIME:
+        findings.append(Finding("realtime-function", "realtime is for jobs; the strictest timing of a function is `dedicated`"))
+    findings += _check_resources(spec.reserved or spec.resources, machine)
     findings += _check_replicas(spec)
     findings += _check_root(spec.as_root, root)
     return findings

@@ -18,10 +18,13 @@ from steelyard.api.requests import refuse_findings, require_json
 from steelyard.api.services import Services, services_of
 from steelyard.api.views import coldstart_view, function_view
 from steelyard.control import ASSIGNMENT
+from steelyard.control.jobs import holding
 from steelyard.control.watch import wait_for
-from steelyard.errors import Conflict, NotFound, Refused
+from steelyard.errors import Conflict, NoRoom, NotFound, Refused, Unreachable
 from steelyard.model.function import Function, FunctionSpec, FunctionState
 from steelyard.model.ids import DEFAULT_PROJECT, FunctionName
+from steelyard.model.job import Plan
+from steelyard.placement.machine import Refusal, place
 from steelyard.store import Event, Tx
 from steelyard.wire.api import ColdStartView, FunctionDeploy, FunctionView, LogChunk
 
@@ -44,6 +47,7 @@ async def deploy_function(
         before = tx.function(DEFAULT_PROJECT, name_)
         if before is not None and before.owner != services.owner:
             raise Conflict(f"The name {name} is taken by a function of {before.owner.user}. Choose another.", code="name-taken")
+        plan = _reserve(tx, name_, data.spec, before)
         # revisions are never numbered twice, even when the function was deleted in between: their replicas carry the number
         revision = tx.bump(f"revision/{DEFAULT_PROJECT}/{name}")
         after = Function(
@@ -54,6 +58,7 @@ async def deploy_function(
             revision=revision,
             spec=data.spec,
             deployed_at=now,
+            plan=plan,
         )
         if before is not None:
             after = msgspec.structs.replace(
@@ -65,6 +70,7 @@ async def deploy_function(
                 state=FunctionState.DEPLOYING,
                 reason=None,
                 detail="",
+                plan=plan,
             )
         tx.put_function(after)
         tx.add_event(Event(now, DEFAULT_PROJECT, services.owner.user, "function", name, f"deployed revision {revision}"))
@@ -138,6 +144,21 @@ async def list_coldstarts(
     name = None if function is None else FunctionName(function)
     rows = await services_of(request).store.read(lambda tx: tx.coldstarts(name, limit))
     return [coldstart_view(row) for row in rows]
+
+
+def _reserve(tx: Tx, name: FunctionName, spec: FunctionSpec, before: Function | None) -> Plan | None:
+    """The cores of a dedicated function, now or not at all: a promise that only holds later is none."""
+    demand, machine = spec.reserved, tx.machine()
+    if demand is None:
+        return None
+    if machine is None:
+        raise Unreachable("No agent has told yet which cores this machine has. Try again.", code="agent-unreachable")
+    if before is not None and before.plan is not None and before.spec.reserved == demand:
+        return before.plan
+    answer = place(machine, holding(tx, but=(DEFAULT_PROJECT, name)), demand)
+    if isinstance(answer, Refusal):
+        raise NoRoom(f"Its own cores can't be given to {name} now: {answer.detail}. Nothing was changed.", code="no-cores-left")
+    return answer
 
 
 def _check_bundle(services: Services, spec: FunctionSpec) -> None:

@@ -23,6 +23,7 @@ from steelyard.errors import Refused
 from steelyard.model.function import FunctionSpec, FunctionState
 from steelyard.model.ids import NAME
 from steelyard.model.job import Resources
+from steelyard.model.timing import Timing
 from steelyard.wire.api import FunctionDeploy, FunctionView
 from steelyard.wire.http import ApiClient
 
@@ -67,6 +68,13 @@ Examples:
 @click.option("--idle-timeout", default="60s", show_default=True, help="Asleep after that long without a request.")
 @click.option("--startup-deadline", default="60s", show_default=True, help="A replica that does not serve by then has failed.")
 @click.option("--cpus", type=float, default=1.0, show_default=True, help="Cores' worth of share for each replica.")
+@click.option(
+    "--timing",
+    type=click.Choice([Timing.BEST_EFFORT.value, Timing.DEDICATED.value]),
+    default=Timing.BEST_EFFORT.value,
+    show_default=True,
+    help="dedicated: whole cores that only this function's replicas run on, held while it is deployed.",
+)
 @click.option("--memory", help="Memory limit of each replica, for example 1GB [default: none].")
 @click.option(
     "--env", "env", multiple=True, metavar="K=V", help="Set a variable (K alone takes the caller's value). May be repeated."
@@ -87,6 +95,7 @@ def deploy(
     idle_timeout: str,
     startup_deadline: str,
     cpus: float,
+    timing: str,
     memory: str | None,
     env: tuple[str, ...],
     python: str | None,
@@ -114,7 +123,7 @@ def deploy(
         python=interpreter,
         port=port,
         env=parse_env(env),
-        resources=Resources(cpus=cpus, memory_bytes=parse_bytes(memory) if memory else None),
+        resources=Resources(cpus=cpus, memory_bytes=parse_bytes(memory) if memory else None, timing=Timing(timing)),
         replicas_min=min_replicas,
         replicas_max=max_replicas,
         concurrency=concurrency,

@@ -85,6 +85,7 @@ def render_assignment(seen: Seen) -> Assignment:
                 owner=function.owner,
                 revision=function.revision,
                 spec=function.spec,
+                plan=function.plan,
             )
             for function in seen.functions
         ),

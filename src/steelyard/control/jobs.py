@@ -15,6 +15,7 @@ from steelyard.control import ASSIGNMENT, JOBS
 from steelyard.control.changes import commit_change
 from steelyard.control.watch import Watch
 from steelyard.lifecycle.job import Change, explain_wait, refuse_job, start_job
+from steelyard.model.ids import FunctionName, ProjectName
 from steelyard.model.job import Job, JobState, Plan, Resources
 from steelyard.model.machine import Machine
 from steelyard.placement.machine import check_plan
@@ -98,11 +99,18 @@ def _load(tx: Tx) -> Seen:
     queued = tx.jobs({JobState.QUEUED})
     if not queued:
         return Seen((), (), None)
-    return Seen(tuple(queued), _holding(tx), tx.machine())
+    return Seen(tuple(queued), holding(tx), tx.machine())
 
 
-def _holding(tx: Tx) -> tuple[tuple[Resources, Plan], ...]:
-    return tuple((job.spec.resources, job.plan) for job in tx.jobs(HOLDING) if job.plan is not None)
+def holding(tx: Tx, but: tuple[ProjectName, FunctionName] | None = None) -> tuple[tuple[Resources, Plan], ...]:
+    """What jobs and dedicated functions hold. `but`: a function that is about to be placed anew."""
+    jobs = [(job.spec.resources, job.plan) for job in tx.jobs(HOLDING) if job.plan is not None]
+    functions = [
+        (reserved, row.plan)
+        for row in tx.functions()
+        if row.plan is not None and (reserved := row.spec.reserved) is not None and (row.project, row.name) != but
+    ]
+    return (*jobs, *functions)
 
 
 def _commit(tx: Tx, actions: Actions) -> Report:
@@ -110,7 +118,7 @@ def _commit(tx: Tx, actions: Actions) -> Report:
     refused: list[Job] = []
     skipped = 0
     machine = tx.machine()
-    held = list(_holding(tx)) if actions.starts else []
+    held = list(holding(tx)) if actions.starts else []
     for before, change in actions.starts:
         demand, plan = before.spec.resources, change.job.plan
         if change.error or plan is None or machine is None or _moved_on(tx, before) or check_plan(machine, held, demand, plan):

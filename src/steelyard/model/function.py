@@ -7,7 +7,7 @@ from enum import StrEnum
 import msgspec
 
 from steelyard.model.ids import FunctionName, ProjectName
-from steelyard.model.job import Owner, Resources
+from steelyard.model.job import Owner, Plan, Resources
 from steelyard.model.reason import Reason
 
 
@@ -43,6 +43,15 @@ class FunctionSpec(msgspec.Struct, frozen=True):
         """Requests that may wait in Envoy beyond what the replicas hold; more are answered 429."""
         return 100 * max(1, self.replicas_max)
 
+    @property
+    def reserved(self) -> Resources | None:
+        """What a dedicated function holds for as long as it is deployed: whole cores for all its replicas together."""
+        asked = self.resources
+        if not asked.whole_cores:
+            return None
+        memory = None if asked.memory_bytes is None else asked.memory_bytes * self.replicas_max
+        return msgspec.structs.replace(asked, cpus=asked.cpus * self.replicas_max, memory_bytes=memory, exclusive=True)
+
 
 class FunctionState(StrEnum):
     #: the newest revision is not routed yet (an older one may still serve)
@@ -73,6 +82,8 @@ class Function(msgspec.Struct, frozen=True):
     reason: Reason | None = None
     #: traceback or sentence when FAILED
     detail: str = ""
+    #: cores and memory nodes of a dedicated function; all its replicas share them
+    plan: Plan | None = None
     replicas: int = 0
     waking: int = 0
     queued: int = 0

@@ -47,6 +47,8 @@ class AssignedFunction(msgspec.Struct, frozen=True):
     owner: Owner
     revision: int
     spec: FunctionSpec
+    #: cores that a dedicated function's replicas have to themselves; None: the common ones
+    plan: Plan | None = None
 
 
 class Assignment(msgspec.Struct, frozen=True, tag=True):
