@@ -22,6 +22,7 @@ from steelyard.api.document import get_document
 from steelyard.api.functions import FUNCTION_ROUTES
 from steelyard.api.jobs import JOB_ROUTES
 from steelyard.api.keys import KEY_ROUTES
+from steelyard.api.nodes import NODE_ROUTES
 from steelyard.api.problems import answer_error
 from steelyard.api.requests import refuse_unknown_query
 from steelyard.api.services import Services
@@ -41,7 +42,7 @@ _log = logging.getLogger("steelyard.api")
 #: JSON bodies; bundles have a limit of their own
 BODY_MAX_BYTES = 2 << 20
 
-ROUTES = (*STATUS_ROUTES, *JOB_ROUTES, *FUNCTION_ROUTES, *BUNDLE_ROUTES, *KEY_ROUTES)
+ROUTES = (*STATUS_ROUTES, *JOB_ROUTES, *FUNCTION_ROUTES, *BUNDLE_ROUTES, *KEY_ROUTES, *NODE_ROUTES)
 
 
 class App:

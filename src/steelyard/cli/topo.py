@@ -8,8 +8,8 @@ from typing import TYPE_CHECKING
 import click
 
 from steelyard.cli.output import print_json, say
-from steelyard.cli.session import home_option, json_option
-from steelyard.errors import EdgeFailed, Refused
+from steelyard.cli.session import home_option, json_option, open_client
+from steelyard.errors import EdgeFailed, NotFound, Refused
 
 if TYPE_CHECKING:
     from steelyard.model.topology import Topology
@@ -80,12 +80,17 @@ def find_topology(node: str | None, files: tuple[Path, ...], home: Path | None) 
     """(the machine's wiring, device id or `cpu:N` -> who uses it)."""
     from steelyard.host.topology.observe import observe_topology
     from steelyard.host.topology.read import read_topology
+    from steelyard.wire.api import NodeDetail
 
     if files:
         return read_topology(files), {}
     if node is None:
         return observe_topology(Path("/")), {}
-    raise Refused(f"There is no node {node!r}.", code="no-such-node")
+    with open_client(home) as client:
+        detail = client.fetch(NodeDetail, "GET", f"/v1/nodes/{node}")
+    if detail.machine.topology is None:
+        raise NotFound(f"The agent of {node} could not read how its machine is wired; its log says why.", code="no-topology")
+    return detail.machine.topology, detail.used
 
 
 def _write_svg(file: Path, topology: Topology, used: dict[str, str], title: str) -> None:

@@ -12,6 +12,7 @@ from msgspec import Meta
 
 from steelyard.model.function import FunctionSpec
 from steelyard.model.job import JobSpec
+from steelyard.model.machine import Machine
 
 
 class JobSubmit(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
@@ -88,6 +89,31 @@ class ColdStartView(msgspec.Struct, frozen=True):
     user_ms: float
     phases: dict[str, float]
     user_phases: dict[str, float]
+
+
+class NodeView(msgspec.Struct, frozen=True):
+    """A machine whose agent works for this Steelyard."""
+
+    #: its host name
+    name: str
+    id: str
+    #: READY, or UNKNOWN while its agent is silent
+    state: str
+    cores: int
+    threads: int
+    numa_nodes: int
+    memory_bytes: int
+    gpus: int
+    nics: int
+    virtualisation: str
+    kernel: str
+
+
+class NodeDetail(msgspec.Struct, frozen=True):
+    node: NodeView
+    machine: Machine
+    #: device id or `cpu:N` -> the job or function that holds it
+    used: dict[str, str]
 
 
 class KeyCreate(msgspec.Struct, frozen=True, forbid_unknown_fields=True):

@@ -1,0 +1,73 @@
+"""Routes of nodes: which machines there are, how each is wired, and who uses what of it."""
+
+from __future__ import annotations
+
+from typing import Annotated, Any
+
+from litestar import Request, get
+from litestar.params import Parameter
+
+from steelyard.api.problems import errors
+from steelyard.api.services import services_of
+from steelyard.control.jobs import HOLDING
+from steelyard.errors import NotFound
+from steelyard.model.machine import Machine
+from steelyard.store import Tx
+from steelyard.wire.api import NodeDetail, NodeView
+
+NodePath = Annotated[str, Parameter(min_length=1, max_length=255, description="A node's name or id.")]
+
+
+@get("/v1/nodes", responses=errors())
+async def list_nodes(request: Request[Any, Any, Any]) -> list[NodeView]:
+    services = services_of(request)
+    machine = await services.store.read(lambda tx: tx.machine())
+    return [] if machine is None else [node_view(machine, services.hub.lost)]
+
+
+@get("/v1/nodes/{name:str}", responses=errors(404))
+async def get_node(request: Request[Any, Any, Any], name: NodePath) -> NodeDetail:
+    """The machine as its agent observed it, with who uses which device and CPU."""
+    services = services_of(request)
+
+    def look(tx: Tx) -> NodeDetail:
+        machine = tx.machine()
+        if machine is None or name not in (machine.hostname, machine.id):
+            raise NotFound(f"There is no node {name}. `steelyard nodes` lists them.", code="no-such-node")
+        return NodeDetail(node_view(machine, services.hub.lost), machine, find_users(tx))
+
+    return await services.store.read(look)
+
+
+def node_view(machine: Machine, lost: bool) -> NodeView:
+    topology = machine.topology
+    return NodeView(
+        name=machine.hostname,
+        id=machine.id,
+        state="UNKNOWN" if lost else "READY",
+        cores=len(machine.cores),
+        threads=len(machine.cpus),
+        numa_nodes=len(machine.numa_nodes),
+        memory_bytes=machine.memory_bytes,
+        gpus=len(topology.gpus) if topology else 0,
+        nics=len(topology.nics) if topology else 0,
+        virtualisation=machine.virtualisation,
+        kernel=machine.kernel,
+    )
+
+
+def find_users(tx: Tx) -> dict[str, str]:
+    """Device id or `cpu:N` -> the job or function that holds it. Cores that are shared are nobody's."""
+    used: dict[str, str] = {}
+    for job in tx.jobs(HOLDING):
+        if job.plan is not None:
+            held = [*job.plan.gpus, *job.plan.nics, *(f"cpu:{cpu}" for cpu in job.plan.cpus)]
+            used |= dict.fromkeys(held, f"job {job.id} {job.spec.name}")
+    for row in tx.functions():
+        if row.plan is not None:
+            held = [*row.plan.gpus, *row.plan.nics, *(f"cpu:{cpu}" for cpu in row.plan.cpus)]
+            used |= dict.fromkeys(held, f"function {row.name}")
+    return used
+
+
+NODE_ROUTES = (list_nodes, get_node)

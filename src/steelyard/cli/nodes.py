@@ -1,0 +1,120 @@
+"""`steelyard nodes | devices`: which machines work for Steelyard, what devices they have, and who uses them."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import click
+import msgspec
+
+from steelyard.cli.machine_text import render_binary
+from steelyard.cli.output import print_json, print_table
+from steelyard.cli.session import home_option, json_option, open_client
+from steelyard.wire.api import NodeDetail, NodeView
+
+
+class DeviceRow(msgspec.Struct, frozen=True):
+    """The shape of `devices --json`."""
+
+    node: str
+    #: gpu, nic or nvme
+    kind: str
+    id: str
+    name: str
+    numa_node: int | None
+    memory_bytes: int | None
+    gbps: float | None
+    #: a job or function; null when it is free
+    used_by: str | None
+
+
+NODES_HELP = """List the nodes: the machines whose agents work for this Steelyard.
+
+\b
+Examples:
+  steelyard nodes
+  steelyard nodes --json | jq '.[] | select(.state != "READY")'
+"""
+
+
+@click.command(help=NODES_HELP, short_help="List nodes.")
+@home_option
+@json_option
+def nodes(home: Path | None, as_json: bool) -> None:
+    with open_client(home) as client:
+        found = client.fetch(list[NodeView], "GET", "/v1/nodes")
+    if as_json:
+        print_json(found)
+        return
+    print_table(
+        ("name", "state", "cores", "threads", "memory", "gpus", "nics", "kind", "kernel"),
+        [
+            (
+                node.name,
+                node.state,
+                str(node.cores),
+                str(node.threads),
+                render_binary(node.memory_bytes),
+                str(node.gpus),
+                str(node.nics),
+                node.virtualisation,
+                node.kernel,
+            )
+            for node in found
+        ],
+        "No node has reported yet. `steelyard status` says whether the agent runs.",
+    )
+
+
+DEVICES_HELP = """List GPUs, network cards and NVMe disks of the nodes, and who uses each.
+
+\b
+Examples:
+  steelyard devices
+  steelyard devices --json | jq '.[] | select(.kind == "gpu" and .used_by == null)'
+"""
+
+
+@click.command(help=DEVICES_HELP, short_help="List GPUs, network cards and disks, and who uses them.")
+@click.argument("node", required=False)
+@home_option
+@json_option
+def devices(node: str | None, home: Path | None, as_json: bool) -> None:
+    with open_client(home) as client:
+        names = [node] if node else [row.name for row in client.fetch(list[NodeView], "GET", "/v1/nodes")]
+        found = [client.fetch(NodeDetail, "GET", f"/v1/nodes/{name}") for name in names]
+    rows = [row for detail in found for row in list_devices(detail)]
+    if as_json:
+        print_json(rows)
+        return
+    print_table(
+        ("node", "kind", "id", "name", "numa", "memory", "gb/s", "used by"),
+        [
+            (
+                row.node,
+                row.kind,
+                row.id,
+                row.name,
+                "" if row.numa_node is None else str(row.numa_node),
+                render_binary(row.memory_bytes) if row.memory_bytes else "",
+                f"{row.gbps:g}" if row.gbps else "",
+                row.used_by or "free",
+            )
+            for row in rows
+        ],
+        "These nodes have no GPU, no network card and no NVMe disk that is known.",
+    )
+
+
+def list_devices(detail: NodeDetail) -> list[DeviceRow]:
+    topology = detail.machine.topology
+    if topology is None:
+        return []
+    used, node = detail.used, detail.node.name
+    gpus = [
+        DeviceRow(node, "gpu", gpu.id, gpu.name or gpu.vendor, gpu.numa_node, gpu.memory_bytes, None, used.get(gpu.id))
+        for gpu in topology.gpus
+    ]
+    nics = [DeviceRow(node, "nic", nic.id, nic.name, nic.numa_node, None, nic.gbps, used.get(nic.id)) for nic in topology.nics]
+    disks = [DeviceRow(node, "nvme", disk.id, disk.name, disk.numa_node, None, None, used.get(disk.id)) for disk in topology.nvme]
+    return [*gpus, *nics, *disks]
