@@ -13,10 +13,8 @@ import msgspec
 
 from steelyard.lifecycle.settings import Entry, Form, Setting, parse
 from steelyard.model.job import Plan
-from steelyard.model.timing import Timing
+from steelyard.model.timing import FIFO_PRIORITY, Timing
 
-#: SCHED_FIFO priority of a realtime workload: above the kernel's threaded interrupts of others (50 by default) would starve them
-FIFO_PRIORITY = 50
 #: idle states that take longer to leave than this are switched off, microseconds
 IDLE_LATENCY_US_MAX = 10
 #: places that a sentence lists by name
