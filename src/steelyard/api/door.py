@@ -33,6 +33,8 @@ _REPLICAS_MAX = 1000
 #: listen(4096): more connections than that can't wait at one socket
 _CONCURRENCY_MAX = 4096
 _MEMORY_MIN = 1 << 20
+#: ten seconds: a promise beyond that says nothing
+_WAKEUP_US_MAX = 10_000_000
 
 
 class Finding(msgspec.Struct, frozen=True):
@@ -129,10 +131,12 @@ def _check_resources(asked: Resources, machine: Machine | None) -> list[Finding]
     findings: list[Finding] = []
     if not math.isfinite(asked.cpus) or asked.cpus <= 0:
         findings.append(Finding("bad-cpus", "cpus must be more than 0"))
-    elif asked.exclusive and asked.cpus % 1:
+    elif asked.whole_cores and asked.cpus % 1:
         findings.append(Finding("bad-cpus", "exclusive cores are whole: cpus must be a whole number"))
     if asked.memory_bytes is not None and not _MEMORY_MIN <= asked.memory_bytes < 1 << 60:
         findings.append(Finding("bad-memory", "memory must be at least 1 MiB and less than 1 EiB"))
+    if asked.max_wakeup_us is not None and not 1 <= asked.max_wakeup_us <= _WAKEUP_US_MAX:
+        findings.append(Finding("bad-max-wakeup", f"max_wakeup_us must be between 1 and {_WAKEUP_US_MAX}"))
     if findings or machine is None:
         return findings
     answer = place(machine, (), asked)

@@ -24,6 +24,7 @@ from steelyard.cli.session import find_paths, home_option, new_key, open_client
 from steelyard.clock import Clock, SystemClock
 from steelyard.errors import Refused, SteelyardError, Unreachable
 from steelyard.model.job import JobSpec, Resources
+from steelyard.model.timing import Timing
 from steelyard.wire.api import JobStop, JobSubmit, JobView, LogChunk
 from steelyard.wire.http import ApiClient
 
@@ -47,6 +48,7 @@ The exit code is the command's own; 125 means that Steelyard refused or failed. 
 Examples:
   steelyard run -- python train.py
   steelyard run --cpus 2 --exclusive --memory 4GB -- ./solver input.dat
+  steelyard run --timing realtime --max-wakeup-us 200 -- ./controller
   steelyard run --detach --name nightly --env SEED=7 -- make all
 """
 
@@ -60,6 +62,16 @@ Examples:
     "--cpus", type=float, default=1.0, show_default=True, help="Cores: a share in common, or whole ones with --exclusive."
 )
 @click.option("--exclusive", is_flag=True, help="Whole physical cores that nobody else runs on.")
+@click.option(
+    "--timing",
+    type=click.Choice([timing.value for timing in Timing]),
+    default=Timing.BEST_EFFORT.value,
+    show_default=True,
+    help="How punctual: `dedicated` takes whole cores, `realtime` also comes first on them.",
+)
+@click.option(
+    "--max-wakeup-us", type=int, metavar="N", help="Watch that nothing on its cores wakes later than this, in microseconds."
+)
 @click.option("--memory", help="Memory limit, for example 4GB [default: none].")
 @click.option("--name", help="A name for people [default: the command's].")
 @click.option(
@@ -72,6 +84,8 @@ Examples:
 def run(
     cpus: float,
     exclusive: bool,
+    timing: str,
+    max_wakeup_us: int | None,
     memory: str | None,
     name: str | None,
     env: tuple[str, ...],
@@ -85,7 +99,13 @@ def run(
         argv=command,
         cwd=_here(),
         env={key: os.environ[key] for key in PASSED_ON if key in os.environ} | parse_env(env),
-        resources=Resources(cpus=cpus, memory_bytes=parse_bytes(memory) if memory else None, exclusive=exclusive),
+        resources=Resources(
+            cpus=cpus,
+            memory_bytes=parse_bytes(memory) if memory else None,
+            exclusive=exclusive,
+            timing=Timing(timing),
+            max_wakeup_us=max_wakeup_us,
+        ),
         as_root=as_root,
     )
     paths, clock = find_paths(home), SystemClock()

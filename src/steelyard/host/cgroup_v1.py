@@ -6,6 +6,8 @@
 
 Best-effort work has no cpuset of its own, since the common one could not be made smaller while a child holds a core. Where the
 freezer is not mounted but v2's empty `unified` tree is, that one is joined too and lists and kills.
+Realtime work joins no cpu group but the mount's own: where the kernel groups realtime work (RT_GROUP_SCHED) a group without a budget
+refuses SCHED_FIFO, and budgets of siblings add up over CPUs that they do not share.
 Joining is by writing `0` to `tasks`, which takes no global lock; `cgroup.procs` costs milliseconds. Not a thread's business: a
 process joins while it has one thread.
 """
@@ -22,6 +24,7 @@ from steelyard.host.cgroup_files import CgroupFiles, kill_until_empty
 from steelyard.host.sysfs import format_cpus, parse_cpus
 from steelyard.model.ids import WorkloadId
 from steelyard.model.job import Plan
+from steelyard.model.timing import Timing
 
 SHARED = "shared"
 SHARES_MAX = 262_144
@@ -89,21 +92,32 @@ class CgroupsV1:
     def make(self, workload: WorkloadId, plan: Plan) -> None:
         try:
             for tree in self._trees:
-                self._files.make(f"{tree}/{workload}")
+                if not (plan.timing is Timing.REALTIME and tree == self._grouped_cpu):
+                    self._files.make(f"{tree}/{workload}")
             self._limit(workload, plan)
             if self._cpuset is not None:
                 self._place(f"{self._cpuset}/{workload}", self._cpuset, plan)
         except OSError as err:
             raise EdgeFailed(f"The control group of {workload} could not be made: {err}.", code="cgroup-failed") from err
 
+    @property
+    def _grouped_cpu(self) -> str | None:
+        """The cpu tree, where realtime work has to stay out of it."""
+        tree = self._limits.get("cpu")
+        alone = tree is not None and list(self._limits.values()).count(tree) == 1 and tree != self._trees[0]
+        return tree if alone and self._files.exists(f"{self._mounts['cpu']}/cpu.rt_runtime_us") else None
+
     def _limit(self, workload: WorkloadId, plan: Plan) -> None:
-        if "cpu" in self._limits:
+        realtime = plan.timing is Timing.REALTIME
+        if "cpu" in self._limits and not (realtime and self._grouped_cpu):
             shares = min(SHARES_MAX, max(2, round(1024 * plan.share)))
             self._set(f"{self._limits['cpu']}/{workload}/cpu.shares", str(shares))
         if "pids" in self._limits:
             self._set(f"{self._limits['pids']}/{workload}/pids.max", str(pids_max(os.cpu_count() or 1)))
         if "memory" in self._limits:
             leaf = f"{self._limits['memory']}/{workload}"
+            if realtime:
+                self._files.try_write(f"{leaf}/memory.swappiness", "0")
             limit = "-1" if plan.memory_bytes is None else str(plan.memory_bytes)
             # Memory + swap may never be below memory: out of the way first, then down again.
             swap = f"{leaf}/memory.memsw.limit_in_bytes"
@@ -118,6 +132,8 @@ class CgroupsV1:
             self._files.remove(leaf)
             return
         self._files.make(leaf)
+        # What was allocated elsewhere before it joined (or before a new plan) moves along.
+        self._files.try_write(f"{leaf}/cpuset.memory_migrate", "1")
         self._set(f"{leaf}/cpuset.mems", self._mems(base, plan.memory_nodes))
         self._set(f"{leaf}/cpuset.cpus", format_cpus(plan.cpus))
 
@@ -143,6 +159,9 @@ class CgroupsV1:
 
     def open_join(self, workload: WorkloadId) -> list[int]:
         files = [f"{tree}/{workload}/{'cgroup.procs' if tree == self._unified else 'tasks'}" for tree in self._trees]
+        grouped = self._grouped_cpu
+        if grouped is not None and not self._files.exists(f"{grouped}/{workload}"):
+            files[self._trees.index(grouped)] = f"{self._mounts['cpu']}/tasks"
         cpuset = self._cpuset_of(workload)
         if cpuset is not None:
             files.append(f"{cpuset}/tasks")

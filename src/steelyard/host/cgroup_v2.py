@@ -20,6 +20,7 @@ from steelyard.host.cgroup_v1 import SHARED, pids_max
 from steelyard.host.sysfs import format_cpus, parse_cpus
 from steelyard.model.ids import WorkloadId
 from steelyard.model.job import Plan
+from steelyard.model.timing import Timing
 
 WANTED = ("cpu", "cpuset", "memory", "pids")
 WEIGHT_MAX = 10_000
@@ -90,7 +91,8 @@ class CgroupsV2:
                 limited = plan.memory_bytes is not None
                 self._set(f"{leaf}/memory.max", str(plan.memory_bytes) if limited else "max")
                 if self._files.exists(f"{leaf}/memory.swap.max"):
-                    self._set(f"{leaf}/memory.swap.max", "0" if limited else "max")
+                    swapless = limited or plan.timing is Timing.REALTIME
+                    self._set(f"{leaf}/memory.swap.max", "0" if swapless else "max")
             if "cpuset" in self.controllers:
                 # An empty list means the parent's: the common cpuset.
                 self._set(f"{leaf}/cpuset.cpus", format_cpus(plan.cpus))

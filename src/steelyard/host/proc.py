@@ -80,8 +80,9 @@ def rss_bytes(pid: int) -> int | None:
     return int(text.split()[1]) * os.sysconf("SC_PAGESIZE") if text else None
 
 
-def read_got(pids: Sequence[int], reading: CgroupReading) -> dict[str, object]:
-    """What the processes got, for `Proof.got`. A value of None could not be read.
+def read_got(pids: Sequence[int], reading: CgroupReading, *, realtime: bool = False) -> dict[str, object]:
+    """What the processes got, for `Proof.got`. A value of None could not be read. Realtime work may be in another cpu group than
+    its own (see cgroup_v1), so that its place is told by the other controllers.
 
     cpus: every logical CPU that any thread of any process may run on (the union: one thread that strayed shows).
     threads: how many threads that covers. threads_apart: when they differ, `{"0-1": 3, "0": 1}`, affinity -> threads.
@@ -100,7 +101,7 @@ def read_got(pids: Sequence[int], reading: CgroupReading) -> dict[str, object]:
         "share": reading.share,
         "uid": _one_or_all({fields[0] for fields, _ in states}),
         "no_new_privs": all(fields[1] == 1 for fields, _ in states) if states else None,
-        "cgroup": _one_or_all({name for pid in pids if (name := _cgroup(pid)) is not None}),
+        "cgroup": _one_or_all({name for pid in pids if (name := _cgroup(pid, realtime)) is not None}),
         "threads": sum(affinities.values()),
     }
     if len(affinities) > 1:
@@ -140,13 +141,13 @@ def _field(text: str, label: str) -> str:
     return text[at + len(label) : end if end >= 0 else len(text)].strip()
 
 
-def _cgroup(pid: int) -> str | None:
+def _cgroup(pid: int, realtime: bool) -> str | None:
     """The process's group below the mount without the leading slash; several joined by commas where the trees disagree."""
     text = read_text(f"/proc/{pid}/cgroup")
-    return None if text is None else find_cgroup(text)
+    return None if text is None else find_cgroup(text, tuple(name for name in OWN_LEAF if name != "cpu") if realtime else OWN_LEAF)
 
 
-def find_cgroup(text: str) -> str:
+def find_cgroup(text: str, own_leaf: tuple[str, ...] = OWN_LEAF) -> str:
     """From the lines `id:controllers:path` of /proc/<pid>/cgroup. v2's only line has no controllers."""
     own: set[str] = set()
     unified = ""
@@ -154,7 +155,7 @@ def find_cgroup(text: str) -> str:
         _, controllers, path = line.split(":", 2)
         if not controllers:
             unified = path.lstrip("/")
-        elif any(controller in OWN_LEAF for controller in controllers.split(",")):
+        elif any(controller in own_leaf for controller in controllers.split(",")):
             own.add(path.lstrip("/"))
     return ", ".join(sorted(own)) if own else unified
 

@@ -4,6 +4,9 @@ from __future__ import annotations
 
 from enum import StrEnum
 
+#: SCHED_FIFO priority of a realtime workload: before all ordinary work, not before the kernel's own watchdogs and timers
+FIFO_PRIORITY = 50
+
 
 class Timing(StrEnum):
     #: a share of the common cores

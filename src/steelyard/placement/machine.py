@@ -58,10 +58,10 @@ def place(machine: Machine, running: Sequence[tuple[Resources, Plan]], demand: R
     reasons: list[Reason] = []
     details: list[str] = []
     largest = _largest(machine, booked)
-    if demand.exclusive and cores > largest.exclusive_cores:
+    if demand.whole_cores and cores > largest.exclusive_cores:
         reasons.append(Reason.NO_CORES_LEFT)
         details.append(f"{_count(cores, 'whole core')} asked, {largest.exclusive_cores} free now (one core always stays shared)")
-    if not demand.exclusive and _micro(demand.cpus) > _micro_or_zero(largest.cpus):
+    if not demand.whole_cores and _micro(demand.cpus) > _micro_or_zero(largest.cpus):
         reasons.append(Reason.NO_CORES_LEFT)
         details.append(f"{demand.cpus:g} cores asked, {largest.cpus:g} of {len(booked.free_cores)} shared cores free now")
     if demand.memory_bytes is not None and demand.memory_bytes > largest.memory_bytes:
@@ -69,7 +69,7 @@ def place(machine: Machine, running: Sequence[tuple[Resources, Plan]], demand: R
         details.append(f"{_size(demand.memory_bytes)} of memory asked, {_size(largest.memory_bytes)} free now")
     if reasons:
         return Refusal(tuple(reasons), never=False, detail="; ".join(details), largest=largest)
-    if not demand.exclusive:
+    if not demand.whole_cores:
         return Plan(share=demand.cpus, memory_bytes=demand.memory_bytes)
     chosen = _choose_cores(booked.free_cores, cores)
     return Plan(
@@ -77,6 +77,7 @@ def place(machine: Machine, running: Sequence[tuple[Resources, Plan]], demand: R
         share=float(cores),
         memory_bytes=demand.memory_bytes,
         memory_nodes=_memory_nodes(machine, chosen, demand.memory_bytes),
+        timing=demand.timing,
     )
 
 
@@ -89,7 +90,7 @@ def check_plan(machine: Machine, running: Sequence[tuple[Resources, Plan]], dema
     if taken:
         findings.append(f"CPUs {taken} are not free")
     left = [core for core in booked.free_cores if not set(core.cpus) & set(plan.cpus)]
-    share = booked.share_micro + (0 if demand.exclusive else _micro(demand.cpus))
+    share = booked.share_micro + (0 if demand.whole_cores else _micro(demand.cpus))
     if not left or share > len(left) * _MICRO:
         findings.append("the shared cores would be overbooked")
     if booked.memory_bytes + (demand.memory_bytes or 0) > machine.memory_bytes:
@@ -102,7 +103,7 @@ def _check_machine(machine: Machine, demand: Resources) -> Refusal | None:
     total = len(machine.cores)
     reasons: list[Reason] = []
     details: list[str] = []
-    if demand.exclusive and _whole_cores(demand) > total - 1:
+    if demand.whole_cores and _whole_cores(demand) > total - 1:
         reasons.append(Reason.CORES_BEYOND_MACHINE)
         details.append(
             f"this machine has {_count(total, 'core')} and one always stays shared, so at most "

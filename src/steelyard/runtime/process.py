@@ -20,6 +20,7 @@ from steelyard.clock import Clock
 from steelyard.errors import Conflict, EdgeFailed, Refused, Unreachable
 from steelyard.model.ids import WorkloadId
 from steelyard.model.job import Plan
+from steelyard.model.timing import FIFO_PRIORITY, Timing
 from steelyard.model.reason import Reason
 from steelyard.runtime import records
 from steelyard.runtime.procstat import observe_process, process_runs
@@ -240,6 +241,8 @@ class ProcessRuntime:
             listen_fds=listen_fds,
             cpus=intent.plan.cpus,
             rlimits=tuple(rlimits),
+            fifo_priority=FIFO_PRIORITY if intent.plan.timing is Timing.REALTIME else 0,
+            memory_nodes=intent.plan.memory_nodes if intent.plan.cpus else (),
         )
         joins = self._cgroups.open_join(workload)
         try:

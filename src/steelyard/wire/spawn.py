@@ -40,6 +40,10 @@ class Spawn(msgspec.Struct, frozen=True, tag=True):
     cpus: tuple[int, ...] = ()
     #: (resource name such as "RLIMIT_NOFILE", soft, hard)
     rlimits: tuple[tuple[str, int, int], ...] = ()
+    #: SCHED_FIFO at this priority, where the kernel allows it (the proof tells); 0 leaves the scheduler as it is
+    fifo_priority: int = 0
+    #: bind its memory to these NUMA nodes, where the kernel allows it
+    memory_nodes: tuple[int, ...] = ()
 
 
 class Spawned(msgspec.Struct, frozen=True, tag=True):
