@@ -12,7 +12,7 @@ from steelyard.host.sysfs import format_cpus, parse_cpus
 
 UNLIMITED = "9223372036854771712"
 V1_FILES = {
-    "cpu": {"cpu.shares": "1024"},
+    "cpu": {"cpu.shares": "1024", "cpu.idle": "0"},
     "cpuset": {"cpuset.cpus": "", "cpuset.mems": ""},
     "memory": {
         "memory.limit_in_bytes": UNLIMITED,
@@ -24,7 +24,7 @@ V1_FILES = {
     "pids": {"pids.max": "max"},
 }
 V2_FILES = {
-    "cpu": {"cpu.weight": "100"},
+    "cpu": {"cpu.weight": "100", "cpu.idle": "0"},
     "cpuset": {"cpuset.cpus": "", "cpuset.mems": "", "cpuset.cpus.effective": "", "cpuset.mems.effective": ""},
     "memory": {
         "memory.max": "max",

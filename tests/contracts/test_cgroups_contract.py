@@ -210,6 +210,35 @@ def test_v1_best_effort_joins_the_common_cpuset_and_exclusive_work_its_own() -> 
     assert cgroups.path(JOB) == "steelyard-test/j1.1"
 
 
+def test_v1_preemptible_work_gives_way_in_a_tree_of_its_own_and_all_of_it_is_found_and_removed() -> None:
+    kernel = ModelKernel()
+    cgroups = model_v1(kernel)
+    cgroups.prepare((0, 1), (0, 1))
+    cgroups.make(JOB, Plan(preemptible=True))
+    assert "/model/cpu/steelyard-test-idle/j1.1" in [kernel.descriptors[fd] for fd in cgroups.open_join(JOB)]
+    assert kernel.files["/model/cpu/steelyard-test-idle/cpu.idle"] == "1"
+    assert "/model/cpu/steelyard-test/j1.1" not in kernel.members
+    assert (cgroups.read(JOB).gives_way, cgroups.read(JOB).cpus) == (True, (0, 1))
+    assert cgroups.workloads() == [JOB]
+    assert cgroups.remove(JOB)
+    cgroups.destroy()
+    assert not [group for group in kernel.members if "steelyard" in group]
+
+
+def test_v2_preemptible_work_gives_way_and_follows_the_common_cpuset() -> None:
+    kernel = ModelKernel()
+    cgroups = model_v2(kernel)
+    cgroups.prepare((0, 1), (0,))
+    cgroups.make(JOB, Plan(preemptible=True))
+    assert cgroups.path(JOB) == "steelyard-test-idle/j1.1"
+    assert kernel.files["/model/unified/steelyard-test-idle/cpu.idle"] == "1"
+    assert (cgroups.read(JOB).gives_way, cgroups.read(JOB).cpus) == (True, (0, 1))
+    cgroups.prepare((0,), (0,))
+    assert cgroups.read(JOB).cpus == (0,)
+    cgroups.destroy()
+    assert not [group for group in kernel.members if "steelyard" in group]
+
+
 def test_v1_refuses_cores_that_are_not_there_and_says_which_workload() -> None:
     cgroups = model_v1(ModelKernel(cpus="0-1"))
     cgroups.prepare((0, 1), (0,))

@@ -1,7 +1,8 @@
-"""A dedicated function has its cores to itself, holds them while it is deployed, and gives them back."""
+"""A dedicated function has its cores to itself while it is deployed, and gives them back; preemptible work gives way."""
 
 from __future__ import annotations
 
+import json
 import os
 from pathlib import Path
 
@@ -47,3 +48,13 @@ def test_cores_that_another_function_holds_are_refused_at_the_door(shared: Clust
 def expand(text: str) -> list[int]:
     parts = [part.split("-") for part in text.split(",")]
     return [cpu for part in parts for cpu in range(int(part[0]), int(part[-1]) + 1)]
+
+
+def test_a_preemptible_job_gives_way_and_its_proof_says_so(shared: Cluster) -> None:
+    job = shared.ok("run", "--detach", "--preemptible", "--", "sleep", "30").strip()
+    shared.wait_job(job, "RUNNING")
+    seen = json.loads(shared.ok("proof", job, "--json"))
+    assert (seen["state"], seen["got"]["gives_way"]) == ("MATCH", True), seen["differences"]
+    shared.ok("stop", job)
+    refused = shared.cli("run", "--preemptible", "--exclusive", "--", "true")
+    assert (refused.returncode, b"gives way" in refused.stderr) == (125, True)

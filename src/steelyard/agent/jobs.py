@@ -290,11 +290,12 @@ class JobKeeper:
         return {
             "cpus": cpus,
             "cgroup_cpus": cpus if "cpuset" in enforced else None,
-            "share": job.plan.share if not job.plan.cpus else None,
+            "share": None if job.plan.cpus or job.plan.preemptible else job.plan.share,
             "memory_bytes": job.plan.memory_bytes,
             "memory_nodes": sorted(job.plan.memory_nodes) or None,
             "uid": ids[0] if ids else os.geteuid(),
             "no_new_privs": True,
+            "gives_way": True if job.plan.preemptible else None,
             "cgroup": self._cgroups.path(WorkloadId(job.attempt)) if enforced else None,
         }
 

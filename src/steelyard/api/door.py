@@ -133,6 +133,10 @@ def _check_resources(asked: Resources, machine: Machine | None) -> list[Finding]
         findings.append(Finding("bad-cpus", "cpus must be more than 0"))
     elif asked.whole_cores and asked.cpus % 1:
         findings.append(Finding("bad-cpus", "exclusive cores are whole: cpus must be a whole number"))
+    if asked.preemptible and asked.whole_cores:
+        findings.append(
+            Finding("bad-timing", "preemptible work gives way, so it can't have cores to itself: ask for one of both")
+        )
     if asked.memory_bytes is not None and not _MEMORY_MIN <= asked.memory_bytes < 1 << 60:
         findings.append(Finding("bad-memory", "memory must be at least 1 MiB and less than 1 EiB"))
     if asked.max_wakeup_us is not None and not 1 <= asked.max_wakeup_us <= _WAKEUP_US_MAX:

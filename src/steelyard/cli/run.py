@@ -72,6 +72,7 @@ Examples:
 @click.option(
     "--max-wakeup-us", type=int, metavar="N", help="Watch that nothing on its cores wakes later than this, in microseconds."
 )
+@click.option("--preemptible", is_flag=True, help="Give way: run only on what everything else leaves idle.")
 @click.option("--memory", help="Memory limit, for example 4GB [default: none].")
 @click.option("--name", help="A name for people [default: the command's].")
 @click.option(
@@ -86,6 +87,7 @@ def run(
     exclusive: bool,
     timing: str,
     max_wakeup_us: int | None,
+    preemptible: bool,
     memory: str | None,
     name: str | None,
     env: tuple[str, ...],
@@ -105,6 +107,7 @@ def run(
             exclusive=exclusive,
             timing=Timing(timing),
             max_wakeup_us=max_wakeup_us,
+            preemptible=preemptible,
         ),
         as_root=as_root,
     )

@@ -24,6 +24,8 @@ class CgroupReading(msgspec.Struct, frozen=True):
     #: what the workload's cpuset allows (the common one's for best-effort work)
     cpus: tuple[int, ...] | None = None
     memory_nodes: tuple[int, ...] | None = None
+    #: it runs only on what all others leave idle
+    gives_way: bool = False
     #: 1.0 = one core's worth; rounded by the kernel to 1/1024 (v1) or 1/100 (v2)
     share: float | None = None
     #: the limit, rounded down to a page by the kernel; `UNLIMITED_BYTES` without one

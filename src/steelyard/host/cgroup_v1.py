@@ -1,6 +1,7 @@
 """How are workloads limited and ended where each controller has a tree of its own (cgroup v1, and hybrid machines)?
 
     <mount of cpu, memory, freezer, pids>/steelyard-<tag>/<workload>     limits, freezing, listing
+    <mount of cpu>/steelyard-<tag>-idle/<workload>                       instead of the cpu tree, for preemptible work
     <mount of cpuset>/steelyard-<tag>/shared                             the common cpuset of all best-effort work
     <mount of cpuset>/steelyard-<tag>/<workload>                         only for work that has whole cores
 
@@ -93,7 +94,7 @@ class CgroupsV1:
         try:
             for tree in self._trees:
                 if not (plan.timing is Timing.REALTIME and tree == self._grouped_cpu):
-                    self._files.make(f"{tree}/{workload}")
+                    self._files.make(f"{self._prepare_idle() if self._gives_way(tree, plan) else tree}/{workload}")
             self._limit(workload, plan)
             if self._cpuset is not None:
                 self._place(f"{self._cpuset}/{workload}", self._cpuset, plan)
@@ -101,15 +102,34 @@ class CgroupsV1:
             raise EdgeFailed(f"The control group of {workload} could not be made: {err}.", code="cgroup-failed") from err
 
     @property
-    def _grouped_cpu(self) -> str | None:
-        """The cpu tree, where realtime work has to stay out of it."""
+    def _lone_cpu(self) -> str | None:
+        """The cpu tree, where no other controller needs the workload to be in it."""
         tree = self._limits.get("cpu")
         alone = tree is not None and list(self._limits.values()).count(tree) == 1 and tree != self._trees[0]
-        return tree if alone and self._files.exists(f"{self._mounts['cpu']}/cpu.rt_runtime_us") else None
+        return tree if alone else None
+
+    @property
+    def _grouped_cpu(self) -> str | None:
+        """The cpu tree, where realtime work has to stay out of it."""
+        return self._lone_cpu if self._files.exists(f"{self._mounts.get('cpu')}/cpu.rt_runtime_us") else None
+
+    def _gives_way(self, tree: str, plan: Plan) -> bool:
+        return plan.preemptible and tree == self._lone_cpu
+
+    @property
+    def _idle(self) -> str:
+        return f"{self._mounts['cpu']}/{self._name}-idle"
+
+    def _prepare_idle(self) -> str:
+        """A tree of its own: within ours it would only give way to our work, not to the gateway and to programs of others."""
+        self._files.make(self._idle)
+        if not self._files.try_write(f"{self._idle}/cpu.idle", "1"):  # Linux 5.15
+            self._files.try_write(f"{self._idle}/cpu.shares", "2")
+        return self._idle
 
     def _limit(self, workload: WorkloadId, plan: Plan) -> None:
         realtime = plan.timing is Timing.REALTIME
-        if "cpu" in self._limits and not (realtime and self._grouped_cpu):
+        if "cpu" in self._limits and self._files.exists(f"{self._limits['cpu']}/{workload}"):
             shares = min(SHARES_MAX, max(2, round(1024 * plan.share)))
             self._set(f"{self._limits['cpu']}/{workload}/cpu.shares", str(shares))
         if "pids" in self._limits:
@@ -159,9 +179,10 @@ class CgroupsV1:
 
     def open_join(self, workload: WorkloadId) -> list[int]:
         files = [f"{tree}/{workload}/{'cgroup.procs' if tree == self._unified else 'tasks'}" for tree in self._trees]
-        grouped = self._grouped_cpu
-        if grouped is not None and not self._files.exists(f"{grouped}/{workload}"):
-            files[self._trees.index(grouped)] = f"{self._mounts['cpu']}/tasks"
+        cpu = self._lone_cpu
+        if cpu is not None and not self._files.exists(f"{cpu}/{workload}"):
+            idle = f"{self._idle}/{workload}"
+            files[self._trees.index(cpu)] = f"{idle if self._files.exists(idle) else self._mounts['cpu']}/tasks"
         cpuset = self._cpuset_of(workload)
         if cpuset is not None:
             files.append(f"{cpuset}/tasks")
@@ -220,7 +241,8 @@ class CgroupsV1:
             self._files.try_write(f"{self._limits['freezer']}/{workload}/freezer.state", "THAWED")
 
     def remove(self, workload: WorkloadId) -> bool:
-        trees = [*self._trees, *([self._cpuset] if self._cpuset is not None else [])]
+        idle = [self._idle] if self._lone_cpu is not None else []
+        trees = [*self._trees, *idle, *([self._cpuset] if self._cpuset is not None else [])]
         # The tree that lists goes last, so that a half-removed workload is still found by `workloads`.
         return all(self._files.remove_tree(f"{tree}/{workload}") for tree in reversed(trees))
 
@@ -238,7 +260,9 @@ class CgroupsV1:
             control = (files.read(f"{memory}/memory.oom_control") or "").split()
             ooms = control[control.index("oom_kill") + 1] if "oom_kill" in control else None
         here = self._trees != [] and files.exists(f"{self._trees[0]}/{workload}")
+        idle = f"{self._idle}/{workload}" if self._lone_cpu is not None else ""
         return CgroupReading(
+            gives_way=bool(idle) and files.exists(idle) and files.read(f"{self._idle}/cpu.idle") == "1",
             cpus=parse_cpus(cpus) if here and cpus is not None else None,
             memory_nodes=parse_cpus(mems) if here and mems is not None else None,
             share=int(shares) / 1024 if shares is not None else None,
@@ -263,5 +287,7 @@ class CgroupsV1:
             # Whoever joined nothing but this died or hung half-way through joining.
             kill_until_empty(self._files, self._clock, lambda: self._files.pids(shared))
             self._files.remove_tree(self._cpuset)
+        if self._lone_cpu is not None:
+            self._files.remove_tree(self._idle)
         for tree in self._trees:
             self._files.remove_tree(tree)

@@ -2,6 +2,7 @@
 
     <mount>/steelyard-<tag>/shared/<workload>     best-effort work; `shared` holds the common cpuset
     <mount>/steelyard-<tag>/<workload>            work that has whole cores
+    <mount>/steelyard-<tag>-idle/<workload>       preemptible work; the folder's cpu.idle makes it give way to everything
 
 A controller works in a group when it is enabled in `cgroup.subtree_control` of every group above, and such a group may hold no
 process itself: ours hold none, but where the mount is a container's own group, its processes may be in the way. What can't be
@@ -37,6 +38,7 @@ class CgroupsV2:
         self._name = f"steelyard-{tag}"
         self._base = f"{mount}/{self._name}"
         self._shared = f"{self._base}/{SHARED}"
+        self._idle = f"{self._base}-idle"
         self._detected = missing
         self._refused: dict[str, str] = {}
         self._offered = frozenset(WANTED) & frozenset((files.read(f"{mount}/cgroup.controllers") or "").split())
@@ -62,8 +64,10 @@ class CgroupsV2:
                 self._set(f"{self._base}/cpu.weight", weight)
                 self._set(f"{self._shared}/cpu.weight", weight)
             if "cpuset" in self.controllers:
-                self._set(f"{self._shared}/cpuset.cpus", format_cpus(shared_cpus))
-                self._set(f"{self._shared}/cpuset.mems", format_cpus(memory_nodes))
+                for folder in (self._shared, self._idle):
+                    if self._files.exists(folder):
+                        self._set(f"{folder}/cpuset.cpus", format_cpus(shared_cpus))
+                        self._set(f"{folder}/cpuset.mems", format_cpus(memory_nodes))
         except OSError as err:
             raise EdgeFailed(f"The control groups of this home could not be set up: {err}.", code="cgroup-failed") from err
 
@@ -79,9 +83,24 @@ class CgroupsV2:
                     "run Steelyard outside a container, or move the processes of that group into one below it."
                 )
 
+    def _prepare_idle(self) -> None:
+        """A tree of its own: within ours it would only give way to our work, not to the gateway and to programs of others."""
+        if self._files.exists(self._idle):
+            return
+        self._files.make(self._idle)
+        self._enable(self._idle)
+        if not self._files.try_write(f"{self._idle}/cpu.idle", "1"):  # Linux 5.15
+            self._files.try_write(f"{self._idle}/cpu.weight", "1")
+        if "cpuset" in self.controllers:
+            for kind in ("cpus", "mems"):
+                self._set(f"{self._idle}/cpuset.{kind}", self._files.read(f"{self._shared}/cpuset.{kind}") or "")
+
     def make(self, workload: WorkloadId, plan: Plan) -> None:
-        leaf = f"{self._base}/{workload}" if plan.cpus else f"{self._shared}/{workload}"
+        folder = self._base if plan.cpus else self._idle if plan.preemptible else self._shared
+        leaf = f"{folder}/{workload}"
         try:
+            if plan.preemptible:
+                self._prepare_idle()
             self._files.make(leaf)
             if "cpu" in self.controllers:
                 self._set(f"{leaf}/cpu.weight", str(min(WEIGHT_MAX, max(1, round(100 * plan.share)))))
@@ -106,7 +125,7 @@ class CgroupsV2:
             self._files.write(path, text or "\n")
 
     def _leaf(self, workload: WorkloadId) -> str | None:
-        for folder in (self._shared, self._base):
+        for folder in (self._shared, self._base, self._idle):
             if workload != SHARED and self._files.exists(f"{folder}/{workload}"):
                 return f"{folder}/{workload}"
         return None
@@ -163,6 +182,7 @@ class CgroupsV2:
         peak = files.read(f"{leaf}/memory.peak")
         events = (files.read(f"{leaf}/memory.events") or "").split()
         return CgroupReading(
+            gives_way=leaf.startswith(f"{self._idle}/") and files.read(f"{self._idle}/cpu.idle") == "1",
             cpus=parse_cpus(cpus) if cpus is not None else None,
             memory_nodes=parse_cpus(mems) if mems is not None else None,
             share=int(weight) / 100 if weight is not None else None,
@@ -173,11 +193,12 @@ class CgroupsV2:
         )
 
     def workloads(self) -> list[WorkloadId]:
-        found = {*self._files.groups(self._base), *self._files.groups(self._shared)} - {SHARED}
+        found = {name for folder in (self._base, self._shared, self._idle) for name in self._files.groups(folder)} - {SHARED}
         return sorted(WorkloadId(name) for name in found)
 
     def destroy(self) -> None:
         for workload in self.workloads():
             self.kill(workload)
             self.remove(workload)
+        self._files.remove_tree(self._idle)
         self._files.remove_tree(self._base)

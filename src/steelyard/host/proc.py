@@ -101,7 +101,8 @@ def read_got(pids: Sequence[int], reading: CgroupReading, *, realtime: bool = Fa
         "share": reading.share,
         "uid": _one_or_all({fields[0] for fields, _ in states}),
         "no_new_privs": all(fields[1] == 1 for fields, _ in states) if states else None,
-        "cgroup": _one_or_all({name for pid in pids if (name := _cgroup(pid, realtime)) is not None}),
+        "cgroup": _one_or_all({name for pid in pids if (name := _cgroup(pid, realtime or reading.gives_way)) is not None}),
+        "gives_way": reading.gives_way,
         "threads": sum(affinities.values()),
     }
     if len(affinities) > 1:
@@ -144,7 +145,9 @@ def _field(text: str, label: str) -> str:
 def _cgroup(pid: int, realtime: bool) -> str | None:
     """The process's group below the mount without the leading slash; several joined by commas where the trees disagree."""
     text = read_text(f"/proc/{pid}/cgroup")
-    return None if text is None else find_cgroup(text, tuple(name for name in OWN_LEAF if name != "cpu") if realtime else OWN_LEAF)
+    return (
+        None if text is None else find_cgroup(text, tuple(name for name in OWN_LEAF if name != "cpu") if realtime else OWN_LEAF)
+    )
 
 
 def find_cgroup(text: str, own_leaf: tuple[str, ...] = OWN_LEAF) -> str:

@@ -30,6 +30,8 @@ class Resources(msgspec.Struct, frozen=True):
     #: whole physical cores with their siblings, nobody else on them
     exclusive: bool = False
     timing: Timing = Timing.BEST_EFFORT
+    #: gives way: runs only on what everything else on the machine leaves idle
+    preemptible: bool = False
     gpus: GpuDemand | None = None
     #: network cards, chosen near the GPUs
     nics: int = 0
@@ -81,6 +83,7 @@ class Plan(msgspec.Struct, frozen=True):
     memory_bytes: int | None = None
     memory_nodes: tuple[int, ...] = ()
     timing: Timing = Timing.BEST_EFFORT
+    preemptible: bool = False
     #: ids in the machine's topology, in the order in which the workload sees them
     gpus: tuple[str, ...] = ()
     nics: tuple[str, ...] = ()

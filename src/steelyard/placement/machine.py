@@ -70,7 +70,7 @@ def place(machine: Machine, running: Sequence[tuple[Resources, Plan]], demand: R
     if reasons:
         return Refusal(tuple(reasons), never=False, detail="; ".join(details), largest=largest)
     if not demand.whole_cores:
-        return Plan(share=demand.cpus, memory_bytes=demand.memory_bytes)
+        return Plan(share=demand.cpus, memory_bytes=demand.memory_bytes, preemptible=demand.preemptible)
     chosen = _choose_cores(booked.free_cores, cores)
     return Plan(
         cpus=tuple(sorted(cpu for core in chosen for cpu in core.cpus)),
