@@ -7,6 +7,7 @@ tests/contracts/test_cgroups_contract.py. Nothing here polls by itself or keeps 
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Protocol
 
 import msgspec
@@ -33,6 +34,11 @@ class CgroupReading(msgspec.Struct, frozen=True):
     memory_peak_bytes: int | None = None
     oom_kills: int | None = None
     pids: tuple[int, ...] = ()
+
+
+def denied_nodes(gpu_nodes: Mapping[str, tuple[str, ...]], plan: Plan) -> tuple[str, ...]:
+    """The device files of the GPUs that this plan does not give, as `c 195:0`."""
+    return tuple(node for gpu, nodes in sorted(gpu_nodes.items()) if gpu not in plan.gpus for node in nodes)
 
 
 class Cgroups(Protocol):

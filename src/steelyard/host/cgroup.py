@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import os
 import re
+from collections.abc import Mapping
 from pathlib import Path
 
 import msgspec
@@ -30,6 +31,8 @@ MEANING = {
     "pids": "the number of processes is not limited",
     "freezer": "a process that forks very fast may outrun being killed",
 }
+#: also v1's, but only asked for where there are GPUs to keep apart; v2 filters devices by BPF
+DEVICES = "devices"
 
 
 class CgroupMounts(msgspec.Struct, frozen=True):
@@ -43,18 +46,42 @@ class CgroupMounts(msgspec.Struct, frozen=True):
     v2: str | None
     controllers: frozenset[str]
     missing: tuple[str, ...]
+    #: mount point of v1's devices controller
+    devices: str | None = None
 
 
-def open_cgroups(tag: str, root: Path = Path("/"), *, clock: Clock | None = None, files: CgroupFiles | None = None) -> Cgroups:
-    """The control groups of the home with this tag. Nothing is made before `prepare`."""
+def open_cgroups(
+    tag: str,
+    root: Path = Path("/"),
+    *,
+    clock: Clock | None = None,
+    files: CgroupFiles | None = None,
+    gpu_nodes: Mapping[str, tuple[str, ...]] = {},
+) -> Cgroups:
+    """The control groups of the home with this tag. Nothing is made before `prepare`. `gpu_nodes`: GPU id -> its device numbers,
+    which only workloads that were given the GPU may open."""
     clock = clock or SystemClock()
     files = files or CgroupFiles()
     mounts = find_mounts(root)
     if mounts.flavour == "none":
         return CgroupsNone(missing=mounts.missing, files=files, clock=clock, root=root)
     if mounts.flavour == "v2" and mounts.v2 is not None:
-        return CgroupsV2(tag, mounts.v2, missing=mounts.missing, files=files, clock=clock)
-    return CgroupsV1(tag, mounts.v1, flavour=mounts.flavour, missing=mounts.missing, files=files, clock=clock, unified=mounts.v2)
+        return CgroupsV2(tag, mounts.v2, missing=mounts.missing, files=files, clock=clock, gpu_nodes=gpu_nodes)
+    v1, missing = dict(mounts.v1), mounts.missing
+    if gpu_nodes and mounts.devices is not None:
+        v1[DEVICES] = mounts.devices
+    elif gpu_nodes:
+        missing += ("The devices controller is not available to us: work is told which GPUs are its own, but can open all.",)
+    return CgroupsV1(
+        tag,
+        v1,
+        flavour=mounts.flavour,
+        missing=missing,
+        files=files,
+        clock=clock,
+        unified=mounts.v2,
+        gpu_nodes=gpu_nodes,
+    )
 
 
 def find_mounts(root: Path = Path("/")) -> CgroupMounts:
@@ -62,6 +89,7 @@ def find_mounts(root: Path = Path("/")) -> CgroupMounts:
     seen_v1, seen_v2 = parse_mounts(read_text(root / "proc/self/mountinfo") or "", root)
     v1 = {controller: mount for controller, mount in seen_v1.items() if os.access(mount, os.W_OK)}
     v2 = seen_v2 if seen_v2 is not None and os.access(seen_v2, os.W_OK) else None
+    devices = v1.pop(DEVICES, None)
     shares_mount = "cpuset" in v1 and list(v1.values()).count(v1["cpuset"]) > 1
     if shares_mount:
         # The common cpuset needs a tree in which work is not told apart by anything else.
@@ -76,7 +104,9 @@ def find_mounts(root: Path = Path("/")) -> CgroupMounts:
         flavour = "none"
         controllers = frozenset[str]()
     missing = _missing(root, flavour, controllers, seen=bool(seen_v1 or seen_v2))
-    return CgroupMounts(flavour=flavour, v1=v1 if flavour != "v2" else {}, v2=v2, controllers=controllers, missing=missing)
+    return CgroupMounts(
+        flavour=flavour, v1=v1 if flavour != "v2" else {}, v2=v2, controllers=controllers, missing=missing, devices=devices
+    )
 
 
 def parse_mounts(mountinfo: str, root: Path) -> tuple[dict[str, str], str | None]:
@@ -95,7 +125,7 @@ def parse_mounts(mountinfo: str, root: Path) -> tuple[dict[str, str], str | None
             v2 = point
         elif kind[0] == "cgroup":
             for option in kind[2].split(","):
-                if option in MEANING:
+                if option in MEANING or option == DEVICES:
                     v1.setdefault(option, point)
     return v1, v2
 

@@ -1,6 +1,6 @@
 """How are workloads limited and ended where each controller has a tree of its own (cgroup v1, and hybrid machines)?
 
-    <mount of cpu, memory, freezer, pids>/steelyard-<tag>/<workload>     limits, freezing, listing
+    <mount of cpu, memory, freezer, pids, devices>/steelyard-<tag>/<workload>     limits, freezing, listing
     <mount of cpu>/steelyard-<tag>-idle/<workload>                       instead of the cpu tree, for preemptible work
     <mount of cpuset>/steelyard-<tag>/shared                             the common cpuset of all best-effort work
     <mount of cpuset>/steelyard-<tag>/<workload>                         only for work that has whole cores
@@ -20,7 +20,7 @@ from collections.abc import Mapping
 
 from steelyard.clock import Clock
 from steelyard.errors import EdgeFailed
-from steelyard.host import UNLIMITED_BYTES, CgroupReading
+from steelyard.host import UNLIMITED_BYTES, CgroupReading, denied_nodes
 from steelyard.host.cgroup_files import CgroupFiles, kill_until_empty
 from steelyard.host.sysfs import format_cpus, parse_cpus
 from steelyard.model.ids import WorkloadId
@@ -51,6 +51,7 @@ class CgroupsV1:
         files: CgroupFiles,
         clock: Clock,
         unified: str | None = None,
+        gpu_nodes: Mapping[str, tuple[str, ...]] = {},
     ) -> None:
         self.flavour = flavour
         self.controllers = frozenset(mounts)
@@ -58,6 +59,7 @@ class CgroupsV1:
         self._files = files
         self._clock = clock
         self._mounts = dict(mounts)
+        self._gpu_nodes = gpu_nodes
         name = f"steelyard-{tag}"
         self._name = name
         self._cpuset = f"{mounts['cpuset']}/{name}" if "cpuset" in mounts else None
@@ -132,6 +134,9 @@ class CgroupsV1:
         if "cpu" in self._limits and self._files.exists(f"{self._limits['cpu']}/{workload}"):
             shares = min(SHARES_MAX, max(2, round(1024 * plan.share)))
             self._set(f"{self._limits['cpu']}/{workload}/cpu.shares", str(shares))
+        if "devices" in self._limits:
+            for node in denied_nodes(self._gpu_nodes, plan):
+                self._files.write(f"{self._limits['devices']}/{workload}/devices.deny", f"{node} rwm")
         if "pids" in self._limits:
             self._set(f"{self._limits['pids']}/{workload}/pids.max", str(pids_max(os.cpu_count() or 1)))
         if "memory" in self._limits:

@@ -12,12 +12,14 @@ enabled is named in `missing`; groups still list and kill without any controller
 from __future__ import annotations
 
 import os
+from collections.abc import Mapping
 
 from steelyard.clock import Clock
 from steelyard.errors import EdgeFailed
-from steelyard.host import UNLIMITED_BYTES, CgroupReading
+from steelyard.host import UNLIMITED_BYTES, CgroupReading, denied_nodes
 from steelyard.host.cgroup_files import CgroupFiles, kill_until_empty
 from steelyard.host.cgroup_v1 import SHARED, pids_max
+from steelyard.host.device_filter import deny_devices
 from steelyard.host.sysfs import format_cpus, parse_cpus
 from steelyard.model.ids import WorkloadId
 from steelyard.model.job import Plan
@@ -30,11 +32,21 @@ WEIGHT_MAX = 10_000
 class CgroupsV2:
     """`mount` is where cgroup2 is mounted; its `cgroup.controllers` says what there is."""
 
-    def __init__(self, tag: str, mount: str, *, missing: tuple[str, ...], files: CgroupFiles, clock: Clock) -> None:
+    def __init__(
+        self,
+        tag: str,
+        mount: str,
+        *,
+        missing: tuple[str, ...],
+        files: CgroupFiles,
+        clock: Clock,
+        gpu_nodes: Mapping[str, tuple[str, ...]] = {},
+    ) -> None:
         self.flavour = "v2"
         self._files = files
         self._clock = clock
         self._mount = mount
+        self._gpu_nodes = gpu_nodes
         self._name = f"steelyard-{tag}"
         self._base = f"{mount}/{self._name}"
         self._shared = f"{self._base}/{SHARED}"
@@ -116,6 +128,8 @@ class CgroupsV2:
                 # An empty list means the parent's: the common cpuset.
                 self._set(f"{leaf}/cpuset.cpus", format_cpus(plan.cpus))
                 self._set(f"{leaf}/cpuset.mems", format_cpus(plan.memory_nodes))
+            if denied := denied_nodes(self._gpu_nodes, plan):
+                deny_devices(leaf, denied)
         except OSError as err:
             raise EdgeFailed(f"The control group of {workload} could not be made: {err}.", code="cgroup-failed") from err
 
