@@ -144,7 +144,9 @@ def _field(text: str, label: str) -> str:
 def _cgroup(pid: int, realtime: bool) -> str | None:
     """The process's group below the mount without the leading slash; several joined by commas where the trees disagree."""
     text = read_text(f"/proc/{pid}/cgroup")
-    return None if text is None else find_cgroup(text, tuple(name for name in OWN_LEAF if name != "cpu") if realtime else OWN_LEAF)
+    return (
+        None if text is None else find_cgroup(text, tuple(name for name in OWN_LEAF if name != "cpu") if realtime else OWN_LEAF)
+    )
 
 
 def find_cgroup(text: str, own_leaf: tuple[str, ...] = OWN_LEAF) -> str:

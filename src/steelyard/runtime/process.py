@@ -20,8 +20,8 @@ from steelyard.clock import Clock
 from steelyard.errors import Conflict, EdgeFailed, Refused, Unreachable
 from steelyard.model.ids import WorkloadId
 from steelyard.model.job import Plan
-from steelyard.model.timing import FIFO_PRIORITY, Timing
 from steelyard.model.reason import Reason
+from steelyard.model.timing import FIFO_PRIORITY, Timing
 from steelyard.runtime import records
 from steelyard.runtime.procstat import observe_process, process_runs
 from steelyard.runtime.records import Handle, Intent
