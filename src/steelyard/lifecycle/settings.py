@@ -6,8 +6,7 @@ in what was read back afterwards. Rules:
 1. `before` is what stood there when the first holder came; it is kept until the last one goes, and is then written back.
 2. Holders share: CPUs to keep off are united, so that the place always holds `before` without everybody's CPUs.
 3. Only what is ours is changed: a value that we neither found nor wrote was put there by somebody else. It is left alone,
-   recorded
-   as foreign, and from then on counts as `before`.
+   recorded as foreign, and from then on counts as `before`.
 Never reads or writes a setting; `host/journal.py` does.
 """
 

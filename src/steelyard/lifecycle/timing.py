@@ -142,9 +142,7 @@ def got_timing(plan: Plan, facts: TimingFacts, scheduler: str | None, own_cpus: 
         return got
     got["irqs_on_its_cpus"] = [irq.number for irq in facts.irqs if cpus & set(irq.cpus) and cpus & set(irq.served or irq.cpus)]
     got["kernel_threads_on_its_cpus"] = [
-        thread.name
-        for thread in facts.kernel_threads
-        if thread.movable and cpus & set(thread.cpus) and not thread.name == "kthreadd"
+        thread.name for thread in facts.kernel_threads if thread.movable and cpus & set(thread.cpus)
     ]
     governors = sorted({governor for cpu, (governor, _) in facts.governors.items() if cpu in cpus})
     if governors:
