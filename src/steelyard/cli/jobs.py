@@ -219,5 +219,5 @@ def _value(name: str, value: object) -> str:
     if name == "memory_bytes" and isinstance(value, int):
         return render_bytes(value)
     if isinstance(value, list | tuple):
-        return ",".join(str(item) for item in value) or "common"
+        return ",".join(str(item) for item in value) or ("common" if name == "cpus" else "none")
     return str(value)
