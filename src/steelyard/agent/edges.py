@@ -10,6 +10,7 @@ from steelyard.clock import Clock
 from steelyard.config import Paths, Settings
 from steelyard.gateway import Gateway
 from steelyard.host import Cgroups
+from steelyard.host.journal import SettingsJournal
 from steelyard.host.sockdiag import SocketQueue
 from steelyard.model.machine import Machine
 from steelyard.runtime.process import ProcessRuntime
@@ -28,6 +29,8 @@ class Edges:
     cleanup: Cleanup
     gateway: Gateway
     queue: SocketQueue
+    #: of the whole machine, shared with other homes
+    journal: SettingsJournal
     #: folder that the runner's HTTP server is loaded from inside user environments
     lib_dir: Path
     #: resident bytes that all templates together may hold before the least recently used is evicted

@@ -14,7 +14,7 @@ from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 
 from steelyard.agent.cleanup import Cleanup
-from steelyard.agent.identity import choose_ids, explain_start, make_env
+from steelyard.agent.identity import choose_ids, explain_start, make_env, make_timing_env
 from steelyard.agent.reconcile import (
     Forget,
     JobAction,
@@ -26,17 +26,20 @@ from steelyard.agent.reconcile import (
     decide_jobs,
     decide_shared_cpus,
 )
+from steelyard.agent.timing import TimingKeeper
 from steelyard.clock import Clock
 from steelyard.config import Paths, Settings
 from steelyard.errors import SteelyardError
 from steelyard.host import Cgroups
 from steelyard.host.proc import read_got
+from steelyard.lifecycle.promise import Wakeups
 from steelyard.lifecycle.proof import check_proof
 from steelyard.model.ids import AttemptId, WorkloadId
 from steelyard.model.job import Plan
 from steelyard.model.machine import Machine
 from steelyard.model.proof import Proof, ProofState
 from steelyard.model.reason import Reason
+from steelyard.model.timing import Timing
 from steelyard.runtime.process import Adopted, ProcessRuntime
 from steelyard.wire.agent import AssignedFunction, AssignedJob, AttemptState
 from steelyard.wire.spawn import Exited
@@ -62,6 +65,8 @@ class _Attempt:
     signalled_ns: int | None = None
     proof: Proof | None = None
     matched_before: bool = False
+    #: the watcher's last counts; of an ended job, the final ones
+    wakeups: Wakeups = field(default_factory=Wakeups)
 
 
 class JobKeeper:
@@ -76,8 +81,10 @@ class JobKeeper:
         cleanup: Cleanup,
         cgroups: Cgroups,
         clock: Clock,
+        timing: TimingKeeper,
         changed: Callable[[], None],
     ) -> None:
+        self._timing = timing
         self._paths, self._settings, self._machine = paths, settings, machine
         self._runtime, self._cleanup, self._cgroups, self._clock = runtime, cleanup, cgroups, clock
         self._changed = changed
@@ -90,7 +97,7 @@ class JobKeeper:
 
     # -- truth from the machine
 
-    def adopt(self, found: Iterable[Adopted], assigned: Iterable[AssignedJob]) -> None:
+    def adopt(self, found: Iterable[Adopted], assigned: Iterable[AssignedJob], probes: Iterable[Adopted] = ()) -> None:
         """Take over what an earlier agent started. `found` is the joined truth of records, cgroups and the spawner."""
         plans = {job.attempt: job.plan for job in assigned}
         for item in found:
@@ -104,6 +111,8 @@ class JobKeeper:
             self._attempts[attempt] = state
             if item.exited is not None:
                 self._end(attempt, state, item.exited)
+        living = [(attempt, state.plan) for attempt, state in self._attempts.items() if state.phase == "running"]
+        self._timing.adopt(living, probes)
 
     def on_exit(self, exited: Exited) -> bool:
         """An exit record is on disk. True when it was a job's."""
@@ -118,6 +127,8 @@ class JobKeeper:
         reading = self._cgroups.read(WorkloadId(attempt))
         # What the main process left behind ends with it, before its cores are given to somebody else.
         self._cgroups.kill(WorkloadId(attempt))
+        state.wakeups = self._timing.observe_wakeups(attempt) or state.wakeups
+        self._timing.release(attempt)
         state.phase, state.ended_at = "ended", exited.ended_at
         state.exit_code, state.signum = exited.exit_code, exited.signal
         state.peak_memory_bytes = reading.memory_peak_bytes or exited.peak_rss_bytes
@@ -139,6 +150,7 @@ class JobKeeper:
         if state is None or state.phase != "running":
             return
         self._cgroups.kill(workload)
+        self._timing.release(AttemptId(workload))
         state.phase, state.reason = "ended", Reason.EXIT_UNKNOWN
         state.detail = "The process ended while its parent was down, so its exit code is not known."
         state.ended_at = self._clock.now_us()
@@ -183,6 +195,7 @@ class JobKeeper:
                 self._runtime.kill(WorkloadId(attempt))
             case Forget(attempt):
                 self._cleanup.remove(WorkloadId(attempt))
+                self._timing.release(attempt)
                 was_exclusive = bool(self._attempts.pop(attempt).plan.cpus)
                 if was_exclusive:
                     self._share_cpus()
@@ -193,9 +206,11 @@ class JobKeeper:
         folder = str(self._paths.workloads / job.attempt)
         env = make_env(job.spec.env, folder, ids, job.owner)
         env |= {"STEELYARD_JOB_ID": job.job, "STEELYARD_ATTEMPT_ID": job.attempt}
+        env = make_timing_env(job.plan.timing) | env
         try:
             if job.plan.cpus:
                 self._share_cpus()
+            self._timing.hold(job.attempt, job.plan)
             handle = await self._runtime.start(
                 WorkloadId(job.attempt),
                 kind=KIND,
@@ -210,11 +225,13 @@ class JobKeeper:
             state.phase, state.reason = "not-started", Reason.START_FAILED
             state.detail = explain_start(err.public, ids, job.owner)
             state.ended_at = self._clock.now_us()
+            self._timing.release(job.attempt)
         else:
             state.pid, state.start_time, state.started_at = handle.pid, handle.start_time, handle.at
             if state.phase == "starting":  # a short one may have ended already
                 state.phase = "running"
                 self._observe_proof(job.attempt, state)
+                await self._timing.start_probe(job)
         self._changed()
         self._step()
 
@@ -243,6 +260,9 @@ class JobKeeper:
 
     def attempts(self) -> tuple[AttemptState, ...]:
         """For the report: everything known, terminal attempts included until they leave the assignment."""
+        for attempt, state in self._attempts.items():
+            if state.phase == "running":
+                state.wakeups = self._timing.report_wakeups(attempt)
         return tuple(
             AttemptState(
                 attempt=attempt,
@@ -256,6 +276,8 @@ class JobKeeper:
                 signal=state.signum,
                 peak_memory_bytes=state.peak_memory_bytes,
                 proof=state.proof if state.phase == "ended" else None,
+                wakeup_breaches=state.wakeups.breaches,
+                wakeup_worst_us=state.wakeups.worst_us if state.wakeups.breaches else 0,
             )
             for attempt, state in sorted(self._attempts.items())
         )
@@ -265,6 +287,8 @@ class JobKeeper:
         for attempt, state in self._attempts.items():
             if state.phase == "running":
                 self._observe_proof(attempt, state)
+                if self._timing.report_wakeups(attempt) != state.wakeups:
+                    self._changed()
 
     def _observe_proof(self, attempt: AttemptId, state: _Attempt) -> None:
         job = self._assigned.get(attempt)
@@ -272,11 +296,13 @@ class JobKeeper:
             return
         reading = self._cgroups.read(WorkloadId(attempt))
         pids = reading.pids or ((state.pid,) if state.pid else ())
-        got = read_got(pids, reading)
+        got = read_got(pids, reading, realtime=job.plan.timing is Timing.REALTIME)
         if got.get("cpus") is None:
             return  # it ended while we looked: the last reading stands
-        proof = check_proof(self._asked(job), got, state.matched_before, self._clock.now_us())
-        state.matched_before = state.matched_before or proof.state is ProofState.MATCH
+        got |= self._timing.got(job, pids, "cpuset" in self._cgroups.controllers)
+        forbidden, notes = self._timing.explain(job)
+        proof = check_proof(self._asked(job), got, state.matched_before, self._clock.now_us(), forbidden, notes)
+        state.matched_before = state.matched_before or set(proof.differences) <= set(forbidden)
         if proof.state is ProofState.DRIFTED and (state.proof is None or state.proof.state is not ProofState.DRIFTED):
             log.warning("%s drifted: %s", attempt, "; ".join(proof.differences))
         state.proof = proof
@@ -297,6 +323,7 @@ class JobKeeper:
             "no_new_privs": True,
             "gives_way": True if job.plan.preemptible else None,
             "cgroup": self._cgroups.path(WorkloadId(job.attempt)) if enforced else None,
+            **self._timing.asked(job),
         }
 
     def proof(self, attempt: AttemptId) -> Proof | None:

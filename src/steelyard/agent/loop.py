@@ -20,6 +20,8 @@ from steelyard.agent.jobs import KIND as JOB
 from steelyard.agent.jobs import JobKeeper
 from steelyard.agent.ledger import Ledger
 from steelyard.agent.link import Link
+from steelyard.agent.timing import KIND as PROBE
+from steelyard.agent.timing import TimingKeeper
 from steelyard.errors import SteelyardError
 from steelyard.model.coldstart import ColdStart
 from steelyard.model.ids import AttemptId, WorkloadId
@@ -50,8 +52,17 @@ class Agent:
         self._coldstarts: deque[ColdStart] = deque(maxlen=COLDSTARTS_MAX)
         self._in_flight: dict[int, int] = {}
         self._orphans: dict[WorkloadId, int] = {}
+        timing = TimingKeeper(edges.paths, edges.runtime, edges.cleanup, edges.clock, edges.journal, root=os.geteuid() == 0)
         self.jobs = JobKeeper(
-            edges.paths, edges.settings, edges.machine, edges.runtime, edges.cleanup, edges.cgroups, edges.clock, self._changed
+            edges.paths,
+            edges.settings,
+            edges.machine,
+            edges.runtime,
+            edges.cleanup,
+            edges.cgroups,
+            edges.clock,
+            timing,
+            self._changed,
         )
         self.functions = FunctionKeeper(edges, self._ledger, self._changed, self._add_coldstart)
         self._link = Link(
@@ -140,8 +151,9 @@ class Agent:
     async def _adopt(self, held: dict[str, int], running: Running) -> None:
         found = self._edges.runtime.adopt(running)
         assignment = self._ledger.assignment
-        self.jobs.adopt([item for item in found if _kind(item) == JOB], assignment.jobs)
-        await self.functions.adopt(held, [item for item in found if _kind(item) != JOB], assignment.keys)
+        probes = [item for item in found if _kind(item) == PROBE]
+        self.jobs.adopt([item for item in found if _kind(item) == JOB], assignment.jobs, probes)
+        await self.functions.adopt(held, [item for item in found if _kind(item) not in (JOB, PROBE)], assignment.keys)
         children = {workload for workload, _, _ in running.children}
         for workload, pid, _ in [*self.jobs.running, *self.functions.running]:
             if workload not in children:

@@ -16,6 +16,7 @@ from steelyard.clock import SystemClock
 from steelyard.config import Paths, Settings
 from steelyard.gateway.envoy import Envoy
 from steelyard.host.cgroup import open_cgroups
+from steelyard.host.journal import SettingsJournal
 from steelyard.host.machine import observe_machine
 from steelyard.host.sockdiag import SocketQueue
 from steelyard.runtime.process import ProcessRuntime
@@ -67,6 +68,7 @@ def _make_agent(paths: Paths, settings: Settings) -> Agent:
         cleanup=Cleanup(runtime, paths),
         gateway=Envoy(paths, settings, clock),
         queue=SocketQueue(),
+        journal=SettingsJournal(paths.run.parent, machine.boot_id),
         lib_dir=make_lib_dir(paths.home / "runner"),
         template_budget_bytes=round(machine.memory_bytes * TEMPLATE_SHARE),
     )

@@ -39,6 +39,8 @@ class ProofShown(msgspec.Struct, frozen=True):
     asked: dict[str, object]
     got: dict[str, object]
     differences: tuple[str, ...]
+    #: worth knowing, and promised by nobody
+    notes: tuple[str, ...]
 
 
 PS_HELP = """List jobs, the newest last.
@@ -155,7 +157,7 @@ def proof(job: str, home: Path | None, as_json: bool) -> None:
     with open_client(home) as client:
         shown = client.fetch(Proof, "GET", f"/v1/jobs/{quote(job)}/proof")
     if as_json:
-        print_json(ProofShown(shown.state.value, shown.asked, shown.got, shown.differences))
+        print_json(ProofShown(shown.state.value, shown.asked, shown.got, shown.differences, shown.notes))
         return
     state = shown.state.value
     click.echo(click.style(state, fg=COLOURS.get(state)) if person_looks() else state)
@@ -165,7 +167,7 @@ def proof(job: str, home: Path | None, as_json: bool) -> None:
         [(name, _value(name, shown.asked.get(name)), _value(name, shown.got.get(name))) for name in names],
         "Nothing is known about it.",
     )
-    for sentence in shown.differences:
+    for sentence in (*shown.differences, *(f"Note: {note}" for note in shown.notes)):
         say(sentence)
 
 
@@ -217,5 +219,5 @@ def _value(name: str, value: object) -> str:
     if name == "memory_bytes" and isinstance(value, int):
         return render_bytes(value)
     if isinstance(value, list | tuple):
-        return ",".join(str(item) for item in value) or "common"
+        return ",".join(str(item) for item in value) or ("common" if name == "cpus" else "none")
     return str(value)

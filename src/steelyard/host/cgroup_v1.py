@@ -7,8 +7,8 @@
 
 Best-effort work has no cpuset of its own, since the common one could not be made smaller while a child holds a core. Where the
 freezer is not mounted but v2's empty `unified` tree is, that one is joined too and lists and kills.
-Realtime work joins no cpu group but the mount's own: where the kernel groups realtime work (RT_GROUP_SCHED) a group without a budget
-refuses SCHED_FIFO, and budgets of siblings add up over CPUs that they do not share.
+Realtime work joins no cpu group but the mount's own: where the kernel groups realtime work (RT_GROUP_SCHED) a group without a
+budget refuses SCHED_FIFO, and budgets of siblings add up over CPUs that they do not share.
 Joining is by writing `0` to `tasks`, which takes no global lock; `cgroup.procs` costs milliseconds. Not a thread's business: a
 process joins while it has one thread.
 """

@@ -1,9 +1,9 @@
 """Who changed which setting of this machine, and what stood there before? One journal on disk, machine-wide, for all homes.
 
-`hold` saves what it is about to do (temp, fsync, rename), then changes settings, then saves what was read back. `restore` puts back
-what nobody alive wants any more, in the same order. Killed anywhere in between, the next `restore` finishes it. The journal lies on
-/run beside the homes' sockets: settings do not outlive a restart of the machine, and neither does /run. What to do is decided by
-`lifecycle/settings.py`.
+`hold` saves what it is about to do (temp, fsync, rename), then changes settings, then saves what was read back. `restore` puts
+back what nobody alive wants any more, in the same order. Killed anywhere in between, the next `restore` finishes it. The
+journal lies on /run beside the homes' sockets: settings do not outlive a restart of the machine, and neither does /run. What to
+do is decided by `lifecycle/settings.py`.
 """
 
 from __future__ import annotations

@@ -77,6 +77,10 @@ class AttemptFacts(Protocol):
     def peak_memory_bytes(self) -> int | None: ...
     @property
     def proof(self) -> Proof | None: ...
+    @property
+    def wakeup_breaches(self) -> int: ...
+    @property
+    def wakeup_worst_us(self) -> int: ...
 
 
 class Change(msgspec.Struct, frozen=True):
@@ -90,7 +94,17 @@ class Change(msgspec.Struct, frozen=True):
 
 def start_job(job: Job, plan: Plan) -> Change:
     """A new attempt with the next number, placed as `plan` says."""
-    return _move(job, JobState.STARTING, "placed", attempt=job.attempt + 1, plan=plan, reason=None, detail="")
+    return _move(
+        job,
+        JobState.STARTING,
+        "placed",
+        attempt=job.attempt + 1,
+        plan=plan,
+        reason=None,
+        detail="",
+        wakeup_breaches=0,
+        wakeup_worst_us=0,
+    )
 
 
 def refuse_job(job: Job, reason: Reason, detail: str, now: int) -> Change:
@@ -169,10 +183,26 @@ def _apply_alive(job: Job, seen: AttemptFacts) -> Change | None:
     if job.stop_signal is not None:
         state = JobState.STOPPING
     started_at = seen.started_at if seen.started_at is not None else job.started_at
-    if job.state is state and job.started_at == started_at:
+    late = seen.wakeup_breaches > job.wakeup_breaches
+    if job.state is state and job.started_at == started_at and not late:
         return None
     reason, detail = (None, "") if job.state is not state else (job.reason, job.detail)
-    return _move(job, state, "", started_at=started_at, reason=reason, detail=detail)
+    breaches, worst_us = max(job.wakeup_breaches, seen.wakeup_breaches), max(job.wakeup_worst_us, seen.wakeup_worst_us)
+    return _move(
+        job,
+        state,
+        _late_text(job, seen) if late else "",
+        started_at=started_at,
+        reason=reason,
+        detail=detail,
+        wakeup_breaches=breaches,
+        wakeup_worst_us=worst_us,
+    )
+
+
+def _late_text(job: Job, seen: AttemptFacts) -> str:
+    promise, count = job.spec.resources.max_wakeup_us, seen.wakeup_breaches
+    return f"max_wakeup_us {promise} breached: {count} wake-ups were later so far, the worst by {seen.wakeup_worst_us} us"
 
 
 def _apply_ended(job: Job, seen: AttemptFacts, now: int) -> Change | None:
@@ -187,11 +217,16 @@ def _apply_ended(job: Job, seen: AttemptFacts, now: int) -> Change | None:
         state = JobState.FAILED
     if job.state is state:
         return None
+    why = reason.value
+    if seen.wakeup_breaches > job.wakeup_breaches:
+        why += f"; {_late_text(job, seen)}"
     return _move(
         job,
         state,
-        reason.value,
+        why,
         reason=reason,
+        wakeup_breaches=max(job.wakeup_breaches, seen.wakeup_breaches),
+        wakeup_worst_us=max(job.wakeup_worst_us, seen.wakeup_worst_us),
         detail=seen.detail or _end_detail(reason, seen, exit_code),
         exit_code=exit_code,
         started_at=seen.started_at if seen.started_at is not None else job.started_at,

@@ -19,25 +19,32 @@ MEMORY_TOLERANCE_BYTES = 65_536
 
 
 def check_proof(
-    asked: Mapping[str, object], got: Mapping[str, object], matched_before: bool, checked_at: int | None = None
+    asked: Mapping[str, object],
+    got: Mapping[str, object],
+    matched_before: bool,
+    checked_at: int | None = None,
+    forbidden: tuple[str, ...] = (),
+    notes: tuple[str, ...] = (),
 ) -> Proof:
-    """MATCH when every asked key was read and fits; DRIFTED when one differs after all had fitted before; PARTIAL when one
-    differs from the start or can't be read; UNKNOWN when nothing asked could be read."""
+    """`forbidden`: sentences, what was to be done beside the keys and this machine does not allow. MATCH when every asked key
+    was read and fits; DRIFTED when one differs after all had fitted before; PARTIAL when one differs from the start or can't be
+    read; UNKNOWN when nothing asked could be read."""
     wanted = {key: value for key, value in asked.items() if value is not None}
     unread = [key for key in wanted if got.get(key) is None]
     different = [key for key in wanted if key not in unread and not _fits(key, wanted[key], got[key])]
     differences = tuple(f"{key}: asked {_text(wanted[key])}, got {_text(got[key])}" for key in different) + tuple(
         f"{key}: asked {_text(wanted[key])}, could not be read here" for key in unread
     )
+    differences += forbidden
     if wanted and len(unread) == len(wanted):
         state = ProofState.UNKNOWN
     elif different and matched_before:
         state = ProofState.DRIFTED
-    elif different or unread:
+    elif differences:
         state = ProofState.PARTIAL
     else:
         state = ProofState.MATCH
-    return Proof(state=state, asked=dict(asked), got=dict(got), differences=differences, checked_at=checked_at)
+    return Proof(state=state, asked=dict(asked), got=dict(got), differences=differences, checked_at=checked_at, notes=notes)
 
 
 def _fits(key: str, asked: object, got: object) -> bool:
@@ -48,6 +55,8 @@ def _fits(key: str, asked: object, got: object) -> bool:
     if isinstance(asked, int | float) and isinstance(got, int | float):
         if key == "share":
             return abs(asked - got) <= SHARE_TOLERANCE
+        if key == "max_wakeup_us":
+            return got <= asked
         if key == "memory_bytes":
             return abs(asked - got) < MEMORY_TOLERANCE_BYTES
     return asked == got

@@ -1,12 +1,12 @@
 """Which machine settings does a workload want held, and what follows when workloads come, end, or vanish? Pure.
 
-A journal has one entry per place (a file, or a kernel thread's affinity). `plan_hold` adds a workload's wish, `plan_restore` takes
-out the wishes of those that are gone; both return the journal to save *before* the writes to make. `note_written` takes in what was
-read back afterwards. Rules:
+A journal has one entry per place (a file, or a kernel thread's affinity). `plan_hold` adds a workload's wish, `plan_restore`
+takes out the wishes of those that are gone; both return the journal to save *before* the writes to make. `note_written` takes
+in what was read back afterwards. Rules:
 1. `before` is what stood there when the first holder came; it is kept until the last one goes, and is then written back.
 2. Holders share: CPUs to keep off are united, so that the place always holds `before` without everybody's CPUs.
-3. Only what is ours is changed: a value that we neither found nor wrote was put there by somebody else. It is left alone, recorded
-   as foreign, and from then on counts as `before`.
+3. Only what is ours is changed: a value that we neither found nor wrote was put there by somebody else. It is left alone,
+   recorded as foreign, and from then on counts as `before`.
 Never reads or writes a setting; `host/journal.py` does.
 """
 
@@ -137,8 +137,8 @@ def plan_restore(journal: Journal, living: Callable[[str], bool], read: Read) ->
 
 
 def note_written(journal: Journal, results: Mapping[str, tuple[str | None, str]]) -> Journal:
-    """`results`: place -> (what was read back, the kernel's refusal or ""). Entries that are back at `before`, with nobody wanting
-    them, are done; one that could not be put back stays, for the next try."""
+    """`results`: place -> (what was read back, the kernel's refusal or ""). Entries that are back at `before`, with nobody
+    wanting them, are done; one that could not be put back stays, for the next try."""
     entries = dict(journal.entries)
     for place, (present, error) in results.items():
         entry = entries.get(place)

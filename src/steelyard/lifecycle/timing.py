@@ -1,4 +1,5 @@
-"""What must be held on a machine so that a workload is punctual, and what can't be? Pure: a plan and facts in, wishes and words out.
+"""What must be held on a machine so that a workload is punctual, and what can't be? Pure: a plan and facts in, wishes and words
+out.
 
 `realtime` steers interrupts, network queues, kernel work queues and movable kernel threads off its CPUs, holds the governor at
 `performance` and switches deep idle states off. `dedicated` needs no machine setting: its cpuset and memory nodes do it all.
@@ -141,13 +142,15 @@ def got_timing(plan: Plan, facts: TimingFacts, scheduler: str | None, own_cpus: 
         return got
     got["irqs_on_its_cpus"] = [irq.number for irq in facts.irqs if cpus & set(irq.cpus) and cpus & set(irq.served or irq.cpus)]
     got["kernel_threads_on_its_cpus"] = [
-        thread.name for thread in facts.kernel_threads if thread.movable and cpus & set(thread.cpus) and not thread.name == "kthreadd"
+        thread.name for thread in facts.kernel_threads if thread.movable and cpus & set(thread.cpus)
     ]
     governors = sorted({governor for cpu, (governor, _) in facts.governors.items() if cpu in cpus})
     if governors:
         got["governor"] = ",".join(governors)
     if any(state.cpu in cpus for state in facts.idle_states):
-        got["deep_idle_states"] = [f"cpu{state.cpu} {state.name}" for state in _deep(frozenset(cpus), facts) if not state.disabled]
+        got["deep_idle_states"] = [
+            f"cpu{state.cpu} {state.name}" for state in _deep(frozenset(cpus), facts) if not state.disabled
+        ]
     return got
 
 
@@ -173,7 +176,9 @@ def _plan_masks(cpus: frozenset[int], part: str, masks: Sequence[tuple[str, str]
 def _plan_threads(cpus: frozenset[int], facts: TimingFacts) -> list[Setting]:
     off = tuple(sorted(cpus))
     return [
-        Setting(f"thread/{thread.pid}/{thread.start_time}", "kernel-threads", Form.LIST, off, label=f"kernel thread {thread.name}")
+        Setting(
+            f"thread/{thread.pid}/{thread.start_time}", "kernel-threads", Form.LIST, off, label=f"kernel thread {thread.name}"
+        )
         for thread in facts.kernel_threads
         if thread.movable and cpus & set(thread.cpus)
     ]
@@ -215,7 +220,9 @@ def _name_forbidden(cpus: frozenset[int], facts: TimingFacts) -> tuple[str, ...]
     if not facts.irqs:
         found.append("Interrupts can't be seen or steered here: /proc/irq is empty.")
     if not any(cpu in facts.governors for cpu in cpus):
-        found.append("The processor's clock can't be held: this machine shows no cpufreq governor (in a guest, the host decides).")
+        found.append(
+            "The processor's clock can't be held: this machine shows no cpufreq governor (in a guest, the host decides)."
+        )
     elif any("performance" not in facts.governors[cpu][1] for cpu in cpus if cpu in facts.governors):
         found.append("The processor's clock can't be held: its governors do not include `performance`.")
     if not any(state.cpu in cpus for state in facts.idle_states):
@@ -226,14 +233,18 @@ def _name_forbidden(cpus: frozenset[int], facts: TimingFacts) -> tuple[str, ...]
 def _name_notes(cpus: frozenset[int], facts: TimingFacts) -> tuple[str, ...]:
     notes = [GUARD, MEMORY]
     # those that no movable mask reaches: per-CPU threads; unbound workers follow the work queues' masks
-    bound = [thread.name for thread in facts.kernel_threads if not thread.movable and thread.cpus and cpus.issuperset(thread.cpus)]
+    bound = [
+        thread.name for thread in facts.kernel_threads if not thread.movable and thread.cpus and cpus.issuperset(thread.cpus)
+    ]
     if bound:
         notes.append(f"{len(bound)} kernel threads are bound to its CPUs by the kernel and stay: {_list(bound)}.")
     ticking = sorted(cpus - set(facts.tickless))
     if ticking:
         notes.append("The scheduling tick goes on on its CPUs; `nohz_full=` at boot would end it.")
     if facts.guest:
-        notes.append("This machine is a guest: its host may take the processor away at any time, and nobody in here can forbid it.")
+        notes.append(
+            "This machine is a guest: its host may take the processor away at any time, and nobody in here can forbid it."
+        )
     return tuple(notes)
 
 

@@ -118,6 +118,9 @@ class Job(msgspec.Struct, frozen=True):
     stop_grace_s: float = 10.0
     #: the last proof made while it ran
     proof: Proof | None = None
+    #: breaches of `max_wakeup_us` by this attempt, as last recorded, and the worst of them
+    wakeup_breaches: int = 0
+    wakeup_worst_us: int = 0
 
     @property
     def attempt_id(self) -> AttemptId:

@@ -106,8 +106,8 @@ def run_child(request: Spawn, passed: Sequence[int], joins: Sequence[int], error
 
 
 def _set_timing(request: Spawn) -> None:
-    """Scheduler, memory policy and limits of a punctual workload, all kept over setuid and exec. What the kernel refuses is passed
-    over: the proof reads back what it got, and a workload that starts late says less than one that starts PARTIAL."""
+    """Scheduler, memory policy and limits of a punctual workload, all kept over setuid and exec. What the kernel refuses is
+    passed over: the proof reads back what it got, and a workload that starts late says less than one that starts PARTIAL."""
     if request.memory_nodes and os.uname().machine in _SYS_SET_MEMPOLICY:
         words = max(request.memory_nodes) // 64 + 1
         mask = (ctypes.c_ulong * words)()

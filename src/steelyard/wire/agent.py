@@ -77,6 +77,9 @@ class AttemptState(msgspec.Struct, frozen=True):
     peak_memory_bytes: int | None = None
     #: given once it has ended: the last one made while it ran
     proof: Proof | None = None
+    #: wake-ups later than `max_wakeup_us`, and the worst of them; told again only every few seconds
+    wakeup_breaches: int = 0
+    wakeup_worst_us: int = 0
 
 
 class FunctionSeen(msgspec.Struct, frozen=True):
