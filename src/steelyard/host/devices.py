@@ -34,11 +34,16 @@ KINDS = {
     0x1200: "gpu",
     0x0200: "nic",
     0x0207: "nic",
+    0x0208: "nic",
     0x0280: "nic",
     0x0108: "nvme",
 }
 #: whose display and accelerator devices compute; the others only draw a console (ASPEED, Matrox)
 GPU_VENDORS = (0x10DE, 0x1002, 0x8086)
+#: AMD's old server consoles (ES1000, Rage XL, RV100), which compute nothing either
+CONSOLES = {(0x1002, device) for device in (0x515E, 0x5969, 0x4752, 0x5159)}
+#: Intel's processing accelerators are laptop NPUs and the like; its GPUs are all display controllers
+NO_GPUS = {(0x8086, 0x1200)}
 PCI_IDS = ("usr/share/misc/pci.ids", "usr/share/hwdata/pci.ids")
 PCI_ADDRESS = re.compile(r"[0-9a-f]{4,}:[0-9a-f]{2}:[0-9a-f]{2}\.[0-7]")
 #: block devices that are no hardware
@@ -62,10 +67,18 @@ def _pci_device(root: Path, address: str) -> tuple[Device, int, int] | None:
     code, vendor, device = read_int(folder / "class"), read_int(folder / "vendor"), read_int(folder / "device")
     if code is None or vendor is None or device is None:
         return None
-    kind = KINDS.get(code >> 8)
-    if kind is None or (kind == "gpu" and vendor not in GPU_VENDORS):
+    kind = kind_of(code >> 8, vendor, device)
+    if kind is None:
         return None
     return Device(kind=kind, name="", pci=address, numa_node=_numa_node(folder)), vendor, device
+
+
+def kind_of(code: int, vendor: int, device: int) -> str | None:
+    """Our kind of a PCI function by class and subclass, vendor and device; None for what we don't list."""
+    kind = KINDS.get(code)
+    if kind == "gpu" and (vendor not in GPU_VENDORS or (vendor, device) in CONSOLES or (vendor, code) in NO_GPUS):
+        return None
+    return kind
 
 
 def _numa_node(folder: Path) -> int | None:
