@@ -92,7 +92,7 @@ def read_hwloc_xml(text: str, source: str) -> Topology:
 
 def _version(root: Element, source: str) -> int:
     if root.tag != "topology":
-        raise Refused(f"{source} is XML of another kind (<{root.tag[:40]}>): a file of hwloc begins with <topology>.", code="illegal")
+        raise Refused(f"{source} is XML of another kind (<{root.tag[:40]}>); hwloc's begins with <topology>.", code="illegal")
     text = root.get("version", "1.0")
     match = re.fullmatch(r"([0-9]{1,3})(\.[0-9]{1,9})*", text)
     if match is None or not 1 <= int(match[1]) <= 3:
@@ -136,7 +136,7 @@ def _walk(at: HwlocObject, found: _Found, package: int, core: list[int] | None) 
 
 def _check_counts(found: _Found, source: str) -> None:
     if len(found.cpus) > CPUS_MAX or len(found.nodes) > NUMA_NODES_MAX:
-        raise Refused(f"{source} has more than {CPUS_MAX} CPUs or {NUMA_NODES_MAX} NUMA nodes, so it is not read.", code="too-large")
+        raise Refused(f"{source} has more than {CPUS_MAX} CPUs or {NUMA_NODES_MAX} NUMA nodes: it is not read.", code="too-large")
 
 
 def _usable(machine: HwlocObject, found: _Found) -> tuple[frozenset[int], list[str]]:
@@ -201,9 +201,9 @@ def _gpu_memory_nodes(
     sizes = [gpu.memory_bytes for gpu in gpus if gpu.memory_bytes]
     alike = {node.id for node in bare if any(abs(node.memory_bytes - size) <= size * _SAME_MEMORY for size in sizes)}
     power = machine.infos().get("Architecture", "").startswith("ppc64")
-    if power and not sizes and gpus and all(gpu.vendor == "NVIDIA" for gpu in gpus):
-        if len(bare) == len(gpus) and len({node.memory_bytes for node in bare}) == 1:
-            alike = {node.id for node in bare}
+    unknown = power and not sizes and all(gpu.vendor == "NVIDIA" for gpu in gpus)
+    if unknown and len(bare) == len(gpus) and len({node.memory_bytes for node in bare}) == 1:
+        alike = {node.id for node in bare}
     return tuple(sorted(said | alike)) if gpus else ()
 
 

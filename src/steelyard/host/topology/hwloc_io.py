@@ -1,13 +1,14 @@
 """Which devices does an hwloc file list, and on which bridges? GPUs, NICs, NVMe and NVSwitches from its PCI tree.
 
 hwloc lists PCI functions, and below them what drivers made of them ("OS devices"): one GPU is often `cuda0`, `nvml0` and
-`opencl0d0`, one network function `hsi0` and `mlx5_0`. Here each function is one device again, except for a GPU whose driver splits
-it (MI300A in TPX mode shows `rsmi0` to `rsmi2` at one address): then each part is one.
+`opencl0d0`, one network function `hsi0` and `mlx5_0`. Here each function is one device again, except for a GPU whose driver
+splits it (MI300A in TPX mode shows `rsmi0` to `rsmi2` at one address): then each part is one.
 """
 
 from __future__ import annotations
 
 import re
+from collections import Counter
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 
@@ -92,6 +93,10 @@ class _Reader:
         self.version, self.source = version, source
         self.found = HwlocDevices()
         self.addresses: set[str] = set()
+        self.twice: list[str] = []
+        #: GPUs that no driver shows, and whether one shows any
+        self.undriven: list[str] = []
+        self.driven = False
         self.hosts = 0
         self.bridges: list[Bridge] = []
         self.gpus: list[Gpu] = []
@@ -112,7 +117,7 @@ class _Reader:
     def address(self, at: HwlocObject) -> str:
         address = parse_pci_address(at.text("pci_busid") or "", self.source)
         if address in self.addresses:
-            raise Refused(f"{self.source}: the PCI address {address} stands in two places.", code="illegal")
+            self.twice.append(address)
         self.addresses.add(address)
         return address
 
@@ -132,16 +137,21 @@ class _Reader:
         address = self.address(at)
         words = re.match(r"([0-9a-fA-F]{4}) \[([0-9a-fA-F]{4}):([0-9a-fA-F]{4})\]", at.text("pci_type") or "")
         if words is None:
-            raise Refused(f"{self.source}: {address} has pci_type={(at.text('pci_type') or '')[:40]!r}, no PCI class.", code="illegal")
+            raise Refused(
+                f"{self.source}: {address} has pci_type={(at.text('pci_type') or '')[:40]!r}, no PCI class.", code="illegal"
+            )
         code, vendor, device = (int(word, 16) for word in words.groups())
         os = tuple((kind, child) for child in at.children() if child.kind == "OSDev" for kind in self.os_kinds(child))
         function = _Function(at, address, code, vendor, device, parent, place, os)
         backends = _gpu_backends(device for _, device in os)
+        self.driven |= bool(backends)
         kind = kind_of(code, vendor, device)
-        if is_nvswitch(code, vendor):
+        # hwloc knows an NVSwitch also from the links of GPUs, where its own PCI class could not be read.
+        if is_nvswitch(code, vendor) or at.subtype == "NVSwitch":
             self.nvswitches.append(Switch(address, SwitchKind.NVSWITCH))
             self.remember(at, address)
         elif kind == "gpu" or backends:
+            self.undriven += [] if backends else [address]
             self.add_gpus(function, backends)
         elif kind == "nic" or function.of("openfabrics") or (function.of("network") and code >> 8 != _SERIAL_BUS):
             self.nics.append(_nic(function))
@@ -223,8 +233,16 @@ class _Reader:
         found = self.found
         found.bridges, found.gpus, found.nics = tuple(self.bridges), tuple(self.gpus), tuple(self.nics)
         found.nvme, found.nvswitches = tuple(self.nvme), tuple(self.nvswitches)
-        if len({gpu.id for gpu in found.gpus}) < len(found.gpus):
-            raise Refused(f"{self.source}: two GPUs have the same name.", code="illegal")
+        listed = (*found.bridges, *found.gpus, *found.nics, *found.nvme, *found.nvswitches)
+        ids = Counter(device.id for device in listed)
+        for id_, count in ids.items():
+            if count > 1:
+                raise Refused(f"{self.source}: two devices or bridges are both at {id_}.", code="illegal")
+        # Where only one of the two is a device that we list, nothing depends on the other.
+        notes = [f"Two PCI functions of the file are both at {address}." for address in self.twice]
+        if self.driven and self.undriven:
+            notes.append(f"No driver that hwloc asked shows the GPUs {', '.join(self.undriven)}: they may not be usable.")
+        found.notes = tuple(notes)
         return found
 
 
@@ -299,7 +317,11 @@ def _nvme(function: _Function) -> Nvme:
     """A drive may be cut into namespaces (`nvme0n1`, `nvme0n2`): it is named after the first and as large as all."""
     parts = sorted(function.of("storage"), key=lambda part: part.name)
     sizes = [part.infos().get("Size") for part in parts]
-    total = sum(parse_number(size, f"{part.source}: {part.name} with Size") * 1024 for part, size in zip(parts, sizes, strict=True) if size)
+    total = sum(
+        parse_number(size, f"{part.source}: {part.name} with Size") * 1024
+        for part, size in zip(parts, sizes, strict=True)
+        if size
+    )
     return Nvme(
         id=function.address,
         name=parts[0].name if parts else function.product,

@@ -84,18 +84,15 @@ def read_links(root: Element, devices: HwlocDevices, source: str) -> Links:
 
 
 def _add_nvlinks(links: Links, matrix: _Matrix, devices: HwlocDevices, order: dict[str, int]) -> None:
-    """Direct links, else the way through NVSwitches that are joined with each other."""
+    """Direct links, else the way through NVSwitches. All NVSwitches of a machine are one fabric: the driver tells which of them a
+    GPU is wired to but not how they are joined among themselves (in a DGX-2 the two halves share none)."""
     ids = [devices.ids.get(reference) for reference in matrix.objects]
     switches = {switch.id for switch in devices.nvswitches}
     size = range(len(ids))
     gpus = [place for place in size if ids[place] in order]
-    groups = _groups([place for place in size if ids[place] in switches], matrix)
+    fabric = [place for place in size if ids[place] in switches]
     link = _link_rate(matrix, gpus, devices.gpus)
-    # A GPU's bandwidth into each group of switches that it has links to.
-    ways = {
-        place: {at: total for at, group in enumerate(groups) if (total := sum(matrix.at(place, other) for other in group)) > 0}
-        for place in gpus
-    }
+    into_fabric = {place: sum(matrix.at(place, other) for other in fabric) for place in gpus}
     for place in gpus:
         total = sum(matrix.at(place, other) for other in size if other != place)
         if (count := _links(total, link)) or not total:
@@ -104,24 +101,9 @@ def _add_nvlinks(links: Links, matrix: _Matrix, devices: HwlocDevices, order: di
         for second in gpus[at + 1 :]:
             # Links are the same both ways; a matrix that says otherwise is taken at its lower word.
             direct = min(matrix.at(first, second), matrix.at(second, first))
-            shared = [min(ways[first][group], ways[second][group]) for group in ways[first].keys() & ways[second].keys()]
-            rate = max([direct, *shared])
+            rate = max(direct, min(into_fabric[first], into_fabric[second]))
             if rate:
                 _add(links, order, Pair(str(ids[first]), str(ids[second]), PathClass.NV, _links(rate, link), rate * 8 / 1000))
-
-
-def _groups(switches: Sequence[int], matrix: _Matrix) -> list[list[int]]:
-    """NVSwitches that reach each other."""
-    groups: list[list[int]] = []
-    left = set(switches)
-    while left:
-        group = [left.pop()]
-        for switch in group:
-            near = {other for other in left if matrix.at(switch, other) or matrix.at(other, switch)}
-            left -= near
-            group += near
-        groups.append(group)
-    return groups
 
 
 def _link_rate(matrix: _Matrix, gpus: Sequence[int], known: Sequence[Gpu]) -> int:
@@ -165,7 +147,9 @@ def _add(links: Links, order: dict[str, int], pair: Pair) -> None:
     links.pairs.setdefault((pair.a, pair.b), pair)
 
 
-def read_numa_distances(root: Element, machine: HwlocObject, nodes: Sequence[NumaNode], source: str) -> tuple[tuple[int, ...], ...]:
+def read_numa_distances(
+    root: Element, machine: HwlocObject, nodes: Sequence[NumaNode], source: str
+) -> tuple[tuple[int, ...], ...]:
     """Row by row in the order of `nodes`; () where the file has no matrix over all of them."""
     for matrix in _matrices(root, source):
         about_nodes = all(name.startswith("NUMANode:") for name in matrix.objects) and matrix.by_os_index

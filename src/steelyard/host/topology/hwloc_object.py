@@ -1,4 +1,4 @@
-"""What does one object of an hwloc XML file say? Its attributes as numbers, masks and names, or a refusal that names object and attribute.
+"""What does one object of an hwloc XML file say? Its attributes as numbers and masks, or a refusal that names both.
 
 Works on parsed elements only. Never guesses a value that is not a legal number.
 """
