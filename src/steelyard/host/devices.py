@@ -70,7 +70,7 @@ def _pci_device(root: Path, address: str) -> tuple[Device, int, int] | None:
     kind = kind_of(code >> 8, vendor, device)
     if kind is None:
         return None
-    return Device(kind=kind, name="", pci=address, numa_node=_numa_node(folder)), vendor, device
+    return Device(kind=kind, name="", pci=address, numa_node=numa_node_of(folder)), vendor, device
 
 
 def kind_of(code: int, vendor: int, device: int) -> str | None:
@@ -81,14 +81,14 @@ def kind_of(code: int, vendor: int, device: int) -> str | None:
     return kind
 
 
-def _numa_node(folder: Path) -> int | None:
+def numa_node_of(folder: Path) -> int | None:
     """-1 is the kernel's word for "not known"."""
     node = read_int(folder / "numa_node")
     return None if node is None or node < 0 else node
 
 
 def _with_names(root: Path, pci: dict[str, tuple[Device, int, int]]) -> dict[str, Device]:
-    models = _models(root, {(vendor, device) for _, vendor, device in pci.values()})
+    models = model_names(root, {(vendor, device) for _, vendor, device in pci.values()})
     named: dict[str, Device] = {}
     for address, (seen, vendor, device) in pci.items():
         maker = VENDORS.get(vendor, f"vendor {vendor:04x}")
@@ -97,14 +97,14 @@ def _with_names(root: Path, pci: dict[str, tuple[Device, int, int]]) -> dict[str
         )
         name = f"{maker} {model}"
         if seen.kind == "gpu":
-            name = _driver_name(root, address) or name
+            name = driver_name(root, address) or name
         elif seen.kind == "nvme":
             name = _nvme_name(root, address) or name
         named[address] = Device(kind=seen.kind, name=name, pci=address, numa_node=seen.numa_node, detail=_driver(root, address))
     return named
 
 
-def _driver_name(root: Path, address: str) -> str | None:
+def driver_name(root: Path, address: str) -> str | None:
     """NVIDIA's driver tells the product's name in /proc; the file also holds serials, of which nothing is taken."""
     text = read_text(root / "proc/driver/nvidia/gpus" / address / "information") or ""
     match = re.search(r"^Model:\s*(.+)$", text, re.MULTILINE)
@@ -128,7 +128,7 @@ def _driver(root: Path, address: str) -> str:
         return "no driver"
 
 
-def _models(root: Path, wanted: set[tuple[int, int]]) -> dict[tuple[int, int], str]:
+def model_names(root: Path, wanted: set[tuple[int, int]]) -> dict[tuple[int, int], str]:
     """Names from the machine's pci.ids where it has one: vendors at the line's start, their devices after one tab."""
     if not wanted:
         return {}
@@ -147,7 +147,7 @@ def _models(root: Path, wanted: set[tuple[int, int]]) -> dict[tuple[int, int], s
     return found
 
 
-def _pci_of(folder: Path) -> str | None:
+def pci_of(folder: Path) -> str | None:
     """The innermost PCI address on the way to a device of /sys/class."""
     try:
         parts = folder.resolve().parts
@@ -161,7 +161,7 @@ def _interfaces(root: Path) -> list[Device]:
     found: list[Device] = []
     for name in names(root / "sys/class/net"):
         folder = root / "sys/class/net" / name
-        pci = _pci_of(folder)
+        pci = pci_of(folder)
         if pci is None and not (folder / "device").exists():
             continue
         speed = read_int(folder / "speed")
@@ -178,7 +178,7 @@ def _interfaces(root: Path) -> list[Device]:
                 kind="nic",
                 name=name,
                 pci=pci,
-                numa_node=_numa_node(folder / "device"),
+                numa_node=numa_node_of(folder / "device"),
                 detail=", ".join(part for part in (*details, f"RDMA {rdma}" if rdma else "") if part),
             )
         )
@@ -192,7 +192,7 @@ def _disks(root: Path) -> list[Device]:
         folder = root / "sys/class/block" / name
         if name.startswith(VIRTUAL_BLOCKS) or (folder / "partition").exists() or re.fullmatch(r"nvme\d+c\d+n\d+", name):
             continue
-        pci = _pci_of(folder)
+        pci = pci_of(folder)
         if pci is None and not (folder / "device").exists():
             continue
         sectors = read_int(folder / "size")
@@ -209,7 +209,7 @@ def _disks(root: Path) -> list[Device]:
                 kind="nvme" if name.startswith("nvme") else "disk",
                 name=name,
                 pci=pci,
-                numa_node=_numa_node(folder / "device"),
+                numa_node=numa_node_of(folder / "device"),
                 detail=", ".join(part for part in details if part),
             )
         )

@@ -89,7 +89,22 @@ def _cpus(root: Path, cpuinfo: str) -> frozenset[int]:
     if not online:
         online = tuple(int(cpu) for cpu in re.findall(r"^processor\s*:\s*(\d+)$", cpuinfo, re.MULTILINE))
     allowed = re.search(r"^Cpus_allowed_list:\s*(\S+)$", read_text(root / "proc/self/status") or "", re.MULTILINE)
-    return frozenset(online) & frozenset(parse_cpus(allowed[1])) if allowed else frozenset(online)
+    cpus = parse_cpus(allowed[1]) if allowed else _cpuset(root)
+    return frozenset(online) if cpus is None else frozenset(online) & frozenset(cpus)
+
+
+def _cpuset(root: Path) -> tuple[int, ...] | None:
+    """The CPUs of our cpuset, for trees that were recorded without /proc/self/status; None where there is no cpuset."""
+    ours = read_text(root / "proc/self/cpuset")
+    for line in (read_text(root / "proc/mounts") or "").splitlines() if ours else ():
+        words = line.split()
+        if len(words) < 4 or (words[2] != "cpuset" and "cpuset" not in words[3].split(",")):
+            continue
+        folder = root / words[1].lstrip("/") / str(ours).lstrip("/")
+        for name in ("cpuset.effective_cpus", "cpuset.cpus", "cpus"):
+            if cpus := read_cpus(folder / name):
+                return cpus
+    return None
 
 
 def _nodes_of(root: Path) -> dict[int, tuple[int, ...]]:

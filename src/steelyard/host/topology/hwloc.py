@@ -16,6 +16,7 @@ from xml.etree.ElementTree import Element
 import msgspec
 
 from steelyard.errors import Refused
+from steelyard.host.topology.gpu_memory import find_gpu_memory_nodes
 from steelyard.host.topology.hwloc_io import Attached, HwlocDevices, read_devices
 from steelyard.host.topology.hwloc_links import read_links, read_numa_distances
 from steelyard.host.topology.hwloc_object import HwlocObject, members
@@ -23,7 +24,7 @@ from steelyard.host.topology.pci import check_device_count, make_pcie_switches
 from steelyard.host.topology.tree import make_pairs
 from steelyard.host.topology.xml import parse_xml
 from steelyard.model.machine import Cache, Core, NumaNode
-from steelyard.model.topology import Gpu, Topology
+from steelyard.model.topology import Topology
 
 #: twice what Linux can be built for; more would cost time with every mask
 CPUS_MAX = 16_384
@@ -32,8 +33,6 @@ NUMA_NODES_MAX = 1024
 _CACHE_KINDS = ("Unified", "Data", "Instruction")
 #: kinds that hang on the tree beside CPUs and memory
 _DEVICE_KINDS = ("Bridge", "PCIDev", "OSDev")
-#: a GPU's memory seen as a NUMA node may lack what its driver keeps for itself
-_SAME_MEMORY = 0.02
 
 
 @dataclass(slots=True)
@@ -69,7 +68,12 @@ def read_hwloc_xml(text: str, source: str) -> Topology:
     check_device_count(devices.gpus, devices.nics, source)
     links = read_links(root, devices, source)
     gpus = tuple(msgspec.structs.replace(gpu, links=links.counts.get(gpu.id)) for gpu in devices.gpus)
-    own = _gpu_memory_nodes(machine, found.nodes, nodes, gpus)
+    own = find_gpu_memory_nodes(
+        nodes,
+        gpus,
+        said={node.index() for node in found.nodes if node.subtype == "GPUMemory"},
+        power=machine.infos().get("Architecture", "").startswith("ppc64"),
+    )
     return Topology(
         sources=(f"hwloc XML v{version} ({source})",),
         packages=len(found.packages) or None,
@@ -189,22 +193,6 @@ def _memory(at: HwlocObject) -> int | None:
     pages = [HwlocObject(page, at.source) for page in at.element.iterfind("page_type")]
     total = sum((page.number("size") or 0) * (page.number("count") or 0) for page in pages)
     return total or None
-
-
-def _gpu_memory_nodes(
-    machine: HwlocObject, objects: Sequence[HwlocObject], nodes: Sequence[NumaNode], gpus: Sequence[Gpu]
-) -> tuple[int, ...]:
-    """NUMA nodes that are only a GPU's own memory. hwloc says so itself (subtype GPUMemory), or a node without CPUs has the size
-    of a GPU's memory, or on POWER, where GPU sizes are unknown, there is one node without CPUs and of one size per NVIDIA GPU."""
-    said = {node.index() for node in objects if node.subtype == "GPUMemory"}
-    bare = [node for node in nodes if not node.cpus and node.memory_bytes and node.id not in said]
-    sizes = [gpu.memory_bytes for gpu in gpus if gpu.memory_bytes]
-    alike = {node.id for node in bare if any(abs(node.memory_bytes - size) <= size * _SAME_MEMORY for size in sizes)}
-    power = machine.infos().get("Architecture", "").startswith("ppc64")
-    unknown = power and not sizes and all(gpu.vendor == "NVIDIA" for gpu in gpus)
-    if unknown and len(bare) == len(gpus) and len({node.memory_bytes for node in bare}) == 1:
-        alike = {node.id for node in bare}
-    return tuple(sorted(said | alike)) if gpus else ()
 
 
 def _cores(found: _Found, homes: dict[int, int], usable: Collection[int]) -> tuple[Core, ...]:
