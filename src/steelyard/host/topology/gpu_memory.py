@@ -1,6 +1,6 @@
 """Which NUMA nodes are only a GPU's own memory (as on POWER9 with V100, or Grace Hopper)? One rule for all readers.
 
-Pure. A program that is placed on such a node would eat the GPU's memory, so a wrong "no" is worse than a wrong "yes" for CPU-less nodes.
+Pure. A program that is placed on such a node would eat the GPU's memory.
 """
 
 from __future__ import annotations

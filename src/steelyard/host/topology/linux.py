@@ -13,18 +13,18 @@ from pathlib import Path
 import msgspec
 
 from steelyard.errors import Refused
-from steelyard.host.devices import driver_name, kind_of, model_names, numa_node_of
+from steelyard.host.devices import driver_name, model_names
 from steelyard.host.machine import CPU_FOLDER, NODE_FOLDER, observe_machine
-from steelyard.host.sysfs import names, read_cpu_mask, read_cpus, read_int, read_text
+from steelyard.host.sysfs import names, read_cpus, read_int, read_text
 from steelyard.host.topology.gpu_memory import find_gpu_memory_nodes
 from steelyard.host.topology.linux_kfd import KfdGpus, read_kfd
-from steelyard.host.topology.linux_network import make_loose_nics, make_nic
+from steelyard.host.topology.linux_network import read_nics
 from steelyard.host.topology.linux_pci import PciFunction, make_bridges, read_functions
 from steelyard.host.topology.packed import unpack
 from steelyard.host.topology.pci import GPU_VENDOR_NAMES, check_device_count, is_nvswitch, make_pcie_switches
 from steelyard.host.topology.tree import make_pairs
 from steelyard.model.machine import Machine, NumaNode
-from steelyard.model.topology import Bridge, Gpu, Nic, Nvme, Switch, SwitchKind, Topology
+from steelyard.model.topology import Bridge, Gpu, Nic, Nvme, Pair, Switch, SwitchKind, Topology
 
 _NVIDIA_PROC = "proc/driver/nvidia/gpus"
 #: files of a CPU that tell its siblings, newest first
@@ -36,13 +36,11 @@ def read_linux(root: Path, source: str = "this machine") -> Topology:
     if not (root / "sys").is_dir() and not (root / "proc").is_dir():
         raise Refused(f"{source} holds neither sys nor proc: give the folder that they lie in.", code="illegal")
     machine = observe_machine(root)
-    functions = read_functions(root)
+    functions = read_functions(root, machine.numa_nodes)
     bridges = make_bridges(functions)
     kfd = read_kfd(root)
-    gpus = _gpus(root, machine, functions, kfd)
-    nics = tuple(nic for function in functions.values() if (nic := _nic(root, function)) is not None)
-    if not functions:
-        nics = make_loose_nics(root)
+    gpus = _gpus(root, functions, kfd)
+    nics = read_nics(root, functions)
     check_device_count(gpus, nics, source)
     known = bool(machine.cores or machine.memory_bytes)
     nodes = machine.numa_nodes if known else ()
@@ -58,7 +56,9 @@ def read_linux(root: Path, source: str = "this machine") -> Topology:
         packages=_packages(root, machine),
         numa_nodes=nodes,
         cores=machine.cores,
-        smt_known=any((root / CPU_FOLDER / f"cpu{cpu}/topology" / name).exists() for cpu in machine.cpus[:1] for name in _SIBLINGS),
+        smt_known=any(
+            (root / CPU_FOLDER / f"cpu{cpu}/topology" / name).exists() for cpu in machine.cpus[:1] for name in _SIBLINGS
+        ),
         caches=machine.caches,
         # /proc/meminfo counts the memory of GPUs that shows as NUMA nodes.
         memory_bytes=max(0, machine.memory_bytes - own_bytes) or None,
@@ -87,17 +87,17 @@ def _packages(root: Path, machine: Machine) -> int | None:
 
 
 def _package_told(root: Path, cpu: int) -> bool:
-    return (read_int(root / CPU_FOLDER / f"cpu{cpu}/topology/physical_package_id") or 0) >= 0
+    number = read_int(root / CPU_FOLDER / f"cpu{cpu}/topology/physical_package_id")
+    return number is not None and number >= 0
 
 
-def _gpus(root: Path, machine: Machine, functions: dict[str, PciFunction], kfd: KfdGpus) -> tuple[Gpu, ...]:
+def _gpus(root: Path, functions: dict[str, PciFunction], kfd: KfdGpus) -> tuple[Gpu, ...]:
     shown = {address: function for address, function in functions.items() if function.kind == "gpu"}
     models = model_names(root, {(function.vendor or 0, function.device or 0) for function in shown.values()})
     gpus: list[Gpu] = []
     for address, function in shown.items():
         vendor = GPU_VENDOR_NAMES.get(function.vendor or 0, "")
         model = models.get((function.vendor or 0, function.device or 0), "")
-        near = read_cpus(function.folder / "local_cpulist") or read_cpu_mask(function.folder / "local_cpus") or ()
         whole = Gpu(
             id=address,
             name=driver_name(root, address) or " ".join(word for word in (vendor, model) if model and word),
@@ -105,8 +105,8 @@ def _gpus(root: Path, machine: Machine, functions: dict[str, PciFunction], kfd: 
             memory_bytes=read_int(function.folder / "mem_info_vram_total") or None,
             pci=address,
             uuid=_nvidia_uuid(root, address),
-            numa_node=numa_node_of(function.folder),
-            cpus=tuple(cpu for cpu in near if cpu in set(machine.cpus)),
+            numa_node=function.numa_node,
+            cpus=function.cpus,
             pcie_gbps=function.link_gbps(functions),
             pcie_width=function.width,
             pcie_width_max=function.width_max,
@@ -140,20 +140,11 @@ def _said_by_driver(root: Path) -> set[int]:
     return said
 
 
-def _nic(root: Path, function: PciFunction) -> Nic | None:
-    """By class; where a tree was recorded without classes, or the class is odd (GB300), by what the driver made of it."""
-    fabrics = names(function.folder / "infiniband")
-    networks = names(function.folder / "net")
-    # A BMC's network over USB hangs below a USB controller, not right at a PCI function of another class.
-    by_driver = bool(fabrics) or (bool(networks) and function.kind is None)
-    return make_nic(root, function, fabrics, networks) if function.kind == "nic" or by_driver else None
-
-
 def _nvme(root: Path, function: PciFunction) -> Nvme | None:
     controllers = names(function.folder / "nvme")
     if function.kind != "nvme" and not controllers:
         return None
-    # Older kernels have the namespaces at the device, newer ones at its controller; with multipath `nvme0c1n1` is a path to `nvme0n1`.
+    # Older kernels have the namespaces at the device, newer ones at its controller, where `nvme0c1n1` is a path to `nvme0n1`.
     below = [name for controller in controllers for name in names(function.folder / "nvme" / controller)]
     below += names(function.folder / "block")
     parts = sorted({re.sub(r"c[0-9]+n", "n", name) for name in below if re.fullmatch(r"nvme[0-9]+(c[0-9]+)?n[0-9]+", name)})
@@ -163,7 +154,7 @@ def _nvme(root: Path, function: PciFunction) -> Nvme | None:
         name=next(iter(parts or controllers), ""),
         pci=function.address,
         size_bytes=sum(sizes) * 512 or None,
-        numa_node=numa_node_of(function.folder),
+        numa_node=function.numa_node,
         pcie_gbps=function.link_gbps({}),
         parent=function.parent,
     )
@@ -176,7 +167,7 @@ def _sectors(root: Path, function: PciFunction, part: str) -> int:
     return next((size for place in places if (size := read_int(place / "size")) is not None and size > 0), 0)
 
 
-def _pairs(gpus: tuple[Gpu, ...], nics: tuple[Nic, ...], bridges: tuple[Bridge, ...], kfd: KfdGpus):
+def _pairs(gpus: tuple[Gpu, ...], nics: tuple[Nic, ...], bridges: tuple[Bridge, ...], kfd: KfdGpus) -> tuple[Pair, ...]:
     """None at all where the tree holds no PCIe paths: everything would look far apart."""
     return make_pairs(gpus, nics, bridges, kfd.pairs([gpu.id for gpu in gpus])) if bridges else ()
 

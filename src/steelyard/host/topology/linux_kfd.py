@@ -31,7 +31,9 @@ class KfdGpus:
 
     def pairs(self, order: list[str]) -> dict[tuple[str, str], Pair]:
         ids = {
-            part.node: address if at == 0 else f"{address}/{at}" for address, parts in self.parts.items() for at, part in enumerate(parts)
+            part.node: address if at == 0 else f"{address}/{at}"
+            for address, parts in self.parts.items()
+            for at, part in enumerate(parts)
         }
         place = {id_: at for at, id_ in enumerate(order)}
         found: dict[tuple[str, str], Pair] = {}

@@ -3,18 +3,34 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Mapping
 from pathlib import Path
 
 from steelyard.host.devices import numa_node_of, pci_of
 from steelyard.host.sysfs import names, numbered, read_int, read_text
-from steelyard.host.topology.linux_pci import PciFunction
+from steelyard.host.topology.linux_pci import PciFunction, users_by_function
 from steelyard.host.topology.pci import CRAY
 from steelyard.model.topology import Nic, Port
 
 _INFINIBAND_TYPE = 32
 
 
-def make_nic(root: Path, function: PciFunction, fabrics: list[str], networks: list[str]) -> Nic:
+def read_nics(root: Path, functions: Mapping[str, PciFunction]) -> tuple[Nic, ...]:
+    """By class; where a tree was recorded without classes, or the class is odd (GB300), by what the driver made of it."""
+    if not functions:
+        return _loose_nics(root)
+    fabrics, networks = users_by_function(root, "infiniband"), users_by_function(root, "net")
+    found: list[Nic] = []
+    for address, function in functions.items():
+        right_here = names(function.folder / "net")
+        rdma = fabrics.get(address) or names(function.folder / "infiniband")
+        # A network over USB hangs somewhere below a USB controller: only a card's interfaces hang right at a function.
+        if function.kind == "nic" or rdma or (right_here and function.kind is None):
+            found.append(_nic(root, function, rdma, networks.get(address) or right_here))
+    return tuple(found)
+
+
+def _nic(root: Path, function: PciFunction, fabrics: list[str], networks: list[str]) -> Nic:
     """`fabrics`: its RDMA devices (`mlx5_0`); `networks`: its interfaces (`eth0`)."""
     slingshot = function.vendor == CRAY
     ports = _ports(root, function.folder, fabrics, networks, slingshot)
@@ -25,7 +41,7 @@ def make_nic(root: Path, function: PciFunction, fabrics: list[str], networks: li
         ports=ports,
         # A function with interfaces but without an RDMA device has none; without any driver it can't be told.
         rdma=True if fabrics or slingshot else False if networks else None,
-        numa_node=numa_node_of(function.folder),
+        numa_node=function.numa_node,
         pcie_gbps=function.link_gbps({}),
         pcie_width=function.width,
         pcie_width_max=function.width_max,
@@ -33,7 +49,7 @@ def make_nic(root: Path, function: PciFunction, fabrics: list[str], networks: li
     )
 
 
-def make_loose_nics(root: Path) -> tuple[Nic, ...]:
+def _loose_nics(root: Path) -> tuple[Nic, ...]:
     """For trees without PCI: RDMA devices, then interfaces that stand on hardware and are not theirs."""
     found: list[Nic] = []
     for name in names(root / "sys/class/infiniband"):

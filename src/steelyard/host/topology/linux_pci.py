@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 from steelyard.host.devices import kind_of, numa_node_of
-from steelyard.host.sysfs import names, read_int, read_text
+from steelyard.host.sysfs import names, read_cpu_mask, read_cpus, read_int, read_text
 from steelyard.host.topology.tree import pcie_gbps
+from steelyard.model.machine import NumaNode
 from steelyard.model.topology import Bridge, BridgeKind
 
 _DEVICES = "sys/bus/pci/devices"
@@ -32,6 +33,9 @@ class PciFunction:
     #: lanes in use, and lanes that it could use
     width: int | None
     width_max: int | None
+    #: CPUs that the kernel calls near; () where it does not tell
+    cpus: tuple[int, ...]
+    numa_node: int | None
 
     @property
     def kind(self) -> str | None:
@@ -50,19 +54,20 @@ class PciFunction:
         return pcie_gbps(min(speeds), self.width) if self.speed is not None else None
 
 
-def read_functions(root: Path) -> dict[str, PciFunction]:
+def read_functions(root: Path, nodes: Sequence[NumaNode]) -> dict[str, PciFunction]:
     """By address, in order. Roots are renamed `host0`, `host1` … in the order of their buses."""
     folders = {name: root / _DEVICES / name for name in names(root / _DEVICES) if _ADDRESS.fullmatch(name)}
     roads = {name: _road(folder, name) for name, folder in folders.items()}
     roots = sorted({road[0] for road in roads.values() if road}, key=lambda name: (len(name), name))
     hosts = {name: f"host{number}" for number, name in enumerate(roots)}
     return {
-        name: _function(root, name, folder, tuple(hosts.get(part, part) for part in roads[name])) for name, folder in folders.items()
+        name: _function(root, name, folder, tuple(hosts.get(part, part) for part in roads[name]), nodes)
+        for name, folder in folders.items()
     }
 
 
 def _road(folder: Path, name: str) -> tuple[str, ...]:
-    """`../../../devices/pci0000:80/0000:80:02.2/0000:82:00.0` -> (`pci0000:80`, `0000:80:02.2`). The text of the link is enough."""
+    """`../../../devices/pci0000:80/0000:80:02.2/0000:82:00.0` -> (`pci0000:80`, `0000:80:02.2`). The link's text tells."""
     try:
         parts = folder.readlink().parts
     except OSError:
@@ -74,8 +79,12 @@ def _road(folder: Path, name: str) -> tuple[str, ...]:
     return (parts[start], *(part for part in parts[start + 1 : -1] if _ADDRESS.fullmatch(part)))
 
 
-def _function(root: Path, name: str, folder: Path, road: tuple[str, ...]) -> PciFunction:
+def _function(root: Path, name: str, folder: Path, road: tuple[str, ...], nodes: Sequence[NumaNode]) -> PciFunction:
     code = read_int(folder / "class")
+    near = frozenset(read_cpus(folder / "local_cpulist") or read_cpu_mask(folder / "local_cpus") or ())
+    # Firmware that gives no node (-1) may still give the CPUs near: those of one node tell it.
+    homes = [node.id for node in nodes if near.intersection(node.cpus)]
+    told = numa_node_of(folder)
     # The same files by way of the bus, which is all that some recordings have.
     links = (folder, root / "sys/class/pci_bus" / name.rpartition(":")[0] / "device" / name)
     speed = _first(links, "max_link_speed") or _first(links, "current_link_speed")
@@ -90,6 +99,8 @@ def _function(root: Path, name: str, folder: Path, road: tuple[str, ...]) -> Pci
         speed=speed,
         width=int(width) if width else None,
         width_max=_lanes(width_max),
+        cpus=tuple(sorted(cpu for node in nodes for cpu in node.cpus if cpu in near)),
+        numa_node=told if told is not None else homes[0] if len(homes) == 1 else None,
     )
 
 
@@ -105,6 +116,20 @@ def _first(links: tuple[Path, ...], file: str) -> float | None:
 def _lanes(width: float | None) -> int | None:
     """The kernel says 255 where a device doesn't tell."""
     return int(width) if width and width < 255 else None
+
+
+def users_by_function(root: Path, kind: str) -> dict[str, list[str]]:
+    """Names in /sys/class/<kind> by the innermost PCI function on the way to them (`virtio0` may lie between)."""
+    found: dict[str, list[str]] = {}
+    for name in names(root / "sys/class" / kind):
+        try:
+            parts = (root / "sys/class" / kind / name).readlink().parts
+        except OSError:
+            continue
+        address = next((part for part in reversed(parts) if _ADDRESS.fullmatch(part)), None)
+        if address is not None:
+            found.setdefault(address, []).append(name)
+    return found
 
 
 def make_bridges(functions: Mapping[str, PciFunction]) -> tuple[Bridge, ...]:
@@ -125,5 +150,5 @@ def make_bridges(functions: Mapping[str, PciFunction]) -> tuple[Bridge, ...]:
 
 def _numa_node(host: str, functions: Mapping[str, PciFunction]) -> int | None:
     """A root has no file for it; the devices below all tell the same."""
-    told = {numa_node_of(function.folder) for function in functions.values() if function.road[:1] == (host,)} - {None}
+    told = {function.numa_node for function in functions.values() if function.road[:1] == (host,)} - {None}
     return told.pop() if len(told) == 1 else None

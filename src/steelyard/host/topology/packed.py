@@ -27,12 +27,26 @@ ENTRIES_MAX = 200_000
 #: files of /sys are a page; only /proc/cpuinfo of large machines is more
 FILE_BYTES_MAX = 8 * 1024**2
 DEPTH_MAX = 40
-_NEEDED = re.compile(
-    r"sys/(devices/(system/(cpu|node)|pci|platform)|bus/pci|class/(infiniband|net|nvme|block|kfd|pci_bus)|devices/virtual/kfd|fs/cgroup)"
-    r"|proc/(cpuinfo|meminfo|mounts|version|self/|driver/nvidia)|dev/cpuset"
+#: Folders and files that the Linux reader opens. Addresses, GUIDs and serial numbers are not among them and never unpacked.
+_FOLDERS = re.compile(
+    r"sys/(devices/(system/(cpu|node)|pci|platform|virtual/kfd)|bus/pci/devices|class/(infiniband|net|nvme|block|kfd|pci_bus)|fs/cgroup)"
+    r"|proc/(cpuinfo$|meminfo$|mounts$|version$|self/|driver/nvidia/)|dev/cpuset"
 )
-#: nobody but the owner of the machine needs these, so they are not even unpacked
-_SECRET = re.compile(r"(^|/)(address|.*serial.*|.*guid.*|vpd|gids)(/|$)")
+# fmt: off
+_FILES = frozenset({
+    "cpuinfo", "meminfo", "mounts", "version", "status", "cpuset", "online", "core_cpus_list", "thread_siblings_list",
+    "thread_siblings", "physical_package_id", "level", "type", "size", "shared_cpu_list", "shared_cpu_map", "cpulist",
+    "cpumap", "distance", "cpus", "cpuset.cpus", "cpuset.effective_cpus", "class", "vendor", "device", "numa_node",
+    "local_cpulist", "local_cpus", "current_link_speed", "max_link_speed", "current_link_width", "max_link_width",
+    "speed", "operstate", "rate", "state", "link_layer", "properties", "mem_info_vram_total", "information",
+    "numa_status",
+})
+# fmt: on
+_LINKS = re.compile(r"sys/(bus/pci/devices|class/(infiniband|net|nvme|block|kfd))/[^/]+|sys/class/(net|infiniband)/[^/]+/device")
+#: folders whose bare presence tells something: a controller, an interface, an RDMA device, a CPU, a NUMA node
+_PRESENT = re.compile(
+    r"(sys/(class|bus|devices/pci).{0,200}?/(nvme|net|infiniband)/[^/]+(/nvme[0-9c]+n[0-9]+)?|sys/devices/system/(cpu/cpu|node/node)[0-9]+)/"
+)
 _TOP = ("sys", "proc", "dev")
 
 #: path and either content or the target of a link
@@ -40,7 +54,7 @@ Entry = tuple[str, bytes | None, str | None]
 
 
 def unpack(path: Path, into: Path) -> None:
-    """Fills the folder `into`, which must be empty. Raises `Refused` for what is cut off, unsafe, too large or no such archive."""
+    """Fills the folder `into`, which must be empty. Raises `Refused` for what is cut off, unsafe, too large or no archive."""
     try:
         if path.stat().st_size > BYTES_MAX:
             raise Refused(f"{path.name} is larger than {BYTES_MAX // 1024**2} MiB, so it is not unpacked.", code="too-large")
@@ -111,7 +125,7 @@ def _json_entries(data: bytes, source: str) -> Iterator[Entry]:
 
 
 def _ttar_entries(data: bytes, source: str) -> Iterator[Entry]:
-    """Blocks of `Path: p`, `Lines: n` and n lines, or `SymlinkTo: t`. `NULLBYTE` is a NUL, `EOF` at the end means no newline there."""
+    """Blocks of `Path: p`, `Lines: n` and n lines, or `SymlinkTo: t`. `NULLBYTE` is a NUL, `EOF` at the end a missing newline."""
     lines = data.decode(errors="replace").split("\n")
     at, name = 0, ""
     while at < len(lines):
@@ -134,7 +148,7 @@ def _ttar_entries(data: bytes, source: str) -> Iterator[Entry]:
 
 def _needed(name: str) -> bool:
     inside = _inside(name)
-    return _NEEDED.match(inside) is not None and _SECRET.search(inside) is None
+    return inside.rpartition("/")[2] in _FILES and _FOLDERS.match(inside) is not None
 
 
 def _inside(name: str) -> str:
@@ -159,15 +173,15 @@ def _write(entries: Iterator[Entry], into: Path, source: str) -> None:
             raise Refused(f"{source} holds more than {ENTRIES_MAX} files or {BYTES_MAX // 1024**2} MiB.", code="too-large")
         if ".." in name.split("/") or "\0" in name or name.count("/") > DEPTH_MAX:
             raise Refused(f"{source} holds the name {name[:80]!r}, which leads out of it, so it is not unpacked.", code="unsafe")
-        if not _needed(name):
-            continue
         inside = _inside(name)
         if target is not None:
-            links.append((inside, target))
-            continue
-        place = into / inside
-        place.parent.mkdir(parents=True, exist_ok=True)
-        place.write_bytes(content or b"")
+            if _LINKS.fullmatch(inside):
+                links.append((inside, target))
+        elif _needed(name):
+            (into / inside).parent.mkdir(parents=True, exist_ok=True)
+            (into / inside).write_bytes(content or b"")
+        elif present := _PRESENT.match(inside):
+            (into / present[1]).mkdir(parents=True, exist_ok=True)
     if not any(into.iterdir()) and not links:
         raise Refused(f"{source} holds nothing of /sys or /proc that tells about a machine.", code="illegal")
     _link(links, into)
