@@ -19,7 +19,7 @@ from steelyard.errors import Refused
 from steelyard.host.topology.gpu_memory import find_gpu_memory_nodes
 from steelyard.host.topology.hwloc_io import Attached, HwlocDevices, read_devices
 from steelyard.host.topology.hwloc_links import read_links, read_numa_distances
-from steelyard.host.topology.hwloc_object import HwlocObject, members
+from steelyard.host.topology.hwloc_object import NUMBER_MAX, HwlocObject, members
 from steelyard.host.topology.pci import check_device_count, make_pcie_switches
 from steelyard.host.topology.tree import make_pairs
 from steelyard.host.topology.xml import parse_xml
@@ -192,7 +192,7 @@ def _memory(at: HwlocObject) -> int | None:
         return local
     pages = [HwlocObject(page, at.source) for page in at.element.iterfind("page_type")]
     total = sum((page.number("size") or 0) * (page.number("count") or 0) for page in pages)
-    return total or None
+    return total if 0 < total <= NUMBER_MAX else None
 
 
 def _cores(found: _Found, homes: dict[int, int], usable: Collection[int]) -> tuple[Core, ...]:

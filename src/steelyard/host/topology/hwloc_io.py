@@ -326,7 +326,7 @@ def _nvme(function: _Function) -> Nvme:
         id=function.address,
         name=parts[0].name if parts else function.product,
         pci=function.address,
-        size_bytes=total or None,
+        size_bytes=total if 0 < total < 2**62 else None,
         numa_node=function.place.numa_node,
         pcie_gbps=function.at.link_gbps(),
         parent=function.parent,

@@ -20,6 +20,8 @@ from steelyard.model.topology import Gpu, Pair, PathClass
 
 #: one NVLink in MB/s by generation: 50 GB/s since Blackwell, 20 GB/s in Pascal, 25 GB/s between them
 _BLACKWELL = re.compile(r"\bG?B[123]00\b")
+#: firmware gives 10 to 255; more is a user's own matrix or a sign for "unknown"
+_DISTANCE_MAX = 1_000_000
 #: bit of `kind` in a matrix: values are latencies
 _LATENCY = 4
 
@@ -62,7 +64,7 @@ def _matrices(root: Element, source: str) -> list[_Matrix]:
             )
         type_ = element.get("type")
         objects = [f"{type_}:{index}" if type_ else index for index in indexes]
-        numbers = [parse_number(value, f"{where} with a value") for value in values]
+        numbers = [parse_number(value, f"{where} with a value", 2**64 - 1) for value in values]
         kind = parse_number(element.get("kind", "0"), f"{where} with kind")
         found.append(_Matrix(name, objects, numbers, kind, element.get("indexing") == "os"))
     return found
@@ -161,7 +163,7 @@ def read_numa_distances(
 
 def _in_order(numbers: Sequence[int], values: Sequence[int], nodes: Sequence[NumaNode]) -> tuple[tuple[int, ...], ...]:
     place = {number: at for at, number in enumerate(numbers)}
-    if any(node.id not in place for node in nodes):
+    if any(node.id not in place for node in nodes) or max(values) > _DISTANCE_MAX:
         return ()
     return tuple(tuple(values[place[a.id] * len(numbers) + place[b.id]] for b in nodes) for a in nodes)
 

@@ -14,7 +14,8 @@ from steelyard.errors import Refused
 
 #: Hexadecimal digits of a CPU or node mask: 65,536 bits, eight times what Linux can be built for. Longer ones cost time.
 MASK_LENGTH_MAX = 20_000
-NUMBER_MAX = 2**63 - 1
+#: Bytes, KiB and counts: no machine has more, and a thousand of them still fit into 64 bits.
+NUMBER_MAX = 2**52
 
 
 @dataclass(frozen=True, slots=True)
@@ -83,8 +84,8 @@ class HwlocObject:
         return {info.get("name", ""): info.get("value", "") for info in self.element.iterfind("info")}
 
 
-def parse_number(text: str, where: str) -> int:
-    if not re.fullmatch(r"[0-9]{1,20}", text) or (number := int(text)) > NUMBER_MAX:
+def parse_number(text: str, where: str, number_max: int = NUMBER_MAX) -> int:
+    if not re.fullmatch(r"[0-9]{1,20}", text) or (number := int(text)) > number_max:
         raise Refused(f"{where}={text[:40]!r}, which is no number.", code="illegal")
     return number
 

@@ -164,7 +164,7 @@ def _sectors(root: Path, function: PciFunction, part: str) -> int:
     """Units of 512 bytes whatever the drive's sectors are."""
     places = [root / "sys/class/block" / part, function.folder / "block" / part]
     places += [function.folder / "nvme" / controller / part for controller in names(function.folder / "nvme")]
-    return next((size for place in places if (size := read_int(place / "size")) is not None and size > 0), 0)
+    return next((size for place in places if (size := read_int(place / "size")) is not None and 0 < size < 2**44), 0)
 
 
 def _pairs(gpus: tuple[Gpu, ...], nics: tuple[Nic, ...], bridges: tuple[Bridge, ...], kfd: KfdGpus) -> tuple[Pair, ...]:
