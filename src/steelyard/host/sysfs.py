@@ -10,7 +10,6 @@ import re
 from collections.abc import Iterable
 from pathlib import Path
 
-
 #: Above every CPU and node number that Linux can have. Recorded trees may claim anything; a range must not fill our memory.
 NUMBER_MAX = 65_535
 
