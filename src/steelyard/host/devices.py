@@ -34,11 +34,16 @@ KINDS = {
     0x1200: "gpu",
     0x0200: "nic",
     0x0207: "nic",
+    0x0208: "nic",
     0x0280: "nic",
     0x0108: "nvme",
 }
 #: whose display and accelerator devices compute; the others only draw a console (ASPEED, Matrox)
 GPU_VENDORS = (0x10DE, 0x1002, 0x8086)
+#: AMD's old server consoles (ES1000, Rage XL, RV100), which compute nothing either
+CONSOLES = {(0x1002, device) for device in (0x515E, 0x5969, 0x4752, 0x5159)}
+#: Intel's processing accelerators are laptop NPUs and the like; its GPUs are all display controllers
+NO_GPUS = {(0x8086, 0x1200)}
 PCI_IDS = ("usr/share/misc/pci.ids", "usr/share/hwdata/pci.ids")
 PCI_ADDRESS = re.compile(r"[0-9a-f]{4,}:[0-9a-f]{2}:[0-9a-f]{2}\.[0-7]")
 #: block devices that are no hardware
@@ -62,20 +67,28 @@ def _pci_device(root: Path, address: str) -> tuple[Device, int, int] | None:
     code, vendor, device = read_int(folder / "class"), read_int(folder / "vendor"), read_int(folder / "device")
     if code is None or vendor is None or device is None:
         return None
-    kind = KINDS.get(code >> 8)
-    if kind is None or (kind == "gpu" and vendor not in GPU_VENDORS):
+    kind = kind_of(code >> 8, vendor, device)
+    if kind is None:
         return None
-    return Device(kind=kind, name="", pci=address, numa_node=_numa_node(folder)), vendor, device
+    return Device(kind=kind, name="", pci=address, numa_node=numa_node_of(folder)), vendor, device
 
 
-def _numa_node(folder: Path) -> int | None:
+def kind_of(code: int, vendor: int, device: int) -> str | None:
+    """Our kind of a PCI function by class and subclass, vendor and device; None for what we don't list."""
+    kind = KINDS.get(code)
+    if kind == "gpu" and (vendor not in GPU_VENDORS or (vendor, device) in CONSOLES or (vendor, code) in NO_GPUS):
+        return None
+    return kind
+
+
+def numa_node_of(folder: Path) -> int | None:
     """-1 is the kernel's word for "not known"."""
     node = read_int(folder / "numa_node")
     return None if node is None or node < 0 else node
 
 
 def _with_names(root: Path, pci: dict[str, tuple[Device, int, int]]) -> dict[str, Device]:
-    models = _models(root, {(vendor, device) for _, vendor, device in pci.values()})
+    models = model_names(root, {(vendor, device) for _, vendor, device in pci.values()})
     named: dict[str, Device] = {}
     for address, (seen, vendor, device) in pci.items():
         maker = VENDORS.get(vendor, f"vendor {vendor:04x}")
@@ -84,14 +97,14 @@ def _with_names(root: Path, pci: dict[str, tuple[Device, int, int]]) -> dict[str
         )
         name = f"{maker} {model}"
         if seen.kind == "gpu":
-            name = _driver_name(root, address) or name
+            name = driver_name(root, address) or name
         elif seen.kind == "nvme":
             name = _nvme_name(root, address) or name
         named[address] = Device(kind=seen.kind, name=name, pci=address, numa_node=seen.numa_node, detail=_driver(root, address))
     return named
 
 
-def _driver_name(root: Path, address: str) -> str | None:
+def driver_name(root: Path, address: str) -> str | None:
     """NVIDIA's driver tells the product's name in /proc; the file also holds serials, of which nothing is taken."""
     text = read_text(root / "proc/driver/nvidia/gpus" / address / "information") or ""
     match = re.search(r"^Model:\s*(.+)$", text, re.MULTILINE)
@@ -115,7 +128,7 @@ def _driver(root: Path, address: str) -> str:
         return "no driver"
 
 
-def _models(root: Path, wanted: set[tuple[int, int]]) -> dict[tuple[int, int], str]:
+def model_names(root: Path, wanted: set[tuple[int, int]]) -> dict[tuple[int, int], str]:
     """Names from the machine's pci.ids where it has one: vendors at the line's start, their devices after one tab."""
     if not wanted:
         return {}
@@ -134,7 +147,7 @@ def _models(root: Path, wanted: set[tuple[int, int]]) -> dict[tuple[int, int], s
     return found
 
 
-def _pci_of(folder: Path) -> str | None:
+def pci_of(folder: Path) -> str | None:
     """The innermost PCI address on the way to a device of /sys/class."""
     try:
         parts = folder.resolve().parts
@@ -148,7 +161,7 @@ def _interfaces(root: Path) -> list[Device]:
     found: list[Device] = []
     for name in names(root / "sys/class/net"):
         folder = root / "sys/class/net" / name
-        pci = _pci_of(folder)
+        pci = pci_of(folder)
         if pci is None and not (folder / "device").exists():
             continue
         speed = read_int(folder / "speed")
@@ -165,7 +178,7 @@ def _interfaces(root: Path) -> list[Device]:
                 kind="nic",
                 name=name,
                 pci=pci,
-                numa_node=_numa_node(folder / "device"),
+                numa_node=numa_node_of(folder / "device"),
                 detail=", ".join(part for part in (*details, f"RDMA {rdma}" if rdma else "") if part),
             )
         )
@@ -179,7 +192,7 @@ def _disks(root: Path) -> list[Device]:
         folder = root / "sys/class/block" / name
         if name.startswith(VIRTUAL_BLOCKS) or (folder / "partition").exists() or re.fullmatch(r"nvme\d+c\d+n\d+", name):
             continue
-        pci = _pci_of(folder)
+        pci = pci_of(folder)
         if pci is None and not (folder / "device").exists():
             continue
         sectors = read_int(folder / "size")
@@ -196,7 +209,7 @@ def _disks(root: Path) -> list[Device]:
                 kind="nvme" if name.startswith("nvme") else "disk",
                 name=name,
                 pci=pci,
-                numa_node=_numa_node(folder / "device"),
+                numa_node=numa_node_of(folder / "device"),
                 detail=", ".join(part for part in details if part),
             )
         )

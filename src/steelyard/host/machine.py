@@ -87,9 +87,24 @@ def _cpus(root: Path, cpuinfo: str) -> frozenset[int]:
             cpu for cpu in present if (folder / f"cpu{cpu}/topology").exists() and read_int(folder / f"cpu{cpu}/online") != 0
         )
     if not online:
-        online = tuple(int(cpu) for cpu in re.findall(r"^processor\s*:\s*(\d+)$", cpuinfo, re.MULTILINE))
+        online = tuple(int(cpu) for cpu in re.findall(r"^processor\s*:\s*([0-9]{1,6})$", cpuinfo, re.MULTILINE))
     allowed = re.search(r"^Cpus_allowed_list:\s*(\S+)$", read_text(root / "proc/self/status") or "", re.MULTILINE)
-    return frozenset(online) & frozenset(parse_cpus(allowed[1])) if allowed else frozenset(online)
+    cpus = parse_cpus(allowed[1]) if allowed else _cpuset(root)
+    return frozenset(online) if cpus is None else frozenset(online) & frozenset(cpus)
+
+
+def _cpuset(root: Path) -> tuple[int, ...] | None:
+    """The CPUs of our cpuset, for trees that were recorded without /proc/self/status; None where there is no cpuset."""
+    ours = read_text(root / "proc/self/cpuset")
+    for line in (read_text(root / "proc/mounts") or "").splitlines() if ours else ():
+        words = line.split()
+        if len(words) < 4 or (words[2] != "cpuset" and "cpuset" not in words[3].split(",")):
+            continue
+        folder = root / words[1].lstrip("/") / str(ours).lstrip("/")
+        for name in ("cpuset.effective_cpus", "cpuset.cpus", "cpus"):
+            if cpus := read_cpus(folder / name):
+                return cpus
+    return None
 
 
 def _nodes_of(root: Path) -> dict[int, tuple[int, ...]]:
@@ -156,12 +171,12 @@ def _caches(root: Path, cpus: frozenset[int]) -> tuple[Cache, ...]:
 
 def _size_bytes(text: str) -> int:
     """`1024K` -> 1048576; 0 for what is no size."""
-    match = re.fullmatch(r"(\d+)([KMG]?)B?", text.strip())
+    match = re.fullmatch(r"([0-9]{1,9})([KMG]?)B?", text.strip())
     return int(match[1]) * UNITS[match[2]] if match else 0
 
 
 def _memory_bytes(meminfo: str) -> int:
-    match = re.search(r"\bMemTotal:\s*(\d+) kB", meminfo)
+    match = re.search(r"\bMemTotal:\s*([0-9]{1,15}) kB", meminfo)
     return int(match[1]) * 1024 if match else 0
 
 

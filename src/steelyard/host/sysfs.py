@@ -10,6 +10,9 @@ import re
 from collections.abc import Iterable
 from pathlib import Path
 
+#: Above every CPU and node number that Linux can have. Recorded trees may claim anything; a range must not fill our memory.
+NUMBER_MAX = 65_535
+
 
 def read_text(path: Path | str) -> str | None:
     """The content without surrounding white space and trailing NULs; None when it can't be read."""
@@ -36,9 +39,10 @@ def read_int(path: Path | str) -> int | None:
     if not text:
         return None
     try:
-        return int(text, 0)
+        number = int(text, 0)
     except ValueError:
         return None
+    return number if abs(number) < 2**63 else None
 
 
 def read_cpus(path: Path | str) -> tuple[int, ...] | None:
@@ -50,7 +54,7 @@ def read_cpus(path: Path | str) -> tuple[int, ...] | None:
 def read_cpu_mask(path: Path | str) -> tuple[int, ...] | None:
     """A mask such as `00000000,0000000f`, as older kernels have where newer ones have lists."""
     text = read_text(path)
-    if not text:
+    if not text or len(text) > NUMBER_MAX // 3:
         return None
     try:
         mask = int(text.replace(",", ""), 16)
@@ -63,8 +67,8 @@ def parse_cpus(text: str) -> tuple[int, ...]:
     """`0-3,8` -> (0, 1, 2, 3, 8). Parts that are no numbers are passed over."""
     found: set[int] = set()
     for part in text.strip().split(","):
-        match = re.fullmatch(r"\s*(\d+)(?:-(\d+))?\s*", part)
-        if match:
+        match = re.fullmatch(r"\s*([0-9]{1,6})(?:-([0-9]{1,6}))?\s*", part)
+        if match and max(int(match[1]), int(match[2] or 0)) <= NUMBER_MAX:
             found.update(range(int(match[1]), int(match[2] or match[1]) + 1))
     return tuple(sorted(found))
 
@@ -91,4 +95,5 @@ def names(folder: Path | str) -> list[str]:
 
 def numbered(folder: Path | str, prefix: str) -> list[int]:
     """The numbers N of all entries `<prefix>N`, in order."""
-    return sorted(int(name[len(prefix) :]) for name in names(folder) if name.startswith(prefix) and name[len(prefix) :].isdigit())
+    found = (re.fullmatch("[0-9]{1,9}", name[len(prefix) :]) for name in names(folder) if name.startswith(prefix))
+    return sorted(int(match[0]) for match in found if match)
