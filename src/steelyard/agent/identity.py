@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from steelyard.config import Settings
 from steelyard.model.job import Owner
-from steelyard.model.timing import Timing
 
 PATH = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
 
@@ -37,11 +36,3 @@ def make_env(user_env: dict[str, str], home: str, ids: tuple[int, int] | None, o
         # Not the submitting user: their home is out of reach, and programs that look for it would fail in odd ways.
         env |= {"HOME": home, "USER": f"uid{ids[0]}", "LOGNAME": f"uid{ids[0]}"}
     return env
-
-
-def make_timing_env(timing: Timing) -> dict[str, str]:
-    """What a workload may know of its class. A realtime program's heap is kept once it has grown, and nothing is mapped and
-    unmapped per allocation, so that memory once touched faults no more (glibc's own settings; a user's value wins)."""
-    if timing is not Timing.REALTIME:
-        return {"STEELYARD_TIMING": timing.value}
-    return {"STEELYARD_TIMING": timing.value, "MALLOC_TRIM_THRESHOLD_": "-1", "MALLOC_MMAP_MAX_": "0"}

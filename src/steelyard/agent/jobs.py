@@ -14,7 +14,7 @@ from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 
 from steelyard.agent.cleanup import Cleanup
-from steelyard.agent.identity import choose_ids, explain_start, make_env, make_timing_env
+from steelyard.agent.identity import choose_ids, explain_start, make_env
 from steelyard.agent.reconcile import (
     Forget,
     JobAction,
@@ -33,6 +33,7 @@ from steelyard.errors import SteelyardError
 from steelyard.host import Cgroups
 from steelyard.host.proc import read_got
 from steelyard.lifecycle.promise import Wakeups
+from steelyard.lifecycle.environment import make_environment
 from steelyard.lifecycle.proof import check_proof
 from steelyard.model.ids import AttemptId, WorkloadId
 from steelyard.model.job import Plan
@@ -206,7 +207,7 @@ class JobKeeper:
         folder = str(self._paths.workloads / job.attempt)
         env = make_env(job.spec.env, folder, ids, job.owner)
         env |= {"STEELYARD_JOB_ID": job.job, "STEELYARD_ATTEMPT_ID": job.attempt}
-        env = make_timing_env(job.plan.timing) | env
+        env = make_environment(job.plan, self._machine.topology, env)
         try:
             if job.plan.cpus:
                 self._share_cpus()

@@ -23,8 +23,10 @@ from steelyard.agent.replica import FAILED, SERVING, Replica, Slot, make_slot
 from steelyard.agent.starter import start_plain
 from steelyard.agent.template import TemplateKeeper
 from steelyard.errors import SteelyardError, Unreachable
+from steelyard.lifecycle.environment import make_environment
 from steelyard.model.coldstart import ColdStart, Road
 from steelyard.model.ids import WorkloadId
+from steelyard.model.job import Plan
 from steelyard.model.reason import Reason
 from steelyard.runtime.process import Adopted
 from steelyard.runtime.runner.page import Page
@@ -59,7 +61,8 @@ class RevisionHost:
         self._on_change, self._on_coldstart, self._on_awake = on_change, on_coldstart, on_awake
         self.ids = choose_ids(function.owner, function.spec.as_root, edges.settings, os.geteuid())
         self.logs = f"fn.{function.name}"
-        self.env = make_env(function.spec.env, str(code), self.ids, function.owner)
+        env = make_env(function.spec.env, str(code), self.ids, function.owner)
+        self.env = make_environment(function.plan or Plan(), edges.machine.topology, env, threads=False)
         self.template: TemplateKeeper | None = None
         if function.spec.attr is not None:
             self.template = TemplateKeeper(edges, function, code, self.logs, self.env, self.ids)

@@ -8,17 +8,24 @@ from __future__ import annotations
 import asyncio
 import logging
 import signal
+from pathlib import Path
+
+import msgspec
 
 from steelyard.agent.cleanup import Cleanup
 from steelyard.agent.edges import Edges
 from steelyard.agent.loop import Agent
 from steelyard.clock import SystemClock
 from steelyard.config import Paths, Settings
+from steelyard.errors import SteelyardError
 from steelyard.gateway.envoy import Envoy
 from steelyard.host.cgroup import open_cgroups
+from steelyard.host.device_nodes import observe_gpu_nodes
 from steelyard.host.journal import SettingsJournal
 from steelyard.host.machine import observe_machine
 from steelyard.host.sockdiag import SocketQueue
+from steelyard.host.topology.observe import observe_topology
+from steelyard.model.machine import Machine
 from steelyard.runtime.process import ProcessRuntime
 from steelyard.runtime.spawner_client import SpawnerClient
 from steelyard.runtime.template import make_lib_dir
@@ -45,10 +52,21 @@ async def _run(paths: Paths, settings: Settings) -> None:
         logging.getLogger(__name__).info("told to end; workloads stay")
 
 
+def _observe_machine() -> Machine:
+    """With its wiring, where that can be read: an agent without it still runs all work that asks for no device."""
+    machine = observe_machine()
+    try:
+        return msgspec.structs.replace(machine, topology=observe_topology())
+    except (SteelyardError, OSError, ValueError) as err:
+        logging.getLogger(__name__).warning("how this machine is wired could not be read: %s", err)
+        return machine
+
+
 def _make_agent(paths: Paths, settings: Settings) -> Agent:
     clock = SystemClock()
-    machine = observe_machine()
-    cgroups = open_cgroups(paths.tag)
+    machine = _observe_machine()
+    gpus = machine.topology.gpus if machine.topology else ()
+    cgroups = open_cgroups(paths.tag, gpu_nodes=observe_gpu_nodes(Path("/"), gpus))
     cgroups.prepare(machine.cpus, tuple(node.id for node in machine.numa_nodes) or (0,))
     agents: list[Agent] = []
 

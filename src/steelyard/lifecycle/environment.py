@@ -10,6 +10,7 @@ from collections.abc import Mapping, Sequence
 
 from steelyard.model.cores import Core
 from steelyard.model.job import Plan
+from steelyard.model.timing import Timing
 from steelyard.model.topology import Gpu, Nic, Topology
 
 #: variables by which programs choose devices: ours win, otherwise a job could take its neighbour's by mistake
@@ -28,11 +29,13 @@ OWNED = frozenset(
 )
 
 
-def make_environment(plan: Plan, topology: Topology | None, user: Mapping[str, str]) -> dict[str, str]:
-    """`user` with what the place adds. Work without GPUs on a machine that has some is told that it has none."""
-    if topology is None:
-        return dict(user)
-    ours = {**_threads(plan, topology), **_gpus(plan, topology), **_nics(plan, topology), **_mask(plan)}
+def make_environment(
+    plan: Plan, topology: Topology | None, user: Mapping[str, str], *, threads: bool = True
+) -> dict[str, str]:
+    """`user` with what the place adds. Work without GPUs on a machine that has some is told that it has none. Without `threads`
+    nothing is said of OpenMP: a template must not start threads before it forks."""
+    topology = topology or Topology()
+    ours = {**(_threads(plan, topology) if threads else {}), **_gpus(plan, topology), **_nics(plan, topology), **_mask(plan)}
     kept = {name: value for name, value in user.items() if name not in OWNED or name not in ours}
     return {**ours, **kept}
 
@@ -41,6 +44,9 @@ def _mask(plan: Plan) -> dict[str, str]:
     """What was planned, in words that any program can read."""
     return {
         "STEELYARD_TIMING": plan.timing.value,
+        # A realtime program's heap is kept once it has grown, and nothing is mapped and unmapped per allocation, so that memory
+        # once touched faults no more (glibc's own settings).
+        **({"MALLOC_TRIM_THRESHOLD_": "-1", "MALLOC_MMAP_MAX_": "0"} if plan.timing is Timing.REALTIME else {}),
         **({"STEELYARD_CPUS": ",".join(map(str, plan.cpus))} if plan.cpus else {}),
         **({"STEELYARD_MEMORY_NODES": ",".join(map(str, plan.memory_nodes))} if plan.memory_nodes else {}),
         **({"STEELYARD_GPUS": ",".join(plan.gpus)} if plan.gpus else {}),
