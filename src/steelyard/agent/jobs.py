@@ -32,8 +32,8 @@ from steelyard.config import Paths, Settings
 from steelyard.errors import SteelyardError
 from steelyard.host import Cgroups
 from steelyard.host.proc import read_got
-from steelyard.lifecycle.promise import Wakeups
 from steelyard.lifecycle.environment import make_environment
+from steelyard.lifecycle.promise import Wakeups
 from steelyard.lifecycle.proof import check_proof
 from steelyard.model.ids import AttemptId, WorkloadId
 from steelyard.model.job import Plan
