@@ -156,8 +156,11 @@ def _node_block(scene: _Scene, node: NodeGroup, height_min: float = 0) -> Block:
         size = f" · {render_binary(node.node.memory_bytes)} {what}" if node.node.memory_bytes else ""
         cores = f" · {len(node.cores)} {'cores' if scene.topology.smt_known else 'CPUs'}" if node.cores else ""
         title = f"NUMA node {node.node.id}{package}{cores}{size}"
-    inside = _column([_cores_block(scene, node.cores), _devices_block(scene, node.groups, node.devices)], gap=PAD)
-    return _frame(title, inside, "#f6f6fa", "#b8b8c8", size=13, height_min=height_min)
+    cores, devices = _cores_block(scene, node.cores), _devices_block(scene, node.groups, node.devices)
+    # The cores stay under the title, the devices on the floor, however high the box has to be.
+    spare = max(0, height_min - _frame(title, _column([cores, devices], gap=PAD), "", "", size=13).height)
+    gap = PAD + spare if cores.height and devices.height else PAD
+    return _frame(title, _column([cores, devices], gap=gap), "#f6f6fa", "#b8b8c8", size=13, height_min=height_min)
 
 
 def _cores_block(scene: _Scene, cores: Sequence[Core]) -> Block:
@@ -188,7 +191,7 @@ def _devices_block(scene: _Scene, groups: Sequence[Group], devices: Sequence[Dev
     """Small devices above, then switches, then GPUs."""
     gpus = [device for device in devices if isinstance(device, Gpu)]
     small = [device for device in devices if not isinstance(device, Gpu)]
-    columns = max(2, min(6, len(gpus) + sum(1 for group in groups)))
+    columns = max(2, min(6, max(len(gpus) + len(groups), math.ceil(math.sqrt(len(small))))))
     lines = [small[start : start + columns] for start in range(0, len(small), columns)]
     inner = [
         _frame(f"switch {group.id}".rstrip(), _devices_block(scene, group.groups, group.devices), "#fff", "#c9c9d6", 11)
@@ -249,9 +252,16 @@ def _device_lines(scene: _Scene, device: Device, user: str | None) -> list[str]:
             user or device.name or device.id,
         ]
     else:
-        size = f"{device.size_bytes / 1e12:.2g} TB" if device.size_bytes else ""
+        size = _disk_size(device.size_bytes)
         rows = [" ".join(part for part in (name, size) if part), user or device.name or device.id]
     return [_shorten(row, 18) for row in rows if row]
+
+
+def _disk_size(size_bytes: int | None) -> str:
+    """As it stands on the disk: in powers of ten."""
+    if not size_bytes:
+        return ""
+    return f"{size_bytes / 1e12:.3g} TB" if size_bytes >= 1e12 else f"{size_bytes / 1e9:.0f} GB"
 
 
 def _links(scene: _Scene, top: float) -> tuple[list[str], float, float]:
