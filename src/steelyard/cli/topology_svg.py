@@ -133,7 +133,7 @@ def _rows(blocks: Sequence[Block]) -> list[Block]:
 
 def _frame(title: str, inside: Block, fill: str, line: str, size: int = 12, height_min: float = 0) -> Block:
     """A titled box around a block, which stands on its floor."""
-    width = max(inside.width, 7.4 * size / 12 * len(title)) + 2 * PAD
+    width = max(inside.width, 8.0 * size / 12 * len(title)) + 2 * PAD
     height = max(height_min, inside.height + TITLE + 2 * PAD - (PAD if not inside.height else 0))
 
     def draw(x: float, y: float) -> list[str]:
@@ -243,7 +243,7 @@ def _device_lines(scene: _Scene, device: Device, user: str | None) -> list[str]:
     """What fits into the box, the most useful first."""
     name = scene.names[device.id]
     if isinstance(device, Gpu):
-        model = device.name.removeprefix("NVIDIA ").removeprefix("AMD ")
+        model = device.name.removeprefix("NVIDIA ").removeprefix("AMD ").removeprefix("Tesla ")
         size = render_binary(device.memory_bytes) if device.memory_bytes else ""
         rows = [name, model, device.id if device.id != name else "", user or size]
     elif isinstance(device, Nic):
@@ -254,7 +254,7 @@ def _device_lines(scene: _Scene, device: Device, user: str | None) -> list[str]:
     else:
         size = _disk_size(device.size_bytes)
         rows = [" ".join(part for part in (name, size) if part), user or device.name or device.id]
-    return [_shorten(row, 18) for row in rows if row]
+    return [_shorten(row, 17) for row in rows if row]
 
 
 def _disk_size(size_bytes: int | None) -> str:
