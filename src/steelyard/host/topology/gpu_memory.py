@@ -14,13 +14,18 @@ from steelyard.model.topology import Gpu
 _SAME_SIZE = 0.02
 
 
-def find_gpu_memory_nodes(nodes: Sequence[NumaNode], gpus: Sequence[Gpu], said: Collection[int], power: bool) -> tuple[int, ...]:
-    """Numbers of those nodes. `said`: the source itself says so. Else a node without CPUs has the size of a GPU's memory; or, on
-    POWER where GPU sizes are unknown, there is one node without CPUs, all of one size, for each NVIDIA GPU."""
+def find_gpu_memory_nodes(
+    nodes: Sequence[NumaNode], gpus: Sequence[Gpu], said: Collection[int], architecture: str
+) -> tuple[int, ...]:
+    """Numbers of those nodes. `said`: the source itself says so. Else, only on CPUs that share memory with NVIDIA's GPUs
+    (`ppc64`, `aarch64`; elsewhere a node without CPUs is CXL or the like): one without CPUs and as large as a GPU's memory, or,
+    on POWER where GPU sizes are unknown, one of those without CPUs that are all of one size and as many as the GPUs."""
     bare = [node for node in nodes if not node.cpus and node.memory_bytes]
     sizes = [gpu.memory_bytes for gpu in gpus if gpu.memory_bytes]
-    found = {node.id for node in bare if any(abs(node.memory_bytes - size) <= size * _SAME_SIZE for size in sizes)}
-    unknown = power and not sizes and all(gpu.vendor == "NVIDIA" for gpu in gpus)
-    if unknown and len(bare) == len(gpus) and len({node.memory_bytes for node in bare}) == 1:
-        found = {node.id for node in bare}
+    found: set[int] = set()
+    if architecture.startswith(("ppc64", "aarch64")) and all(gpu.vendor == "NVIDIA" for gpu in gpus):
+        found = {node.id for node in bare if any(abs(node.memory_bytes - size) <= size * _SAME_SIZE for size in sizes)}
+        alike = len(bare) == len(gpus) and len({node.memory_bytes for node in bare}) == 1
+        if not sizes and alike and architecture.startswith("ppc64"):
+            found = {node.id for node in bare}
     return tuple(sorted({*found, *said})) if gpus else ()

@@ -19,8 +19,8 @@ from steelyard.errors import Refused
 from steelyard.host.topology.gpu_memory import find_gpu_memory_nodes
 from steelyard.host.topology.hwloc_io import Attached, HwlocDevices, read_devices
 from steelyard.host.topology.hwloc_links import read_links, read_numa_distances
-from steelyard.host.topology.hwloc_object import NUMBER_MAX, HwlocObject, members
-from steelyard.host.topology.pci import check_device_count, make_pcie_switches
+from steelyard.host.topology.hwloc_object import NUMBER_MAX, HwlocObject, as_mask, members
+from steelyard.host.topology.pci import make_pcie_switches
 from steelyard.host.topology.tree import make_pairs
 from steelyard.host.topology.xml import parse_xml
 from steelyard.model.machine import Cache, Core, NumaNode
@@ -64,15 +64,14 @@ def read_hwloc_xml(text: str, source: str) -> Topology:
     homes = _homes(found.nodes, usable)
     nodes, memory, more = _numa_nodes(machine, found.nodes, homes, usable)
     notes += more
-    devices = read_devices([_attached(device, owner, found, nodes, usable) for device, owner in found.devices], version, source)
-    check_device_count(devices.gpus, devices.nics, source)
+    devices = read_devices(_places(found, nodes, usable), version, source)
     links = read_links(root, devices, source)
     gpus = tuple(msgspec.structs.replace(gpu, links=links.counts.get(gpu.id)) for gpu in devices.gpus)
     own = find_gpu_memory_nodes(
         nodes,
         gpus,
         said={node.index() for node in found.nodes if node.subtype == "GPUMemory"},
-        power=machine.infos().get("Architecture", "").startswith("ppc64"),
+        architecture=machine.infos().get("Architecture", ""),
     )
     return Topology(
         sources=(f"hwloc XML v{version} ({source})",),
@@ -146,9 +145,11 @@ def _check_counts(found: _Found, source: str) -> None:
 def _usable(machine: HwlocObject, found: _Found) -> tuple[frozenset[int], list[str]]:
     """The CPUs that are online and allowed, with a sentence about others that the file lists."""
     _check_counts(found, machine.source)
-    usable = frozenset(found.cpus)
+    mask = as_mask(found.cpus)
     for attribute in ("cpuset", "online_cpuset", "allowed_cpuset"):
-        usable &= frozenset(members(machine.mask(attribute), usable))
+        told = machine.mask(attribute)
+        mask &= -1 if told is None else told
+    usable = frozenset(members(mask))
     left_out = len(found.cpus) - len(usable)
     return usable, [f"{left_out} logical CPUs of the file are offline or not allowed; they are left out."] if left_out else []
 
@@ -156,9 +157,11 @@ def _usable(machine: HwlocObject, found: _Found) -> tuple[frozenset[int], list[s
 def _homes(nodes: Sequence[HwlocObject], usable: frozenset[int]) -> dict[int, int]:
     """CPU -> its NUMA node: ordinary memory before special kinds (hwloc names them in `subtype`), then the lowest number."""
     homes: dict[int, int] = {}
+    left = as_mask(usable)
     for node in sorted(nodes, key=lambda node: (node.subtype not in ("", "DRAM"), node.index())):
-        for cpu in members(node.mask("cpuset") or 0, usable):
-            homes.setdefault(cpu, node.index())
+        mine = left & (node.mask("cpuset") or 0)
+        left &= ~mine
+        homes.update((cpu, node.index()) for cpu in members(mine))
     return homes
 
 
@@ -214,21 +217,25 @@ def _caches(found: _Found, usable: Collection[int]) -> tuple[Cache, ...]:
     return tuple(sorted(caches, key=lambda cache: (cache.level, cache.kind, cache.cpus)))
 
 
-def _attached(
-    device: HwlocObject, owner: HwlocObject, found: _Found, nodes: Sequence[NumaNode], usable: Collection[int]
-) -> Attached:
-    """Where a host bridge hangs: at one NUMA node, or at a part with several, which is no NUMA node."""
+def _places(found: _Found, nodes: Sequence[NumaNode], usable: Collection[int]) -> list[Attached]:
+    """Where each host bridge hangs: at one NUMA node, or at a part with several, which is no NUMA node."""
     homes = [node for node in nodes if node.cpus] or list(nodes)
-    mask = owner.mask("nodeset")
-    near = [node for node in homes if mask is None or mask >> node.id & 1] if found.nodes else homes
-    if owner.kind == "NUMANode":
-        near = [node for node in nodes if node.id == owner.index()]
-    whole = owner.kind in ("Machine", "System") and len(homes) > 1
-    return Attached(
-        device=device,
-        numa_node=near[0].id if len(near) == 1 else None,
-        cpus=() if whole else members(owner.mask("cpuset"), usable),
-    )
+    homes_mask, usable_mask = as_mask(node.id for node in homes), as_mask(usable)
+    places: list[Attached] = []
+    for device, owner in found.devices:
+        nodeset, cpuset = owner.mask("nodeset") if found.nodes else None, owner.mask("cpuset")
+        near = homes_mask & (-1 if nodeset is None else nodeset)
+        if owner.kind == "NUMANode":
+            near = 1 << owner.index()
+        whole = owner.kind in ("Machine", "System") and len(homes) > 1
+        places.append(
+            Attached(
+                device=device,
+                numa_node=near.bit_length() - 1 if near.bit_count() == 1 else None,
+                cpus_mask=0 if whole else usable_mask & (-1 if cpuset is None else cpuset),
+            )
+        )
+    return places
 
 
 def _device_notes(devices: HwlocDevices, found: _Found) -> list[str]:

@@ -14,8 +14,8 @@ from dataclasses import dataclass, field
 
 from steelyard.errors import Refused
 from steelyard.host.devices import kind_of
-from steelyard.host.topology.hwloc_object import HwlocObject, parse_number
-from steelyard.host.topology.pci import CRAY, GPU_VENDOR_NAMES, is_nvswitch, parse_pci_address
+from steelyard.host.topology.hwloc_object import HwlocObject, members, parse_number
+from steelyard.host.topology.pci import CRAY, GPU_VENDOR_NAMES, check_device_count, is_nvswitch, parse_pci_address
 from steelyard.model.topology import Bridge, BridgeKind, Gpu, Nic, Nvme, Port, Switch, SwitchKind
 
 #: Ways to see a GPU, the one that numbers and names it best first. OpenCL comes last: each platform may list the same GPU.
@@ -37,7 +37,8 @@ class Attached:
 
     device: HwlocObject
     numa_node: int | None
-    cpus: tuple[int, ...]
+    #: the usable CPUs near it, as bits: there may be many places and few of them matter
+    cpus_mask: int
 
 
 @dataclass(slots=True)
@@ -157,6 +158,7 @@ class _Reader:
             self.nics.append(_nic(function))
         elif kind == "nvme":
             self.nvme.append(_nvme(function))
+        check_device_count(len(self.gpus), len(self.nics), self.source)
 
     def os_kinds(self, at: HwlocObject) -> list[str]:
         number = at.number("osdev_type")
@@ -191,7 +193,7 @@ class _Reader:
                     index=_driver_number(views),
                     uuid=next((info["NVIDIAUUID"] for info in infos if info.get("NVIDIAUUID")), None),
                     numa_node=function.place.numa_node,
-                    cpus=function.place.cpus,
+                    cpus=members(function.place.cpus_mask),
                     pcie_gbps=function.at.link_gbps(),
                     parent=function.parent,
                 )
@@ -223,10 +225,11 @@ class _Reader:
                         index=_driver_number(views),
                         uuid=info.get("NVIDIAUUID"),
                         numa_node=place.numa_node,
-                        cpus=place.cpus,
+                        cpus=members(place.cpus_mask),
                     )
                 )
                 self.remember(place.device, place.device.name)
+                check_device_count(len(self.gpus), len(self.nics), self.source)
 
     def result(self) -> HwlocDevices:
         self.add_loose_gpus()

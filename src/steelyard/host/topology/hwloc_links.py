@@ -9,6 +9,7 @@ from __future__ import annotations
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from itertools import combinations
 from math import gcd
 from xml.etree.ElementTree import Element
 
@@ -20,6 +21,8 @@ from steelyard.model.topology import Gpu, Pair, PathClass
 
 #: one NVLink in MB/s by generation: 50 GB/s since Blackwell, 20 GB/s in Pascal, 25 GB/s between them
 _BLACKWELL = re.compile(r"\bG?B[123]00\b")
+#: of one matrix: all GPUs that a machine may have, with as many switches
+OBJECTS_MAX = 2048
 #: firmware gives 10 to 255; more is a user's own matrix or a sign for "unknown"
 _DISTANCE_MAX = 1_000_000
 #: bit of `kind` in a matrix: values are latencies
@@ -33,7 +36,7 @@ class Links:
     pairs: dict[tuple[str, str], Pair] = field(default_factory=dict)
     #: GPU -> links in all
     counts: dict[str, int] = field(default_factory=dict)
-    notes: tuple[str, ...] = ()
+    notes: list[str] = field(default_factory=list)
 
 
 @dataclass(frozen=True, slots=True)
@@ -54,9 +57,11 @@ def _matrices(root: Element, source: str) -> list[_Matrix]:
     for element in (*root.iterfind("distances2"), *root.iterfind("distances2hetero")):
         name = element.get("name", "")
         where = f"{source}: the matrix {name or 'without a name'}"
+        count = parse_number(element.get("nbobjs", ""), f"{where} with nbobjs")
+        if count > OBJECTS_MAX:
+            raise Refused(f"{where} joins {count} objects; at most {OBJECTS_MAX} are read.", code="too-large")
         indexes = " ".join(part.text or "" for part in element.iterfind("indexes")).split()
         values = " ".join(part.text or "" for part in element.iterfind("u64values")).split()
-        count = parse_number(element.get("nbobjs", ""), f"{where} with nbobjs")
         if len(indexes) != count or len(values) != count * count:
             raise Refused(
                 f"{where} should join {count} objects but has {len(indexes)} names and {len(values)} values: record it again.",
@@ -80,8 +85,7 @@ def read_links(root: Element, devices: HwlocDevices, source: str) -> Links:
     known = any(name in matrices for name in ("NVLinkBandwidth", "XGMIBandwidth", "XGMIHops")) or bool(devices.peers)
     many = [vendor for vendor in ("NVIDIA", "AMD") if sum(gpu.vendor == vendor for gpu in devices.gpus) > 1]
     if many and not known:
-        note = "The file does not tell whether its GPUs have NVLink or xGMI: their paths are those over PCIe."
-        return Links(links.pairs, links.counts, (note,))
+        links.notes.append("The file does not tell whether its GPUs have NVLink or xGMI: their paths are those over PCIe.")
     return links
 
 
@@ -94,6 +98,8 @@ def _add_nvlinks(links: Links, matrix: _Matrix, devices: HwlocDevices, order: di
     gpus = [place for place in size if ids[place] in order]
     fabric = [place for place in size if ids[place] in switches]
     link = _link_rate(matrix, gpus, devices.gpus)
+    if any(not any(matrix.at(a, to) and matrix.at(b, to) for to in fabric) for a, b in combinations(gpus, 2) if fabric):
+        links.notes.append("Some GPUs share no NVSwitch; all NVSwitches are taken as one fabric, which the file does not tell.")
     into_fabric = {place: sum(matrix.at(place, other) for other in fabric) for place in gpus}
     for place in gpus:
         total = sum(matrix.at(place, other) for other in size if other != place)

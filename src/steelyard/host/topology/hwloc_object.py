@@ -6,7 +6,7 @@ Works on parsed elements only. Never guesses a value that is not a legal number.
 from __future__ import annotations
 
 import re
-from collections.abc import Collection, Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from xml.etree.ElementTree import Element
 
@@ -90,6 +90,14 @@ def parse_number(text: str, where: str, number_max: int = NUMBER_MAX) -> int:
     return number
 
 
-def members(mask: int | None, known: Collection[int]) -> tuple[int, ...]:
-    """Those of `known` in the mask, in order; all where there is no mask."""
-    return tuple(sorted(number for number in known if mask is None or mask >> number & 1))
+def as_mask(numbers: Iterable[int]) -> int:
+    mask = 0
+    for number in numbers:
+        mask |= 1 << number
+    return mask
+
+
+def members(mask: int) -> tuple[int, ...]:
+    """The numbers of the bits that are set, in order. Takes time by the bits, so it is for masks cut down to known numbers."""
+    digits = bin(mask)[:1:-1]
+    return tuple(match.start() for match in re.finditer("1", digits))

@@ -41,10 +41,10 @@ def read_linux(root: Path, source: str = "this machine") -> Topology:
     kfd = read_kfd(root)
     gpus = _gpus(root, functions, kfd)
     nics = read_nics(root, functions)
-    check_device_count(gpus, nics, source)
+    check_device_count(len(gpus), len(nics), source)
     known = bool(machine.cores or machine.memory_bytes)
     nodes = machine.numa_nodes if known else ()
-    own = find_gpu_memory_nodes(nodes, gpus, said=_said_by_driver(root), power=machine.cpu_model.startswith("POWER"))
+    own = find_gpu_memory_nodes(nodes, gpus, said=_said_by_driver(root), architecture=_architecture(machine))
     own_bytes = sum(node.memory_bytes for node in nodes if node.id in own and len(nodes) > 1)
     switches = tuple(
         Switch(address, SwitchKind.NVSWITCH)
@@ -64,7 +64,7 @@ def read_linux(root: Path, source: str = "this machine") -> Topology:
         memory_bytes=max(0, machine.memory_bytes - own_bytes) or None,
         gpus=gpus,
         nics=nics,
-        nvme=tuple(nvme for function in functions.values() if (nvme := _nvme(root, function)) is not None),
+        nvme=tuple(nvme for function in functions.values() if (nvme := _nvme(root, function, functions)) is not None),
         bridges=bridges,
         switches=(*switches, *make_pcie_switches(bridges)),
         pairs=_pairs(gpus, nics, bridges, kfd),
@@ -79,6 +79,11 @@ def read_linux_packed(path: Path) -> Topology:
     with tempfile.TemporaryDirectory(prefix="steelyard-topology-") as folder:
         unpack(path, Path(folder))
         return read_linux(Path(folder), path.name)
+
+
+def _architecture(machine: Machine) -> str:
+    """As far as it matters here: POWER and Arm say it in /proc/cpuinfo."""
+    return "ppc64" if machine.cpu_model.startswith("POWER") else "aarch64" if machine.cpu_model.startswith("Arm ") else ""
 
 
 def _packages(root: Path, machine: Machine) -> int | None:
@@ -140,7 +145,7 @@ def _said_by_driver(root: Path) -> set[int]:
     return said
 
 
-def _nvme(root: Path, function: PciFunction) -> Nvme | None:
+def _nvme(root: Path, function: PciFunction, functions: dict[str, PciFunction]) -> Nvme | None:
     controllers = names(function.folder / "nvme")
     if function.kind != "nvme" and not controllers:
         return None
@@ -155,7 +160,7 @@ def _nvme(root: Path, function: PciFunction) -> Nvme | None:
         pci=function.address,
         size_bytes=sum(sizes) * 512 or None,
         numa_node=function.numa_node,
-        pcie_gbps=function.link_gbps({}),
+        pcie_gbps=function.link_gbps(functions),
         parent=function.parent,
     )
 

@@ -26,11 +26,11 @@ def read_nics(root: Path, functions: Mapping[str, PciFunction]) -> tuple[Nic, ..
         rdma = fabrics.get(address) or names(function.folder / "infiniband")
         # A network over USB hangs somewhere below a USB controller: only a card's interfaces hang right at a function.
         if function.kind == "nic" or rdma or (right_here and function.kind is None):
-            found.append(_nic(root, function, rdma, networks.get(address) or right_here))
+            found.append(_nic(root, functions, function, rdma, networks.get(address) or right_here))
     return tuple(found)
 
 
-def _nic(root: Path, function: PciFunction, fabrics: list[str], networks: list[str]) -> Nic:
+def _nic(root: Path, functions: Mapping[str, PciFunction], function: PciFunction, fabrics: list[str], networks: list[str]) -> Nic:
     """`fabrics`: its RDMA devices (`mlx5_0`); `networks`: its interfaces (`eth0`)."""
     slingshot = function.vendor == CRAY
     ports = _ports(root, function.folder, fabrics, networks, slingshot)
@@ -42,7 +42,7 @@ def _nic(root: Path, function: PciFunction, fabrics: list[str], networks: list[s
         # A function with interfaces but without an RDMA device has none; without any driver it can't be told.
         rdma=True if fabrics or slingshot else False if networks else None,
         numa_node=function.numa_node,
-        pcie_gbps=function.link_gbps({}),
+        pcie_gbps=function.link_gbps(functions),
         pcie_width=function.width,
         pcie_width_max=function.width_max,
         parent=function.parent,

@@ -77,8 +77,8 @@ def _entries(file: BinaryIO, start: bytes, source: str) -> Iterator[Entry]:
 class _Bounded(io.RawIOBase):
     """A decompressed stream that ends in a refusal, not in all our memory."""
 
-    def __init__(self, stream: BinaryIO) -> None:
-        self.stream, self.left = stream, BYTES_MAX
+    def __init__(self, stream: BinaryIO, source: str) -> None:
+        self.stream, self.source, self.left = stream, source, BYTES_MAX
 
     def readable(self) -> bool:
         return True
@@ -87,7 +87,7 @@ class _Bounded(io.RawIOBase):
         data = self.stream.read(min(size, self.left + 1) if size >= 0 else self.left + 1)
         self.left -= len(data)
         if self.left < 0:
-            raise Refused(f"The archive holds more than {BYTES_MAX // 1024**2} MiB, so it is not unpacked.", code="too-large")
+            raise Refused(f"{self.source} holds more than {BYTES_MAX // 1024**2} MiB, so it is not unpacked.", code="too-large")
         return data
 
 
@@ -101,7 +101,7 @@ def _opened(file: BinaryIO, start: bytes) -> BinaryIO:
 
 def _tar_entries(stream: BinaryIO, source: str) -> Iterator[Entry]:
     try:
-        with tarfile.open(fileobj=_Bounded(stream), mode="r|") as archive:
+        with tarfile.open(fileobj=_Bounded(stream, source), mode="r|") as archive:
             for member in archive:
                 if member.issym():
                     yield member.name, None, member.linkname

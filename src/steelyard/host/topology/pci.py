@@ -10,7 +10,7 @@ from collections import Counter
 from collections.abc import Sequence
 
 from steelyard.errors import Refused
-from steelyard.model.topology import Bridge, BridgeKind, Gpu, Nic, Switch, SwitchKind
+from steelyard.model.topology import Bridge, BridgeKind, Switch, SwitchKind
 
 NVIDIA, AMD, INTEL, CRAY = 0x10DE, 0x1002, 0x8086, 0x17DB
 GPU_VENDOR_NAMES = {NVIDIA: "NVIDIA", AMD: "AMD", INTEL: "Intel"}
@@ -42,10 +42,9 @@ def make_pcie_switches(bridges: Sequence[Bridge]) -> tuple[Switch, ...]:
     )
 
 
-def check_device_count(gpus: Sequence[Gpu], nics: Sequence[Nic], source: str) -> None:
-    if len(gpus) + len(nics) > DEVICES_MAX:
+def check_device_count(gpus: int, nics: int, source: str) -> None:
+    if gpus + nics > DEVICES_MAX:
         raise Refused(
-            f"{source} lists {len(gpus)} GPUs and {len(nics)} network functions; machines with more than {DEVICES_MAX} in all"
-            " are not read.",
+            f"{source} lists more than {DEVICES_MAX} GPUs and network functions, so it is not read: no machine has so many.",
             code="too-large",
         )

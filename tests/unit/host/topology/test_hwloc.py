@@ -267,6 +267,7 @@ def test_distances_stand_in_the_order_of_the_nodes() -> None:
 VERSION_1 = """<?xml version="1.0"?>
 <!DOCTYPE topology SYSTEM "hwloc.dtd">
 <topology><object type="Machine" os_index="0" cpuset="0xf" complete_cpuset="0xff" online_cpuset="0xf" allowed_cpuset="0xf">
+  <info name="Architecture" value="ppc64le"/>
   <distances nbobjs="4" relative_depth="1" latency_base="10.000000">
     {latencies}
   </distances>
@@ -300,6 +301,8 @@ def test_version_1_with_nodes_as_parents_and_memory_of_gpus() -> None:
         ("Tesla V100", 0, None),
     ]
     assert topology.numa_distances[0] == (10, 40, 40, 40)
+    # Elsewhere a node without CPUs is a memory expander, however large.
+    assert read(VERSION_1.replace("ppc64le", "x86_64")).gpu_memory_nodes == ()
     assert [(cache.level, cache.kind, cache.cpus) for cache in topology.caches] == [(1, "Data", (0, 1))]
 
 
@@ -326,6 +329,7 @@ def test_version_1_without_numa_has_its_memory_at_one_node() -> None:
         (machine(package(0, bridge(pci("0000:01:00.0", "0302 [10de:1db1]") * 2))), "both at"),
         (machine(package(0, bridge(pci("0000:01:00.0", "0302 [10de:1db1]", speed="nan")))), "no speed"),
         (machine(package(0), after=matrix("NVLinkBandwidth", ["OSDev:1", "OSDev:2"], [[1, 2]])), "2 names and 2 values"),
+        (machine(package(0), after='<distances2 nbobjs="100000" kind="5"/>'), "at most 2048"),
         (machine(package(0), package(1))[:-30], "cut off"),
         (machine(package(0, bridge("".join(pci(f"{n:04x}:01:00.0", "0200 [1:1]") for n in range(1025))))), "more than 1024"),
     ],

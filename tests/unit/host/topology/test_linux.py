@@ -167,6 +167,13 @@ def test_parts_of_a_gpu_are_gpus_of_their_own(tmp_path: Path) -> None:
     assert topology.pairs[0].class_name == "XGMI"
 
 
+def test_a_card_in_a_slower_slot_has_the_slots_speed(tmp_path: Path) -> None:
+    tree = write(tmp_path)
+    (tree / "sys/bus/pci/devices/0000:80:01.0/max_link_speed").write_text("16.0 GT/s PCIe\n")
+    (tree / "sys/bus/pci/devices/0000:81:00.0/current_link_width").write_text("4\n")
+    assert read_linux(tree).nvme[0].pcie_gbps == 63.015
+
+
 def test_memory_of_an_nvidia_gpu_is_told_by_its_driver(tmp_path: Path) -> None:
     tree = write(tmp_path)
     gpu = tree / "proc/driver/nvidia/gpus/0000:03:00.0"
