@@ -1,9 +1,9 @@
 """How is the machine wired, by NCCL's or RCCL's own topology XML (`NCCL_TOPO_DUMP_FILE`, or the file that a cloud ships)?
 
 NCCL writes each PCIe switch as one element (its upstream port) and leaves root ports out, so devices of one element are PIX and a
-path over two elements is PXB. It knows no paths between host bridges of one NUMA node: one `<cpu>` is one host bridge here, within it
-PHB, beyond it SYS. Link rates of NVLink and xGMI are nominal (`notation.py` states the figures). CPUs come from affinity masks; a mask
-of another width than the others in the file was retyped by hand, so it is left out with a note. GUIDs are not taken over.
+path over two elements is PXB. It knows no paths between host bridges of one NUMA node: one `<cpu>` is one host bridge here,
+within it PHB, beyond it SYS. Link rates of NVLink and xGMI are nominal (`notation.py` states the figures). CPUs come from affinity
+masks; a mask of another width than the others in the file was retyped by hand: it is left out with a note. GUIDs are not taken over.
 """
 
 from __future__ import annotations
@@ -34,6 +34,8 @@ _SLINGSHOT_VENDOR = "0x17db"
 _GCN = {"910": "gfx90a"}
 #: no port is faster than 3.2 Tbit/s; some plugins tell their speed in another unit
 _PORT_MBPS_MAX = 3_200_000
+#: GPUs, NICs and their ports, and NUMA nodes, of one machine; work grows with the square of them
+_DEVICES_MAX = 1024
 
 
 @dataclass
@@ -48,6 +50,8 @@ class _Reading:
     links: LinkTable = field(default_factory=LinkTable)
     seen: set[str] = field(default_factory=set)
     notes: list[str] = field(default_factory=list)
+    #: how many bridges have this address
+    twins: Counter[str] = field(default_factory=Counter)
     #: addresses of devices that the file does not describe
     nameless: list[str] = field(default_factory=list)
 
@@ -65,6 +69,11 @@ def read_nccl_xml(text: str, source: str) -> Topology:
     cpus = root.findall("cpu")
     if not cpus:
         raise Refused(f"{source} holds no <cpu>, so nothing can be told about the machine.")
+    devices = sum(1 for element in root.iter() if element.tag in ("gpu", "net", "cpu")) + sum(
+        element.get("class", "").startswith((*_GPU_CLASSES, *_NIC_CLASSES)) for element in root.iter("pci")
+    )
+    if devices > 3 * _DEVICES_MAX:
+        raise Refused(f"{source} lists more than {_DEVICES_MAX} devices, so it is no machine's.")
     machines = {cpu.get("host_hash") for cpu in cpus if cpu.get("host_hash")}
     if len(machines) > 1:
         raise Refused(f"{source} holds {len(machines)} machines: give a file with one.")
@@ -144,7 +153,8 @@ def _read_pci(element: Element, parent: str, node: int | None, cores: tuple[int,
 
 def _bridge(address: str, parent: str, rate: float | None, is_switch: bool, reading: _Reading) -> str:
     """Its id. Retyped and virtual machines have several switches of one address: each element is one, whatever it is called."""
-    twins = sum(bridge.id.split("#")[0] == address for bridge in reading.bridges)
+    twins = reading.twins[address]
+    reading.twins[address] += 1
     if twins == 1:
         reading.notes.append(f"Several PCIe switches have the address {address}; they are kept apart as {address}#2 and so on.")
     name = f"{address}#{twins + 1}" if twins else address

@@ -9,7 +9,7 @@ from __future__ import annotations
 import re
 
 #: no machine has more; a longer list is a mistake or an attack
-CPUS_MAX = 65536
+CPUS_MAX = 16384
 #: what tools write where they do not know
 _NOTHING = {"", "n/a", "na", "none", "-", "unknown", "unknown error", "not supported", "not available", "not found"}
 _PCI = re.compile(r"(?:([0-9a-f]{4,8}):)?([0-9a-f]{2}):([0-9a-f]{2})\.([0-9a-f])")
@@ -67,7 +67,7 @@ def read_mask(text: str) -> tuple[int, ...] | None:
     if not all(re.fullmatch(r"[0-9a-f]{8}", group) for group in groups[1:]):
         return None
     bits = int("".join(groups), 16)
-    return tuple(cpu for cpu in range(bits.bit_length()) if bits >> cpu & 1)
+    return tuple(cpu for cpu, bit in enumerate(reversed(f"{bits:b}")) if bit == "1")
 
 
 def read_gigatransfers(text: str | None) -> float | None:
@@ -85,8 +85,8 @@ GENERATIONS = {1: 2.5, 2: 5.0, 3: 8.0, 4: 16.0, 5: 32.0, 6: 64.0}
 #: B200 and B300 900 over 18.
 NVLINK_GBPS = {"60": 160.0, "70": 200.0, "75": 200.0, "80": 200.0, "86": 112.5, "90": 200.0, "100": 400.0, "103": 400.0}
 
-#: AMD's gfx number -> one xGMI link in one direction, Gbit/s. From AMD's data sheets: MI50/MI60 and MI100 92 GB/s per link in both
-#: directions together, MI200 100 GB/s, MI300 128 GB/s, MI350 153.6 GB/s.
+#: AMD's gfx number -> one xGMI link in one direction, Gbit/s. From AMD's data sheets, which state both directions together:
+#: MI50, MI60 and MI100 92 GB/s per link, MI200 100 GB/s, MI300 128 GB/s, MI350 153.6 GB/s.
 XGMI_GBPS = {
     "gfx906": 368.0,
     "gfx908": 368.0,
