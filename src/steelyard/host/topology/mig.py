@@ -1,7 +1,7 @@
 """What is a MIG instance called (`1g.10gb`, `1c.3g.40gb`), by what its driver tells about it?
 
-NVML gives slices; nvidia-smi gives multiprocessors and copy engines. Both the name and the memory in it are derived, as NVIDIA's own
-tools do; where the figures fit no profile the answer is None.
+NVML gives slices; nvidia-smi gives multiprocessors and copy engines. Both the name and the memory in it are derived, as NVIDIA's
+own tools do; where the figures fit no profile the answer is None.
 """
 
 from __future__ import annotations
@@ -15,7 +15,9 @@ _SLICES = {1: 1, 2: 2, 3: 3, 4: 4, 7: 7, 8: 7}
 _MULTIPROCESSORS = range(13, 21)
 
 
-def name_slices(gpu_slices: int | None, compute_slices: int | None, memory_bytes: int | None, gpu_bytes: int | None) -> str | None:
+def name_slices(
+    gpu_slices: int | None, compute_slices: int | None, memory_bytes: int | None, gpu_bytes: int | None
+) -> str | None:
     """From slices. Memory is counted in eighths of the GPU's, rounded up, as in NVIDIA's go-nvlib (`getMigMemorySizeGB`)."""
     if not gpu_slices or not memory_bytes or not gpu_bytes or memory_bytes > gpu_bytes:
         return None
@@ -33,7 +35,7 @@ def name_engines(
     copy_engines: int | None,
     media_engines: int | None,
 ) -> str | None:
-    """From engines. Only for a compute instance that has the whole GPU instance: parts of one can't be told apart by these figures."""
+    """From engines. Only where a compute instance has its whole GPU instance: parts of one can't be told apart by these."""
     slices = _SLICES.get(copy_engines or 0)
     if slices is None or not multiprocessors or multiprocessors % slices or multiprocessors // slices not in _MULTIPROCESSORS:
         return None

@@ -2,8 +2,9 @@
 
 NCCL writes each PCIe switch as one element (its upstream port) and leaves root ports out, so devices of one element are PIX and a
 path over two elements is PXB. It knows no paths between host bridges of one NUMA node: one `<cpu>` is one host bridge here,
-within it PHB, beyond it SYS. Link rates of NVLink and xGMI are nominal (`notation.py` states the figures). CPUs come from affinity
-masks; a mask of another width than the others in the file was retyped by hand: it is left out with a note. GUIDs are not taken over.
+within it PHB, beyond it SYS. Link rates of NVLink and xGMI are nominal (`notation.py` states the figures). CPUs come from
+affinity masks; a mask of another width than the others in the file was retyped by hand: it is left out with a note. GUIDs are not
+taken over.
 """
 
 from __future__ import annotations

@@ -1,15 +1,16 @@
 """How near are GPUs and NICs to each other, by the matrix of `nvidia-smi topo -m`?
 
 A matrix names devices `GPU0`, `mlx5_0` or `NIC0` (with a legend of real names below) and tells one path class per pair, no
-bandwidths and no PCI addresses. Columns vary by driver, cells stand between tabs or blanks. A matrix that lacks rows or columns, or
-says two things about one pair, is refused. Inside a container or job the affinities are those of its cpuset, not of the hardware:
-they are left out, with a note, where the NUMA column shows it (a range) or lists of CPUs contradict each other.
+bandwidths and no PCI addresses. Columns vary by driver, cells stand between tabs or blanks. A matrix that lacks rows or columns,
+or says two things about one pair, is refused. Inside a container or job the affinities are those of its cpuset, not of the
+hardware: they are left out, with a note, where the NUMA column shows it (a range) or lists of CPUs contradict each other.
 """
 
 from __future__ import annotations
 
 import re
-from collections.abc import Sequence
+from collections import Counter
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
 from steelyard.errors import Refused
@@ -17,9 +18,11 @@ from steelyard.host.topology.notation import read_cpus, read_whole, told
 from steelyard.model.machine import Core, NumaNode
 from steelyard.model.topology import Gpu, Nic, Pair, PathClass, Port, Topology
 
-_DEVICE = re.compile(r"GPU\d{1,4}|NIC\d{1,4}|mlx\d_(?:bond_)?\d{1,4}|[a-z][a-z0-9]{1,15}_\d{1,4}|[a-z]{2,8}\d{1,4}")
-#: what may stand right of the matrix, longest first
-_AFFINITIES = ("CPU Affinity NUMA ID", "NUMA Affinity", "CPU Affinity", "GPU NUMA ID", "GPU NUMA Affinity")
+#: `GPU0`, `NIC0`, `mlx5_bond_0`, `rdmap16s27`: names of devices hold a digit, words of titles do not
+_DEVICE = re.compile(r"GPU\d{1,4}|(?!GPU)(?=.*\d)[A-Za-z][\w.-]{1,31}", re.ASCII)
+#: what may stand right of the matrix
+_AFFINITIES = ("CPU Affinity", "NUMA Affinity", "GPU NUMA ID")
+_TITLES = re.compile(f"({'|'.join(_AFFINITIES)})")
 _PATHS = {"PIX": PathClass.PIX, "PXB": PathClass.PXB, "PHB": PathClass.PHB, "NODE": PathClass.NODE, "SYS": PathClass.SYS}
 #: `SOC` is what drivers before 2018 called SYS
 _OLD_PATHS = {"SOC": PathClass.SYS, "C2C": PathClass.C2C}
@@ -47,18 +50,22 @@ def read_nvidia_matrix(text: str, source: str) -> Topology:
     notes: list[str] = []
     gpus, nics, numa_nodes = _describe(rows, _read_legend(lines), notes)
     by_name = {row.device: row for row in rows}
+    memories = {read_whole(told(row.affinities.get("GPU NUMA ID")), 4095) for row in rows} - {None}
     order = [*(gpu.id for gpu in gpus), *(nic.id for nic in nics)]
     column = {device: place for place, device in enumerate(devices)}
     return Topology(
         sources=(f"nvidia-smi topo -m ({source})",),
         numa_nodes=numa_nodes,
-        cores=tuple(Core((cpu,), numa_node=node) for cpu, node in sorted((cpu, node.id) for node in numa_nodes for cpu in node.cpus)),
+        cores=tuple(
+            Core((cpu,), numa_node=node) for cpu, node in sorted((cpu, node.id) for node in numa_nodes for cpu in node.cpus)
+        ),
         smt_known=False,
         gpus=gpus,
         nics=nics,
         pairs=tuple(
             _pair(a, b, by_name[a].cells[column[b]], source) for place, a in enumerate(order) for b in order[place + 1 :]
         ),
+        gpu_memory_nodes=tuple(sorted(node for node in memories if node is not None)),
         notes=tuple(notes),
     )
 
@@ -70,9 +77,9 @@ def _is_header(line: str) -> bool:
 
 def _read_header(line: str, source: str) -> tuple[list[str], list[str]]:
     """Device columns and titles of the others. Titles hold blanks, and some files have one blank between columns."""
-    rest, titles = line, list[str]()
     words: list[str] = []
-    for part in re.split(r"(CPU Affinity NUMA ID|GPU NUMA Affinity|CPU Affinity|NUMA Affinity|GPU NUMA ID)", rest):
+    titles: list[str] = []
+    for part in _TITLES.split(line):
         if part in _AFFINITIES:
             titles.append(part)
         elif titles and part.strip():
@@ -90,13 +97,13 @@ def _read_header(line: str, source: str) -> tuple[list[str], list[str]]:
 def _read_rows(lines: Sequence[str], devices: Sequence[str], titles: Sequence[str], source: str) -> list[_Row]:
     rows: list[_Row] = []
     for line in lines:
-        if not line.strip() and len(rows) == len(devices):
-            break
         if not line.strip():
             continue
         first = line.split()[0]
-        if first.rstrip(":") in ("Legend", "NIC"):
+        if first == "Legend:" or (first not in devices and len(rows) == len(devices)):
             break
+        if first in (row.device for row in rows):
+            raise Refused(f"{source}: {first} has two rows.")
         if first not in devices:
             raise Refused(f"{source}: there is a row {first[:40]!r} but no such column, so the matrix is cut off at the right.")
         rows.append(_read_row(line, devices, titles, source))
@@ -104,8 +111,6 @@ def _read_rows(lines: Sequence[str], devices: Sequence[str], titles: Sequence[st
     missing = next((device for device in devices if device not in told_rows), None)
     if missing is not None:
         raise Refused(f"{source}: the row of {missing} is missing, so the matrix is cut off at the bottom: record it again.")
-    if len(told_rows) > len(devices):
-        raise Refused(f"{source}: a device has two rows.")
     return rows
 
 
@@ -116,12 +121,15 @@ def _read_row(line: str, devices: Sequence[str], titles: Sequence[str], source: 
     name, cells, rest = words[0], words[1 : len(devices) + 1], words[len(devices) + 1 :]
     if len(cells) < len(devices) or (tabs and "" in cells):
         place = cells.index("") if "" in cells else len(cells)
-        raise Refused(f"{source}: the row of {name} ends before column {devices[place]}, so the matrix is cut off: record it again.")
-    if tabs:
-        # some drivers put two tabs after the NUMA column
-        rest = rest if len(rest) <= len(titles) else [word for word in rest if word] if any(rest) else []
-    elif len(rest) < len(titles):
-        rest = rest if len(rest) == len(titles) - 1 and titles[-1].startswith("GPU NUMA") else []
+        raise Refused(
+            f"{source}: the row of {name} ends before column {devices[place]}, so the matrix is cut off: record it again."
+        )
+    if len(rest) == len(titles) + 1 and rest[-2] == "":
+        del rest[-2]  # drivers put two tabs after the NUMA column
+    if len(rest) > len(titles):
+        raise Refused(f"{source}: the row of {name} has more cells than the header, so the matrix is cut off at the right.")
+    if not tabs and len(rest) < len(titles):
+        rest = []
     affinities = dict.fromkeys(titles, "")
     affinities.update(zip(titles, rest, strict=False))
     return _Row(name, cells, affinities)
@@ -157,26 +165,58 @@ def _read_legend(lines: Sequence[str]) -> dict[str, str]:
 def _describe(
     rows: Sequence[_Row], legend: dict[str, str], notes: list[str]
 ) -> tuple[tuple[Gpu, ...], tuple[Nic, ...], tuple[NumaNode, ...]]:
-    places = {row.device: _affinity(row) for row in rows}
-    nodes = _numa_nodes([place for place in places.values() if place], notes)
-    known = {node.id for node in nodes}
+    places = _affinities(rows, notes)
     gpus: list[Gpu] = []
     nics: list[Nic] = []
-    for row in sorted(rows, key=lambda row: [int(part) if part.isdigit() else part for part in re.split(r"(\d+)", row.device)]):
-        cpus, node = places[row.device] or ((), None)
-        node = node if node in known else None
+    for row in sorted(rows, key=lambda row: _natural(row.device)):
+        cpus, node = places[row.device]
         if row.device.startswith("GPU"):
-            gpus.append(
-                Gpu(row.device, vendor="NVIDIA", index=int(row.device[3:]), numa_node=node, cpus=cpus if nodes or node else ())
-            )
+            gpus.append(Gpu(row.device, vendor="NVIDIA", index=int(row.device[3:]), numa_node=node, cpus=cpus))
         else:
             name = legend.get(row.device, row.device)
             nics.append(Nic(row.device, name=name, ports=(Port(name),), rdma=name.startswith("mlx") or None, numa_node=node))
-    return tuple(gpus), tuple(nics), nodes
+    nodes = {node: cpus for cpus, node in places.values() if node is not None and cpus}
+    return tuple(gpus), tuple(nics), tuple(NumaNode(node, cpus, 0) for node, cpus in sorted(nodes.items()))
 
 
-def _affinity(row: _Row) -> tuple[tuple[int, ...], int | None] | None:
-    """The CPUs and the NUMA node of a row; None where it tells neither."""
-    cpus, node = told(row.affinities.get("CPU Affinity")), told(row.affinities.get("NUMA Affinity"))
-    numbers = read_cpus(cpus) if cpus else None
-    return (numbers or (), read_whole(node, 4095)) if cpus or node else None
+def _natural(name: str) -> list[int | str]:
+    """`mlx5_2` before `mlx5_10`."""
+    return [int(part) if part.isdigit() else part for part in re.split(r"([0-9]+)", name)]
+
+
+def _affinities(rows: Sequence[_Row], notes: list[str]) -> dict[str, tuple[tuple[int, ...], int | None]]:
+    """Device -> its CPUs and NUMA node, where both are the hardware's as far as the matrix shows."""
+    places: dict[str, tuple[tuple[int, ...], int | None]] = {}
+    cut: list[str] = []
+    for row in rows:
+        cpus, node = told(row.affinities.get("CPU Affinity")), told(row.affinities.get("NUMA Affinity"))
+        number = read_whole(node, 4095)
+        if node is not None and number is None:
+            cut.append(row.device)
+            cpus = None
+        places[row.device] = ((read_cpus(cpus) or ()) if cpus else (), number)
+    if cut:
+        notes.append(
+            f"{', '.join(cut[:16])}: the NUMA column names several nodes, so these affinities are those of a container or job,"
+            " not of the hardware; they are left out."
+        )
+    blurred = _contradicting(places.values())
+    if blurred:
+        notes.append(
+            f"The CPUs of NUMA node {', '.join(map(str, sorted(blurred)))} are told in contradicting ways; they are left out."
+        )
+        places = {device: (() if node in blurred else cpus, node) for device, (cpus, node) in places.items()}
+    if any(cpus and node is None for cpus, node in places.values()):
+        notes.append("The matrix has CPUs but no NUMA nodes beside them: which node they belong to is unknown.")
+    return places
+
+
+def _contradicting(places: Iterable[tuple[tuple[int, ...], int | None]]) -> set[int]:
+    """The NUMA nodes that have two lists of CPUs, or share a CPU with another node."""
+    lists: dict[int, set[tuple[int, ...]]] = {}
+    for cpus, node in places:
+        if node is not None and cpus:
+            lists.setdefault(node, set()).add(cpus)
+    owners = Counter(cpu for several in lists.values() for cpu in {cpu for cpus in several for cpu in cpus})
+    shared = {cpu for cpu, count in owners.items() if count > 1}
+    return {node for node, several in lists.items() if len(several) > 1 or any(shared & set(cpus) for cpus in several)}

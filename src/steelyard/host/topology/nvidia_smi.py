@@ -1,8 +1,8 @@
-"""Which GPUs does `nvidia-smi -q` show, as XML (`-q -x`, DTD v9 to v13) or as text, and which links does `nvidia-smi nvlink --status`?
+"""Which GPUs does `nvidia-smi -q` show, as XML (`-q -x`) or as text, and which links does `nvidia-smi nvlink --status`?
 
-The facts are those of each GPU alone: PCI address, name, memory, MIG, its PCIe link. Which GPUs are near each other these screens do
-not tell, so there are no pairs (`topo -m` has them). Tags moved between versions, so each fact is looked for where any version has it.
-Serial numbers are not taken over; UUIDs are, because CUDA_VISIBLE_DEVICES takes them.
+The facts are those of each GPU alone: PCI address, name, memory, MIG, its PCIe link. Which GPUs are near each other these screens
+do not tell, so there are no pairs (`topo -m` has them). Tags moved between versions (DTD v9 to v13), so each fact is looked for
+where any version has it. Serial numbers are not taken over; UUIDs are, because CUDA_VISIBLE_DEVICES takes them.
 """
 
 from __future__ import annotations
@@ -31,9 +31,12 @@ def read_nvidia_smi_xml(text: str, source: str) -> Topology:
     if root.tag != "nvidia_smi_log":
         raise Refused(f"{source} is XML, but not of nvidia-smi -q -x: its root is <{root.tag[:40]}>.")
     elements = root.findall("gpu")
-    _check_count(len(elements), _word(root, "attached_gpus"), source)
+    _check_count(len(elements), source)
+    attached = read_whole(_word(root, "attached_gpus"))
+    # well-formed, so not cut off: nvidia-smi -i shows some GPUs and still counts all
+    few = f"The machine has {attached} GPUs; this screen describes {len(elements)} of them."
     gpus = [_gpu_of_xml(element, index, source) for index, element in enumerate(elements)]
-    return _finish(gpus, f"nvidia-smi -q -x ({source})", source)
+    return _finish(gpus, f"nvidia-smi -q -x ({source})", source, (few,) if attached and attached > len(elements) else ())
 
 
 def _word(element: Element, *paths: str) -> str | None:
@@ -97,7 +100,9 @@ def _make_gpu(
 ) -> Gpu:
     pci = read_pci(address)
     if pci is None:
-        raise Refused(f"{source}: the GPU at place {index} has no legal PCI address, so the file is cut or edited: record it again.")
+        raise Refused(
+            f"{source}: the GPU at place {index} has no legal PCI address, so the file is cut or edited: record it again."
+        )
     lanes = read_whole(width, 32) or None
     return Gpu(
         id=pci,
@@ -119,7 +124,12 @@ def _make_gpu(
 def read_nvidia_smi_text(text: str, source: str) -> Topology:
     """Plain `nvidia-smi -q`: keys and values under indented headings. Raises `Refused` as its twin for XML does."""
     head, blocks = _read_blocks(text, source)
-    _check_count(len(blocks), head.get("Attached GPUs"), source)
+    attached = read_whole(head.get("Attached GPUs"))
+    if attached is not None and attached != len(blocks):
+        raise Refused(f"{source} names {attached} GPUs and describes {len(blocks)}: it is cut off, or shows some of them (-i).")
+    _check_count(len(blocks), source)
+    if not any(path.split("/")[0].endswith("Processes") for path in blocks[-1]):
+        raise Refused(f"{source} is cut off in its last GPU, or shows some of the facts (-d): record all of nvidia-smi -q.")
     gpus = [_gpu_of_text(block, index, source) for index, block in enumerate(blocks)]
     return _finish(gpus, f"nvidia-smi -q ({source})", source)
 
@@ -199,21 +209,17 @@ def _instance_of_text(block: Mapping[str, str], prefix: str, gpu_bytes: int | No
     )
 
 
-def _check_count(found: int, attached: str | None, source: str) -> None:
-    """`Attached GPUs` at the top tells how many blocks must follow."""
-    promised = read_whole(attached)
-    if promised is not None and promised != found:
-        raise Refused(f"{source} names {promised} GPUs and describes {found}: it is cut off, or was asked about some of them (-i).")
+def _check_count(found: int, source: str) -> None:
     if found > _GPUS_MAX:
         raise Refused(f"{source} lists more than {_GPUS_MAX} GPUs, so it is no machine's.")
     if not found:
         raise Refused(f"{source} describes no GPU: nvidia-smi found none, or the file is cut off.")
 
 
-def _finish(gpus: Sequence[Gpu], title: str, source: str) -> Topology:
+def _finish(gpus: Sequence[Gpu], title: str, source: str, notes: tuple[str, ...] = ()) -> Topology:
     if len({gpu.id for gpu in gpus}) < len(gpus):
         raise Refused(f"{source} describes one GPU twice, so it is not one screen of one machine.")
-    return Topology(sources=(title,), smt_known=False, gpus=tuple(gpus))
+    return Topology(sources=(title,), smt_known=False, gpus=tuple(gpus), notes=notes)
 
 
 def read_nvlink_status(text: str, source: str) -> Topology:
