@@ -1,6 +1,6 @@
 """How are AMD's GPUs linked, by `rocm-smi --showtopo`, and what are they, by `rocm-smi -a --json`?
 
-The tables tell weight, hops and type of link per pair and the NUMA node per GPU. `XGMI` with one hop is a direct link (their number
+The tables tell weight, hops and type of link per pair, and the NUMA node per GPU. `XGMI` with one hop is direct (how many links
 is not told); with more hops it goes through other GPUs, and `PCIE` goes through CPUs. The driver gives a weight of 40 to two GPUs
 under one CPU and 72 over sockets, but counts switches nowhere, so nothing nearer than the NUMA node is told: NODE within one, SYS
 beyond it. PIX, PXB and PHB are never given from these tables; merge with a source that sees the PCIe tree.
