@@ -1,8 +1,8 @@
 """What is one machine like, by several sources about it? Pure: topologies in, one topology out.
 
-Devices join by PCI address (`merge_names.py` gives addresses to bare matrices first). The earliest source that tells a fact wins, later
-ones fill what is missing, and each disagreement becomes a sentence in `notes`. Of paths, one over NVLink or xGMI wins over PCIe: a
-source without knowledge of links does not contradict one that has it. Sources about different machines are refused.
+Devices join by PCI address (`merge_names.py` gives addresses to bare matrices first). The earliest source that tells a fact wins,
+later ones fill what is missing, and each disagreement becomes a sentence in `notes`. Of paths, one over NVLink or xGMI wins over
+PCIe: a source without knowledge of links does not contradict one that has it. Sources about different machines are refused.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ _NOTES_MAX = 200
 
 
 def merge(topologies: Sequence[Topology]) -> Topology:
-    """One machine, by sources in order of trust. Raises `Refused` for different machines and for a matrix that can't be joined."""
+    """One machine, by sources in order of trust. Raises `Refused` for different machines, and for a matrix that can't join."""
     if not topologies:
         raise Refused("There is nothing to merge: give at least one source.")
     named, notes = name_devices(topologies)
@@ -152,7 +152,9 @@ def _join_instances(several: Sequence[tuple[MigInstance, ...]]) -> tuple[MigInst
     """The instances of the first source, their gaps filled by GPU instance and compute instance."""
     joined = list(several[0])
     for others in several[1:]:
-        by_ids = {(one.gpu_instance, one.compute_instance): one for one in others if one.gpu_instance is not None}
+        by_ids: dict[tuple[int | None, int | None], MigInstance] = {
+            (one.gpu_instance, one.compute_instance): one for one in others if one.gpu_instance is not None
+        }
         for place, mine in enumerate(joined):
             other = by_ids.get((mine.gpu_instance, mine.compute_instance))
             if other is not None:

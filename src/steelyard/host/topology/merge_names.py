@@ -1,7 +1,8 @@
 """Which PCI device is `GPU3` or `mlx5_4` of a bare matrix? Pure: gives each source the names that all sources share.
 
-A matrix numbers GPUs as the driver does, so they join in the order of that number to a source that has numbers and addresses. Where
-counts differ, or no source has both, any join would be a guess: it is refused, and the sentence names the file that would help.
+A matrix numbers GPUs as the driver does, so they join in the order of that number to a source that has numbers and addresses.
+Where counts differ, or no source has both, any join would be a guess: it is refused, and the sentence names the file that would
+help.
 """
 
 from __future__ import annotations
@@ -49,8 +50,8 @@ def _gpu_names(bare: Topology, addressed: Sequence[Topology]) -> dict[str, str]:
     guide = next((topology for topology in numbered if len(topology.gpus) == len(bare.gpus)), None)
     if guide is None:
         raise Refused(
-            f"{_label(bare)} has {len(bare.gpus)} GPUs and {_label(numbered[0])} has {len(numbered[0].gpus)}, so they can't be joined:"
-            " which is which is not told."
+            f"{_label(bare)} has {len(bare.gpus)} GPUs and {_label(numbered[0])} has {len(numbered[0].gpus)}, so they"
+            " can't be joined: which is which is not told."
         )
     return {mine.id: theirs.id for mine, theirs in zip(_by_index(bare.gpus), _by_index(guide.gpus), strict=True)}
 

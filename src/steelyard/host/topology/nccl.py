@@ -35,8 +35,9 @@ _SLINGSHOT_VENDOR = "0x17db"
 _GCN = {"910": "gfx90a"}
 #: no port is faster than 3.2 Tbit/s; some plugins tell their speed in another unit
 _PORT_MBPS_MAX = 3_200_000
-#: GPUs, NICs and their ports, and NUMA nodes, of one machine; work grows with the square of them
+#: GPUs and NICs, and NUMA nodes, of one machine; work grows with the square of them
 _DEVICES_MAX = 1024
+_CPUS_MAX = 256
 
 
 @dataclass
@@ -73,7 +74,7 @@ def read_nccl_xml(text: str, source: str) -> Topology:
     devices = sum(1 for element in root.iter() if element.tag in ("gpu", "net", "cpu")) + sum(
         element.get("class", "").startswith((*_GPU_CLASSES, *_NIC_CLASSES)) for element in root.iter("pci")
     )
-    if devices > 3 * _DEVICES_MAX:
+    if devices > 3 * _DEVICES_MAX or len(cpus) > _CPUS_MAX:
         raise Refused(f"{source} lists more than {_DEVICES_MAX} devices, so it is no machine's.")
     machines = {cpu.get("host_hash") for cpu in cpus if cpu.get("host_hash")}
     if len(machines) > 1:

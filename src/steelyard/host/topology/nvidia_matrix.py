@@ -14,6 +14,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
 from steelyard.errors import Refused
+from steelyard.host.topology.lines import split_lines
 from steelyard.host.topology.notation import read_cpus, read_whole, told
 from steelyard.model.machine import Core, NumaNode
 from steelyard.model.topology import Gpu, Nic, Pair, PathClass, Port, Topology
@@ -26,7 +27,6 @@ _TITLES = re.compile(f"({'|'.join(_AFFINITIES)})")
 _PATHS = {"PIX": PathClass.PIX, "PXB": PathClass.PXB, "PHB": PathClass.PHB, "NODE": PathClass.NODE, "SYS": PathClass.SYS}
 #: `SOC` is what drivers before 2018 called SYS
 _OLD_PATHS = {"SOC": PathClass.SYS, "C2C": PathClass.C2C}
-_ESCAPE = re.compile(r"\x1b\[[0-9;]*[A-Za-z]")
 _DEVICES_MAX = 512
 
 
@@ -40,8 +40,8 @@ class _Row:
 
 def read_nvidia_matrix(text: str, source: str) -> Topology:
     """The machine as the matrix shows it. Raises `Refused` for what is cut off, contradictory or no matrix."""
-    lines = [_ESCAPE.sub("", line).rstrip() for line in text.splitlines()]
-    start = next((place for place, line in enumerate(lines) if _is_header(line)), None)
+    lines = split_lines(text, source)
+    start = next((place for place, line in enumerate(lines) if is_matrix_header(line)), None)
     if start is None:
         raise Refused(f"{source} holds no matrix of nvidia-smi topo -m: a header line with GPU0 is missing.")
     devices, titles = _read_header(lines[start], source)
@@ -70,7 +70,7 @@ def read_nvidia_matrix(text: str, source: str) -> Topology:
     )
 
 
-def _is_header(line: str) -> bool:
+def is_matrix_header(line: str) -> bool:
     words = line.split()
     return bool(words) and words[0] == "GPU0" and (len(words) == 1 or words[1] != "X") and "X" not in words
 

@@ -14,6 +14,7 @@ from xml.etree.ElementTree import Element
 import msgspec
 
 from steelyard.errors import Refused
+from steelyard.host.topology.lines import split_lines
 from steelyard.host.topology.mig import name_engines
 from steelyard.host.topology.notation import GENERATIONS, read_pci, read_size, read_whole, told
 from steelyard.host.topology.tree import pcie_gbps
@@ -140,11 +141,11 @@ def _read_blocks(text: str, source: str) -> tuple[dict[str, str], list[dict[str,
     blocks: list[dict[str, str]] = []
     headings: list[tuple[int, str]] = []
     devices = 0
-    for line in text.splitlines():
-        if not line.strip():
+    for line in split_lines(text, source):
+        if not line:
             continue
         depth = len(line) - len(line.lstrip())
-        if not depth and (match := re.fullmatch(r"GPU ([0-9A-Fa-f:.]{7,16})\s*", line)):
+        if not depth and (match := re.fullmatch(r"GPU ([0-9A-Fa-f:.]{7,16})", line)):
             blocks.append({"address": match[1]})
             headings, devices = [], 0
             if len(blocks) > _GPUS_MAX:
@@ -157,7 +158,7 @@ def _read_blocks(text: str, source: str) -> tuple[dict[str, str], list[dict[str,
             path = "/".join([*(name for _, name in headings), key.strip()])
             (blocks[-1] if blocks else head).setdefault(path, value.strip())
         elif len(headings) < 8:
-            name = line.strip().rstrip(":")
+            name = line.strip().rstrip(":")[:64]
             if name == "MIG Device":  # the only heading that repeats
                 devices += 1
                 name = f"{name} {devices}"
@@ -225,13 +226,15 @@ def _finish(gpus: Sequence[Gpu], title: str, source: str, notes: tuple[str, ...]
 def read_nvlink_status(text: str, source: str) -> Topology:
     """`nvidia-smi nvlink --status`: how many links of each GPU are up. GPUs are `GPU0`, `GPU1`; where links lead is not told."""
     gpus: list[Gpu] = []
-    for line in text.splitlines():
-        if match := re.match(r"GPU (\d{1,4}): (.*?)(?: \(UUID: (GPU-[0-9a-fA-F-]{36})\))?\s*$", line):
+    for line in split_lines(text, source):
+        if match := re.fullmatch(r"GPU (\d{1,4}): (.*?)(?: \(UUID: (GPU-[0-9a-fA-F-]{36})\))?", line, re.ASCII):
+            if len(gpus) > _GPUS_MAX:
+                raise Refused(f"{source} lists more than {_GPUS_MAX} GPUs, so it is no machine's.")
             index = int(match[1])
             gpus.append(Gpu(f"GPU{index}", name=match[2][:100], vendor="NVIDIA", index=index, uuid=match[3], links=0))
-        elif gpus and re.match(r"\s+Link \d{1,3}: \d{1,4}(?:\.\d{1,4})? GB/s\s*$", line):
+        elif gpus and re.match(r"\s+Link \d{1,3}: \d{1,4}(?:\.\d{1,4})? GB/s$", line):
             gpus[-1] = msgspec.structs.replace(gpus[-1], links=(gpus[-1].links or 0) + 1)
-        elif gpus and re.match(r"\s+Link \d{1,3}: <?inactive>?\s*$", line):
+        elif gpus and re.match(r"\s+Link \d{1,3}: <?inactive>?$", line):
             continue
         elif gpus and re.match(r"\s+(Unable to retrieve|NVML:)", line):
             gpus[-1] = msgspec.structs.replace(gpus[-1], links=None)

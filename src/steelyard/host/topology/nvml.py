@@ -1,8 +1,8 @@
 """Which NVIDIA GPUs does this machine have right now, by the driver itself (NVML through nvidia-ml-py)?
 
 Takes the library as an argument in tests. Asks, and never changes a setting. Without a driver there is nothing to tell (None). A
-driver that fails half-way gives the facts it could, and a note for each question that failed for another reason than "not supported".
-Nothing is raised.
+driver that fails half-way gives the facts it could, and a note for each question that failed for another reason than "not
+supported". Nothing is raised.
 """
 
 from __future__ import annotations

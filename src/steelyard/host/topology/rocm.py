@@ -16,11 +16,12 @@ from typing import Any
 import msgspec
 
 from steelyard.errors import Refused
+from steelyard.host.topology.lines import split_lines
 from steelyard.host.topology.notation import read_gigatransfers, read_pci, read_whole, told
 from steelyard.host.topology.tree import pcie_gbps
 from steelyard.model.topology import Gpu, Pair, PathClass, Topology
 
-_TITLE = re.compile(r"=+ *([A-Za-z][^=]*?) *=+")
+_TITLE = re.compile(r"=+ *([A-Za-z][^=]*)=+")
 _WEIGHTS, _HOPS, _TYPES = "Weight between two GPUs", "Hops between two GPUs", "Link Type between two GPUs"
 _GPUS_MAX = 512
 _KINDS = ("XGMI", "PCIE")
@@ -28,7 +29,7 @@ _KINDS = ("XGMI", "PCIE")
 
 def read_rocm_topo(text: str, source: str) -> Topology:
     """`rocm-smi --showtopo`. Raises `Refused` for a table that is cut off, contradicts itself or has another link type."""
-    sections = _sections(text)
+    sections = _sections(split_lines(text, source))
     if _TYPES not in sections:
         raise Refused(f"{source} has no table {_TYPES!r}, so it is no rocm-smi --showtopo or is cut off.")
     types = _table(sections[_TYPES], _TYPES, source)
@@ -46,12 +47,12 @@ def read_rocm_topo(text: str, source: str) -> Topology:
     return Topology(sources=(f"rocm-smi --showtopo ({source})",), smt_known=False, gpus=gpus, pairs=pairs)
 
 
-def _sections(text: str) -> dict[str, list[str]]:
+def _sections(screen: Sequence[str]) -> dict[str, list[str]]:
     sections: dict[str, list[str]] = {}
     lines: list[str] = []
-    for line in text.splitlines():
+    for line in screen:
         if match := _TITLE.fullmatch(line.strip()):
-            lines = sections.setdefault(match[1], [])
+            lines = sections.setdefault(match[1].strip(), [])
         elif line.strip():
             lines.append(line)
     return sections
