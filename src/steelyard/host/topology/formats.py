@@ -10,6 +10,7 @@ import re
 from enum import StrEnum
 
 from steelyard.errors import Refused
+from steelyard.host.topology.lines import drop_escapes
 from steelyard.host.topology.nvidia_matrix import is_matrix_header
 
 #: enough to tell every format; logs and tables show themselves at once
@@ -84,7 +85,7 @@ _JSONS: tuple[tuple[str, str], ...] = (
 
 def find_format(text: str, source: str) -> Format:
     """The format. Raises `Refused` for anything that no reader takes."""
-    head = text[:_HEAD].lstrip("\ufeff \t\r\n")
+    head = drop_escapes(text[:_HEAD]).lstrip("\ufeff \t\r\n")
     if not head:
         raise Refused(f"{source} is empty.")
     if head.startswith("<") and not re.match(r"<\d+>", head):

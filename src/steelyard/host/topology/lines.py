@@ -17,4 +17,9 @@ def split_lines(text: str, source: str) -> list[str]:
     lines = text.split("\n", LINES_MAX)
     if len(lines) > LINES_MAX or any(len(line) > LINE_CHARACTERS_MAX for line in lines):
         raise Refused(f"{source} has more or longer lines than any tool's screen about one machine, so it is not read.")
-    return [_ESCAPE.sub("", line).rstrip() for line in lines]
+    return [drop_escapes(line).rstrip() for line in lines]
+
+
+def drop_escapes(text: str) -> str:
+    """Without a terminal's colours and underlines: nvidia-smi underlines its header even into a file."""
+    return _ESCAPE.sub("", text)

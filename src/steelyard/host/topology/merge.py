@@ -164,17 +164,17 @@ def _join_instances(several: Sequence[tuple[MigInstance, ...]]) -> tuple[MigInst
 
 
 def _join_switches(topologies: Sequence[Topology], base: Topology | None) -> tuple[Switch, ...]:
-    """PCIe switches belong to the tree that is kept; an NVSwitch without address is one of those that have one."""
+    """PCIe switches belong to the tree that is kept. A source that sees NVSwitches tells which one another could not name."""
+    sets = [[switch for switch in topology.switches if switch.kind is SwitchKind.NVSWITCH] for topology in topologies]
+    named = any(found and all(":" in switch.id for switch in found) for found in sets)
     kept = {
         switch.id: switch
         for topology in topologies
         for switch in topology.switches
-        if switch.kind is SwitchKind.NVSWITCH or base is None or topology is base
+        if (switch.kind is SwitchKind.NVSWITCH and (":" in switch.id or not named))
+        or (switch.kind is SwitchKind.PCIE and (base is None or topology is base))
     }
-    addressed = any(switch.kind is SwitchKind.NVSWITCH and ":" in switch.id for switch in kept.values())
-    hidden = (switch for switch in kept.values() if switch.kind is SwitchKind.NVSWITCH and ":" not in switch.id)
-    gone = {switch.id for switch in hidden} if addressed and len(topologies) > 1 else set[str]()
-    return tuple(switch for switch in kept.values() if switch.id not in gone)
+    return tuple(kept.values())
 
 
 def _join_pairs(topologies: Sequence[Topology], order: dict[str, int], notes: list[str]) -> tuple[Pair, ...]:

@@ -220,6 +220,10 @@ def _check_count(found: int, source: str) -> None:
 def _finish(gpus: Sequence[Gpu], title: str, source: str, notes: tuple[str, ...] = ()) -> Topology:
     if len({gpu.id for gpu in gpus}) < len(gpus):
         raise Refused(f"{source} describes one GPU twice, so it is not one screen of one machine.")
+    for gpu in gpus:
+        ids = [(mig.gpu_instance, mig.compute_instance) for mig in gpu.mig_instances if mig.gpu_instance is not None]
+        if len(set(ids)) < len(ids):
+            raise Refused(f"{source} describes one MIG instance of {gpu.id} twice, so it is not one screen of one machine.")
     return Topology(sources=(title,), smt_known=False, gpus=tuple(gpus), notes=notes)
 
 

@@ -99,7 +99,7 @@ def _observe(driver: _Driver) -> Topology:
             continue
         handles[pci] = handle
         targets[pci] = _targets(driver, about, handle)
-        capability = driver.ask(about, "nvmlDeviceGetCudaComputeCapability", handle)
+        capability = _two(driver.ask(about, "nvmlDeviceGetCudaComputeCapability", handle))
         architecture = f"{capability[0]}{capability[1]}" if capability else None
         count = links.read(pci, architecture, targets[pci])
         gpus.append(_gpu(driver, about, handle, pci, index, architecture, count))
@@ -126,9 +126,15 @@ def _whole(word: Any) -> int | None:
     return word if isinstance(word, int) and not isinstance(word, bool) and 0 <= word < 2**62 else None
 
 
+def _two(words: Any) -> tuple[int, int] | None:
+    """Some questions answer with two numbers at once."""
+    numbers = [_whole(word) for word in words] if isinstance(words, list | tuple) else []
+    return (numbers[0], numbers[1]) if len(numbers) == 2 and numbers[0] is not None and numbers[1] is not None else None
+
+
 def _gpu(driver: _Driver, about: str, handle: Any, pci: str, index: int, architecture: str | None, links: int | None) -> Gpu:
     memory = _whole(getattr(driver.ask(about, "nvmlDeviceGetMemoryInfo", handle), "total", None))
-    mode = driver.ask(about, "nvmlDeviceGetMigMode", handle)
+    mode = _two(driver.ask(about, "nvmlDeviceGetMigMode", handle))
     mig = mode[0] == _MIG_ENABLED if mode else None
     width = _whole(driver.ask(about, "nvmlDeviceGetCurrPcieLinkWidth", handle)) or None
     generation = _whole(driver.ask(about, "nvmlDeviceGetMaxPcieLinkGeneration", handle))
@@ -214,7 +220,8 @@ def _pairs(driver: _Driver, gpus: list[Gpu], handles: dict[str, Any], links: Lin
             pair = linked.get((a.id, b.id))
             if pair is None:
                 question = "nvmlDeviceGetTopologyCommonAncestor"
-                path = _ANCESTORS.get(driver.ask(f"GPU {a.index} and {b.index}", question, handles[a.id], handles[b.id]))
+                ancestor = _whole(driver.ask(f"GPU {a.index} and {b.index}", question, handles[a.id], handles[b.id]))
+                path = _ANCESTORS.get(ancestor) if ancestor is not None else None
                 pair = Pair(a.id, b.id, path) if path is not None else None
             if pair is not None:
                 pairs.append(pair)

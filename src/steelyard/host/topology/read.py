@@ -1,7 +1,7 @@
 """What machine do these files describe? Any mix of formats about one machine, in order of trust.
 
 Each file is read once, with a bound, its format found by content (`formats.py`) and given to that format's reader; several are
-merged. A folder with `sys/` and `proc/`, or a tar of one, is a machine too. Raises `Refused` with one sentence that names the file.
+merged. A folder with `sys/` and `proc/`, or a tar of one, is a machine too. Raises `Refused` with a sentence that names the file.
 """
 
 from __future__ import annotations
