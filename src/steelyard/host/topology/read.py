@@ -14,12 +14,11 @@ from pathlib import Path
 from steelyard.errors import Refused
 from steelyard.host.topology.formats import Format, find_format
 from steelyard.host.topology.hwloc import read_hwloc_xml
-from steelyard.host.topology.linux import read_linux, read_linux_tar
+from steelyard.host.topology.linux import read_linux, read_linux_packed
 from steelyard.host.topology.merge import merge
 from steelyard.host.topology.nccl import read_nccl_xml
 from steelyard.host.topology.nvidia_matrix import read_nvidia_matrix
 from steelyard.host.topology.nvidia_smi import read_nvidia_smi_text, read_nvidia_smi_xml, read_nvlink_status
-from steelyard.host.topology.packed import read_packed
 from steelyard.host.topology.rocm import read_rocm_json, read_rocm_topo
 from steelyard.model.topology import Topology
 
@@ -70,16 +69,16 @@ def _read_one(path: Path) -> Topology:
     if len(data) > FILE_BYTES_MAX:
         raise Refused(f"{source} grew beyond {FILE_BYTES_MAX >> 20} MiB while it was read.")
     if data.startswith(_PACKERS) or data[_TAR_PLACE : _TAR_PLACE + len(_TAR_MARK)] == _TAR_MARK:
-        return read_linux_tar(path)
+        return read_linux_packed(path)
     text = decode(data, source)
     kind = find_format(text, source)
-    return read_packed(path, text) if kind is Format.PACKED else _READERS[kind](text, source)
+    return read_linux_packed(path) if kind is Format.PACKED else _READERS[kind](text, source)
 
 
 def _read_folder(path: Path, source: str) -> Topology:
-    if not (path / "sys").is_dir():
-        raise Refused(f"{source} is a folder without sys/, so it is no copy of a machine's /sys and /proc.")
-    return read_linux(path)
+    if not (path / "sys").is_dir() and not (path / "proc").is_dir():
+        raise Refused(f"{source} is a folder without sys/ and proc/, so it is no copy of a machine's.")
+    return read_linux(path, source)
 
 
 def decode(data: bytes, source: str) -> str:

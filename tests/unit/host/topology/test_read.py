@@ -61,7 +61,7 @@ def test_a_huge_file_is_refused_before_it_is_read(tmp_path: Path, monkeypatch: p
 def test_what_is_no_file_is_refused(tmp_path: Path) -> None:
     with pytest.raises(Refused, match="can't be read"):
         read.read_topology([tmp_path / "missing"])
-    with pytest.raises(Refused, match="folder without sys/"):
+    with pytest.raises(Refused, match="folder without sys/ and proc/"):
         read.read_topology([tmp_path])
     with pytest.raises(Refused, match="neither a file nor a folder"):
         read.read_topology([Path("/dev/null")])
