@@ -22,16 +22,24 @@ def pcie_gbps(gigatransfers: float | None, width: int | None) -> float | None:
 
 
 def make_pairs(
-    gpus: Sequence[Gpu], nics: Sequence[Nic], bridges: Sequence[Bridge], links: Mapping[tuple[str, str], Pair] = {}
+    gpus: Sequence[Gpu],
+    nics: Sequence[Nic],
+    bridges: Sequence[Bridge],
+    links: Mapping[tuple[str, str], Pair] = {},
+    *,
+    flattened: bool = False,
 ) -> tuple[Pair, ...]:
-    """Every pair of GPUs and NICs, in document order. `links`: NVLink and xGMI pairs by their ids in that order; they win."""
+    """Every pair of GPUs and NICs, in document order. `links`: NVLink and xGMI pairs by their ids in that order; they win.
+
+    `flattened`: each bridge of the tree is a whole switch, as NCCL writes it, not one port of a switch: crossing two is PXB.
+    """
     devices: list[Gpu | Nic] = [*gpus, *nics]
     by_id = {bridge.id: bridge for bridge in bridges}
     roads = {device.id: _road(device.parent, by_id) for device in devices}
     pairs: list[Pair] = []
     for place, a in enumerate(devices):
         for b in devices[place + 1 :]:
-            pairs.append(links.get((a.id, b.id)) or _over_pcie(a, b, roads[a.id], roads[b.id]))
+            pairs.append(links.get((a.id, b.id)) or _over_pcie(a, b, roads[a.id], roads[b.id], flattened))
     return tuple(pairs)
 
 
@@ -44,7 +52,7 @@ def _road(parent: str | None, bridges: Mapping[str, Bridge]) -> list[Bridge]:
     return road
 
 
-def _over_pcie(a: Gpu | Nic, b: Gpu | Nic, road_a: list[Bridge], road_b: list[Bridge]) -> Pair:
+def _over_pcie(a: Gpu | Nic, b: Gpu | Nic, road_a: list[Bridge], road_b: list[Bridge], flattened: bool) -> Pair:
     if a.pci is not None and a.pci == b.pci:
         return Pair(a.id, b.id, PathClass.PIX)  # two partitions of one device
     meeting = next((bridge for bridge in road_a if bridge in road_b), None)
@@ -54,7 +62,7 @@ def _over_pcie(a: Gpu | Nic, b: Gpu | Nic, road_a: list[Bridge], road_b: list[Br
         return Pair(a.id, b.id, PathClass.PHB)
     below_a, below_b = road_a[: road_a.index(meeting)], road_b[: road_b.index(meeting)]
     # A switch is an upstream port with a downstream port per device: one port below the meeting point on each side is one switch.
-    path = PathClass.PIX if max(len(below_a), len(below_b)) <= 1 else PathClass.PXB
+    path = PathClass.PIX if max(len(below_a), len(below_b)) <= (0 if flattened else 1) else PathClass.PXB
     rates = [a.pcie_gbps, b.pcie_gbps, *(bridge.pcie_gbps for bridge in (*below_a, *below_b))]
     known = [rate for rate in rates if rate is not None]
     # A port that does not tell its rate is as fast as what hangs on it; a device that does not tell leaves the path unknown.
