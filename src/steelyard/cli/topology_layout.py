@@ -49,12 +49,16 @@ def make_tree(topology: Topology) -> list[NodeGroup]:
     """One group per NUMA node, in order; a last one without a node for devices whose place is not known."""
     roots = _node_of_roots(topology)
     placed: dict[int | None, list[Device]] = {}
-    known = {node.id for node in topology.numa_nodes}
-    only = topology.numa_nodes[0].id if len(topology.numa_nodes) == 1 else None
-    for device in (*topology.gpus, *topology.nics, *topology.nvme):
-        node = device.numa_node if device.numa_node in known else roots.get(device.id, only)
+    devices = (*topology.gpus, *topology.nics, *topology.nvme)
+    known = {node.id: node for node in topology.numa_nodes}
+    # A source may place devices at nodes of which it tells nothing else.
+    told = sorted({device.numa_node for device in devices if device.numa_node is not None} - known.keys())
+    known |= {node: NumaNode(node, (), 0) for node in told}
+    only = next(iter(known)) if len(known) == 1 else None
+    for device in devices:
+        node = device.numa_node if device.numa_node is not None else roots.get(device.id, only)
         placed.setdefault(node if node in known else None, []).append(device)
-    nodes: list[NumaNode | None] = [*topology.numa_nodes, *([None] if None in placed else [])]
+    nodes: list[NumaNode | None] = [*known.values(), *([None] if None in placed else [])]
     return [_make_node(topology, node, placed.get(None if node is None else node.id, [])) for node in nodes]
 
 

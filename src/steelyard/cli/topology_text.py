@@ -110,7 +110,7 @@ def _node_title(topology: Topology, group: NodeGroup) -> str:
         f"NUMA node {group.node.id}",
         f"package {group.package}" if group.package is not None else "",
         f"{len(group.cores)} cores" if group.cores and topology.smt_known else "",
-        f"CPUs {cpus}" if cpus else "no CPUs",
+        f"CPUs {cpus}" if cpus else "no CPUs" if topology.cores else "",
         f"{render_binary(group.node.memory_bytes)} {what}" if group.node.memory_bytes else "",
     ]
     return " · ".join(part for part in parts if part)
