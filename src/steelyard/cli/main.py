@@ -36,6 +36,7 @@ COMMANDS: dict[str, Entry] = {
     "status": Entry("Steelyard", "steelyard.cli.status:status", "Show programs, addresses and whether all is well."),
     "machine": Entry("Machines", "steelyard.cli.machine:machine", "Show this machine: cores, memory, devices, isolation."),
     "topo": Entry("Machines", "steelyard.cli.topo:topo", "Show how a machine is wired, and the paths between its devices."),
+    "place": Entry("Machines", "steelyard.cli.place:place", "Show which devices and cores a workload would get, and why."),
     "nodes": Entry("Machines", "steelyard.cli.nodes:nodes", "List nodes."),
     "devices": Entry("Machines", "steelyard.cli.nodes:devices", "List GPUs, network cards and disks, and who uses them."),
     "jitter": Entry("Machines", "steelyard.cli.jitter:jitter", "Measure how late timers wake up, class by class."),

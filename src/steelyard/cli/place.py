@@ -1,0 +1,191 @@
+"""`steelyard place`: which devices, cores and memory would a workload get? Decides with the scheduler's code, starts nothing."""
+
+from __future__ import annotations
+
+import re
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import click
+
+from steelyard.cli.output import print_json, say
+from steelyard.cli.quantities import parse_bytes
+from steelyard.cli.session import home_option, json_option
+from steelyard.cli.topo import find_topology, from_option
+from steelyard.errors import Refused, SteelyardError
+from steelyard.model.timing import Timing
+
+if TYPE_CHECKING:
+    from steelyard.model.topology import Pair, Topology
+    from steelyard.placement.devices import DevicePlan, Used
+    from steelyard.placement.shortage import DeviceRefusal
+
+#: exit code when there is no such place
+NO_PLACE = 1
+ALTERNATIVES = 3
+
+PLACE_HELP = """Show which GPUs, network cards, cores and memory a workload would get, and why. Starts nothing.
+
+GPUs are chosen for the best path between them, then for near network cards, cores and memory, then so that the best
+remains for others. --gpus takes a model, a memory size or range, a count, a fraction or a MIG profile, joined by colons.
+
+Without --from it is this machine, beside what a running Steelyard uses on it. The exit code is 1 when there is no such place.
+
+\b
+Examples:
+  steelyard place --gpus H100:4 --nics 1 --cores 16
+  steelyard place --from topo-m.txt --gpus 2 --occupied GPU0,GPU1 --json
+  steelyard place --from lstopo.xml --gpus 24GB..40GB:2 --timing dedicated --cores 8
+"""
+
+
+@click.command(help=PLACE_HELP, short_help="Show which devices and cores a workload would get, and why.")
+@from_option
+@click.option("--gpus", metavar="DEMAND", help="For example 4, H100:4, A100:80GB:2, 24GB..40GB, H100:0.5, A100:1g.10gb:2.")
+@click.option("--nics", type=click.IntRange(0, 1024), default=0, help="Network cards, near the GPUs.")
+@click.option("--cores", type=click.IntRange(0, 100_000), default=0, help="Physical cores, near the GPUs.")
+@click.option("--memory", help="Memory, for example 64GB.")
+@click.option(
+    "--timing",
+    type=click.Choice([timing.value for timing in Timing]),
+    default=Timing.BEST_EFFORT.value,
+    show_default=True,
+    help="`dedicated` and `realtime` take the cores for themselves, and local memory only.",
+)
+@click.option("--occupied", multiple=True, metavar="ID,…", help="Devices (and CPUs, as cpu:0-3) that somebody else has.")
+@home_option
+@json_option
+def place(
+    files: tuple[Path, ...],
+    gpus: str | None,
+    nics: int,
+    cores: int,
+    memory: str | None,
+    timing: str,
+    occupied: tuple[str, ...],
+    home: Path | None,
+    as_json: bool,
+) -> None:
+    from steelyard.model.gpu_demand import parse_gpu_demand
+    from steelyard.placement.devices import DevicePlan, make_demand
+    from steelyard.placement.shortage import plan_devices
+
+    if not (gpus or nics or cores or memory):
+        raise Refused("Nothing was asked for. Give --gpus, --nics, --cores or --memory.", code="nothing-asked")
+    demand = make_demand(
+        parse_gpu_demand(gpus) if gpus else None, nics, cores, parse_bytes(memory) if memory else None, Timing(timing)
+    )
+    topology, users = find_topology(None, files, home)
+    if not files:
+        users = _ask_users(home)
+    used = make_used(topology, [*users, *(name for names in occupied for name in names.split(","))])
+    answer = plan_devices(topology, used, demand, alternatives=ALTERNATIVES)
+    if as_json:
+        print_json(plan_json(answer) if isinstance(answer, DevicePlan) else refusal_json(answer))
+    elif isinstance(answer, DevicePlan):
+        click.echo(render_plan(answer))
+    else:
+        say(f"There is no such place{' on this machine' if answer.never else ' now'}: {answer.detail}.")
+        say(f"At most: {', '.join(f'{value} {name}' for name, value in answer.largest_possible.items())}.")
+    if not isinstance(answer, DevicePlan):
+        sys.exit(NO_PLACE)
+
+
+def _ask_users(home: Path | None) -> list[str]:
+    """What a running Steelyard uses on this machine; nothing where none answers, which is said."""
+    from steelyard.cli.session import open_client
+    from steelyard.wire.api import NodeDetail, NodeView
+
+    try:
+        with open_client(home) as client:
+            return [
+                device
+                for node in client.fetch(list[NodeView], "GET", "/v1/nodes")
+                for device in client.fetch(NodeDetail, "GET", f"/v1/nodes/{node.id}").used
+            ]
+    except SteelyardError:
+        say("No Steelyard answers here, so nothing counts as occupied.")
+        return []
+
+
+def make_used(topology: Topology, names: list[str]) -> Used:
+    """Ids as `topo` shows them, or `cpu:0-3`. A name that the machine does not have is refused: it would silently not count."""
+    from steelyard.host.sysfs import parse_cpus
+    from steelyard.host.topology.notation import read_pci
+    from steelyard.placement.devices import Used
+    from steelyard.placement.gpus import GpuUse
+
+    gpus, nics, cpus = {gpu.id for gpu in topology.gpus}, {nic.id for nic in topology.nics}, set[int]()
+    every = {cpu for core in topology.cores for cpu in core.cpus}
+    held: set[str] = set()
+    for name in filter(None, (name.strip() for name in names)):
+        if name.startswith("cpu:"):
+            listed = set(parse_cpus(name[4:])) if re.fullmatch(r"\d{1,6}(-\d{1,6})?", name[4:]) else set()
+            if not listed or not listed <= every:
+                raise Refused(f"{name!r} names CPUs that this machine does not have, or that are offline.", code="no-such-cpu")
+            cpus |= listed
+            continue
+        known = name if name in gpus | nics else read_pci(name) or name
+        if known not in gpus | nics:
+            raise Refused(
+                f"This machine has no GPU or network card {name!r}. `steelyard topo` lists them.", code="no-such-device"
+            )
+        held.add(known)
+    return Used(gpus=GpuUse(shares=dict.fromkeys(held & gpus, 1.0)), nics=frozenset(held & nics), cpus=frozenset(cpus))
+
+
+def plan_json(plan: DevicePlan) -> dict[str, object]:
+    return {
+        "gpus": plan.gpus,
+        "gpu_fraction": plan.gpu_fraction,
+        "mig_instances": plan.mig_instances,
+        "nics": plan.nics,
+        "cores": plan.cores,
+        "memory_nodes": plan.memory_nodes,
+        "bottleneck": _bottleneck(plan.bottleneck),
+        "pair_sum": plan.pair_sum,
+        "remainder": plan.remainder,
+        "alternatives": [
+            {"gpus": other.gpus, "bottleneck": _bottleneck(other.bottleneck), "pair_sum": other.pair_sum}
+            for other in plan.alternatives
+        ],
+        "explanation": plan.explanation,
+        "notes": plan.notes,
+    }
+
+
+def refusal_json(refusal: DeviceRefusal) -> dict[str, object]:
+    return {
+        "refused": refusal.reasons,
+        "never": refusal.never,
+        "detail": refusal.detail,
+        "largest_possible": refusal.largest_possible,
+    }
+
+
+def _bottleneck(pair: Pair | None) -> dict[str, object] | None:
+    return None if pair is None else {"class": pair.class_name, "gbps": pair.gbps}
+
+
+def render_plan(plan: DevicePlan) -> str:
+    from steelyard.cli.topology_text import render_gbps
+    from steelyard.host.sysfs import format_cpus
+
+    worst = plan.bottleneck
+    path = "" if worst is None else worst.class_name + (f" ({render_gbps(worst.gbps)})" if worst.gbps else "")
+    rows = [
+        ("GPUs", " ".join(plan.gpus) + (f"  ({plan.gpu_fraction:g} of each)" if plan.gpu_fraction < 1 and plan.gpus else "")),
+        ("MIG instances", " ".join(plan.mig_instances)),
+        ("worst path", path),
+        ("network cards", " ".join(plan.nics)),
+        ("CPUs", format_cpus(plan.cores)),
+        ("memory nodes", format_cpus(plan.memory_nodes)),
+    ]
+    lines = [f"{name.ljust(14)} {text}" for name, text in rows if text]
+    lines += [f"{'because' if not at else ''}".ljust(15) + sentence for at, sentence in enumerate(plan.explanation)]
+    for at, other in enumerate(plan.alternatives):
+        named = other.bottleneck.class_name if other.bottleneck else "alone"
+        lines.append(f"{'next best' if not at else ''}".ljust(15) + f"{' '.join(other.gpus)}  {named}")
+    lines += [f"note: {note}" for note in plan.notes]
+    return "\n".join(lines)
