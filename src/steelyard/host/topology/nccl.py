@@ -30,7 +30,9 @@ _CPU_CLASS = "0x068001"
 #: how NCCL names a switch that it can't see (GB200, virtual machines)
 SOME_NVSWITCH = "fffffff:ff:ff.0"
 _VENDORS = {"0x10de": "NVIDIA", "0x1002": "AMD", "0x8086": "Intel"}
-_SLINGSHOT_VENDOR = "0x17db"
+_SLINGSHOT_VENDOR, _MELLANOX_VENDOR = "0x17db", "0x15b3"
+#: what a card of Mellanox shows as its class is how its first port runs; GB300's 0x080100 does not tell
+_CLASS_LINKS = {"0x020000": "Ethernet", "0x020700": "InfiniBand"}
 #: NCCL's `arch` of AMD GPUs counts in decimal what AMD writes in hexadecimal
 _GCN = {"910": "gfx90a"}
 #: no port is faster than 3.2 Tbit/s; some plugins tell their speed in another unit
@@ -222,16 +224,9 @@ def _targets(gpu: Element, address: str, reading: _Reading) -> list[tuple[str, s
 
 
 def _nic(element: Element, nets: list[Element], bare: Nic, reading: _Reading) -> Nic:
-    kind, vendor = element.get("class", ""), element.get("vendor", "")
-    link = (
-        "InfiniBand"
-        if kind == "0x020700"
-        else "Slingshot"
-        if vendor == _SLINGSHOT_VENDOR
-        else "Ethernet"
-        if vendor == "0x15b3"
-        else None
-    )
+    kind = element.get("class", "")
+    link = _CLASS_LINKS.get(kind) if element.get("vendor") == _MELLANOX_VENDOR else None
+    link = "Slingshot" if element.get("vendor") == _SLINGSHOT_VENDOR else "InfiniBand" if kind == "0x020700" else link
     ports = tuple(_port(net, nets, link, reading) for net in nets)
     return msgspec.structs.replace(
         bare,

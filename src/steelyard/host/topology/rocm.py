@@ -25,6 +25,8 @@ _TITLE = re.compile(r"=+ *([A-Za-z][^=]*)=+")
 _WEIGHTS, _HOPS, _TYPES = "Weight between two GPUs", "Hops between two GPUs", "Link Type between two GPUs"
 _GPUS_MAX = 512
 _KINDS = ("XGMI", "PCIE")
+#: a card fills 4 KiB
+_JSON_CHARACTERS_MAX = 4 * 1024**2
 
 
 def read_rocm_topo(text: str, source: str) -> Topology:
@@ -109,6 +111,8 @@ def _pairs(
 
 def read_rocm_json(text: str, source: str) -> Topology:
     """`rocm-smi -a --json`: one object per card, and the pairs under `system`. Keys change their case between versions."""
+    if len(text) > _JSON_CHARACTERS_MAX:
+        raise Refused(f"{source} is larger than {_JSON_CHARACTERS_MAX >> 20} MiB, so it is no dump of rocm-smi.")
     try:
         dump = msgspec.json.decode(text)
     except (msgspec.DecodeError, RecursionError, UnicodeEncodeError) as error:

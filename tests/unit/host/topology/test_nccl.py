@@ -86,6 +86,13 @@ def test_a_card_of_any_class_with_a_net_is_one_nic_with_its_ports() -> None:
     )
 
 
+def test_a_class_that_does_not_tell_leaves_the_kind_of_link_open() -> None:
+    near, far = read_nccl_xml(MACHINE, "m.xml").nics
+    assert {port.link for port in near.ports} == {None} and far.rdma
+    ethernet = read_nccl_xml(MACHINE.replace("0x080100", "0x020000"), "m.xml").nics[0]
+    assert {port.link for port in ethernet.ports} == {"Ethernet"}
+
+
 def test_cpus_come_from_the_masks() -> None:
     topology = read_nccl_xml(MACHINE, "m.xml")
     assert [(node.id, node.cpus) for node in topology.numa_nodes] == [(0, tuple(range(16))), (1, tuple(range(16, 32)))]

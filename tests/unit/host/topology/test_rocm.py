@@ -73,7 +73,9 @@ def test_a_json_dump_tells_cards_and_their_links() -> None:
     assert "692024000810" not in str(topology)
 
 
-@pytest.mark.parametrize("broken", [JSON[:200], "{}", "[]", '{"card0": 3}', "[" * 5000, JSON.replace("22:00", "1e:00"), "\udcff"])
+@pytest.mark.parametrize(
+    "broken", [JSON[:200], "{}", "[]", '{"card0": 3}', "[" * 5000, JSON.replace("22:00", "1e:00"), "\udcff", " " * 5_000_000]
+)
 def test_json_without_cards_or_cut_off_is_refused(broken: str) -> None:
     with pytest.raises(Refused):
         read_rocm_json(broken, "d.json")
