@@ -123,7 +123,9 @@ def _parse_part(part: str, text: str, first: bool) -> tuple[str, dict[str, objec
         return "MIG profile", {"mig_profile": part.lower()}
     if first and _MODEL.fullmatch(part):
         return "model", {"model": part}
-    raise _refused(text, f"{part[:40]!r} is neither a count, a fraction, a memory size nor a MIG profile" if part else "a part is empty")
+    raise _refused(
+        text, f"{part[:40]!r} is neither a count, a fraction, a memory size nor a MIG profile" if part else "a part is empty"
+    )
 
 
 def _parse_size(digits: str, text: str) -> int:

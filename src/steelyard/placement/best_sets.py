@@ -27,18 +27,11 @@ def find_best_sets(rows: Rows, members: int, size: int, rules: Sequence[Sequence
     """The best value and the sets that have it, in address order, but for those that `rules` shows to have an equal with lower
     addresses. `members` holds at least `size` devices."""
     rules = rules or ((),) * len(rows)
-    if size == 1:
-        alone = _Cliques([members] * len(rows), size, rules)
-        alone.extend(0, 0, members)
-        return (0, 0), alone.found
-    threshold = _find_threshold(rows, members, size)
-    near = _neighbours(rows, members, threshold)
-    members = _thin(near, members, size)
-    values = {rows[a][b] for a in bits(members) for b in bits(near[a] & members & ((1 << a) - 1))}
-    if len(values) == 1:
-        equal = _Cliques(near, size, rules)
-        equal.extend(0, 0, members)
-        return (threshold, threshold * (size * (size - 1) // 2)), equal.found
+    threshold, near, members, equal = _prepare(rows, members, size)
+    if equal is not None:
+        cliques = _Cliques(near, size, rules)
+        cliques.extend(0, 0, members)
+        return equal, cliques.found
     best = _BestSums(rows, near, members, size, rules)
     best.extend(0, 0, 0, [0] * len(rows), members)
     return (threshold, best.total), best.found
@@ -47,9 +40,25 @@ def find_best_sets(rows: Rows, members: int, size: int, rules: Sequence[Sequence
 def find_best_value(rows: Rows, members: int, size: int) -> SetValue | None:
     """None where `members` has fewer than `size` devices."""
     count = members.bit_count()
-    if count < size:
-        return None
-    return measure(rows, members) if count == size else find_best_sets(rows, members, size)[0]
+    if count <= size:
+        return measure(rows, members) if count == size else None
+    threshold, near, members, equal = _prepare(rows, members, size)
+    if equal is not None:
+        return equal
+    best = _BestSums(rows, near, members, size, ((),) * len(rows))
+    best.extend(0, 0, 0, [0] * len(rows), members)
+    return threshold, best.total
+
+
+def _prepare(rows: Rows, members: int, size: int) -> tuple[int, list[int], int, SetValue | None]:
+    """The threshold, its graph, the members that may be in a clique of it, and the value where all cliques have the same."""
+    if size == 1:
+        return 0, [members] * len(rows), members, (0, 0)
+    threshold = _find_threshold(rows, members, size)
+    near = _neighbours(rows, members, threshold)
+    members = _thin(near, members, size)
+    values = {rows[a][b] for a in bits(members) for b in bits(near[a] & members & ((1 << a) - 1))}
+    return threshold, near, members, (threshold, threshold * (size * (size - 1) // 2)) if len(values) == 1 else None
 
 
 def measure(rows: Rows, chosen: int) -> SetValue:

@@ -10,7 +10,7 @@ Whole numbers, because sums of floats depend on their order and would break ties
 from __future__ import annotations
 
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import TypeAlias
 
 from steelyard.model.topology import Pair, PathClass, Topology
@@ -51,7 +51,7 @@ def find_pairs(topology: Topology) -> dict[tuple[str, str], Pair]:
     return {key: pair for pair in topology.pairs for key in ((pair.a, pair.b), (pair.b, pair.a))}
 
 
-def gpu_rows(pairs: dict[tuple[str, str], Pair], gpus: Sequence[str], ranks_only: bool) -> Rows:
+def gpu_rows(pairs: Mapping[tuple[str, str], Pair], gpus: Sequence[str], ranks_only: bool) -> Rows:
     """`rows[i][j]`: the value of the pair of the i-th and j-th GPU; 0 on the diagonal, which nothing may read."""
 
     def value(a: str, b: str) -> int:
@@ -67,7 +67,7 @@ def gpu_rows(pairs: dict[tuple[str, str], Pair], gpus: Sequence[str], ranks_only
     return tuple(tuple(row) for row in rows)
 
 
-def nic_columns(pairs: dict[tuple[str, str], Pair], gpus: Sequence[str], nics: Sequence[str]) -> Rows:
+def nic_columns(pairs: Mapping[tuple[str, str], Pair], gpus: Sequence[str], nics: Sequence[str]) -> Rows:
     """`columns[t][i]`: the rank of the path from the t-th NIC to the i-th GPU."""
     return tuple(tuple(path_rank(pairs.get((gpu, nic))) for gpu in gpus) for nic in nics)
 

@@ -43,9 +43,7 @@ def find_rules(rows: Rows, columns: Rows, labels: Sequence[Hashable]) -> list[li
 
 def find_swaps(rows: Rows, columns: Rows, labels: Sequence[Hashable]) -> list[Swap]:
     """Swaps of single devices, then of blocks made of those, and so on while blocks grow."""
-    marks = [
-        (labels[a], tuple(sorted(rows[a])), tuple(sorted(column[a] for column in columns))) for a in range(len(rows))
-    ]
+    marks = [(labels[a], tuple(sorted(rows[a])), tuple(sorted(column[a] for column in columns))) for a in range(len(rows))]
     blocks: list[tuple[int, ...]] = [(a,) for a in range(len(rows))]
     swaps: list[Swap] = []
     while True:
