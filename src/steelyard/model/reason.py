@@ -11,6 +11,13 @@ class Reason(StrEnum):
     MEMORY_BEYOND_MACHINE = "memory-beyond-machine"
     NO_CORES_LEFT = "no-cores-left"
     NO_MEMORY_LEFT = "no-memory-left"
+    GPUS_BEYOND_MACHINE = "gpus-beyond-machine"
+    NO_GPUS_LEFT = "no-gpus-left"
+    NO_SUCH_GPU = "no-such-gpu"
+    NO_FRACTION_LEFT = "no-fraction-left"
+    NO_MIG_INSTANCE = "no-mig-instance"
+    NICS_BEYOND_MACHINE = "nics-beyond-machine"
+    NO_NICS_LEFT = "no-nics-left"
     NO_MACHINE = "no-machine"
     BEHIND_EARLIER_JOB = "behind-earlier-job"
     # ends of jobs

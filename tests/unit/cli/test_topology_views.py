@@ -8,7 +8,7 @@ from xml.etree import ElementTree
 import msgspec
 import pytest
 
-from machines import make_cube_mesh, make_hgx
+from drawn_machines import make_cube_mesh, make_hgx
 from recorded import recorded
 from steelyard.cli.topology_json import make_json
 from steelyard.cli.topology_layout import find_meshes

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import msgspec
 
-from machines import make_hgx
+from drawn_machines import make_hgx
 from steelyard.lifecycle.environment import make_environment
 from steelyard.model.job import Plan
 from steelyard.model.timing import Timing

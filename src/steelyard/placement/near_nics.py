@@ -1,0 +1,128 @@
+"""Which network cards are nearest to a set of GPUs, and which cards are worth choosing among?
+
+Of `count` chosen cards each GPU uses its nearest. Better is first the larger rank of the worst-off GPU, then the larger sum of ranks
+over all GPUs (ranks of `pair_value.py`); cards that are equal in that are taken by lowest address.
+Chosen among: cards that are free and not down. Can one kind (same speed, same answer to "does it do RDMA?") give all that are asked,
+the best such kind alone; else all that do RDMA, where those are enough; else all. RDMA counts before speed.
+"""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Sequence
+from operator import itemgetter
+
+from steelyard.model.topology import Nic
+from steelyard.placement.best_sets import bits
+from steelyard.placement.pair_value import Rows, address_key
+
+#: more combinations than that are not tabled, each set of GPUs is looked at by itself
+_TABLE_MAX = 128
+
+
+def is_down(nic: Nic) -> bool:
+    return bool(nic.ports) and all(port.up is False for port in nic.ports)
+
+
+def choose_candidates(nics: Sequence[Nic], count: int) -> list[Nic]:
+    """Cards to choose `count` from, in address order. `nics` are free; there may be too few."""
+    usable = sorted((nic for nic in nics if not is_down(nic)), key=lambda nic: address_key(nic.id))
+    kinds: dict[tuple[bool, float], list[Nic]] = {}
+    for nic in usable:
+        kinds.setdefault((nic.rdma is True, nic.gbps or 0.0), []).append(nic)
+    for kind in sorted(kinds, reverse=True):
+        if len(kinds[kind]) >= count:
+            return kinds[kind]
+    able = [nic for nic in usable if nic.rdma is True]
+    return able if len(able) >= count else usable
+
+
+def keep_nearest(columns: Rows, sets: Sequence[int], count: int) -> list[int]:
+    """Those of `sets` (bit masks of GPUs, all of one size) whose best choice of `count` cards is best."""
+    if len(sets) < 2 or not count or not columns:
+        return list(sets)
+    kinds = sorted(set(columns))
+    size = sets[0].bit_count()
+    if count >= min(size, len(kinds)):
+        return _keep_by(sets, [tuple(map(max, zip(*kinds, strict=True)))])
+    combinations = list(itertools.islice(itertools.combinations(kinds, count), _TABLE_MAX + 1))
+    if len(combinations) <= _TABLE_MAX:
+        return _keep_by(sets, [tuple(map(max, zip(*chosen, strict=True))) for chosen in combinations])
+    values = [choose_nics(columns, chosen, count)[0] for chosen in sets]
+    best = max(values)
+    return [chosen for chosen, value in zip(sets, values, strict=True) if value == best]
+
+
+def choose_nics(columns: Rows, gpus: int, count: int) -> tuple[tuple[int, int], tuple[int, ...]]:
+    """The value (smallest rank, sum of ranks) of the best `count` of the cards, and their numbers, of equal ones the lowest."""
+    if not gpus:
+        return (0, 0), tuple(range(count))
+    places = list(bits(gpus))
+    own = [tuple(column[place] for place in places) for column in columns]
+    search = _NicSearch(own, count, _greedy_value(own, count))
+    search.extend((), (0,) * len(places), 0)
+    return search.value, search.chosen
+
+
+def _keep_by(sets: Sequence[int], offers: Sequence[tuple[int, ...]]) -> list[int]:
+    """`offers`: what each way to choose cards gives each GPU. A set is worth its best offer."""
+    best = (0, 0)
+    kept: dict[int, None] = {}
+    size = sets[0].bit_count()
+    picks = [
+        itemgetter(*bits(chosen)) if size > 1 else (lambda offer, at=chosen.bit_length() - 1: (offer[at],)) for chosen in sets
+    ]
+    for _, offer in sorted(((sum(sorted(offer)[-size:]), offer) for offer in set(offers)), reverse=True):
+        top = sorted(offer)[-size:]
+        if (top[0], sum(top)) < best:
+            continue
+        for chosen, pick in zip(sets, picks, strict=True):
+            seen = pick(offer)
+            value = (min(seen), sum(seen))
+            if value > best:
+                best = value
+                kept.clear()
+            if value == best:
+                kept[chosen] = None
+    return [chosen for chosen in sets if chosen in kept]
+
+
+def _greedy_value(columns: Sequence[tuple[int, ...]], count: int) -> tuple[int, int]:
+    """A good choice's value: the card that adds most, one after the other."""
+    given = (0,) * len(columns[0]) if columns else (0,)
+    for _ in range(count):
+        given = max((tuple(map(max, given, column)) for column in columns), key=sum)
+    return min(given), sum(given)
+
+
+class _NicSearch:
+    """Tries cards in address order. A branch ends where all its cards together, or the largest gains of as many as are still
+    missing (gains only shrink while cards are added), can't beat what was found."""
+
+    def __init__(self, columns: Sequence[tuple[int, ...]], count: int, reached: tuple[int, int]) -> None:
+        """`reached`: what some choice is known to give."""
+        self.value = (reached[0], reached[1] - 1)
+        self.chosen: tuple[int, ...] = ()
+        self._columns, self._count = columns, count
+        #: what the cards from each place on give each GPU at best
+        self._ahead: list[tuple[int, ...]] = [(0,) * len(columns[0])] if columns else [()]
+        for column in reversed(columns):
+            self._ahead.append(tuple(map(max, self._ahead[-1], column)))
+        self._ahead.reverse()
+
+    def extend(self, chosen: tuple[int, ...], given: tuple[int, ...], start: int) -> None:
+        missing = self._count - len(chosen)
+        if not missing:
+            value = (min(given), sum(given))
+            if value > self.value:
+                self.value, self.chosen = value, chosen
+            return
+        have = sum(given)
+        after = [tuple(map(max, given, column)) for column in self._columns[start:]]
+        gains = [sum(row) - have for row in after]
+        for at in range(len(after) - missing + 1):
+            ideal = tuple(map(max, given, self._ahead[start + at]))
+            most = have + sum(sorted(gains[at:], reverse=True)[:missing])
+            if (min(ideal), min(sum(ideal), most)) <= self.value:
+                return
+            self.extend((*chosen, start + at), after[at], start + at + 1)
