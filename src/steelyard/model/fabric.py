@@ -7,6 +7,8 @@ per second in one direction, at the link's nominal rate.
 
 from __future__ import annotations
 
+import re
+
 import msgspec
 
 
@@ -96,3 +98,9 @@ class InfinibandPort(msgspec.Struct, frozen=True):
     firmware: str | None = None
     #: PCI address of the device; None where the tree has no links
     pci: str | None = None
+
+
+def name_key(name: str) -> tuple[tuple[int, int, str], ...]:
+    """Sorts `n2` before `n10`, and any text at all."""
+    parts = re.findall(r"[0-9]+|[^0-9]+", name[:500])
+    return (*((0, int(part), "") if part[0] in "0123456789" else (1, 0, part) for part in parts), (2, 0, name))

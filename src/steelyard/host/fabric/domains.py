@@ -8,8 +8,7 @@ from __future__ import annotations
 import re
 
 from steelyard.errors import Refused
-from steelyard.host.fabric.tree import name_key
-from steelyard.model.fabric import Fabric, FabricHost, HostGroup
+from steelyard.model.fabric import Fabric, FabricHost, HostGroup, name_key
 
 LINE = re.compile(r"([\w.-]+)\s*:\s*([0-9a-fA-F]{8}(?:-[0-9a-fA-F]{4}){3}-[0-9a-fA-F]{12})(?:[\s.]+(\d{1,10}))?")
 _NONE = "00000000-0000-0000-0000-000000000000"

@@ -15,8 +15,8 @@ from collections import Counter
 import msgspec
 
 from steelyard.errors import Refused
-from steelyard.host.fabric.tree import levels_by_distance, make_switches, name_key, with_rails
-from steelyard.model.fabric import Fabric, FabricHost, FabricLink, FabricPort
+from steelyard.host.fabric.tree import levels_by_distance, make_switches, with_rails
+from steelyard.model.fabric import Fabric, FabricHost, FabricLink, FabricPort, name_key
 
 #: Gbit/s of one lane
 LANE_GBPS = {

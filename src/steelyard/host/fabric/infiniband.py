@@ -8,9 +8,8 @@ from __future__ import annotations
 import re
 from pathlib import Path
 
-from steelyard.host.fabric.tree import name_key
 from steelyard.host.sysfs import names, read_text
-from steelyard.model.fabric import InfinibandPort
+from steelyard.model.fabric import InfinibandPort, name_key
 
 _RATE = re.compile(r"(\d{1,6}(?:\.\d{1,3})?) Gb/sec(?: \((\d+X(?: [A-Z0-9]+)?)\))?")
 _STATE = re.compile(r"\d+: ([\w ]+)")

@@ -17,8 +17,7 @@ from steelyard.host.fabric.domains import read_domains
 from steelyard.host.fabric.ibnetdiscover import read_ibnetdiscover
 from steelyard.host.fabric.slurm import read_slurm_topology
 from steelyard.host.fabric.topograph import read_topograph_model
-from steelyard.host.fabric.tree import name_key
-from steelyard.model.fabric import Fabric, FabricHost, HostGroup
+from steelyard.model.fabric import Fabric, FabricHost, HostGroup, name_key
 
 FILE_BYTES_MAX = 64 << 20
 
@@ -30,10 +29,10 @@ _READERS: tuple[tuple[re.Pattern[str], Reader], ...] = (
         read_ibnetdiscover,
     ),
     (re.compile(r"^(CA|SW|RT)\s+\d+\s+\d+\s+0x[0-9a-fA-F]+\s+\d+x", re.M), read_ibnetdiscover),
-    (re.compile(r"^\s*(#\s*)?(SwitchName|BlockName|BlockSizes)\s*=", re.M | re.I), read_slurm_topology),
-    (re.compile(r"^\s*-?\s*topology\s*:", re.M), read_slurm_topology),
-    (re.compile(r"^switches\s*:", re.M), read_topograph_model),
-    (re.compile(rf"^{domains.LINE.pattern}\s*$", re.M), read_domains),
+    (re.compile(r"^[ \t]*(#[ \t]*)?(SwitchName|BlockName|BlockSizes)[ \t]*=", re.M | re.I), read_slurm_topology),
+    (re.compile(r"^[ \t]*-?[ \t]*topology[ \t]*:", re.M), read_slurm_topology),
+    (re.compile(r"^switches[ \t]*:", re.M), read_topograph_model),
+    (re.compile(rf"^{domains.LINE.pattern}[ \t\r]*$", re.M), read_domains),
 )
 
 #: files of the same places that tell no wiring: what they look like, what to give instead
@@ -92,14 +91,16 @@ def read_fabric_text(text: str, source: str) -> Fabric:
         raise Refused(f"{source}: this is a binary file, not the text of a fabric")
     if not text.strip():
         raise Refused(f"{source}: this file is empty")
-    for looks, instead in _USELESS[:-1]:
+    for looks, instead in _USELESS:
         if looks.search(text):
             raise Refused(f"{source}: this looks like {instead}")
     for looks, read in _READERS:
         if looks.search(text):
             return read(text, source)
-    if len(text) < 1 << 20 and _USELESS[-1][0].search(text):
-        raise Refused(f"{source}: this looks like {_USELESS[-1][1]}")
+    if all(len(line.split()) < 2 for line in text.splitlines()):
+        raise Refused(
+            f"{source}: this looks like a list of names: add each host's cluster UUID (`host: uuid`), or give topology.conf"
+        )
     raise Refused(
         f"{source}: no known kind of fabric file: give the output of ibnetdiscover, a Slurm topology.conf or topology.yaml, "
         "or a list of hosts and NVLink cluster UUIDs"

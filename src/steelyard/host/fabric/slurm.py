@@ -15,8 +15,8 @@ import msgspec
 from steelyard.errors import Refused
 from steelyard.host.fabric.hostlist import NAMES_MAX, expand_hostlist
 from steelyard.host.fabric.plain_yaml import Plain, read_plain_yaml
-from steelyard.host.fabric.tree import levels_by_height, make_switches, name_key
-from steelyard.model.fabric import Fabric, FabricHost, FabricLink, FabricPort, HostGroup
+from steelyard.host.fabric.tree import levels_by_height, make_switches
+from steelyard.model.fabric import Fabric, FabricHost, FabricLink, FabricPort, HostGroup, name_key
 
 _SETTING = re.compile(r"(\w+)\s*=\s*(\"[^\"]*\"|\S+)")
 _KEYS = {"switchname", "nodes", "switches", "linkspeed", "blockname", "blocksizes"}
@@ -30,7 +30,7 @@ class TreeSwitch(msgspec.Struct, frozen=True):
 
 def read_slurm_topology(text: str, source: str) -> Fabric:
     """The fabric of either file. `Refused` where Slurm itself would not start with it, or where it is cut off."""
-    if re.search(r"^\s*-?\s*topology\s*:", text, re.M):
+    if re.search(r"^[ \t]*-?[ \t]*topology[ \t]*:", text, re.M):
         return _read_yaml(text, source)
     switches: list[TreeSwitch] = []
     blocks: list[HostGroup] = []

@@ -18,15 +18,9 @@ from collections.abc import Iterable, Mapping, Sequence
 import msgspec
 
 from steelyard.errors import Refused
-from steelyard.model.fabric import FabricHost, FabricLink, FabricPort, FabricSwitch
+from steelyard.model.fabric import FabricHost, FabricLink, FabricPort, FabricSwitch, name_key
 
 _NUMBERED = re.compile(r"(mlx\d+_|HCA-|hfi1_|ib|bnxt_re)(\d+)")
-
-
-def name_key(name: str) -> tuple[tuple[int, int, str], ...]:
-    """Sorts `n2` before `n10`, and any text at all."""
-    parts = re.findall(r"[0-9]+|[^0-9]+", name[:500])
-    return (*((0, int(part), "") if part[0] in "0123456789" else (1, 0, part) for part in parts), (2, 0, name))
 
 
 def levels_by_distance(switches: Iterable[str], links: Iterable[FabricLink], leaves: Iterable[str]) -> dict[str, int]:
