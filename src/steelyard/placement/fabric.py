@@ -133,10 +133,10 @@ def _choose(state: FabricState, demand: GangDemand, pool: Pool, required: int | 
     scopes = np.flatnonzero(pool.count[level] >= demand.nodes)
     if level == 0:
         best = _tightest(state, pool, scopes, demand.nodes)
-        return choose(state, pool, demand.nodes, 0, best, None), 0, best, len(scopes)
+        return choose(state, pool, demand.nodes, 0, np.asarray([best]), None)[0], 0, best, len(scopes)
     if preferred is None:
         scopes = _fewest_children(state, pool, level, scopes, demand.nodes)
-    tried = [choose(state, pool, demand.nodes, level, int(scope), preferred) for scope in scopes]
+    tried = choose(state, pool, demand.nodes, level, scopes, preferred)
     values = [_value(state, pool, each, preferred) for each in tried] if len(tried) > 1 else [()]
     best = min(range(len(values)), key=lambda at: values[at])
     return tried[best], level, int(scopes[best]), len(scopes)

@@ -58,55 +58,81 @@ class _Weights(NamedTuple):
     never: int
 
 
-def choose(state: FabricState, pool: Pool, nodes: int, level: int, scope: int, preferred: int | None) -> Chosen:
-    """The best `nodes` machines inside group `scope` of `level`; the pool has at least that many there."""
-    first, end = int(state.start[level][scope]), int(state.start[level][scope + 1])
-    weights = _weigh(pool, nodes, level, scope, preferred, end - first, state.milli.shape[1])
-    search = _Search(state, pool, nodes, first, weights)
-    taken: list[int] = []
-    search.take(level, scope, nodes, taken)
-    places = np.asarray(taken, dtype=np.int64)
-    order = np.argsort(pool.rows[places])
-    return Chosen(pool.rows[places][order], places[order])
+def choose(state: FabricState, pool: Pool, nodes: int, level: int, scopes: Ints, preferred: int | None) -> list[Chosen]:
+    """The best `nodes` machines inside each of the groups `scopes` of `level`; the pool has at least that many in each."""
+    search = _Search(state, pool, nodes, level, scopes, preferred)
+    found: list[Chosen] = []
+    for scope in scopes:
+        taken: list[int] = []
+        search.take(level, int(scope), nodes, taken)
+        places = np.asarray(taken, dtype=np.int64)
+        places = places[np.argsort(pool.rows[places])]
+        found.append(Chosen(pool.rows[places], places))
+    return found
 
 
-def _weigh(pool: Pool, nodes: int, level: int, scope: int, preferred: int | None, width: int, gpus: int) -> _Weights:
-    """One digit per place of the objective, the least important first."""
+def _weigh(nodes: int, most: tuple[int, int], ranges: tuple[int, int, int], same: list[bool], preferred: int | None) -> _Weights:
+    """One digit per place of the objective, the least important first, each as wide as it must be.
+
+    `most`: possible machines, and all machines, of the largest scope; `ranges`: of untouched, breaks_gpu and milli; `same`: a level
+    whose groups are those of the level around it would repeat every digit, so it has none.
+    """
     at = 1
 
-    def digit(most: int) -> int:
+    def digit(largest: int) -> int:
         nonlocal at
-        weight, at = at, at * (most + 1)
+        weight, at = at, at * (largest + 1)
         return weight
 
-    inner = range(level)
-    groups_max = nodes
-    eligible = int(pool.count[level][scope])
-    position = digit(nodes * width)
-    assert position == 1
-    square = [digit(nodes * nodes) for _ in inner]
-    milli = digit(nodes * gpus * 1000)
-    tight = [digit(eligible) for _ in inner]
-    gpu_broken = digit(nodes)
-    node_broken = digit(nodes)
-    broken = [digit(groups_max) for _ in inner]
-    touch = [digit(groups_max) for _ in inner]
-    if preferred is not None and preferred < level:
-        touch[preferred] += digit(groups_max)
+    possible, width = most
+    untouched, breaks_gpu, free = ranges
+    digit(nodes * width)  # places: weight 1
+    square = [0 if twin else digit(nodes * nodes) for twin in same]
+    milli = digit(nodes * free)
+    tight = [0 if twin else digit(possible) for twin in same]
+    gpu_broken = digit(nodes * breaks_gpu)
+    node_broken = digit(nodes * untouched)
+    broken = [0 if twin else digit(nodes) for twin in same]
+    touch = [0 if twin else digit(nodes) for twin in same]
+    if preferred is not None and preferred < len(same):
+        touch[preferred] += digit(nodes)
     return _Weights(touch, broken, tight, square, node_broken, gpu_broken, milli, at.bit_length() > _BITS_MAX, at)
 
 
+def _steps(values: Ints) -> tuple[Ints, int]:
+    """From 0, in steps of their common divisor, and the largest: a set of a fixed size is compared just the same."""
+    if not len(values):
+        return values, 0
+    values = values - values.min()
+    divisor = int(np.gcd.reduce(values)) or 1
+    return values // divisor, int(values.max()) // divisor
+
+
 class _Search:
-    def __init__(self, state: FabricState, pool: Pool, nodes: int, first: int, weights: _Weights) -> None:
-        self.state, self.pool, self.nodes, self.weights = state, pool, nodes, weights
-        self.dtype: Any = object if weights.large else np.int64
-        rows = pool.rows - first
-        own = [pool.untouched, pool.breaks_gpu, pool.milli, rows]
-        digits = [weights.node_broken, weights.gpu_broken, weights.milli, 1]
-        self.own = own
-        self.digits = digits
-        #: (level, group) -> children, and per child the best split of each total
-        self.splits: dict[tuple[int, int], tuple[list[int], list[Ints]]] = {}
+    """Tables of all groups of a level at once: `costs[i, k]` is the least cost of k machines of the i-th group."""
+
+    def __init__(self, state: FabricState, pool: Pool, nodes: int, level: int, scopes: Ints, preferred: int | None) -> None:
+        self.state, self.pool, self.nodes = state, pool, nodes
+        start = state.start[level]
+        most = (int(pool.count[level][scopes].max()), int(np.diff(start)[scopes].max()))
+        steps = [_steps(values) for values in (pool.untouched, pool.breaks_gpu, pool.milli)]
+        ranges = (steps[0][1], steps[1][1], steps[2][1])
+        same = [at + 1 < level and len(state.start[at]) == len(state.start[at + 1]) for at in range(level)]
+        self.weights = _weigh(nodes, most, ranges, same, preferred)
+        self.own = [values for values, _ in steps]
+        self.dtype: Any = object if self.weights.large else np.int64
+        #: [level above the innermost] -> group -> (its row, its children), and per n-th child the best split of each total
+        self.children: dict[tuple[int, int], tuple[int, list[int]]] = {}
+        self.splits: list[list[Ints]] = []
+        wanted = np.zeros(len(start) - 1, dtype=np.bool_)
+        wanted[scopes] = True
+        groups = self._inside(0, level, wanted)
+        costs = self._prefixes(groups, start[state.group[level][pool.rows]])
+        for at in range(1, level + 1):
+            self._touch(at - 1, groups, costs)
+            outer = self._inside(at, level, wanted)
+            costs = self._fold(at, groups, outer, costs)
+            groups = outer
 
     def take(self, level: int, group: int, nodes: int, taken: list[int]) -> None:
         """Adds the places of the best `nodes` machines of a group."""
@@ -116,56 +142,68 @@ class _Search:
             start = int(self.pool.start[group])
             taken.extend(range(start, start + nodes))
             return
-        if (level, group) not in self.splits:
-            self._fold(level, group)
-        children, splits = self.splits[level, group]
-        left = nodes
-        for child, split in zip(reversed(children), reversed(splits), strict=True):
-            here = int(split[left])
-            self.take(level - 1, child, here, taken)
-            left -= here
+        row, children = self.children[level, group]
+        splits = self.splits[level - 1]
+        for place in reversed(range(len(children))):
+            here = int(splits[place][row, nodes])
+            self.take(level - 1, children[place], here, taken)
+            nodes -= here
 
-    def _best(self, level: int, group: int) -> Costs:
-        """[k] -> the least cost of k machines of the group, touching it included."""
-        costs = self._prefix(group) if level == 0 else self._fold(level, group)
-        weights, count = self.weights, int(self.pool.count[level][group])
-        touch = weights.touch[level] + weights.tight[level] * count
-        touch += weights.broken[level] * int(self.pool.whole[level][group])
-        number = np.arange(len(costs), dtype=np.int64).astype(self.dtype)
-        costs[1:] += touch + weights.square[level] * number[1:] * number[1:]
-        return costs
+    def _inside(self, at: int, level: int, wanted: npt.NDArray[np.bool_]) -> Ints:
+        """Groups of a level with possible machines, inside the scopes."""
+        groups = np.flatnonzero(self.pool.count[at])
+        return groups[wanted[self.state.group[level][self.state.start[at][groups]]]]
 
-    def _prefix(self, group: int) -> Costs:
-        start, end = int(self.pool.start[group]), int(self.pool.start[group + 1])
-        end = min(end, start + self.nodes)
-        costs: Costs = np.zeros(end - start + 1, dtype=self.dtype)
-        each: Costs = np.zeros(end - start, dtype=self.dtype)
-        for values, digit in zip(self.own, self.digits, strict=True):
-            each += values[start:end].astype(self.dtype) * digit
-        np.cumsum(each, out=costs[1:])
-        return costs
+    def _prefixes(self, groups: Ints, first: Ints) -> Costs:
+        """Innermost groups use their machines in the pool's order, so k machines cost a prefix sum. Wrapping sums are harmless."""
+        pool, weights = self.pool, self.weights
+        each: Costs = (pool.rows - first).astype(self.dtype)
+        for values, digit in zip(self.own, (weights.node_broken, weights.gpu_broken, weights.milli), strict=True):
+            each += values.astype(self.dtype) * digit
+        sums: Costs = np.zeros(len(each) + 1, dtype=self.dtype)
+        np.cumsum(each, out=sums[1:])
+        count = pool.count[0][groups]
+        number = np.arange(min(self.nodes, int(count.max())) + 1)
+        start = pool.start[groups]
+        ends = np.minimum(start[:, None] + number, len(each))
+        return np.where(number <= count[:, None], sums[ends] - sums[start][:, None], weights.never)
 
-    def _fold(self, level: int, group: int) -> Costs:
-        inner = self.state.start[level - 1]
-        low = int(np.searchsorted(inner, self.state.start[level][group]))
-        high = int(np.searchsorted(inner, self.state.start[level][group + 1]))
-        children = [int(child) for child in low + np.flatnonzero(self.pool.count[level - 1][low:high])]
-        costs: Costs = np.zeros(1, dtype=self.dtype)
+    def _touch(self, at: int, groups: Ints, costs: Costs) -> None:
+        """Adds what it costs to take any machine of a group, and how many."""
+        weights, pool = self.weights, self.pool
+        touch: Costs = pool.count[at][groups].astype(self.dtype) * weights.tight[at]
+        touch += pool.whole[at][groups].astype(self.dtype) * weights.broken[at] + weights.touch[at]
+        number: Costs = np.arange(1, costs.shape[1]).astype(self.dtype)
+        costs[:, 1:] += touch[:, None] + number * number * weights.square[at]
+        np.minimum(costs, weights.never, out=costs)
+
+    def _fold(self, at: int, inner: Ints, outer: Ints, costs: Costs) -> Costs:
+        """The tables of a level from those of the level inside it: one child of every group at a time."""
+        parent = np.searchsorted(outer, self.state.group[at][self.state.start[at - 1][inner]])
+        first = np.searchsorted(parent, np.arange(len(outer) + 1))
+        number = np.diff(first)
+        for row, group in enumerate(outer):
+            self.children[at, int(group)] = (row, [int(child) for child in inner[first[row] : first[row + 1]]])
+        size = min(self.nodes, int(self.pool.count[at][outer].max())) + 1
+        total: Costs = np.full((len(outer), size), self.weights.never, dtype=self.dtype)
+        total[:, 0] = 0
         splits: list[Ints] = []
-        for child in children:
-            costs, split = _convolve(costs, self._best(level - 1, child), self.nodes, self.weights.never)
+        for place in range(int(number.max())):
+            rows = np.flatnonzero(number > place)
+            split = np.zeros((len(outer), size), dtype=np.int64)
+            total[rows], split[rows] = _convolve(total[rows], costs[first[rows] + place], self.weights.never)
             splits.append(split)
-        self.splits[level, group] = (children, splits)
-        return costs
+        self.splits.append(splits)
+        return total
 
 
-def _convolve(a: Costs, b: Costs, most: int, never: int) -> tuple[Costs, Ints]:
-    """out[n] = min over k of a[n-k] + b[k], and the k; the smallest k among equals."""
-    size = min(most, len(a) + len(b) - 2) + 1
-    width = min(len(b), size)
-    padded: Costs = np.full(width - 1 + size, never, dtype=a.dtype)
-    padded[width - 1 : width - 1 + min(len(a), size)] = a[:size]
-    rows = np.lib.stride_tricks.sliding_window_view(padded, width)[:, ::-1]
-    sums = rows + b[:width]
-    split = np.argmin(sums, axis=1)
-    return np.minimum(sums[np.arange(size), split], never), split
+def _convolve(a: Costs, b: Costs, never: int) -> tuple[Costs, Ints]:
+    """Row by row: out[n] = min over k of a[n-k] + b[k], and that k; the smallest k among equals."""
+    rows, size = a.shape
+    width = min(b.shape[1], size)
+    padded: Costs = np.full((rows, width - 1 + size), never, dtype=a.dtype)
+    padded[:, width - 1 :] = a
+    sums = np.lib.stride_tricks.sliding_window_view(padded, width, axis=1)[:, :, ::-1] + b[:, None, :width]
+    split = np.argmin(sums, axis=2)
+    best = np.take_along_axis(sums, split[:, :, None], axis=2)[:, :, 0]
+    return np.minimum(best, never), split

@@ -51,9 +51,11 @@ def small_states(draw: st.DrawFn) -> FabricState:
             group = {"inside leaf": f"{at}.{part}", "whole spines": above[f"leaf{at}"], "anyhow": str(part)}[how]
             domains.setdefault(group, []).append(name)
     fabric = make_tree(leaves, spines if draw(st.booleans()) else {}, domains)
-    state = make_state(fabric, {name: draw(st.sampled_from([0, 1, 2, 4])) for name in names})
+    state = make_state(fabric, {name: draw(st.sampled_from([0, 1, 2, 2, 4])) for name in names})
     state.rails[:] = [draw(st.sampled_from([0, 1, 3, 3])) for _ in names]
     for name in names:
+        if not draw(st.sampled_from([True, False, False])):
+            continue
         for gpu in range(int(state.capacity[state.row[name]])):
             milli = draw(st.sampled_from([0, 0, 0, 1000, 500, 250]))
             if milli:
@@ -63,14 +65,14 @@ def small_states(draw: st.DrawFn) -> FabricState:
 
 @st.composite
 def demands(draw: st.DrawFn) -> GangDemand:
-    levels = st.sampled_from([None, None, "domain", "leaf", "spine", "core", "fabric"])
+    levels = st.sampled_from([None, None, None, None, "domain", "leaf", "spine", "core", "fabric"])
     return GangDemand(
         nodes=draw(st.integers(1, 5)),
-        gpus_per_node=draw(st.sampled_from([0, 1, 2, 0.5, 0.25])),
-        exclusive=draw(st.sampled_from([False, False, True])),
+        gpus_per_node=draw(st.sampled_from([0, 1, 1, 2, 0.5])),
+        exclusive=draw(st.sampled_from([False, False, False, True])),
         required_level=draw(levels),
         preferred_level=draw(levels),
-        rails_aligned=draw(st.sampled_from([False, False, True])),
+        rails_aligned=draw(st.sampled_from([False, False, False, True])),
     )
 
 
@@ -146,7 +148,7 @@ def check_against_brute_force(state: FabricState, demand: GangDemand) -> None:
     assert plan_gang(state, demand) == plan
 
 
-@settings(max_examples=250, deadline=None)
+@settings(max_examples=1200, deadline=None)
 @given(small_states(), demands())
 def test_no_set_of_machines_is_better_than_the_chosen_one(state: FabricState, demand: GangDemand) -> None:
     check_against_brute_force(state, demand)
