@@ -1,8 +1,8 @@
-"""How are machines wired to each other? Hosts, their ports, leaf and spine switches, NVLink domains and blocks, whatever read them.
+"""How are machines wired to each other? Hosts and their ports, leaf and spine switches, NVLink domains, blocks.
 
-Built by the readers of `host/fabric/`, read by placement across machines. Holds no serial numbers; a GUID is a switch's id only where
-the source gives no usable name. A source that does not know a fact leaves it None or (); nothing is guessed. Bandwidths are gigabits
-per second in one direction, at the link's nominal rate.
+Built by the readers of `host/fabric/`, read by placement across machines. Holds no serial numbers; a GUID is a switch's id only
+where the source gives no usable name. A source that does not know a fact leaves it None or (); nothing is guessed. Bandwidths
+are gigabits per second in one direction, at the link's nominal rate.
 """
 
 from __future__ import annotations

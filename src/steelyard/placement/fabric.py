@@ -1,20 +1,21 @@
-"""On which machines does a gang go, or why on none? Pure: the free counts and a demand in, a GangPlan or a GangRefusal out.
+"""On which machines does a gang go, or why on none? Pure: free counts and a demand in, a GangPlan or a GangRefusal out.
 
-A machine is possible when it has what one member asks for: that many whole free GPUs, or one GPU with that share free; for whole
-machines nobody may be on it. With aligned rails, machines are taken that all have the same rails: the largest set for which a gang fits.
+A machine is possible when it has what one member asks for: that many whole free GPUs, or one GPU with that share free; for
+whole machines nobody may be on it. With aligned rails all machines must have the same rails: the largest set of rails for which
+a gang fits (of equal sets the one with lower numbers).
 
 Among all sets of possible machines this one is chosen, compared place by place (levels from the outermost to the innermost):
  a. all in one group of the required level;
  b. the fewest groups of the preferred level, where one is given;
- c. the fewest groups per level: so the lowest common level first, then the fewest groups at each level below it;
+ c. the fewest groups per level: the lowest common level first, then the fewest groups at each level below it;
  d. the fewest groups broken that nobody is on, then machines that nobody is on, then (for a share) GPUs that nobody is on;
- e. the tightest fit: the fewest possible machines in the touched groups, per level, then the least free thousandths on the machines:
-    what stays free elsewhere is then in the largest pieces;
+ e. the tightest fit: the fewest possible machines in the touched groups, per level, then the least free thousandths on the
+    machines: what stays free elsewhere is then in the largest pieces;
  f. the most even split: the smallest sum of squares of members per group, per level;
  g. the lowest places: the smallest sum of places in the fabric's order, which is by name inside groups.
-Exact, not a heuristic: see `fabric_split.py`. Ranks follow the fabric's order, in which every group is one run; so neighbours in rank are
-neighbours in the tree, and with rails rank i and i+1 meet on the leaf of each rail wherever they share a leaf group.
-On one machine the tightest GPUs for a share, else the lowest whole ones, are booked; the machine's own placement may take others.
+Exact, not a heuristic: see `fabric_split.py`. Ranks follow the fabric's order, in which every group is one run: neighbours in
+rank are neighbours in the tree, and inside one leaf group they meet on the leaf of each rail. On a machine the tightest GPU for
+a share, else the lowest whole ones, are booked; the machine's own placement may take others.
 """
 
 from __future__ import annotations
@@ -45,15 +46,15 @@ def plan_gang(state: FabricState, demand: GangDemand) -> GangPlan | GangRefusal:
     if not _holds(state, possible, demand):
         return _refuse(state, demand, possible)
     pool = _make_pool(state, demand, possible)
-    chosen, level, scope, rivals = _choose(state, demand, pool, required)
+    chosen, rivals = _choose(state, demand, pool, required)
     common = int(np.bitwise_and.reduce(state.rails[chosen.rows]))
     return GangPlan(
         members=tuple(_member(state, demand, int(row)) for row in chosen.rows),
-        span={name: int(len(np.unique(state.group[at][chosen.rows]))) for at, name in enumerate(state.levels)},
+        span={name: len(np.unique(state.group[at][chosen.rows])) for at, name in enumerate(state.levels)},
         common_level=state.levels[_common(state, chosen)],
         rails=tuple(rail for rail in range(63) if common >> rail & 1),
         exclusive=demand.exclusive,
-        explanation=_explain(state, demand, pool, chosen, (level, scope, rivals), rails),
+        explanation=_explain(state, demand, pool, chosen, rivals, rails),
     )
 
 
@@ -115,31 +116,31 @@ def _make_pool(state: FabricState, demand: GangDemand, possible: _Mask) -> Pool:
         untouched=untouched[order],
         breaks_gpu=breaks_gpu[order],
         milli=milli[order],
-        count=count,
+        possible=count,
         whole=tuple((free == np.diff(start)).astype(np.int64) for free, start in zip(state.untouched, state.start, strict=True)),
     )
 
 
-def _choose(state: FabricState, demand: GangDemand, pool: Pool, required: int | None) -> tuple[Chosen, int, int, int]:
-    """The best machines, and the level and group that they were looked for in, of how many."""
+def _choose(state: FabricState, demand: GangDemand, pool: Pool, required: int | None) -> tuple[Chosen, int]:
+    """The best machines, and how many groups they were looked for in."""
     top = len(state.levels) - 1 if required is None else required
-    level = next(at for at in range(top + 1) if (pool.count[at] >= demand.nodes).any())
+    level = next(at for at in range(top + 1) if (pool.possible[at] >= demand.nodes).any())
     preferred = _level(state, demand.preferred_level)
     if preferred is not None and preferred < level:
         # No preferred group holds the gang: fewer of them may be worth a wider spread, so all are looked at together.
         level = top
     else:
         preferred = None
-    scopes = np.flatnonzero(pool.count[level] >= demand.nodes)
+    scopes = np.flatnonzero(pool.possible[level] >= demand.nodes)
     if level == 0:
         best = _tightest(state, pool, scopes, demand.nodes)
-        return choose(state, pool, demand.nodes, 0, np.asarray([best]), None)[0], 0, best, len(scopes)
+        return choose(state, pool, demand.nodes, 0, np.asarray([best]), None)[0], len(scopes)
     if preferred is None:
         scopes = _fewest_children(state, pool, level, scopes, demand.nodes)
     tried = choose(state, pool, demand.nodes, level, scopes, preferred)
     values = [_value(state, pool, each, preferred) for each in tried] if len(tried) > 1 else [()]
     best = min(range(len(values)), key=lambda at: values[at])
-    return tried[best], level, int(scopes[best]), len(scopes)
+    return tried[best], len(scopes)
 
 
 def _tightest(state: FabricState, pool: Pool, scopes: Ints, nodes: int) -> int:
@@ -155,7 +156,7 @@ def _tightest(state: FabricState, pool: Pool, scopes: Ints, nodes: int) -> int:
     levels = list(reversed(range(len(state.levels))))
     keys = [pool.whole[level][group] for level, group in zip(levels, outer, strict=True)]
     keys += [ahead(pool.untouched), ahead(pool.breaks_gpu)]
-    keys += [pool.count[level][group] for level, group in zip(levels, outer, strict=True)]
+    keys += [pool.possible[level][group] for level, group in zip(levels, outer, strict=True)]
     keys += [ahead(pool.milli), ahead(pool.rows)]
     return int(scopes[np.lexsort(keys[::-1])[0]])
 
@@ -165,7 +166,7 @@ def _fewest_children(state: FabricState, pool: Pool, level: int, scopes: Ints, n
     start = np.searchsorted(state.start[level - 1], state.start[level])
     need: list[int] = []
     for scope in scopes:
-        children = np.sort(pool.count[level - 1][start[scope] : start[scope + 1]])[::-1]
+        children = np.sort(pool.possible[level - 1][start[scope] : start[scope + 1]])[::-1]
         need.append(int(np.searchsorted(np.cumsum(children), nodes)))
     least = min(need)
     return scopes[np.asarray(need) == least]
@@ -174,7 +175,7 @@ def _fewest_children(state: FabricState, pool: Pool, level: int, scopes: Ints, n
 def _value(state: FabricState, pool: Pool, chosen: Chosen, preferred: int | None) -> tuple[int, ...]:
     """The objective (b to g) of one choice."""
     touched = [np.unique(group[chosen.rows], return_counts=True) for group in reversed(state.group)]
-    whole, count = list(reversed(pool.whole)), list(reversed(pool.count))
+    whole, count = list(reversed(pool.whole)), list(reversed(pool.possible))
     span = [len(groups) for groups, _ in touched]
     return (
         0 if preferred is None else span[len(span) - 1 - preferred],
@@ -204,29 +205,27 @@ def _member(state: FabricState, demand: GangDemand, row: int) -> GangMember:
     return GangMember(state.names[row], tuple(int(gpu) for gpu in np.flatnonzero(free == WHOLE)[:number]))
 
 
-def _explain(
-    state: FabricState, demand: GangDemand, pool: Pool, chosen: Chosen, where: tuple[int, int, int], rails: int
-) -> tuple[str, ...]:
-    _, _, rivals = where
+def _explain(state: FabricState, demand: GangDemand, pool: Pool, chosen: Chosen, rivals: int, rails: int) -> tuple[str, ...]:
     common = _common(state, chosen)
     name, group = state.levels[common], int(state.group[common][chosen.rows[0]])
+    where = "the whole fabric" if name == "fabric" else f"{name} {state.labels[common][group]}"
     says = [f"{len(pool.rows)} of {_machines(state.size)} could take {_ask(demand)}"]
     if demand.rails_aligned:
-        says.append(f"all of them have the same {rails.bit_count()} rails")
+        says.append(f"they all have the same {_plural(rails.bit_count(), 'rail')}")
     if common:
         below = state.levels[common - 1]
-        most = int(pool.count[common - 1].max())
+        most = int(pool.possible[common - 1].max())
         touched = len(np.unique(state.group[common - 1][chosen.rows]))
-        holds = f"holds {demand.nodes} (the most is {most})" if most < demand.nodes else "was tight enough for it"
-        says.append(f"no {below} {holds}, so the gang takes {touched} of {name} {state.labels[common][group]}")
+        why = f"one {below} holds {most} at most" if most < demand.nodes else f"{demand.preferred_level} was preferred"
+        says.append(f"{why}, so the {demand.nodes} take {_plural(touched, below)} in {where}")
     else:
-        left = int(pool.count[0][group]) - demand.nodes
-        says.append(f"one {name} holds them all: {state.labels[0][group]}, where {left} more could have been")
+        left = int(pool.possible[0][group]) - demand.nodes
+        says.append(f"{where} holds all {demand.nodes} and could hold {left} more")
     if rivals > 1:
-        says.append(f"{rivals} groups were equal in how far the gang spreads; this one leaves the largest pieces free elsewhere")
-    broken = int(pool.untouched[chosen.places].sum())
-    if broken and not demand.exclusive and broken < demand.nodes:
-        says.append(f"{demand.nodes - broken} of the machines are in use already, {broken} were empty")
+        says.append(f"{rivals} such groups could hold the gang; this one leaves the largest pieces free elsewhere")
+    empty = int(pool.untouched[chosen.places].sum())
+    if empty < demand.nodes:
+        says.append(f"{demand.nodes - empty} of the machines are in use already, {empty} were empty")
     if demand.preferred_level is not None and demand.preferred_level not in state.levels:
         says.append(f"the preferred level {demand.preferred_level} is not known here (known: {', '.join(state.levels)})")
     return tuple(says)
@@ -286,9 +285,12 @@ def _ask(demand: GangDemand) -> str:
     whole = " on a machine of its own" if demand.exclusive else ""
     if demand.share_milli:
         return f"{demand.share_milli / 1000:g} of a GPU{whole}"
-    number = demand.whole_gpus
-    return f"{number} free GPU{'' if number == 1 else 's'}{whole}"
+    return f"{_plural(demand.whole_gpus, 'free GPU')}{whole}"
+
+
+def _plural(number: int, noun: str) -> str:
+    return f"{number} {noun if number == 1 else 'leaves' if noun == 'leaf' else noun + 's'}"
 
 
 def _machines(number: int) -> str:
-    return f"{number} machine" if number == 1 else f"{number} machines"
+    return _plural(number, "machine")

@@ -1,13 +1,13 @@
 """Which groups of machines are near each other? From a `Fabric` to nested levels, and one order of all machines.
 
 Levels, from the inside out; a fabric has those that its sources tell:
-- `domain`: one NVLink domain.  `block`, `block-36`: Slurm's blocks, and neighbouring blocks that its BlockSizes put together.
-- `leaf`: hosts that reach each other over one leaf switch. With rails a host has several leaves; hosts are one group where every two
-  sets of leaves in it meet. Where they do not all meet, only hosts with equal leaves are a group.
-- `spine`, `core`, `tier4`, ...: hosts joined by switches up to level 2, 3, 4.  `fabric`: all, joined or not.
-Levels are nested: each group lies in one group of the next level. Where the sources cross (a leaf that has parts of two NVLink domains),
-the NVLink domain stays and the switch level is left out, because NVLink is the faster road; blocks give way to both. A host about which
-a level tells nothing is alone there. Nothing is guessed from names; names only decide the order among equals.
+- `domain`: one NVLink domain. `block`, `block-36`: Slurm's blocks, and neighbours that its BlockSizes put together.
+- `leaf`: hosts that reach each other over one leaf switch. With rails a host has several leaves; hosts are one group where
+  every two sets of leaves in it meet. Where they do not all meet, only hosts with equal leaves are a group.
+- `spine`, `core`, `tier4`: hosts joined by switches up to level 2, 3, 4. `fabric`: all, joined or not.
+Levels are nested: each group lies in one group of the next level. Where the sources cross (a leaf with parts of two NVLink
+domains), the domains stay and the switch level is left out, because NVLink is the faster road; blocks give way to both. A host
+about which a level tells nothing is alone there. Nothing is guessed from names: they only decide the order among equals.
 """
 
 from __future__ import annotations

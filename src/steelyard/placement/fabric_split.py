@@ -1,9 +1,10 @@
-"""Which `n` of these machines cost least, when the cost is counted per group they touch? Exact, by dynamic programming over the groups.
+"""Which `n` machines cost least, when the cost is counted per group they touch? Exact, by dynamic programming over groups.
 
-The objective of `placement/fabric.py` is a vector of sums over touched groups and chosen machines, compared place by place. Written as
-one integer with a digit per place (wide enough that no sum overflows into the next), comparing vectors is comparing numbers. Then
-`best[group][k]`, the least cost of k machines from a group, is a prefix sum inside an innermost group and a min-plus convolution of its
-children above. Numbers fit 64 bits for usual gangs; where they do not, the same arrays hold Python's integers.
+The objective of `placement/fabric.py` is a vector of sums over touched groups and chosen machines, compared place by place.
+Written as one integer with a digit per place (wide enough that no sum overflows into the next), comparing vectors is comparing
+numbers. Then `best[group][k]`, the least cost of k machines from a group, is a prefix sum inside an innermost group and a
+min-plus convolution of its children above. Numbers fit 64 bits for usual gangs; where they do not, the same arrays hold
+Python's integers.
 """
 
 from __future__ import annotations
@@ -32,7 +33,7 @@ class Pool(NamedTuple):
     breaks_gpu: Ints
     milli: Ints
     #: [level][group] -> machines of the pool
-    count: tuple[Ints, ...]
+    possible: tuple[Ints, ...]
     #: [level][group] -> 1 where nobody is on any machine of the group
     whole: tuple[Ints, ...]
 
@@ -74,8 +75,8 @@ def choose(state: FabricState, pool: Pool, nodes: int, level: int, scopes: Ints,
 def _weigh(nodes: int, most: tuple[int, int], ranges: tuple[int, int, int], same: list[bool], preferred: int | None) -> _Weights:
     """One digit per place of the objective, the least important first, each as wide as it must be.
 
-    `most`: possible machines, and all machines, of the largest scope; `ranges`: of untouched, breaks_gpu and milli; `same`: a level
-    whose groups are those of the level around it would repeat every digit, so it has none.
+    `most`: possible machines, and all machines, of the largest scope. `ranges`: of untouched, breaks_gpu and milli. `same`: a
+    level whose groups are those of the level around it would repeat every digit, so it has none.
     """
     at = 1
 
@@ -114,7 +115,7 @@ class _Search:
     def __init__(self, state: FabricState, pool: Pool, nodes: int, level: int, scopes: Ints, preferred: int | None) -> None:
         self.state, self.pool, self.nodes = state, pool, nodes
         start = state.start[level]
-        most = (int(pool.count[level][scopes].max()), int(np.diff(start)[scopes].max()))
+        most = (int(pool.possible[level][scopes].max()), int(np.diff(start)[scopes].max()))
         steps = [_steps(values) for values in (pool.untouched, pool.breaks_gpu, pool.milli)]
         ranges = (steps[0][1], steps[1][1], steps[2][1])
         same = [at + 1 < level and len(state.start[at]) == len(state.start[at + 1]) for at in range(level)]
@@ -151,18 +152,18 @@ class _Search:
 
     def _inside(self, at: int, level: int, wanted: npt.NDArray[np.bool_]) -> Ints:
         """Groups of a level with possible machines, inside the scopes."""
-        groups = np.flatnonzero(self.pool.count[at])
+        groups = np.flatnonzero(self.pool.possible[at])
         return groups[wanted[self.state.group[level][self.state.start[at][groups]]]]
 
     def _prefixes(self, groups: Ints, first: Ints) -> Costs:
-        """Innermost groups use their machines in the pool's order, so k machines cost a prefix sum. Wrapping sums are harmless."""
+        """Innermost groups use machines in the pool's order, so k of them cost a prefix sum. Sums that wrap do no harm."""
         pool, weights = self.pool, self.weights
         each: Costs = (pool.rows - first).astype(self.dtype)
         for values, digit in zip(self.own, (weights.node_broken, weights.gpu_broken, weights.milli), strict=True):
             each += values.astype(self.dtype) * digit
         sums: Costs = np.zeros(len(each) + 1, dtype=self.dtype)
         np.cumsum(each, out=sums[1:])
-        count = pool.count[0][groups]
+        count = pool.possible[0][groups]
         number = np.arange(min(self.nodes, int(count.max())) + 1)
         start = pool.start[groups]
         ends = np.minimum(start[:, None] + number, len(each))
@@ -171,9 +172,9 @@ class _Search:
     def _touch(self, at: int, groups: Ints, costs: Costs) -> None:
         """Adds what it costs to take any machine of a group, and how many."""
         weights, pool = self.weights, self.pool
-        touch: Costs = pool.count[at][groups].astype(self.dtype) * weights.tight[at]
+        touch: Costs = pool.possible[at][groups].astype(self.dtype) * weights.tight[at]
         touch += pool.whole[at][groups].astype(self.dtype) * weights.broken[at] + weights.touch[at]
-        number: Costs = np.arange(1, costs.shape[1]).astype(self.dtype)
+        number: Costs = np.arange(1, costs.shape[1], dtype=np.int64).astype(self.dtype)
         costs[:, 1:] += touch[:, None] + number * number * weights.square[at]
         np.minimum(costs, weights.never, out=costs)
 
@@ -184,7 +185,7 @@ class _Search:
         number = np.diff(first)
         for row, group in enumerate(outer):
             self.children[at, int(group)] = (row, [int(child) for child in inner[first[row] : first[row + 1]]])
-        size = min(self.nodes, int(self.pool.count[at][outer].max())) + 1
+        size = min(self.nodes, int(self.pool.possible[at][outer].max())) + 1
         total: Costs = np.full((len(outer), size), self.weights.never, dtype=self.dtype)
         total[:, 0] = 0
         splits: list[Ints] = []

@@ -1,4 +1,4 @@
-"""Which hosts share an NVLink domain? A list of lines `host: cluster-uuid`, with the clique's number behind it where there is one.
+"""Which hosts share an NVLink domain? A list of lines `host: cluster-uuid`, with the number of the clique where there is one.
 
 What `nvidia-smi` calls ClusterUUID and CliqueId names the partition of NVLink switches that a machine is in.
 """

@@ -1,7 +1,7 @@
 """Which names does `a[1-3,5],b[01-10]` stand for? Slurm's hostlist expressions.
 
-Numbers keep their width (`01-10` gives `01`). Several brackets in one name multiply. The number of names is bounded before they are
-made, so that `a[1-999999999]` costs nothing.
+Numbers keep their width (`01-10` gives `01`). Several brackets in one name multiply. The number of names is bounded before they
+are made, so that `a[1-999999999]` costs nothing.
 """
 
 from __future__ import annotations

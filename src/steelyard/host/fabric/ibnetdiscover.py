@@ -1,10 +1,11 @@
 """Which hosts, switches and cables does the output of `ibnetdiscover` show? Both its topology file and its port list (`-p`).
 
-Grammar: infiniband-diags' `ibnetdiscover(8)`, "Topology file format". In a topology file each cable stands on both ends; a file whose
-ends do not match was cut off and is refused. A port list may be an excerpt: cables may stand once.
+Grammar: infiniband-diags' `ibnetdiscover(8)`, "Topology file format". In a topology file each cable stands on both ends; a file
+whose ends do not match was cut off and is refused. A port list may be an excerpt: cables may stand once.
 
-A host is what a CA calls itself in the form `host device`. CAs that only give a product's name ("MT4129 ConnectX7 ...") belong to some
-host that nobody can tell, so they are counted and left out; so are aggregation nodes inside switches, and names that two machines claim.
+A host is what a CA calls itself in the form `host device`. CAs that only give a product's name ("MT4129 ConnectX7 ...") belong
+to some host that nobody can tell, so they are counted and left out; so are aggregation nodes inside switches, and names that
+two machines claim.
 """
 
 from __future__ import annotations
@@ -34,7 +35,8 @@ LANE_GBPS = {
 LINE_MAX = 1000
 _HEAD = re.compile(r'(Switch|Ca|Rt)\s+(\d{1,5})\s+"([SHR])-([0-9a-fA-F]+)"\s*(?:#\s*"(.*)"(.*))?')
 _CABLE = re.compile(
-    r'\[(\d{1,5})\](?:\[ext \d+\])?(?:\([0-9a-fA-F]+\))?\s+"([SHR])-([0-9a-fA-F]+)"\[(\d{1,5})\](?:\[ext \d+\])?(?:\([0-9a-fA-F]+\))?\s*#(.*)'
+    r"\[(\d{1,5})\](?:\[ext \d+\])?(?:\([0-9a-fA-F]+\))?\s+"
+    r'"([SHR])-([0-9a-fA-F]+)"\[(\d{1,5})\](?:\[ext \d+\])?(?:\([0-9a-fA-F]+\))?\s*#(.*)'
 )
 _SPEED = re.compile(r"(\d{1,3})x\s?([A-Z]+\d*)\s*$")
 #: lines that tell nothing needed here

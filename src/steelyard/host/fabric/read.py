@@ -1,8 +1,9 @@
 """What kind of fabric file is this, and what do several of them say together?
 
-Formats are told apart by content, never by name. Files are bounded, binary ones are refused, and files that are known but say nothing
-about the wiring are refused with what to give instead. Several files join by host name: one that tells the switches (or blocks) and one
-that tells the NVLink domains, for example. Two files that both tell the same kind of fact are contradictory unless they agree.
+Formats are told apart by content, never by name. Files are bounded, binary ones are refused, and files that are known but say
+nothing about the wiring are refused with what to give instead. Several files join by host name: one that tells the switches (or
+blocks) and one that tells the NVLink domains, for example. Two files that both tell the same kind of fact are contradictory
+unless they agree.
 """
 
 from __future__ import annotations

@@ -1,8 +1,9 @@
 """Which switches and blocks does a Slurm topology file tell? `topology.conf` (tree and block) and `topology.yaml`.
 
-Grammar: topology.conf(5) and topology.yaml(5). Slurm knows no cables: a link here is parent and child, and its LinkSpeed is a number
-without a unit, so bandwidths stay unknown. What makes slurmctld stop is refused here too: a switch without children, a child that is
-never defined, a cycle, BlockSizes without blocks. A block smaller than the block size would never be used: it is refused as well.
+Grammar: topology.conf(5) and topology.yaml(5). Slurm knows no cables: a link here is parent and child, and its LinkSpeed is a
+number without a unit, so bandwidths stay unknown. What makes slurmctld stop is refused here too: a switch without children, a
+child that is never defined, a cycle, BlockSizes without blocks. A block smaller than the block size would never be used: it is
+refused as well.
 """
 
 from __future__ import annotations
@@ -134,7 +135,7 @@ def _check_blocks(blocks: Sequence[HostGroup], sizes: tuple[int, ...] | None, so
             raise Refused(f"{source}: block {block.id} has no Nodes: the file is cut off or wrong")
         if sizes and len(block.hosts) < sizes[0]:
             raise Refused(
-                f"{source}: block {block.id} has {len(block.hosts)} hosts and the block size is {sizes[0]}: Slurm would never use it"
+                f"{source}: block {block.id} has {len(block.hosts)} hosts and BlockSizes begins with {sizes[0]}: it is never used"
             )
         for host in block.hosts:
             if host in seen:

@@ -1,7 +1,7 @@
 """Which cluster does a model file of NVIDIA's topograph describe? (`switches:`, `blocks:` or `capacity_blocks:` in YAML.)
 
-Simulated clusters, used to try a scheduler. The label `accelerator.../domain` is the NVLink domain; `.../sub-domain` divides it and is
-read as a block. A switch without hosts and children is an empty rack there, not a mistake.
+Simulated clusters, used to try a scheduler. The label `accelerator.../domain` is the NVLink domain; `.../sub-domain` divides it
+and is read as a block. A switch without hosts and children is an empty rack there, not a mistake.
 """
 
 from __future__ import annotations

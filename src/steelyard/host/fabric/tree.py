@@ -1,12 +1,13 @@
 """Which level has each switch, and which rail each port? Shared by the readers that see switches.
 
-Levels: 1 is a switch that has hosts. In a meshed fabric (`ibnetdiscover`) a switch's level is its distance from the nearest host; in a
-file that tells parents and children it is one more than its highest child, so that a short branch does not make a core switch a spine.
+Levels: 1 is a switch that has hosts. In a meshed fabric (`ibnetdiscover`) a switch's level is its distance from the nearest
+host; in a file that tells parents and children it is one more than its highest child, so that a short branch does not make a
+core switch a spine.
 
-Rails: a fabric is built in rails where hosts have several ports and most such hosts plug them into different leaves. Then each leaf is
-named after the devices that at least half of its hosts have there (`mlx5_0` and `HCA-1` both count as device 0: drivers number HCAs
-from 1), leaves with equal devices are one rail, and rails are numbered in the order of their devices. A port has the rail of the leaf
-that it is really plugged into, so a crossed cable shows as what it is.
+Rails: a fabric is built in rails where hosts have several ports and most such hosts plug them into different leaves. Then each
+leaf is named after the devices that at least half of its hosts have there (`mlx5_0` and `HCA-1` both count as device 0: drivers
+number HCAs from 1), leaves with equal devices are one rail, and rails are numbered in the order of their devices. A port has
+the rail of the leaf that it is really plugged into, so a crossed cable shows as what it is.
 """
 
 from __future__ import annotations
