@@ -97,7 +97,7 @@ def _leaf_groups(fabric: Fabric) -> Groups:
             continue
         root = joined.find(on[0])
         whole = sorted({leaf for each in sets[root] for leaf in each}, key=name_key) if meets[root] else on
-        groups[host] = whole[0] if len(whole) == 1 else f"{whole[0]} and {len(whole) - 1} more"
+        groups[host] = whole[0] if len(whole) == 1 else f"{whole[0]} (+{len(whole) - 1})"
     return groups
 
 
@@ -108,7 +108,7 @@ def _block_levels(fabric: Fabric) -> list[tuple[str, Groups]]:
     for size in fabric.block_sizes[1:]:
         together = size // fabric.block_sizes[0]
         merged = {
-            host: f"{fabric.blocks[place - place % together].id} and {together - 1} more"
+            host: f"{fabric.blocks[place - place % together].id} (+{together - 1})"
             for place, block in enumerate(fabric.blocks)
             for host in block.hosts
         }

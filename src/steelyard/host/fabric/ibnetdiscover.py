@@ -38,18 +38,17 @@ _CABLE = re.compile(
     r"\[(\d{1,5})\](?:\[ext \d+\])?(?:\([0-9a-fA-F]+\))?\s+"
     r'"([SHR])-([0-9a-fA-F]+)"\[(\d{1,5})\](?:\[ext \d+\])?(?:\([0-9a-fA-F]+\))?\s*#(.*)'
 )
-_SPEED = re.compile(r"(\d{1,3})x\s?([A-Z]+\d*)\s*$")
+#: `--full` writes more behind it
+_SPEED = re.compile(r"lid \d+ (\d{1,3})x([A-Z]+\d*)(?:\s|$)")
 #: lines that tell nothing needed here
 _PASSED = re.compile(
     r"#|(vendid|devid|sysimgguid|switchguid|caguid|rtguid)=|(Non-)?Chassis\b|(Spine|Line|Leaf) Nodes|\s*(Hostname|Host name):"
 )
 _LISTED = re.compile(r"(CA|SW|RT)\s+(\d{1,6})\s+(\d{1,5})\s+0x([0-9a-fA-F]+)\s+(\d{1,3})x\s+(\?\?\?|[A-Z]+\d*)(.*)")
 _PEER = re.compile(r"\s+-\s+(CA|SW|RT)\s+(\d{1,6})\s+(\d{1,5})\s+0x([0-9a-fA-F]+)\s+\(\s'(.*)'\s-\s'(.*)'\s\)\s*")
-_HOST = re.compile(r"([A-Za-z0-9][\w.-]*)(?:\s+([A-Za-z]+[A-Za-z0-9]*[_-]?\d+))?")
+_HOST = re.compile(r"([A-Za-z0-9][\w.-]*)(?:\s+([A-Za-z][\w-]*\d))?")
 _SWITCH = re.compile(r"MF\d+;(?P<name>[^;:]+):(?P<model>[^/]*)(?P<unit>/.*)?")
-_PRODUCT = re.compile(
-    r"Mellanox|NVIDIA|Intel|QLogic|Voltaire|ConnectX|InfiniHost|Infiniscale|Quantum|BlueField|Aggregation", re.I
-)
+_PRODUCT = re.compile(r"Mellanox|NVIDIA|Intel|QLogic|Voltaire|Infiniscale|SwitchX|SwitchIB|Quantum", re.I)
 _AGGREGATION = "aggregation node"
 
 
@@ -87,7 +86,7 @@ def _read_blocks(text: str, source: str) -> dict[str, _Node]:
         elif cable := _CABLE.fullmatch(line.rstrip()):
             if node is None:
                 raise Refused(f"{source}: line {number} is a port of no Switch or Ca: the beginning of the file is missing")
-            node.cables[int(cable[1])] = (f"{cable[2]}-{cable[3].lower()}", int(cable[4]), _gbps(cable[5], source, number))
+            node.cables[int(cable[1])] = (f"{cable[2]}-{cable[3].lower()}", int(cable[4]), _end_rate(cable[5], source, number))
         elif not _PASSED.match(line):
             raise Refused(f"{source}: line {number} is not written by ibnetdiscover: the file is cut off or another kind of file")
     return nodes
@@ -105,10 +104,13 @@ def _read_list(text: str, source: str) -> dict[str, _Node]:
         key = f"{_KIND[row[1]]}-{row[4].lower()}"
         node = nodes.setdefault(key, _Node(kind=_KIND[row[1]]))
         if peer is None:
-            # A port without a cable; its rate says nothing.
-            node.description = node.description or row[7].strip().strip("'")
+            # A port without a cable; its rate says nothing. Newer versions quote the name.
+            name = row[7].strip()
+            if not name or (name[0] == "'" and (name[-1] != "'" or len(name) < 2)):
+                raise Refused(f"{source}: line {number} ends before the name of its node: the file is cut off")
+            node.description = node.description or name.strip("'")
             continue
-        gbps = _gbps(f"{row[5]}x{row[6]}", source, number)
+        gbps = _rate(row[5], row[6])
         other_key = f"{_KIND[peer[1]]}-{peer[4].lower()}"
         other = nodes.setdefault(other_key, _Node(kind=_KIND[peer[1]]))
         node.description, other.description = peer[5].strip(), peer[6].strip()
@@ -124,12 +126,17 @@ def _what(kind: str) -> str:
     return {"Switch": "a switch", "Ca": "an adapter", "Rt": "a router"}[kind]
 
 
-def _gbps(text: str, source: str, line: int) -> float | None:
-    match = _SPEED.search(text)
-    if match is None:
+def _end_rate(text: str, source: str, line: int) -> float | None:
+    found = _SPEED.findall(text)
+    if not found:
         raise Refused(f"{source}: line {line} does not end with a rate such as 4xNDR: the file is cut off")
-    lane = LANE_GBPS.get(match[2])
-    return None if lane is None or not 1 <= int(match[1]) <= 16 else round(lane * int(match[1]), 3)
+    return _rate(*found[-1])
+
+
+def _rate(width: str, speed: str) -> float | None:
+    """Gbit/s; None for a generation that is not known here."""
+    lane = LANE_GBPS.get(speed)
+    return None if lane is None or not 1 <= int(width) <= 16 else round(lane * int(width), 3)
 
 
 def _check_both_ends(nodes: dict[str, _Node], source: str) -> None:
@@ -186,7 +193,7 @@ def _switch_names(nodes: dict[str, _Node]) -> dict[str, str]:
         if node.kind != "S":
             continue
         match = _SWITCH.fullmatch(node.description)
-        plain[key] = match["name"].strip() if match else "" if _PRODUCT.search(node.description) else node.description
+        plain[key] = match["name"].strip() if match else "" if _is_product(node.description) else node.description
     count = Counter(plain.values())
     for key, name in plain.items():
         match = _SWITCH.fullmatch(nodes[key].description)
@@ -205,7 +212,7 @@ def _hosts(nodes: dict[str, _Node], switches: dict[str, str], notes: list[str]) 
         if node.kind != "H" or _AGGREGATION in node.description.lower():
             continue
         match = _HOST.fullmatch(node.description)
-        if match is None or _PRODUCT.search(node.description):
+        if match is None:
             nameless += 1
             continue
         plugged = [
@@ -230,3 +237,8 @@ def _hosts(nodes: dict[str, _Node], switches: dict[str, str], notes: list[str]) 
         for host, found in sorted(ports.items(), key=lambda item: name_key(item[0]))
         if host not in twice
     ]
+
+
+def _is_product(description: str) -> bool:
+    """A switch that nobody gave a name calls itself `Infiniscale-IV Mellanox Technologies`."""
+    return not description or (" " in description and _PRODUCT.search(description) is not None)

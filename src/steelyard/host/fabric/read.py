@@ -31,7 +31,7 @@ _READERS: tuple[tuple[re.Pattern[str], Reader], ...] = (
     ),
     (re.compile(r"^(CA|SW|RT)\s+\d+\s+\d+\s+0x[0-9a-fA-F]+\s+\d+x", re.M), read_ibnetdiscover),
     (re.compile(r"^[ \t]*(#[ \t]*)?(SwitchName|BlockName|BlockSizes)[ \t]*=", re.M | re.I), read_slurm_topology),
-    (re.compile(r"^[ \t]*-?[ \t]*topology[ \t]*:", re.M), read_slurm_topology),
+    (re.compile(r"^[ \t]*(?:-[ \t]*)?topology[ \t]*:", re.M), read_slurm_topology),
     (re.compile(r"^switches[ \t]*:", re.M), read_topograph_model),
     (re.compile(rf"^{domains.LINE.pattern}[ \t\r]*$", re.M), read_domains),
 )
@@ -63,7 +63,7 @@ _USELESS: tuple[tuple[re.Pattern[str], str], ...] = (
         "the output of NetQ: give a Slurm topology or the output of ibnetdiscover",
     ),
     (
-        re.compile(r"^CA '.*'\s*$|^\s*CA type: ", re.M),
+        re.compile(r"^CA '.*'\s*$|^[ \t]*CA type: ", re.M),
         "the output of ibstat (one machine's ports): give the output of ibnetdiscover",
     ),
     (
@@ -72,10 +72,7 @@ _USELESS: tuple[tuple[re.Pattern[str], str], ...] = (
     ),
     (re.compile(r"\A\s*PARTITION\s*$", re.M), "a list of Slurm partitions: give topology.conf"),
     (re.compile(r"\A\s*<"), "an XML file: it describes one machine, give it to `topo --from` instead"),
-    (
-        re.compile(r"\A(\s*[\w.-]+\s*\n)+\s*\Z"),
-        "a list of names: add each host's cluster UUID (`host: uuid`), or give topology.conf",
-    ),
+    (re.compile(r"\A\s*[\[{]"), "JSON: give the output of ibnetdiscover or a Slurm topology"),
 )
 
 

@@ -19,7 +19,7 @@ from steelyard.host.fabric.plain_yaml import Plain, read_plain_yaml
 from steelyard.host.fabric.tree import levels_by_height, make_switches
 from steelyard.model.fabric import Fabric, FabricHost, FabricLink, FabricPort, HostGroup, name_key
 
-_SETTING = re.compile(r"(\w+)\s*=\s*(\"[^\"]*\"|\S+)")
+_SETTING = re.compile(r"\s*(\w{1,40})\s*=\s*(\"[^\"]*\"|[^\s\"]+)(?=\s|$)")
 _KEYS = {"switchname", "nodes", "switches", "linkspeed", "blockname", "blocksizes"}
 
 
@@ -31,7 +31,7 @@ class TreeSwitch(msgspec.Struct, frozen=True):
 
 def read_slurm_topology(text: str, source: str) -> Fabric:
     """The fabric of either file. `Refused` where Slurm itself would not start with it, or where it is cut off."""
-    if re.search(r"^[ \t]*-?[ \t]*topology[ \t]*:", text, re.M):
+    if re.search(r"^[ \t]*(?:-[ \t]*)?topology[ \t]*:", text, re.M):
         return _read_yaml(text, source)
     switches: list[TreeSwitch] = []
     blocks: list[HostGroup] = []
@@ -161,14 +161,13 @@ def _settings(line: str, where: str) -> dict[str, str]:
     line = line.split("#", 1)[0].strip()
     settings: dict[str, str] = {}
     end = 0
-    for match in _SETTING.finditer(line):
-        key = match[1].lower()
-        if line[end : match.start()].strip() or key not in _KEYS or key in settings:
-            break
+    while end < len(line):
+        match = _SETTING.match(line, end)
+        key = match[1].lower() if match else ""
+        if match is None or key not in _KEYS or key in settings:
+            raise Refused(f"{where} is no line of a Slurm topology: {line[end : end + 40].strip()!r} is not understood")
         settings[key] = match[2].strip('"')
         end = match.end()
-    if line[end:].strip():
-        raise Refused(f"{where} is no line of a Slurm topology: {line[end:].strip()[:40]!r} is not understood")
     return settings
 
 
