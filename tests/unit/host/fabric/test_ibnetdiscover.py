@@ -132,8 +132,9 @@ def test_a_missing_block_and_a_changed_end_are_refused() -> None:
             text[: text.rindex("vendid", 0, text.index('Ca\t1 "H-11"'))]
             + text[text.index("vendid", text.index('Ca\t1 "H-11"')) :]
         )
-    with pytest.raises(Refused, match="disagree"):
-        read(text.replace('"S-4"[1]', '"S-4"[7]'))
+    for changed in (text.replace('"S-4"[1]', '"S-4"[7]'), text.replace('"S-3"[2]', '"S-3"[1]')):
+        with pytest.raises(Refused, match="disagree"):
+            read(changed)
 
 
 def test_a_port_list_gives_hosts_and_links_and_passes_over_ports_without_cable() -> None:
