@@ -9,11 +9,14 @@ from typing import TYPE_CHECKING
 
 import click
 
+from steelyard.cli.fabric import fabric_option, gang_json, load_fabric, plan_on_fabric, render_gang
 from steelyard.cli.output import print_json, say
 from steelyard.cli.quantities import parse_bytes
 from steelyard.cli.session import home_option, json_option
 from steelyard.cli.topo import find_topology, from_option
 from steelyard.errors import Refused, SteelyardError
+from steelyard.model.fabric import Fabric
+from steelyard.model.gang import GangDemand, GangPlan
 from steelyard.model.timing import Timing
 
 if TYPE_CHECKING:
@@ -36,6 +39,7 @@ Without --from it is this machine, beside what a running Steelyard uses on it. T
 Examples:
   steelyard place --gpus H100:4 --nics 1 --cores 16
   steelyard place --from topo-m.txt --gpus 2 --occupied GPU0,GPU1 --json
+  steelyard place --fabric topology.conf --nodes 16 --gpus 8 --level block
   steelyard place --from lstopo.xml --gpus 24GB..40GB:2 --timing dedicated --cores 8
 """
 
@@ -53,6 +57,11 @@ Examples:
     show_default=True,
     help="`dedicated` and `realtime` take the cores for themselves, and local memory only.",
 )
+@fabric_option
+@click.option("--nodes", type=click.IntRange(1, 100_000), default=1, help="With --fabric: machines of the gang.")
+@click.option("--level", metavar="LEVEL", help="With --fabric: all in one such group (domain, block, leaf, spine).")
+@click.option("--prefer", metavar="LEVEL", help="With --fabric: touch as few of these groups as possible.")
+@click.option("--rails", is_flag=True, help="With --fabric: every machine on the same rails.")
 @click.option("--occupied", multiple=True, metavar="ID,…", help="Devices (and CPUs, as cpu:0-3) that somebody else has.")
 @home_option
 @json_option
@@ -63,6 +72,11 @@ def place(
     cores: int,
     memory: str | None,
     timing: str,
+    fabric: tuple[Path, ...],
+    nodes: int,
+    level: str | None,
+    prefer: str | None,
+    rails: bool,
     occupied: tuple[str, ...],
     home: Path | None,
     as_json: bool,
@@ -71,6 +85,20 @@ def place(
     from steelyard.placement.devices import DevicePlan, make_demand
     from steelyard.placement.shortage import plan_devices
 
+    names = [name.strip() for listed in occupied for name in listed.split(",") if name.strip()]
+    if fabric:
+        demand = GangDemand(
+            nodes,
+            _gpus_per_node(gpus),
+            exclusive=Timing(timing) is not Timing.BEST_EFFORT,
+            required_level=level,
+            preferred_level=prefer,
+            rails_aligned=rails,
+        )
+        _place_gang(load_fabric(fabric), demand, names, as_json)
+        return
+    if nodes > 1 or level or prefer or rails:
+        raise Refused("--nodes, --level, --prefer and --rails are about a fabric. Give --fabric FILE.", code="no-fabric")
     if not (gpus or nics or cores or memory):
         raise Refused("Nothing was asked for. Give --gpus, --nics, --cores or --memory.", code="nothing-asked")
     demand = make_demand(
@@ -79,7 +107,7 @@ def place(
     topology, users = find_topology(None, files, home)
     if not files:
         users = _ask_users(home)
-    used = make_used(topology, [*users, *(name for names in occupied for name in names.split(","))])
+    used = make_used(topology, [*users, *names])
     answer = plan_devices(topology, used, demand, alternatives=ALTERNATIVES)
     if as_json:
         print_json(plan_json(answer) if isinstance(answer, DevicePlan) else refusal_json(answer))
@@ -89,6 +117,26 @@ def place(
         say(f"There is no such place{' on this machine' if answer.never else ' now'}: {answer.detail}.")
         say(f"At most: {', '.join(f'{value} {name}' for name, value in answer.largest_possible.items())}.")
     if not isinstance(answer, DevicePlan):
+        sys.exit(NO_PLACE)
+
+
+def _gpus_per_node(gpus: str | None) -> float:
+    from steelyard.model.gpu_demand import parse_gpu_demand
+
+    demand = parse_gpu_demand(gpus) if gpus else None
+    return 0 if demand is None else demand.fraction or demand.count
+
+
+def _place_gang(fabric: Fabric, demand: GangDemand, busy: list[str], as_json: bool) -> None:
+    answer = plan_on_fabric(fabric, demand, busy)
+    if as_json:
+        print_json(gang_json(answer))
+    elif isinstance(answer, GangPlan):
+        click.echo(render_gang(answer))
+    else:
+        say(f"There is no such place{' on this fabric' if answer.never else ' now'}: {answer.detail}.")
+        say(f"At most: {answer.largest_nodes} machines.")
+    if not isinstance(answer, GangPlan):
         sys.exit(NO_PLACE)
 
 

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 
 import click
 
+from steelyard.cli.fabric import fabric_option, load_fabric, render_fabric
 from steelyard.cli.output import print_json, say
 from steelyard.cli.session import home_option, json_option, open_client
 from steelyard.errors import EdgeFailed, NotFound, Refused
@@ -27,6 +28,7 @@ Examples:
   steelyard topo
   steelyard topo --matrix
   steelyard topo --from lstopo.xml --from topo-m.txt --svg machine.svg
+  steelyard topo --fabric topology.conf
   steelyard topo --json | jq '.pairs[] | select(.class == "SYS")'
 """
 
@@ -46,6 +48,7 @@ def from_option(command: click.decorators.FC) -> click.decorators.FC:
 @click.command(help=TOPO_HELP, short_help="Show how a machine is wired, and the paths between its devices.")
 @click.argument("node", required=False)
 @from_option
+@fabric_option
 @click.option("--matrix", is_flag=True, help="Show the path of every pair of GPUs and network cards.")
 @click.option("--svg", type=click.Path(dir_okay=False, path_type=Path), metavar="OUT", help="Write a picture.")
 @click.option("--identifiers", is_flag=True, help="With --json: show UUIDs too.")
@@ -54,6 +57,7 @@ def from_option(command: click.decorators.FC) -> click.decorators.FC:
 def topo(
     node: str | None,
     files: tuple[Path, ...],
+    fabric: tuple[Path, ...],
     matrix: bool,
     svg: Path | None,
     identifiers: bool,
@@ -63,8 +67,12 @@ def topo(
     from steelyard.cli.topology_json import make_json
     from steelyard.cli.topology_text import render_matrix, render_topology
 
-    if node and files:
-        raise Refused("NODE and --from name two machines. Give one of them.", code="two-machines")
+    if sum(map(bool, (node, files, fabric))) > 1:
+        raise Refused("NODE, --from and --fabric name different things. Give one of them.", code="two-machines")
+    if fabric:
+        found = load_fabric(fabric)
+        print_json(found) if as_json else click.echo(render_fabric(found))
+        return
     topology, used = find_topology(node, files, home)
     if svg is not None:
         _write_svg(svg, topology, used, node or (files[0].name if files else "this machine"))

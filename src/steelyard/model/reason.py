@@ -20,8 +20,6 @@ class Reason(StrEnum):
     NO_NICS_LEFT = "no-nics-left"
     NO_MACHINE = "no-machine"
     BEHIND_EARLIER_JOB = "behind-earlier-job"
-    NO_GPUS_LEFT = "no-gpus-left"
-    GPUS_BEYOND_MACHINE = "gpus-beyond-machine"
     GANG_BEYOND_FABRIC = "gang-beyond-fabric"
     NO_DOMAIN_HOLDS_GANG = "no-domain-holds-gang"
     NO_ALIGNED_RAILS = "no-aligned-rails"
