@@ -35,6 +35,7 @@ COMMANDS: dict[str, Entry] = {
     "down": Entry("Steelyard", "steelyard.cli.up:down", "Stop Steelyard and end all its work."),
     "status": Entry("Steelyard", "steelyard.cli.status:status", "Show programs, addresses and whether all is well."),
     "machine": Entry("Steelyard", "steelyard.cli.machine:machine", "Show this machine: cores, memory, devices, isolation."),
+    "check": Entry("Steelyard", "steelyard.cli.check:check", "Look for what is wrong with this machine."),
     "run": Entry("Jobs", "steelyard.cli.run:run", "Run a command as a job, with its output and exit code."),
     "ps": Entry("Jobs", "steelyard.cli.jobs:ps", "List jobs."),
     "logs": Entry("Jobs", "steelyard.cli.jobs:logs", "Print what a job or function wrote."),
