@@ -1,7 +1,9 @@
-"""`steelyard check`: is this machine, or a recorded one, healthy? Observed directly, so that it works before and without any Steelyard.
+"""`steelyard check`: is this machine, or a recorded one, healthy?
 
-Exit codes say the worst that was found: 0 nothing above INFO and UNKNOWN, 1 a WARNING, 2 something CRITICAL (also what is refused),
-3 Steelyard is not reachable (only `--readmit` and `--keep` need one).
+Observed directly, so that it works before and without any Steelyard.
+
+Exit codes say the worst that was found: 0 nothing above INFO and UNKNOWN, 1 a WARNING, 2 something CRITICAL (also what is
+refused), 3 Steelyard is not reachable (only `--readmit` and `--keep` need one).
 """
 
 from __future__ import annotations
@@ -14,7 +16,6 @@ import click
 
 from steelyard.cli.output import COLOURS, person_looks, print_json
 from steelyard.cli.session import home_option, json_option
-
 from steelyard.model.health import Severity
 
 if TYPE_CHECKING:
@@ -43,7 +44,9 @@ Examples:
 
 
 @click.command(help=CHECK_HELP, short_help="Look for what is wrong with this machine.")
-@click.option("--from", "files", multiple=True, type=click.Path(path_type=Path), metavar="FILE", help="A recorded file; may be repeated.")
+@click.option(
+    "--from", "files", multiple=True, type=click.Path(path_type=Path), metavar="FILE", help="A recorded file; may be repeated."
+)
 @click.option("--expect", type=click.Path(path_type=Path), metavar="FILE", help="JSON with the hardware that should be there.")
 @click.option("--readmit", metavar="SUBJECT", help="Ask the agent for an active check, and take it back into use if it passes.")
 @click.option("--keep", is_flag=True, help="Take the hardware as it is now as the state to compare with.")
@@ -115,7 +118,7 @@ def show(health: Health) -> None:
 
 
 def render_findings(findings: tuple[Finding, ...], width: int) -> list[str]:
-    """`SEVERITY  check subjects: sentence`, wrapped, with the action indented. What is said of several subjects stands once. Pure."""
+    """`SEVERITY  check subjects: sentence`, wrapped, with the action indented. Subjects that share a sentence share a line."""
     if not findings:
         return ["UNKNOWN   Nothing was looked at."]
     groups: dict[tuple[str, ...], list[str]] = {}

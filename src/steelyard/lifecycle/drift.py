@@ -1,8 +1,8 @@
 """Is the hardware still what it was? Compares the kept topology of a machine with the one seen now.
 
-Volatile facts say nothing about hardware and are left out of hash and comparison: sources and notes, whether a port is up (health
-looks at that), drivers' index numbers and UUIDs, MIG and its instances, affinity lists, rates (an idle link lowers them), what caches
-a source can tell, and memory to less than 1 GiB (kernels reserve differently).
+Volatile facts say nothing about hardware and are left out of hash and comparison: sources and notes, whether a port is up
+(health looks at that), drivers' index numbers and UUIDs, MIG and its instances, affinity lists, rates (an idle link lowers
+them), what caches a source can tell, and memory to less than 1 GiB (kernels reserve differently).
 
 What each change takes out of use:
 - a device that is missing: that device;
@@ -34,7 +34,9 @@ def topology_hash(topology: Topology) -> str:
         "packages": topology.packages,
         "cores": sorted((core.package, core.numa_node, sorted(core.cpus)) for core in topology.cores),
         "nodes": sorted((node.id, node.memory_bytes // GIB) for node in topology.numa_nodes),
-        "gpus": sorted((gpu.id, gpu.name, (gpu.memory_bytes or 0) // GIB, gpu.pcie_width or 0, gpu.links or 0) for gpu in topology.gpus),
+        "gpus": sorted(
+            (gpu.id, gpu.name, (gpu.memory_bytes or 0) // GIB, gpu.pcie_width or 0, gpu.links or 0) for gpu in topology.gpus
+        ),
         "nics": sorted((nic.id, nic.pcie_width or 0, sorted(port.name for port in nic.ports)) for nic in topology.nics),
         "nvme": sorted((disk.id, (disk.size_bytes or 0) // GIB) for disk in topology.nvme),
         "pairs": sorted((*sorted((pair.a, pair.b)), pair.path.value, pair.links) for pair in topology.pairs),
@@ -65,7 +67,9 @@ def _check_devices(noun: str, kept: tuple[Gpu | Nic | Nvme, ...], seen: tuple[Gp
     for device in kept:
         other = now.get(device.id)
         if other is None:
-            action = "Look at its seating and power, and for what the kernel's log says of it; `check --keep` if it was taken out."
+            action = (
+                "Look at its seating and power, and for what the kernel's log says of it; `check --keep` if it was taken out."
+            )
             findings.append(_changed(device.id, f"The {noun} is missing.", action, Remedy.CHECK_POWER))
             continue
         if isinstance(device, Gpu) and isinstance(other, Gpu):
@@ -84,7 +88,11 @@ def _check_devices(noun: str, kept: tuple[Gpu | Nic | Nvme, ...], seen: tuple[Gp
 def _check_gpu(kept: Gpu, seen: Gpu) -> list[Finding]:
     findings: list[Finding] = []
     if kept.name and seen.name and kept.name != seen.name:
-        findings.append(_changed(kept.id, f"It is another GPU: {seen.name}, not {kept.name}.", "`check --keep` if that is meant.", Remedy.NONE))
+        findings.append(
+            _changed(
+                kept.id, f"It is another GPU: {seen.name}, not {kept.name}.", "`check --keep` if that is meant.", Remedy.NONE
+            )
+        )
     if kept.memory_bytes and seen.memory_bytes and seen.memory_bytes < kept.memory_bytes * (1 - MEMORY_TOLERANCE):
         sentence = f"The GPU has {seen.memory_bytes / GIB:.1f} GiB of memory, and had {kept.memory_bytes / GIB:.1f}."
         findings.append(_changed(kept.id, sentence, "Run the maker's diagnostics.", Remedy.RUN_DIAGNOSTICS))
@@ -127,13 +135,14 @@ def _check_memory(kept: Topology, seen: Topology) -> list[Finding]:
     for node in kept.numa_nodes:
         left = now.get(node.id, 0)
         if node.memory_bytes and seen.numa_nodes and left < node.memory_bytes * (1 - MEMORY_TOLERANCE) - GIB / 2:
-            sentence = f"NUMA node {node.id} has {left / GIB:.1f} GiB of memory, and had {node.memory_bytes / GIB:.1f}: a module is missing."
+            had = node.memory_bytes / GIB
+            sentence = f"NUMA node {node.id} has {left / GIB:.1f} GiB, and had {had:.1f}: a module is missing."
             action = "Look for memory errors in the management log, then at the modules' seating."
             findings.append(_changed(f"numa:{node.id}", sentence, action, Remedy.REPLACE))
-    if not kept.numa_nodes and kept.memory_bytes and seen.memory_bytes:
-        if seen.memory_bytes < kept.memory_bytes * (1 - MEMORY_TOLERANCE) - GIB / 2:
-            sentence = f"The machine has {seen.memory_bytes / GIB:.1f} GiB of memory, and had {kept.memory_bytes / GIB:.1f}."
-            findings.append(Finding("drift", NODE, Severity.WARNING, sentence, "Look at the memory modules.", Remedy.REPLACE))
+    before, after = kept.memory_bytes or 0, seen.memory_bytes or kept.memory_bytes or 0
+    if not kept.numa_nodes and after < before * (1 - MEMORY_TOLERANCE) - GIB / 2:
+        sentence = f"The machine has {after / GIB:.1f} GiB of memory, and had {before / GIB:.1f}."
+        findings.append(Finding("drift", NODE, Severity.WARNING, sentence, "Look at the memory modules.", Remedy.REPLACE))
     return findings
 
 

@@ -1,4 +1,6 @@
-"""Has the machine what it should have? Compares facts with a list of the hardware that was bought (GCM's manifests have this form).
+"""Has the machine what it should have?
+
+Compares facts with a list of the hardware that was bought (GCM's manifests have this form).
 
 Pure. What the facts do not tell is UNKNOWN, never PASS.
 """
@@ -55,7 +57,9 @@ def _check_pci(expected: Expectation, seen: Sequence[PciFact]) -> list[Finding]:
     if not expected.pci:
         return []
     if not seen:
-        return [Finding("expected-pci", "pcie", Severity.UNKNOWN, "The facts tell no PCIe links, so that devices can't be compared.")]
+        return [
+            Finding("expected-pci", "pcie", Severity.UNKNOWN, "The facts tell no PCIe links, so that devices can't be compared.")
+        ]
     by_address = {link.pci: link for link in seen}
     findings: list[Finding] = []
     for address, wanted in expected.pci.items():
@@ -64,7 +68,16 @@ def _check_pci(expected: Expectation, seen: Sequence[PciFact]) -> list[Finding]:
         if link is None:
             action = "Look at its seating and power; it may have fallen off the bus."
             findings.append(
-                Finding("expected-pci", address, Severity.CRITICAL, f"The {where} is missing.", action, Remedy.CHECK_POWER, (), (address,))
+                Finding(
+                    "expected-pci",
+                    address,
+                    Severity.CRITICAL,
+                    f"The {where} is missing.",
+                    action,
+                    Remedy.CHECK_POWER,
+                    (),
+                    (address,),
+                )
             )
             continue
         wrong: list[str] = []
@@ -77,7 +90,14 @@ def _check_pci(expected: Expectation, seen: Sequence[PciFact]) -> list[Finding]:
             # GPUs and idle disks lower their speed; only lanes are sure to be a fault.
             severity = Severity.WARNING if "lanes" in wrong[0] else Severity.INFO
             findings.append(
-                Finding("expected-pci", address, severity, f"The {where} runs with {', '.join(wrong)}.", "Look at its seating.", Remedy.CHECK_LINK)
+                Finding(
+                    "expected-pci",
+                    address,
+                    severity,
+                    f"The {where} runs with {', '.join(wrong)}.",
+                    "Look at its seating.",
+                    Remedy.CHECK_LINK,
+                )
             )
     if not findings:
         findings.append(Finding("expected-pci", "pcie", Severity.PASS, f"All {len(expected.pci)} PCIe devices are there."))
@@ -117,7 +137,11 @@ def _check_ports(expected: ExpectedPorts, seen: Sequence[PortFact]) -> list[Find
     if not expected.interfaces:
         return []
     if not seen:
-        return [Finding("expected-ib", "ports", Severity.UNKNOWN, "The facts tell no InfiniBand ports, so that they can't be compared.")]
+        return [
+            Finding(
+                "expected-ib", "ports", Severity.UNKNOWN, "The facts tell no InfiniBand ports, so that they can't be compared."
+            )
+        ]
     rate = (expected.link_rate or "").partition(" ")[0]
     wanted_gbps = float(rate) if rate.replace(".", "", 1).isdigit() else None
     by_device = {port.device: port for port in seen}
@@ -127,7 +151,11 @@ def _check_ports(expected: ExpectedPorts, seen: Sequence[PortFact]) -> list[Find
         if port is None:
             action = "Look at its seating and power."
             blocks = (want.mlx,)
-            findings.append(Finding("expected-ib", want.mlx, Severity.CRITICAL, "The card is missing.", action, Remedy.CHECK_POWER, (), blocks))
+            findings.append(
+                Finding(
+                    "expected-ib", want.mlx, Severity.CRITICAL, "The card is missing.", action, Remedy.CHECK_POWER, (), blocks
+                )
+            )
         elif wanted_gbps is not None and port.gbps is not None and port.gbps != wanted_gbps:
             sentence = f"It runs at {port.gbps:g} instead of {wanted_gbps:g} Gbit/s."
             action = "Look at cable and transceiver, and at the rate that the switch's port allows."

@@ -1,7 +1,7 @@
 """How healthy is the machine that these facts were read from? Facts in, findings out, one for every check; never fails.
 
-A part that was looked at and has nothing to say of itself (no InfiniBand, no SEL) gives no finding; one that could not be looked at
-gives UNKNOWN with the reason. Never reads anything itself.
+A part that was looked at and has nothing to say of itself (no InfiniBand, no SEL) gives no finding; one that could not be
+looked at gives UNKNOWN with the reason. Never reads anything itself.
 """
 
 from __future__ import annotations

@@ -1,9 +1,9 @@
 """Are the machine's links as good as those beside them? Ports, interfaces and PCIe links in, findings out.
 
-What a port should do is taken from its peers: ports of the same card model and link layer in the same machine. A port that is down
-while most of its peers carry traffic is CRITICAL (work that uses every rail would fail on it); while some do, a WARNING; while none
-does, it was never used: INFO when disabled, WARNING when it looks for a partner ("polling") without finding one. InfiniBand that is
-up but not ACTIVE has no subnet manager, and carries nothing.
+What a port should do is taken from its peers: ports of the same card model and link layer in the same machine. A port that is
+down while most of its peers carry traffic is CRITICAL (work that uses every rail would fail on it); while some do, a WARNING;
+while none does, it was never used: INFO when disabled, WARNING when it looks for a partner ("polling") without finding one.
+InfiniBand that is up but not ACTIVE has no subnet manager, and carries nothing.
 """
 
 from __future__ import annotations
@@ -37,7 +37,9 @@ def judge_ports(ports: Sequence[PortFact], interfaces: Sequence[InterfaceFact] =
         sentence = f"{_many(len(fine), 'port')} active" + (f" at {rates} Gbit/s." if rates else ".")
         findings.append(Finding("ib-port", "ports", Severity.PASS, sentence))
     elif ports and not findings:
-        findings.append(Finding("ib-counters", "ports", Severity.PASS, f"The error counts of {_many(len(ports), 'port')} are low."))
+        findings.append(
+            Finding("ib-counters", "ports", Severity.PASS, f"The error counts of {_many(len(ports), 'port')} are low.")
+        )
     return findings
 
 
@@ -50,14 +52,18 @@ def _judge_state(port: PortFact, peers: Sequence[PortFact]) -> Finding | None:
     if port.state in ("init", "armed"):
         sentence = f"The link is up but in state {port.state}: no subnet manager has activated it."
         if port.link == "Ethernet":
-            return _port(port, Severity.WARNING, sentence, Remedy.CONFIGURE, "Look at the card's Ethernet configuration.", evidence)
+            return _port(
+                port, Severity.WARNING, sentence, Remedy.CONFIGURE, "Look at the card's Ethernet configuration.", evidence
+            )
         return _port(port, Severity.CRITICAL, sentence, Remedy.CONFIGURE, "Look at the fabric's subnet manager.", evidence)
     if port.state is None:
         return _port(port, Severity.UNKNOWN, "Its state could not be read.", Remedy.NONE, "", evidence)
     disabled = port.physical in ("disabled", "sleep")
     where = "It is disabled" if disabled else f"It is down ({port.physical or 'no physical state'})"
     beside = f"{active} of {len(peers)} other ports of its kind are active"
-    action = "Enable the port, or take it out of the inventory." if disabled else "Look at cable, transceiver and the switch's port."
+    action = (
+        "Enable the port, or take it out of the inventory." if disabled else "Look at cable, transceiver and the switch's port."
+    )
     remedy = Remedy.CONFIGURE if disabled else Remedy.CHECK_LINK
     if active * 2 > len(peers):
         return _port(port, Severity.CRITICAL, f"{where}, while {beside}.", remedy, action, evidence)
@@ -88,7 +94,17 @@ def _judge_counters(port: PortFact) -> list[Finding]:
         return []
     words = ", ".join(f"{name} {value}" for name, value in sorted(high.items()))
     action = "Look at cable and connectors; reset the counters and see how fast they grow."
-    return [_port(port, Severity.WARNING, f"It has counted many errors: {words}.", Remedy.CHECK_LINK, action, (words,), check="ib-counters")]
+    return [
+        _port(
+            port,
+            Severity.WARNING,
+            f"It has counted many errors: {words}.",
+            Remedy.CHECK_LINK,
+            action,
+            (words,),
+            check="ib-counters",
+        )
+    ]
 
 
 def judge_interfaces(interfaces: Sequence[InterfaceFact]) -> list[Finding]:
@@ -127,7 +143,12 @@ def _judge_interface(each: InterfaceFact, all_interfaces: Sequence[InterfaceFact
             sentence = f"Its MTU is {each.mtu}, the configuration asks for {each.mtu_configured}."
             add(Severity.WARNING, sentence, Remedy.CONFIGURE, f"Set it: ip link set {each.name} mtu {each.mtu_configured}.")
         elif any(other.mtu is not None and each.mtu is not None and each.mtu < other.mtu for other in peers):
-            add(Severity.WARNING, f"Its MTU of {each.mtu} is less than that of others in its bond.", Remedy.CONFIGURE, "Set one MTU for all.")
+            add(
+                Severity.WARNING,
+                f"Its MTU of {each.mtu} is less than that of others in its bond.",
+                Remedy.CONFIGURE,
+                "Set one MTU for all.",
+            )
     return findings
 
 

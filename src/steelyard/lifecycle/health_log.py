@@ -1,8 +1,9 @@
 """What do the lines of a kernel log mean for the machine's devices? Log events in, findings out.
 
-An Xid is judged by its kind (`xid.py`), an SXid by its fatality (`sxid.py`) and, where that leaves it open, by the line's own word.
-Xid 45 is the driver clearing away after another error: where that other one is named in the line, or stands near it about the same
-device, 45 is only its consequence. A fatal SXid takes the whole machine out of use, for its mending resets every GPU and switch.
+An Xid is judged by its kind (`xid.py`), an SXid by its fatality (`sxid.py`) and, where that leaves it open, by the line's own
+word. Xid 45 is the driver clearing away after another error: where that other one is named in the line, or stands near it about
+the same device, 45 is only its consequence. A fatal SXid takes the whole machine out of use, for its mending resets every GPU
+and switch.
 """
 
 from __future__ import annotations
@@ -31,7 +32,12 @@ _MACHINE: dict[LogKind, tuple[Severity, Remedy, str, str]] = {
         "The CPU or its memory reported a hardware error that could not be corrected",
         "Take the machine out and run its maker's diagnostics.",
     ),
-    LogKind.CRASH: (Severity.CRITICAL, Remedy.REBOOT, "The kernel crashed", "Keep the log, reboot, and look at what it was doing."),
+    LogKind.CRASH: (
+        Severity.CRITICAL,
+        Remedy.REBOOT,
+        "The kernel crashed",
+        "Keep the log, reboot, and look at what it was doing.",
+    ),
     LogKind.LOCKUP: (
         Severity.WARNING,
         Remedy.WATCH,
@@ -50,7 +56,12 @@ _MACHINE: dict[LogKind, tuple[Severity, Remedy, str, str]] = {
         "nvidia-peermem said that memory it had lent was already gone; it does so when programs end",
         "",
     ),
-    LogKind.THERMAL: (Severity.WARNING, Remedy.CHECK_POWER, "A CPU slowed down because it got too hot", "Look at fans, dust and inlet air."),
+    LogKind.THERMAL: (
+        Severity.WARNING,
+        Remedy.CHECK_POWER,
+        "A CPU slowed down because it got too hot",
+        "Look at fans, dust and inlet air.",
+    ),
 }
 
 
@@ -71,7 +82,11 @@ def _judge(event: LogEvent, all_events: Sequence[LogEvent]) -> Finding | None:
             return _judge_sxid(event)
         case LogKind.GPU_LOST:
             told = any(other.kind is LogKind.XID and other.code == 79 and other.device == event.device for other in all_events)
-            return None if told else _judge_xid(LogEvent(LogKind.XID, event.device, 79, text=event.text, sequence=event.sequence), ())
+            return (
+                None
+                if told
+                else _judge_xid(LogEvent(LogKind.XID, event.device, 79, text=event.text, sequence=event.sequence), ())
+            )
         case LogKind.OOM:
             return _judge_oom(event)
         case LogKind.PCIE:
@@ -169,7 +184,14 @@ def _judge_oom(event: LogEvent) -> Finding:
         sentence = f"Work was ended at its own memory limit ({_times(event)}); the machine had memory left"
         return _finding(event, NODE, Severity.INFO, sentence, Remedy.NONE, "Ask for more memory for that work.")
     sentence = f"The machine ran out of memory and the kernel ended programs ({_times(event)})"
-    return _finding(event, NODE, Severity.WARNING, sentence, Remedy.CONFIGURE, "Give work memory limits, so that it ends before the machine does.")
+    return _finding(
+        event,
+        NODE,
+        Severity.WARNING,
+        sentence,
+        Remedy.CONFIGURE,
+        "Give work memory limits, so that it ends before the machine does.",
+    )
 
 
 def _judge_pcie(event: LogEvent) -> Finding:
@@ -184,6 +206,10 @@ def _judge_pcie(event: LogEvent) -> Finding:
             Remedy.CHECK_LINK if many else Remedy.WATCH,
             action,
         )
+    if event.detail == "nonfatal":
+        action = "Look at the card's seating and its riser."
+        sentence = f"PCIe errors that cost a transfer, not the link ({_times(event)})"
+        return _finding(event, event.device, Severity.WARNING, sentence, Remedy.CHECK_LINK, action)
     sentence = f"PCIe errors that could not be corrected ({_times(event)})"
     action = "Look at the card's seating and its riser; replace what it hangs on if it comes again."
     return _finding(event, event.device, Severity.CRITICAL, sentence, Remedy.CHECK_LINK, action, blocks=(event.device,))
@@ -191,10 +217,16 @@ def _judge_pcie(event: LogEvent) -> Finding:
 
 def _judge_disk(event: LogEvent) -> Finding:
     subject = event.device or NODE
+    if event.detail == "timeout":
+        action = "Look at the disk's firmware and its own error counts."
+        return _finding(event, subject, Severity.WARNING, f"The disk answered too late ({_times(event)})", Remedy.WATCH, action)
     if event.detail == "file-system":
         sentence, action = "The file system has an error", "Unmount it, check it, and restore what is lost."
     else:
-        sentence, action = "Reads or writes failed", "Look at the disk's own error counts (smartctl, nvme smart-log) and replace it."
+        sentence, action = (
+            "Reads or writes failed",
+            "Look at the disk's own error counts (smartctl, nvme smart-log) and replace it.",
+        )
     return _finding(event, subject, Severity.CRITICAL, f"{sentence} ({_times(event)})", Remedy.REPLACE, action, blocks=(subject,))
 
 

@@ -90,7 +90,9 @@ def _judge_bare_metal(facts: PlatformFact) -> Finding:
         return Finding("bare-metal", NODE, Severity.PASS, f"Bare metal. {evidence}")
     if steal is not None and steal >= STEAL_WARN_PERCENT:
         action = "Use bare metal, or a guest whose CPUs are its own."
-        return Finding("bare-metal", NODE, Severity.WARNING, f"A guest, not bare metal. {evidence}{stolen}", action, Remedy.CONFIGURE)
+        return Finding(
+            "bare-metal", NODE, Severity.WARNING, f"A guest, not bare metal. {evidence}{stolen}", action, Remedy.CONFIGURE
+        )
     action = "Timing promises hold only as far as the hypervisor keeps them."
     return Finding("bare-metal", NODE, Severity.INFO, f"A guest, not bare metal. {evidence}{stolen}", action)
 
@@ -125,7 +127,9 @@ def _judge_governor(facts: PlatformFact) -> Finding:
     if facts.governors is None:
         return _unknown("governor", "The CPUs' governors could not be read.")
     if not facts.governors:
-        return Finding("governor", NODE, Severity.INFO, "The machine lets nobody set its CPUs' speed (guests, or firmware in charge).")
+        return Finding(
+            "governor", NODE, Severity.INFO, "The machine lets nobody set its CPUs' speed (guests, or firmware in charge)."
+        )
     slow = {name: count for name, count in facts.governors.items() if name not in ("performance", "schedutil")}
     words = ", ".join(f"{name} on {count} CPUs" for name, count in sorted(facts.governors.items()))
     if slow:
@@ -149,7 +153,7 @@ def _judge_numa(facts: PlatformFact) -> list[Finding]:
     most = max((node.memory_bytes for node in filled), default=0)
     for node in filled:
         if node.memory_bytes < most * (1 - IMBALANCE):
-            sentence = f"NUMA node {node.id} has {_gib(node.memory_bytes)}, another has {_gib(most)}: a module may be missing or disabled."
+            sentence = f"NUMA node {node.id} has {_gib(node.memory_bytes)}, another has {_gib(most)}: is a module missing?"
             action = "Compare the modules that firmware lists with those that were bought."
             findings.append(Finding("numa", f"numa:{node.id}", Severity.WARNING, sentence, action, Remedy.REPLACE))
     bare = [node for node in nodes if not node.cpus and node.memory_bytes]
@@ -171,17 +175,23 @@ def _judge_memory_settings(facts: PlatformFact) -> list[Finding]:
     if facts.hugepages_total is None:
         findings.append(_unknown("hugepages", "Huge pages could not be read."))
     else:
-        reserved = f"{facts.hugepages_total} reserved, {facts.hugepages_free or 0} free" if facts.hugepages_total else "none reserved"
+        reserved = (
+            f"{facts.hugepages_total} reserved, {facts.hugepages_free or 0} free" if facts.hugepages_total else "none reserved"
+        )
         thp = f"; transparent ones: {facts.transparent_hugepages}" if facts.transparent_hugepages else ""
         findings.append(Finding("hugepages", NODE, Severity.PASS, f"Huge pages: {reserved}{thp}."))
     if facts.swap_total_bytes is None:
         findings.append(_unknown("swap", "Swap could not be read."))
     elif facts.swap_used_bytes:
         sentence = f"{_gib(facts.swap_used_bytes)} of memory is swapped out: such work waits for disks."
-        findings.append(Finding("swap", NODE, Severity.WARNING, sentence, "Switch swap off, or give work memory limits.", Remedy.CONFIGURE))
+        findings.append(
+            Finding("swap", NODE, Severity.WARNING, sentence, "Switch swap off, or give work memory limits.", Remedy.CONFIGURE)
+        )
     elif facts.swap_total_bytes:
         sentence = f"{_gib(facts.swap_total_bytes)} of swap is on, none used."
-        findings.append(Finding("swap", NODE, Severity.INFO, sentence, "Switch it off for even timing: swapoff -a", Remedy.CONFIGURE))
+        findings.append(
+            Finding("swap", NODE, Severity.INFO, sentence, "Switch it off for even timing: swapoff -a", Remedy.CONFIGURE)
+        )
     else:
         findings.append(Finding("swap", NODE, Severity.PASS, "No swap."))
     dimms = facts.dimms
@@ -204,7 +214,9 @@ def _judge_iommu(facts: PlatformFact) -> Finding:
         return Finding("iommu", NODE, Severity.INFO, "The IOMMU is off: devices reach all memory, at full speed and unfenced.")
     if passthrough:
         return Finding("iommu", NODE, Severity.PASS, f"The IOMMU is on in passthrough mode, {facts.iommu_groups} groups.")
-    sentence = f"The IOMMU translates every access ({facts.iommu_groups} groups): transfers between GPUs and network cards slow down."
+    sentence = (
+        f"The IOMMU translates every access ({facts.iommu_groups} groups): transfers between GPUs and network cards slow down."
+    )
     return Finding("iommu", NODE, Severity.INFO, sentence, "Boot with iommu=pt where guests need no fence.", Remedy.CONFIGURE)
 
 
@@ -214,7 +226,9 @@ def _judge_heat(facts: PlatformFact) -> list[Finding]:
         findings.append(_unknown("cpu-heat", "This CPU does not tell how often it was slowed down by heat."))
     elif facts.throttled:
         sentence = f"CPUs were slowed down by heat {facts.throttled} times since boot."
-        findings.append(Finding("cpu-heat", NODE, Severity.WARNING, sentence, "Look at fans, dust and inlet air.", Remedy.CHECK_POWER))
+        findings.append(
+            Finding("cpu-heat", NODE, Severity.WARNING, sentence, "Look at fans, dust and inlet air.", Remedy.CHECK_POWER)
+        )
     else:
         findings.append(Finding("cpu-heat", NODE, Severity.PASS, "No CPU was slowed down by heat since boot."))
     if facts.crash_records is None:
@@ -250,7 +264,18 @@ def judge_ecc(counts: Sequence[EccFact]) -> list[Finding]:
             findings.append(Finding("ecc", each.subject, Severity.UNKNOWN, "Its memory errors can't be read; ECC may be off."))
         elif each.remap_failed:
             action = "Run diagnostics on the GPU and plan to replace it."
-            findings.append(Finding("ecc", each.subject, Severity.CRITICAL, "Bad memory could not be set aside.", action, Remedy.REPLACE, (), blocks))
+            findings.append(
+                Finding(
+                    "ecc",
+                    each.subject,
+                    Severity.CRITICAL,
+                    "Bad memory could not be set aside.",
+                    action,
+                    Remedy.REPLACE,
+                    (),
+                    blocks,
+                )
+            )
         elif each.uncorrected:
             sentence = f"{each.uncorrected} memory errors could not be corrected."
             action = "Reset the GPU." if gpu else "Find the memory module by its EDAC label and replace it."
@@ -261,7 +286,11 @@ def judge_ecc(counts: Sequence[EccFact]) -> list[Finding]:
             findings.append(Finding("ecc", each.subject, Severity.WARNING, sentence, action, Remedy.RESET_GPU))
         elif (each.corrected or 0) >= CORRECTED_MANY:
             action = "Plan to replace the memory module." if not gpu else "Watch it; run diagnostics at the next maintenance."
-            findings.append(Finding("ecc", each.subject, Severity.WARNING, f"{each.corrected} memory errors were corrected.", action, Remedy.WATCH))
+            findings.append(
+                Finding(
+                    "ecc", each.subject, Severity.WARNING, f"{each.corrected} memory errors were corrected.", action, Remedy.WATCH
+                )
+            )
     if counts and not findings:
         findings.append(Finding("ecc", "memory", Severity.PASS, f"No memory errors in {len(counts)} counters that matter."))
     return findings
@@ -284,7 +313,13 @@ def _judge_disk(disk: DiskFact) -> list[Finding]:
         findings.append(Finding("disk", disk.mount or disk.name, severity, sentence, action, remedy, (), blocks))
 
     if disk.mount == "/" and disk.read_only:
-        add(Severity.CRITICAL, "The root file system is mounted read-only.", "Look for disk errors in the log.", Remedy.REPLACE, block=True)
+        add(
+            Severity.CRITICAL,
+            "The root file system is mounted read-only.",
+            "Look for disk errors in the log.",
+            Remedy.REPLACE,
+            block=True,
+        )
     if disk.size_bytes and disk.free_bytes is not None and not disk.read_only:
         share = disk.free_bytes / disk.size_bytes
         words = f"{_gib(disk.free_bytes)} of {_gib(disk.size_bytes)} free ({100 * share:.0f} %)."
@@ -296,11 +331,22 @@ def _judge_disk(disk: DiskFact) -> list[Finding]:
     if disk.state is not None and disk.state not in ("live", "new", "resetting", "connecting"):
         add(Severity.CRITICAL, f"The controller is {disk.state}.", "Replace the disk.", Remedy.REPLACE, block=True)
     if disk.critical_warning:
-        add(Severity.CRITICAL, f"The disk warns of itself (bits {disk.critical_warning:#x}).", "Replace the disk.", Remedy.REPLACE, block=True)
+        add(
+            Severity.CRITICAL,
+            f"The disk warns of itself (bits {disk.critical_warning:#x}).",
+            "Replace the disk.",
+            Remedy.REPLACE,
+            block=True,
+        )
     if disk.media_errors:
         add(Severity.WARNING, f"The disk counted {disk.media_errors} media errors.", "Plan to replace the disk.", Remedy.REPLACE)
     if disk.life_used_percent is not None and disk.life_used_percent >= 90:
-        add(Severity.WARNING, f"{disk.life_used_percent} % of its rated life is used.", "Plan to replace the disk.", Remedy.REPLACE)
+        add(
+            Severity.WARNING,
+            f"{disk.life_used_percent} % of its rated life is used.",
+            "Plan to replace the disk.",
+            Remedy.REPLACE,
+        )
     return findings
 
 

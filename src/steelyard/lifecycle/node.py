@@ -1,9 +1,9 @@
 """What of this machine may be used, and what has to happen before more may be?
 
-Health findings, ends of work and active checks in, the next `NodeHealth` out. Pure. A subject is the machine (`node`), a device, a
-memory node, or two devices together (`a+b`). All changes go through `TRANSITIONS`: CRITICAL takes a subject out of use by itself,
-and only a passed active check puts it back. That its log line has scrolled away, the finding is gone, the agent or the machine
-restarted: none of that does.
+Health findings, ends of work and active checks in, the next `NodeHealth` out. Pure. A subject is the machine (`node`), a
+device, a memory node, or two devices together (`a+b`). All changes go through `TRANSITIONS`: CRITICAL takes a subject out of
+use by itself, and only a passed active check puts it back. That its log line has scrolled away, the finding is gone, the agent
+or the machine restarted: none of that does.
 """
 
 from __future__ import annotations
@@ -158,7 +158,9 @@ def apply_check(node: NodeHealth, subject: str, findings: Sequence[Finding], ans
     UNKNOWN, WARNING or CRITICAL. `answered`: the last line of the kernel's log that stood there before the check began."""
     bad = [finding for finding in findings if finding.severity.rank > Severity.INFO.rank]
     if bad or not any(finding.severity is Severity.PASS for finding in findings):
-        why = "; ".join(f"{each.check} {each.severity.value}: {each.sentence}" for each in bad[:3]) or "nothing could be looked at"
+        why = (
+            "; ".join(f"{each.check} {each.severity.value}: {each.sentence}" for each in bad[:3]) or "nothing could be looked at"
+        )
         return _move(node, subject, NodeState.DRAINED, f"the active check did not pass: {why}")
     hold = node.hold(subject)
     step = _move(node, subject, NodeState.READY, "the active check passed")
@@ -182,4 +184,9 @@ def _move(node: NodeHealth, subject: str, state: NodeState, why: str) -> Move:
 
 def _same(a: Finding, b: Finding) -> bool:
     """The same thing said again: counts and evidence may have grown."""
-    return (a.check, a.subject, a.remedy, a.sentence.partition("(")[0]) == (b.check, b.subject, b.remedy, b.sentence.partition("(")[0])
+    return (a.check, a.subject, a.remedy, a.sentence.partition("(")[0]) == (
+        b.check,
+        b.subject,
+        b.remedy,
+        b.sentence.partition("(")[0],
+    )

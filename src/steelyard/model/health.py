@@ -15,7 +15,7 @@ NODE = "node"
 
 
 class Severity(StrEnum):
-    """From the best to the worst. UNKNOWN stands between INFO and WARNING: nobody has seen anything wrong, nor that all is well."""
+    """From the best to the worst. UNKNOWN stands between INFO and WARNING: nobody has seen that all is well, nor the contrary."""
 
     PASS = "PASS"
     INFO = "INFO"

@@ -1,5 +1,8 @@
-"""How do the disks stand? Mounted file systems and their space, NVMe controllers, from a root; or the JSON of `lsblk` and `nvme smart-log`.
-Never reads serial numbers."""
+"""How do the disks stand?
+
+Mounted file systems and their space, NVMe controllers, from a root; or the JSON of `lsblk` and `nvme smart-log`. Never reads
+serial numbers.
+"""
 
 from __future__ import annotations
 

@@ -1,5 +1,8 @@
-"""How many memory errors were counted? Main memory from EDAC under a root; GPUs from `nvidia-smi`, where it is; module slots from the text of
-`dmidecode`, whose serial numbers are passed over."""
+"""How many memory errors were counted?
+
+Main memory from EDAC under a root; GPUs from `nvidia-smi`, where it is; module slots from the text of `dmidecode`, whose serial
+numbers are passed over.
+"""
 
 from __future__ import annotations
 

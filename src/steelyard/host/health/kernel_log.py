@@ -59,14 +59,27 @@ _XID = re.compile(rf"\bXid \({_PCI}\): (\d{{1,5}})")
 _SXID = re.compile(rf"\bSXid \({_PCI}\): (\d{{1,6}})(?:, (Non-fatal|Fatal|Corrected))?", re.IGNORECASE)
 _FABRIC_SXID = re.compile(rf"NVSwitch (non-fatal|fatal) error (\d{{1,6}}) .{{0,60}}?pci bus id {_PCI}", re.IGNORECASE)
 _GPU_LOST = re.compile(rf"NVRM: GPU (?:at )?{_PCI}: GPU has fallen off the bus")
-_AER = re.compile(rf"(?:pcieport|AER).{{0,80}}?{_PCI}.{{0,120}}?(?:(uncorrect\w*|fatal)|(correct\w*))", re.IGNORECASE)
-_BLOCK = re.compile(r"\b(?:I/O error, dev|blk_update_request: .{0,40}error, dev) ([\w-]+)")
+_AER = re.compile(r"\bAER: .{0,60}\b(un\w*correct\w*|corrected)\b(?: \((non-fatal|fatal)\))?", re.IGNORECASE)
+_PCI_ADDRESS = re.compile(r"\b[0-9a-f]{4,8}:[0-9a-f]{2}:[0-9a-f]{2}\.[0-7]\b")
+_BLOCK = re.compile(r"\b(?:I/O error, dev|blk_update_request: .{0,40}error, dev) (?!loop|sr\d|fd\d|ram|nbd)([\w-]+)")
 _NVME = re.compile(r"\bnvme (nvme\d+): .{0,80}?(timeout|controller is down|Removing after probe failure|I/O \d+ QID \d+ timeout)")
-_FILESYSTEM = re.compile(r"(EXT4-fs error \(device ([\w-]+)\)|XFS \(([\w-]+)\): .{0,80}(?:corruption|shutdown)|Remounting filesystem read-only)", re.IGNORECASE)
-_LOCKUP = re.compile(r"(soft lockup|hard LOCKUP|hung_task|blocked for more than \d+ seconds|rcu_sched .{0,40}stall|rcu: INFO: .{0,40}stall)", re.IGNORECASE)
-_CRASH = re.compile(r"(Kernel panic|BUG: unable to handle|Oops: |general protection fault|sysrq: .{0,20}Trigger a crash)")
+_FILESYSTEM = re.compile(
+    r"(EXT4-fs error \(device ([\w-]+)\)|XFS \(([\w-]+)\): .{0,80}(?:corruption|shutdown)|Remounting filesystem read-only)",
+    re.IGNORECASE,
+)
+_LOCKUP = re.compile(
+    r"(soft lockup|hard LOCKUP|hung_task|blocked for more than \d+ seconds|rcu_sched .{0,40}stall|rcu: INFO: .{0,40}stall)",
+    re.IGNORECASE,
+)
+#: programs of users that fault say `traps: NAME[PID] general protection fault`: that is no crash of the kernel
+_CRASH = re.compile(
+    r"(Kernel panic|BUG: unable to handle|Oops: |^general protection fault|sysrq: .{0,20}Trigger a crash)", re.MULTILINE
+)
 _SEGFAULT = re.compile(r"\bsegfault at \S+ ip \S+ sp \S+ error \d+ in (lib(?:nccl|rccl)[\w.+-]*)")
-_HARDWARE = re.compile(r"(mce: |\[Hardware Error\]|EDAC \w+: .{0,20}[CU]E )")
+_HARDWARE = re.compile(r"(\[Hardware Error\]|Machine Check Exception|EDAC \w+: .{0,20}[CU]E )")
+_UNCORRECTED = re.compile(
+    r"uncorrected|severity: (?:fatal|recoverable)|context corrupt|Machine Check Exception|deferred|\bUE\b", re.IGNORECASE
+)
 _THROTTLE = re.compile(r"(temperature above threshold|cpu clock throttled)", re.IGNORECASE)
 _OOM_ID = re.compile(r"oom-kill:constraint=(CONSTRAINT_\w+|\w+)")
 _OOM = re.compile(r"(Out of memory: Kill(?:ed)? process|Memory cgroup out of memory: Kill(?:ed)? process)")
@@ -139,22 +152,20 @@ def read_message(text: str) -> LogEvent | None:
     if (match := _SEGFAULT.search(text)) is not None:
         return LogEvent(LogKind.SEGFAULT, detail=match[1])
     if (match := _AER.search(text)) is not None:
-        return LogEvent(LogKind.PCIE, pci_of(match[1]), detail="" if match[2] else "corrected")
+        corrected, named = match[1].lower() == "corrected", _PCI_ADDRESS.findall(text.lower())
+        detail = "corrected" if corrected else "nonfatal" if (match[2] or "").lower() == "non-fatal" else ""
+        return LogEvent(LogKind.PCIE, pci_of(named[-1]) if named else "", detail=detail)
     return _read_machine(text)
 
 
 def _read_machine(text: str) -> LogEvent | None:
     if _HARDWARE.search(text) is not None:
-        if "EDAC" in text or "orrected" in text:
-            corrected = re.search(r"[Uu]ncorrected|\bUE\b", text) is None
-        else:
-            corrected = False
-        informative = re.search(r"mce: (?:CPU0: Thermal|\[Firmware|using|CPU supports|.{0,30}banks)|CMCI storm", text) is not None
-        return None if informative else LogEvent(LogKind.HARDWARE, detail="corrected" if corrected else "")
+        # A record has many lines; only the one that tells the severity may make it bad.
+        return LogEvent(LogKind.HARDWARE, detail="" if _UNCORRECTED.search(text) else "corrected")
     if (match := _BLOCK.search(text)) is not None:
         return LogEvent(LogKind.DISK, match[1])
     if (match := _NVME.search(text)) is not None:
-        return LogEvent(LogKind.DISK, match[1])
+        return LogEvent(LogKind.DISK, match[1], detail="timeout" if "timeout" in match[2] else "")
     if (match := _FILESYSTEM.search(text)) is not None:
         return LogEvent(LogKind.DISK, match[2] or match[3] or "", detail="file-system")
     if _LOCKUP.search(text) is not None:
@@ -199,10 +210,10 @@ def _uptime_s(match: re.Match[str]) -> float | None:
     return float(match[1])
 
 
-def _named(month: str, year: int, *rest: str) -> float | None:
+def _named(month: str, year: int, day: str, hour: str, minute: str, second: str) -> float | None:
     word = month.lower()
     number = _MONTH.get(word) or _MONTH.get(word[:4]) or _MONTH.get(word[:3])
-    return None if number is None else _seconds(year, number, *(int(part) for part in rest), 0.0)
+    return None if number is None else _seconds(year, number, int(day), int(hour), int(minute), int(second), 0.0)
 
 
 def _seconds(year: int, month: int, day: int, hour: int, minute: int, second: int, fraction: float) -> float | None:
@@ -240,6 +251,9 @@ def observe_kernel_log(root: Path = Path("/")) -> HealthFacts:
                     continue
                 return _unread(err)
             lines += 1
+            priority = record.partition(b",")[0]
+            if not priority.isdigit() or int(priority) >= 8:
+                continue  # a program wrote it into the kernel's log: it is no word of the kernel
             take_line(events, record.decode(errors="replace").partition("\n")[0], lines)
     finally:
         os.close(fd)
@@ -249,5 +263,9 @@ def observe_kernel_log(root: Path = Path("/")) -> HealthFacts:
 
 
 def _unread(err: OSError) -> HealthFacts:
-    what = "Steelyard may not read the kernel's log; run it as root" if isinstance(err, PermissionError) else "The kernel's log can't be read"
+    what = (
+        "Steelyard may not read the kernel's log; run it as root"
+        if isinstance(err, PermissionError)
+        else "The kernel's log can't be read"
+    )
     return HealthFacts(unread=(Unread("kernel-log", "node", f"{what} ({os.strerror(err.errno or 0)})."),))

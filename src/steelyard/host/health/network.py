@@ -1,5 +1,7 @@
-"""How do the network interfaces of physical cards stand? From /sys/class/net under a root, or from a recorded `ip -json` with what
-the configuration asks for. Never reads MAC addresses."""
+"""How do the network interfaces of physical cards stand?
+
+From /sys/class/net under a root, or from a recorded `ip -json` with what the configuration asks for. Never reads MAC addresses.
+"""
 
 from __future__ import annotations
 

@@ -1,4 +1,7 @@
-"""What does everything that can be read here say about health? Joins the readers; takes some 50 ms, more where tools must be asked."""
+"""What does everything that can be read here say about health?
+
+Joins the readers; takes some 50 ms, more where tools must be asked.
+"""
 
 from __future__ import annotations
 

@@ -1,4 +1,7 @@
-"""How wide and fast are the PCIe links of GPUs, network cards and NVMe disks, beside what the devices could do? From /sys under a root."""
+"""How wide and fast are the PCIe links of GPUs, network cards and NVMe disks, beside what the devices could do?
+
+From /sys under a root.
+"""
 
 from __future__ import annotations
 
@@ -9,14 +12,23 @@ from steelyard.host.sysfs import names, read_int, read_text
 from steelyard.model.health_facts import PciFact
 
 #: PCI class (its first two bytes) -> kind
-KINDS = {0x0300: "gpu", 0x0302: "gpu", 0x0380: "gpu", 0x1200: "gpu", 0x0200: "nic", 0x0207: "nic", 0x0108: "nvme", 0x0680: "switch"}
+KINDS = {
+    0x0300: "gpu",
+    0x0302: "gpu",
+    0x0380: "gpu",
+    0x1200: "gpu",
+    0x0200: "nic",
+    0x0207: "nic",
+    0x0108: "nvme",
+    0x0680: "switch",
+}
 _ADDRESS = re.compile(r"[0-9a-f]{4,}:[0-9a-f]{2}:[0-9a-f]{2}\.[0-7]")
 #: what a device that is gone answers to every read of its configuration
 GONE_WIDTH = 63
 
 
 def observe_pci(root: Path) -> tuple[PciFact, ...]:
-    """Devices that tell a link; a recorded tree without classes gives them by what hangs below (`nvme/`, `infiniband/`, `net/`)."""
+    """Devices that tell a link. In a recorded tree without classes, `nvme/`, `infiniband/` or `net/` below tells the kind."""
     base = root / "sys/bus/pci/devices"
     found = {pci: base / pci for pci in names(base) if _ADDRESS.fullmatch(pci)}
     for bus in names(root / "sys/class/pci_bus"):

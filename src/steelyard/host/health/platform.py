@@ -1,7 +1,9 @@
-"""How is the machine set up? Kernel, clocks, governor, NUMA, huge pages, IOMMU, swap, throttling, crash records, programs that we use.
+"""How is the machine set up?
 
-Everything from files under a root; only the state of the clock's synchronisation is asked of the kernel itself. A file that is not
-there leaves its fact None.
+Kernel, clocks, governor, NUMA, huge pages, IOMMU, swap, throttling, crash records, programs that we use.
+
+Everything from files under a root; only the state of the clock's synchronisation is asked of the kernel itself. A file that is
+not there leaves its fact None.
 """
 
 from __future__ import annotations
@@ -20,7 +22,19 @@ from steelyard.host.virtualisation import observe_virtualisation
 from steelyard.model.health_facts import MemoryNodeFact, PlatformFact
 
 #: programs that make more possible where they are: what for stands in lifecycle/health_platform.py
-PACKAGES = ("crun", "runc", "numactl", "cyclictest", "stress-ng", "nvidia-smi", "ibstat", "ipmitool", "nvme", "dmidecode", "skopeo")
+PACKAGES = (
+    "crun",
+    "runc",
+    "numactl",
+    "cyclictest",
+    "stress-ng",
+    "nvidia-smi",
+    "ibstat",
+    "ipmitool",
+    "nvme",
+    "dmidecode",
+    "skopeo",
+)
 _CPU = "sys/devices/system/cpu"
 _NODE = "sys/devices/system/node"
 _CLOCK = "sys/devices/system/clocksource/clocksource0"

@@ -27,8 +27,8 @@ from steelyard.model.health_facts import HealthFacts, PlatformFact, Unread
 
 SIZE_MAX = 100 * 1024 * 1024
 FORMS = (
-    "a kernel log (dmesg, /dev/kmsg, journal, syslog, pstore), a fabric manager log, ibstat, ibstatus, perfquery, `ipmitool sel elist`, "
-    "dmidecode, `lsblk --json`, a packed tree {path: content}, or a folder with /proc and /sys"
+    "a kernel log (dmesg, /dev/kmsg, journal, syslog, pstore), a fabric manager log, ibstat, ibstatus, perfquery, "
+    "`ipmitool sel elist`, dmidecode, `lsblk --json`, a packed tree {path: content}, or a folder with /proc and /sys"
 )
 
 
@@ -71,7 +71,9 @@ def _read_text(path: Path, text: str) -> HealthFacts:
     if re.search(r"^# dmidecode ", text, re.MULTILINE):
         dimms = parse_dmidecode(text)
         if dimms is None:
-            return HealthFacts(unread=(Unread("memory-slots", "node", f"{path.name} lists no memory slots (records of type 17)."),))
+            return HealthFacts(
+                unread=(Unread("memory-slots", "node", f"{path.name} lists no memory slots (records of type 17)."),)
+            )
         return HealthFacts(platform=PlatformFact(dimms=dimms))
     if records := parse_sel(text):
         return HealthFacts(sel=records)
@@ -104,7 +106,7 @@ def _read_json(path: Path, text: str) -> HealthFacts:
         return HealthFacts(disks=parse_lsblk(document))
     if "pci" in document and "disks" in document:
         raise Refused(
-            f"{path} says what a machine should have, not what one has. Give it with --expect, and a recorded machine with --from.",
+            f"{path} says what a machine should have, not what it has: give it with --expect, and a recording with --from.",
             code="expectation",
         )
     raise Refused(f"{path} holds JSON of no form that is known here. Give {FORMS}.", code="unknown-form")

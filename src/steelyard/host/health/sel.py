@@ -1,4 +1,7 @@
-"""What did the management controller write into its event log? From the text of `ipmitool sel elist`. Record numbers are hexadecimal."""
+"""What did the management controller write into its event log?
+
+From the text of `ipmitool sel elist`. Record numbers are hexadecimal.
+"""
 
 from __future__ import annotations
 
@@ -9,7 +12,9 @@ from steelyard.host.health.ask import ask
 from steelyard.model.health_facts import HealthFacts, SelFact, Unread
 
 RECORDS_MAX = 10_000
-_ROW = re.compile(r"^\s*([0-9a-fA-F]{1,8}) \| ([^|]{1,30}) \| ([^|]{1,30}) \| ([^|]{1,80}) \| ([^|]{1,120}) \| (Asserted|Deasserted)")
+_ROW = re.compile(
+    r"^\s*([0-9a-fA-F]{1,8}) \| ([^|]{1,30}) \| ([^|]{1,30}) \| ([^|]{1,80}) \| ([^|]{1,120}) \| (Asserted|Deasserted)"
+)
 
 
 def parse_sel(text: str) -> tuple[SelFact, ...]:
