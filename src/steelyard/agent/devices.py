@@ -57,18 +57,20 @@ class DeviceEdge:
 
 
 class DeviceKeeper:
-    """Baselines and returns of all devices of one machine. `live` names the workloads that run now."""
+    """Baselines and returns of all devices of one machine. `live` names the workloads that run now,
+    `ended` those that have ended and are still known."""
 
     def __init__(
         self,
         folder: Path,
         live: Callable[[], Collection[str]],
+        ended: Callable[[], Collection[str]],
         changed: Callable[[], None],
         record: Callable[[str], None],
         edge: DeviceEdge | None = None,
     ) -> None:
         self._file = folder / FILE
-        self._live, self._changed, self._record = live, changed, record
+        self._live, self._ended, self._changed, self._record = live, ended, changed, record
         self._edge = edge or DeviceEdge()
         self._tasks: dict[str, asyncio.Task[None]] = {}
         self._said: dict[str, str] = {}
@@ -80,7 +82,7 @@ class DeviceKeeper:
 
     @property
     def waiting(self) -> tuple[str, ...]:
-        """Devices that no work has and that are not free yet."""
+        """Devices whose work has ended and that are not free yet."""
         return tuple(sorted(self._tasks))
 
     async def note_start(self, plan: Plan) -> None:
@@ -88,24 +90,19 @@ class DeviceKeeper:
         wanted = set(devices_of(plan))
         if not wanted:
             return
-        fresh = await asyncio.to_thread(self._observe_baselines, wanted)
-        # Of a device that is shared with running work the earlier baseline stands.
-        self._baselines = {
-            **fresh,
-            **{device: kept for device, kept in self._baselines.items() if device in self._in_use(wanted)},
-        }
+        fresh = await asyncio.to_thread(self._observe_baselines, wanted, set(self._live()))
+        self._baselines = {**self._baselines, **fresh}
         write_file(self._file, msgspec.json.encode(self._baselines))
 
-    def _in_use(self, wanted: Collection[str]) -> set[str]:
-        return set(self._baselines) - set(wanted) if not self._live() else set(self._baselines)
-
-    def _observe_baselines(self, wanted: Collection[str]) -> dict[str, Baseline]:
-        users = self._edge.users(self._nodes(wanted))
-        memory = self._edge.memory()
-        return {
-            device: Baseline(tuple(each.process for each in users.holders.get(device, ())), memory.get(device))
-            for device in wanted
-        }
+    def _observe_baselines(self, wanted: Collection[str], live: Collection[str]) -> dict[str, Baseline]:
+        users, memory = self._edge.users(self._nodes(wanted)), self._edge.memory()
+        found: dict[str, Baseline] = {}
+        for device in wanted:
+            holders = users.holders.get(device, ())
+            # Of a device that running work shares, the earlier baseline stands.
+            if not any(each.workload in live for each in holders):
+                found[device] = Baseline(tuple(each.process for each in holders), memory.get(device))
+        return found
 
     def note_end(self, attempt: AttemptId, plan: Plan) -> None:
         """Its processes have been killed. The devices wait from this moment on, before anybody is told that the work ended."""
@@ -128,17 +125,21 @@ class DeviceKeeper:
 
     def _look(self, device: str, attempt: AttemptId, has_memory: bool) -> bool:
         """True when the device may go back to the pool."""
-        users = self._edge.users(self._nodes([device]))
+        nodes = self._nodes([device])
+        users = self._edge.users(nodes)
         decision = decide_return(
             device,
             users.holders.get(device, ()),
             set(self._live()) - {attempt},
+            {attempt, *self._ended()},
             self._edge.memory().get(device) if has_memory else None,
             self._baselines.get(device, Baseline()),
             has_memory=has_memory,
         )
         sentence = decision.sentence
-        if decision.verdict in (Verdict.RETURN, Verdict.NOT_VERIFIED) and not users.complete:
+        if decision.verdict in (Verdict.RETURN, Verdict.NOT_VERIFIED) and not nodes[device]:
+            sentence = f"{device}: NOT VERIFIED that no process holds it; which device files it has is not known."
+        elif decision.verdict in (Verdict.RETURN, Verdict.NOT_VERIFIED) and not users.complete:
             sentence = f"{device}: NOT VERIFIED that no process holds it; only root may see what others have open."
         if self._said.get(device) != sentence:
             self._said[device] = sentence

@@ -14,6 +14,7 @@ from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 
 from steelyard.agent.cleanup import Cleanup
+from steelyard.agent.devices import DeviceKeeper, devices_of
 from steelyard.agent.identity import choose_ids, explain_start, make_env
 from steelyard.agent.reconcile import (
     Forget,
@@ -77,6 +78,7 @@ class JobKeeper:
         cgroups: Cgroups,
         clock: Clock,
         changed: Callable[[], None],
+        record: Callable[[str], None] = lambda sentence: None,
     ) -> None:
         self._paths, self._settings, self._machine = paths, settings, machine
         self._runtime, self._cleanup, self._cgroups, self._clock = runtime, cleanup, cgroups, clock
@@ -85,6 +87,12 @@ class JobKeeper:
         self._assigned: dict[AttemptId, AssignedJob] = {}
         self._tasks: set[asyncio.Task[None]] = set()
         self._timer: asyncio.TimerHandle | None = None
+        self.devices = DeviceKeeper(
+            paths.agent, lambda: self._in("starting", "running"), lambda: self._in("ended"), changed, record
+        )
+
+    def _in(self, *phases: str) -> set[str]:
+        return {attempt for attempt, state in self._attempts.items() if state.phase in phases}
 
     # -- truth from the machine
 
@@ -117,6 +125,7 @@ class JobKeeper:
         # What the main process left behind ends with it, before its cores are given to somebody else.
         self._cgroups.kill(WorkloadId(attempt))
         state.phase, state.ended_at = "ended", exited.ended_at
+        self.devices.note_end(attempt, state.plan)
         state.exit_code, state.signum = exited.exit_code, exited.signal
         state.peak_memory_bytes = reading.memory_peak_bytes or exited.peak_rss_bytes
         if exited.signal is None and exited.exit_code is None:
@@ -138,6 +147,7 @@ class JobKeeper:
             return
         self._cgroups.kill(workload)
         state.phase, state.reason = "ended", Reason.EXIT_UNKNOWN
+        self.devices.note_end(AttemptId(workload), state.plan)
         state.detail = "The process ended while its parent was down, so its exit code is not known."
         state.ended_at = self._clock.now_us()
         self._changed()
@@ -194,6 +204,8 @@ class JobKeeper:
         try:
             if job.plan.cpus:
                 self._share_cpus()
+            if devices_of(job.plan):
+                await self.devices.note_start(job.plan)
             handle = await self._runtime.start(
                 WorkloadId(job.attempt),
                 kind=KIND,

@@ -33,7 +33,7 @@ class DeviceUsers(msgspec.Struct, frozen=True):
 
 
 def observe_device_nodes(root: Path = Path("/")) -> dict[str, tuple[str, ...]]:
-    """PCI address -> the device files that only this device has. /dev/nvidiactl, nvidia-uvm and kfd belong to all GPUs at once."""
+    """PCI address -> the device files that only it has. /dev/nvidiactl, nvidia-uvm and kfd belong to all GPUs at once."""
     found: dict[str, list[str]] = {}
     gpus = root / "proc/driver/nvidia/gpus"
     for folder in names(gpus):
