@@ -244,6 +244,11 @@ class JobKeeper:
             if state.phase == "running" and state.pid is not None and state.start_time is not None
         ]
 
+    @property
+    def devices_in_use(self) -> set[str]:
+        held = (state.plan for state in self._attempts.values() if state.phase in ("starting", "running"))
+        return {device for plan in held for device in devices_of(plan)}
+
     def attempts(self) -> tuple[AttemptState, ...]:
         """For the report: everything known, terminal attempts included until they leave the assignment."""
         return tuple(

@@ -90,5 +90,5 @@ def decide_return(
             Verdict.WAIT, f"{device}: no process holds it, yet {used} MiB of its memory are used ({was} before)."
         )
     if shared:
-        return ReturnDecision(Verdict.NOT_VERIFIED, f"{device} is shared; NOT VERIFIED that this work's share of memory is free.")
+        return ReturnDecision(Verdict.NOT_VERIFIED, f"{device} is shared; NOT VERIFIED that its memory is free.")
     return ReturnDecision(Verdict.RETURN, f"{device} is free: no process holds it, its memory is as before.")

@@ -60,6 +60,19 @@ def check_drift(kept: Topology, seen: Topology) -> tuple[Finding, ...]:
     return tuple(findings)
 
 
+def tells_less(kept: Topology, seen: Topology) -> bool:
+    """Does `seen` leave out facts that `kept` has? (A driver was not loaded.) Then it must not take its place."""
+    now = {gpu.id: gpu for gpu in seen.gpus}
+    for gpu in kept.gpus:
+        other = now.get(gpu.id)
+        if other is not None and any(
+            getattr(gpu, fact) is not None and getattr(other, fact) is None for fact in ("links", "memory_bytes", "pcie_width")
+        ):
+            return True
+    counts = ((kept.pairs, seen.pairs), (kept.cores, seen.cores), (kept.numa_nodes, seen.numa_nodes))
+    return any(before and not after for before, after in counts)
+
+
 def _check_devices(noun: str, kept: tuple[Gpu | Nic | Nvme, ...], seen: tuple[Gpu | Nic | Nvme, ...]) -> list[Finding]:
     now = {device.id: device for device in seen}
     before = {device.id for device in kept}

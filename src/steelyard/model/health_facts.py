@@ -52,6 +52,8 @@ class Log(msgspec.Struct, frozen=True):
     source: str
     lines: int
     events: tuple[LogEvent, ...] = ()
+    #: number of the newest line of all
+    newest: int = 0
     #: lines that were left out because there were too many, or the log's start has been overwritten
     dropped: int = 0
 

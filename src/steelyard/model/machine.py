@@ -69,6 +69,10 @@ class Machine(msgspec.Struct, frozen=True):
     virtualisation: str
     virtualisation_detail: str
     isolation: Isolation
+    #: what the agent reports as out of use: devices, memory nodes (`numa:0`) or `node`. Nothing new is placed on them
+    blocked: tuple[str, ...] = ()
+    #: devices that nothing new may use together
+    blocked_pairs: tuple[tuple[str, str], ...] = ()
 
     @property
     def cpus(self) -> tuple[int, ...]:

@@ -92,7 +92,7 @@ def parse_log(text: str, source: str) -> Log:
     events: dict[tuple[object, ...], LogEvent] = {}
     for number, line in enumerate(lines[dropped:], dropped + 1):
         take_line(events, line, number)
-    return Log(source, len(lines), tuple(events.values()), dropped)
+    return Log(source, len(lines), tuple(events.values()), len(lines), dropped)
 
 
 def take_line(events: dict[tuple[object, ...], LogEvent], line: str, number: int) -> None:
@@ -232,7 +232,7 @@ def observe_kernel_log(root: Path = Path("/")) -> HealthFacts:
                 return HealthFacts(logs=(parse_log((root / name).read_text(errors="replace"), name),))
         return HealthFacts(unread=(Unread("kernel-log", "node", "The recorded tree holds no kernel log."),))
     events: dict[tuple[object, ...], LogEvent] = {}
-    lines = dropped = 0
+    lines = dropped = newest = 0
     try:
         fd = os.open("/dev/kmsg", os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
     except OSError as err:
@@ -251,6 +251,7 @@ def observe_kernel_log(root: Path = Path("/")) -> HealthFacts:
                     continue
                 return _unread(err)
             lines += 1
+            newest = max(newest, _number(record))
             priority = record.partition(b",")[0]
             if not priority.isdigit() or int(priority) >= 8:
                 continue  # a program wrote it into the kernel's log: it is no word of the kernel
@@ -259,7 +260,12 @@ def observe_kernel_log(root: Path = Path("/")) -> HealthFacts:
         os.close(fd)
     if lines == 0:
         return HealthFacts(unread=(Unread("kernel-log", "node", "The kernel's log is empty here; a container may hide it."),))
-    return HealthFacts(logs=(Log("kernel log", lines, tuple(events.values()), dropped),))
+    return HealthFacts(logs=(Log("kernel log", lines, tuple(events.values()), newest, dropped),))
+
+
+def _number(record: bytes) -> int:
+    parts = record.split(b",", 2)
+    return int(parts[1]) if len(parts) == 3 and parts[1].isdigit() else 0
 
 
 def _unread(err: OSError) -> HealthFacts:
