@@ -89,9 +89,7 @@ class HealthEdge:
             return probe_gpu(subject)
         if known is not None and any(disk.id == subject for disk in known.nvme):
             return probe_nvme(subject)
-        return Finding(
-            "probe", subject, Severity.UNKNOWN, "No active check is known for it."
-        )
+        return Finding("probe", subject, Severity.UNKNOWN, "No active check is known for it.")
 
 
 class HealthKeeper:

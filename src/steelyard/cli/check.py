@@ -16,6 +16,7 @@ import click
 
 from steelyard.cli.output import COLOURS, person_looks, print_json
 from steelyard.cli.session import home_option, json_option
+from steelyard.lifecycle.node import NodeState
 from steelyard.model.health import Severity
 
 if TYPE_CHECKING:
@@ -96,14 +97,40 @@ def _look(files: tuple[Path, ...], expect: Path | None) -> Health:
     return Health((*health.findings, *check_expectation(expected, facts)))
 
 
-def _ask_agent(home: Path | None, subject: str | None) -> Health:
-    """`--readmit SUBJECT`, or `--keep` where that is None."""
-    from steelyard.cli.session import new_key, open_client
-    from steelyard.model.health import Health
+#: between two looks at a check that runs, and how long one may take (a GPU's driver may need minutes to come up)
+POLL_S, PATIENCE_S = 0.5, 300.0
 
+
+def _ask_agent(home: Path | None, subject: str | None) -> Health:
+    """`--readmit SUBJECT`, or `--keep` where that is None. Waits for the check's end and says how it went."""
+    import threading
+
+    from steelyard.cli.output import Progress
+    from steelyard.cli.session import new_key, open_client
+    from steelyard.model.health import Finding, Health
+    from steelyard.wire.agent import MachineHealth
+    from steelyard.wire.api import HealthRequest
+
+    progress, pause = Progress(), threading.Event()
     with open_client(home) as client:
-        body = {"subject": subject} if subject is not None else {"keep": True}
-        return client.fetch(Health, "POST", "/v1/machine/health", body=body, key=new_key())
+        body = HealthRequest(subject=subject, keep_hardware=subject is None)
+        seen = client.fetch(MachineHealth, "POST", "/v1/machine/health", body=body, key=new_key(), wait_s=60)
+        if subject is None:
+            return Health(seen.findings)
+        for _ in range(round(PATIENCE_S / POLL_S)):
+            seen = client.fetch(MachineHealth, "GET", "/v1/machine/health")
+            hold = seen.node.hold(subject)
+            if hold is None or hold.state is not NodeState.CHECKING:
+                break
+            progress.show(f"Checking {subject}.")
+            pause.wait(POLL_S)
+        progress.clear()
+    if hold is None:
+        return Health((Finding("readmit", subject, Severity.PASS, "The active check passed; it is in use again."),))
+    sentence = f"The active check did not pass; it stays {hold.state.value}."
+    if hold.state is NodeState.CHECKING:
+        sentence = "The active check has not come to an end yet; it goes on."
+    return Health((*hold.checked, Finding("readmit", subject, Severity.CRITICAL, sentence, blocks=hold.blocks)))
 
 
 def show(health: Health) -> None:

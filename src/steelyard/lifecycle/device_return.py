@@ -67,8 +67,8 @@ def decide_return(
     *,
     has_memory: bool = True,
 ) -> ReturnDecision:
-    """`live`: workloads that run now (they may share the device); `ended`: those of which nothing may be left; `has_memory`: False
-    for network cards."""
+    """`live`: workloads that run now (they may share the device); `ended`: those of which nothing may be left. Network
+    cards have no memory of this kind (`has_memory`)."""
     strangers = [each for each in holders if each.process not in baseline.holders and each.workload not in live]
     orphans = tuple(each for each in strangers if each.workload in ended)
     if orphans:
@@ -86,9 +86,7 @@ def decide_return(
     limit = (baseline.memory_bytes or 0) + TOLERANCE_BYTES
     if memory_bytes > limit and not shared:
         used, was = memory_bytes >> 20, (baseline.memory_bytes or 0) >> 20
-        return ReturnDecision(
-            Verdict.WAIT, f"{device}: no process holds it, yet {used} MiB of its memory are used ({was} before)."
-        )
+        return ReturnDecision(Verdict.WAIT, f"{device}: no process holds it, yet {used} MiB of memory are in use ({was} before).")
     if shared:
-        return ReturnDecision(Verdict.NOT_VERIFIED, f"{device} is shared; NOT VERIFIED that its memory is free.")
+        return ReturnDecision(Verdict.NOT_VERIFIED, f"{device} is shared: NOT VERIFIED that its memory is free.")
     return ReturnDecision(Verdict.RETURN, f"{device} is free: no process holds it, its memory is as before.")

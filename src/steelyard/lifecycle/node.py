@@ -14,6 +14,7 @@ from enum import StrEnum
 import msgspec
 
 from steelyard.model.health import NODE, Finding, Health, Severity
+from steelyard.model.job import Plan
 
 
 class NodeState(StrEnum):
@@ -49,6 +50,8 @@ class Hold(msgspec.Struct, frozen=True):
     findings: tuple[Finding, ...]
     #: microseconds since the epoch
     since: int
+    #: what the last active check found, when it did not pass
+    checked: tuple[Finding, ...] = ()
 
     @property
     def subject(self) -> str:
@@ -84,6 +87,12 @@ class NodeHealth(msgspec.Struct, frozen=True):
     def blocked_pairs(self) -> tuple[tuple[str, str], ...]:
         """Devices that nothing new may use together."""
         return tuple(sorted((hold.blocks[0], hold.blocks[1]) for hold in self.holds if len(hold.blocks) == 2))
+
+
+def plan_blocked(blocked: Collection[str], pairs: Collection[tuple[str, str]], plan: Plan) -> bool:
+    """Would this plan use what is out of use? Checked once more when a plan is committed; placement keeps off it before."""
+    devices = {*plan.gpus, *plan.nics, *(f"numa:{node}" for node in plan.memory_nodes), NODE}
+    return bool(devices & set(blocked)) or any(a in devices and b in devices for a, b in pairs)
 
 
 class Move(msgspec.Struct, frozen=True):
@@ -161,7 +170,12 @@ def apply_check(node: NodeHealth, subject: str, findings: Sequence[Finding], ans
         why = (
             "; ".join(f"{each.check} {each.severity.value}: {each.sentence}" for each in bad[:3]) or "nothing could be looked at"
         )
-        return _move(node, subject, NodeState.DRAINED, f"the active check did not pass: {why}")
+        step = _move(node, subject, NodeState.DRAINED, f"the active check did not pass: {why}")
+        holds = tuple(
+            msgspec.structs.replace(each, checked=tuple(findings)[:FINDINGS_MAX]) if each.subject == subject else each
+            for each in step.health.holds
+        )
+        return Move(msgspec.structs.replace(step.health, holds=holds), step.events)
     hold = node.hold(subject)
     step = _move(node, subject, NodeState.READY, "the active check passed")
     if hold is None or step.health is node:

@@ -12,6 +12,7 @@ class Reason(StrEnum):
     NO_CORES_LEFT = "no-cores-left"
     NO_MEMORY_LEFT = "no-memory-left"
     NO_MACHINE = "no-machine"
+    NODE_DRAINED = "node-drained"
     BEHIND_EARLIER_JOB = "behind-earlier-job"
     # ends of jobs
     EXITED = "exited"
