@@ -14,7 +14,7 @@ import contextlib
 import logging
 import os
 from collections import deque
-from collections.abc import Callable, Collection
+from collections.abc import Callable, Collection, Coroutine
 from pathlib import Path
 
 import msgspec
@@ -223,7 +223,10 @@ class HealthKeeper:
         if isinstance(move, str):
             raise Conflict(move, code="no-check")
         self._take(move)
-        task = asyncio.get_running_loop().create_task(self._check(subject))
+        self._spawn(self._check(subject))
+
+    def _spawn(self, work: Coroutine[None, None, None]) -> None:
+        task = asyncio.get_running_loop().create_task(work)
         self._tasks.add(task)
         task.add_done_callback(self._tasks.discard)
 
@@ -262,7 +265,7 @@ class HealthKeeper:
         for subject in sorted(only_drift):
             self.record(f"{subject}: back in use by hand (the change of hardware is meant)")
         self._keep(msgspec.structs.replace(self._kept, node=msgspec.structs.replace(self.node, holds=holds)))
-        await self.look()
+        self._spawn(self.look())
 
     # -- the record
 

@@ -114,16 +114,17 @@ def _ask_agent(home: Path | None, subject: str | None) -> Health:
     progress, pause = Progress(), threading.Event()
     with open_client(home) as client:
         body = HealthRequest(subject=subject, keep_hardware=subject is None)
-        seen = client.fetch(MachineHealth, "POST", "/v1/machine/health", body=body, key=new_key(), wait_s=60)
+        seen = client.fetch(MachineHealth, "POST", "/v1/machine/health", body=body, key=new_key())
         if subject is None:
-            return Health(seen.findings)
+            return Health((Finding("drift", "node", Severity.PASS, "The hardware as it is now is the state to compare with."),))
         for _ in range(round(PATIENCE_S / POLL_S)):
-            seen = client.fetch(MachineHealth, "GET", "/v1/machine/health")
             hold = seen.node.hold(subject)
             if hold is None or hold.state is not NodeState.CHECKING:
                 break
             progress.show(f"Checking {subject}.")
             pause.wait(POLL_S)
+            seen = client.fetch(MachineHealth, "GET", "/v1/machine/health")
+        hold = seen.node.hold(subject)
         progress.clear()
     if hold is None:
         return Health((Finding("readmit", subject, Severity.PASS, "The active check passed; it is in use again."),))

@@ -105,8 +105,8 @@ class KeyView(msgspec.Struct, frozen=True):
 
 
 class HealthRequest(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
-    """Either an active check of `subject`, which is put back into use when it passes; or `keep_hardware`: drift is measured from the
-    hardware as it is now."""
+    """Either an active check of `subject`, which is put back into use when it passes; or, with `keep_hardware`, drift is measured
+    from the hardware as it is now."""
 
     subject: Annotated[str, Meta(min_length=1, max_length=200)] | None = None
     keep_hardware: bool = False
