@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -13,6 +14,7 @@ from steelyard.host import Cgroups
 from steelyard.host.journal import SettingsJournal
 from steelyard.host.sockdiag import SocketQueue
 from steelyard.model.machine import Machine
+from steelyard.model.topology import Topology
 from steelyard.runtime.process import ProcessRuntime
 from steelyard.runtime.spawner_client import SpawnerClient
 
@@ -35,3 +37,5 @@ class Edges:
     lib_dir: Path
     #: resident bytes that all templates together may hold before the least recently used is evicted
     template_budget_bytes: int
+    #: reads the machine's topology anew; None: drift can't be watched
+    observe_topology: Callable[[], Topology] | None = None

@@ -14,6 +14,7 @@ from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 
 from steelyard.agent.cleanup import Cleanup
+from steelyard.agent.devices import DeviceKeeper, devices_of
 from steelyard.agent.identity import choose_ids, explain_start, make_env
 from steelyard.agent.reconcile import (
     Forget,
@@ -84,6 +85,7 @@ class JobKeeper:
         clock: Clock,
         timing: TimingKeeper,
         changed: Callable[[], None],
+        record: Callable[[str], None] = lambda sentence: None,
     ) -> None:
         self._timing = timing
         self._paths, self._settings, self._machine = paths, settings, machine
@@ -95,6 +97,12 @@ class JobKeeper:
         self._timer: asyncio.TimerHandle | None = None
         #: cores of dedicated functions
         self._reserved: list[tuple[int, ...]] = []
+        self.devices = DeviceKeeper(
+            paths.agent, lambda: self._in("starting", "running"), lambda: self._in("ended"), changed, record
+        )
+
+    def _in(self, *phases: str) -> set[str]:
+        return {attempt for attempt, state in self._attempts.items() if state.phase in phases}
 
     # -- truth from the machine
 
@@ -131,6 +139,7 @@ class JobKeeper:
         state.wakeups = self._timing.observe_wakeups(attempt) or state.wakeups
         self._timing.release(attempt)
         state.phase, state.ended_at = "ended", exited.ended_at
+        self.devices.note_end(attempt, state.plan)
         state.exit_code, state.signum = exited.exit_code, exited.signal
         state.peak_memory_bytes = reading.memory_peak_bytes or exited.peak_rss_bytes
         if exited.signal is None and exited.exit_code is None:
@@ -153,6 +162,7 @@ class JobKeeper:
         self._cgroups.kill(workload)
         self._timing.release(AttemptId(workload))
         state.phase, state.reason = "ended", Reason.EXIT_UNKNOWN
+        self.devices.note_end(AttemptId(workload), state.plan)
         state.detail = "The process ended while its parent was down, so its exit code is not known."
         state.ended_at = self._clock.now_us()
         self._changed()
@@ -212,6 +222,8 @@ class JobKeeper:
             if job.plan.cpus:
                 self._share_cpus()
             self._timing.hold(job.attempt, job.plan)
+            if devices_of(job.plan):
+                await self.devices.note_start(job.plan)
             handle = await self._runtime.start(
                 WorkloadId(job.attempt),
                 kind=KIND,
@@ -258,6 +270,11 @@ class JobKeeper:
             for attempt, state in self._attempts.items()
             if state.phase == "running" and state.pid is not None and state.start_time is not None
         ]
+
+    @property
+    def devices_in_use(self) -> set[str]:
+        held = (state.plan for state in self._attempts.values() if state.phase in ("starting", "running"))
+        return {device for plan in held for device in devices_of(plan)}
 
     def attempts(self) -> tuple[AttemptState, ...]:
         """For the report: everything known, terminal attempts included until they leave the assignment."""

@@ -16,6 +16,7 @@ import msgspec
 
 from steelyard.agent.edges import Edges
 from steelyard.agent.functions import FunctionKeeper
+from steelyard.agent.health import HealthEdge, HealthKeeper
 from steelyard.agent.jobs import KIND as JOB
 from steelyard.agent.jobs import JobKeeper
 from steelyard.agent.ledger import Ledger
@@ -24,11 +25,12 @@ from steelyard.agent.timing import KIND as PROBE
 from steelyard.agent.timing import TimingKeeper
 from steelyard.errors import SteelyardError
 from steelyard.model.coldstart import ColdStart
+from steelyard.model.health import NODE
 from steelyard.model.ids import AttemptId, WorkloadId
 from steelyard.runtime.logs import read_log, rotate
 from steelyard.runtime.process import Adopted
 from steelyard.wire import WIRE_VERSION
-from steelyard.wire.agent import Answer, Ask, Assignment, Hello, Report
+from steelyard.wire.agent import Answer, Ask, Assignment, Hello, MachineHealth, Report
 from steelyard.wire.spawn import Exited, Running
 
 log = logging.getLogger(__name__)
@@ -51,8 +53,17 @@ class Agent:
         self._ledger = Ledger(edges.paths.agent)
         self._coldstarts: deque[ColdStart] = deque(maxlen=COLDSTARTS_MAX)
         self._in_flight: dict[int, int] = {}
+        self._events_in_flight: dict[int, int] = {}
         self._orphans: dict[WorkloadId, int] = {}
         timing = TimingKeeper(edges.paths, edges.runtime, edges.cleanup, edges.clock, edges.journal, root=os.geteuid() == 0)
+        self.health = HealthKeeper(
+            edges.paths.agent,
+            edges.machine.boot_id,
+            edges.clock,
+            self._in_use,
+            self._changed,
+            HealthEdge(edges.paths.agent, edges.observe_topology),
+        )
         self.jobs = JobKeeper(
             edges.paths,
             edges.settings,
@@ -63,6 +74,7 @@ class Agent:
             edges.clock,
             timing,
             self._changed,
+            self.health.record,
         )
         self.functions = FunctionKeeper(edges, self._ledger, self._changed, self._add_coldstart)
         self._link = Link(
@@ -79,7 +91,7 @@ class Agent:
         """Until cancelled. Workloads stay when it ends."""
         held, running = await self._connect_spawner()
         await self._adopt(held, running)
-        loops = [self._link.run(), self._keep_spawner(), self._watch_proofs(), self._housekeeping()]
+        loops = [self._link.run(), self._keep_spawner(), self._watch_proofs(), self._housekeeping(), self.health.run()]
         tasks = [asyncio.create_task(loop) for loop in loops]
         try:
             await asyncio.gather(*tasks)
@@ -87,6 +99,11 @@ class Agent:
             for task in tasks:
                 task.cancel()
             self.functions.close()
+            self.jobs.devices.close()
+
+    def _in_use(self) -> set[str]:
+        """Devices that work has, and `node` while any work runs."""
+        return self.jobs.devices_in_use | ({NODE} if self.jobs.running or self.functions.running else set())
 
     # -- the spawner
 
@@ -185,6 +202,8 @@ class Agent:
     def _make_report(self, seq: int) -> Report:
         rows = tuple(self._coldstarts)[:COLDSTARTS_PER_REPORT]
         self._in_flight[seq] = len(rows)
+        node, events = self.health.node, self.health.events()
+        self._events_in_flight[seq] = events[-1].serial if events else 0
         return Report(
             seq=seq,
             machine=self._edges.machine.id,
@@ -193,9 +212,14 @@ class Agent:
             attempts=self.jobs.attempts(),
             functions=self.functions.seen(),
             coldstarts=rows,
+            blocked=tuple(sorted({*node.blocked, *self.jobs.devices.waiting})),
+            blocked_pairs=node.blocked_pairs,
+            health_events=events,
         )
 
     def _on_ack(self, seq: int) -> None:
+        self.health.drop_events(self._events_in_flight.get(seq, 0))
+        self._events_in_flight = {other: serial for other, serial in self._events_in_flight.items() if other > seq}
         sent = self._in_flight.get(seq, 0)
         # Reports in flight repeat the same rows from the front; the first acknowledgement drops them, later ones find fewer.
         self._in_flight = {other: max(0, count - sent) for other, count in self._in_flight.items() if other > seq}
@@ -213,11 +237,24 @@ class Agent:
         if ask.what == "keys":
             told = await self.functions.wait_told(ask.workload, KEYS_WAIT_S)
             return Answer(id=ask.id, error="" if told else "The gateway has not taken the keys yet.")
+        if ask.what in ("health", "readmit", "keep-hardware"):
+            return await self._answer_health(ask)
         if ask.what == "log":
             path = self._log_folder(ask.workload) / ("stderr" if ask.stream == "stderr" else "stdout")
             data, next_offset = read_log(path, ask.offset, ask.limit)
             return Answer(id=ask.id, data=data, next_offset=next_offset)
         return Answer(id=ask.id, error=f"This agent does not know the question {ask.what!r}.")
+
+    async def _answer_health(self, ask: Ask) -> Answer:
+        try:
+            if ask.what == "readmit":
+                self.health.readmit(ask.workload)
+            elif ask.what == "keep-hardware":
+                await self.health.keep_hardware()
+        except SteelyardError as err:
+            return Answer(id=ask.id, error=err.public)
+        shown = MachineHealth(self.health.node.state.value, self.health.node, self.health.seen.worst_first())
+        return Answer(id=ask.id, data=msgspec.json.encode(shown))
 
     def _log_folder(self, workload: str) -> Path:
         return self._edges.paths.workloads / workload.replace("/", "_")
@@ -234,6 +271,7 @@ class Agent:
         while True:
             await asyncio.sleep(HOUSEKEEPING_S)
             self._edges.cleanup.retry()
+            self.health.on_use()
             for workload in {item[0] for item in self.jobs.running} | self.functions.log_folders:
                 for stream in ("stdout", "stderr"):
                     await asyncio.to_thread(rotate, self._log_folder(workload) / stream, LOG_KEEP_BYTES)

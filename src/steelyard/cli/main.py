@@ -40,6 +40,7 @@ COMMANDS: dict[str, Entry] = {
     "nodes": Entry("Machines", "steelyard.cli.nodes:nodes", "List nodes."),
     "devices": Entry("Machines", "steelyard.cli.nodes:devices", "List GPUs, network cards and disks, and who uses them."),
     "jitter": Entry("Machines", "steelyard.cli.jitter:jitter", "Measure how late timers wake up, class by class."),
+    "check": Entry("Machines", "steelyard.cli.check:check", "Look for what is wrong with this machine."),
     "run": Entry("Jobs", "steelyard.cli.run:run", "Run a command as a job, with its output and exit code."),
     "ps": Entry("Jobs", "steelyard.cli.jobs:ps", "List jobs."),
     "logs": Entry("Jobs", "steelyard.cli.jobs:logs", "Print what a job or function wrote."),

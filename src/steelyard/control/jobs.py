@@ -15,6 +15,7 @@ from steelyard.control import ASSIGNMENT, JOBS
 from steelyard.control.changes import commit_change
 from steelyard.control.watch import Watch
 from steelyard.lifecycle.job import Change, explain_wait, refuse_job, start_job
+from steelyard.lifecycle.node import plan_blocked
 from steelyard.model.ids import FunctionName, ProjectName
 from steelyard.model.job import Job, JobState, Plan, Resources
 from steelyard.model.machine import Machine
@@ -121,7 +122,14 @@ def _commit(tx: Tx, actions: Actions) -> Report:
     held = list(holding(tx)) if actions.starts else []
     for before, change in actions.starts:
         demand, plan = before.spec.resources, change.job.plan
-        if change.error or plan is None or machine is None or _moved_on(tx, before) or check_plan(machine, held, demand, plan):
+        if (
+            change.error
+            or plan is None
+            or machine is None
+            or _moved_on(tx, before)
+            or _may_not(machine, plan)
+            or check_plan(machine, held, demand, plan)
+        ):
             skipped += 1
             continue
         commit_change(tx, before, change, actions.now)
@@ -133,6 +141,11 @@ def _commit(tx: Tx, actions: Actions) -> Report:
         elif commit_change(tx, before, change, actions.now) and change.job.state.terminal:
             refused.append(change.job)
     return Report(tuple(started), tuple(refused), skipped)
+
+
+def _may_not(machine: Machine, plan: Plan) -> bool:
+    """Something that the plan uses has been taken out of use since it was made."""
+    return plan_blocked(machine.blocked, machine.blocked_pairs, plan)
 
 
 def _moved_on(tx: Tx, before: Job) -> bool:

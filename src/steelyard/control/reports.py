@@ -36,14 +36,18 @@ class Actions(msgspec.Struct, frozen=True):
     report: wire.Report
     jobs: tuple[tuple[Job, Change], ...] = ()
     functions: tuple[Function, ...] = ()
-    #: lines of history about functions
+    #: lines of history about functions and the machine
     events: tuple[Event, ...] = ()
+    #: the machine, where what is out of use on it has changed
+    machine: Machine | None = None
     now: int = 0
 
 
 class Report(msgspec.Struct, frozen=True):
     jobs: tuple[Job, ...] = ()
     functions: tuple[Function, ...] = ()
+    #: something of the machine was put into or out of use
+    machine: bool = False
 
 
 async def greet(store: Store, machine: Machine, now: int) -> bool:
@@ -52,10 +56,15 @@ async def greet(store: Store, machine: Machine, now: int) -> bool:
 
     def commit(tx: Tx) -> bool:
         known = tx.machine()
-        if known == machine:
+        if known is not None and known.id == machine.id:
+            # the hello says what the machine is; what of it is out of use stands in the reports
+            seen = msgspec.structs.replace(machine, blocked=known.blocked, blocked_pairs=known.blocked_pairs)
+        else:
+            seen = machine
+        if known == seen:
             return False
         restarted = known is not None and (known.id, known.boot_id) != (machine.id, machine.boot_id)
-        tx.put_machine(machine)
+        tx.put_machine(seen)
         text = "restarted" if restarted else "seen"
         tx.add_event(Event(now, DEFAULT_PROJECT, "", "machine", machine.id, f"{text}, boot {machine.boot_id}"))
         if restarted:
@@ -107,7 +116,10 @@ def decide(seen: Seen, now: int) -> Actions:
         if (after.state, after.routed_revision) != (before.state, before.routed_revision):
             text = f"{before.state.value} -> {after.state.value}, revision {after.revision}, routed {after.routed_revision}"
             events.append(Event(now, after.project, after.owner.user, "function", after.name, text))
-    return Actions(report, tuple(jobs), tuple(functions), tuple(events), now)
+    machine = msgspec.structs.replace(seen.machine, blocked=report.blocked, blocked_pairs=report.blocked_pairs)
+    for each in report.health_events:
+        events.append(Event(each.at, DEFAULT_PROJECT, "", "machine", machine.id, each.text))
+    return Actions(report, tuple(jobs), tuple(functions), tuple(events), None if machine == seen.machine else machine, now)
 
 
 def apply_function(before: Function, seen: wire.FunctionSeen) -> Function | None:
@@ -129,7 +141,7 @@ def apply_function(before: Function, seen: wire.FunctionSeen) -> Function | None
 
 async def carry_out(store: Store, actions: Actions) -> Report:
     """Raises Conflict when a row moved on since it was read; nothing is stored then."""
-    if not (actions.jobs or actions.functions or actions.report.coldstarts):
+    if not (actions.jobs or actions.functions or actions.events or actions.machine or actions.report.coldstarts):
         return Report()
 
     def commit(tx: Tx) -> Report:
@@ -138,8 +150,10 @@ async def carry_out(store: Store, actions: Actions) -> Report:
             tx.put_function(function)
         for event in actions.events:
             tx.add_event(event)
+        if actions.machine is not None:
+            tx.put_machine(actions.machine)
         tx.add_coldstarts(actions.report.coldstarts)
-        return Report(tuple(changed), actions.functions)
+        return Report(tuple(changed), actions.functions, actions.machine is not None)
 
     return await store.write(commit)
 
@@ -165,7 +179,7 @@ class ReportsLoop:
             self._watch.notify(f"job/{job.id}")
         for function in done.functions:
             self._watch.notify(f"function/{function.name}")
-        if any(job.state.terminal or job.state is JobState.QUEUED for job in done.jobs):
+        if done.machine or any(job.state.terminal or job.state is JobState.QUEUED for job in done.jobs):
             return (JOBS, ASSIGNMENT)
         # a report that came while this one was committed has poked this loop already
         return ()

@@ -51,6 +51,10 @@ class Machine(msgspec.Struct, frozen=True):
     isolation: Isolation
     #: how it is wired; None from an agent that could not read it
     topology: Topology | None = None
+    #: what the agent reports as out of use: devices, memory nodes (`numa:0`) or `node`. Nothing new is placed on them
+    blocked: tuple[str, ...] = ()
+    #: devices that nothing new may use together
+    blocked_pairs: tuple[tuple[str, str], ...] = ()
 
     @property
     def cpus(self) -> tuple[int, ...]:

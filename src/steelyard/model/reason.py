@@ -19,6 +19,7 @@ class Reason(StrEnum):
     NICS_BEYOND_MACHINE = "nics-beyond-machine"
     NO_NICS_LEFT = "no-nics-left"
     NO_MACHINE = "no-machine"
+    NODE_DRAINED = "node-drained"
     BEHIND_EARLIER_JOB = "behind-earlier-job"
     GANG_BEYOND_FABRIC = "gang-beyond-fabric"
     NO_DOMAIN_HOLDS_GANG = "no-domain-holds-gang"

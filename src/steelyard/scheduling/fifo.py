@@ -11,6 +11,7 @@ from collections.abc import Sequence
 
 import msgspec
 
+from steelyard.model.health import NODE
 from steelyard.model.ids import JobId
 from steelyard.model.job import Job, Plan, Resources
 from steelyard.model.machine import Machine
@@ -38,6 +39,9 @@ def decide_starts(queued: Sequence[Job], running: Sequence[tuple[Resources, Plan
     if machine is None:
         detail = "no agent has reported a machine yet"
         return Starts(waits=tuple(Why(job.id, Reason.NO_MACHINE, detail) for job in queued))
+    if NODE in machine.blocked:
+        detail = "the machine is out of use; `steelyard check` says why, `steelyard check --readmit node` puts it back"
+        return Starts(waits=tuple(Why(job.id, Reason.NODE_DRAINED, detail) for job in queued))
     held = list(running)
     starts: list[tuple[JobId, Plan]] = []
     waits: list[Why] = []

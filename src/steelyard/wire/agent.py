@@ -11,8 +11,10 @@ from collections.abc import Iterable
 
 import msgspec
 
+from steelyard.lifecycle.node import NodeHealth
 from steelyard.model.coldstart import ColdStart
 from steelyard.model.function import FunctionSpec, FunctionState
+from steelyard.model.health import Finding
 from steelyard.model.ids import AttemptId, FunctionName, JobId, MachineId, ProjectName
 from steelyard.model.job import JobSpec, Owner, Plan
 from steelyard.model.machine import Machine
@@ -96,6 +98,25 @@ class FunctionSeen(msgspec.Struct, frozen=True):
     queued: int = 0
 
 
+class HealthEvent(msgspec.Struct, frozen=True):
+    """A line of the machine's history. `serial` goes up with each; the server may get one twice."""
+
+    serial: int
+    #: microseconds since the epoch
+    at: int
+    text: str
+
+
+class MachineHealth(msgspec.Struct, frozen=True):
+    """What an agent answers when asked for "health", as JSON."""
+
+    #: `lifecycle.node.NodeState` of the machine as a whole
+    state: str
+    node: NodeHealth
+    #: of the newest look
+    findings: tuple[Finding, ...] = ()
+
+
 class Report(msgspec.Struct, frozen=True, tag=True):
     seq: int
     machine: MachineId
@@ -106,6 +127,12 @@ class Report(msgspec.Struct, frozen=True, tag=True):
     functions: tuple[FunctionSeen, ...] = ()
     #: ledger rows not acknowledged yet (at most 1000)
     coldstarts: tuple[ColdStart, ...] = ()
+    #: devices, memory nodes (`numa:0`) or `node` that nothing new may be placed on; sick ones, and those not free yet
+    blocked: tuple[str, ...] = ()
+    #: devices that nothing new may use together
+    blocked_pairs: tuple[tuple[str, str], ...] = ()
+    #: not acknowledged yet (at most 100)
+    health_events: tuple[HealthEvent, ...] = ()
 
 
 class ReportAck(msgspec.Struct, frozen=True, tag=True):
@@ -116,7 +143,8 @@ class ReportAck(msgspec.Struct, frozen=True, tag=True):
 
 class Ask(msgspec.Struct, frozen=True, tag=True):
     """Server asks, agent answers with the same id. `what`: "log"; "proof"; or "keys", which is answered once the gateway admits
-    just the keys that `workload` is the digest of."""
+    just the keys that `workload` is the digest of; "health" (answered with a `MachineHealth`), "readmit" (begin a check of
+    the subject `workload`) and "keep-hardware"."""
 
     id: int
     what: str

@@ -130,6 +130,14 @@ class KeyView(msgspec.Struct, frozen=True):
     secret: str | None = None
 
 
+class HealthRequest(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """Either an active check of `subject`, which is put back into use when it passes; or, with `keep_hardware`, drift is measured
+    from the hardware as it is now."""
+
+    subject: Annotated[str, Meta(min_length=1, max_length=200)] | None = None
+    keep_hardware: bool = False
+
+
 class Problem(msgspec.Struct, frozen=True):
     """RFC 9457 problem details. `code` is stable."""
 

@@ -1,0 +1,92 @@
+"""Does this part of the machine really work?
+
+Active checks: they use the part instead of only looking at it. Run only while no work has it.
+
+A GPU computes and remembers; the machine computes on every CPU, and its disk keeps what is written; an NVMe disk is read. A
+part for which no such check is known is UNKNOWN, which does not pass.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import sys
+from pathlib import Path
+
+from steelyard.host.health.ask import ask
+from steelyard.host.sysfs import names
+from steelyard.model.health import NODE, Finding, Remedy, Severity
+
+#: the driver itself may need this long to come up for the first time
+GPU_TIMEOUT_S = 120.0
+WORK_BYTES = 4 << 20
+READ_BYTES = 1 << 20
+
+
+def probe_gpu(pci: str) -> Finding:
+    told = ask([sys.executable, "-P", "-m", "steelyard.host.health.gpu_probe", pci], GPU_TIMEOUT_S)
+    said = told.text.strip().partition("\n")[0]
+    if said.startswith("PASS"):
+        return _finding(pci, Severity.PASS, said.removeprefix("PASS ") if said != "PASS" else "It computes.")
+    if "failed with code 2" in told.error:
+        return _finding(pci, Severity.UNKNOWN, said or "The GPU could not be looked at.")
+    return _finding(pci, Severity.CRITICAL, said or told.error or "The GPU's check said nothing.")
+
+
+def probe_node(folder: Path) -> Finding:
+    """Every CPU hashes the same bytes, and `folder`'s disk gives back what was written and fsynced."""
+    data = os.urandom(WORK_BYTES)
+    allowed = os.sched_getaffinity(0)
+    answers: dict[int, str] = {}
+    cpu = -1
+    try:
+        for cpu in sorted(allowed):
+            os.sched_setaffinity(0, {cpu})
+            answers[cpu] = hashlib.sha256(data).hexdigest()
+    except OSError as err:
+        return _finding(NODE, Severity.CRITICAL, f"CPU {cpu} could not be used ({os.strerror(err.errno or 0)}).")
+    finally:
+        os.sched_setaffinity(0, allowed)
+    most = max(set(answers.values()), key=list(answers.values()).count)
+    odd = [cpu for cpu, answer in answers.items() if answer != most]
+    if odd:
+        return _finding(NODE, Severity.CRITICAL, f"CPU {odd[0]} computes another result than the others.")
+    file = folder / ".probe"
+    try:
+        with file.open("wb") as out:
+            out.write(data)
+            out.flush()
+            os.fsync(out.fileno())
+        kept = file.read_bytes() == data
+    except OSError as err:
+        return _finding(NODE, Severity.CRITICAL, f"The disk did not take what was written ({os.strerror(err.errno or 0)}).")
+    finally:
+        file.unlink(missing_ok=True)
+    if not kept:
+        return _finding(NODE, Severity.CRITICAL, "The disk gave back something else than what was written.")
+    return _finding(NODE, Severity.PASS, f"{len(answers)} CPUs compute alike, and the disk keeps what is written.")
+
+
+def probe_nvme(pci: str, root: Path = Path("/")) -> Finding:
+    """Reads the start of its first namespace past the page cache. Writes nothing."""
+    controllers = names(root / "sys/bus/pci/devices" / pci / "nvme")
+    spaces = [name for each in controllers for name in names(root / "sys/class/nvme" / each) if name.startswith(f"{each}n")]
+    if not spaces:
+        return _finding(pci, Severity.UNKNOWN, "Its namespaces could not be found.")
+    try:
+        fd = os.open(root / "dev" / spaces[0], os.O_RDONLY | os.O_CLOEXEC)
+        try:
+            os.posix_fadvise(fd, 0, READ_BYTES, os.POSIX_FADV_DONTNEED)
+            read = len(os.read(fd, READ_BYTES))
+        finally:
+            os.close(fd)
+    except OSError as err:
+        severity = Severity.UNKNOWN if isinstance(err, PermissionError) else Severity.CRITICAL
+        return _finding(pci, severity, f"It could not be read ({os.strerror(err.errno or 0)}).")
+    return _finding(pci, Severity.PASS if read else Severity.CRITICAL, f"{read} bytes were read from it.")
+
+
+def _finding(subject: str, severity: Severity, sentence: str) -> Finding:
+    remedy = Remedy.RUN_DIAGNOSTICS if severity is Severity.CRITICAL else Remedy.NONE
+    action = "Run the maker's diagnostics." if severity is Severity.CRITICAL else ""
+    return Finding("probe", subject, severity, sentence, action, remedy)

@@ -1,0 +1,184 @@
+"""What does an Xid of NVIDIA's driver mean for us? Code -> mnemonic and kind; kind -> severity and what to do.
+
+The codes and mnemonics are the driver's (172 of its public list); the kinds and the words are ours. Never reads a log.
+"""
+
+from __future__ import annotations
+
+from enum import StrEnum
+
+import msgspec
+
+from steelyard.model.health import Remedy, Severity
+
+
+class XidKind(StrEnum):
+    #: the program did something the GPU refuses
+    APPLICATION = "application"
+    #: an engine of the GPU failed under a program; once is the program's trouble, again and again is the GPU's
+    ENGINE = "engine"
+    HARMLESS = "harmless"
+    #: 45: the driver clears away what another error left
+    CLEANUP = "cleanup"
+    #: 94: a memory error that cost one program, and nobody else
+    CONTAINED = "contained"
+    #: memory was set aside; takes effect with the next reset
+    REMAPPED = "remapped"
+    #: wears out, or something to look into soon
+    WEAR = "wear"
+    SECURITY = "security"
+    VERSIONS = "versions"
+    NVLINK = "nvlink"
+    #: 154: the driver says what has to be done next
+    RECOVERY = "recovery"
+    RESET = "reset"
+    DOUBLE_BIT = "double-bit"
+    REBOOT = "reboot"
+    POWER = "power"
+    REMAP_FAILED = "remap-failed"
+    #: the maker lists the code without use
+    RESERVED = "reserved"
+
+
+class XidMeaning(msgspec.Struct, frozen=True):
+    code: int
+    mnemonic: str
+    kind: XidKind
+    severity: Severity
+    remedy: Remedy
+    action: str
+
+    @property
+    def blocks_gpu(self) -> bool:
+        return self.severity is Severity.CRITICAL
+
+
+#: kind -> (severity, remedy, sentence)
+_KINDS: dict[XidKind, tuple[Severity, Remedy, str]] = {
+    XidKind.APPLICATION: (Severity.INFO, Remedy.RESTART_APP, "Look for a bad memory access or a bad command in the program."),
+    XidKind.ENGINE: (Severity.WARNING, Remedy.RESTART_APP, "Restart the program; if it comes again, run diagnostics on the GPU."),
+    XidKind.HARMLESS: (Severity.INFO, Remedy.NONE, ""),
+    XidKind.CLEANUP: (Severity.WARNING, Remedy.WATCH, "Look at what ended the program; no other Xid explains it."),
+    XidKind.CONTAINED: (Severity.WARNING, Remedy.RESTART_APP, "Restart the program that was hit; reset the GPU when it is idle."),
+    XidKind.REMAPPED: (Severity.WARNING, Remedy.RESET_GPU, "Reset the GPU when it is idle, so that the bad memory is set aside."),
+    XidKind.WEAR: (Severity.WARNING, Remedy.WATCH, "Run diagnostics at the next maintenance, and ask the maker if it grows."),
+    XidKind.SECURITY: (Severity.WARNING, Remedy.CONTACT, "Look at the confidential-computing setup of the driver."),
+    XidKind.VERSIONS: (Severity.WARNING, Remedy.UPDATE_DRIVER, "Bring driver and firmware to versions that go together."),
+    XidKind.NVLINK: (Severity.CRITICAL, Remedy.CHECK_LINK, "Reset the GPUs of this link; then look at its connections."),
+    XidKind.RECOVERY: (Severity.WARNING, Remedy.WATCH, "Do what the driver names in this line."),
+    XidKind.RESET: (Severity.CRITICAL, Remedy.RESET_GPU, "End what runs on the GPU and reset it."),
+    XidKind.DOUBLE_BIT: (Severity.CRITICAL, Remedy.RESET_GPU, "Reset the GPU; if it comes again, have it replaced."),
+    XidKind.REBOOT: (Severity.CRITICAL, Remedy.REBOOT, "Power the machine off and on; then look at seating and power."),
+    XidKind.POWER: (Severity.CRITICAL, Remedy.CHECK_POWER, "Plug in the GPU's power cable."),
+    XidKind.REMAP_FAILED: (Severity.CRITICAL, Remedy.REPLACE, "Run diagnostics on the GPU and plan to replace it."),
+    XidKind.RESERVED: (Severity.WARNING, Remedy.CONTACT, "Collect a bug report and ask the maker."),
+}
+
+#: kind -> `code:mnemonic`, as the driver's public list has them
+_CODES: dict[XidKind, str] = {
+    XidKind.APPLICATION: """
+        11:ROBUST_CHANNEL_GR_ERROR_MISSING_HW 13:ROBUST_CHANNEL_GR_EXCEPTION 25:ROBUST_CHANNEL_GR_ILLEGAL_NOTIFY
+        31:ROBUST_CHANNEL_FIFO_ERROR_MMU_ERR_FLT 32:ROBUST_CHANNEL_PBDMA_ERROR 69:ROBUST_CHANNEL_GR_CLASS_ERROR
+        80:PBDMA_PUSHBUFFER_CRC_MISMATCH 159:ROBUST_CHANNEL_CHI_NON_DATA_ERROR
+    """,
+    XidKind.ENGINE: """
+        8:ROBUST_CHANNEL_FIFO_ERROR_IDLE_TIMEOUT 39:ROBUST_CHANNEL_CE0_ERROR 40:ROBUST_CHANNEL_CE1_ERROR
+        41:ROBUST_CHANNEL_CE2_ERROR 60:ROBUST_CHANNEL_SEC2_ERROR 68:ROBUST_CHANNEL_NVDEC0_ERROR 70:ROBUST_CHANNEL_CE3_ERROR
+        71:ROBUST_CHANNEL_CE4_ERROR 72:ROBUST_CHANNEL_CE5_ERROR 75:ROBUST_CHANNEL_CE6_ERROR 76:ROBUST_CHANNEL_CE7_ERROR
+        77:ROBUST_CHANNEL_CE8_ERROR 82:ROBUST_CHANNEL_NVJPG0_ERROR 83:ROBUST_CHANNEL_NVDEC1_ERROR 84:ROBUST_CHANNEL_NVDEC2_ERROR
+        85:ROBUST_CHANNEL_CE9_ERROR 86:ROBUST_CHANNEL_OFA0_ERROR 88:ROBUST_CHANNEL_NVDEC3_ERROR 89:ROBUST_CHANNEL_NVDEC4_ERROR
+        96:ROBUST_CHANNEL_NVDEC5_ERROR 97:ROBUST_CHANNEL_NVDEC6_ERROR 98:ROBUST_CHANNEL_NVDEC7_ERROR
+        99:ROBUST_CHANNEL_NVJPG1_ERROR 100:ROBUST_CHANNEL_NVJPG2_ERROR 101:ROBUST_CHANNEL_NVJPG3_ERROR
+        102:ROBUST_CHANNEL_NVJPG4_ERROR 103:ROBUST_CHANNEL_NVJPG5_ERROR 104:ROBUST_CHANNEL_NVJPG6_ERROR
+        105:ROBUST_CHANNEL_NVJPG7_ERROR 126:ROBUST_CHANNEL_CE10_ERROR 127:ROBUST_CHANNEL_CE11_ERROR
+        128:ROBUST_CHANNEL_CE12_ERROR 129:ROBUST_CHANNEL_CE13_ERROR 130:ROBUST_CHANNEL_CE14_ERROR 131:ROBUST_CHANNEL_CE15_ERROR
+        132:ROBUST_CHANNEL_CE16_ERROR 133:ROBUST_CHANNEL_CE17_ERROR 134:ROBUST_CHANNEL_CE18_ERROR 135:ROBUST_CHANNEL_CE19_ERROR
+        139:ROBUST_CHANNEL_OFA1_ERROR
+    """,
+    XidKind.HARMLESS: """
+        14:ROBUST_CHANNEL_FAKE_ERROR 37:ROBUST_CHANNEL_FECS_ERR_UNIMP_FIRMWARE_METHOD
+        38:ROBUST_CHANNEL_FECS_ERR_WATCHDOG_TIMEOUT 43:ROBUST_CHANNEL_RESETCHANNEL_VERIF_ERROR
+        44:ROBUST_CHANNEL_GR_FAULT_DURING_CTXSW 106:SMBPBI_TEST_MESSAGE 107:SMBPBI_TEST_MESSAGE_SILENT
+        108:NVLINK_REMOTE_TRANSLATION_ERROR 141:ROBUST_CHANNEL_FAST_PATH_ERROR 152:ROBUST_CHANNEL_DLA_SMMU_ERROR
+        153:ROBUST_CHANNEL_DLA_TIMEOUT 162:PSHC_REENGAGED 163:PSHC_DISENGAGED
+    """,
+    XidKind.CLEANUP: """
+        45:ROBUST_CHANNEL_PREEMPTIVE_REMOVAL
+    """,
+    XidKind.CONTAINED: """
+        94:ROBUST_CHANNEL_CONTAINED_ERROR
+    """,
+    XidKind.REMAPPED: """
+        63:INFOROM_DRAM_RETIREMENT_EVENT 160:CHANNEL_RETIREMENT_EVENT
+    """,
+    XidKind.WEAR: """
+        92:EXCESSIVE_SBE_INTERRUPTS 121:C2C_ERROR 125:INFOROM_FS_ERROR 137:NVLINK_PRIV_ERR 157:RESOURCE_RETIREMENT_FAILURE
+        161:CHANNEL_RETIREMENT_FAILURE 164:PSHC_LOW_LIFETIME 165:PSHC_ZERO_LIFETIME 168:REDUCED_GPU_MEMORY_CAPACITY
+    """,
+    XidKind.SECURITY: """
+        166:NVLINK_SECURE_CRYPTO_ERR 170:NVLINK_SECURE_OTHER
+    """,
+    XidKind.VERSIONS: """
+        78:VGPU_START_ERROR
+    """,
+    XidKind.NVLINK: """
+        74:NVLINK_ERROR 144:NVLINK_SAW_ERROR 145:NVLINK_RLW_ERROR 146:NVLINK_TLW_ERROR 147:NVLINK_TREX_ERROR
+        148:NVLINK_NVLPW_CTRL_ERROR 149:NVLINK_NETIR_ERROR 150:NVLINK_MSE_ERROR
+    """,
+    XidKind.RECOVERY: """
+        154:GPU_RECOVERY_ACTION_CHANGED
+    """,
+    XidKind.RESET: """
+        46:ROBUST_CHANNEL_GPU_TIMEOUT_ERROR 62:PMU_HALT_ERROR 95:ROBUST_CHANNEL_UNCONTAINED_ERROR
+        109:ROBUST_CHANNEL_CTXSW_TIMEOUT_ERROR 110:SEC_FAULT_ERROR 119:GSP_RPC_TIMEOUT 120:GSP_ERROR 136:ALI_TRAINING_FAIL
+        140:UNRECOVERABLE_ECC_ERROR_ESCAPE 143:GPU_INIT_ERROR 155:NVLINK_SW_DEFINED_ERROR 156:RESOURCE_RETIREMENT_EVENT
+        158:GPU_FATAL_TIMEOUT 169:SEC2_HALT_ERROR
+    """,
+    XidKind.DOUBLE_BIT: """
+        48:ROBUST_CHANNEL_GPU_ECC_DBE 171:UNCORRECTABLE_DRAM_ERROR 172:UNCORRECTABLE_SRAM_ERROR
+    """,
+    XidKind.REBOOT: """
+        79:ROBUST_CHANNEL_GPU_HAS_FALLEN_OFF_THE_BUS 151:ROBUST_CHANNEL_KEY_ROTATION_ERROR 167:PCIE_FATAL_TIMEOUT
+    """,
+    XidKind.POWER: """
+        54:SILENT_RUNNING_PWR_REDUCED_CLOCKING
+    """,
+    XidKind.REMAP_FAILED: """
+        64:INFOROM_DRAM_RETIREMENT_FAILURE
+    """,
+    XidKind.RESERVED: """
+        1:ROBUST_CHANNEL_FIFO_ERROR_FIFO_METHOD 2:ROBUST_CHANNEL_FIFO_ERROR_SW_METHOD 3:ROBUST_CHANNEL_FIFO_ERROR_UNK_METHOD
+        4:ROBUST_CHANNEL_FIFO_ERROR_CHANNEL_BUSY 5:ROBUST_CHANNEL_FIFO_ERROR_RUNOUT_OVERFLOW
+        6:ROBUST_CHANNEL_FIFO_ERROR_PARSE_ERR 7:ROBUST_CHANNEL_FIFO_ERROR_PTE_ERR 9:ROBUST_CHANNEL_GR_ERROR_INSTANCE
+        10:ROBUST_CHANNEL_GR_ERROR_SINGLE_STEP 12:ROBUST_CHANNEL_GR_ERROR_SW_METHOD 15:ROBUST_CHANNEL_SCANLINE_TIMEOUT
+        16:ROBUST_CHANNEL_VBLANK_CALLBACK_TIMEOUT 17:ROBUST_CHANNEL_PARAMETER_ERROR 18:ROBUST_CHANNEL_BUS_MASTER_TIMEOUT_ERROR
+        19:ROBUST_CHANNEL_DISP_MISSED_NOTIFIER 20:ROBUST_CHANNEL_MPEG_ERROR_SW_METHOD 21:ROBUST_CHANNEL_ME_ERROR_SW_METHOD
+        22:ROBUST_CHANNEL_VP_ERROR_SW_METHOD 23:ROBUST_CHANNEL_RC_LOGGING_ENABLED 24:ROBUST_CHANNEL_GR_SEMAPHORE_TIMEOUT
+        26:ROBUST_CHANNEL_FIFO_ERROR_FBISTATE_TIMEOUT 27:ROBUST_CHANNEL_VP_ERROR 28:ROBUST_CHANNEL_VP2_ERROR
+        29:ROBUST_CHANNEL_BSP_ERROR 30:ROBUST_CHANNEL_BAD_ADDR_ACCESS 33:ROBUST_CHANNEL_SEC_ERROR 34:ROBUST_CHANNEL_MSVLD_ERROR
+        35:ROBUST_CHANNEL_MSPDEC_ERROR 36:ROBUST_CHANNEL_MSPPP_ERROR 42:ROBUST_CHANNEL_VIC_ERROR 47:ROBUST_CHANNEL_NVENC0_ERROR
+        49:SILENT_RUNNING_CONSTANT_LEVEL_SET_BY_REGISTRY 50:SILENT_RUNNING_LEVEL_TRANSITION_DUE_TO_RC_ERROR
+        51:SILENT_RUNNING_STRESS_TEST_FAILURE 52:SILENT_RUNNING_LEVEL_TRANS_DUE_TO_TEMP_RISE
+        53:SILENT_RUNNING_TEMP_REDUCED_CLOCKING 55:SILENT_RUNNING_TEMPERATURE_READ_ERROR 56:DISPLAY_CHANNEL_EXCEPTION
+        57:FB_LINK_TRAINING_FAILURE_ERROR 58:FB_MEMORY_ERROR 59:PMU_ERROR 61:PMU_BREAKPOINT 65:ROBUST_CHANNEL_NVENC1_ERROR
+        66:ROBUST_CHANNEL_FECS_ERR_REG_ACCESS_VIOLATION 67:ROBUST_CHANNEL_FECS_ERR_VERIF_VIOLATION
+        73:ROBUST_CHANNEL_NVENC2_ERROR 81:ROBUST_CHANNEL_VGA_SUBSYSTEM_ERROR 87:NVTELEMETRY_DRIVER_REPORT 90:LTC_ERROR
+        91:RESERVED_XID 93:INFOROM_ERASE_LIMIT_EXCEEDED 111:BUNDLE_ERROR_EVENT 112:DISP_SUPERVISOR_ERROR 113:DP_LT_FAILURE
+        114:HEAD_RG_UNDERFLOW 115:CORE_CHANNEL_REGS 116:WINDOW_CHANNEL_REGS 117:CURSOR_CHANNEL_REGS 118:HEAD_REGS
+        122:SPI_PMU_RPC_READ_FAIL 123:SPI_PMU_RPC_WRITE_FAIL 124:SPI_PMU_RPC_ERASE_FAIL 138:ROBUST_CHANNEL_DLA_ERROR
+        142:ROBUST_CHANNEL_NVENC3_ERROR
+    """,
+}
+
+
+def _make_table() -> dict[int, XidMeaning]:
+    table: dict[int, XidMeaning] = {}
+    for kind, words in _CODES.items():
+        severity, remedy, action = _KINDS[kind]
+        for word in words.split():
+            code, _, mnemonic = word.partition(":")
+            table[int(code)] = XidMeaning(int(code), mnemonic, kind, severity, remedy, action)
+    return table
+
+
+XIDS = _make_table()
