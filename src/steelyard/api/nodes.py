@@ -11,6 +11,8 @@ from steelyard.api.problems import errors
 from steelyard.api.services import services_of
 from steelyard.control.jobs import HOLDING
 from steelyard.errors import NotFound
+from steelyard.lifecycle.node import NodeState
+from steelyard.model.health import NODE
 from steelyard.model.machine import Machine
 from steelyard.store import Tx
 from steelyard.wire.api import NodeDetail, NodeView
@@ -44,7 +46,7 @@ def node_view(machine: Machine, lost: bool) -> NodeView:
     return NodeView(
         name=machine.hostname,
         id=machine.id,
-        state="UNKNOWN" if lost else "READY",
+        state=_state(machine, lost),
         cores=len(machine.cores),
         threads=len(machine.cpus),
         numa_nodes=len(machine.numa_nodes),
@@ -54,6 +56,14 @@ def node_view(machine: Machine, lost: bool) -> NodeView:
         virtualisation=machine.virtualisation,
         kernel=machine.kernel,
     )
+
+
+def _state(machine: Machine, lost: bool) -> str:
+    if lost:
+        return "UNKNOWN"
+    if NODE in machine.blocked:
+        return NodeState.DRAINED.value
+    return NodeState.DEGRADED.value if machine.blocked or machine.blocked_pairs else NodeState.READY.value
 
 
 def find_users(tx: Tx) -> dict[str, str]:

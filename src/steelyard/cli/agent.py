@@ -89,6 +89,7 @@ def _make_agent(paths: Paths, settings: Settings) -> Agent:
         journal=SettingsJournal(paths.run.parent, machine.boot_id),
         lib_dir=make_lib_dir(paths.home / "runner"),
         template_budget_bytes=round(machine.memory_bytes * TEMPLATE_SHARE),
+        observe_topology=observe_topology,
     )
     agents.append(Agent(edges))
     return agents[0]

@@ -10,6 +10,7 @@ import msgspec
 from steelyard.cli.machine_text import render_binary
 from steelyard.cli.output import print_json, print_table
 from steelyard.cli.session import home_option, json_option, open_client
+from steelyard.model.topology import Gpu, Nic, Nvme
 from steelyard.wire.api import NodeDetail, NodeView
 
 
@@ -24,7 +25,9 @@ class DeviceRow(msgspec.Struct, frozen=True):
     numa_node: int | None
     memory_bytes: int | None
     gbps: float | None
-    #: a job or function; null when it is free
+    #: `free`, `in use`, or `out of use`: `steelyard check` says why
+    state: str
+    #: a job or function; null when there is none
     used_by: str | None
 
 
@@ -71,7 +74,7 @@ DEVICES_HELP = """List GPUs, network cards and NVMe disks of the nodes, and who 
 \b
 Examples:
   steelyard devices
-  steelyard devices --json | jq '.[] | select(.kind == "gpu" and .used_by == null)'
+  steelyard devices --json | jq '.[] | select(.kind == "gpu" and .state == "free")'
 """
 
 
@@ -88,7 +91,7 @@ def devices(node: str | None, home: Path | None, as_json: bool) -> None:
         print_json(rows)
         return
     print_table(
-        ("node", "kind", "id", "name", "numa", "memory", "gb/s", "used by"),
+        ("node", "kind", "id", "name", "numa", "memory", "gb/s", "state", "used by"),
         [
             (
                 row.node,
@@ -98,7 +101,8 @@ def devices(node: str | None, home: Path | None, as_json: bool) -> None:
                 "" if row.numa_node is None else str(row.numa_node),
                 render_binary(row.memory_bytes) if row.memory_bytes else "",
                 f"{row.gbps:g}" if row.gbps else "",
-                row.used_by or "free",
+                row.state,
+                row.used_by or "",
             )
             for row in rows
         ],
@@ -110,11 +114,14 @@ def list_devices(detail: NodeDetail) -> list[DeviceRow]:
     topology = detail.machine.topology
     if topology is None:
         return []
-    used, node = detail.used, detail.node.name
-    gpus = [
-        DeviceRow(node, "gpu", gpu.id, gpu.name or gpu.vendor, gpu.numa_node, gpu.memory_bytes, None, used.get(gpu.id))
-        for gpu in topology.gpus
+
+    def row(kind: str, device: Gpu | Nic | Nvme, name: str, memory_bytes: int | None, gbps: float | None) -> DeviceRow:
+        user = detail.used.get(device.id)
+        state = "out of use" if device.id in detail.machine.blocked else "in use" if user else "free"
+        return DeviceRow(detail.node.name, kind, device.id, name, device.numa_node, memory_bytes, gbps, state, user)
+
+    return [
+        *(row("gpu", gpu, gpu.name or gpu.vendor, gpu.memory_bytes, None) for gpu in topology.gpus),
+        *(row("nic", nic, nic.name, None, nic.gbps) for nic in topology.nics),
+        *(row("nvme", disk, disk.name, None, None) for disk in topology.nvme),
     ]
-    nics = [DeviceRow(node, "nic", nic.id, nic.name, nic.numa_node, None, nic.gbps, used.get(nic.id)) for nic in topology.nics]
-    disks = [DeviceRow(node, "nvme", disk.id, disk.name, disk.numa_node, None, None, used.get(disk.id)) for disk in topology.nvme]
-    return [*gpus, *nics, *disks]

@@ -97,7 +97,7 @@ class NodeView(msgspec.Struct, frozen=True):
     #: its host name
     name: str
     id: str
-    #: READY, or UNKNOWN while its agent is silent
+    #: READY, DEGRADED (some of it is out of use), DRAINED (all of it is), or UNKNOWN while its agent is silent
     state: str
     cores: int
     threads: int
