@@ -13,6 +13,7 @@ from collections.abc import Mapping, Sequence
 import msgspec
 
 from steelyard.model.function import FunctionSpec
+from steelyard.model.gpu_demand import check_gpu_demand
 from steelyard.model.ids import JOB_NAME, NAME
 from steelyard.model.job import JobSpec, Resources
 from steelyard.model.machine import Machine
@@ -32,6 +33,8 @@ _REPLICAS_MAX = 1000
 #: listen(4096): more connections than that can't wait at one socket
 _CONCURRENCY_MAX = 4096
 _MEMORY_MIN = 1 << 20
+#: more than any machine holds
+_NICS_MAX = 256
 
 
 class Finding(msgspec.Struct, frozen=True):
@@ -61,7 +64,7 @@ def check_function(name: str, spec: FunctionSpec, machine: Machine | None, root:
         findings.append(Finding("bad-name", text))
     findings += _check_program(spec)
     findings += _check_command(spec.argv, spec.env)
-    if spec.resources.exclusive:
+    if spec.resources.whole_cores:
         findings.append(Finding("exclusive-function", "functions share the common cores; whole cores are for jobs"))
     findings += _check_resources(spec.resources, machine)
     findings += _check_replicas(spec)
@@ -126,10 +129,14 @@ def _check_resources(asked: Resources, machine: Machine | None) -> list[Finding]
     findings: list[Finding] = []
     if not math.isfinite(asked.cpus) or asked.cpus <= 0:
         findings.append(Finding("bad-cpus", "cpus must be more than 0"))
-    elif asked.exclusive and asked.cpus % 1:
+    elif asked.whole_cores and asked.cpus % 1:
         findings.append(Finding("bad-cpus", "exclusive cores are whole: cpus must be a whole number"))
     if asked.memory_bytes is not None and not _MEMORY_MIN <= asked.memory_bytes < 1 << 60:
         findings.append(Finding("bad-memory", "memory must be at least 1 MiB and less than 1 EiB"))
+    if asked.gpus is not None and (wrong := check_gpu_demand(asked.gpus)):
+        findings.append(Finding("bad-gpus", wrong))
+    if not 0 <= asked.nics <= _NICS_MAX:
+        findings.append(Finding("bad-nics", f"nics must be between 0 and {_NICS_MAX}"))
     if findings or machine is None:
         return findings
     answer = place(machine, (), asked)

@@ -1,11 +1,13 @@
 """Which sets of k devices have the largest smallest pair value, and among those the largest sum? Exact, by branch and bound.
 
-Devices are numbers 0..n-1 in the order of their addresses, a set is a bit mask, `rows[i][j]` the value of a pair (`pair_value.py`).
+Devices are numbers 0..n-1 in the order of their addresses, a set is a bit mask, `rows[i][j]` the value of a pair
+(`pair_value.py`).
 
-1. The largest threshold at which k devices exist whose pairs all reach it (a k-clique) is the best smallest value. It is found by
-   bisection over the values that occur, never above what k devices could reach by their own k-1 best pairs.
-2. In the graph of that threshold cliques are listed in address order. A branch ends where even its best completion falls short of the
-   largest sum known: pairs to what is chosen count in full, pairs among what is still to choose by half of what each end could have.
+1. The largest threshold at which k devices exist whose pairs all reach it (a k-clique) is the best smallest value. It is found
+   by bisection over the values that occur, never above what k devices could reach by their own k-1 best pairs.
+2. In the graph of that threshold cliques are listed in address order. A branch ends where even its best completion falls short
+   of the largest sum known: pairs to what is chosen count in full, pairs among what is still to choose by half of what each end
+   could have.
 3. Sets that a symmetry of the machine turns into an equal set with lower addresses are left out (`symmetry.py`).
 """
 
@@ -142,7 +144,7 @@ class _BestSums:
 
 def _forbidden(rules: Sequence[Rule], chosen: int) -> bool:
     """Would the next device make a set that a symmetry turns into one with lower addresses?"""
-    for rule in rules:
+    for rule in rules:  # noqa: SIM110  (any() around it is twice as slow, and this runs at every step)
         if not chosen & rule.partner and all(bool(chosen & a) is bool(chosen & b) for a, b in rule.before):
             return True
     return False
@@ -211,8 +213,8 @@ def _reach(rows: Rows, near: Sequence[int], members: int, size: int) -> list[lis
 
 
 def _greedy_total(rows: Rows, near: Sequence[int], members: int, size: int) -> int:
-    """The sum of a good clique, grown from each member by the best next; 0 where none was finished. Any start is right: the search
-    only ends branches that stay below it."""
+    """The sum of a good clique, grown from each member by the best next; 0 where none was finished. The search only ends branches
+    that stay below it."""
     best = 0
     for start in bits(members):
         chosen, open_, total, gains = 1 << start, near[start] & members, 0, list(rows[start])

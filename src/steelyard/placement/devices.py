@@ -4,12 +4,12 @@ Sets of GPUs are compared in this order:
 (a) the largest smallest pair value (`pair_value.py`),
 (b) the largest sum of pair values,
 (c) the nearest network cards (`near_nics.py`),
-(d) the nearest cores and memory (`near_cores.py`): fewest cores on no GPU's node, then the smallest sum of distances, then the fewest
-    NUMA nodes under the GPUs. Nothing to compare where neither cores nor memory are asked,
+(d) the nearest cores and memory (`near_cores.py`): fewest cores on no GPU's node, then the smallest sum of distances, then the
+    fewest NUMA nodes under the GPUs. Nothing to compare where neither cores nor memory are asked,
 (e) the best (a), then (b), that a set of as many GPUs still has in what remains free; having one beats having none,
 (f) the lowest addresses of the GPUs, then of the cards.
-Exact: the answer is the one that trying all sets gives (`tests/brute_force.py`). Indices and the order of the document never count.
-Shares of GPUs and MIG instances are packed first (`gpus.py`); what they still need of whole GPUs is chosen as above.
+Exact: the answer is the one that trying all sets gives (`tests/brute_force.py`). Indices and the order of the document never
+count. Shares of GPUs and MIG instances are packed first (`gpus.py`); what they still need of whole GPUs is chosen as above.
 Best effort gets no cores of its own: `cores` are then the nearest shared ones, for a process that wants to stay near.
 """
 
@@ -249,9 +249,7 @@ def _explain(plan: DevicePlan, cores: CoreChoice) -> tuple[str, ...]:
     said: list[str] = []
     if plan.bottleneck is not None:
         rate = "" if plan.bottleneck.gbps is None else f", {plan.bottleneck.gbps:g} Gbit/s"
-        said.append(
-            f"the worst path between its {len(plan.gpus)} GPUs is {plan.bottleneck.class_name}{rate}: no other set has a better one"
-        )
+        said.append(f"the worst path between its {len(plan.gpus)} GPUs is {plan.bottleneck.class_name}{rate}")
     if plan.remainder is not None:
         said.append(f"as many GPUs can still be had, with {plan.remainder.smallest:g} as their smallest pair value")
     if cores.far:
