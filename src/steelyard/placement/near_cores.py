@@ -82,7 +82,7 @@ def make_supply(
 def choose_cores(supply: CoreSupply, wanted: Mapping[int, int], count: int, local_bytes: int | None = None) -> CoreChoice:
     """`count` cores of `supply`, which has that many. `wanted`: GPUs per NUMA node. `local_bytes`: memory that must be local."""
     split = _split_near(supply, wanted, count) if wanted else _split_packed(supply, count)
-    if local_bytes is not None and supply.free_memory(list(split)) < local_bytes:
+    if count and local_bytes is not None and supply.free_memory(list(split)) < local_bytes:
         for other in _other_splits(supply, wanted, count):
             if supply.free_memory(list(other)) >= local_bytes:
                 split = other

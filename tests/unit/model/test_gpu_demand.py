@@ -42,7 +42,8 @@ def test_a_demand_is_read_as_people_write_it(text: str, demand: GpuDemand) -> No
     "text",
     [
         "", ":", "H100:", ":2", "0", "-1", "1025", "H100:0", "H100:1.0", "H100:0.0", "H100:1.5", "0.0000001", "2:H100", "H100:A100",
-        "H100:2:4", "H100:80GB:40GB", "0GB", "40GB..24GB", "..", "..:2", "8 0", "H100:80GiB", "1g.10gb:0.5", "0g.10gb",
+        "H100:2:4",
+        "H100:80GB:40GB", "0GB", "40GB..24GB", "..", "..:2", "8 0", "H100:80GiB", "1g.10gb:0.5", "0g.10gb",
         "1g.10gb:2g.20gb", "H100:0.5:0.25", "H100;2", "H100:²", "٣", "4090", "99999999GB", "H" * 200, "H100:1e3", "_", "0x4",
     ],
 )  # fmt: skip
@@ -81,9 +82,12 @@ def test_any_text_is_read_or_refused(text: str) -> None:
 @pytest.mark.parametrize(
     "demand",
     [
-        GpuDemand(count=0), GpuDemand(count=-3), GpuDemand(fraction=1.0), GpuDemand(fraction=float("nan")), GpuDemand(fraction=0.0),
-        GpuDemand(model=""), GpuDemand(model="a:b"), GpuDemand(memory_min_bytes=-1), GpuDemand(memory_min_bytes=5, memory_max_bytes=4),
-        GpuDemand(mig_profile="x"), GpuDemand(fraction=0.5, mig_profile="1g.10gb"), GpuDemand(count=5000), GpuDemand(model="80GB"),
+        GpuDemand(count=0), GpuDemand(count=-3), GpuDemand(fraction=1.0), GpuDemand(fraction=float("nan")),
+        GpuDemand(fraction=0.0),
+        GpuDemand(model=""), GpuDemand(model="a:b"), GpuDemand(memory_min_bytes=-1),
+        GpuDemand(memory_min_bytes=5, memory_max_bytes=4),
+        GpuDemand(mig_profile="x"), GpuDemand(fraction=0.5, mig_profile="1g.10gb"),
+        GpuDemand(count=5000), GpuDemand(model="80GB"),
     ],
 )  # fmt: skip
 def test_fields_that_no_text_could_give_are_found(demand: GpuDemand) -> None:

@@ -1,22 +1,21 @@
-"""The choice of GPUs, cards and cores together: the same as trying everything, on invented machines of every shape and recorded ones."""
+"""The choice of GPUs, cards and cores together: the same as trying everything, on invented and on recorded machines."""
 
 from __future__ import annotations
 
 import importlib
 import random
-import statistics
 import time
 from collections.abc import Iterator
 from pathlib import Path
 
 import msgspec
 import pytest
-from brute_force import brute_force
 from hypothesis import given, settings
 from hypothesis import strategies as st
+
+from brute_force import brute_force
 from machines import cube_mesh, make_topology, nvswitch_16, pcie_16, rail_8
 from recorded import recorded
-
 from steelyard.errors import Refused
 from steelyard.model.gpu_demand import GpuDemand
 from steelyard.model.topology import PathClass, Port, Topology
@@ -56,7 +55,11 @@ def topologies(draw: st.DrawFn) -> Topology:
         msgspec.structs.replace(nic, ports=(Port(nic.name, 100.0 if port == "slow" else 400.0, None, port != "down"),))
         for nic, port in zip(made.nics, ports, strict=True)
     ]
-    kept = [pair for pair in made.pairs if seed.random() < draw(st.sampled_from([0.8, 1.0, 1.0]))] if len(made.pairs) < 8 else made.pairs
+    kept = (
+        [pair for pair in made.pairs if seed.random() < draw(st.sampled_from([0.8, 1.0, 1.0]))]
+        if len(made.pairs) < 8
+        else made.pairs
+    )
     return msgspec.structs.replace(made, nics=tuple(cards), pairs=tuple(kept))
 
 
@@ -189,7 +192,9 @@ rows_of = st.integers(2, 8).flatmap(
 
 @settings(max_examples=150, deadline=None)
 @given(drawn=rows_of, data=st.data())
-def test_next_best_and_symmetry_agree_with_listing_all_sets(drawn: tuple[list[list[int]], list[list[int]]], data: st.DataObject) -> None:
+def test_next_best_and_symmetry_agree_with_listing_all_sets(
+    drawn: tuple[list[list[int]], list[list[int]]], data: st.DataObject
+) -> None:
     raw, extra = drawn
     n = len(raw)
     rows = tuple(tuple(0 if a == b else raw[min(a, b)][max(a, b)] for b in range(n)) for a in range(n))
@@ -214,7 +219,17 @@ def test_next_best_and_symmetry_agree_with_listing_all_sets(drawn: tuple[list[li
 
 
 def test_addresses_order_by_number() -> None:
-    names = ["GPU10", "0001:00:00.0", "GPU9", "0000:ff:00.0", "0000:0f:00.0/2", "0000:0f:00.0", "0000:0f:00.0/11", "mlx5_2", "mlx5_10"]
+    names = [
+        "GPU10",
+        "0001:00:00.0",
+        "GPU9",
+        "0000:ff:00.0",
+        "0000:0f:00.0/2",
+        "0000:0f:00.0",
+        "0000:0f:00.0/11",
+        "mlx5_2",
+        "mlx5_10",
+    ]
     assert sorted(names, key=address_key) == [
         "0000:0f:00.0", "0000:0f:00.0/2", "0000:0f:00.0/11", "0000:ff:00.0", "0001:00:00.0", "GPU9", "GPU10", "mlx5_2", "mlx5_10",
     ]  # fmt: skip
@@ -222,14 +237,14 @@ def test_addresses_order_by_number() -> None:
 
 @pytest.mark.parametrize("nics", [0, 2, 8])
 def test_eight_of_sixteen_gpus_take_two_milliseconds(nics: int) -> None:
-    """Measured at about half of that; the test allows for a busy machine, `bench/` holds the promise."""
+    """Half of that on an idle machine; the best of several runs is judged, and doubled for slow ones."""
     topology, demand = nvswitch_16(), DeviceDemand(GpuDemand(count=8), nics, 16)
     spent: list[float] = []
     for _ in range(9):
         begun = time.perf_counter()
         choose_devices(topology, Used(), demand)
         spent.append(time.perf_counter() - begun)
-    assert statistics.median(spent) < 0.008
+    assert min(spent) < 0.004
 
 
 def recorded_machines() -> Iterator[tuple[Path, Topology]]:
@@ -255,7 +270,9 @@ def test_recorded_machines_agree_with_trying_everything() -> None:
             if count <= len(whole) <= 16:
                 nics = min(2, up_nics(topology))
                 plan = compare(topology, Used(), DeviceDemand(GpuDemand(count=count), nics, min(4, len(topology.cores))))
-                again = choose_devices(shuffle(topology, random.Random(path.name)), Used(), DeviceDemand(GpuDemand(count=count), nics))
+                again = choose_devices(
+                    shuffle(topology, random.Random(path.name)), Used(), DeviceDemand(GpuDemand(count=count), nics)
+                )
                 plain = choose_devices(topology, Used(), DeviceDemand(GpuDemand(count=count), nics))
                 assert again is not None and plain is not None and (again.gpus, again.nics) == (plain.gpus, plain.nics), path.name
                 assert plan.gpus
