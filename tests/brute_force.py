@@ -73,31 +73,39 @@ def best_nics(values: Values, gpus: tuple[Gpu, ...], nics: list[Nic], count: int
     return values.near(gpus, chosen), chosen
 
 
-def brute_force(topology: Topology, used: Used, demand: DeviceDemand) -> tuple[tuple[str, ...], tuple[str, ...], tuple[int, int] | None]:
+def brute_force(
+    topology: Topology, used: Used, demand: DeviceDemand
+) -> tuple[tuple[str, ...], tuple[str, ...], tuple[int, int] | None]:
     """GPUs, cards and the value that remains, for a demand for whole GPUs that can be met."""
     assert demand.gpus is not None
     values, pool, count = Values(topology), free_gpus(topology, used), demand.gpus.count
     fits = [gpu for gpu in pool if demand.gpus.matches_name(gpu.name) and demand.gpus.matches_memory(gpu.memory_bytes)]
     # (a), (b)
     every = {some: values.of_set(some) for some in itertools.combinations(fits, count)}
-    left = [some for some, value in every.items() if value == max(every.values())]
+    most = max(every.values())
+    left = [some for some, value in every.items() if value == most]
     # (c)
     nics = usable_nics(topology, used, demand.nics) if demand.nics else []
     if demand.nics:
         near = {some: best_nics(values, some, nics, demand.nics)[0] for some in left}
-        left = [some for some in left if near[some] == max(near.values())]
+        nearest = max(near.values())
+        left = [some for some in left if near[some] == nearest]
     # (d)
     if demand.cores or demand.memory_bytes is not None:
         distance = {some: measure_cores(topology, used, demand, some) for some in left}
-        left = [some for some in left if distance[some] == min(distance.values())]
+        shortest = min(distance.values())
+        left = [some for some in left if distance[some] == shortest]
     # (e)
-    ranked = sorted(((values.of_set(some), some) for some in itertools.combinations(pool, count)), key=lambda each: each[0])[::-1]
+    held = {some: values.of_set(some) for some in itertools.combinations(pool, count)}
 
     def remainder(some: tuple[Gpu, ...]) -> tuple[int, int]:
-        return next((value for value, other in ranked if not {gpu.id for gpu in other} & {gpu.id for gpu in some}), (-1, -1))
+        return max(
+            (held[other] for other in itertools.combinations([gpu for gpu in pool if gpu not in some], count)), default=(-1, -1)
+        )
 
     remains = {some: remainder(some) for some in left}
-    left = [some for some in left if remains[some] == max(remains.values())]
+    kept = max(remains.values())
+    left = [some for some in left if remains[some] == kept]
     # (f): combinations of a sorted list come in the order of their addresses
     chosen = left[0]
     cards = best_nics(values, chosen, nics, demand.nics)[1] if demand.nics else ()

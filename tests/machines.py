@@ -22,14 +22,24 @@ def make_topology(
     name: str = "NVIDIA H100 80GB HBM3",
 ) -> Topology:
     gpus = tuple(
-        Gpu(f"0000:{0x10 + at:02x}:00.0", name, "NVIDIA", 81559 << 20, index=at, numa_node=node) for at, node in enumerate(gpu_nodes)
+        Gpu(f"0000:{0x10 + at:02x}:00.0", name, "NVIDIA", 81559 << 20, index=at, numa_node=node)
+        for at, node in enumerate(gpu_nodes)
     )
     nics = tuple(
-        Nic(f"0000:{0x80 + at:02x}:00.0", f"mlx5_{at}", ports=(Port(f"mlx5_{at}", 400.0, "InfiniBand", True),), rdma=True, numa_node=node)
+        Nic(
+            f"0000:{0x80 + at:02x}:00.0",
+            f"mlx5_{at}",
+            ports=(Port(f"mlx5_{at}", 400.0, "InfiniBand", True),),
+            rdma=True,
+            numa_node=node,
+        )
         for at, node in enumerate(nic_nodes)
     )
     devices = [*gpus, *nics]
-    cores = tuple(Core((at, at + nodes * cores_per_node), at // cores_per_node, at // cores_per_node) for at in range(nodes * cores_per_node))
+    cores = tuple(
+        Core((at, at + nodes * cores_per_node), at // cores_per_node, at // cores_per_node)
+        for at in range(nodes * cores_per_node)
+    )
     pairs: list[Pair] = []
     for a in range(len(devices)):
         for b in range(a + 1, len(devices)):
@@ -37,7 +47,8 @@ def make_topology(
             pairs.append(Pair(devices[a].id, devices[b].id, path, links, gbps))
     return Topology(
         numa_nodes=tuple(
-            NumaNode(node, tuple(cpu for core in cores if core.numa_node == node for cpu in core.cpus), 64 * GIB) for node in range(nodes)
+            NumaNode(node, tuple(cpu for core in cores if core.numa_node == node for cpu in core.cpus), 64 * GIB)
+            for node in range(nodes)
         ),
         cores=cores,
         memory_bytes=nodes * 64 * GIB,
@@ -48,7 +59,7 @@ def make_topology(
 
 
 def nvswitch_16(nics: int = 8) -> Topology:
-    """Sixteen GPUs behind NVSwitches, two and one NIC to a PCIe switch, four switches to a socket in two stages (as in a DGX-2)."""
+    """Sixteen GPUs behind NVSwitches, two and a NIC to a PCIe switch, four switches to a socket (as in a DGX-2)."""
 
     def slot(at: int) -> int:
         return at if at < 16 else (at - 16) * 16 // nics
@@ -90,7 +101,11 @@ def cube_mesh() -> Topology:
             return PathClass.NV, links, 200.0 * links
         slots = [at if at < 8 else (at - 8) * 2 for at in (a, b)]
         same = slots[0] // 2 == slots[1] // 2
-        return (PathClass.PIX if same else PathClass.PHB if slots[0] // 4 == slots[1] // 4 else PathClass.SYS), 0, 126.0 if same else None
+        return (
+            (PathClass.PIX if same else PathClass.PHB if slots[0] // 4 == slots[1] // 4 else PathClass.SYS),
+            0,
+            126.0 if same else None,
+        )
 
     return make_topology([0] * 4 + [1] * 4, wiring, [0, 0, 1, 1])
 
@@ -102,6 +117,10 @@ def rail_8() -> Topology:
         if b < 8:
             return PathClass.NV, 18, 3600.0
         slots = [at if at < 8 else (at - 8) // 2 for at in (a, b)]
-        return (PathClass.PIX if slots[0] == slots[1] else PathClass.NODE if slots[0] // 4 == slots[1] // 4 else PathClass.SYS), 0, None
+        return (
+            (PathClass.PIX if slots[0] == slots[1] else PathClass.NODE if slots[0] // 4 == slots[1] // 4 else PathClass.SYS),
+            0,
+            None,
+        )
 
     return make_topology([at // 4 for at in range(8)], wiring, [at // 8 for at in range(16)], 32)

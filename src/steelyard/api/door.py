@@ -13,6 +13,7 @@ from collections.abc import Mapping, Sequence
 import msgspec
 
 from steelyard.model.function import FunctionSpec
+from steelyard.model.gpu_demand import check_gpu_demand
 from steelyard.model.ids import JOB_NAME, NAME
 from steelyard.model.job import JobSpec, Resources
 from steelyard.model.machine import Machine
@@ -35,6 +36,8 @@ _CONCURRENCY_MAX = 4096
 _MEMORY_MIN = 1 << 20
 #: ten seconds: a promise beyond that says nothing
 _WAKEUP_US_MAX = 10_000_000
+#: more than any machine holds
+_NICS_MAX = 256
 
 
 class Finding(msgspec.Struct, frozen=True):
@@ -141,6 +144,10 @@ def _check_resources(asked: Resources, machine: Machine | None) -> list[Finding]
         findings.append(Finding("bad-memory", "memory must be at least 1 MiB and less than 1 EiB"))
     if asked.max_wakeup_us is not None and not 1 <= asked.max_wakeup_us <= _WAKEUP_US_MAX:
         findings.append(Finding("bad-max-wakeup", f"max_wakeup_us must be between 1 and {_WAKEUP_US_MAX}"))
+    if asked.gpus is not None and (wrong := check_gpu_demand(asked.gpus)):
+        findings.append(Finding("bad-gpus", wrong))
+    if not 0 <= asked.nics <= _NICS_MAX:
+        findings.append(Finding("bad-nics", f"nics must be between 0 and {_NICS_MAX}"))
     if findings or machine is None:
         return findings
     answer = place(machine, (), asked)

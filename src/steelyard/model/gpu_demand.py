@@ -1,11 +1,13 @@
 """Which GPUs does a workload ask for? What `H100:8`, `A100:80GB:2`, `24GB..40GB:2`, `H100:0.5` and `A100:1g.10gb` mean.
 
-Parts are joined by `:`, the model first, the others in any order: a memory size or range (`80GB`, `24GB..40GB`, `24GB..`, `..40GB`),
-a count (`2`), a fraction of a GPU (`0.5`) or a MIG profile (`1g.10gb`). Reads no machine; `placement/` asks it what matches.
+Parts are joined by `:`, the model first, the others in any order: a memory size or range (`80GB`, `24GB..40GB`, `24GB..`,
+`..40GB`), a count (`2`), a fraction of a GPU (`0.5`) or a MIG profile (`1g.10gb`). Reads no machine; `placement/` asks it what
+matches.
 
-A vendor's "80GB" is anything from 80 x 10^9 to 80 x 2^30 bytes, and drivers keep some of it back: an "80GB" GPU reports 81559 MiB,
-a "40GB" one 40536 MiB, a "141GB" one 143771 MiB. So an exact size matches when the GPU's memory, counted in GB or in GiB, is within
-a half or within 1 % of the number asked; a range counts its lower end in GB (3 % less will do) and its upper end in GiB (1 % more will do).
+A vendor's "80GB" is anything from 80 x 10^9 to 80 x 2^30 bytes, and drivers keep some of it back: an "80GB" GPU reports 81559
+MiB, a "40GB" one 40536 MiB, a "141GB" one 143771 MiB. So an exact size matches when the GPU's memory, counted in GB or in GiB,
+is within a half or within 1 % of the number asked; a range counts its lower end in GB (3 % less will do) and its upper end in
+GiB (1 % more will do).
 """
 
 from __future__ import annotations
@@ -99,6 +101,15 @@ def format_gpu_demand(demand: GpuDemand) -> str:
     if demand.count != 1 or not parts:
         parts.append(str(demand.count))
     return ":".join(parts)
+
+
+def check_gpu_demand(demand: GpuDemand) -> str | None:
+    """What is wrong with a demand that came as fields, not as text; None where nothing is."""
+    try:
+        written = parse_gpu_demand(format_gpu_demand(demand))
+    except (Refused, ArithmeticError, ValueError) as err:
+        return str(err)
+    return None if written == demand else f"{format_gpu_demand(demand)!r} is no demand for GPUs; {_GRAMMAR}"
 
 
 def _parse_part(part: str, text: str, first: bool) -> tuple[str, dict[str, object]]:

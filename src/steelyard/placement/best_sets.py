@@ -1,11 +1,13 @@
 """Which sets of k devices have the largest smallest pair value, and among those the largest sum? Exact, by branch and bound.
 
-Devices are numbers 0..n-1 in the order of their addresses, a set is a bit mask, `rows[i][j]` the value of a pair (`pair_value.py`).
+Devices are numbers 0..n-1 in the order of their addresses, a set is a bit mask, `rows[i][j]` the value of a pair
+(`pair_value.py`).
 
-1. The largest threshold at which k devices exist whose pairs all reach it (a k-clique) is the best smallest value. It is found by
-   bisection over the values that occur, never above what k devices could reach by their own k-1 best pairs.
-2. In the graph of that threshold cliques are listed in address order. A branch ends where even its best completion falls short of the
-   largest sum known: pairs to what is chosen count in full, pairs among what is still to choose by half of what each end could have.
+1. The largest threshold at which k devices exist whose pairs all reach it (a k-clique) is the best smallest value. It is found
+   by bisection over the values that occur, never above what k devices could reach by their own k-1 best pairs.
+2. In the graph of that threshold cliques are listed in address order. A branch ends where even its best completion falls short
+   of the largest sum known: pairs to what is chosen count in full, pairs among what is still to choose by half of what each end
+   could have.
 3. Sets that a symmetry of the machine turns into an equal set with lower addresses are left out (`symmetry.py`).
 """
 
@@ -45,7 +47,7 @@ def find_best_value(rows: Rows, members: int, size: int) -> SetValue | None:
     threshold, near, members, equal = _prepare(rows, members, size)
     if equal is not None:
         return equal
-    best = _BestSums(rows, near, members, size, ((),) * len(rows))
+    best = _BestSums(rows, near, members, size, ((),) * len(rows), ties=False)
     best.extend(0, 0, 0, [0] * len(rows), members)
     return threshold, best.total
 
@@ -95,13 +97,16 @@ class _Cliques:
 
 
 class _BestSums:
-    """Lists the k-cliques with the largest sum."""
+    """Lists the k-cliques with the largest sum; without `ties` finds the sum only."""
 
-    def __init__(self, rows: Rows, near: Sequence[int], members: int, size: int, rules: Sequence[Sequence[Rule]]) -> None:
+    def __init__(
+        self, rows: Rows, near: Sequence[int], members: int, size: int, rules: Sequence[Sequence[Rule]], ties: bool = True
+    ) -> None:
         self.found: list[int] = []
+        self._more = 0 if ties else 1
         self._rows, self._near, self._size, self._rules = rows, near, size, rules
-        #: [missing][device]: the device's missing-1 best pairs together
-        self._reach = _reach(rows, near, members, size)
+        #: per device the values of its pairs, the largest first, each with those it has that value with
+        self._levels = _levels(rows, near, members)
         self.total = _greedy_total(rows, near, members, size)
 
     def extend(self, chosen: int, count: int, total: int, gains: list[int], open_: int) -> None:
@@ -110,15 +115,24 @@ class _BestSums:
         if missing == 1:
             self._finish(chosen, total, gains, open_)
             return
-        reach, rest = self._reach[missing], missing - 1
+        rest = missing - 1
         places = list(bits(open_))
         # what the best `rest` devices behind each place could add: the places before it no longer count there
         behind: list[int] = []
         bounds: list[int] = []
         for place in reversed(places):
-            bounds.append(2 * gains[place] + reach[place] + sum(behind[-rest:]))
-            insort(behind, 2 * gains[place] + reach[place])
-        needed = 2 * (self.total - total)
+            promise = 2 * gains[place]
+            left = rest
+            for value, peers in self._levels[place]:
+                number = (peers & open_).bit_count()
+                if number >= left:
+                    promise += value * left
+                    break
+                promise += value * number
+                left -= number
+            bounds.append(promise + sum(behind[-rest:]))
+            insort(behind, promise)
+        needed = 2 * (self.total - total) + self._more
         for at in range(len(places) - rest):
             place = places[at]
             if bounds[-1 - at] < needed or _forbidden(self._rules[place], chosen):
@@ -127,7 +141,7 @@ class _BestSums:
             if after.bit_count() >= rest:
                 added = list(map(add, gains, self._rows[place]))
                 self.extend(chosen | 1 << place, count + 1, total + gains[place], added, after)
-                needed = 2 * (self.total - total)
+                needed = 2 * (self.total - total) + self._more
 
     def _finish(self, chosen: int, total: int, gains: list[int], open_: int) -> None:
         for place in bits(open_):
@@ -142,7 +156,7 @@ class _BestSums:
 
 def _forbidden(rules: Sequence[Rule], chosen: int) -> bool:
     """Would the next device make a set that a symmetry turns into one with lower addresses?"""
-    for rule in rules:
+    for rule in rules:  # noqa: SIM110  (any() around it is twice as slow, and this runs at every step)
         if not chosen & rule.partner and all(bool(chosen & a) is bool(chosen & b) for a, b in rule.before):
             return True
     return False
@@ -199,20 +213,19 @@ def _has_clique(near: Sequence[int], members: int, size: int) -> bool:
     return _has_clique(near, members & near[place], size - 1) or _has_clique(near, members & ~(1 << place), size)
 
 
-def _reach(rows: Rows, near: Sequence[int], members: int, size: int) -> list[list[int]]:
-    reach = [[0] * len(rows) for _ in range(size + 1)]
-    for a in bits(members):
-        best = sorted((rows[a][b] for b in bits(near[a] & members)), reverse=True)
-        total = 0
-        for missing in range(2, size + 1):
-            total += best[missing - 2] if missing - 2 < len(best) else 0
-            reach[missing][a] = total
-    return reach
+def _levels(rows: Rows, near: Sequence[int], members: int) -> list[list[tuple[int, int]]]:
+    levels: list[list[tuple[int, int]]] = []
+    for a, row in enumerate(rows):
+        peers: dict[int, int] = {}
+        for b in bits(near[a] & members):
+            peers[row[b]] = peers.get(row[b], 0) | 1 << b
+        levels.append(sorted(peers.items(), reverse=True))
+    return levels
 
 
 def _greedy_total(rows: Rows, near: Sequence[int], members: int, size: int) -> int:
-    """The sum of a good clique, grown from each member by the best next; 0 where none was finished. Any start is right: the search
-    only ends branches that stay below it."""
+    """The sum of a good clique, grown from each member by the best next; 0 where none was finished. The search only ends branches
+    that stay below it."""
     best = 0
     for start in bits(members):
         chosen, open_, total, gains = 1 << start, near[start] & members, 0, list(rows[start])

@@ -4,12 +4,12 @@ Sets of GPUs are compared in this order:
 (a) the largest smallest pair value (`pair_value.py`),
 (b) the largest sum of pair values,
 (c) the nearest network cards (`near_nics.py`),
-(d) the nearest cores and memory (`near_cores.py`): fewest cores on no GPU's node, then the smallest sum of distances, then the fewest
-    NUMA nodes under the GPUs. Nothing to compare where neither cores nor memory are asked,
+(d) the nearest cores and memory (`near_cores.py`): fewest cores on no GPU's node, then the smallest sum of distances, then the
+    fewest NUMA nodes under the GPUs. Nothing to compare where neither cores nor memory are asked,
 (e) the best (a), then (b), that a set of as many GPUs still has in what remains free; having one beats having none,
 (f) the lowest addresses of the GPUs, then of the cards.
-Exact: the answer is the one that trying all sets gives (`tests/brute_force.py`). Indices and the order of the document never count.
-Shares of GPUs and MIG instances are packed first (`gpus.py`); what they still need of whole GPUs is chosen as above.
+Exact: the answer is the one that trying all sets gives (`tests/brute_force.py`). Indices and the order of the document never
+count. Shares of GPUs and MIG instances are packed first (`gpus.py`); what they still need of whole GPUs is chosen as above.
 Best effort gets no cores of its own: `cores` are then the nearest shared ones, for a process that wants to stay near.
 """
 
@@ -174,11 +174,11 @@ class _Sets:
         fits = {gpu.id for gpu in free}
         members = sum(1 << place for place, gpu in enumerate(pool) if gpu.id in fits)
         labels = [(gpu.id in fits, (gpu.numa_node,) if self._near else ()) for gpu in pool]
-        _, sets = find_best_sets(rows, members, count, find_rules(rows, columns, labels))
+        value, sets = find_best_sets(rows, members, count, find_rules(rows, columns, labels))
         sets = keep_nearest(columns, sets, self._demand.nics)
         if len(sets) > 1 and self._near:
             sets = self._keep_near_cores(pool, sets)
-        chosen, remainder = keep_remainder(rows, (1 << len(pool)) - 1, sets, count)
+        chosen, remainder = keep_remainder(rows, (1 << len(pool)) - 1, sets, count, value if len(free) == len(pool) else None)
         others = list_next_best(rows, members, chosen, alternatives) if alternatives else []
         return _pick(pool, chosen), remainder, [_pick(pool, other) for other in others]
 
@@ -210,12 +210,12 @@ class _Sets:
         return [chosen for chosen, measure in zip(sets, measures, strict=True) if measure == best]
 
 
-def keep_remainder(rows: Rows, pool: int, sets: Sequence[int], count: int) -> tuple[int, SetValue | None]:
-    """The first of `sets` that leaves the best set of the same size, and the value of that."""
+def keep_remainder(
+    rows: Rows, pool: int, sets: Sequence[int], count: int, most: SetValue | None = None
+) -> tuple[int, SetValue | None]:
+    """The first of `sets` that leaves the best set of the same size, and the value of that. `most`: what no remainder exceeds."""
     if pool.bit_count() < 2 * count:
         return sets[0], None
-    # no part of the pool can hold more than the whole pool
-    most = find_best_value(rows, pool, count) if len(sets) > 1 and pool.bit_count() > 2 * count else None
     best: tuple[int, SetValue | None] = (sets[0], None)
     for chosen in sets:
         left = find_best_value(rows, pool & ~chosen, count)
@@ -249,9 +249,7 @@ def _explain(plan: DevicePlan, cores: CoreChoice) -> tuple[str, ...]:
     said: list[str] = []
     if plan.bottleneck is not None:
         rate = "" if plan.bottleneck.gbps is None else f", {plan.bottleneck.gbps:g} Gbit/s"
-        said.append(
-            f"the worst path between its {len(plan.gpus)} GPUs is {plan.bottleneck.class_name}{rate}: no other set has a better one"
-        )
+        said.append(f"the worst path between its {len(plan.gpus)} GPUs is {plan.bottleneck.class_name}{rate}")
     if plan.remainder is not None:
         said.append(f"as many GPUs can still be had, with {plan.remainder.smallest:g} as their smallest pair value")
     if cores.far:

@@ -1,9 +1,9 @@
 """Which GPUs, shares of GPUs and MIG instances of a machine does a demand mean, and which are free?
 
 Whole GPUs: no MIG on them, nobody holds a share. Shares: the GPUs in use with the least free share that still fits, then lowest
-address; whole GPUs are broken into only when no share fits. MIG: free instances with that profile, all from one GPU where one has
-enough (the one with the fewest), else from as few GPUs as possible.
-Shares are compared in millionths, so that ten times 0.1 is a whole GPU.
+address; whole GPUs are broken into only when no share fits. MIG: free instances with that profile, all from one GPU where one
+has enough (the one with the fewest), else from as few GPUs as possible. Shares are compared in millionths, so that ten times
+0.1 is a whole GPU.
 """
 
 from __future__ import annotations
@@ -28,8 +28,11 @@ class GpuUse(msgspec.Struct, frozen=True):
     #: ids of MIG instances, as `instance_id` gives them
     instances: frozenset[str] = frozenset()
 
-    def free_micro(self, gpu: Gpu) -> int:
-        return max(0, _MICRO - round(self.shares.get(gpu.id, 0.0) * _MICRO))
+    def free_micro(self, gpu: str) -> int:
+        return max(0, _MICRO - round(self.shares.get(gpu, 0.0) * _MICRO))
+
+    def has_room(self, gpu: str, share: float) -> bool:
+        return self.free_micro(gpu) >= round(share * _MICRO)
 
 
 class GpuChoice(msgspec.Struct, frozen=True):
@@ -79,7 +82,7 @@ def choose_kind(supply: GpuSupply, use: GpuUse, demand: GpuDemand) -> GpuChoice:
     if demand.fraction is None:
         return GpuChoice(whole=demand.count)
     broken = [gpu for gpu in supply.meant if gpu not in supply.free and _takes_share(gpu, use, demand.fraction)]
-    broken.sort(key=lambda gpu: (use.free_micro(gpu), address_key(gpu.id)))
+    broken.sort(key=lambda gpu: (use.free_micro(gpu.id), address_key(gpu.id)))
     fixed = tuple(broken[: demand.count])
     return GpuChoice(fixed=fixed, whole=demand.count - len(fixed))
 
@@ -135,11 +138,11 @@ def _free_instances(gpu: Gpu, use: GpuUse, profile: str) -> list[str]:
 
 
 def _is_whole(gpu: Gpu, use: GpuUse) -> bool:
-    return not gpu.mig and not gpu.mig_instances and use.free_micro(gpu) == _MICRO
+    return not gpu.mig and not gpu.mig_instances and use.free_micro(gpu.id) == _MICRO
 
 
 def _takes_share(gpu: Gpu, use: GpuUse, fraction: float) -> bool:
-    return not gpu.mig and not gpu.mig_instances and use.free_micro(gpu) >= round(fraction * _MICRO)
+    return not gpu.mig and not gpu.mig_instances and use.has_room(gpu.id, fraction)
 
 
 def _kind(demand: GpuDemand) -> str:

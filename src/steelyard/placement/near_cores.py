@@ -1,12 +1,12 @@
 """Which physical cores are nearest to the chosen GPUs, and does their memory suffice?
 
-Each GPU gets its share of the cores on its own NUMA node; what a node lacks comes from the nodes of the other GPUs, then from the
-nearest other nodes. Within a node the highest cores go first: the first core of a machine serves most interrupts and stays shared
-longest. Without GPUs that tell their node, the cores come from the fullest node that has enough, so that large holes stay whole, else
-from the emptiest nodes, so that few are touched.
-Where the memory asked must be local, it must fit the nodes that the cores come from. If the nearest way can't hold it: the nearest
-single node that has both, then the cores are spread over more and more nodes, by nearness and at last by free memory.
-What is bound to several nodes counts against each set of nodes that it touches: nobody knows where its pages lie.
+Each GPU gets its share of the cores on its own NUMA node; what a node lacks comes from the nodes of the other GPUs, then from
+the nearest other nodes. Within a node the highest cores go first: the first core of a machine serves most interrupts and stays
+shared longest. Without GPUs that tell their node, the cores come from the fullest node that has enough, so that large holes
+stay whole, else from the emptiest nodes, so that few are touched. Where the memory asked must be local, it must fit the nodes
+that the cores come from. If the nearest way can't hold it: the nearest single node that has both, then the cores are spread
+over more and more nodes, by nearness and at last by free memory. What is bound to several nodes counts against each set of
+nodes that it touches: nobody knows where its pages lie.
 """
 
 from __future__ import annotations
@@ -82,7 +82,7 @@ def make_supply(
 def choose_cores(supply: CoreSupply, wanted: Mapping[int, int], count: int, local_bytes: int | None = None) -> CoreChoice:
     """`count` cores of `supply`, which has that many. `wanted`: GPUs per NUMA node. `local_bytes`: memory that must be local."""
     split = _split_near(supply, wanted, count) if wanted else _split_packed(supply, count)
-    if local_bytes is not None and supply.free_memory(list(split)) < local_bytes:
+    if count and local_bytes is not None and supply.free_memory(list(split)) < local_bytes:
         for other in _other_splits(supply, wanted, count):
             if supply.free_memory(list(other)) >= local_bytes:
                 split = other

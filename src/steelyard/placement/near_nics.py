@@ -1,15 +1,15 @@
 """Which network cards are nearest to a set of GPUs, and which cards are worth choosing among?
 
-Of `count` chosen cards each GPU uses its nearest. Better is first the larger rank of the worst-off GPU, then the larger sum of ranks
-over all GPUs (ranks of `pair_value.py`); cards that are equal in that are taken by lowest address.
-Chosen among: cards that are free and not down. Can one kind (same speed, same answer to "does it do RDMA?") give all that are asked,
-the best such kind alone; else all that do RDMA, where those are enough; else all. RDMA counts before speed.
+Of `count` chosen cards each GPU uses its nearest. Better is first the larger rank of the worst-off GPU, then the larger sum of
+ranks over all GPUs (ranks of `pair_value.py`); cards that are equal in that are taken by lowest address. Chosen among: cards
+that are free and not down. Can one kind (same speed, same answer to "does it do RDMA?") give all that are asked, the best such
+kind alone; else all that do RDMA, where those are enough; else all. RDMA counts before speed.
 """
 
 from __future__ import annotations
 
 import itertools
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from operator import itemgetter
 
 from steelyard.model.topology import Nic
@@ -66,24 +66,26 @@ def choose_nics(columns: Rows, gpus: int, count: int) -> tuple[tuple[int, int], 
 
 def _keep_by(sets: Sequence[int], offers: Sequence[tuple[int, ...]]) -> list[int]:
     """`offers`: what each way to choose cards gives each GPU. A set is worth its best offer."""
-    best = (0, 0)
-    kept: dict[int, None] = {}
     size = sets[0].bit_count()
-    picks = [
-        itemgetter(*bits(chosen)) if size > 1 else (lambda offer, at=chosen.bit_length() - 1: (offer[at],)) for chosen in sets
-    ]
-    for _, offer in sorted(((sum(sorted(offer)[-size:]), offer) for offer in set(offers)), reverse=True):
-        top = sorted(offer)[-size:]
-        if (top[0], sum(top)) < best:
+    places = [tuple(bits(chosen)) for chosen in sets]
+    # a getter for one place gives no tuple: a second place that is the same changes no minimum, and the sums of all sets alike
+    picks: list[Callable[[tuple[int, ...]], tuple[int, ...]]] = [itemgetter(*(own if size > 1 else own * 2)) for own in places]
+    least, most = 0, 0
+    kept: set[int] = set()
+    for offer in sorted(set(offers), key=lambda offer: sum(sorted(offer)[-size:]), reverse=True):
+        if sorted(offer)[-size] < least:
             continue
         for chosen, pick in zip(sets, picks, strict=True):
             seen = pick(offer)
-            value = (min(seen), sum(seen))
-            if value > best:
-                best = value
-                kept.clear()
-            if value == best:
-                kept[chosen] = None
+            low = min(seen)
+            if low < least:
+                continue
+            total = sum(seen)
+            if low > least or total > most:
+                least, most = low, total
+                kept = {chosen}
+            elif total == most:
+                kept.add(chosen)
     return [chosen for chosen in sets if chosen in kept]
 
 

@@ -1,10 +1,10 @@
 """How much is the path between two devices worth? One whole number per pair, so that pairs compare and add up.
 
-GPU and GPU: the bandwidth in thousandths of a Gbit/s where the source knows it, else 1000 x the rank of the path's class (below), so
-that an unknown path is worth little beside a known one. But if one NVLink or xGMI pair of the machine has no bandwidth, ranks count
-for all its pairs: a PCIe path must not win only because its rate is known. A pair that the source leaves out counts as SYS.
-GPU and NIC: always the rank, "near" is a matter of distance: every PCIe switch of a machine tends to have the same rate.
-Whole numbers, because sums of floats depend on their order and would break ties by chance.
+GPU and GPU: the bandwidth in thousandths of a Gbit/s where the source knows it, else 1000 x the rank of the path's class
+(below), so that an unknown path is worth little beside a known one. But if one NVLink or xGMI pair of the machine has no
+bandwidth, ranks count for all its pairs: a PCIe path must not win only because its rate is known. A pair that the source leaves
+out counts as SYS. GPU and NIC: always the rank, "near" is a matter of distance: every PCIe switch of a machine tends to have
+the same rate. Whole numbers, because sums of floats depend on their order and would break ties by chance.
 """
 
 from __future__ import annotations

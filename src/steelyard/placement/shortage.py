@@ -10,10 +10,11 @@ from collections.abc import Sequence
 
 import msgspec
 
+from steelyard.model.job import Plan
 from steelyard.model.reason import Reason
 from steelyard.model.topology import Topology
 from steelyard.placement.devices import DeviceDemand, DevicePlan, Used, choose_devices, free_cores
-from steelyard.placement.gpus import explain_shortage, find_supply
+from steelyard.placement.gpus import explain_shortage, find_supply, instance_id
 from steelyard.placement.near_nics import is_down
 
 
@@ -24,7 +25,7 @@ class DeviceRefusal(msgspec.Struct, frozen=True):
     never: bool
     #: a sentence per reason
     detail: str
-    #: what one demand could have at most, each by itself: `gpus` (of the kind asked), `nics`, `cores`, `memory_bytes` where known;
+    #: the most of each by itself: `gpus` (of the kind asked), `nics`, `cores`, `memory_bytes` where known;
     #: of the empty machine where `never`
     largest_possible: dict[str, int]
 
@@ -71,6 +72,33 @@ def explain_local_memory(demand: DeviceDemand) -> tuple[Reason, str]:
         f"{demand.memory_bytes or 1} bytes of memory must be local to the NUMA nodes of {demand.cores} cores of its own, and no "
         "choice of cores has that much: ask for more cores, less memory or best-effort timing"
     )
+
+
+def check_devices(topology: Topology, used: Used, plan: Plan) -> list[str]:
+    """Why the plan's GPUs, shares, MIG instances and network cards can't be had (any more); empty when they can."""
+    findings: list[str] = []
+    gpus = {gpu.id: gpu for gpu in topology.gpus}
+    instances = {instance_id(gpu, each) for gpu in topology.gpus for each in gpu.mig_instances}
+    for name in plan.gpus:
+        gpu = gpus.get(name)
+        if gpu is None:
+            findings.append(f"GPU {name} is no longer on this machine")
+        elif not plan.mig_instances and (gpu.mig or gpu.mig_instances):
+            findings.append(f"GPU {name} has MIG on and is given away in instances only")
+        elif not used.gpus.has_room(name, 1.0 if plan.mig_instances else plan.gpu_fraction):
+            findings.append(f"GPU {name} is not free")
+    for name in plan.mig_instances:
+        if name not in instances:
+            findings.append(f"MIG instance {name} is no longer on this machine")
+        elif name in used.gpus.instances:
+            findings.append(f"MIG instance {name} is not free")
+    nics = {nic.id: nic for nic in topology.nics}
+    for name in plan.nics:
+        if name not in nics:
+            findings.append(f"network card {name} is no longer on this machine")
+        elif name in used.nics or is_down(nics[name]):
+            findings.append(f"network card {name} is not free, or is down")
+    return findings
 
 
 def _find_core_blocks(topology: Topology, used: Used, demand: DeviceDemand, now: bool = True) -> list[tuple[Reason, str]]:

@@ -1,9 +1,9 @@
 """Which devices of a machine can trade places without anything changing? So that equal choices are looked at once.
 
-A swap exchanges blocks of devices (two GPUs; two switches with their GPUs; two sockets) such that all pair values stay, and the NICs
-can be renumbered so that their distances stay too. If a set is turned by a swap into one with lower addresses, it is never the
-answer: the other is equal in everything else and wins by address. All such rules together are safe, because the answer itself, the
-lowest of all equal sets, breaks none of them. A swap that is not found costs time, never the right answer.
+A swap exchanges blocks of devices (two GPUs; two switches with their GPUs; two sockets) such that all pair values stay, and the
+NICs can be renumbered so that their distances stay too. If a set is turned by a swap into one with lower addresses, it is never
+the answer: the other is equal in everything else and wins by address. All such rules together are safe, because the answer
+itself, the lowest of all equal sets, breaks none of them. A swap that is not found costs time, never the right answer.
 """
 
 from __future__ import annotations
