@@ -45,6 +45,8 @@ KIND = "probe"
 PROBE_INTERVAL_US = 2000
 #: what is read of interrupts and kernel threads for a proof may be that old
 FACTS_NS = 5_000_000_000
+#: a watcher that runs writes every few milliseconds, unless the machine holds it back
+STALE_NS = 5_000_000_000
 #: between two reports of breaches of one job
 REPORT_NS = 10_000_000_000
 
@@ -166,7 +168,10 @@ class TimingKeeper:
 
     def observe_wakeups(self, attempt: AttemptId) -> Wakeups | None:
         seen = read_page(self._page(attempt))
-        return None if seen is None else Wakeups(seen.samples, seen.breaches, -(-seen.worst_ns // 1000))
+        if seen is None:
+            return None
+        stale = self._clock.mono_ns() - seen.seen_ns > STALE_NS
+        return Wakeups(seen.samples, seen.breaches, -(-seen.worst_ns // 1000), stale)
 
     def report_wakeups(self, attempt: AttemptId) -> Wakeups:
         """What the server should know of breaches: changes at most every few seconds, so that a bad hour is not a flood."""

@@ -65,6 +65,8 @@ def check_function(name: str, spec: FunctionSpec, machine: Machine | None, root:
     findings += _check_command(spec.argv, spec.env)
     if spec.resources.whole_cores:
         findings.append(Finding("exclusive-function", "functions share the common cores; whole cores are for jobs"))
+    if spec.resources.max_wakeup_us is not None:
+        findings.append(Finding("watched-function", "max_wakeup_us is watched for jobs only"))
     findings += _check_resources(spec.resources, machine)
     findings += _check_replicas(spec)
     findings += _check_root(spec.as_root, root)

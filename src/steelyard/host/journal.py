@@ -61,7 +61,7 @@ class SettingFiles:
                 raise ProcessLookupError(errno.ESRCH, "it has ended")
             os.sched_setaffinity(pid, parse_cpus(text))
             return
-        fd = os.open(self._root / place, os.O_WRONLY | os.O_CLOEXEC | os.O_NOFOLLOW)
+        fd = os.open(self._root / place, os.O_WRONLY | os.O_TRUNC | os.O_CLOEXEC | os.O_NOFOLLOW)
         try:
             os.write(fd, text.encode())
         finally:
