@@ -21,7 +21,7 @@ from steelyard.clock import Clock
 from steelyard.config import Paths
 from steelyard.errors import SteelyardError
 from steelyard.host.journal import SettingsJournal
-from steelyard.host.timing import count_others, observe_scheduler, observe_timing
+from steelyard.host.timing import count_others, observe_memory_lock, observe_scheduler, observe_timing
 from steelyard.lifecycle.promise import Wakeups, explain_promise, got_promise
 from steelyard.lifecycle.timing import (
     Planned,
@@ -201,7 +201,7 @@ class TimingKeeper:
     def got(self, job: AssignedJob, pids: Sequence[int], own_cpus: bool) -> dict[str, object]:
         got: dict[str, object] = {}
         if job.plan.timing is not Timing.BEST_EFFORT:
-            got = got_timing(job.plan, self._observe(), observe_scheduler(pids), own_cpus)
+            got = got_timing(job.plan, self._observe(), observe_scheduler(pids), own_cpus, observe_memory_lock(pids))
             got["others_on_its_cpus"] = self._count_others(job.plan.cpus, pids)
         if job.spec.resources.max_wakeup_us is not None:
             got |= got_promise(self.observe_wakeups(job.attempt))

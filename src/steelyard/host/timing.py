@@ -50,6 +50,18 @@ def observe_scheduler(pids: Sequence[int]) -> str | None:
     return ", ".join(sorted(found)) or None
 
 
+def observe_memory_lock(pids: Sequence[int]) -> str | None:
+    """How much memory all of the processes may lock: "unlimited" or bytes (the least); None when none can be read."""
+    found: set[str] = set()
+    for pid in pids:
+        text = read_text(f"/proc/{pid}/limits") or ""
+        at = text.find("\nMax locked memory")
+        if at >= 0:
+            found.add(text[at + 18 :].split(maxsplit=1)[0])
+    limited = [int(limit) for limit in found if limit.isdigit()]
+    return f"{min(limited)} bytes" if limited else "unlimited" if found else None
+
+
 def count_others(cpus: Sequence[int], ours: Sequence[int], root: Path = Path("/")) -> int:
     """Processes (no kernel threads) beside `ours` whose affinity allows one of the CPUs."""
     own, wanted, count = set(ours), set(cpus), 0
