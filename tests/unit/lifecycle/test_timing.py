@@ -94,8 +94,8 @@ def test_the_proof_of_realtime_is_read_back_part_by_part() -> None:
         governors={2: ("performance", ()), 3: ("performance", ())},
         idle_states=(IdleState(3, 2, "C6", 133, True),),
     )
-    assert check_proof(asked, got_timing(PLAN, calm, "fifo 50", own_cpus=True, memory_lock_limit="unlimited"), False).state is
-    ProofState.MATCH
+    calm_got = got_timing(PLAN, calm, "fifo 50", own_cpus=True, memory_lock_limit="unlimited")
+    assert check_proof(asked, calm_got, matched_before=False).state is ProofState.MATCH
 
 
 def test_what_the_machine_forbids_makes_a_proof_partial_and_notes_do_not() -> None:
