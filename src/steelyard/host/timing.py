@@ -32,6 +32,7 @@ def observe_timing(root: Path = Path("/")) -> TimingFacts:
         governors=_governors(root, online),
         idle_states=_idle_states(root, online),
         tickless=read_cpus(root / _CPU / "nohz_full") or (),
+        preempts_itself=read_text(root / "sys/kernel/realtime") == "1",
         guest=" hypervisor" in (read_text(root / "proc/cpuinfo") or "")[:20_000],
     )
 

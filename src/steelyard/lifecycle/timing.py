@@ -80,6 +80,8 @@ class TimingFacts(msgspec.Struct, frozen=True):
     tickless: tuple[int, ...] = ()
     #: it runs in a virtual machine
     guest: bool = False
+    #: the kernel interrupts its own work for realtime processes (PREEMPT_RT)
+    preempts_itself: bool = False
 
 
 class Planned(msgspec.Struct, frozen=True):
@@ -245,6 +247,10 @@ def _name_notes(cpus: frozenset[int], facts: TimingFacts) -> tuple[str, ...]:
     ticking = sorted(cpus - set(facts.tickless))
     if ticking:
         notes.append("The scheduling tick goes on on its CPUs; `nohz_full=` at boot would end it.")
+    if not facts.preempts_itself:
+        notes.append(
+            "This kernel is not PREEMPT_RT: what it does on these CPUs for other processes can hold a wake-up back for a while."
+        )
     if facts.guest:
         notes.append(
             "This machine is a guest: its host may take the processor away at any time, and nobody in here can forbid it."
