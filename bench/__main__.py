@@ -11,7 +11,7 @@ from pathlib import Path
 
 import msgspec
 
-from bench import bursts, idle, neighbours, peers, tax, wakes, warm
+from bench import bursts, idle, jitter, neighbours, peers, tax, wakes, warm
 from bench.figures import Figure, environment, render_page, render_table
 
 Measure = Callable[[Callable[[str], None], bool], list[Figure]]
@@ -28,6 +28,7 @@ GROUPS: dict[str, Measure] = {
     "idle-moment": bursts.measure_idle_moment,
     "idle": idle.measure_idle,
     "job": wakes.measure_jobs,
+    "jitter": jitter.measure_jitter,
 }
 PAGE = Path(__file__).resolve().parent.parent / "docs" / "benchmarks.md"
 

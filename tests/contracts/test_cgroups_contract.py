@@ -24,6 +24,7 @@ from steelyard.host.cgroup_v2 import CgroupsV2
 from steelyard.host.proc import start_time
 from steelyard.model.ids import WorkloadId
 from steelyard.model.job import Plan
+from steelyard.model.timing import Timing
 
 CONTROLLERS = ("cpu", "cpuset", "memory", "freezer", "pids")
 JOIN_THEN_SLEEP = (
@@ -237,6 +238,18 @@ def test_v2_preemptible_work_gives_way_and_follows_the_common_cpuset() -> None:
     assert cgroups.read(JOB).cpus == (0,)
     cgroups.destroy()
     assert not [group for group in kernel.members if "steelyard" in group]
+
+
+def test_v1_realtime_work_stays_out_of_groups_without_a_realtime_budget() -> None:
+    kernel = ModelKernel()
+    cgroups = model_v1(kernel)
+    kernel.files["/model/cpu/cpu.rt_runtime_us"] = "950000"
+    cgroups.prepare((0, 1), (0,))
+    cgroups.make(JOB, Plan(cpus=(3,), timing=Timing.REALTIME))
+    cgroups.make(OTHER, Plan(cpus=(2,), timing=Timing.DEDICATED))
+    assert [kernel.descriptors[fd] for fd in cgroups.open_join(JOB)][:2] == ["/model/freezer/steelyard-test/j1.1", "/model/cpu"]
+    assert kernel.descriptors[cgroups.open_join(OTHER)[1]] == "/model/cpu/steelyard-test/fn.3.7"
+    assert cgroups.remove(JOB)
 
 
 def test_v1_refuses_cores_that_are_not_there_and_says_which_workload() -> None:

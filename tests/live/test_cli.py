@@ -109,7 +109,7 @@ def test_detached_job_is_listed_logged_proved_and_stopped(shared: Cluster) -> No
     logged = wait_until(lambda: done if (done := shared.cli("logs", job)).stdout else None, 10, "its output")
     assert (logged.stdout, logged.stderr) == (b"out\n", b"err\n")
     proof = json.loads(shared.ok("proof", job, "--json"))
-    assert set(proof) == {"state", "asked", "got", "differences"}
+    assert set(proof) == {"state", "asked", "got", "differences", "notes"}
     assert proof["state"] in ("MATCH", "PARTIAL")
     follower = shared.start("logs", "-f", job)
     assert read_line(follower) == b"out\n"

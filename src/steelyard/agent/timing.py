@@ -21,7 +21,7 @@ from steelyard.clock import Clock
 from steelyard.config import Paths
 from steelyard.errors import SteelyardError
 from steelyard.host.journal import SettingsJournal
-from steelyard.host.timing import count_others, observe_scheduler, observe_timing
+from steelyard.host.timing import count_others, observe_memory_lock, observe_scheduler, observe_timing
 from steelyard.lifecycle.promise import Wakeups, explain_promise, got_promise
 from steelyard.lifecycle.timing import (
     Planned,
@@ -44,7 +44,9 @@ KIND = "probe"
 #: between two wake-ups of a watcher
 PROBE_INTERVAL_US = 2000
 #: what is read of interrupts and kernel threads for a proof may be that old
-FACTS_NS = 5_000_000_000
+FACTS_NS = 10_000_000_000
+#: a watcher that runs writes every few milliseconds, unless the machine holds it back
+STALE_NS = 5_000_000_000
 #: between two reports of breaches of one job
 REPORT_NS = 10_000_000_000
 
@@ -166,7 +168,10 @@ class TimingKeeper:
 
     def observe_wakeups(self, attempt: AttemptId) -> Wakeups | None:
         seen = read_page(self._page(attempt))
-        return None if seen is None else Wakeups(seen.samples, seen.breaches, -(-seen.worst_ns // 1000))
+        if seen is None:
+            return None
+        stale = self._clock.mono_ns() - seen.seen_ns > STALE_NS
+        return Wakeups(seen.samples, seen.breaches, -(-seen.worst_ns // 1000), stale)
 
     def report_wakeups(self, attempt: AttemptId) -> Wakeups:
         """What the server should know of breaches: changes at most every few seconds, so that a bad hour is not a flood."""
@@ -196,7 +201,9 @@ class TimingKeeper:
     def got(self, job: AssignedJob, pids: Sequence[int], own_cpus: bool) -> dict[str, object]:
         got: dict[str, object] = {}
         if job.plan.timing is not Timing.BEST_EFFORT:
-            got = got_timing(job.plan, self._observe(), observe_scheduler(pids), own_cpus)
+            # only realtime changes what the facts are about, and looking at a large machine takes tens of milliseconds
+            facts = self._observe() if job.plan.timing is Timing.REALTIME else TimingFacts(online=())
+            got = got_timing(job.plan, facts, observe_scheduler(pids), own_cpus, observe_memory_lock(pids))
             got["others_on_its_cpus"] = self._count_others(job.plan.cpus, pids)
         if job.spec.resources.max_wakeup_us is not None:
             got |= got_promise(self.observe_wakeups(job.attempt))

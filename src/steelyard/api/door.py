@@ -71,6 +71,8 @@ def check_function(name: str, spec: FunctionSpec, machine: Machine | None, root:
         findings.append(Finding("exclusive-function", "a function that wants cores of its own asks for the timing `dedicated`"))
     if spec.resources.timing is Timing.REALTIME:
         findings.append(Finding("realtime-function", "realtime is for jobs; the strictest timing of a function is `dedicated`"))
+    if spec.resources.max_wakeup_us is not None:
+        findings.append(Finding("watched-function", "max_wakeup_us is watched for jobs only"))
     findings += _check_resources(spec.reserved or spec.resources, machine)
     findings += _check_replicas(spec)
     findings += _check_root(spec.as_root, root)

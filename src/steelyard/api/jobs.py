@@ -15,6 +15,7 @@ from steelyard.api.problems import errors
 from steelyard.api.requests import refuse_findings, require_json
 from steelyard.api.services import services_of
 from steelyard.api.views import job_view
+from steelyard.clock import rfc3339
 from steelyard.control import ASSIGNMENT, JOBS
 from steelyard.control.changes import commit_change, make_event
 from steelyard.errors import NoRoom, NotFound, Unreachable
@@ -23,7 +24,7 @@ from steelyard.model.ids import DEFAULT_PROJECT, JobId
 from steelyard.model.job import Job, JobSpec, JobState
 from steelyard.model.proof import Proof, ProofState
 from steelyard.store import Tx
-from steelyard.wire.api import JobStop, JobSubmit, JobView, LogChunk
+from steelyard.wire.api import EventView, JobStop, JobSubmit, JobView, LogChunk
 
 #: jobs that may wait at a time; more are refused, so that the queue stays bounded (R11)
 QUEUE_MAX = 100_000
@@ -136,6 +137,17 @@ async def job_proof(request: Request[Any, Any, Any], job: JobPath) -> Proof:
         return _unknown(row, "the agent's answer could not be read")
 
 
+@get("/v1/jobs/{job:str}/events", responses=errors(404))
+async def job_events(request: Request[Any, Any, Any], job: JobPath) -> list[EventView]:
+    """The job's history, the oldest first: its states, and breaches of `max_wakeup_us`."""
+
+    def read(tx: Tx) -> list[EventView]:
+        _found(tx.job(JobId(job)), job)
+        return [EventView(rfc3339(event.at) or "", event.text) for event in tx.events(kind="job", subject=job)]
+
+    return await services_of(request).store.read(read)
+
+
 def _found(row: Job | None, job: str) -> Job:
     if row is None:
         raise NotFound(f"There is no job {job}. `steelyard ps` lists them.")
@@ -147,4 +159,4 @@ def _unknown(job: Job, why: str) -> Proof:
     return Proof(ProofState.UNKNOWN, asked=asked, got={}, differences=(why,))
 
 
-JOB_ROUTES = (submit_job, list_jobs, get_job, stop, job_logs, job_proof)
+JOB_ROUTES = (submit_job, list_jobs, get_job, stop, job_logs, job_proof, job_events)

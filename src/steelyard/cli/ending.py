@@ -20,6 +20,7 @@ from steelyard.config import Paths
 from steelyard.errors import StoreDamaged
 from steelyard.host import Cgroups
 from steelyard.host.cgroup import open_cgroups
+from steelyard.host.journal import SettingsJournal
 from steelyard.host.proc import boot_id, observe_processes
 from steelyard.runtime.records import load_handles
 
@@ -49,12 +50,21 @@ def end_everything(paths: Paths, clock: Clock, say: Callable[[str], None]) -> No
         say(f"Ended {ended} process{'es' if ended != 1 else ''} of jobs and functions")
     end_programs(paths, ["spawner"], clock, say)
     cgroups.destroy()
+    _put_back_settings(paths, say)
     for name in (*PROGRAM_NAMES, "up"):
         (paths.programs / f"{name}.json").unlink(missing_ok=True)
     shutil.rmtree(paths.run, ignore_errors=True)
     with contextlib.suppress(OSError):
         # other homes may have theirs beside it
         paths.run.parent.rmdir()
+
+
+def _put_back_settings(paths: Paths, say: Callable[[str], None]) -> None:
+    """What this home's work still held of the machine's settings; other homes' stays."""
+    try:
+        SettingsJournal(paths.run.parent, boot_id()).restore(lambda holder: not holder.startswith(f"{paths.tag}/"))
+    except OSError as err:
+        say(f"Note: settings of this machine could not be put back ({err.strerror}); the next `steelyard up` tries again")
 
 
 def _track_handles(paths: Paths, cgroups: Cgroups, say: Callable[[str], None]) -> None:

@@ -59,8 +59,9 @@ def jitter(timings: tuple[str, ...], seconds: float, noise: bool, as_json: bool)
         if late:
             beside = "noisy neighbour" if row.with_noise else "no neighbour"
             click.echo(f"\n{row.timing}, {beside} ({row.engine})\n{render_bars(late)}")
+    click.echo()
     for sentence in _compare([row for row, _ in found]):
-        click.echo(f"\n{sentence}")
+        click.echo(sentence)
     for sentence in dict.fromkeys(sentence for row, _ in found for sentence in row.could_not):
         say(sentence)
 
@@ -121,5 +122,6 @@ def _compare(rows: Sequence[Jitter]) -> list[str]:
         for timing, value in p999.items():
             if common and value and timing != Timing.BEST_EFFORT.value:
                 beside = "beside a noisy neighbour" if noise else "alone"
-                sentences.append(f"p99.9 of {timing} {beside}: {common / value:.1f} x better than best-effort.")
+                ratio = f"{common / value:.1f} x better" if value <= common else f"{value / common:.1f} x worse"
+                sentences.append(f"p99.9 of {timing} {beside}: {ratio} than best-effort.")
     return sentences

@@ -92,7 +92,7 @@ class Rounds:
             if noise:
                 free = sum(1 for core in self.machine.cores if not set(core.cpus) & set(plan.cpus))
                 share = free if plan.cpus else free - PROBE_SHARE
-                neighbour = self._start(NOISE, Plan(share=share), self._noise_command(seconds))
+                neighbour = self._start(NOISE, Plan(share=share), self._noise_command(seconds), cpus=shared)
                 threading.Event().wait(NOISE_HEAD_S)
                 if neighbour.poll() is not None:
                     could_not += (f"The neighbour ended at once (exit code {neighbour.returncode}): there was no noise.",)
@@ -177,23 +177,31 @@ class Rounds:
         return [sys.executable, "-P", "-m", "steelyard.runtime.burner", limit, str(workers), str(workers)]
 
     def _start(
-        self, workload: WorkloadId, plan: Plan, command: Sequence[str], stdout: int = -3, stderr: int = -3
+        self,
+        workload: WorkloadId,
+        plan: Plan,
+        command: Sequence[str],
+        stdout: int = subprocess.DEVNULL,
+        stderr: int = subprocess.DEVNULL,
+        cpus: tuple[int, ...] = (),
     ) -> subprocess.Popen[bytes]:
-        """In its group, on its CPUs; it dies with us."""
+        """In its group, on its CPUs (by affinity as well: without groups that is all there is); it dies with us."""
         self._cgroups.make(workload, plan)
         joins = self._cgroups.open_join(workload)
-        cpus = plan.cpus
+        allowed = plan.cpus or cpus
 
         def enter() -> None:
             self._libc.prctl(_PR_SET_PDEATHSIG, ctypes.c_ulong(signal.SIGKILL))
             os.setsid()
             for join in joins:
                 os.write(join, b"0")
-            if cpus:
-                os.sched_setaffinity(0, cpus)
+            if allowed:
+                os.sched_setaffinity(0, allowed)
 
         try:
-            child = subprocess.Popen(command, stdin=-3, stdout=stdout, stderr=stderr, preexec_fn=enter, cwd=self._folder)
+            child = subprocess.Popen(
+                command, stdin=subprocess.DEVNULL, stdout=stdout, stderr=stderr, preexec_fn=enter, cwd=self._folder
+            )
         finally:
             for join in joins:
                 os.close(join)

@@ -36,8 +36,8 @@ from steelyard.lifecycle.settings import (
 log = logging.getLogger(__name__)
 
 THREAD = "thread/"
-#: what the kernel's refusals mean here
-_WORDS = {errno.EIO: "the kernel manages it by itself", errno.EPERM: "the kernel does not allow it"}
+#: what it means when the kernel refuses to have an interrupt moved (older kernels say EIO)
+_MANAGED = "the kernel manages it by itself"
 
 
 class SettingFiles:
@@ -61,7 +61,7 @@ class SettingFiles:
                 raise ProcessLookupError(errno.ESRCH, "it has ended")
             os.sched_setaffinity(pid, parse_cpus(text))
             return
-        fd = os.open(self._root / place, os.O_WRONLY | os.O_CLOEXEC | os.O_NOFOLLOW)
+        fd = os.open(self._root / place, os.O_WRONLY | os.O_TRUNC | os.O_CLOEXEC | os.O_NOFOLLOW)
         try:
             os.write(fd, text.encode())
         finally:
@@ -134,7 +134,8 @@ class SettingsJournal:
             try:
                 self._files.write(write.place, write.text)
             except OSError as err:
-                error = _WORDS.get(err.errno or 0, err.strerror or str(err))
+                managed = write.place.startswith("proc/irq/") and err.errno in (errno.EIO, errno.EPERM)
+                error = _MANAGED if managed else err.strerror or str(err)
             results[write.place] = (self._files.read(journal.entries[write.place].setting), error)
         journal = note_written(journal, results)
         self._save(journal)

@@ -32,6 +32,7 @@ def observe_timing(root: Path = Path("/")) -> TimingFacts:
         governors=_governors(root, online),
         idle_states=_idle_states(root, online),
         tickless=read_cpus(root / _CPU / "nohz_full") or (),
+        preempts_itself=read_text(root / "sys/kernel/realtime") == "1",
         guest=" hypervisor" in (read_text(root / "proc/cpuinfo") or "")[:20_000],
     )
 
@@ -48,6 +49,18 @@ def observe_scheduler(pids: Sequence[int]) -> str | None:
         name = _POLICIES.get(policy, f"policy {policy}")
         found.add(f"{name} {priority}" if priority else name)
     return ", ".join(sorted(found)) or None
+
+
+def observe_memory_lock(pids: Sequence[int]) -> str | None:
+    """How much memory all of the processes may lock: "unlimited" or bytes (the least); None when none can be read."""
+    found: set[str] = set()
+    for pid in pids:
+        text = read_text(f"/proc/{pid}/limits") or ""
+        at = text.find("\nMax locked memory")
+        if at >= 0:
+            found.add(text[at + 18 :].split(maxsplit=1)[0])
+    limited = [int(limit) for limit in found if limit.isdigit()]
+    return f"{min(limited)} bytes" if limited else "unlimited" if found else None
 
 
 def count_others(cpus: Sequence[int], ours: Sequence[int], root: Path = Path("/")) -> int:

@@ -24,13 +24,16 @@ class Wakeups(msgspec.Struct, frozen=True):
     #: wake-ups later than the promise
     breaches: int = 0
     worst_us: int = 0
+    #: the watcher has not been heard of for some seconds
+    stale: bool = False
 
 
 def decide_promise(seen: Wakeups | None) -> PromiseState:
     """One breach is a breach, however few the samples."""
     if seen is not None and seen.breaches:
         return PromiseState.BREACHED
-    return PromiseState.MET if seen is not None and seen.samples >= SAMPLES_MIN else PromiseState.NOT_VERIFIED
+    enough = seen is not None and seen.samples >= SAMPLES_MIN and not seen.stale
+    return PromiseState.MET if enough else PromiseState.NOT_VERIFIED
 
 
 def got_promise(seen: Wakeups | None) -> dict[str, object]:
@@ -48,6 +51,8 @@ def explain_promise(max_wakeup_us: int, seen: Wakeups | None) -> tuple[str, ...]
     """A sentence where there is not enough data."""
     if decide_promise(seen) is not PromiseState.NOT_VERIFIED:
         return ()
+    if seen is not None and seen.stale:
+        return (f"max_wakeup_us {max_wakeup_us} is NOT VERIFIED: its watcher has not been heard of for a while.",)
     samples = 0 if seen is None else seen.samples
     return (
         f"max_wakeup_us {max_wakeup_us} is NOT VERIFIED: {samples} wake-ups were watched, {SAMPLES_MIN} are needed to say more.",

@@ -26,8 +26,8 @@ GUARD = (
     "(sched_rt_runtime_us): the guard stays, since without it one endless loop could hang the machine."
 )
 MEMORY = (
-    "Memory is locked only by a program that calls mlockall itself: its limit is lifted, and swapping and huge-page "
-    "moves are off for it."
+    "Memory is locked only by a program that calls mlockall itself; swapping and huge-page moves are off for it, and its "
+    "heap is kept once it has grown."
 )
 
 
@@ -80,6 +80,8 @@ class TimingFacts(msgspec.Struct, frozen=True):
     tickless: tuple[int, ...] = ()
     #: it runs in a virtual machine
     guest: bool = False
+    #: the kernel interrupts its own work for realtime processes (PREEMPT_RT)
+    preempts_itself: bool = False
 
 
 class Planned(msgspec.Struct, frozen=True):
@@ -121,6 +123,7 @@ def asked_timing(plan: Plan, facts: TimingFacts | None) -> dict[str, object]:
     asked: dict[str, object] = {"timing": plan.timing.value} if plan.timing is not Timing.BEST_EFFORT else {}
     if plan.timing is Timing.REALTIME:
         asked["scheduler"] = f"fifo {FIFO_PRIORITY}"
+        asked["memory_lock_limit"] = "unlimited"
         asked["irqs_on_its_cpus"] = list[int]()
         asked["kernel_threads_on_its_cpus"] = list[str]()
         if facts is not None and any(cpu in facts.governors for cpu in plan.cpus):
@@ -130,8 +133,10 @@ def asked_timing(plan: Plan, facts: TimingFacts | None) -> dict[str, object]:
     return asked
 
 
-def got_timing(plan: Plan, facts: TimingFacts, scheduler: str | None, own_cpus: bool) -> dict[str, object]:
-    """The same keys as read back: `scheduler` of the processes, and whether their cpuset is theirs."""
+def got_timing(
+    plan: Plan, facts: TimingFacts, scheduler: str | None, own_cpus: bool, memory_lock_limit: str | None = None
+) -> dict[str, object]:
+    """The same keys as read back: `scheduler` and the limit of the processes, and whether their cpuset is theirs."""
     if plan.timing is Timing.BEST_EFFORT:
         return {}
     cpus = set(plan.cpus)
@@ -140,6 +145,7 @@ def got_timing(plan: Plan, facts: TimingFacts, scheduler: str | None, own_cpus: 
     got: dict[str, object] = {"timing": timing.value, "scheduler": scheduler}
     if plan.timing is not Timing.REALTIME:
         return got
+    got["memory_lock_limit"] = memory_lock_limit
     got["irqs_on_its_cpus"] = [irq.number for irq in facts.irqs if cpus & set(irq.cpus) and cpus & set(irq.served or irq.cpus)]
     got["kernel_threads_on_its_cpus"] = [
         thread.name for thread in facts.kernel_threads if thread.movable and cpus & set(thread.cpus)
@@ -241,6 +247,10 @@ def _name_notes(cpus: frozenset[int], facts: TimingFacts) -> tuple[str, ...]:
     ticking = sorted(cpus - set(facts.tickless))
     if ticking:
         notes.append("The scheduling tick goes on on its CPUs; `nohz_full=` at boot would end it.")
+    if not facts.preempts_itself:
+        notes.append(
+            "This kernel is not PREEMPT_RT: what it does on these CPUs for other processes can hold a wake-up back for a while."
+        )
     if facts.guest:
         notes.append(
             "This machine is a guest: its host may take the processor away at any time, and nobody in here can forbid it."

@@ -121,8 +121,11 @@ def _set_timing(request: Spawn) -> None:
     with contextlib.suppress(OSError, ValueError):
         prctl(_PR_SET_THP_DISABLE, 1)
     for limit, value in ((resource.RLIMIT_RTPRIO, request.fifo_priority), (resource.RLIMIT_MEMLOCK, resource.RLIM_INFINITY)):
-        with contextlib.suppress(OSError, ValueError):
+        try:
             resource.setrlimit(limit, (value, value))
+        except (OSError, ValueError):  # not ours to lift (no CAP_SYS_RESOURCE): what there is of it
+            hard = resource.getrlimit(limit)[1]
+            resource.setrlimit(limit, (hard, hard))
     with contextlib.suppress(OSError):
         os.sched_setscheduler(0, os.SCHED_FIFO, os.sched_param(request.fifo_priority))
 

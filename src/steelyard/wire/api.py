@@ -42,6 +42,13 @@ class JobView(msgspec.Struct, frozen=True):
     peak_memory_bytes: int | None
 
 
+class EventView(msgspec.Struct, frozen=True):
+    """One line of a job's history."""
+
+    at: str
+    text: str
+
+
 class LogChunk(msgspec.Struct, frozen=True):
     """Bytes of both streams since the given offsets, base64. `ended` says that no more will come."""
 

@@ -10,6 +10,7 @@ from steelyard.model.function import FunctionSpec
 from steelyard.model.ids import MachineId
 from steelyard.model.job import JobSpec, Resources
 from steelyard.model.machine import Core, Isolation, Machine
+from steelyard.model.timing import Timing
 
 GIB = 1 << 30
 MACHINE = Machine(
@@ -53,6 +54,10 @@ JOBS: list[tuple[dict[str, object], str]] = [
     ({"resources": Resources(float("nan"))}, "bad-cpus"),
     ({"resources": Resources(float("inf"))}, "bad-cpus"),
     ({"resources": Resources(0.5, exclusive=True)}, "bad-cpus"),
+    ({"resources": Resources(0.5, timing=Timing.REALTIME)}, "bad-cpus"),
+    ({"resources": Resources(2, timing=Timing.DEDICATED)}, "cores-beyond-machine"),
+    ({"resources": Resources(max_wakeup_us=0)}, "bad-max-wakeup"),
+    ({"resources": Resources(max_wakeup_us=10_000_001)}, "bad-max-wakeup"),
     ({"resources": Resources(2.01)}, "cores-beyond-machine"),
     ({"resources": Resources(2, exclusive=True)}, "cores-beyond-machine"),
     ({"resources": Resources(1e300)}, "cores-beyond-machine"),

@@ -17,7 +17,7 @@ from steelyard.lifecycle.job import (
     stop_job,
 )
 from steelyard.model.ids import DEFAULT_PROJECT, AttemptId, JobId
-from steelyard.model.job import Job, JobSpec, JobState, Owner, Plan
+from steelyard.model.job import Job, JobSpec, JobState, Owner, Plan, Resources
 from steelyard.model.reason import Reason
 from steelyard.wire.agent import AttemptState
 
@@ -234,3 +234,15 @@ def test_no_report_ever_leaves_the_table(state: JobState, phase: str, stop: int 
         return
     assert change.job.state is state or change.job.state in TRANSITIONS[state]
     assert not state.terminal
+
+
+def test_a_breached_promise_is_an_event_and_the_same_count_is_not_told_twice() -> None:
+    job = make_job(spec=JobSpec("x", ("true",), "/", resources=Resources(max_wakeup_us=200)), started_at=NOW)
+    late = AttemptState(AttemptId("j-000001.1"), "running", started_at=NOW, wakeup_breaches=3, wakeup_worst_us=740)
+    change = apply_attempt(job, late, NOW)
+    assert change is not None and change.job.wakeup_breaches == 3 and change.job.wakeup_worst_us == 740
+    assert "max_wakeup_us 200 breached: 3 wake-ups" in change.event
+    assert apply_attempt(change.job, late, NOW) is None
+    ended = msgspec.structs.replace(late, phase="ended", exit_code=0, wakeup_breaches=4)
+    final = apply_attempt(change.job, ended, NOW)
+    assert final is not None and final.job.wakeup_breaches == 4 and "4 wake-ups" in final.event
