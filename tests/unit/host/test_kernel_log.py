@@ -7,8 +7,8 @@ import string
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from recorded import recorded
 
+from recorded import recorded
 from steelyard.host.health.kernel_log import EVENTS_MAX, TEXT_MAX, parse_log, read_message, split_stamp
 from steelyard.model.health_facts import LogKind
 

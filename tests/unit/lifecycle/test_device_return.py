@@ -8,11 +8,10 @@ GPU = "0000:0f:00.0"
 MONITOR = Holder(10, 100, "nvidia-persiste")
 ORPHAN = Holder(20, 200, "python3", "job-1.1")
 STRANGER = Holder(30, 300, "python3")
+FRESH = Baseline()
 
 
-def decide(
-    *holders: Holder, memory: int | None = 0, baseline: Baseline = Baseline(), live: set[str] | None = None
-) -> ReturnDecision:
+def decide(*holders: Holder, memory: int | None = 0, baseline: Baseline = FRESH, live: set[str] | None = None) -> ReturnDecision:
     return decide_return(GPU, holders, live or set(), {"job-1.1"}, memory, baseline)
 
 

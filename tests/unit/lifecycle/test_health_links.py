@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import pytest
-from recorded import recorded
 
+from recorded import recorded
 from steelyard.host.health.infiniband import parse_ibstat, parse_ibstatus, parse_perfquery
 from steelyard.lifecycle.health_links import judge_interfaces, judge_pci, judge_ports
 from steelyard.model.health import Finding, Severity

@@ -5,8 +5,8 @@ from __future__ import annotations
 import csv
 
 import pytest
-from recorded import recorded
 
+from recorded import recorded
 from steelyard.host.health.kernel_log import parse_log
 from steelyard.lifecycle.health import forgive, judge_health
 from steelyard.lifecycle.sxid import SXIDS, Fatality
