@@ -132,6 +132,18 @@ def test_a_log_full_of_different_faults_stays_small() -> None:
     assert len(parse_log(lines, "log").events) == EVENTS_MAX
 
 
+def test_absurd_numbers_are_no_stamps() -> None:
+    nines = "9" * 900
+    for line in (
+        f"4,{nines},{nines},-;x",
+        f"[{nines}.{nines}] x",
+        f"Aug {nines} 11:11:22 n kernel: x",
+        f"2024-08-30T11:11:22,{nines} x",
+    ):
+        assert split_stamp(line)[1:] in ((None, None),)
+    assert split_stamp("[Fri Aug 99 11:11:22 2024] x")[1] is None
+
+
 def test_a_hostile_line_takes_no_time() -> None:
     for start in ("pcieport AER ", "nvme nvme0: ", "XFS (sda): ", "NVSwitch fatal error 1 ", "AER: "):
         assert len(parse_log((start + "a" * 50_000 + "\n") * 20, "log").events) <= 1
