@@ -25,6 +25,8 @@ appear only on a terminal. `--home DIR` or `STEELYARD_HOME` says which Steelyard
 | 2 | refused: usage, bad input, or a state that forbids it; nothing was changed |
 | 3 | Steelyard is not reachable |
 
+`steelyard check` answers with the worst that it found: 0 for PASS, INFO and UNKNOWN, 1 for a WARNING, 2 for something CRITICAL.
+
 `steelyard run` answers with the command's own code (128 + the signal's number when a signal ended it), and with 125 when
 Steelyard itself refused or failed.
 
@@ -41,6 +43,11 @@ Times are RFC 3339 in UTC with microseconds. A value that is not known, or not t
 | `coldstarts` | `[{"function", "revision", "at", "road", "reason", "wall_ms", "platform_ms", "user_ms", "phases": {}}]` |
 | `keys` | `[{"name", "owner", "created_at"}]` |
 | `machine` | the inventory; see `src/steelyard/model/machine.py` |
+| `topo` | `{"packages", "numa_nodes", "cores", "threads", "gpus": [], "nics": [], "nvme": [], "switches": [], "pairs": [{"a", "b", "class", "gbps"}], …}` |
+| `place` | `{"gpus", "nics", "cores", "memory_nodes", "bottleneck": {"class", "gbps"}, "remainder", "alternatives", …}`, or `{"refused", "never", "detail", "largest_possible"}` |
+| `nodes` | `[{"name", "id", "state", "cores", "threads", "numa_nodes", "memory_bytes", "gpus", "nics", "virtualisation", "kernel"}]` |
+| `devices` | `[{"node", "kind", "id", "name", "numa_node", "memory_bytes", "gbps", "state", "used_by"}]` |
+| `check` | `{"worst", "findings": [{"check", "subject", "severity", "sentence", "action", "remedy", "evidence", "blocks", "sequence"}]}` |
 
 `coldstarts` rows have `user_phases` as well when the function measured some of its own (`with sy.phase("weights"):`): parts of
 the phases, not added to the sum.

@@ -16,20 +16,19 @@ ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT / "tests"))
 
 from brute_force import Values, brute_force  # noqa: E402
-
 from steelyard.errors import Refused  # noqa: E402
 from steelyard.host.fabric.read import read_fabric  # noqa: E402
 from steelyard.host.health.recorded import read_recorded  # noqa: E402
 from steelyard.host.topology.read import read_topology  # noqa: E402
 from steelyard.lifecycle.health import judge_health  # noqa: E402
 from steelyard.model.fabric import Fabric  # noqa: E402
+from steelyard.model.gang import GangDemand, GangPlan  # noqa: E402
 from steelyard.model.gpu_demand import GpuDemand  # noqa: E402
 from steelyard.model.timing import Timing  # noqa: E402
 from steelyard.model.topology import Topology  # noqa: E402
 from steelyard.placement.devices import DevicePlan, Used, make_demand  # noqa: E402
 from steelyard.placement.fabric import plan_gang  # noqa: E402
 from steelyard.placement.fabric_state import FabricState, make_state  # noqa: E402
-from steelyard.model.gang import GangDemand, GangPlan  # noqa: E402
 from steelyard.placement.shortage import plan_devices  # noqa: E402
 
 PAGE = ROOT / "docs" / "machines.md"
@@ -134,7 +133,7 @@ def describe_choice(topology: Topology, count: int) -> str:
         plan = plan_devices(topology, Used(), demand)
     if not isinstance(plan, DevicePlan):
         return "-"
-    best, cards, remains = brute_force(topology, Used(), demand)
+    best, cards, _ = brute_force(topology, Used(), demand)
     values = Values(topology)
     by_id = {gpu.id: gpu for gpu in topology.gpus}
     ours, optimum = (values.of_set(tuple(by_id[gpu] for gpu in gpus)) for gpus in (plan.gpus, best))

@@ -23,7 +23,7 @@ TREES = sorted(FIXTURES.glob("*.tar.bz2")) if FIXTURES.is_dir() else []
 UNREAD = ("*/node[0-9]*/memory[0-9]*", "*/power", "*/LNXSYSTM:00", "*/firmware", "*/pci0000:7f", "*/pci0000:ff", "*/device-tree")
 #: what the recordings' own descriptions say: packages, cores, logical CPUs, NUMA nodes (None: not said)
 KNOWN: dict[str, tuple[int | None, int, int, int]] = {
-    "16amd64-8n2c-cpusets": (8, 15, 15, 8),  # CPU 4 is offline
+    "16amd64-8n2c-cpusets": (6, 10, 10, 8),  # recorded inside a cpuset of ten CPUs
     "20em64t-hybrid-1p6c2t+2ca4co1t": (1, 14, 20, 1),
     "256ppc-8n8s4t": (None, 64, 256, 8),  # its firmware numbers no packages
     "32em64t-2n8c+dax+nvme+mic+dimms": (2, 16, 16, 2),

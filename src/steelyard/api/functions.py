@@ -147,17 +147,18 @@ async def list_coldstarts(
 
 
 def _reserve(tx: Tx, name: FunctionName, spec: FunctionSpec, before: Function | None) -> Plan | None:
-    """The cores of a dedicated function, now or not at all: a promise that only holds later is none."""
+    """Cores and devices of its own, now or not at all: a promise that only holds later is none."""
     demand, machine = spec.reserved, tx.machine()
     if demand is None:
         return None
     if machine is None:
-        raise Unreachable("No agent has told yet which cores this machine has. Try again.", code="agent-unreachable")
+        raise Unreachable("No agent has told yet what this machine has. Try again.", code="agent-unreachable")
     if before is not None and before.plan is not None and before.spec.reserved == demand:
         return before.plan
     answer = place(machine, holding(tx, but=(DEFAULT_PROJECT, name)), demand)
     if isinstance(answer, Refusal):
-        raise NoRoom(f"Its own cores can't be given to {name} now: {answer.detail}. Nothing was changed.", code="no-cores-left")
+        code = answer.reasons[0].value
+        raise NoRoom(f"{name} can't have what it asks for now: {answer.detail}. Nothing was changed.", code=code)
     return answer
 
 

@@ -61,7 +61,7 @@ async def get_machine(request: Request[Any, Any, Any]) -> Machine:
     return machine
 
 
-@get("/v1/machine/health", responses=errors(503))
+@get("/v1/machine/health", responses=errors(409))
 async def get_health(request: Request[Any, Any, Any]) -> MachineHealth:
     """What the agent found in its newest look, and what it holds out of use."""
     return await _ask_health(request, "health", "")

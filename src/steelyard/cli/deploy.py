@@ -21,6 +21,7 @@ from steelyard.cli.quantities import parse_bytes, parse_seconds
 from steelyard.cli.session import home_option, new_key, open_client
 from steelyard.errors import Refused
 from steelyard.model.function import FunctionSpec, FunctionState
+from steelyard.model.gpu_demand import parse_gpu_demand
 from steelyard.model.ids import NAME
 from steelyard.model.job import Resources
 from steelyard.model.timing import Timing
@@ -75,6 +76,9 @@ Examples:
     show_default=True,
     help="dedicated: whole cores that only this function's replicas run on, held while it is deployed.",
 )
+@click.option(
+    "--gpus", metavar="DEMAND", help="GPUs that its replicas share, held while it is deployed: 1, H100:2, 24GB, H100:0.5."
+)
 @click.option("--memory", help="Memory limit of each replica, for example 1GB [default: none].")
 @click.option(
     "--env", "env", multiple=True, metavar="K=V", help="Set a variable (K alone takes the caller's value). May be repeated."
@@ -96,6 +100,7 @@ def deploy(
     startup_deadline: str,
     cpus: float,
     timing: str,
+    gpus: str | None,
     memory: str | None,
     env: tuple[str, ...],
     python: str | None,
@@ -123,7 +128,12 @@ def deploy(
         python=interpreter,
         port=port,
         env=parse_env(env),
-        resources=Resources(cpus=cpus, memory_bytes=parse_bytes(memory) if memory else None, timing=Timing(timing)),
+        resources=Resources(
+            cpus=cpus,
+            memory_bytes=parse_bytes(memory) if memory else None,
+            timing=Timing(timing),
+            gpus=parse_gpu_demand(gpus) if gpus else None,
+        ),
         replicas_min=min_replicas,
         replicas_max=max_replicas,
         concurrency=concurrency,

@@ -23,6 +23,7 @@ from steelyard.cli.quantities import parse_bytes
 from steelyard.cli.session import find_paths, home_option, new_key, open_client
 from steelyard.clock import Clock, SystemClock
 from steelyard.errors import Refused, SteelyardError, Unreachable
+from steelyard.model.gpu_demand import parse_gpu_demand
 from steelyard.model.job import JobSpec, Resources
 from steelyard.model.timing import Timing
 from steelyard.wire.api import JobStop, JobSubmit, JobView, LogChunk
@@ -48,6 +49,7 @@ The exit code is the command's own; 125 means that Steelyard refused or failed. 
 Examples:
   steelyard run -- python train.py
   steelyard run --cpus 2 --exclusive --memory 4GB -- ./solver input.dat
+  steelyard run --gpus H100:4 --nics 4 --cpus 16 --timing dedicated -- torchrun --nproc-per-node 4 train.py
   steelyard run --timing realtime --max-wakeup-us 200 -- ./controller
   steelyard run --detach --name nightly --env SEED=7 -- make all
 """
@@ -72,6 +74,8 @@ Examples:
 @click.option(
     "--max-wakeup-us", type=int, metavar="N", help="Watch that nothing on its cores wakes later than this, in microseconds."
 )
+@click.option("--gpus", metavar="DEMAND", help="GPUs, for example 2, H100:4, A100:80GB:2, 24GB..40GB, H100:0.5 or A100:1g.10gb.")
+@click.option("--nics", type=click.IntRange(0, 256), default=0, help="Network cards near the GPUs.")
 @click.option("--preemptible", is_flag=True, help="Give way: run only on what everything else leaves idle.")
 @click.option("--memory", help="Memory limit, for example 4GB [default: none].")
 @click.option("--name", help="A name for people [default: the command's].")
@@ -87,6 +91,8 @@ def run(
     exclusive: bool,
     timing: str,
     max_wakeup_us: int | None,
+    gpus: str | None,
+    nics: int,
     preemptible: bool,
     memory: str | None,
     name: str | None,
@@ -108,6 +114,8 @@ def run(
             timing=Timing(timing),
             max_wakeup_us=max_wakeup_us,
             preemptible=preemptible,
+            gpus=parse_gpu_demand(gpus) if gpus else None,
+            nics=nics,
         ),
         as_root=as_root,
     )

@@ -29,9 +29,7 @@ OWNED = frozenset(
 )
 
 
-def make_environment(
-    plan: Plan, topology: Topology | None, user: Mapping[str, str], *, threads: bool = True
-) -> dict[str, str]:
+def make_environment(plan: Plan, topology: Topology | None, user: Mapping[str, str], *, threads: bool = True) -> dict[str, str]:
     """`user` with what the place adds. Work without GPUs on a machine that has some is told that it has none. Without `threads`
     nothing is said of OpenMP: a template must not start threads before it forks."""
     topology = topology or Topology()

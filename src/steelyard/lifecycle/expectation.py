@@ -143,7 +143,7 @@ def _check_ports(expected: ExpectedPorts, seen: Sequence[PortFact]) -> list[Find
             )
         ]
     rate = (expected.link_rate or "").partition(" ")[0]
-    wanted_gbps = float(rate) if rate.replace(".", "", 1).isdigit() else None
+    wanted_gbps = float(rate) if rate.replace(".", "", 1).isdecimal() else None
     by_device = {port.device: port for port in seen}
     findings: list[Finding] = []
     for want in expected.interfaces.values():

@@ -57,7 +57,7 @@ def _judge_kernel(facts: PlatformFact) -> list[Finding]:
         findings.append(_unknown("kernel", "The kernel's release could not be read."))
     else:
         parts = facts.kernel.split(".")
-        numbers = tuple(int(part) for part in parts[:2] if part.isdigit())
+        numbers = tuple(int(part) for part in parts[:2] if part.isdecimal() and len(part) < 6)
         old = len(numbers) == 2 and numbers < KERNEL_MIN
         findings.append(
             Finding(

@@ -10,6 +10,9 @@ from steelyard.model.ids import FunctionName, ProjectName
 from steelyard.model.job import Owner, Plan, Resources
 from steelyard.model.reason import Reason
 
+#: the smallest share that there is
+_NO_SHARE = 1e-6
+
 
 class FunctionSpec(msgspec.Struct, frozen=True):
     """One revision, immutable. Either `file` + `attr` (an ASGI app) or `argv` (any program) is set."""
@@ -45,12 +48,16 @@ class FunctionSpec(msgspec.Struct, frozen=True):
 
     @property
     def reserved(self) -> Resources | None:
-        """What a dedicated function holds for as long as it is deployed: whole cores for all its replicas together."""
+        """What a function holds for as long as it is deployed, for all its replicas together: whole cores of a dedicated one, and
+        GPUs and network cards."""
         asked = self.resources
-        if not asked.whole_cores:
+        if not (asked.whole_cores or asked.gpus or asked.nics):
             return None
+        if not asked.whole_cores:
+            # shares of the common cores and memory limits are taken by what runs, not by what is deployed
+            return msgspec.structs.replace(asked, cpus=_NO_SHARE, memory_bytes=None)
         memory = None if asked.memory_bytes is None else asked.memory_bytes * self.replicas_max
-        return msgspec.structs.replace(asked, cpus=asked.cpus * self.replicas_max, memory_bytes=memory, exclusive=True)
+        return msgspec.structs.replace(asked, cpus=asked.cpus * self.replicas_max, memory_bytes=memory)
 
 
 class FunctionState(StrEnum):

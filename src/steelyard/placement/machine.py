@@ -64,8 +64,8 @@ class _Booked(msgspec.Struct, frozen=True):
 
 
 def place(machine: Machine, running: Sequence[tuple[Resources, Plan]], demand: Resources) -> Plan | Refusal:
-    """A plan for `demand` beside what runs and what is out of use, or a Refusal. Without a topology the machine has no GPUs and no
-    cards to give."""
+    """A plan for `demand` beside what runs and what is out of use, or a Refusal. Without a topology the machine has no GPUs and
+    no cards to give."""
     view = _view(machine)
     asked = _ask(demand)
     never = _check_machine(machine, demand, view, asked)

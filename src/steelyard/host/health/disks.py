@@ -80,10 +80,10 @@ def merge_smart(disk: DiskFact, text: str) -> DiskFact:
 def parse_lsblk(document: Mapping[str, Any]) -> tuple[DiskFact, ...]:
     """The file systems of `lsblk --json`, with sizes and, where asked for, what is free. Loop devices are no disks."""
     found: list[DiskFact] = []
-    waiting = [row for row in document.get("blockdevices") or () if isinstance(row, dict)]
+    waiting = _rows(document.get("blockdevices"))
     while waiting and len(found) < 10_000:
         row = waiting.pop(0)
-        waiting += [child for child in row.get("children") or () if isinstance(child, dict)]
+        waiting += _rows(row.get("children"))
         if row.get("type") == "loop" or not isinstance(row.get("name"), str):
             continue
         mounts = row.get("mountpoints") or [row.get("mountpoint")]
@@ -98,6 +98,10 @@ def parse_lsblk(document: Mapping[str, Any]) -> tuple[DiskFact, ...]:
             )
         )
     return tuple(found)
+
+
+def _rows(value: object) -> list[dict[str, Any]]:
+    return [row for row in value if isinstance(row, dict)] if isinstance(value, list) else []
 
 
 def _bytes(value: object) -> int | None:

@@ -84,7 +84,7 @@ def _rows(text: str) -> list[list[str]]:
 
 
 def _int(text: str) -> int | None:
-    return int(text) if text.isdigit() else None
+    return int(text) if text.isdecimal() and len(text) < 20 else None
 
 
 def _yes(text: str) -> bool | None:

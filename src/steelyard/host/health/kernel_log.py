@@ -42,14 +42,14 @@ _MONTHS = (
 )
 _MONTH = {name: number for number, names in enumerate(_MONTHS, 1) for name in names}
 
-_KMSG = re.compile(r"^(\d+),(\d+),(\d+),[^;]{0,40};")
+_KMSG = re.compile(r"^(\d{1,6}),(\d{1,18}),(\d{1,18}),[^;]{0,40};")
 _LEVEL = re.compile(r"^<\d{1,3}>")
 _FACILITY = re.compile(r"^[a-z0-9]+\s*:[a-z]+\s*: ")
-_UPTIME = re.compile(r"^\[\s*(\d+\.\d+)\]\s?")
-_ISO = re.compile(r"^(\d{4})-(\d\d)-(\d\d)T(\d\d):(\d\d):(\d\d)[,.]?(\d*)(?:[+-]\d\d:?\d\d|Z)?\s+")
-_HUMAN = re.compile(r"^\[\w{2,5}\.? (\w{3,5})\.? +(\d+) (\d\d):(\d\d):(\d\d) (\d{4})\]\s?")
-_FABRIC = re.compile(r"^\[(\w{3,5}) (\d+) (\d{4}) (\d\d):(\d\d):(\d\d)\] \[\w+\] \[tid \d+\] ")
-_SYSLOG = re.compile(r"^(\w{3,5})\.? +(\d+) (\d\d):(\d\d):(\d\d) \S+ (?:kernel|[\w.-]+)(?:\[\d+\])?: ")
+_UPTIME = re.compile(r"^\[\s*(\d{1,12}\.\d{1,9})\]\s?")
+_ISO = re.compile(r"^(\d{4})-(\d\d)-(\d\d)T(\d\d):(\d\d):(\d\d)[,.]?(\d{0,9})(?:[+-]\d\d:?\d\d|Z)?\s+")
+_HUMAN = re.compile(r"^\[\w{2,5}\.? (\w{3,5})\.? +(\d{1,2}) (\d\d):(\d\d):(\d\d) (\d{4})\]\s?")
+_FABRIC = re.compile(r"^\[(\w{3,5}) (\d{1,2}) (\d{4}) (\d\d):(\d\d):(\d\d)\] \[\w+\] \[tid \d+\] ")
+_SYSLOG = re.compile(r"^(\w{3,5})\.? +(\d{1,2}) (\d\d):(\d\d):(\d\d) \S+ (?:kernel|[\w.-]+)(?:\[\d+\])?: ")
 _SECRET = re.compile(
     r"GPU-[0-9a-f]{8}-[0-9a-f-]+|(?:[0-9a-f]{2}:){5,}[0-9a-f]{2}|(?i:serial\s*(?:number|no)?\s*[:=]\s*)\S+|(?i:guid\s*[:=]?\s*)0x[0-9a-f]+"
 )

@@ -59,10 +59,10 @@ def parse_interfaces(document: Mapping[str, Any]) -> tuple[InterfaceFact, ...]:
     neither configured nor part of a bond are left out with the loopback."""
     speeds, configured = _dict(document.get("link_speed")), _dict(document.get("intf_ifcfg"))
     found: list[InterfaceFact] = []
-    for row in document.get("intf_status") or ():
+    for row in _list(document.get("intf_status")):
         if not isinstance(row, dict) or row.get("link_type") == "loopback" or not isinstance(row.get("ifname"), str):
             continue
-        name, flags = row["ifname"], row.get("flags") or ()
+        name, flags = row["ifname"], _list(row.get("flags"))
         wanted = _dict(configured.get(name))
         found.append(
             InterfaceFact(
@@ -71,7 +71,7 @@ def parse_interfaces(document: Mapping[str, Any]) -> tuple[InterfaceFact, ...]:
                 enabled="UP" in flags,
                 mbps=_int(speeds.get(name)),
                 mtu=_int(row.get("mtu")),
-                master=row.get("main") or row.get("master"),
+                master=next((each for each in (row.get("main"), row.get("master")) if isinstance(each, str)), None),
                 infiniband=row.get("link_type") == "infiniband",
                 mtu_configured=_int(wanted.get("MTU")),
                 wanted=str(wanted.get("ONBOOT", "")).lower() == "yes",
@@ -84,6 +84,10 @@ def _dict(value: object) -> dict[str, Any]:
     return value if isinstance(value, dict) else {}
 
 
+def _list(value: object) -> list[Any]:
+    return value if isinstance(value, list) else []
+
+
 def _int(value: object) -> int | None:
     text = str(value) if value is not None else ""
-    return int(text) if text.isdigit() and len(text) < 12 else None
+    return int(text) if text.isascii() and text.isdigit() and len(text) < 12 else None

@@ -80,7 +80,7 @@ def observe_platform(root: Path) -> PlatformFact:
 def _steal(root: Path) -> float | None:
     """Percent of all CPU time since boot that a hypervisor gave to others; see proc_stat(5)."""
     fields = (read_text(root / "proc/stat") or "").partition("\n")[0].split()
-    if len(fields) < 9 or fields[0] != "cpu" or not all(field.isdigit() for field in fields[1:9]):
+    if len(fields) < 9 or fields[0] != "cpu" or not all(field.isdecimal() for field in fields[1:9]):
         return None
     times = [int(field) for field in fields[1:9]]
     return 100 * times[7] / sum(times) if sum(times) else None

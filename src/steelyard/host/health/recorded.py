@@ -39,7 +39,7 @@ def read_recorded(path: Path) -> HealthFacts:
             raise Refused(f"{path} is a folder without /proc or /sys below it. Give {FORMS}.", code="unknown-form")
         return observe_health(path)
     text = read_bounded(path)
-    if text.lstrip()[:1] in ("{", "["):
+    if text.lstrip().startswith("{") and not _looks_like_log(text):
         return _read_json(path, text)
     return _read_text(path, text)
 
