@@ -15,7 +15,9 @@ from dataclasses import dataclass, field
 
 from steelyard.agent.cleanup import Cleanup
 from steelyard.agent.devices import DeviceKeeper, devices_of
+from steelyard.agent.gpu_proof import asked_gpus, explain_share, got_gpus
 from steelyard.agent.identity import choose_ids, explain_start, make_env
+from steelyard.agent.presence import GONE, Presence
 from steelyard.agent.reconcile import (
     Forget,
     JobAction,
@@ -32,6 +34,7 @@ from steelyard.clock import Clock
 from steelyard.config import Paths, Settings
 from steelyard.errors import SteelyardError
 from steelyard.host import Cgroups
+from steelyard.host.device_nodes import mps_runs
 from steelyard.host.proc import read_got
 from steelyard.lifecycle.environment import make_environment
 from steelyard.lifecycle.promise import Wakeups
@@ -94,6 +97,8 @@ class JobKeeper:
         self._attempts: dict[AttemptId, _Attempt] = {}
         self._assigned: dict[AttemptId, AssignedJob] = {}
         self._tasks: set[asyncio.Task[None]] = set()
+        self.presence = Presence(machine.topology)
+        self._mps = machine.topology is not None and bool(machine.topology.gpus) and mps_runs()
         self._timer: asyncio.TimerHandle | None = None
         #: cores of dedicated functions
         self._reserved: list[tuple[int, ...]] = []
@@ -217,8 +222,9 @@ class JobKeeper:
         folder = str(self._paths.workloads / job.attempt)
         env = make_env(job.spec.env, folder, ids, job.owner)
         env |= {"STEELYARD_JOB_ID": job.job, "STEELYARD_ATTEMPT_ID": job.attempt}
-        env = make_environment(job.plan, self._machine.topology, env)
+        env = make_environment(job.plan, self._machine.topology, env, mps=self._mps)
         try:
+            self.presence.check(job.plan)
             if job.plan.cpus:
                 self._share_cpus()
             self._timing.hold(job.attempt, job.plan)
@@ -235,7 +241,8 @@ class JobKeeper:
                 plan=job.plan,
             )
         except SteelyardError as err:
-            state.phase, state.reason = "not-started", Reason.START_FAILED
+            state.phase = "not-started"
+            state.reason = Reason.DEVICE_GONE if err.code == GONE else Reason.START_FAILED
             state.detail = explain_start(err.public, ids, job.owner)
             state.ended_at = self._clock.now_us()
             self._timing.release(job.attempt)
@@ -318,7 +325,10 @@ class JobKeeper:
         if got.get("cpus") is None:
             return  # it ended while we looked: the last reading stands
         got |= self._timing.got(job, pids, "cpuset" in self._cgroups.controllers)
+        got |= got_gpus(pids, self._machine.topology)
+        shared, said = explain_share(job.plan, self._mps)
         forbidden, notes = self._timing.explain(job)
+        forbidden, notes = (*forbidden, *shared), (*notes, *said)
         proof = check_proof(self._asked(job), got, state.matched_before, self._clock.now_us(), forbidden, notes)
         state.matched_before = state.matched_before or set(proof.differences) <= set(forbidden)
         if proof.state is ProofState.DRIFTED and (state.proof is None or state.proof.state is not ProofState.DRIFTED):
@@ -342,6 +352,7 @@ class JobKeeper:
             "gives_way": True if job.plan.preemptible else None,
             "cgroup": self._cgroups.path(WorkloadId(job.attempt)) if enforced else None,
             **self._timing.asked(job),
+            **asked_gpus(job.plan, self._machine.topology),
         }
 
     def proof(self, attempt: AttemptId) -> Proof | None:

@@ -212,7 +212,7 @@ class Agent:
             attempts=self.jobs.attempts(),
             functions=self.functions.seen(),
             coldstarts=rows,
-            blocked=tuple(sorted({*node.blocked, *self.jobs.devices.waiting})),
+            blocked=tuple(sorted({*node.blocked, *self.jobs.devices.waiting, *self.jobs.presence.missing})),
             blocked_pairs=node.blocked_pairs,
             health_events=events,
         )

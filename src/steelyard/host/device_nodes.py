@@ -29,6 +29,11 @@ def observe_gpu_nodes(root: Path, gpus: Iterable[Gpu]) -> dict[str, tuple[str, .
     return found
 
 
+def mps_runs(root: Path = Path("/")) -> bool:
+    """Does NVIDIA's Multi-Process Service answer here? It alone holds processes to a share of a GPU that is not cut by MIG."""
+    return (root / "tmp/nvidia-mps/control").exists()
+
+
 def _nvidia(root: Path, pci: str) -> list[str]:
     text = read_text(root / "proc/driver/nvidia/gpus" / pci / "information") or ""
     minor = re.search(r"^Device Minor:\s*(\d+)\s*$", text, re.MULTILINE)

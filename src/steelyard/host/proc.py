@@ -111,6 +111,12 @@ def read_got(pids: Sequence[int], reading: CgroupReading, *, realtime: bool = Fa
     return got
 
 
+def read_environment(pid: int) -> dict[str, str]:
+    """The variables that a process was started with; empty where they can't be read."""
+    pairs = [line.partition("=") for line in (read_text(f"/proc/{pid}/environ") or "").split("\0")]
+    return {name: value for name, equals, value in pairs if equals}
+
+
 def _affinities(pids: Iterable[int]) -> dict[frozenset[int], int]:
     """Affinity -> number of threads, over all threads of all processes."""
     found: dict[frozenset[int], int] = {}

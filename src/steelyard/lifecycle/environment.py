@@ -16,6 +16,8 @@ from steelyard.model.topology import Gpu, Nic, Topology
 #: variables by which programs choose devices: ours win, otherwise a job could take its neighbour's by mistake
 OWNED = frozenset(
     {
+        "CUDA_MPS_ACTIVE_THREAD_PERCENTAGE",
+        "CUDA_MPS_PINNED_DEVICE_MEM_LIMIT",
         "CUDA_VISIBLE_DEVICES",
         "NVIDIA_VISIBLE_DEVICES",
         "ROCR_VISIBLE_DEVICES",
@@ -29,11 +31,19 @@ OWNED = frozenset(
 )
 
 
-def make_environment(plan: Plan, topology: Topology | None, user: Mapping[str, str], *, threads: bool = True) -> dict[str, str]:
+def make_environment(
+    plan: Plan, topology: Topology | None, user: Mapping[str, str], *, threads: bool = True, mps: bool = False
+) -> dict[str, str]:
     """`user` with what the place adds. Work without GPUs on a machine that has some is told that it has none. Without `threads`
-    nothing is said of OpenMP: a template must not start threads before it forks."""
+    nothing is said of OpenMP: a template must not start threads before it forks. `mps`: NVIDIA's sharing daemon runs here."""
     topology = topology or Topology()
-    ours = {**(_threads(plan, topology) if threads else {}), **_gpus(plan, topology), **_nics(plan, topology), **_mask(plan)}
+    ours = {
+        **(_threads(plan, topology) if threads else {}),
+        **_gpus(plan, topology),
+        **(_share(plan, topology) if mps else {}),
+        **_nics(plan, topology),
+        **_mask(plan),
+    }
     kept = {name: value for name, value in user.items() if name not in OWNED or name not in ours}
     return {**ours, **kept}
 
@@ -80,6 +90,29 @@ def _gpus(plan: Plan, topology: Topology) -> dict[str, str]:
         names = [gpu.uuid or str(gpu.index) for gpu in mine if gpu.vendor == "AMD" and (gpu.uuid or gpu.index is not None)]
         found["ROCR_VISIBLE_DEVICES"] = ",".join(names)
     return found
+
+
+def _share(plan: Plan, topology: Topology) -> dict[str, str]:
+    """How MPS is told to hold a client to its share: of the multiprocessors, and of each visible GPU's memory."""
+    if plan.gpu_fraction >= 1 or plan.mig_instances:
+        return {}
+    sizes = {gpu.id: gpu.memory_bytes for gpu in topology.gpus}
+    limits = [
+        f"{place}={int(size * plan.gpu_fraction) >> 20}M" for place, gpu in enumerate(plan.gpus) if (size := sizes.get(gpu))
+    ]
+    found = {"CUDA_MPS_ACTIVE_THREAD_PERCENTAGE": str(max(1, round(plan.gpu_fraction * 100)))}
+    return found | ({"CUDA_MPS_PINNED_DEVICE_MEM_LIMIT": ",".join(limits)} if limits else {})
+
+
+def read_gpus(environ: Mapping[str, str], topology: Topology) -> list[str] | None:
+    """The GPUs that a process sees by its environment, as ids; None where it was told nothing."""
+    told = environ.get("CUDA_VISIBLE_DEVICES", environ.get("ROCR_VISIBLE_DEVICES"))
+    if told is None:
+        return None
+    names = {part.uuid or "": gpu.id for gpu in topology.gpus for part in gpu.mig_instances}
+    names |= {str(gpu.index): gpu.id for gpu in topology.gpus if gpu.index is not None}
+    names |= {gpu.id: gpu.id for gpu in topology.gpus} | {gpu.uuid: gpu.id for gpu in topology.gpus if gpu.uuid}
+    return sorted({names.get(name, name) for name in told.split(",") if name})
 
 
 def _cuda_name(gpu: Gpu) -> str:

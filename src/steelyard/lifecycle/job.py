@@ -249,7 +249,7 @@ def _apply_not_started(job: Job, seen: AttemptFacts, now: int) -> Change | None:
             detail="stopped before it started",
             ended_at=now,
         )
-    if reason is Reason.NOT_STARTED and job.attempt < ATTEMPTS_MAX:
+    if reason in (Reason.NOT_STARTED, Reason.DEVICE_GONE) and job.attempt < ATTEMPTS_MAX:
         return _move(
             job,
             JobState.QUEUED,

@@ -92,6 +92,7 @@ class NodeHealth(msgspec.Struct, frozen=True):
 def plan_blocked(blocked: Collection[str], pairs: Collection[tuple[str, str]], plan: Plan) -> bool:
     """Would this plan use what is out of use? Checked once more when a plan is committed; placement keeps off it before."""
     devices = {*plan.gpus, *plan.nics, *(f"numa:{node}" for node in plan.memory_nodes), NODE}
+    devices |= {f"cpu:{cpu}" for cpu in plan.cpus}
     return bool(devices & set(blocked)) or any(a in devices and b in devices for a, b in pairs)
 
 

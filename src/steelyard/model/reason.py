@@ -35,6 +35,7 @@ class Reason(StrEnum):
     NODE_LOST = "node-lost"
     EXIT_UNKNOWN = "exit-unknown"
     NOT_STARTED = "not-started"
+    DEVICE_GONE = "device-gone"
     AGENT_UNREACHABLE = "agent-unreachable"
     # functions
     IMPORT_FAILED = "import-failed"

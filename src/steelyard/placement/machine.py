@@ -204,7 +204,7 @@ def _ask(demand: Resources) -> DeviceDemand:
 
 
 def _book(machine: Machine, running: Sequence[tuple[Resources, Plan]]) -> _Booked:
-    held = {cpu for _, plan in running for cpu in plan.cpus}
+    held = {cpu for _, plan in running for cpu in plan.cpus} | _offline(machine)
     free = tuple(core for core in machine.cores if not held & set(core.cpus) and f"numa:{core.numa_node}" not in machine.blocked)
     return _Booked(
         free_cores=free,
@@ -212,6 +212,11 @@ def _book(machine: Machine, running: Sequence[tuple[Resources, Plan]]) -> _Booke
         share_micro=sum(_micro(asked.cpus) for asked, plan in running if not plan.cpus),
         memory_bytes=sum(asked.memory_bytes or 0 for asked, _ in running),
     )
+
+
+def _offline(machine: Machine) -> set[int]:
+    """CPUs that went away since the machine was observed, as `cpu:3` in what is out of use."""
+    return {int(name[4:]) for name in machine.blocked if name.startswith("cpu:")}
 
 
 def _use(running: Sequence[tuple[Resources, Plan]], booked: _Booked, out: frozenset[str] = frozenset()) -> Used:

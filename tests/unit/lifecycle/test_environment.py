@@ -5,7 +5,8 @@ from __future__ import annotations
 import msgspec
 
 from drawn_machines import make_hgx
-from steelyard.lifecycle.environment import make_environment
+from steelyard.agent.gpu_proof import explain_share
+from steelyard.lifecycle.environment import make_environment, read_gpus
 from steelyard.model.job import Plan
 from steelyard.model.timing import Timing
 from steelyard.model.topology import Topology
@@ -65,3 +66,28 @@ def test_openmp_gets_a_place_per_own_core_and_the_user_may_say_otherwise() -> No
 
 def test_in_the_common_cores_openmp_is_left_alone() -> None:
     assert not [name for name in make_environment(Plan(), HGX, {}) if name.startswith("OMP")]
+
+
+def test_mps_is_told_the_share_and_a_whole_gpu_or_an_instance_needs_none() -> None:
+    half = Plan(gpus=(NAMED.gpus[0].id,), gpu_fraction=0.5)
+    env = make_environment(half, NAMED, {}, mps=True)
+    assert env["CUDA_MPS_ACTIVE_THREAD_PERCENTAGE"] == "50"
+    assert env["CUDA_MPS_PINNED_DEVICE_MEM_LIMIT"] == "0=40779M"
+    assert not [name for name in make_environment(half, NAMED, {}) if "MPS" in name]
+    assert not [name for name in make_environment(Plan(gpus=half.gpus), NAMED, {}, mps=True) if "MPS" in name]
+
+
+def test_what_a_process_was_told_is_read_back_as_ids() -> None:
+    ids = (NAMED.gpus[3].id, NAMED.gpus[0].id)
+    assert read_gpus(make_environment(Plan(gpus=ids), NAMED, {}), NAMED) == sorted(ids)
+    assert read_gpus(make_environment(Plan(), NAMED, {}), NAMED) == []
+    assert read_gpus({}, NAMED) is None
+    assert read_gpus({"CUDA_VISIBLE_DEVICES": "GPU-of-somebody"}, NAMED) == ["GPU-of-somebody"]
+
+
+def test_a_share_that_nothing_holds_is_said_to_be_not_enforced() -> None:
+    half = Plan(gpus=("0000:11:00.0",), gpu_fraction=0.5)
+    assert "NOT ENFORCED" in explain_share(half, mps=False)[0][0]
+    assert explain_share(half, mps=True)[0] == () and "NOT VERIFIED" in explain_share(half, mps=True)[1][0]
+    assert explain_share(Plan(gpus=half.gpus), mps=False) == ((), ())
+    assert explain_share(Plan(gpus=half.gpus, gpu_fraction=0.5, mig_instances=("MIG-a",)), mps=False) == ((), ())

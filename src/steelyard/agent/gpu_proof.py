@@ -1,0 +1,34 @@
+"""Which GPUs did a job really get, and is its share of them held by anything?
+
+What is asked is the plan; what was got is read from the job's first process. Nothing here asks a driver.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from steelyard.host.proc import read_environment
+from steelyard.lifecycle.environment import read_gpus
+from steelyard.model.job import Plan
+from steelyard.model.topology import Topology
+
+
+def asked_gpus(plan: Plan, topology: Topology | None) -> dict[str, object]:
+    """Also "none" is asked, where the machine has some."""
+    return {"gpus": sorted(plan.gpus)} if topology is not None and topology.gpus else {}
+
+
+def got_gpus(pids: Sequence[int], topology: Topology | None) -> dict[str, object]:
+    if topology is None or not topology.gpus or not pids:
+        return {}
+    return {"gpus": read_gpus(read_environment(min(pids)), topology)}
+
+
+def explain_share(plan: Plan, mps: bool) -> tuple[tuple[str, ...], tuple[str, ...]]:
+    """(what is not enforced, what to know). A MIG instance is a share that the hardware keeps apart."""
+    if plan.gpu_fraction >= 1 or plan.mig_instances:
+        return (), ()
+    share = f"{plan.gpu_fraction:g} of {', '.join(plan.gpus)}"
+    if mps:
+        return (), (f"{share} is held by NVIDIA's MPS, which can't be looked at from outside: NOT VERIFIED",)
+    return (f"{share} is NOT ENFORCED: neither MIG nor MPS holds it, and it may use all of the GPU",), ()
