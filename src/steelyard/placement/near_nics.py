@@ -10,7 +10,8 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Callable, Sequence
-from operator import itemgetter
+from functools import reduce
+from operator import itemgetter, or_
 
 from steelyard.model.topology import Nic
 from steelyard.placement.best_sets import bits
@@ -67,14 +68,15 @@ def choose_nics(columns: Rows, gpus: int, count: int) -> tuple[tuple[int, int], 
 def _keep_by(sets: Sequence[int], offers: Sequence[tuple[int, ...]]) -> list[int]:
     """`offers`: what each way to choose cards gives each GPU. A set is worth its best offer."""
     size = sets[0].bit_count()
-    places = [tuple(bits(chosen)) for chosen in sets]
-    # a getter for one place gives no tuple: a second place that is the same changes no minimum, and the sums of all sets alike
-    picks: list[Callable[[tuple[int, ...]], tuple[int, ...]]] = [itemgetter(*(own if size > 1 else own * 2)) for own in places]
+    picks = [_getter(tuple(bits(chosen))) for chosen in sets]
     least, most = 0, 0
     kept: set[int] = set()
-    for offer in sorted(set(offers), key=lambda offer: sum(sorted(offer)[-size:]), reverse=True):
-        if sorted(offer)[-size] < least:
-            continue
+    union = list(bits(reduce(or_, sets)))
+    # what the best `size` GPUs would get, were they a set: no set can have more
+    tops = {offer: sorted(offer[place] for place in union)[-size:] for offer in offers}
+    for promise, offer in sorted((((top[0], sum(top)), offer) for offer, top in tops.items()), reverse=True):
+        if promise < (least, most):
+            break
         for chosen, pick in zip(sets, picks, strict=True):
             seen = pick(offer)
             low = min(seen)
@@ -87,6 +89,11 @@ def _keep_by(sets: Sequence[int], offers: Sequence[tuple[int, ...]]) -> list[int
             elif total == most:
                 kept.add(chosen)
     return [chosen for chosen in sets if chosen in kept]
+
+
+def _getter(places: tuple[int, ...]) -> Callable[[tuple[int, ...]], tuple[int, ...]]:
+    """What an offer has at some places. (itemgetter gives no tuple for a single place.)"""
+    return itemgetter(*places) if len(places) > 1 else lambda offer: (offer[places[0]],)
 
 
 def _greedy_value(columns: Sequence[tuple[int, ...]], count: int) -> tuple[int, int]:

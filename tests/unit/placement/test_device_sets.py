@@ -137,6 +137,16 @@ def test_of_equal_gpus_those_near_the_card_are_taken_with_the_cores_of_their_nod
     assert plan.bottleneck is not None and plan.bottleneck.class_name == "NV6" and plan.pair_sum == 1200.0
 
 
+def test_gpus_that_look_alike_but_share_no_card_are_told_apart() -> None:
+    """Each GPU has one near and one far card; the even ones share theirs, and so do the odd ones."""
+
+    def wiring(a: int, b: int) -> tuple[PathClass, int, float | None]:
+        return (PathClass.NV, 4, 800.0) if b < 4 else (PathClass.PIX if a < 4 and a % 2 == b % 2 else PathClass.SYS, 0, None)
+
+    plan = compare(make_topology([0, 0, 0, 0], wiring, [0, 0]), Used(), DeviceDemand(GpuDemand(count=2), 1))
+    assert (plan.gpus, plan.nics) == (("0000:10:00.0", "0000:12:00.0"), ("0000:80:00.0",))
+
+
 def test_what_remains_decides_between_equal_sets() -> None:
     """Six GPUs in a row of pairs: taking the middle pair would be as good, but would not leave more."""
 
