@@ -10,8 +10,7 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Callable, Sequence
-from functools import reduce
-from operator import itemgetter, or_
+from operator import itemgetter
 
 from steelyard.model.topology import Nic
 from steelyard.placement.best_sets import bits
@@ -71,7 +70,7 @@ def _keep_by(sets: Sequence[int], offers: Sequence[tuple[int, ...]]) -> list[int
     picks = [_getter(tuple(bits(chosen))) for chosen in sets]
     least, most = 0, 0
     kept: set[int] = set()
-    union = list(bits(reduce(or_, sets)))
+    union = [place for place in range(len(offers[0])) if any(chosen >> place & 1 for chosen in sets)]
     # what the best `size` GPUs would get, were they a set: no set can have more
     tops = {offer: sorted(offer[place] for place in union)[-size:] for offer in offers}
     for promise, offer in sorted((((top[0], sum(top)), offer) for offer, top in tops.items()), reverse=True):
@@ -91,9 +90,10 @@ def _keep_by(sets: Sequence[int], offers: Sequence[tuple[int, ...]]) -> list[int
     return [chosen for chosen in sets if chosen in kept]
 
 
-def _getter(places: tuple[int, ...]) -> Callable[[tuple[int, ...]], tuple[int, ...]]:
+def _getter(places: Sequence[int]) -> Callable[[tuple[int, ...]], tuple[int, ...]]:
     """What an offer has at some places. (itemgetter gives no tuple for a single place.)"""
-    return itemgetter(*places) if len(places) > 1 else lambda offer: (offer[places[0]],)
+    first = places[0]
+    return itemgetter(*places) if len(places) > 1 else lambda offer: (offer[first],)
 
 
 def _greedy_value(columns: Sequence[tuple[int, ...]], count: int) -> tuple[int, int]:
