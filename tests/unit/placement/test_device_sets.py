@@ -257,6 +257,24 @@ def test_eight_of_sixteen_gpus_take_two_milliseconds(nics: int) -> None:
     assert min(spent) < 0.004
 
 
+def test_searches_on_impossible_machines_end_and_say_so() -> None:
+    """64 partitions of eight GPUs are easy for eight of them; sixteen, or cards wired at random, are cut short."""
+
+    def partitions(a: int, b: int) -> tuple[PathClass, int, float | None]:
+        return (PathClass.PIX, 0, None) if a // 8 == b // 8 else (PathClass.XGMI, 1, None)
+
+    topology = make_topology([at // 32 for at in range(64)], partitions)
+    eight = choose_devices(topology, Used(), DeviceDemand(GpuDemand(count=8)))
+    assert eight is not None and len(eight.notes) == 1 and "bandwidth" in eight.notes[0]
+    assert eight.bottleneck is not None and eight.bottleneck.path is PathClass.XGMI
+    sixteen = choose_devices(topology, Used(), DeviceDemand(GpuDemand(count=16)))
+    assert sixteen is not None and len(set(sixteen.gpus)) == 16 and "not proven the best" in sixteen.notes[0]
+    seed = random.Random(1)
+    wild = make_topology([0] * 12, lambda a, b: (seed.choice(PCIE), 0, None), [0] * 40)
+    plan = choose_devices(wild, Used(), DeviceDemand(GpuDemand(count=8), 5))
+    assert plan is not None and len(set(plan.nics)) == 5 and len(set(plan.gpus)) == 8
+
+
 def recorded_machines() -> Iterator[tuple[Path, Topology]]:
     pytest.importorskip("steelyard.host.topology.read", reason="the readers are needed")
     read_topology = importlib.import_module("steelyard.host.topology.read").read_topology
