@@ -246,8 +246,8 @@ def _levels(rows: Rows, near: Sequence[int], members: int) -> list[list[tuple[in
 
 
 def _greedy(rows: Rows, near: Sequence[int], members: int, size: int) -> tuple[int, int]:
-    """The sum of a good clique, and the clique, grown from each member by the best next; (0, 0) where none was finished. The search
-    only ends branches that stay below it."""
+    """The sum of a good clique, and the clique, grown from each member by the best next; (0, 0) where none was finished. The
+    search only ends branches that stay below it."""
     best = (0, 0)
     for start in bits(members):
         chosen, open_, total, gains = 1 << start, near[start] & members, 0, list(rows[start])
