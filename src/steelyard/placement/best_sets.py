@@ -18,6 +18,7 @@ from collections.abc import Iterator, Sequence
 from operator import add
 from typing import TypeAlias
 
+from steelyard.placement.budget import Budget
 from steelyard.placement.pair_value import Rows
 from steelyard.placement.symmetry import Rule
 
@@ -25,38 +26,48 @@ from steelyard.placement.symmetry import Rule
 SetValue: TypeAlias = tuple[int, int]
 
 
-def find_best_sets(rows: Rows, members: int, size: int, rules: Sequence[Sequence[Rule]] = ()) -> tuple[SetValue, list[int]]:
+def find_best_sets(
+    rows: Rows, members: int, size: int, rules: Sequence[Sequence[Rule]] = (), budget: Budget | None = None
+) -> tuple[SetValue, list[int]]:
     """The best value and the sets that have it, in address order, but for those that `rules` shows to have an equal with lower
-    addresses. `members` holds at least `size` devices."""
+    addresses. `members` holds at least `size` devices. With the budget spent: the best that was found."""
+    budget = budget or Budget()
     rules = rules or ((),) * len(rows)
-    threshold, near, members, equal = _prepare(rows, members, size)
+    threshold, near, members, equal = _prepare(rows, members, size, budget)
     if equal is not None:
-        cliques = _Cliques(near, size, rules)
+        cliques = _Cliques(near, size, rules, budget)
         cliques.extend(0, 0, members)
-        return equal, cliques.found
-    best = _BestSums(rows, near, members, size, rules)
+        if cliques.found:
+            return equal, cliques.found
+    best = _BestSums(rows, near, members, size, rules, budget)
     best.extend(0, 0, 0, [0] * len(rows), members)
-    return (threshold, best.total), best.found
+    if best.found:
+        return (threshold, best.total), best.found
+    rough = (
+        _greedy(rows, near, members, size)[1] or _greedy(rows, [members & ~(1 << a) for a in range(len(rows))], members, size)[1]
+    )
+    return measure(rows, rough), [rough]
 
 
-def find_best_value(rows: Rows, members: int, size: int) -> SetValue | None:
+def find_best_value(rows: Rows, members: int, size: int, budget: Budget | None = None) -> SetValue | None:
     """None where `members` has fewer than `size` devices."""
+    budget = budget or Budget()
     count = members.bit_count()
     if count <= size:
         return measure(rows, members) if count == size else None
-    threshold, near, members, equal = _prepare(rows, members, size)
+    threshold, near, members, equal = _prepare(rows, members, size, budget)
     if equal is not None:
         return equal
-    best = _BestSums(rows, near, members, size, ((),) * len(rows), ties=False)
+    best = _BestSums(rows, near, members, size, ((),) * len(rows), budget, ties=False)
     best.extend(0, 0, 0, [0] * len(rows), members)
     return threshold, best.total
 
 
-def _prepare(rows: Rows, members: int, size: int) -> tuple[int, list[int], int, SetValue | None]:
+def _prepare(rows: Rows, members: int, size: int, budget: Budget) -> tuple[int, list[int], int, SetValue | None]:
     """The threshold, its graph, the members that may be in a clique of it, and the value where all cliques have the same."""
     if size == 1:
         return 0, [members] * len(rows), members, (0, 0)
-    threshold = _find_threshold(rows, members, size)
+    threshold = _find_threshold(rows, members, size, budget)
     near = _neighbours(rows, members, threshold)
     members = _thin(near, members, size)
     values = {rows[a][b] for a in bits(members) for b in bits(near[a] & members & ((1 << a) - 1))}
@@ -79,16 +90,16 @@ def bits(mask: int) -> Iterator[int]:
 class _Cliques:
     """Lists the k-cliques, for where all of them have the same value."""
 
-    def __init__(self, near: Sequence[int], size: int, rules: Sequence[Sequence[Rule]]) -> None:
+    def __init__(self, near: Sequence[int], size: int, rules: Sequence[Sequence[Rule]], budget: Budget) -> None:
         self.found: list[int] = []
-        self._near, self._size, self._rules = near, size, rules
+        self._near, self._size, self._rules, self._budget = near, size, rules, budget
 
     def extend(self, chosen: int, count: int, open_: int) -> None:
         missing = self._size - count
         if not missing:
             self.found.append(chosen)
             return
-        while open_.bit_count() >= missing:
+        while open_.bit_count() >= missing and self._budget.step():
             low = open_ & -open_
             open_ ^= low
             place = low.bit_length() - 1
@@ -100,20 +111,30 @@ class _BestSums:
     """Lists the k-cliques with the largest sum; without `ties` finds the sum only."""
 
     def __init__(
-        self, rows: Rows, near: Sequence[int], members: int, size: int, rules: Sequence[Sequence[Rule]], ties: bool = True
+        self,
+        rows: Rows,
+        near: Sequence[int],
+        members: int,
+        size: int,
+        rules: Sequence[Sequence[Rule]],
+        budget: Budget,
+        ties: bool = True,
     ) -> None:
         self.found: list[int] = []
         self._more = 0 if ties else 1
+        self._budget = budget
         self._rows, self._near, self._size, self._rules = rows, near, size, rules
         #: per device the values of its pairs, the largest first, each with those it has that value with
         self._levels = _levels(rows, near, members)
-        self.total = _greedy_total(rows, near, members, size)
+        self.total = _greedy(rows, near, members, size)[0]
 
     def extend(self, chosen: int, count: int, total: int, gains: list[int], open_: int) -> None:
         """`gains[x]`: what x would add to `total` by its pairs to `chosen`."""
         missing = self._size - count
         if missing == 1:
             self._finish(chosen, total, gains, open_)
+            return
+        if not self._budget.step():
             return
         rest = missing - 1
         places = list(bits(open_))
@@ -162,7 +183,7 @@ def _forbidden(rules: Sequence[Rule], chosen: int) -> bool:
     return False
 
 
-def _find_threshold(rows: Rows, members: int, size: int) -> int:
+def _find_threshold(rows: Rows, members: int, size: int, budget: Budget) -> int:
     """The largest value that all pairs of some `size` members reach."""
     places = list(bits(members))
     own = sorted((sorted((rows[a][b] for b in places if b != a), reverse=True)[size - 2] for a in places), reverse=True)
@@ -172,7 +193,7 @@ def _find_threshold(rows: Rows, members: int, size: int) -> int:
     middle = high
     while low < high:
         near = _neighbours(rows, members, values[middle])
-        if _has_clique(near, members, size):
+        if _has_clique(near, members, size, budget):
             low = middle
         else:
             high = middle - 1
@@ -200,17 +221,18 @@ def _thin(near: Sequence[int], members: int, size: int) -> int:
         members = left
 
 
-def _has_clique(near: Sequence[int], members: int, size: int) -> bool:
+def _has_clique(near: Sequence[int], members: int, size: int, budget: Budget) -> bool:
     if size <= 1:
         return members.bit_count() >= size
     members = _thin(near, members, size)
-    if members.bit_count() < size:
+    if members.bit_count() < size or not budget.step():
         return False
     fewest, place = min(((near[a] & members).bit_count(), a) for a in bits(members))
     if fewest == members.bit_count() - 1:
         return True
     # with the loneliest member, or without it
-    return _has_clique(near, members & near[place], size - 1) or _has_clique(near, members & ~(1 << place), size)
+    with_it = _has_clique(near, members & near[place], size - 1, budget)
+    return with_it or _has_clique(near, members & ~(1 << place), size, budget)
 
 
 def _levels(rows: Rows, near: Sequence[int], members: int) -> list[list[tuple[int, int]]]:
@@ -223,10 +245,10 @@ def _levels(rows: Rows, near: Sequence[int], members: int) -> list[list[tuple[in
     return levels
 
 
-def _greedy_total(rows: Rows, near: Sequence[int], members: int, size: int) -> int:
-    """The sum of a good clique, grown from each member by the best next; 0 where none was finished. The search only ends branches
-    that stay below it."""
-    best = 0
+def _greedy(rows: Rows, near: Sequence[int], members: int, size: int) -> tuple[int, int]:
+    """The sum of a good clique, and the clique, grown from each member by the best next; (0, 0) where none was finished. The
+    search only ends branches that stay below it."""
+    best = (0, 0)
     for start in bits(members):
         chosen, open_, total, gains = 1 << start, near[start] & members, 0, list(rows[start])
         for _ in range(size - 1):
@@ -239,5 +261,5 @@ def _greedy_total(rows: Rows, near: Sequence[int], members: int, size: int) -> i
             open_ &= near[place]
             gains = list(map(add, gains, rows[place]))
         if chosen.bit_count() == size:
-            best = max(best, total)
+            best = max(best, (total, chosen))
     return best

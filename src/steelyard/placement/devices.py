@@ -25,6 +25,7 @@ from steelyard.model.machine import Core
 from steelyard.model.timing import Timing
 from steelyard.model.topology import Gpu, Nic, Pair, PathClass, Topology
 from steelyard.placement.best_sets import SetValue, bits, find_best_sets, find_best_value
+from steelyard.placement.budget import Budget
 from steelyard.placement.gpus import GpuUse, choose_kind, find_supply
 from steelyard.placement.near_cores import BoundMemory, CoreChoice, CoreSupply, choose_cores, make_supply
 from steelyard.placement.near_nics import choose_candidates, choose_nics, keep_nearest
@@ -124,7 +125,7 @@ def choose_devices(topology: Topology, used: Used, demand: DeviceDemand, alterna
             whole, remainder, others = sets.choose(supply.pool, supply.free, kind.whole, alternatives)
             fixed = tuple(sorted((*fixed, *whole), key=lambda gpu: address_key(gpu.id)))
     ids = [gpu.id for gpu in fixed]
-    _, cards = choose_nics(nic_columns(pairs, ids, [nic.id for nic in nics]), (1 << len(ids)) - 1, demand.nics)
+    _, cards = choose_nics(nic_columns(pairs, ids, [nic.id for nic in nics]), (1 << len(ids)) - 1, demand.nics, sets.budget)
     chosen_nics = tuple(nics[card] for card in cards)
     cores = sets.choose_cores(_count_nodes(fixed or chosen_nics))
     if not cores.holds_memory:
@@ -146,7 +147,7 @@ def choose_devices(topology: Topology, used: Used, demand: DeviceDemand, alterna
             for other in others
         ),
     )
-    return msgspec.structs.replace(plan, explanation=_explain(plan, cores), notes=_note(topology, fixed, sets.ranks_only))
+    return msgspec.structs.replace(plan, explanation=_explain(plan, cores), notes=_note(topology, fixed, sets))
 
 
 class _Sets:
@@ -155,6 +156,7 @@ class _Sets:
     def __init__(
         self, topology: Topology, used: Used, demand: DeviceDemand, pairs: Mapping[tuple[str, str], Pair], nics: Sequence[Nic]
     ) -> None:
+        self.budget = Budget()
         self.ranks_only = uses_ranks(topology)
         self._pairs, self._nics, self._demand = pairs, nics, demand
         self._near = demand.cores > 0 or demand.memory_bytes is not None
@@ -174,11 +176,13 @@ class _Sets:
         fits = {gpu.id for gpu in free}
         members = sum(1 << place for place, gpu in enumerate(pool) if gpu.id in fits)
         labels = [(gpu.id in fits, (gpu.numa_node,) if self._near else ()) for gpu in pool]
-        value, sets = find_best_sets(rows, members, count, find_rules(rows, columns, labels))
-        sets = keep_nearest(columns, sets, self._demand.nics)
+        value, sets = find_best_sets(rows, members, count, find_rules(rows, columns, labels), self.budget)
+        sets = keep_nearest(columns, sets, self._demand.nics, self.budget)
         if len(sets) > 1 and self._near:
             sets = self._keep_near_cores(pool, sets)
-        chosen, remainder = keep_remainder(rows, (1 << len(pool)) - 1, sets, count, value if len(free) == len(pool) else None)
+        chosen, remainder = keep_remainder(
+            rows, (1 << len(pool)) - 1, sets, count, self.budget, value if len(free) == len(pool) else None
+        )
         others = list_next_best(rows, members, chosen, alternatives) if alternatives else []
         return _pick(pool, chosen), remainder, [_pick(pool, other) for other in others]
 
@@ -211,17 +215,17 @@ class _Sets:
 
 
 def keep_remainder(
-    rows: Rows, pool: int, sets: Sequence[int], count: int, most: SetValue | None = None
+    rows: Rows, pool: int, sets: Sequence[int], count: int, budget: Budget, most: SetValue | None = None
 ) -> tuple[int, SetValue | None]:
     """The first of `sets` that leaves the best set of the same size, and the value of that. `most`: what no remainder exceeds."""
     if pool.bit_count() < 2 * count:
         return sets[0], None
     best: tuple[int, SetValue | None] = (sets[0], None)
     for chosen in sets:
-        left = find_best_value(rows, pool & ~chosen, count)
+        left = find_best_value(rows, pool & ~chosen, count, budget)
         if left is not None and (best[1] is None or left > best[1]):
             best = (chosen, left)
-            if left == most:
+            if left == most or budget.spent:
                 break
     return best
 
@@ -257,11 +261,13 @@ def _explain(plan: DevicePlan, cores: CoreChoice) -> tuple[str, ...]:
     return tuple(said)
 
 
-def _note(topology: Topology, gpus: Sequence[Gpu], ranks_only: bool) -> tuple[str, ...]:
+def _note(topology: Topology, gpus: Sequence[Gpu], sets: _Sets) -> tuple[str, ...]:
     notes: list[str] = []
+    if sets.budget.spent:
+        notes.append("there are more sets of devices than could be compared: this choice is a good one, not proven the best")
     if len(gpus) > 1 and not topology.pairs:
         notes.append("no source tells how the GPUs are wired: every path counts as SYS")
-    if len(gpus) > 1 and ranks_only:
+    if len(gpus) > 1 and sets.ranks_only:
         notes.append("the bandwidth of some links between GPUs is not known: classes of paths are compared, not bandwidths")
     if gpus and topology.numa_nodes and any(gpu.numa_node is None for gpu in gpus):
         notes.append("the NUMA node of some GPUs is not known: cores and memory are chosen without regard to them")

@@ -14,6 +14,7 @@ from operator import itemgetter
 
 from steelyard.model.topology import Nic
 from steelyard.placement.best_sets import bits
+from steelyard.placement.budget import Budget
 from steelyard.placement.pair_value import Rows, address_key
 
 #: more combinations than that are not tabled, each set of GPUs is looked at by itself
@@ -37,7 +38,7 @@ def choose_candidates(nics: Sequence[Nic], count: int) -> list[Nic]:
     return able if len(able) >= count else usable
 
 
-def keep_nearest(columns: Rows, sets: Sequence[int], count: int) -> list[int]:
+def keep_nearest(columns: Rows, sets: Sequence[int], count: int, budget: Budget) -> list[int]:
     """Those of `sets` (bit masks of GPUs, all of one size) whose best choice of `count` cards is best."""
     if len(sets) < 2 or not count or not columns:
         return list(sets)
@@ -48,33 +49,36 @@ def keep_nearest(columns: Rows, sets: Sequence[int], count: int) -> list[int]:
     combinations = list(itertools.islice(itertools.combinations(kinds, count), _TABLE_MAX + 1))
     if len(combinations) <= _TABLE_MAX:
         return _keep_by(sets, [tuple(map(max, zip(*chosen, strict=True))) for chosen in combinations])
-    values = [choose_nics(columns, chosen, count)[0] for chosen in sets]
+    values = [choose_nics(columns, chosen, count, budget)[0] for chosen in sets]
     best = max(values)
     return [chosen for chosen, value in zip(sets, values, strict=True) if value == best]
 
 
-def choose_nics(columns: Rows, gpus: int, count: int) -> tuple[tuple[int, int], tuple[int, ...]]:
+def choose_nics(columns: Rows, gpus: int, count: int, budget: Budget) -> tuple[tuple[int, int], tuple[int, ...]]:
     """The value (smallest rank, sum of ranks) of the best `count` of the cards, and their numbers, of equal ones the lowest."""
     if not gpus:
         return (0, 0), tuple(range(count))
     places = list(bits(gpus))
     own = [tuple(column[place] for place in places) for column in columns]
-    search = _NicSearch(own, count, _greedy_value(own, count))
+    reached, rough = _choose_greedily(own, count)
+    search = _NicSearch(own, count, reached, budget)
     search.extend((), (0,) * len(places), 0)
-    return search.value, search.chosen
+    # nothing is found only where the budget was spent first
+    return (search.value, search.chosen) if search.chosen or not count else (reached, rough)
 
 
 def _keep_by(sets: Sequence[int], offers: Sequence[tuple[int, ...]]) -> list[int]:
     """`offers`: what each way to choose cards gives each GPU. A set is worth its best offer."""
     size = sets[0].bit_count()
-    places = [tuple(bits(chosen)) for chosen in sets]
-    # a getter for one place gives no tuple: a second place that is the same changes no minimum, and the sums of all sets alike
-    picks: list[Callable[[tuple[int, ...]], tuple[int, ...]]] = [itemgetter(*(own if size > 1 else own * 2)) for own in places]
+    picks = [_getter(tuple(bits(chosen))) for chosen in sets]
     least, most = 0, 0
     kept: set[int] = set()
-    for offer in sorted(set(offers), key=lambda offer: sum(sorted(offer)[-size:]), reverse=True):
-        if sorted(offer)[-size] < least:
-            continue
+    union = [place for place in range(len(offers[0])) if any(chosen >> place & 1 for chosen in sets)]
+    # what the best `size` GPUs would get, were they a set: no set can have more
+    tops = {offer: sorted(offer[place] for place in union)[-size:] for offer in offers}
+    for promise, offer in sorted((((top[0], sum(top)), offer) for offer, top in tops.items()), reverse=True):
+        if promise < (least, most):
+            break
         for chosen, pick in zip(sets, picks, strict=True):
             seen = pick(offer)
             low = min(seen)
@@ -89,23 +93,32 @@ def _keep_by(sets: Sequence[int], offers: Sequence[tuple[int, ...]]) -> list[int
     return [chosen for chosen in sets if chosen in kept]
 
 
-def _greedy_value(columns: Sequence[tuple[int, ...]], count: int) -> tuple[int, int]:
-    """A good choice's value: the card that adds most, one after the other."""
+def _getter(places: Sequence[int]) -> Callable[[tuple[int, ...]], tuple[int, ...]]:
+    """What an offer has at some places. (itemgetter gives no tuple for a single place.)"""
+    first = places[0]
+    return itemgetter(*places) if len(places) > 1 else lambda offer: (offer[first],)
+
+
+def _choose_greedily(columns: Sequence[tuple[int, ...]], count: int) -> tuple[tuple[int, int], tuple[int, ...]]:
+    """A good choice and its value: the card that adds most, one after the other."""
     given = (0,) * len(columns[0]) if columns else (0,)
+    chosen: list[int] = []
     for _ in range(count):
-        given = max((tuple(map(max, given, column)) for column in columns), key=sum)
-    return min(given), sum(given)
+        left = [card for card in range(len(columns)) if card not in chosen]
+        chosen.append(max(left, key=lambda card: sum(map(max, given, columns[card]))))
+        given = tuple(map(max, given, columns[chosen[-1]]))
+    return (min(given), sum(given)), tuple(sorted(chosen))
 
 
 class _NicSearch:
     """Tries cards in address order. A branch ends where all its cards together, or the largest gains of as many as are still
     missing (gains only shrink while cards are added), can't beat what was found."""
 
-    def __init__(self, columns: Sequence[tuple[int, ...]], count: int, reached: tuple[int, int]) -> None:
+    def __init__(self, columns: Sequence[tuple[int, ...]], count: int, reached: tuple[int, int], budget: Budget) -> None:
         """`reached`: what some choice is known to give."""
         self.value = (reached[0], reached[1] - 1)
         self.chosen: tuple[int, ...] = ()
-        self._columns, self._count = columns, count
+        self._columns, self._count, self._budget = columns, count, budget
         #: what the cards from each place on give each GPU at best
         self._ahead: list[tuple[int, ...]] = [(0,) * len(columns[0])] if columns else [()]
         for column in reversed(columns):
@@ -118,6 +131,8 @@ class _NicSearch:
             value = (min(given), sum(given))
             if value > self.value:
                 self.value, self.chosen = value, chosen
+            return
+        if not self._budget.step(1 + len(self._columns) // 4):
             return
         have = sum(given)
         after = [tuple(map(max, given, column)) for column in self._columns[start:]]

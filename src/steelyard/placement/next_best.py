@@ -10,31 +10,35 @@ from collections.abc import Sequence
 from operator import add
 
 from steelyard.placement.best_sets import SetValue, bits, measure
+from steelyard.placement.budget import Budget
 from steelyard.placement.pair_value import Rows
 
 
-def list_next_best(rows: Rows, members: int, known: int, count: int) -> list[int]:
+def list_next_best(rows: Rows, members: int, known: int, count: int, budget: Budget | None = None) -> list[int]:
     """Up to `count` sets of the size of `known`, without it, the best first."""
     near = [known ^ 1 << out ^ 1 << in_ for out in bits(known) for in_ in bits(members & ~known)]
     if not near or not count:
         return []
     floors = sorted((measure(rows, chosen) for chosen in near), reverse=True)
-    search = _NextBest(rows, known, count, floors[min(count, len(floors)) - 1])
+    search = _NextBest(rows, known, count, floors[min(count, len(floors)) - 1], budget or Budget())
     search.extend(0, 0, (1 << 62, 0), [0] * len(rows), members)
     return [chosen for _, chosen in search.ranked]
 
 
 class _NextBest:
-    def __init__(self, rows: Rows, known: int, count: int, floor: SetValue) -> None:
+    def __init__(self, rows: Rows, known: int, count: int, floor: SetValue, budget: Budget) -> None:
         #: best first; of equal ones the earlier found has the lower addresses
         self.ranked: list[tuple[SetValue, int]] = []
         self._rows, self._known, self._size, self._count, self._floor = rows, known, known.bit_count(), count, floor
+        self._budget = budget
         self._largest = [max(row) for row in rows]
 
     def extend(self, chosen: int, taken: int, value: SetValue, gains: Sequence[int], open_: int) -> None:
         missing = self._size - taken
         if not missing:
             self._keep(chosen, value if self._size > 1 else (0, 0))
+            return
+        if not self._budget.step():
             return
         places = list(bits(open_))
         for at in range(len(places) - missing + 1):

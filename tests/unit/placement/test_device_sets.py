@@ -137,6 +137,16 @@ def test_of_equal_gpus_those_near_the_card_are_taken_with_the_cores_of_their_nod
     assert plan.bottleneck is not None and plan.bottleneck.class_name == "NV6" and plan.pair_sum == 1200.0
 
 
+def test_gpus_that_look_alike_but_share_no_card_are_told_apart() -> None:
+    """Each GPU has one near and one far card; the even ones share theirs, and so do the odd ones."""
+
+    def wiring(a: int, b: int) -> tuple[PathClass, int, float | None]:
+        return (PathClass.NV, 4, 800.0) if b < 4 else (PathClass.PIX if a < 4 and a % 2 == b % 2 else PathClass.SYS, 0, None)
+
+    plan = compare(make_topology([0, 0, 0, 0], wiring, [0, 0]), Used(), DeviceDemand(GpuDemand(count=2), 1))
+    assert (plan.gpus, plan.nics) == (("0000:10:00.0", "0000:12:00.0"), ("0000:80:00.0",))
+
+
 def test_what_remains_decides_between_equal_sets() -> None:
     """Six GPUs in a row of pairs: taking the middle pair would be as good, but would not leave more."""
 
@@ -245,6 +255,24 @@ def test_eight_of_sixteen_gpus_take_two_milliseconds(nics: int) -> None:
         choose_devices(topology, Used(), demand)
         spent.append(time.perf_counter() - begun)
     assert min(spent) < 0.004
+
+
+def test_searches_on_impossible_machines_end_and_say_so() -> None:
+    """64 partitions of eight GPUs are easy for eight of them; sixteen, or cards wired at random, are cut short."""
+
+    def partitions(a: int, b: int) -> tuple[PathClass, int, float | None]:
+        return (PathClass.PIX, 0, None) if a // 8 == b // 8 else (PathClass.XGMI, 1, None)
+
+    topology = make_topology([at // 32 for at in range(64)], partitions)
+    eight = choose_devices(topology, Used(), DeviceDemand(GpuDemand(count=8)))
+    assert eight is not None and len(eight.notes) == 1 and "bandwidth" in eight.notes[0]
+    assert eight.bottleneck is not None and eight.bottleneck.path is PathClass.XGMI
+    sixteen = choose_devices(topology, Used(), DeviceDemand(GpuDemand(count=16)))
+    assert sixteen is not None and len(set(sixteen.gpus)) == 16 and "not proven the best" in sixteen.notes[0]
+    seed = random.Random(1)
+    wild = make_topology([0] * 12, lambda a, b: (seed.choice(PCIE), 0, None), [0] * 40)
+    plan = choose_devices(wild, Used(), DeviceDemand(GpuDemand(count=8), 5))
+    assert plan is not None and len(set(plan.nics)) == 5 and len(set(plan.gpus)) == 8
 
 
 def recorded_machines() -> Iterator[tuple[Path, Topology]]:
