@@ -43,7 +43,7 @@ Times are RFC 3339 in UTC with microseconds. A value that is not known, or not t
 | `coldstarts` | `[{"function", "revision", "at", "road", "reason", "wall_ms", "platform_ms", "user_ms", "phases": {}}]` |
 | `keys` | `[{"name", "owner", "created_at"}]` |
 | `machine` | the inventory; see `src/steelyard/model/machine.py` |
-| `check` | `{"worst", "findings": [{"check", "subject", "severity", "sentence", "action", "remedy", "evidence", "blocks", "sequence"}]}` |
+| `check` | `{"worst", "findings": [{"check", "subject", "severity", "sentence", "action", "remedy", "evidence", "blocks"}]}` |
 
 `coldstarts` rows have `user_phases` as well when the function measured some of its own (`with sy.phase("weights"):`): parts of
 the phases, not added to the sum.
