@@ -100,7 +100,7 @@ def _look(files: tuple[Path, ...], expect: Path | None, home: Path | None) -> He
 
 
 def _join_held(health: Health, home: Path | None) -> Health:
-    """With what the agent of this machine's Steelyard holds out of use, where there is one; what its checks have answered is past."""
+    """With what this machine's agent, where there is one, holds out of use; what its checks have answered is past."""
     import msgspec
 
     from steelyard.agent.health import FILE, read_kept
