@@ -27,6 +27,7 @@ from steelyard.host.health.observe import observe_health
 from steelyard.host.health.probe import probe_gpu, probe_nic, probe_node, probe_nvme
 from steelyard.lifecycle.drift import check_drift, tells_less, topology_hash
 from steelyard.lifecycle.health import forgive, judge_health
+from steelyard.lifecycle.health_topology import judge_topology
 from steelyard.lifecycle.node import (
     Hold,
     Move,
@@ -213,13 +214,14 @@ class HealthKeeper:
         kept, seen = self._kept.topology, self._edge.topology()
         if seen is None:
             return (Finding("drift", NODE, Severity.UNKNOWN, "The machine's topology could not be read."),), None
+        links = judge_topology(seen)
         if kept is None:
-            return (Finding("drift", NODE, Severity.INFO, "The hardware was seen for the first time, and is kept."),), seen
+            return (Finding("drift", NODE, Severity.INFO, "The hardware was seen for the first time, and is kept."), *links), seen
         if topology_hash(seen) == self._kept.hash:
-            return check_drift(seen, seen), None
+            return (*check_drift(seen, seen), *links), None
         drift = check_drift(kept, seen)
         harmless = all(finding.severity.rank <= Severity.INFO.rank for finding in drift)
-        return drift, seen if harmless and not tells_less(kept, seen) else None
+        return (*drift, *links), seen if harmless and not tells_less(kept, seen) else None
 
     def on_use(self) -> None:
         """Work has ended, or may have."""
