@@ -47,7 +47,7 @@ Times are RFC 3339 in UTC with microseconds. A value that is not known, or not t
 | `place` | `{"gpus", "nics", "cores", "memory_nodes", "bottleneck": {"class", "gbps"}, "remainder", "alternatives", …}`, or `{"refused", "never", "detail", "largest_possible"}` |
 | `nodes` | `[{"name", "id", "state", "cores", "threads", "numa_nodes", "memory_bytes", "gpus", "nics", "virtualisation", "kernel"}]` |
 | `devices` | `[{"node", "kind", "id", "name", "numa_node", "memory_bytes", "gbps", "state", "used_by"}]` |
-| `check` | `{"worst", "findings": [{"check", "subject", "severity", "sentence", "action", "remedy", "evidence", "blocks", "sequence"}]}` |
+| `check` | `{"worst", "findings": [{"check", "subject", "severity", "sentence", "action", "remedy", "evidence", "blocks"}]}` |
 
 `coldstarts` rows have `user_phases` as well when the function measured some of its own (`with sy.phase("weights"):`): parts of
 the phases, not added to the sum.

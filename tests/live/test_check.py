@@ -49,6 +49,10 @@ def test_a_machine_out_of_use_takes_no_work_until_an_active_check_has_passed(clu
     kept = json.loads(record.read_bytes())
     assert [hold["state"] for hold in kept["node"]["holds"]] == ["DRAINED"]
 
+    shown = cluster.cli("check", "--json")
+    held = [each for each in json.loads(shown.stdout)["findings"] if each["check"] == "held"]
+    assert shown.returncode == 2 and [each["subject"] for each in held] == ["node"]
+
     refused = cluster.cli("check", "--readmit", "0000:ff:00.0")
     assert refused.returncode == 2 and b"nothing holds it" in refused.stderr
     passed = cluster.cli("check", "--readmit", "node")

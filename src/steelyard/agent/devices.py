@@ -92,7 +92,11 @@ class DeviceKeeper:
             return
         fresh = await asyncio.to_thread(self._observe_baselines, wanted, set(self._live()))
         self._baselines = {**self._baselines, **fresh}
-        write_file(self._file, msgspec.json.encode(self._baselines))
+        try:
+            write_file(self._file, msgspec.json.encode(self._baselines))
+        except OSError as err:
+            # They hold in memory; without them a restarted agent judges more strictly.
+            log.warning("%s could not be written: %s", self._file, err)
 
     def _observe_baselines(self, wanted: Collection[str], live: Collection[str]) -> dict[str, Baseline]:
         users, memory = self._edge.users(self._nodes(wanted)), self._edge.memory()

@@ -24,9 +24,10 @@ from steelyard.config import write_file
 from steelyard.errors import Conflict, SteelyardError
 from steelyard.host.health.kernel_log import observe_kernel_log
 from steelyard.host.health.observe import observe_health
-from steelyard.host.health.probe import probe_gpu, probe_node, probe_nvme
+from steelyard.host.health.probe import probe_gpu, probe_nic, probe_node, probe_nvme
 from steelyard.lifecycle.drift import check_drift, tells_less, topology_hash
 from steelyard.lifecycle.health import forgive, judge_health
+from steelyard.lifecycle.health_topology import judge_topology
 from steelyard.lifecycle.node import (
     Hold,
     Move,
@@ -89,7 +90,17 @@ class HealthEdge:
             return probe_gpu(subject)
         if known is not None and any(disk.id == subject for disk in known.nvme):
             return probe_nvme(subject)
+        if known is not None and any(subject in (nic.id, nic.name) for nic in known.nics):
+            return probe_nic(subject)
         return Finding("probe", subject, Severity.UNKNOWN, "No active check is known for it.")
+
+
+def read_kept(file: Path) -> Kept | None:
+    """None where there is no record yet. Raises OSError, and msgspec's errors for a damaged one."""
+    try:
+        return msgspec.json.decode(file.read_bytes(), type=Kept)
+    except FileNotFoundError:
+        return None
 
 
 class HealthKeeper:
@@ -114,9 +125,7 @@ class HealthKeeper:
 
     def _load(self) -> Kept:
         try:
-            return msgspec.json.decode(self._file.read_bytes(), type=Kept)
-        except FileNotFoundError:
-            return Kept()
+            return read_kept(self._file) or Kept()
         except (msgspec.MsgspecError, OSError) as err:
             # What was held is not known any more: nothing is used until a check has passed.
             log.error("%s can't be trusted (%s): the machine is drained until `steelyard check --readmit node`", self._file, err)
@@ -165,19 +174,26 @@ class HealthKeeper:
             asyncio.get_running_loop().add_reader(fd, _drain_log, fd, wake)
         try:
             while True:
-                await self.look()
+                await self._look_safely(log_only=False)
                 due = self._clock.mono_ns() + FULL_LOOK_S * 1e9
                 while (left := (due - self._clock.mono_ns()) / 1e9) > 0:
                     with contextlib.suppress(TimeoutError):
                         async with asyncio.timeout(left):
                             await wake.wait()
                         wake.clear()
-                        await self.look(log_only=True)
+                        await self._look_safely(log_only=True)
                         await asyncio.sleep(LOG_LOOK_S)
         finally:
             if fd is not None:
                 asyncio.get_running_loop().remove_reader(fd)
                 os.close(fd)
+
+    async def _look_safely(self, *, log_only: bool) -> None:
+        """The last line of defence: a look that breaks must not end the agent. What is held stays held."""
+        try:
+            await self.look(log_only=log_only)
+        except Exception:
+            log.exception("a look at the machine's health failed")
 
     async def look(self, *, log_only: bool = False) -> None:
         """Once, now."""
@@ -198,13 +214,14 @@ class HealthKeeper:
         kept, seen = self._kept.topology, self._edge.topology()
         if seen is None:
             return (Finding("drift", NODE, Severity.UNKNOWN, "The machine's topology could not be read."),), None
+        links = judge_topology(seen)
         if kept is None:
-            return (Finding("drift", NODE, Severity.INFO, "The hardware was seen for the first time, and is kept."),), seen
+            return (Finding("drift", NODE, Severity.INFO, "The hardware was seen for the first time, and is kept."), *links), seen
         if topology_hash(seen) == self._kept.hash:
-            return check_drift(seen, seen), None
+            return (*check_drift(seen, seen), *links), None
         drift = check_drift(kept, seen)
         harmless = all(finding.severity.rank <= Severity.INFO.rank for finding in drift)
-        return drift, seen if harmless and not tells_less(kept, seen) else None
+        return (*drift, *links), seen if harmless and not tells_less(kept, seen) else None
 
     def on_use(self) -> None:
         """Work has ended, or may have."""
@@ -276,8 +293,12 @@ class HealthKeeper:
             self.record(event)
 
     def _keep(self, kept: Kept) -> None:
-        write_file(self._file, msgspec.json.encode(kept))
         self._kept = kept
+        try:
+            write_file(self._file, msgspec.json.encode(kept))
+        except OSError as err:
+            # It holds in memory, and the next change writes all of it; work must not end because of a full disk.
+            log.error("%s could not be written: %s", self._file, err)
         self._changed()
 
 

@@ -63,7 +63,7 @@ def check(
     home: Path | None,
     as_json: bool,
 ) -> None:
-    health = _ask_agent(home, readmit) if readmit is not None or keep else _look(files, expect)
+    health = _ask_agent(home, readmit) if readmit is not None or keep else _look(files, expect, home)
     if as_json:
         print_json({"worst": health.worst, "findings": health.worst_first()})
     else:
@@ -71,7 +71,7 @@ def check(
     ctx.exit({"WARNING": 1, "CRITICAL": 2}.get(health.worst.value, 0))
 
 
-def _look(files: tuple[Path, ...], expect: Path | None) -> Health:
+def _look(files: tuple[Path, ...], expect: Path | None, home: Path | None) -> Health:
     import msgspec
 
     from steelyard.errors import Refused
@@ -86,6 +86,8 @@ def _look(files: tuple[Path, ...], expect: Path | None) -> Health:
     for file in files:
         facts = facts + read_recorded(file)
     health = judge_health(facts)
+    if not files:
+        health = _join_held(health, home)
     if expect is None:
         return health
     try:
@@ -95,6 +97,39 @@ def _look(files: tuple[Path, ...], expect: Path | None) -> Health:
     if not expected.pci and not expected.eth and not expected.ib.interfaces:
         raise Refused(f"{expect} expects nothing: it has neither `pci`, `eth` nor `ib`.", code="damaged")
     return Health((*health.findings, *check_expectation(expected, facts)))
+
+
+def _join_held(health: Health, home: Path | None) -> Health:
+    """With what this machine's agent, where there is one, holds out of use; what its checks have answered is past."""
+    import msgspec
+
+    from steelyard.agent.health import FILE, read_kept
+    from steelyard.cli.session import find_paths
+    from steelyard.host.proc import boot_id
+    from steelyard.lifecycle.health import forgive
+    from steelyard.model.health import Finding, Health
+
+    try:
+        kept = read_kept(find_paths(home).agent / FILE)
+    except (OSError, msgspec.MsgspecError) as err:
+        unread = Finding("held", "node", Severity.UNKNOWN, f"What is out of use can't be read ({err}).")
+        return Health((*health.findings, unread))
+    if kept is None:
+        return health
+    answered = kept.node.answered if kept.node.boot_id == boot_id() else {}
+    held = tuple(
+        Finding(
+            "held",
+            hold.subject,
+            Severity.CRITICAL,
+            f"Out of use ({hold.state.value}): {hold.findings[-1].sentence}",
+            f"Mend it, then: steelyard check --readmit {hold.subject}",
+            evidence=tuple(f"{each.check}: {each.sentence}" for each in hold.checked),
+            blocks=hold.blocks,
+        )
+        for hold in kept.node.holds
+    )
+    return Health((*held, *forgive(health, answered).findings))
 
 
 #: between two looks at a check that runs, and how long one may take (a GPU's driver may need minutes to come up)

@@ -19,12 +19,12 @@ from steelyard.lifecycle.job import stop_job
 from steelyard.model.coldstart import ColdStart, Road
 from steelyard.model.function import ApiKey, Function, FunctionSpec, FunctionState
 from steelyard.model.ids import DEFAULT_PROJECT, AttemptId, FunctionName, JobId, MachineId
-from steelyard.model.job import Job, JobSpec, JobState, Owner, Resources
+from steelyard.model.job import Job, JobSpec, JobState, Owner, Plan, Resources
 from steelyard.model.machine import Core, Isolation, Machine
 from steelyard.model.reason import Reason
 from steelyard.store import StoredAnswer
 from steelyard.store.memory import MemoryStore
-from steelyard.wire.agent import Assignment, AttemptState, FunctionSeen, Report
+from steelyard.wire.agent import Assignment, AttemptState, FunctionSeen, HealthEvent, Report
 
 OWNER = Owner("root", 0)
 MACHINE = Machine(
@@ -392,3 +392,37 @@ def test_rendering_is_pure_and_skips_jobs_without_a_plan() -> None:
     job = Job(JobId("j"), DEFAULT_PROJECT, OWNER, 1, 1, JobSpec("x", ("a",), "/"), JobState.UNKNOWN, 0)
     seen = assignment.Seen((job,), (), (), epoch=3, offered=None)
     assert assignment.render_assignment(seen) == Assignment(epoch=3, generation=0)
+
+
+def test_a_machine_out_of_use_starts_nothing_and_jobs_say_why() -> None:
+    async def case() -> None:
+        world = await make_world()
+        event = HealthEvent(1, 5, "node: READY -> DRAINED (xid: it broke)")
+        assert JOBS in await world.observe(blocked=("node",), health_events=(event,))
+        job = await world.submit()
+        await world.jobs.activate()
+        assert ((await world.job(job)).state, (await world.job(job)).reason) == (JobState.QUEUED, Reason.NODE_DRAINED)
+        await greet(world.store, MACHINE, world.clock.now_us())
+        await world.jobs.activate()
+        assert (await world.job(job)).state is JobState.QUEUED
+        assert JOBS in await world.observe()
+        await world.jobs.activate()
+        assert (await world.job(job)).state is JobState.STARTING
+
+    asyncio.run(case())
+
+
+def test_a_plan_whose_device_has_been_taken_out_of_use_since_is_dropped_when_it_is_committed() -> None:
+    async def case() -> None:
+        world = await make_world()
+        job = await world.submit()
+        actions = jobs.decide(await jobs.load(world.store), world.clock.now_us())
+        ((before, change),) = actions.starts
+        plan = msgspec.structs.replace(change.job.plan or Plan(), gpus=("0000:0f:00.0",))
+        planned = msgspec.structs.replace(change, job=msgspec.structs.replace(change.job, plan=plan))
+        await world.observe(blocked=("0000:0f:00.0",))
+        done = await jobs.carry_out(world.store, msgspec.structs.replace(actions, starts=((before, planned),)))
+        assert (done.started, done.skipped) == ((), 1)
+        assert (await world.job(job)).state is JobState.QUEUED
+
+    asyncio.run(case())

@@ -117,6 +117,7 @@ def test_odd_json_is_read_or_refused(tmp_path: Path, document: object) -> None:
         ("lsblk-4.json", Severity.PASS),
         ("ipmi-sel-argon.txt", Severity.INFO),
         ("dmidecode.txt", Severity.UNKNOWN),
+        ("../sysfs/infiniband-h100.json", Severity.WARNING),
     ],
 )
 def test_recorded_files_are_judged(name: str, worst: Severity) -> None:

@@ -44,7 +44,8 @@ STA_UNSYNC = 0x0040
 
 def observe_platform(root: Path) -> PlatformFact:
     verdict, evidence = observe_virtualisation(root)
-    groups = find_mounts(root)
+    # whether a recorded tree's control groups could be written can't be known
+    groups = find_mounts(root) if root == Path("/") else None
     meminfo = _meminfo(read_text(root / "proc/meminfo") or "")
     synced, offset = _synchronised() if root == Path("/") else (None, None)
     swap, free = meminfo.get("SwapTotal"), meminfo.get("SwapFree")
@@ -53,8 +54,8 @@ def observe_platform(root: Path) -> PlatformFact:
         virtualisation=verdict,
         virtualisation_detail=evidence,
         steal_percent=_steal(root),
-        cgroups=groups.flavour,
-        cgroups_missing=groups.missing,
+        cgroups="" if groups is None else groups.flavour,
+        cgroups_missing=None if groups is None else groups.missing,
         clocksource=read_text(root / _CLOCK / "current_clocksource"),
         clocksources=tuple((read_text(root / _CLOCK / "available_clocksource") or "").split()),
         clock_synced=synced,

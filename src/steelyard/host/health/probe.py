@@ -11,16 +11,23 @@ from __future__ import annotations
 import hashlib
 import os
 import sys
+import threading
 from pathlib import Path
 
 from steelyard.host.health.ask import ask
+from steelyard.host.health.infiniband import observe_ports
+from steelyard.host.health.network import observe_interfaces
 from steelyard.host.sysfs import names
+from steelyard.lifecycle.health_links import COUNTER_LIMITS
 from steelyard.model.health import NODE, Finding, Remedy, Severity
+from steelyard.model.health_facts import PortFact
 
 #: the driver itself may need this long to come up for the first time
 GPU_TIMEOUT_S = 120.0
 WORK_BYTES = 4 << 20
 READ_BYTES = 1 << 20
+#: how long error counts are watched
+WATCH_S = 1.0
 
 
 def probe_gpu(pci: str) -> Finding:
@@ -84,6 +91,31 @@ def probe_nvme(pci: str, root: Path = Path("/")) -> Finding:
         severity = Severity.UNKNOWN if isinstance(err, PermissionError) else Severity.CRITICAL
         return _finding(pci, severity, f"It could not be read ({os.strerror(err.errno or 0)}).")
     return _finding(pci, Severity.PASS if read else Severity.CRITICAL, f"{read} bytes were read from it.")
+
+
+def probe_nic(subject: str, root: Path = Path("/")) -> Finding:
+    """`subject`: PCI address or device name. Every port carries traffic, and none counts new errors for a moment."""
+    before = _ports_of(subject, root)
+    interfaces = [each for each in observe_interfaces(root) if subject in (each.pci, each.name)]
+    if not before and not interfaces:
+        return _finding(subject, Severity.UNKNOWN, "It has neither a port nor an interface to look at.")
+    bad = [f"{each.device}/{each.port} is {each.state}" for each in before if each.state != "active"]
+    bad += [f"{each.name} is {each.operstate}" for each in interfaces if each.operstate != "up"]
+    if bad:
+        return _finding(subject, Severity.CRITICAL, f"{', '.join(bad)}.")
+    threading.Event().wait(WATCH_S)
+    grown = [f"{new.device}/{new.port}" for old, new in zip(before, _ports_of(subject, root), strict=False) if _grew(old, new)]
+    if grown:
+        return _finding(subject, Severity.CRITICAL, f"{', '.join(grown)} counted new errors within {WATCH_S:.0f} s.")
+    return _finding(subject, Severity.PASS, "All its ports are active and count no new errors.")
+
+
+def _ports_of(subject: str, root: Path) -> list[PortFact]:
+    return [port for port in observe_ports(root) if subject in (port.pci, port.device)]
+
+
+def _grew(old: PortFact, new: PortFact) -> bool:
+    return any(value > old.counters.get(name, value) for name, value in new.counters.items() if name in COUNTER_LIMITS)
 
 
 def _finding(subject: str, severity: Severity, sentence: str) -> Finding:

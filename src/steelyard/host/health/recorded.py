@@ -25,6 +25,8 @@ from steelyard.host.health.pci import observe_pci
 from steelyard.host.health.sel import parse_sel
 from steelyard.model.health_facts import HealthFacts, PlatformFact, Unread
 
+#: trees of one class only: `sys-class-infiniband-h100.0/mlx5_0/…`
+_CLASS = re.compile(r"^sys-class-([a-z]\w{1,40})[^/]{0,80}/")
 SIZE_MAX = 100 * 1024 * 1024
 FORMS = (
     "a kernel log (dmesg, /dev/kmsg, journal, syslog, pstore), a fabric manager log, ibstat, ibstatus, perfquery, "
@@ -98,8 +100,10 @@ def _read_json(path: Path, text: str) -> HealthFacts:
         raise Refused(f"{path} is damaged JSON ({err}).", code="damaged") from err
     if not isinstance(document, dict) or not document:
         raise Refused(f"{path} holds JSON of no form that is known here. Give {FORMS}.", code="unknown-form")
-    if all(isinstance(key, str) and key.startswith("/") for key in document):
+    if all(key.startswith("/") for key in document):
         return _read_packed(path, document)
+    if all(_CLASS.match(key) for key in document):
+        return _read_packed(path, {_CLASS.sub(r"/sys/class/\1/", key): content for key, content in document.items()})
     if "intf_status" in document:
         return HealthFacts(interfaces=parse_interfaces(document))
     if "blockdevices" in document:
