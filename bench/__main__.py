@@ -11,7 +11,7 @@ from pathlib import Path
 
 import msgspec
 
-from bench import bursts, idle, jitter, neighbours, peers, tax, wakes, warm
+from bench import bursts, idle, jitter, neighbours, peers, placement, tax, wakes, warm
 from bench.figures import Figure, environment, render_page, render_table
 
 Measure = Callable[[Callable[[str], None], bool], list[Figure]]
@@ -22,6 +22,7 @@ GROUPS: dict[str, Measure] = {
     "embedding": wakes.measure_embedding,
     "warm": warm.measure_warm,
     "crowd": bursts.measure_crowd,
+    "placement": placement.measure_placement,
     "neighbours": neighbours.measure_neighbours,
     "tax": tax.measure_tax,
     "takeover": bursts.measure_takeover,

@@ -10,11 +10,12 @@ import statistics
 import sys
 import time
 from collections.abc import Callable
-from pathlib import Path
 
 from bench.figures import Figure, percentile
 from bench.installation import Installation, installation
 from bench.load import Target, run_connections
+from steelyard.host.cgroup_files import CgroupFiles
+from steelyard.host.resctrl import NOT_ISOLATED, Resctrl
 
 #: half a millisecond of hashing over more memory than a core's own caches hold
 APP = """
@@ -112,6 +113,6 @@ def _figure(seen: dict[tuple[str, str], list[list[float]]], proof: str) -> Figur
 
 def _isolation() -> str:
     """What the machine shares whatever we do."""
-    if Path("/sys/fs/resctrl/schemata").exists():
-        return "resctrl is mounted here."
-    return "Not isolated here: the last-level cache and the memory bus (the kernel offers no resctrl)."
+    if Resctrl("/sys/fs/resctrl", "", CgroupFiles()).available:
+        return "Batch is held to half of the last-level cache and the least memory bandwidth by resctrl."
+    return f"Not isolated: {NOT_ISOLATED}."

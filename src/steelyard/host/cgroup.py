@@ -19,6 +19,7 @@ from steelyard.host.cgroup_files import CgroupFiles
 from steelyard.host.cgroup_none import CgroupsNone
 from steelyard.host.cgroup_v1 import CgroupsV1
 from steelyard.host.cgroup_v2 import CgroupsV2
+from steelyard.host.resctrl import Resctrl
 from steelyard.host.sysfs import read_text
 
 __all__ = ["UNLIMITED_BYTES", "CgroupMounts", "CgroupReading", "Cgroups", "find_mounts", "open_cgroups"]
@@ -63,10 +64,11 @@ def open_cgroups(
     clock = clock or SystemClock()
     files = files or CgroupFiles()
     mounts = find_mounts(root)
+    resctrl = Resctrl(str(root / "sys/fs/resctrl"), f"steelyard-{tag}", files)
     if mounts.flavour == "none":
         return CgroupsNone(missing=mounts.missing, files=files, clock=clock, root=root)
     if mounts.flavour == "v2" and mounts.v2 is not None:
-        return CgroupsV2(tag, mounts.v2, missing=mounts.missing, files=files, clock=clock, gpu_nodes=gpu_nodes)
+        return CgroupsV2(tag, mounts.v2, missing=mounts.missing, files=files, clock=clock, gpu_nodes=gpu_nodes, resctrl=resctrl)
     v1, missing = dict(mounts.v1), mounts.missing
     if gpu_nodes and mounts.devices is not None:
         v1[DEVICES] = mounts.devices
@@ -81,6 +83,7 @@ def open_cgroups(
         clock=clock,
         unified=mounts.v2,
         gpu_nodes=gpu_nodes,
+        resctrl=resctrl,
     )
 
 

@@ -22,6 +22,7 @@ from steelyard.clock import Clock
 from steelyard.errors import EdgeFailed
 from steelyard.host import UNLIMITED_BYTES, CgroupReading, denied_nodes
 from steelyard.host.cgroup_files import CgroupFiles, kill_until_empty
+from steelyard.host.resctrl import Resctrl
 from steelyard.host.sysfs import format_cpus, parse_cpus
 from steelyard.model.ids import WorkloadId
 from steelyard.model.job import Plan
@@ -52,6 +53,7 @@ class CgroupsV1:
         clock: Clock,
         unified: str | None = None,
         gpu_nodes: Mapping[str, tuple[str, ...]] = {},
+        resctrl: Resctrl | None = None,
     ) -> None:
         self.flavour = flavour
         self.controllers = frozenset(mounts)
@@ -62,6 +64,7 @@ class CgroupsV1:
         self._gpu_nodes = gpu_nodes
         name = f"steelyard-{tag}"
         self._name = name
+        self._resctrl = resctrl
         self._cpuset = f"{mounts['cpuset']}/{name}" if "cpuset" in mounts else None
         self._limits = {controller: f"{mount}/{name}" for controller, mount in mounts.items() if controller != "cpuset"}
         self._unified = f"{unified}/{name}" if unified is not None and "freezer" not in mounts else None
@@ -191,6 +194,8 @@ class CgroupsV1:
         cpuset = self._cpuset_of(workload)
         if cpuset is not None:
             files.append(f"{cpuset}/tasks")
+        if self._resctrl is not None and cpu is not None and self._files.exists(f"{self._idle}/{workload}"):
+            files += self._resctrl.prepare()
         opened: list[int] = []
         try:
             for file in files:
@@ -294,5 +299,7 @@ class CgroupsV1:
             self._files.remove_tree(self._cpuset)
         if self._lone_cpu is not None:
             self._files.remove_tree(self._idle)
+        if self._resctrl is not None:
+            self._resctrl.remove()
         for tree in self._trees:
             self._files.remove_tree(tree)

@@ -20,6 +20,7 @@ from steelyard.host import UNLIMITED_BYTES, CgroupReading, denied_nodes
 from steelyard.host.cgroup_files import CgroupFiles, kill_until_empty
 from steelyard.host.cgroup_v1 import SHARED, pids_max
 from steelyard.host.device_filter import deny_devices
+from steelyard.host.resctrl import Resctrl
 from steelyard.host.sysfs import format_cpus, parse_cpus
 from steelyard.model.ids import WorkloadId
 from steelyard.model.job import Plan
@@ -41,12 +42,14 @@ class CgroupsV2:
         files: CgroupFiles,
         clock: Clock,
         gpu_nodes: Mapping[str, tuple[str, ...]] = {},
+        resctrl: Resctrl | None = None,
     ) -> None:
         self.flavour = "v2"
         self._files = files
         self._clock = clock
         self._mount = mount
         self._gpu_nodes = gpu_nodes
+        self._resctrl = resctrl
         self._name = f"steelyard-{tag}"
         self._base = f"{mount}/{self._name}"
         self._shared = f"{self._base}/{SHARED}"
@@ -149,10 +152,18 @@ class CgroupsV2:
         return "" if leaf is None else leaf[len(self._mount) + 1 :]
 
     def open_join(self, workload: WorkloadId) -> list[int]:
-        leaf = self._leaf(workload)
+        leaf = self._leaf(workload) or f"{self._shared}/{workload}"
+        files = [f"{leaf}/cgroup.procs"]
+        if self._resctrl is not None and leaf.startswith(f"{self._idle}/"):
+            files += self._resctrl.prepare()
+        opened: list[int] = []
         try:
-            return [self._files.open(f"{leaf or self._shared + '/' + workload}/cgroup.procs")]
+            for file in files:
+                opened.append(self._files.open(file))
+            return opened
         except OSError as err:
+            for fd in opened:
+                os.close(fd)
             raise EdgeFailed(f"The control group of {workload} can't be joined: {err}.", code="cgroup-failed") from err
 
     def track(self, workload: WorkloadId, pid: int, start_time: int) -> None:
@@ -215,4 +226,6 @@ class CgroupsV2:
             self.kill(workload)
             self.remove(workload)
         self._files.remove_tree(self._idle)
+        if self._resctrl is not None:
+            self._resctrl.remove()
         self._files.remove_tree(self._base)

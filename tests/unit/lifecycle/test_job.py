@@ -157,6 +157,14 @@ def test_an_attempt_that_never_started_is_followed_by_another() -> None:
     assert end is not None and end.job.state is JobState.FAILED and end.job.reason is Reason.NOT_STARTED
 
 
+def test_an_attempt_whose_device_went_away_is_planned_anew() -> None:
+    gone = msgspec.structs.replace(seen("not-started"), reason=Reason.DEVICE_GONE, detail="0000:0f:00.0 went away")
+    change = apply_attempt(make_job(JobState.STARTING), gone, NOW)
+    assert change is not None
+    assert (change.job.state, change.job.plan, change.job.reason) == (JobState.QUEUED, None, Reason.DEVICE_GONE)
+    assert "0000:0f:00.0" in change.job.detail
+
+
 def test_what_was_asked_to_stop_ends_as_stopped_with_its_exit_code() -> None:
     asked = stop_job(make_job(), 15, 3.0, NOW)
     assert asked is not None and asked.job.state is JobState.STOPPING and asked.job.stop_signal == 15
