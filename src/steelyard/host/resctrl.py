@@ -1,7 +1,7 @@
 """How is preemptible work kept from filling the caches and the memory bus? By the processor's own limits, where it has them.
 
 Intel RDT, AMD QoS and Arm MPAM, all through /sys/fs/resctrl. One group per home: the least memory bandwidth that the hardware can
-grant, and the lower half of each last-level cache. Where resctrl is not mounted nothing is done; `NOT_ISOLATED` says what that means.
+grant, and the lower half of each last-level cache. Where resctrl is not mounted nothing is done, and `NOT_ISOLATED` is said.
 See the kernel's Documentation/filesystems/resctrl.rst.
 """
 
