@@ -44,7 +44,7 @@ Times are RFC 3339 in UTC with microseconds. A value that is not known, or not t
 | `keys` | `[{"name", "owner", "created_at"}]` |
 | `machine` | the inventory; see `src/steelyard/model/machine.py` |
 | `topo` | `{"packages", "numa_nodes", "cores", "threads", "gpus": [], "nics": [], "nvme": [], "switches": [], "pairs": [{"a", "b", "class", "gbps"}], …}` |
-| `place` | `{"gpus", "nics", "cores", "memory_nodes", "bottleneck": {"class", "gbps"}, "remainder", "alternatives", …}`, or `{"refused", "never", "detail", "largest_possible"}` |
+| `place` | `{"gpus", "nics", "cores", "cpus", "memory_nodes", "bottleneck": {"class", "gbps"}, "remainder", "alternatives", …}`, or `{"refused", "never", "detail", "largest_possible"}` |
 | `nodes` | `[{"name", "id", "state", "cores", "threads", "numa_nodes", "memory_bytes", "gpus", "nics", "virtualisation", "kernel"}]` |
 | `devices` | `[{"node", "kind", "id", "name", "numa_node", "memory_bytes", "gbps", "state", "used_by"}]` |
 | `check` | `{"worst", "findings": [{"check", "subject", "severity", "sentence", "action", "remedy", "evidence", "blocks"}]}` |

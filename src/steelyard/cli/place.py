@@ -13,7 +13,7 @@ from steelyard.cli.fabric import fabric_option, gang_json, load_fabric, plan_on_
 from steelyard.cli.output import print_json, say
 from steelyard.cli.quantities import parse_bytes
 from steelyard.cli.session import home_option, json_option
-from steelyard.cli.topo import find_topology, from_option
+from steelyard.cli.topo import find_topology, from_option, take_files
 from steelyard.errors import Refused, SteelyardError
 from steelyard.model.fabric import Fabric
 from steelyard.model.gang import GangDemand, GangPlan
@@ -45,6 +45,7 @@ Examples:
 
 
 @click.command(help=PLACE_HELP, short_help="Show which devices and cores a workload would get, and why.")
+@click.argument("words", nargs=-1, metavar="")
 @from_option
 @click.option("--gpus", metavar="DEMAND", help="For example 4, H100:4, A100:80GB:2, 24GB..40GB, H100:0.5, A100:1g.10gb:2.")
 @click.option("--nics", type=click.IntRange(0, 1024), default=0, help="Network cards, near the GPUs.")
@@ -66,6 +67,7 @@ Examples:
 @home_option
 @json_option
 def place(
+    words: tuple[str, ...],
     files: tuple[Path, ...],
     gpus: str | None,
     nics: int,
@@ -85,6 +87,9 @@ def place(
     from steelyard.placement.devices import DevicePlan, make_demand
     from steelyard.placement.shortage import plan_devices
 
+    if words and not files and not fabric:
+        raise Refused(f"{words[0]!r} is not understood. Files are given with --from.", code="bad-argument")
+    files, fabric = take_files(files, words if files else ()), take_files(fabric, () if files else words)
     names = [name.strip() for listed in occupied for name in listed.split(",") if name.strip()]
     if fabric:
         demand = GangDemand(
@@ -110,7 +115,7 @@ def place(
     used = make_used(topology, [*users, *names])
     answer = plan_devices(topology, used, demand, alternatives=ALTERNATIVES)
     if as_json:
-        print_json(plan_json(answer) if isinstance(answer, DevicePlan) else refusal_json(answer))
+        print_json(plan_json(answer, topology) if isinstance(answer, DevicePlan) else refusal_json(answer))
     elif isinstance(answer, DevicePlan):
         click.echo(render_plan(answer))
     else:
@@ -158,12 +163,14 @@ def _ask_users(home: Path | None) -> list[str]:
 
 
 def make_used(topology: Topology, names: list[str]) -> Used:
-    """Ids as `topo` shows them, or `cpu:0-3`. A name that the machine does not have is refused: it would silently not count."""
+    """Ids or names as `topo` shows them, or `cpu:0-3`. A name that the machine does not have is refused, not passed over."""
+    from steelyard.cli.topology_layout import short_names
     from steelyard.host.sysfs import parse_cpus
     from steelyard.host.topology.notation import read_pci
     from steelyard.placement.devices import Used
     from steelyard.placement.gpus import GpuUse
 
+    shown = {short: device for device, short in short_names(topology).items()}
     gpus, nics, cpus = {gpu.id for gpu in topology.gpus}, {nic.id for nic in topology.nics}, set[int]()
     every = {cpu for core in topology.cores for cpu in core.cpus}
     held: set[str] = set()
@@ -174,7 +181,7 @@ def make_used(topology: Topology, names: list[str]) -> Used:
                 raise Refused(f"{name!r} names CPUs that this machine does not have, or that are offline.", code="no-such-cpu")
             cpus |= listed
             continue
-        known = name if name in gpus | nics else read_pci(name) or name
+        known = name if name in gpus | nics else shown.get(name) or read_pci(name) or name
         if known not in gpus | nics:
             raise Refused(
                 f"This machine has no GPU or network card {name!r}. `steelyard topo` lists them.", code="no-such-device"
@@ -183,13 +190,16 @@ def make_used(topology: Topology, names: list[str]) -> Used:
     return Used(gpus=GpuUse(shares=dict.fromkeys(held & gpus, 1.0)), nics=frozenset(held & nics), cpus=frozenset(cpus))
 
 
-def plan_json(plan: DevicePlan) -> dict[str, object]:
+def plan_json(plan: DevicePlan, topology: Topology) -> dict[str, object]:
+    """`cores`: a CPU of each chosen core, its first; `cpus`: all of them with their siblings."""
+    chosen = set(plan.cores)
     return {
         "gpus": plan.gpus,
         "gpu_fraction": plan.gpu_fraction,
         "mig_instances": plan.mig_instances,
         "nics": plan.nics,
-        "cores": plan.cores,
+        "cores": sorted(core.cpus[0] for core in topology.cores if chosen.issuperset(core.cpus)),
+        "cpus": plan.cores,
         "memory_nodes": plan.memory_nodes,
         "bottleneck": _bottleneck(plan.bottleneck),
         "pair_sum": plan.pair_sum,

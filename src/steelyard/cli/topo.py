@@ -27,7 +27,7 @@ Bandwidths are Gbit/s in one direction, at the links' nominal rate.
 Examples:
   steelyard topo
   steelyard topo --matrix
-  steelyard topo --from lstopo.xml --from topo-m.txt --svg machine.svg
+  steelyard topo --from lstopo.xml topo-m.txt --svg machine.svg
   steelyard topo --fabric topology.conf
   steelyard topo --json | jq '.pairs[] | select(.class == "SYS")'
 """
@@ -41,12 +41,20 @@ def from_option(command: click.decorators.FC) -> click.decorators.FC:
         multiple=True,
         type=click.Path(exists=True, path_type=Path),
         metavar="FILE",
-        help="Read a recorded machine; may be repeated for several files about one machine.",
+        help="Read a recorded machine; several files about one machine may follow.",
     )(command)
 
 
+def take_files(files: tuple[Path, ...], words: tuple[str, ...]) -> tuple[Path, ...]:
+    """`--from a b` as people write it: the words after the option's own are files too."""
+    for word in words:
+        if not Path(word).exists():
+            raise Refused(f"There is no file {word!r}. --from takes files that exist.", code="no-such-file")
+    return (*files, *map(Path, words))
+
+
 @click.command(help=TOPO_HELP, short_help="Show how a machine is wired, and the paths between its devices.")
-@click.argument("node", required=False)
+@click.argument("words", nargs=-1, metavar="[NODE]")
 @from_option
 @fabric_option
 @click.option("--matrix", is_flag=True, help="Show the path of every pair of GPUs and network cards.")
@@ -55,7 +63,7 @@ def from_option(command: click.decorators.FC) -> click.decorators.FC:
 @home_option
 @json_option
 def topo(
-    node: str | None,
+    words: tuple[str, ...],
     files: tuple[Path, ...],
     fabric: tuple[Path, ...],
     matrix: bool,
@@ -67,6 +75,10 @@ def topo(
     from steelyard.cli.topology_json import make_json
     from steelyard.cli.topology_text import render_matrix, render_topology
 
+    files, fabric = take_files(files, words if files else ()), take_files(fabric, words if fabric and not files else ())
+    node = words[0] if words and not files and not fabric else None
+    if node and len(words) > 1:
+        raise Refused("Name one node. Files are given with --from.", code="two-nodes")
     if sum(map(bool, (node, files, fabric))) > 1:
         raise Refused("NODE, --from and --fabric name different things. Give one of them.", code="two-machines")
     if fabric:
