@@ -10,7 +10,6 @@ from pathlib import Path
 
 import pytest
 
-
 # A shell that starts us in the background has us ignore Ctrl-C, and every program that a test starts would inherit that.
 signal.signal(signal.SIGINT, signal.default_int_handler)
 
