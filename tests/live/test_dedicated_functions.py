@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
@@ -30,6 +31,7 @@ def test_replicas_run_on_the_functions_own_cores_and_jobs_elsewhere(shared: Clus
     again = allowed(shared.call("/own/pid").body.split()[1].decode())
     assert again == own
     shared.ok("delete", "own")
+    free_cores(shared)
     everywhere = shared.ok("run", "--", "grep", "Cpus_allowed_list", "/proc/self/status").split()[1]
     assert set(expand(own)) <= set(expand(everywhere))
 
@@ -43,11 +45,34 @@ def test_cores_that_another_function_holds_are_refused_at_the_door(shared: Clust
     assert b"whole core" in done.stderr and b"Nothing was changed" in done.stderr
     deploy(shared, "first", MANY, "--timing", "dedicated", "--cpus", str(most))  # its own cores are no obstacle to itself
     shared.ok("delete", "first")
+    free_cores(shared)
+
+
+def free_cores(cluster: Cluster) -> None:
+    """Until no deleted function holds a core: its replicas answer what they have before they end."""
+    name = json.loads(cluster.ok("nodes", "--json"))[0]["name"]
+    wait_until(lambda: not json.loads(cluster.ok("topo", name, "--json"))["used"], 20, "all cores to be free")
 
 
 def expand(text: str) -> list[int]:
     parts = [part.split("-") for part in text.split(",")]
     return [cpu for part in parts for cpu in range(int(part[0]), int(part[-1]) + 1)]
+
+
+def test_a_revision_that_still_serves_keeps_its_cores(shared: Cluster) -> None:
+    most = (os.cpu_count() or 2) - 1
+    deploy(shared, "old", MANY, "--timing", "dedicated", "--cpus", str(most))
+    with ThreadPoolExecutor(1) as pool:
+        slow = pool.submit(shared.call, "/old/sleep/4")
+        wait_until(lambda: shared.function("old")["state"] == "RUNNING", 20, "the request to be held")
+        deploy(shared, "old", MANY, "--timing", "best-effort")
+        job = shared.ok("run", "--detach", "--exclusive", "--cpus", str(most), "--", "true").strip()
+        waiting = shared.wait_job(job, "QUEUED")
+        assert waiting["reason"] == "no-cores-left" and not slow.done()
+        assert slow.result().status == 200
+    shared.wait_job(job, "SUCCEEDED")
+    shared.ok("delete", "old")
+    free_cores(shared)
 
 
 def test_a_preemptible_job_gives_way_and_its_proof_says_so(shared: Cluster) -> None:

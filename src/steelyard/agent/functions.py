@@ -18,6 +18,7 @@ from steelyard.errors import SteelyardError
 from steelyard.gateway import GatewayDesired
 from steelyard.model.coldstart import ColdStart
 from steelyard.model.ids import FunctionName, WorkloadId
+from steelyard.model.machine import HeldPlan
 from steelyard.runtime.process import Adopted, AdoptedState
 from steelyard.wire.agent import AssignedFunction, FunctionSeen, digest_keys
 from steelyard.wire.spawn import Exited
@@ -231,6 +232,18 @@ class FunctionKeeper:
     def log_folders(self) -> set[WorkloadId]:
         """Folders whose logs may be growing."""
         return {WorkloadId(revision.logs) for host in self._hosts.values() for revision in host.hosts if revision.replicas}
+
+    def held(self, newest: Iterable[AssignedFunction]) -> tuple[HeldPlan, ...]:
+        """Cores and devices that revisions run on beside those of the newest ones: they roll out, drain, or serve on because the
+        newest failed."""
+        plans = {function.name: function.plan for function in newest}
+        found: dict[HeldPlan, None] = {}
+        for host in self._hosts.values():
+            for revision in host.hosts:
+                plan = revision.function.plan
+                if plan is not None and plan != plans.get(revision.function.name):
+                    found[HeldPlan(revision.function.name, plan)] = None
+        return tuple(found)
 
     def seen(self) -> tuple[FunctionSeen, ...]:
         return tuple(seen for name in sorted(self._hosts) if (seen := self._hosts[name].seen()) is not None)

@@ -46,7 +46,7 @@ from steelyard.model.proof import Proof, ProofState
 from steelyard.model.reason import Reason
 from steelyard.model.timing import Timing
 from steelyard.runtime.process import Adopted, ProcessRuntime
-from steelyard.wire.agent import AssignedFunction, AssignedJob, AttemptState
+from steelyard.wire.agent import AssignedJob, AttemptState
 from steelyard.wire.spawn import Exited
 
 log = logging.getLogger(__name__)
@@ -255,16 +255,20 @@ class JobKeeper:
         self._changed()
         self._step()
 
-    def reserve(self, functions: Iterable[AssignedFunction]) -> None:
-        """Keep jobs off the cores of dedicated functions."""
-        reserved = [function.plan.cpus for function in functions if function.plan is not None]
+    def reserve(self, plans: Iterable[Plan]) -> None:
+        """Keep jobs off the cores of dedicated functions, older revisions that still serve among them."""
+        reserved = sorted({plan.cpus for plan in plans if plan.cpus})
         if reserved != self._reserved:
             self._reserved = reserved
             self._share_cpus()
 
-    def _share_cpus(self) -> None:
+    def _shared_cpus(self) -> tuple[int, ...]:
+        """What is left for all; an ended job's cores come back when the server has taken note of its end."""
         exclusive = [state.plan.cpus for state in self._attempts.values() if state.plan.cpus]
-        shared = decide_shared_cpus(self._machine.cpus, [*exclusive, *self._reserved])
+        return decide_shared_cpus(self._machine.cpus, [*exclusive, *self._reserved])
+
+    def _share_cpus(self) -> None:
+        shared = self._shared_cpus()
         self._cgroups.prepare(shared, tuple(node.id for node in self._machine.numa_nodes) or (0,))
 
     # -- what others ask
@@ -337,9 +341,7 @@ class JobKeeper:
 
     def _asked(self, job: AssignedJob) -> dict[str, object]:
         ids = choose_ids(job.owner, job.spec.as_root, self._settings, os.geteuid())
-        exclusive = [state.plan.cpus for state in self._attempts.values() if state.plan.cpus and state.phase != "ended"]
-        shared = decide_shared_cpus(self._machine.cpus, [*exclusive, *self._reserved])
-        cpus = sorted(job.plan.cpus or shared)
+        cpus = sorted(job.plan.cpus or self._shared_cpus())
         enforced = self._cgroups.controllers
         return {
             "cpus": cpus,

@@ -187,13 +187,18 @@ class Agent:
         self._reconcile(assignment)
 
     def _reconcile(self, assignment: Assignment) -> None:
-        self.jobs.reserve(assignment.functions)
+        self._reserve()
         self.jobs.reconcile(assignment.jobs)
         self.functions.reconcile(assignment.functions, assignment.keys)
         self._changed()
 
     def _changed(self) -> None:
+        self._reserve()
         self._link.poke()
+
+    def _reserve(self) -> None:
+        newest = [function.plan for function in self._ledger.assignment.functions if function.plan is not None]
+        self.jobs.reserve([*newest, *(held.plan for held in self.functions.held(self._ledger.assignment.functions))])
 
     def _add_coldstart(self, row: ColdStart) -> None:
         self._coldstarts.append(row)
@@ -214,6 +219,7 @@ class Agent:
             coldstarts=rows,
             blocked=tuple(sorted({*node.blocked, *self.jobs.devices.waiting, *self.jobs.presence.missing})),
             blocked_pairs=node.blocked_pairs,
+            held=self.functions.held(self._ledger.assignment.functions),
             health_events=events,
         )
 

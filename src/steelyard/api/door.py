@@ -152,7 +152,8 @@ def _check_resources(asked: Resources, machine: Machine | None) -> list[Finding]
         findings.append(Finding("bad-nics", f"nics must be between 0 and {_NICS_MAX}"))
     if findings or machine is None:
         return findings
-    answer = place(machine, (), asked)
+    # What is out of use now, or not free yet, is only waited for.
+    answer = place(msgspec.structs.replace(machine, blocked=(), blocked_pairs=(), held=()), (), asked)
     if isinstance(answer, Refusal):
         findings += [Finding(reason.value, answer.detail) for reason in answer.reasons]
     return findings

@@ -17,14 +17,16 @@ from steelyard.api.problems import errors
 from steelyard.api.requests import refuse_findings, require_json
 from steelyard.api.services import Services, services_of
 from steelyard.api.views import coldstart_view, function_view
-from steelyard.control import ASSIGNMENT
+from steelyard.control import ASSIGNMENT, JOBS
 from steelyard.control.jobs import holding
 from steelyard.control.watch import wait_for
 from steelyard.errors import Conflict, NoRoom, NotFound, Refused, Unreachable
+from steelyard.lifecycle.node import plan_blocked
 from steelyard.model.function import Function, FunctionSpec, FunctionState
+from steelyard.model.health import NODE
 from steelyard.model.ids import DEFAULT_PROJECT, FunctionName
 from steelyard.model.job import Plan
-from steelyard.placement.machine import Refusal, place
+from steelyard.placement.machine import Refusal, check_plan, place
 from steelyard.store import Event, Tx
 from steelyard.wire.api import ColdStartView, FunctionDeploy, FunctionView, LogChunk
 
@@ -78,7 +80,7 @@ async def deploy_function(
 
     answer = await mutate(request, idempotency_key, 200, deploy)
     services.watch.notify(f"function/{name}")
-    services.driver.poke(ASSIGNMENT)
+    services.driver.poke(JOBS, ASSIGNMENT)
     return answer
 
 
@@ -119,7 +121,7 @@ async def delete_function(request: Request[Any, Any, Any], name: FunctionPath, i
 
     answer = await mutate(request, idempotency_key, 204, commit)
     services.watch.notify(f"function/{name}")
-    services.driver.poke(ASSIGNMENT)
+    services.driver.poke(JOBS, ASSIGNMENT)
     return answer
 
 
@@ -153,12 +155,19 @@ def _reserve(tx: Tx, name: FunctionName, spec: FunctionSpec, before: Function | 
         return None
     if machine is None:
         raise Unreachable("No agent has told yet what this machine has. Try again.", code="agent-unreachable")
+    if NODE in machine.blocked:
+        raise NoRoom(f"{name} can't be deployed now: the machine is out of use; `steelyard check` says why.", code="node-drained")
+    held = holding(tx, but=(DEFAULT_PROJECT, name))
     if before is not None and before.plan is not None and before.spec.reserved == demand:
-        return before.plan
-    answer = place(machine, holding(tx, but=(DEFAULT_PROJECT, name)), demand)
+        out = plan_blocked(machine.blocked, machine.blocked_pairs, before.plan)
+        if not out and not check_plan(machine, held, demand, before.plan):
+            return before.plan
+    answer = place(machine, held, demand)
     if isinstance(answer, Refusal):
         code = answer.reasons[0].value
-        raise NoRoom(f"{name} can't have what it asks for now: {answer.detail}. Nothing was changed.", code=code)
+        older = [plan.function for plan in machine.held]
+        wait = f" {', '.join(older)} still answers its last requests on some of it." if older else ""
+        raise NoRoom(f"{name} can't have what it asks for now: {answer.detail}.{wait} Nothing was changed.", code=code)
     return answer
 
 

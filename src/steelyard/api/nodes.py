@@ -77,6 +77,10 @@ def find_users(tx: Tx) -> dict[str, str]:
         if row.plan is not None:
             held = [*row.plan.gpus, *row.plan.nics, *(f"cpu:{cpu}" for cpu in row.plan.cpus)]
             used |= dict.fromkeys(held, f"function {row.name}")
+    machine = tx.machine()
+    for older in machine.held if machine is not None else ():
+        held = [*older.plan.gpus, *older.plan.nics, *(f"cpu:{cpu}" for cpu in older.plan.cpus)]
+        used |= dict.fromkeys(set(held) - used.keys(), f"function {older.function}, an older revision")
     return used
 
 

@@ -6,6 +6,7 @@ whose job moved on; the next activation decides anew.
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Sequence
 
 import msgspec
@@ -27,6 +28,12 @@ from steelyard.store import Store, Tx
 HOLDING = frozenset({JobState.STARTING, JobState.RUNNING, JobState.STOPPING, JobState.UNKNOWN})
 
 
+#: an older revision's share of the common cores is taken by what runs, not booked
+_OLDER = Resources(cpus=1e-6)
+
+_log = logging.getLogger("steelyard.jobs")
+
+
 class Seen(msgspec.Struct, frozen=True):
     queued: tuple[Job, ...]
     holding: tuple[tuple[Resources, Plan], ...]
@@ -45,8 +52,10 @@ class Report(msgspec.Struct, frozen=True):
     started: tuple[Job, ...] = ()
     #: ended without ever running
     refused: tuple[Job, ...] = ()
-    #: plans and explanations dropped because the store had moved on
+    #: plans and explanations dropped because the job had moved on, so that a look at once may find more to do
     skipped: int = 0
+    #: plans dropped because they did not fit any more; whoever took the room pokes this loop when it is free again
+    dropped: int = 0
 
 
 async def load(store: Store) -> Seen:
@@ -111,26 +120,27 @@ def holding(tx: Tx, but: tuple[ProjectName, FunctionName] | None = None) -> tupl
         for row in tx.functions()
         if row.plan is not None and (reserved := row.spec.reserved) is not None and (row.project, row.name) != but
     ]
-    return (*jobs, *functions)
+    machine = tx.machine()
+    older = [(_OLDER, held.plan) for held in (machine.held if machine else ()) if but is None or held.function != but[1]]
+    return (*jobs, *functions, *older)
 
 
 def _commit(tx: Tx, actions: Actions) -> Report:
     started: list[Job] = []
     refused: list[Job] = []
-    skipped = 0
+    skipped = dropped = 0
     machine = tx.machine()
     held = list(holding(tx)) if actions.starts else []
     for before, change in actions.starts:
         demand, plan = before.spec.resources, change.job.plan
-        if (
-            change.error
-            or plan is None
-            or machine is None
-            or _moved_on(tx, before)
-            or _may_not(machine, plan)
-            or check_plan(machine, held, demand, plan)
-        ):
+        if change.error or plan is None or machine is None or _moved_on(tx, before):
             skipped += 1
+            continue
+        findings = check_plan(machine, held, demand, plan)
+        if _may_not(machine, plan) or findings:
+            # Decided on what has changed since; whoever changed it pokes this loop. Looking again at once could go on for ever.
+            _log.warning("the plan of job %s is dropped: %s", before.id, "; ".join(findings) or "something of it is out of use")
+            dropped += 1
             continue
         commit_change(tx, before, change, actions.now)
         held.append((demand, plan))
@@ -140,7 +150,7 @@ def _commit(tx: Tx, actions: Actions) -> Report:
             skipped += 1
         elif commit_change(tx, before, change, actions.now) and change.job.state.terminal:
             refused.append(change.job)
-    return Report(tuple(started), tuple(refused), skipped)
+    return Report(tuple(started), tuple(refused), skipped, dropped)
 
 
 def _may_not(machine: Machine, plan: Plan) -> bool:

@@ -58,7 +58,7 @@ async def greet(store: Store, machine: Machine, now: int) -> bool:
         known = tx.machine()
         if known is not None and known.id == machine.id:
             # the hello says what the machine is; what of it is out of use stands in the reports
-            seen = msgspec.structs.replace(machine, blocked=known.blocked, blocked_pairs=known.blocked_pairs)
+            seen = msgspec.structs.replace(machine, blocked=known.blocked, blocked_pairs=known.blocked_pairs, held=known.held)
         else:
             seen = machine
         if known == seen:
@@ -116,7 +116,7 @@ def decide(seen: Seen, now: int) -> Actions:
         if (after.state, after.routed_revision) != (before.state, before.routed_revision):
             text = f"{before.state.value} -> {after.state.value}, revision {after.revision}, routed {after.routed_revision}"
             events.append(Event(now, after.project, after.owner.user, "function", after.name, text))
-    machine = msgspec.structs.replace(seen.machine, blocked=report.blocked, blocked_pairs=report.blocked_pairs)
+    machine = msgspec.structs.replace(seen.machine, blocked=report.blocked, blocked_pairs=report.blocked_pairs, held=report.held)
     for each in report.health_events:
         events.append(Event(each.at, DEFAULT_PROJECT, "", "machine", machine.id, each.text))
     return Actions(report, tuple(jobs), tuple(functions), tuple(events), None if machine == seen.machine else machine, now)

@@ -44,7 +44,12 @@ def make_environment(
         **_nics(plan, topology),
         **_mask(plan),
     }
-    kept = {name: value for name, value in user.items() if name not in OWNED or name not in ours}
+    # What we would have said but had nothing to say of is not the user's to claim either.
+    kept = {
+        name: value
+        for name, value in user.items()
+        if name not in OWNED or (name not in ours and not name.startswith("STEELYARD_"))
+    }
     return {**ours, **kept}
 
 

@@ -89,7 +89,7 @@ class Function(msgspec.Struct, frozen=True):
     reason: Reason | None = None
     #: traceback or sentence when FAILED
     detail: str = ""
-    #: cores and memory nodes of a dedicated function; all its replicas share them
+    #: cores, memory nodes and devices that all its replicas share, and nobody else
     plan: Plan | None = None
     replicas: int = 0
     waking: int = 0

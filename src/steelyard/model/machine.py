@@ -6,6 +6,7 @@ import msgspec
 
 from steelyard.model.cores import Cache, Core, NumaNode
 from steelyard.model.ids import MachineId
+from steelyard.model.job import Plan
 from steelyard.model.topology import Topology
 
 
@@ -34,6 +35,13 @@ class Isolation(msgspec.Struct, frozen=True):
     missing: tuple[str, ...] = ()
 
 
+class HeldPlan(msgspec.Struct, frozen=True):
+    """Cores and devices that an older revision of a function, or a deleted one, has until its last request is answered."""
+
+    function: str
+    plan: Plan
+
+
 class Machine(msgspec.Struct, frozen=True):
     id: MachineId
     boot_id: str
@@ -55,6 +63,8 @@ class Machine(msgspec.Struct, frozen=True):
     blocked: tuple[str, ...] = ()
     #: devices that nothing new may use together
     blocked_pairs: tuple[tuple[str, str], ...] = ()
+    #: what revisions that are no longer the newest still run on, as their agent reports it
+    held: tuple[HeldPlan, ...] = ()
 
     @property
     def cpus(self) -> tuple[int, ...]:

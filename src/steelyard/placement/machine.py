@@ -23,11 +23,11 @@ from steelyard.model.job import Plan, Resources
 from steelyard.model.machine import Core, Machine
 from steelyard.model.reason import Reason
 from steelyard.model.timing import Timing
-from steelyard.model.topology import Topology
+from steelyard.model.topology import Pair, PathClass, Topology
 from steelyard.placement.devices import DeviceDemand, Used, choose_devices, make_demand
 from steelyard.placement.gpus import GpuUse, find_supply
 from steelyard.placement.near_cores import BoundMemory, make_supply
-from steelyard.placement.pair_value import address_key
+from steelyard.placement.pair_value import OUT_OF_USE
 from steelyard.placement.shortage import check_devices, count_nics, explain_local_memory, find_device_blocks
 
 _MICRO = 1_000_000
@@ -96,6 +96,9 @@ def place(machine: Machine, running: Sequence[tuple[Resources, Plan]], demand: R
         if beyond:
             largest = _largest(machine, _Booked(machine.cores, 0, 0), view, Used(), asked)
         return _refuse([explain_local_memory(asked)], beyond, largest)
+    if chosen.bottleneck is not None and chosen.bottleneck.gbps == OUT_OF_USE:
+        sentence = f"{len(chosen.gpus)} GPUs asked, and no {len(chosen.gpus)} are free whose links to each other are all in use"
+        return _refuse(_say_what_is_out(machine, [(Reason.NO_GPUS_LEFT, sentence)]), False, largest)
     whole = demand.whole_cores
     return Plan(
         cpus=chosen.cores if whole else (),
@@ -132,7 +135,8 @@ def check_plan(
     view, used = _view(machine), _use(running, booked)
     if demand.timing is not Timing.BEST_EFFORT and demand.memory_bytes is not None and plan.memory_nodes:
         local = make_supply((), view.numa_nodes, bound=used.bound, without=view.gpu_memory_nodes)
-        if local.free_memory(plan.memory_nodes) < demand.memory_bytes:
+        # Where no node tells its memory nothing was bound to any.
+        if any(local.memory.values()) and local.free_memory(plan.memory_nodes) < demand.memory_bytes:
             findings.append(f"the memory of NUMA nodes {list(plan.memory_nodes)} would be overbooked")
     findings += check_devices(view, used, plan)
     return tuple(findings)
@@ -169,9 +173,9 @@ def _refuse(blocks: Sequence[tuple[Reason, str]], never: bool, largest: Largest)
 
 
 def _out_of_use(machine: Machine, asked: DeviceDemand) -> frozenset[str]:
-    """Devices that may not be chosen. Of two that may not be used together one is left out, where several are asked for."""
-    together = asked.nics + (0 if asked.gpus is None else asked.gpus.count) > 1
-    return frozenset(machine.blocked) | {max(pair, key=address_key) for pair in machine.blocked_pairs if together}
+    """Devices that may not be chosen. A card that may not be used with some GPU is left out where GPUs are asked for too."""
+    nics = {nic.id for nic in machine.topology.nics} if machine.topology is not None and asked.gpus is not None else set[str]()
+    return frozenset(machine.blocked) | {device for pair in machine.blocked_pairs for device in pair if device in nics}
 
 
 def _say_what_is_out(machine: Machine, blocks: list[tuple[Reason, str]]) -> list[tuple[Reason, str]]:
@@ -185,8 +189,16 @@ def _say_what_is_out(machine: Machine, blocks: list[tuple[Reason, str]]) -> list
 def _view(machine: Machine) -> Topology:
     """The topology with the machine's own cores and nodes: what is booked are those."""
     topology = machine.topology
+    lost = {frozenset(pair) for pair in machine.blocked_pairs}
+    pairs = topology.pairs if topology is not None else ()
+    if lost:
+        pairs = tuple(
+            Pair(pair.a, pair.b, PathClass.SYS, gbps=OUT_OF_USE) if frozenset((pair.a, pair.b)) in lost else pair
+            for pair in pairs
+        )
     return msgspec.structs.replace(
         topology or Topology(),
+        pairs=pairs,
         cores=machine.cores,
         numa_nodes=machine.numa_nodes,
         numa_distances=topology.numa_distances if topology is not None and _same_nodes(machine, topology) else (),

@@ -16,6 +16,8 @@ from typing import TypeAlias
 from steelyard.model.topology import Pair, PathClass, Topology
 
 _RANKS = {PathClass.SYS: 1, PathClass.NODE: 2, PathClass.PHB: 3, PathClass.PXB: 4, PathClass.PIX: 5, PathClass.C2C: 6}
+#: the bandwidth of a path that may not be used: worth less than any other, so that a set with it is the last choice
+OUT_OF_USE = 0.0
 _LINKED = (PathClass.NV, PathClass.XGMI)
 _SCALE = 1000
 
@@ -56,6 +58,8 @@ def gpu_rows(pairs: Mapping[tuple[str, str], Pair], gpus: Sequence[str], ranks_o
 
     def value(a: str, b: str) -> int:
         pair = pairs.get((a, b))
+        if pair is not None and pair.gbps == OUT_OF_USE:
+            return 0
         if pair is None or pair.gbps is None or ranks_only:
             return _SCALE * path_rank(pair)
         return round(_SCALE * pair.gbps)

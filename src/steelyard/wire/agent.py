@@ -17,7 +17,7 @@ from steelyard.model.function import FunctionSpec, FunctionState
 from steelyard.model.health import Finding
 from steelyard.model.ids import AttemptId, FunctionName, JobId, MachineId, ProjectName
 from steelyard.model.job import JobSpec, Owner, Plan
-from steelyard.model.machine import Machine
+from steelyard.model.machine import HeldPlan, Machine
 from steelyard.model.proof import Proof
 from steelyard.model.reason import Reason
 
@@ -131,6 +131,7 @@ class Report(msgspec.Struct, frozen=True, tag=True):
     blocked: tuple[str, ...] = ()
     #: devices that nothing new may use together
     blocked_pairs: tuple[tuple[str, str], ...] = ()
+    held: tuple[HeldPlan, ...] = ()
     #: not acknowledged yet (at most 100)
     health_events: tuple[HealthEvent, ...] = ()
 

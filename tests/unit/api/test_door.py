@@ -142,3 +142,9 @@ def test_misspelt_options_are_named() -> None:
         "spec has no field 'resources.cpu'",
     ]
     assert check_fields(b'{"spec":{"name":"x"}}', JobSpec) == []
+
+
+def test_what_is_out_of_use_now_is_waited_for_and_not_refused() -> None:
+    sick = msgspec.structs.replace(MACHINE, blocked=("cpu:1", "node", "numa:0"))
+    assert check_job(msgspec.structs.replace(JOB, resources=Resources(1, exclusive=True)), sick, root=False) == []
+    assert check_job(msgspec.structs.replace(JOB, resources=Resources(2)), sick, root=False) == []

@@ -176,7 +176,7 @@ def test_the_applier_drops_a_plan_that_no_longer_fits() -> None:
         seen = await jobs.load(world.store)
         blind = jobs.decide(msgspec.structs.replace(seen, holding=()), 1)
         late = await jobs.carry_out(world.store, blind)
-        assert (late.started, late.skipped) == ((), 1)
+        assert (late.started, late.skipped, late.dropped) == ((), 0, 1)
         assert (await world.job(other)).state is JobState.QUEUED
 
     asyncio.run(main())
@@ -422,7 +422,7 @@ def test_a_plan_whose_device_has_been_taken_out_of_use_since_is_dropped_when_it_
         planned = msgspec.structs.replace(change, job=msgspec.structs.replace(change.job, plan=plan))
         await world.observe(blocked=("0000:0f:00.0",))
         done = await jobs.carry_out(world.store, msgspec.structs.replace(actions, starts=((before, planned),)))
-        assert (done.started, done.skipped) == ((), 1)
+        assert (done.started, done.skipped, done.dropped) == ((), 0, 1)
         assert (await world.job(job)).state is JobState.QUEUED
 
     asyncio.run(case())

@@ -193,3 +193,28 @@ def test_cores_beside_memory_that_is_out_of_use_are_not_given() -> None:
     sick = msgspec.structs.replace(MACHINE, blocked=("numa:0",))
     plan = place(sick, (), Resources(4, timing=Timing.DEDICATED))
     assert isinstance(plan, Plan) and plan.memory_nodes == (1,)
+
+
+def test_one_gpu_that_lost_all_its_links_leaves_the_others_together() -> None:
+    lost = tuple((RAIL.gpus[0].id, gpu.id) for gpu in RAIL.gpus[1:])
+    sick = msgspec.structs.replace(MACHINE, blocked_pairs=lost)
+    plan = place(sick, (), Resources(1, gpus=GpuDemand(count=7)))
+    assert isinstance(plan, Plan) and plan.gpus == tuple(gpu.id for gpu in RAIL.gpus[1:])
+    whole = place(sick, (), Resources(1, gpus=GpuDemand(count=8)))
+    assert isinstance(whole, Refusal) and not whole.never and "links" in whole.detail
+
+
+def test_a_lost_link_forbids_only_the_sets_that_hold_it() -> None:
+    sick = msgspec.structs.replace(MACHINE, blocked_pairs=((RAIL.gpus[0].id, RAIL.gpus[1].id),))
+    running = [(Resources(1, gpus=GpuDemand()), Plan(gpus=(gpu.id,))) for gpu in (RAIL.gpus[0], *RAIL.gpus[3:])]
+    plan = place(sick, running, Resources(1, gpus=GpuDemand(count=2)))
+    assert isinstance(plan, Plan) and plan.gpus == (RAIL.gpus[1].id, RAIL.gpus[2].id)
+
+
+def test_memory_that_no_node_tells_is_bound_to_none_and_the_plan_holds() -> None:
+    blind = msgspec.structs.replace(
+        MACHINE, numa_nodes=tuple(msgspec.structs.replace(node, memory_bytes=0) for node in MACHINE.numa_nodes)
+    )
+    demand = Resources(2, 8 * GIB, timing=Timing.DEDICATED)
+    plan = place(blind, (), demand)
+    assert isinstance(plan, Plan) and check_plan(blind, (), demand, plan) == ()
