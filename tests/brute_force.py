@@ -69,7 +69,11 @@ def usable_nics(topology: Topology, used: Used, count: int) -> list[Nic]:
 
 def best_nics(values: Values, gpus: tuple[Gpu, ...], nics: list[Nic], count: int) -> tuple[tuple[int, int], tuple[Nic, ...]]:
     """max() keeps the first of equals: the lowest addresses."""
-    chosen = max(itertools.combinations(nics, count), key=lambda some: values.near(gpus, some))
+
+    def nearness(some: tuple[Nic, ...]) -> tuple[tuple[int, int], int]:
+        return values.near(gpus, some), sum(values.rank(gpu.id, nic.id) for gpu in gpus for nic in some)
+
+    chosen = max(itertools.combinations(nics, count), key=nearness)
     return values.near(gpus, chosen), chosen
 
 
@@ -91,10 +95,9 @@ def brute_force(
         nearest = max(near.values())
         left = [some for some in left if near[some] == nearest]
     # (d)
-    if demand.cores or demand.memory_bytes is not None:
-        distance = {some: measure_cores(topology, used, demand, some) for some in left}
-        shortest = min(distance.values())
-        left = [some for some in left if distance[some] == shortest]
+    distance = {some: measure_cores(topology, used, demand, some) for some in left}
+    shortest = min(distance.values())
+    left = [some for some in left if distance[some] == shortest]
     # (e)
     held = {some: values.of_set(some) for some in itertools.combinations(pool, count)}
 

@@ -18,6 +18,7 @@ if TYPE_CHECKING:
 NAMED_MAX = 8
 #: the usual number of GPUs of a machine, where a fabric's file can't tell
 GPUS_PER_NODE = 8
+ASSUMED = f"the file tells no GPUs: {GPUS_PER_NODE} on each machine are assumed"
 
 
 def fabric_option(command: click.decorators.FC) -> click.decorators.FC:
@@ -92,6 +93,7 @@ def gang_json(answer: GangPlan | GangRefusal) -> dict[str, object]:
             "common_level": answer.common_level,
             "rails": answer.rails,
             "explanation": answer.explanation,
+            "notes": (ASSUMED,),
         }
     return {
         "refused": answer.reasons,
@@ -110,6 +112,7 @@ def render_gang(plan: GangPlan) -> str:
     ]
     lines = [f"{name.ljust(14)} {text}" for name, text in rows if text]
     lines += [("because" if not at else "").ljust(15) + sentence for at, sentence in enumerate(plan.explanation)]
+    lines.append(f"note: {ASSUMED}")
     return "\n".join(lines)
 
 

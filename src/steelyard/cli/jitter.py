@@ -5,6 +5,7 @@ Works without a running Steelyard. Rounds of all that is compared are interleave
 
 from __future__ import annotations
 
+import math
 import signal
 from collections.abc import Sequence
 from types import FrameType
@@ -46,6 +47,8 @@ Examples:
 @json_option
 def jitter(timings: tuple[str, ...], seconds: float, noise: bool, as_json: bool) -> None:
     chosen = [Timing(name) for name in dict.fromkeys(timings)] or list(Timing)
+    if not math.isfinite(seconds):
+        raise Refused("--seconds must be a number of seconds.", code="bad-seconds")
     found = measure(chosen, seconds, [False, True] if noise else [False])
     if as_json:
         print_json([row for row, _ in found])

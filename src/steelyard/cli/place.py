@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 import click
+import msgspec
 
 from steelyard.cli.fabric import fabric_option, gang_json, load_fabric, plan_on_fabric, render_gang
 from steelyard.cli.output import print_json, say
@@ -91,6 +92,8 @@ def place(
         raise Refused(f"{words[0]!r} is not understood. Files are given with --from.", code="bad-argument")
     files, fabric = take_files(files, words if files else ()), take_files(fabric, () if files else words)
     names = [name.strip() for listed in occupied for name in listed.split(",") if name.strip()]
+    if fabric and (nics or cores or memory):
+        raise Refused("A fabric's file tells no cards, cores or memory of its machines. Leave these out.", code="not-told")
     if fabric:
         demand = GangDemand(
             nodes,
@@ -114,6 +117,8 @@ def place(
         users = _ask_users(home)
     used = make_used(topology, [*users, *names])
     answer = plan_devices(topology, used, demand, alternatives=ALTERNATIVES)
+    if isinstance(answer, DevicePlan):
+        answer = msgspec.structs.replace(answer, notes=(*answer.notes, *_caveats(topology, cores)))
     if as_json:
         print_json(plan_json(answer, topology) if isinstance(answer, DevicePlan) else refusal_json(answer))
     elif isinstance(answer, DevicePlan):
@@ -123,6 +128,12 @@ def place(
         say(f"At most: {', '.join(f'{value} {name}' for name, value in answer.largest_possible.items())}.")
     if not isinstance(answer, DevicePlan):
         sys.exit(NO_PLACE)
+
+
+def _caveats(topology: Topology, cores: int) -> tuple[str, ...]:
+    """What the machine's description says of itself, and what its CPUs don't tell."""
+    siblings = "which CPUs are siblings of one core is not told: each is counted as a core"
+    return (*topology.notes, *((siblings,) if cores and not topology.smt_known else ()))
 
 
 def _gpus_per_node(gpus: str | None) -> float:
@@ -170,7 +181,8 @@ def make_used(topology: Topology, names: list[str]) -> Used:
     from steelyard.placement.devices import Used
     from steelyard.placement.gpus import GpuUse
 
-    shown = {short: device for device, short in short_names(topology).items()}
+    shown = {nic.name: nic.id for nic in topology.nics if nic.name}
+    shown |= {short: device for device, short in short_names(topology).items()}
     gpus, nics, cpus = {gpu.id for gpu in topology.gpus}, {nic.id for nic in topology.nics}, set[int]()
     every = {cpu for core in topology.cores for cpu in core.cpus}
     held: set[str] = set()

@@ -5,7 +5,7 @@ Sets of GPUs are compared in this order:
 (b) the largest sum of pair values,
 (c) the nearest network cards (`near_nics.py`),
 (d) the nearest cores and memory (`near_cores.py`): fewest cores on no GPU's node, then the smallest sum of distances, then the
-    fewest NUMA nodes under the GPUs. Nothing to compare where neither cores nor memory are asked,
+    fewest NUMA nodes under the GPUs. That counts also where no cores are asked,
 (e) the best (a), then (b), that a set of as many GPUs still has in what remains free; having one beats having none,
 (f) the lowest addresses of the GPUs, then of the cards.
 Exact: the answer is the one that trying all sets gives (`tests/brute_force.py`). Indices and the order of the document never
@@ -147,7 +147,7 @@ def choose_devices(topology: Topology, used: Used, demand: DeviceDemand, alterna
             for other in others
         ),
     )
-    return msgspec.structs.replace(plan, explanation=_explain(plan, cores), notes=_note(topology, fixed, sets))
+    return msgspec.structs.replace(plan, explanation=_explain(plan, cores, sets.ranks_only), notes=_note(topology, fixed, sets))
 
 
 class _Sets:
@@ -159,8 +159,7 @@ class _Sets:
         self.budget = Budget()
         self.ranks_only = uses_ranks(topology)
         self._pairs, self._nics, self._demand = pairs, nics, demand
-        self._near = demand.cores > 0 or demand.memory_bytes is not None
-        free = free_cores(topology, used) if self._near else ()
+        free = free_cores(topology, used)
         self._supply: CoreSupply = make_supply(
             free, topology.numa_nodes, topology.numa_distances, used.bound, topology.gpu_memory_nodes
         )
@@ -175,10 +174,10 @@ class _Sets:
         columns = nic_columns(self._pairs, ids, [nic.id for nic in self._nics])
         fits = {gpu.id for gpu in free}
         members = sum(1 << place for place, gpu in enumerate(pool) if gpu.id in fits)
-        labels = [(gpu.id in fits, (gpu.numa_node,) if self._near else ()) for gpu in pool]
+        labels = [(gpu.id in fits, (gpu.numa_node,)) for gpu in pool]
         value, sets = find_best_sets(rows, members, count, find_rules(rows, columns, labels), self.budget)
         sets = keep_nearest(columns, sets, self._demand.nics, self.budget)
-        if len(sets) > 1 and self._near:
+        if len(sets) > 1:
             sets = self._keep_near_cores(pool, sets)
         chosen, remainder = keep_remainder(
             rows, (1 << len(pool)) - 1, sets, count, self.budget, value if len(free) == len(pool) else None
@@ -249,13 +248,19 @@ def _describe(pairs: Mapping[tuple[str, str], Pair], ids: Sequence[str], ranks_o
     return worst, to_public(sum(value for value, _, _ in values))
 
 
-def _explain(plan: DevicePlan, cores: CoreChoice) -> tuple[str, ...]:
+def _with(gbps: float) -> str:
+    """Small values are ranks of classes, which say nothing to people."""
+    return f", with at least {gbps:g} Gbit/s between any two" if gbps > 20 else ""
+
+
+def _explain(plan: DevicePlan, cores: CoreChoice, ranks_only: bool) -> tuple[str, ...]:
     said: list[str] = []
     if plan.bottleneck is not None:
         rate = "" if plan.bottleneck.gbps is None else f", {plan.bottleneck.gbps:g} Gbit/s"
         said.append(f"the worst path between its {len(plan.gpus)} GPUs is {plan.bottleneck.class_name}{rate}")
     if plan.remainder is not None:
-        said.append(f"as many GPUs can still be had, with {plan.remainder.smallest:g} as their smallest pair value")
+        left = f"another {len(plan.gpus)} GPUs" if len(plan.gpus) > 1 else "another GPU"
+        said.append(f"{left} can still be had" + ("" if ranks_only or len(plan.gpus) < 2 else _with(plan.remainder.smallest)))
     if cores.far:
         said.append(f"{cores.far} of its {plan.core_count} cores are on no NUMA node of its devices: nearer ones are taken")
     return tuple(said)

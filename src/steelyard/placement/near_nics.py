@@ -1,9 +1,10 @@
 """Which network cards are nearest to a set of GPUs, and which cards are worth choosing among?
 
 Of `count` chosen cards each GPU uses its nearest. Better is first the larger rank of the worst-off GPU, then the larger sum of
-ranks over all GPUs (ranks of `pair_value.py`); cards that are equal in that are taken by lowest address. Chosen among: cards
-that are free and not down. Can one kind (same speed, same answer to "does it do RDMA?") give all that are asked, the best such
-kind alone; else all that do RDMA, where those are enough; else all. RDMA counts before speed.
+ranks over all GPUs (ranks of `pair_value.py`): by that sets of GPUs are compared. Cards of one set that are equal in it are taken
+by the sum of ranks over all pairs of a card and a GPU, so that the second and third card are near too; then by lowest address.
+Chosen among: cards that are free and not down. Can one kind (same speed, same answer to "does it do RDMA?") give all that are
+asked, the best such kind alone; else all that do RDMA, where those are enough; else all. RDMA counts before speed.
 """
 
 from __future__ import annotations
@@ -49,15 +50,16 @@ def keep_nearest(columns: Rows, sets: Sequence[int], count: int, budget: Budget)
     combinations = list(itertools.islice(itertools.combinations(kinds, count), _TABLE_MAX + 1))
     if len(combinations) <= _TABLE_MAX:
         return _keep_by(sets, [tuple(map(max, zip(*chosen, strict=True))) for chosen in combinations])
-    values = [choose_nics(columns, chosen, count, budget)[0] for chosen in sets]
+    values = [choose_nics(columns, chosen, count, budget)[0][:2] for chosen in sets]
     best = max(values)
     return [chosen for chosen, value in zip(sets, values, strict=True) if value == best]
 
 
-def choose_nics(columns: Rows, gpus: int, count: int, budget: Budget) -> tuple[tuple[int, int], tuple[int, ...]]:
-    """The value (smallest rank, sum of ranks) of the best `count` of the cards, and their numbers, of equal ones the lowest."""
+def choose_nics(columns: Rows, gpus: int, count: int, budget: Budget) -> tuple[tuple[int, int, int], tuple[int, ...]]:
+    """The value (smallest rank, sum of ranks, sum over all cards) of the best `count` cards, and their numbers, of equal ones the
+    lowest."""
     if not gpus:
-        return (0, 0), tuple(range(count))
+        return (0, 0, 0), tuple(range(count))
     places = list(bits(gpus))
     own = [tuple(column[place] for place in places) for column in columns]
     reached, rough = _choose_greedily(own, count)
@@ -99,24 +101,24 @@ def _getter(places: Sequence[int]) -> Callable[[tuple[int, ...]], tuple[int, ...
     return itemgetter(*places) if len(places) > 1 else lambda offer: (offer[first],)
 
 
-def _choose_greedily(columns: Sequence[tuple[int, ...]], count: int) -> tuple[tuple[int, int], tuple[int, ...]]:
+def _choose_greedily(columns: Sequence[tuple[int, ...]], count: int) -> tuple[tuple[int, int, int], tuple[int, ...]]:
     """A good choice and its value: the card that adds most, one after the other."""
     given = (0,) * len(columns[0]) if columns else (0,)
     chosen: list[int] = []
     for _ in range(count):
         left = [card for card in range(len(columns)) if card not in chosen]
-        chosen.append(max(left, key=lambda card: sum(map(max, given, columns[card]))))
+        chosen.append(max(left, key=lambda card: (sum(map(max, given, columns[card])), sum(columns[card]))))
         given = tuple(map(max, given, columns[chosen[-1]]))
-    return (min(given), sum(given)), tuple(sorted(chosen))
+    return (min(given), sum(given), sum(sum(columns[card]) for card in chosen)), tuple(sorted(chosen))
 
 
 class _NicSearch:
     """Tries cards in address order. A branch ends where all its cards together, or the largest gains of as many as are still
     missing (gains only shrink while cards are added), can't beat what was found."""
 
-    def __init__(self, columns: Sequence[tuple[int, ...]], count: int, reached: tuple[int, int], budget: Budget) -> None:
+    def __init__(self, columns: Sequence[tuple[int, ...]], count: int, reached: tuple[int, int, int], budget: Budget) -> None:
         """`reached`: what some choice is known to give."""
-        self.value = (reached[0], reached[1] - 1)
+        self.value = (reached[0], reached[1], reached[2] - 1)
         self.chosen: tuple[int, ...] = ()
         self._columns, self._count, self._budget = columns, count, budget
         #: what the cards from each place on give each GPU at best
@@ -124,11 +126,12 @@ class _NicSearch:
         for column in reversed(columns):
             self._ahead.append(tuple(map(max, self._ahead[-1], column)))
         self._ahead.reverse()
+        self._sums = [sum(column) for column in columns]
 
-    def extend(self, chosen: tuple[int, ...], given: tuple[int, ...], start: int) -> None:
+    def extend(self, chosen: tuple[int, ...], given: tuple[int, ...], start: int, total: int = 0) -> None:
         missing = self._count - len(chosen)
         if not missing:
-            value = (min(given), sum(given))
+            value = (min(given), sum(given), total)
             if value > self.value:
                 self.value, self.chosen = value, chosen
             return
@@ -140,6 +143,7 @@ class _NicSearch:
         for at in range(len(after) - missing + 1):
             ideal = tuple(map(max, given, self._ahead[start + at]))
             most = have + sum(sorted(gains[at:], reverse=True)[:missing])
-            if (min(ideal), min(sum(ideal), most)) <= self.value:
+            all_of_them = total + sum(sorted(self._sums[start + at :], reverse=True)[:missing])
+            if (min(ideal), min(sum(ideal), most), all_of_them) <= self.value:
                 return
-            self.extend((*chosen, start + at), after[at], start + at + 1)
+            self.extend((*chosen, start + at), after[at], start + at + 1, total + self._sums[start + at])

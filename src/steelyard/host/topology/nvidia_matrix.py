@@ -48,7 +48,7 @@ def read_nvidia_matrix(text: str, source: str) -> Topology:
     rows = _read_rows(lines[start + 1 :], devices, titles, source)
     _check_symmetric(rows, devices, source)
     notes: list[str] = []
-    gpus, nics, numa_nodes = _describe(rows, _read_legend(lines), notes)
+    gpus, nics, numa_nodes = _describe(rows, devices, _read_legend(lines), notes)
     by_name = {row.device: row for row in rows}
     memories = {read_whole(told(row.affinities.get("GPU NUMA ID")), 4095) for row in rows} - {None}
     order = [*(gpu.id for gpu in gpus), *(nic.id for nic in nics)]
@@ -163,7 +163,7 @@ def _read_legend(lines: Sequence[str]) -> dict[str, str]:
 
 
 def _describe(
-    rows: Sequence[_Row], legend: dict[str, str], notes: list[str]
+    rows: Sequence[_Row], devices: Sequence[str], legend: dict[str, str], notes: list[str]
 ) -> tuple[tuple[Gpu, ...], tuple[Nic, ...], tuple[NumaNode, ...]]:
     places = _affinities(rows, notes)
     gpus: list[Gpu] = []
@@ -174,9 +174,21 @@ def _describe(
             gpus.append(Gpu(row.device, vendor="NVIDIA", index=int(row.device[3:]), numa_node=node, cpus=cpus))
         else:
             name = legend.get(row.device, row.device)
-            nics.append(Nic(row.device, name=name, ports=(Port(name),), rdma=name.startswith("mlx") or None, numa_node=node))
+            near = node if node is not None else _node_of_card(row, devices, places)
+            nics.append(Nic(row.device, name=name, ports=(Port(name),), rdma=name.startswith("mlx") or None, numa_node=near))
     nodes = {node: cpus for cpus, node in places.values() if node is not None and cpus}
     return tuple(gpus), tuple(nics), tuple(NumaNode(node, cpus, 0) for node, cpus in sorted(nodes.items()))
+
+
+def _node_of_card(row: _Row, devices: Sequence[str], places: dict[str, tuple[tuple[int, ...], int | None]]) -> int | None:
+    """A card has no affinity of its own in the matrix, but every class nearer than SYS lies within one NUMA node: that of the GPU
+    which it is so near to."""
+    nodes = {
+        places[device][1]
+        for device, word in zip(devices, row.cells, strict=True)
+        if device.startswith("GPU") and word in ("PIX", "PXB", "PHB", "NODE")
+    }
+    return nodes.pop() if len(nodes) == 1 else None
 
 
 def _natural(name: str) -> list[int | str]:
