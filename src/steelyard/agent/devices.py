@@ -73,6 +73,8 @@ class DeviceKeeper:
         self._live, self._ended, self._changed, self._record = live, ended, changed, record
         self._edge = edge or DeviceEdge()
         self._tasks: dict[str, asyncio.Task[None]] = {}
+        #: whose ends a device waits for; two that shared it may end one after the other
+        self._left: dict[str, set[AttemptId]] = {}
         self._said: dict[str, str] = {}
         try:
             self._baselines = msgspec.json.decode(self._file.read_bytes(), type=dict[str, Baseline])
@@ -111,37 +113,47 @@ class DeviceKeeper:
     def note_end(self, attempt: AttemptId, plan: Plan) -> None:
         """Its processes have been killed. The devices wait from this moment on, before anybody is told that the work ended."""
         for device in devices_of(plan):
+            self._left.setdefault(device, set()).add(attempt)
             if device not in self._tasks:
                 gpu = device in plan.gpus
-                self._tasks[device] = asyncio.get_running_loop().create_task(self._return(device, attempt, has_memory=gpu))
+                self._tasks[device] = asyncio.get_running_loop().create_task(self._return(device, has_memory=gpu))
 
-    async def _return(self, device: str, attempt: AttemptId, *, has_memory: bool) -> None:
+    async def _return(self, device: str, *, has_memory: bool) -> None:
         while True:
             try:
-                if await asyncio.to_thread(self._look, device, attempt, has_memory):
+                # A thread looks at the machine; what it sees is judged here, where nothing changes meanwhile.
+                seen = await asyncio.to_thread(self._look, device, has_memory)
+                if self._judge(device, *seen, has_memory=has_memory):
                     break
-            except OSError as err:
-                log.warning("%s: whether it is free could not be looked at (%s)", device, err)
+            except Exception:  # a device must never be lost because one look at it failed
+                log.exception("%s: whether it is free could not be looked at", device)
             await asyncio.sleep(LOOK_AGAIN_S)
-        self._tasks.pop(device, None)
-        self._said.pop(device, None)
+        for known in (self._tasks, self._left, self._said):
+            known.pop(device, None)
         self._changed()
 
-    def _look(self, device: str, attempt: AttemptId, has_memory: bool) -> bool:
-        """True when the device may go back to the pool."""
+    def _look(self, device: str, has_memory: bool) -> tuple[tuple[str, ...], DeviceUsers, int | None]:
+        """(its files, who has them open, its used memory)"""
         nodes = self._nodes([device])
         users = self._edge.users(nodes)
+        return nodes[device], users, self._edge.memory().get(device) if has_memory else None
+
+    def _judge(
+        self, device: str, nodes: tuple[str, ...], users: DeviceUsers, memory_bytes: int | None, *, has_memory: bool
+    ) -> bool:
+        """True when the device may go back to the pool."""
+        left = self._left.get(device, set())
         decision = decide_return(
             device,
             users.holders.get(device, ()),
-            set(self._live()) - {attempt},
-            {attempt, *self._ended()},
-            self._edge.memory().get(device) if has_memory else None,
+            set(self._live()) - left,
+            {*left, *self._ended()},
+            memory_bytes,
             self._baselines.get(device, Baseline()),
             has_memory=has_memory,
         )
         sentence = decision.sentence
-        if decision.verdict in (Verdict.RETURN, Verdict.NOT_VERIFIED) and not nodes[device]:
+        if decision.verdict in (Verdict.RETURN, Verdict.NOT_VERIFIED) and not nodes:
             sentence = f"{device}: NOT VERIFIED that no process holds it; which device files it has is not known."
         elif decision.verdict in (Verdict.RETURN, Verdict.NOT_VERIFIED) and not users.complete:
             sentence = f"{device}: NOT VERIFIED that no process holds it; only root may see what others have open."

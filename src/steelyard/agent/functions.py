@@ -233,6 +233,12 @@ class FunctionKeeper:
         """Folders whose logs may be growing."""
         return {WorkloadId(revision.logs) for host in self._hosts.values() for revision in host.hosts if revision.replicas}
 
+    @property
+    def devices_in_use(self) -> set[str]:
+        revisions = [revision for host in self._hosts.values() for revision in host.hosts if revision.replicas]
+        plans = [revision.function.plan for revision in revisions if revision.function.plan is not None]
+        return {device for plan in plans for device in (*plan.gpus, *plan.nics)}
+
     def held(self, newest: Iterable[AssignedFunction]) -> tuple[HeldPlan, ...]:
         """Cores and devices that revisions run on beside those of the newest ones: they roll out, drain, or serve on because the
         newest failed."""

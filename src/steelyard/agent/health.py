@@ -50,7 +50,7 @@ FILE = "health.json"
 #: a full look (tools are asked); the kernel's log is looked at when it has something new
 FULL_LOOK_S = 300.0
 #: between two looks at a log that keeps growing
-LOG_LOOK_S = 2.0
+LOG_LOOK_S = 5.0
 EVENTS_MAX = 1000
 EVENTS_PER_REPORT = 100
 

@@ -100,10 +100,12 @@ class JobKeeper:
         self.presence = Presence(machine.topology)
         self._mps = machine.topology is not None and bool(machine.topology.gpus) and mps_runs()
         self._timer: asyncio.TimerHandle | None = None
+        #: other work that may share a device: replicas of functions
+        self.neighbours: Callable[[], set[str]] = set
         #: cores of dedicated functions
         self._reserved: list[tuple[int, ...]] = []
         self.devices = DeviceKeeper(
-            paths.agent, lambda: self._in("starting", "running"), lambda: self._in("ended"), changed, record
+            paths.agent, lambda: self._in("starting", "running") | self.neighbours(), lambda: self._in("ended"), changed, record
         )
 
     def _in(self, *phases: str) -> set[str]:
@@ -222,8 +224,8 @@ class JobKeeper:
         folder = str(self._paths.workloads / job.attempt)
         env = make_env(job.spec.env, folder, ids, job.owner)
         env |= {"STEELYARD_JOB_ID": job.job, "STEELYARD_ATTEMPT_ID": job.attempt}
-        env = make_environment(job.plan, self._machine.topology, env, mps=self._mps)
         try:
+            env = make_environment(job.plan, self._machine.topology, env, mps=self._mps)
             self.presence.check(job.plan)
             if job.plan.cpus:
                 self._share_cpus()
@@ -240,10 +242,13 @@ class JobKeeper:
                 gid=ids[1] if ids else None,
                 plan=job.plan,
             )
-        except SteelyardError as err:
+        except Exception as err:  # whatever it is, an attempt must not stay "starting" for ever
+            if not isinstance(err, SteelyardError):
+                log.exception("%s could not be started", job.attempt)
+            text, code = (err.public, err.code) if isinstance(err, SteelyardError) else (f"{type(err).__name__}: {err}", "")
             state.phase = "not-started"
-            state.reason = Reason.DEVICE_GONE if err.code == GONE else Reason.START_FAILED
-            state.detail = explain_start(err.public, ids, job.owner)
+            state.reason = Reason.DEVICE_GONE if code == GONE else Reason.START_FAILED
+            state.detail = explain_start(text, ids, job.owner)
             state.ended_at = self._clock.now_us()
             self._timing.release(job.attempt)
         else:

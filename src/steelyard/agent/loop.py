@@ -54,6 +54,8 @@ class Agent:
         self._coldstarts: deque[ColdStart] = deque(maxlen=COLDSTARTS_MAX)
         self._in_flight: dict[int, int] = {}
         self._events_in_flight: dict[int, int] = {}
+        #: what starts have missed, as it was reported last
+        self._missing: tuple[str, ...] = ()
         self._orphans: dict[WorkloadId, int] = {}
         timing = TimingKeeper(edges.paths, edges.runtime, edges.cleanup, edges.clock, edges.journal, root=os.geteuid() == 0)
         self.health = HealthKeeper(
@@ -77,6 +79,7 @@ class Agent:
             self.health.record,
         )
         self.functions = FunctionKeeper(edges, self._ledger, self._changed, self._add_coldstart)
+        self.jobs.neighbours = lambda: {str(workload) for workload, _, _ in self.functions.running}
         self._link = Link(
             edges.settings,
             edges.paths.agent_token,
@@ -103,7 +106,11 @@ class Agent:
 
     def _in_use(self) -> set[str]:
         """Devices that work has, and `node` while any work runs."""
-        return self.jobs.devices_in_use | ({NODE} if self.jobs.running or self.functions.running else set())
+        return (
+            self.jobs.devices_in_use
+            | self.functions.devices_in_use
+            | ({NODE} if self.jobs.running or self.functions.running else set())
+        )
 
     # -- the spawner
 
@@ -277,6 +284,9 @@ class Agent:
         while True:
             await asyncio.sleep(HOUSEKEEPING_S)
             self._edges.cleanup.retry()
+            if (missing := self.jobs.presence.missing) != self._missing:
+                self._missing = missing
+                self._changed()
             self.health.on_use()
             for workload in {item[0] for item in self.jobs.running} | self.functions.log_folders:
                 for stream in ("stdout", "stderr"):

@@ -71,6 +71,9 @@ def check_function(name: str, spec: FunctionSpec, machine: Machine | None, root:
         findings.append(Finding("exclusive-function", "a function that wants cores of its own asks for the timing `dedicated`"))
     if spec.resources.timing is Timing.REALTIME:
         findings.append(Finding("realtime-function", "realtime is for jobs; the strictest timing of a function is `dedicated`"))
+    if spec.resources.gpus is not None and spec.resources.gpus.fraction is not None:
+        text = "a function's share of a GPU would be enforced by nothing: ask for a whole GPU or a MIG instance"
+        findings.append(Finding("fraction-function", text))
     if spec.resources.max_wakeup_us is not None:
         findings.append(Finding("watched-function", "max_wakeup_us is watched for jobs only"))
     findings += _check_resources(spec.reserved or spec.resources, machine)

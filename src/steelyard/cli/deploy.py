@@ -77,7 +77,7 @@ Examples:
     help="dedicated: whole cores that only this function's replicas run on, held while it is deployed.",
 )
 @click.option(
-    "--gpus", metavar="DEMAND", help="GPUs that its replicas share, held while it is deployed: 1, H100:2, 24GB, H100:0.5."
+    "--gpus", metavar="DEMAND", help="GPUs that its replicas share, held while it is deployed: 1, H100:2, 24GB, A100:1g.10gb."
 )
 @click.option("--memory", help="Memory limit of each replica, for example 1GB [default: none].")
 @click.option(

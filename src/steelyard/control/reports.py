@@ -30,6 +30,8 @@ class Seen(msgspec.Struct, frozen=True):
     #: the jobs that the report names, and those in doubt since a restart of the machine
     jobs: tuple[Job, ...]
     functions: tuple[Function, ...]
+    #: (time, text) of the machine's last events, where the report has some too
+    told: frozenset[tuple[int, str]] = frozenset()
 
 
 class Actions(msgspec.Struct, frozen=True):
@@ -84,7 +86,9 @@ async def load(store: Store, report: wire.Report) -> Seen:
             job = tx.job(JobId(attempt.attempt.rpartition(".")[0]))
             if job is not None:
                 jobs[job.id] = job
-        return Seen(report, tx.machine(), tuple(jobs.values()), tuple(tx.functions()) if report.functions else ())
+        events = tx.events("machine", report.machine, limit=2 * len(report.health_events)) if report.health_events else []
+        told = frozenset((event.at, event.text) for event in events)
+        return Seen(report, tx.machine(), tuple(jobs.values()), tuple(tx.functions()) if report.functions else (), told)
 
     return await store.read(read)
 
@@ -117,7 +121,8 @@ def decide(seen: Seen, now: int) -> Actions:
             text = f"{before.state.value} -> {after.state.value}, revision {after.revision}, routed {after.routed_revision}"
             events.append(Event(now, after.project, after.owner.user, "function", after.name, text))
     machine = msgspec.structs.replace(seen.machine, blocked=report.blocked, blocked_pairs=report.blocked_pairs, held=report.held)
-    for each in report.health_events:
+    # Every report repeats what was not acknowledged yet.
+    for each in (each for each in report.health_events if (each.at, each.text) not in seen.told):
         events.append(Event(each.at, DEFAULT_PROJECT, "", "machine", machine.id, each.text))
     return Actions(report, tuple(jobs), tuple(functions), tuple(events), None if machine == seen.machine else machine, now)
 

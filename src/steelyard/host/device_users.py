@@ -22,7 +22,8 @@ from steelyard.lifecycle.device_return import Holder
 from steelyard.model.health import pci_of
 
 ATTEMPT_VARIABLE = "STEELYARD_ATTEMPT_ID="
-_WORKLOAD = re.compile(r"/steelyard-[0-9a-f]{8}/([A-Za-z0-9._-]+)$")
+#: a group of ours, as cgroup_v1 and cgroup_v2 lay them out: common, own, and idle
+_WORKLOAD = re.compile(r"/steelyard-[0-9a-f]{8}(?:-idle)?/(?:shared/)?([A-Za-z0-9._-]+)$")
 
 
 class DeviceUsers(msgspec.Struct, frozen=True):

@@ -246,3 +246,29 @@ def test_a_device_whose_files_are_not_known_is_returned_as_not_verified(tmp_path
         assert "NOT VERIFIED" in said[-1]
 
     asyncio.run(life())
+
+
+def test_a_look_that_fails_loses_no_device_and_two_that_shared_it_are_both_traced(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    class Failing(Devices):
+        looks = 0
+
+        def users(self, nodes: Mapping[str, Collection[str]]) -> DeviceUsers:
+            self.looks += 1
+            if self.looks == 1:
+                raise RuntimeError("dictionary changed size during iteration")
+            return super().users(nodes)
+
+    async def life() -> None:
+        monkeypatch.setattr("steelyard.agent.devices.LOOK_AGAIN_S", 0.0)
+        edge = Failing()
+        edge.held = (Holder(9, 90, "python3", "job-2.1"),)
+        keeper = DeviceKeeper(tmp_path, set, set, lambda: None, lambda sentence: None, edge)
+        for attempt in ("job-1.1", "job-2.1"):
+            keeper.note_end(AttemptId(attempt), Plan(gpus=(GPU,)))
+        while keeper.waiting:
+            await asyncio.sleep(0)
+        assert edge.killed == [9] and edge.looks > 1
+
+    asyncio.run(life())

@@ -405,6 +405,9 @@ def test_a_machine_out_of_use_starts_nothing_and_jobs_say_why() -> None:
         await greet(world.store, MACHINE, world.clock.now_us())
         await world.jobs.activate()
         assert (await world.job(job)).state is JobState.QUEUED
+        await world.observe(blocked=("node",), health_events=(event,))
+        told = await world.store.read(lambda tx: [line.text for line in tx.events("machine")])
+        assert told.count(event.text) == 1, "a report that repeats what was not acknowledged tells nothing new"
         assert JOBS in await world.observe()
         await world.jobs.activate()
         assert (await world.job(job)).state is JobState.STARTING

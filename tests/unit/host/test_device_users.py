@@ -7,6 +7,8 @@ import subprocess
 import sys
 from pathlib import Path
 
+import pytest
+
 from steelyard.host.device_users import observe_device_nodes, observe_users, observe_workload, parse_memory
 
 GPU, NIC = "0000:0f:00.0", "0000:4b:00.0"
@@ -76,3 +78,17 @@ def test_a_real_process_that_holds_a_real_device_file_is_found() -> None:
 
 def test_memory_in_use_is_read_and_what_is_not_told_is_left_out() -> None:
     assert parse_memory("00000000:19:00.0, 4\n00000000:3B:00.0, [N/A]\nnonsense\n") == {"0000:19:00.0": 4 << 20}
+
+
+@pytest.mark.parametrize(
+    "group",
+    [
+        "0::/steelyard-0123abcd/job-7.1",
+        "0::/steelyard-0123abcd/shared/job-7.1",
+        "0::/steelyard-0123abcd-idle/job-7.1",
+        "4:cpu:/steelyard-0123abcd-idle/job-7.1\n3:freezer:/steelyard-0123abcd/job-7.1",
+    ],
+)
+def test_every_group_of_ours_tells_whose_a_process_is(tmp_path: Path, group: str) -> None:
+    make_process(tmp_path, 5, {}, cgroup=group)
+    assert observe_workload(5, tmp_path) == "job-7.1"
