@@ -23,8 +23,6 @@ KINDS = {
     0x0680: "switch",
 }
 _ADDRESS = re.compile(r"[0-9a-f]{4,}:[0-9a-f]{2}:[0-9a-f]{2}\.[0-7]")
-#: what a device that is gone answers to every read of its configuration
-GONE_WIDTH = 63
 
 
 def observe_pci(root: Path) -> tuple[PciFact, ...]:

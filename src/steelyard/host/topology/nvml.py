@@ -1,9 +1,9 @@
 """Which NVIDIA GPUs does this machine have right now, by the driver itself (NVML through nvidia-ml-py)?
 
 Run as a program of its own (`python -m steelyard.host.topology.nvml`), which prints the Topology as JSON, or `null`: the Python
-module of the library costs 16 MB that an agent must not keep. Asks, and never changes a setting. Without a driver there is nothing
-to tell (None). A driver that fails half-way gives the facts it could, and a note for each question that failed for another reason
-than "not supported". Nothing is raised.
+module of the library costs 16 MB that an agent must not keep. Asks, and never changes a setting. A driver
+that fails half-way gives the facts it could, and a note for each question that failed for another reason than "not supported".
+Nothing is raised.
 """
 
 from __future__ import annotations

@@ -8,17 +8,19 @@ from __future__ import annotations
 
 import codecs
 import stat
+import tempfile
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from steelyard.errors import Refused
 from steelyard.host.topology.formats import Format, find_format
 from steelyard.host.topology.hwloc import read_hwloc_xml
-from steelyard.host.topology.linux import read_linux, read_linux_packed
+from steelyard.host.topology.linux import read_linux
 from steelyard.host.topology.merge import merge
 from steelyard.host.topology.nccl import read_nccl_xml
 from steelyard.host.topology.nvidia_matrix import read_nvidia_matrix
 from steelyard.host.topology.nvidia_smi import read_nvidia_smi_text, read_nvidia_smi_xml, read_nvlink_status
+from steelyard.host.topology.packed import unpack
 from steelyard.host.topology.rocm import read_rocm_json, read_rocm_topo
 from steelyard.model.topology import Topology
 
@@ -79,6 +81,13 @@ def _read_folder(path: Path, source: str) -> Topology:
     if not (path / "sys").is_dir() and not (path / "proc").is_dir():
         raise Refused(f"{source} is a folder without sys/ and proc/, so it is no copy of a machine's.")
     return read_linux(path, source)
+
+
+def read_linux_packed(path: Path) -> Topology:
+    """A tree in one file: a tar archive (also compressed), JSON `{path: content}`, or a ttar text archive."""
+    with tempfile.TemporaryDirectory(prefix="steelyard-topology-") as folder:
+        unpack(path, Path(folder))
+        return read_linux(Path(folder), path.name)
 
 
 def decode(data: bytes, source: str) -> str:
