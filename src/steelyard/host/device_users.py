@@ -15,6 +15,7 @@ from pathlib import Path
 
 import msgspec
 
+from steelyard.host.devices import find_pci
 from steelyard.host.health.ask import ask
 from steelyard.host.proc import observe_process
 from steelyard.host.sysfs import names, read_int, read_text
@@ -45,18 +46,10 @@ def observe_device_nodes(root: Path = Path("/")) -> dict[str, tuple[str, ...]]:
         for name in names(base):
             if not name.startswith(prefix):
                 continue
-            pci = _pci_below(base / name / "device")
+            pci = find_pci(base / name / "device")
             if pci is not None:
                 found.setdefault(pci, []).append(f"/dev/{where}{name}")
     return {pci: tuple(nodes) for pci, nodes in found.items()}
-
-
-def _pci_below(link: Path) -> str | None:
-    try:
-        name = link.resolve().name
-    except OSError:
-        return None
-    return name if re.fullmatch(r"[0-9a-f]{4,}:[0-9a-f]{2}:[0-9a-f]{2}\.[0-7]", name) else None
 
 
 def observe_users(nodes: Mapping[str, Collection[str]], root: Path = Path("/")) -> DeviceUsers:

@@ -9,7 +9,7 @@ from __future__ import annotations
 import re
 from pathlib import Path
 
-from steelyard.host.sysfs import names, read_int, read_text
+from steelyard.host.sysfs import PCI_ADDRESS, names, read_int, read_text
 from steelyard.model.machine import Device
 
 VENDORS = {
@@ -45,7 +45,6 @@ CONSOLES = {(0x1002, device) for device in (0x515E, 0x5969, 0x4752, 0x5159)}
 #: Intel's processing accelerators are laptop NPUs and the like; its GPUs are all display controllers
 NO_GPUS = {(0x8086, 0x1200)}
 PCI_IDS = ("usr/share/misc/pci.ids", "usr/share/hwdata/pci.ids")
-PCI_ADDRESS = re.compile(r"[0-9a-f]{4,}:[0-9a-f]{2}:[0-9a-f]{2}\.[0-7]")
 #: block devices that are no hardware
 VIRTUAL_BLOCKS = ("loop", "ram", "zram", "dm-", "md", "sr", "fd", "nbd")
 
@@ -147,7 +146,7 @@ def model_names(root: Path, wanted: set[tuple[int, int]]) -> dict[tuple[int, int
     return found
 
 
-def pci_of(folder: Path) -> str | None:
+def find_pci(folder: Path) -> str | None:
     """The innermost PCI address on the way to a device of /sys/class."""
     try:
         parts = folder.resolve().parts
@@ -161,7 +160,7 @@ def _interfaces(root: Path) -> list[Device]:
     found: list[Device] = []
     for name in names(root / "sys/class/net"):
         folder = root / "sys/class/net" / name
-        pci = pci_of(folder)
+        pci = find_pci(folder)
         if pci is None and not (folder / "device").exists():
             continue
         speed = read_int(folder / "speed")
@@ -192,7 +191,7 @@ def _disks(root: Path) -> list[Device]:
         folder = root / "sys/class/block" / name
         if name.startswith(VIRTUAL_BLOCKS) or (folder / "partition").exists() or re.fullmatch(r"nvme\d+c\d+n\d+", name):
             continue
-        pci = pci_of(folder)
+        pci = find_pci(folder)
         if pci is None and not (folder / "device").exists():
             continue
         sectors = read_int(folder / "size")
