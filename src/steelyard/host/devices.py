@@ -10,12 +10,11 @@ import re
 from pathlib import Path
 
 from steelyard.host.sysfs import PCI_ADDRESS, names, read_int, read_text
+from steelyard.host.topology.pci import GPU_VENDOR_NAMES
 from steelyard.model.machine import Device
 
 VENDORS = {
-    0x10DE: "NVIDIA",
-    0x1002: "AMD",
-    0x8086: "Intel",
+    **GPU_VENDOR_NAMES,
     0x15B3: "Mellanox",
     0x14E4: "Broadcom",
     0x1AF4: "virtio",
@@ -38,8 +37,6 @@ KINDS = {
     0x0280: "nic",
     0x0108: "nvme",
 }
-#: whose display and accelerator devices compute; the others only draw a console (ASPEED, Matrox)
-GPU_VENDORS = (0x10DE, 0x1002, 0x8086)
 #: AMD's old server consoles (ES1000, Rage XL, RV100), which compute nothing either
 CONSOLES = {(0x1002, device) for device in (0x515E, 0x5969, 0x4752, 0x5159)}
 #: Intel's processing accelerators are laptop NPUs and the like; its GPUs are all display controllers
@@ -75,8 +72,8 @@ def _pci_device(root: Path, address: str) -> tuple[Device, int, int] | None:
 def kind_of(code: int, vendor: int, device: int) -> str | None:
     """Our kind of a PCI function by class and subclass, vendor and device; None for what we don't list."""
     kind = KINDS.get(code)
-    if kind == "gpu" and (vendor not in GPU_VENDORS or (vendor, device) in CONSOLES or (vendor, code) in NO_GPUS):
-        return None
+    if kind == "gpu" and (vendor not in GPU_VENDOR_NAMES or (vendor, device) in CONSOLES or (vendor, code) in NO_GPUS):
+        return None  # others only draw a console (ASPEED, Matrox)
     return kind
 
 

@@ -15,6 +15,7 @@ from typing import Any
 import msgspec
 
 from steelyard.errors import Refused
+from steelyard.host.bounded import read_bounded
 from steelyard.host.health.disks import parse_lsblk
 from steelyard.host.health.ecc import parse_dmidecode
 from steelyard.host.health.infiniband import observe_ports, parse_ibstat, parse_ibstatus, parse_perfquery
@@ -40,22 +41,14 @@ def read_recorded(path: Path) -> HealthFacts:
         if not (path / "sys").is_dir() and not (path / "proc").is_dir():
             raise Refused(f"{path.name} is a folder without /proc or /sys below it. Give {FORMS}.", code="unknown-form")
         return observe_health(path)
-    text = read_bounded(path)
+    text = read_text(path)
     if text.lstrip().startswith("{") and not _looks_like_log(text):
         return _read_json(path, text)
     return _read_text(path, text)
 
 
-def read_bounded(path: Path) -> str:
-    try:
-        if path.stat().st_size > SIZE_MAX:
-            raise Refused(f"{path.name} is larger than 100 MB. Cut it to the part that matters.", code="too-large")
-        with path.open("rb") as file:
-            data = file.read(SIZE_MAX + 1)
-    except OSError as err:
-        raise Refused(f"{path.name} can't be read: {err.strerror}.", code="unreadable") from err
-    if len(data) > SIZE_MAX:
-        raise Refused(f"{path.name} is larger than 100 MB. Cut it to the part that matters.", code="too-large")
+def read_text(path: Path) -> str:
+    data = read_bounded(path, SIZE_MAX)
     if b"\x00" in data[:4096]:
         raise Refused(f"{path.name} is binary. Give {FORMS}.", code="unknown-form")
     return data.decode(errors="replace")

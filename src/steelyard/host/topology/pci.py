@@ -13,6 +13,7 @@ from steelyard.host.sysfs import PCI_ADDRESS
 from steelyard.model.topology import Bridge, BridgeKind, Switch, SwitchKind
 
 NVIDIA, AMD, INTEL, CRAY = 0x10DE, 0x1002, 0x8086, 0x17DB
+#: whose display and accelerator devices compute
 GPU_VENDOR_NAMES = {NVIDIA: "NVIDIA", AMD: "AMD", INTEL: "Intel"}
 #: PCI class and subclass: a bridge that is none of the standard kinds, as NVSwitches call themselves
 OTHER_BRIDGE = 0x0680
