@@ -87,7 +87,7 @@ def test_without_a_devices_controller_it_is_said_that_gpus_are_not_kept_apart(tm
     assert "can open all" in made.missing[-1]
 
 
-def test_a_filter_that_the_kernel_refuses_fails_the_start(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+def test_a_group_that_can_not_be_opened_for_its_filter_fails_the_start(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     kernel = ModelKernel()
     made = CgroupsV2("t", kernel.mount_v2("cpu"), missing=(), files=kernel, clock=kernel.clock, gpu_nodes=NODES)
     made.prepare((0,), (0,))
@@ -100,7 +100,9 @@ def test_device_numbers_come_from_the_drivers_files(tmp_path: Path) -> None:
     nvidia.mkdir(parents=True)
     (nvidia / "information").write_text("Model: \t\t NVIDIA H100\nDevice Minor: \t 3\nGPU Excluded:\t No\n")
     for name, number in (("card1", "226:1"), ("renderD129", "226:129")):
-        (tmp_path / "sys/bus/pci/devices/0000:23:00.0/drm" / name).mkdir(parents=True)
-        (tmp_path / "sys/bus/pci/devices/0000:23:00.0/drm" / name / "dev").write_text(f"{number}\n")
+        node = tmp_path / "sys/class/drm" / name
+        node.mkdir(parents=True)
+        (node / "dev").write_text(f"{number}\n")
+        (node / "device").symlink_to(tmp_path / "sys/devices/pci0000:20/0000:23:00.0")
     gpus = [Gpu("0000:0f:00.0", pci="0000:0f:00.0"), Gpu("0000:23:00.0", pci="0000:23:00.0"), Gpu("GPU9")]
     assert observe_gpu_nodes(tmp_path, gpus) == {"0000:0f:00.0": ("c 195:3",), "0000:23:00.0": ("c 226:1", "c 226:129")}

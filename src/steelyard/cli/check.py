@@ -76,7 +76,7 @@ def _look(files: tuple[Path, ...], expect: Path | None, home: Path | None) -> He
 
     from steelyard.errors import Refused
     from steelyard.host.health.observe import observe_health
-    from steelyard.host.health.recorded import read_bounded, read_recorded
+    from steelyard.host.health.recorded import read_recorded, read_text
     from steelyard.lifecycle.expectation import Expectation, check_expectation
     from steelyard.lifecycle.health import judge_health
     from steelyard.model.health import Health
@@ -91,7 +91,7 @@ def _look(files: tuple[Path, ...], expect: Path | None, home: Path | None) -> He
     if expect is None:
         return health
     try:
-        expected = msgspec.json.decode(read_bounded(expect), type=Expectation)
+        expected = msgspec.json.decode(read_text(expect), type=Expectation)
     except msgspec.MsgspecError as err:
         raise Refused(f"{expect} is no list of expected hardware ({err}).", code="damaged") from err
     if not expected.pci and not expected.eth and not expected.ib.interfaces:

@@ -59,14 +59,3 @@ def render_bytes(size: int | None) -> str:
         if value < 999.95 or unit == "EB":
             return f"{value:.1f} {unit}"
     return f"{size} B"
-
-
-def render_seconds(seconds: float) -> str:
-    """0.0042 -> "4.2 ms"; 75 -> "1m15s"."""
-    if seconds < 1:
-        return f"{seconds * 1000:.1f} ms"
-    if seconds < 60:
-        return f"{seconds:.1f} s"
-    whole = round(seconds)
-    parts = [(whole // 86400, "d"), (whole // 3600 % 24, "h"), (whole // 60 % 60, "m"), (whole % 60, "s")]
-    return "".join(f"{count}{unit}" for count, unit in parts if count)

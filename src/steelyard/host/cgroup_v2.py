@@ -12,7 +12,7 @@ enabled is named in `missing`; groups still list and kill without any controller
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 
 from steelyard.clock import Clock
 from steelyard.errors import EdgeFailed
@@ -131,10 +131,18 @@ class CgroupsV2:
                 # An empty list means the parent's: the common cpuset.
                 self._set(f"{leaf}/cpuset.cpus", format_cpus(plan.cpus))
                 self._set(f"{leaf}/cpuset.mems", format_cpus(plan.memory_nodes))
-            if denied := denied_nodes(self._gpu_nodes, plan):
-                deny_devices(leaf, denied)
+            self._deny(leaf, denied_nodes(self._gpu_nodes, plan))
         except OSError as err:
             raise EdgeFailed(f"The control group of {workload} could not be made: {err}.", code="cgroup-failed") from err
+
+    def _deny(self, leaf: str, nodes: Sequence[str]) -> None:
+        """A kernel that refuses the filter once is not asked again, and no work fails for it."""
+        if not nodes or "devices" in self._refused:
+            return
+        try:
+            deny_devices(leaf, nodes)
+        except EdgeFailed as err:
+            self._refused["devices"] = f"{err} Work is told which GPUs are its own, but can open all."
 
     def _set(self, path: str, text: str) -> None:
         if self._files.read(path) != text:

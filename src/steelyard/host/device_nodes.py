@@ -1,6 +1,6 @@
-"""By which device files is a GPU opened? Numbers of its character devices, from the driver's own files below /sys and /proc.
+"""By which device files is a GPU or an RDMA card opened? Its character devices, from the driver's own files below /sys and /proc.
 
-Only what belongs to one GPU: files that all GPUs of a driver share (`/dev/nvidiactl`, `/dev/kfd`) let nobody reach a GPU whose
+Only what belongs to one device: files that all GPUs of a driver share (`/dev/nvidiactl`, `/dev/kfd`) let nobody reach a GPU whose
 own file is closed to him.
 """
 
@@ -10,38 +10,51 @@ import re
 from collections.abc import Iterable
 from pathlib import Path
 
+import msgspec
+
+from steelyard.host.devices import find_pci
 from steelyard.host.sysfs import names, read_text
+from steelyard.model.health import pci_of
 from steelyard.model.topology import Gpu
 
 #: the driver's character device: one minor per GPU, 255 is for the control file
 _NVIDIA_MAJOR = 195
+_CLASSES = (("drm", re.compile(r"(card|renderD)\d+"), "dri"), ("infiniband_verbs", re.compile(r"uverbs\d+"), "infiniband"))
+
+
+class DeviceNode(msgspec.Struct, frozen=True):
+    pci: str
+    #: `/dev/nvidia3`, `/dev/dri/renderD128`, `/dev/infiniband/uverbs0`
+    path: str
+    #: `195:3`, major and minor; None where the tree was recorded without
+    number: str | None
+
+
+def observe_nodes(root: Path = Path("/")) -> list[DeviceNode]:
+    """Of GPUs and RDMA cards. AMD's and Intel's way to compute is a render node, NVIDIA's to draw."""
+    found: list[DeviceNode] = []
+    gpus = root / "proc/driver/nvidia/gpus"
+    for folder in names(gpus):
+        match = re.search(r"^Device Minor:\s*(\d+)\s*$", read_text(gpus / folder / "information") or "", re.MULTILINE)
+        if match is not None:
+            found.append(DeviceNode(pci_of(folder), f"/dev/nvidia{match[1]}", f"{_NVIDIA_MAJOR}:{match[1]}"))
+    for kind, looks, where in _CLASSES:
+        base = root / "sys/class" / kind
+        for name in filter(looks.fullmatch, names(base)):
+            number = read_text(base / name / "dev") or ""
+            pci = find_pci(base / name / "device")
+            if pci is not None:
+                found.append(DeviceNode(pci, f"/dev/{where}/{name}", number if re.fullmatch(r"\d+:\d+", number) else None))
+    return found
 
 
 def observe_gpu_nodes(root: Path, gpus: Iterable[Gpu]) -> dict[str, tuple[str, ...]]:
     """GPU id -> its device numbers, as `c 195:0`; a GPU without a driver has none and is left out."""
-    found: dict[str, tuple[str, ...]] = {}
-    for gpu in gpus:
-        if gpu.pci is None:
-            continue
-        nodes = (*_nvidia(root, gpu.pci), *_drm(root, gpu.pci))
-        if nodes:
-            found[gpu.id] = nodes
-    return found
+    nodes = observe_nodes(root)
+    told = {gpu.id: tuple(f"c {node.number}" for node in nodes if node.pci == gpu.pci and node.number) for gpu in gpus}
+    return {gpu: numbers for gpu, numbers in told.items() if numbers}
 
 
 def mps_runs(root: Path = Path("/")) -> bool:
     """Does NVIDIA's Multi-Process Service answer here? It alone holds processes to a share of a GPU that is not cut by MIG."""
     return (root / "tmp/nvidia-mps/control").exists()
-
-
-def _nvidia(root: Path, pci: str) -> list[str]:
-    text = read_text(root / "proc/driver/nvidia/gpus" / pci / "information") or ""
-    minor = re.search(r"^Device Minor:\s*(\d+)\s*$", text, re.MULTILINE)
-    return [f"c {_NVIDIA_MAJOR}:{minor[1]}"] if minor else []
-
-
-def _drm(root: Path, pci: str) -> list[str]:
-    """card and render nodes: AMD's and Intel's way to compute, NVIDIA's to draw."""
-    folder = root / "sys/bus/pci/devices" / pci / "drm"
-    numbers = [read_text(folder / name / "dev") for name in names(folder)]
-    return [f"c {number}" for number in numbers if number and re.fullmatch(r"\d+:\d+", number)]

@@ -15,6 +15,7 @@ from pathlib import Path
 
 import msgspec
 
+from steelyard.host.device_nodes import observe_nodes
 from steelyard.host.health.ask import ask
 from steelyard.host.proc import observe_process
 from steelyard.host.sysfs import names, read_int, read_text
@@ -34,30 +35,12 @@ class DeviceUsers(msgspec.Struct, frozen=True):
 
 
 def observe_device_nodes(root: Path = Path("/")) -> dict[str, tuple[str, ...]]:
-    """PCI address -> the device files that only it has. /dev/nvidiactl, nvidia-uvm and kfd belong to all GPUs at once."""
+    """PCI address -> the device files that only it has. `card0` is left out: a console has it open, for the screen."""
     found: dict[str, list[str]] = {}
-    gpus = root / "proc/driver/nvidia/gpus"
-    for folder in names(gpus):
-        match = re.search(r"^Device Minor:\s*(\d+)", read_text(gpus / folder / "information") or "", re.MULTILINE)
-        if match is not None:
-            found.setdefault(pci_of(folder), []).append(f"/dev/nvidia{match[1]}")
-    for kind, prefix, where in (("drm", "renderD", "dri/"), ("infiniband_verbs", "uverbs", "infiniband/")):
-        base = root / "sys/class" / kind
-        for name in names(base):
-            if not name.startswith(prefix):
-                continue
-            pci = _pci_below(base / name / "device")
-            if pci is not None:
-                found.setdefault(pci, []).append(f"/dev/{where}{name}")
+    for node in observe_nodes(root):
+        if not node.path.startswith("/dev/dri/card"):
+            found.setdefault(node.pci, []).append(node.path)
     return {pci: tuple(nodes) for pci, nodes in found.items()}
-
-
-def _pci_below(link: Path) -> str | None:
-    try:
-        name = link.resolve().name
-    except OSError:
-        return None
-    return name if re.fullmatch(r"[0-9a-f]{4,}:[0-9a-f]{2}:[0-9a-f]{2}\.[0-7]", name) else None
 
 
 def observe_users(nodes: Mapping[str, Collection[str]], root: Path = Path("/")) -> DeviceUsers:

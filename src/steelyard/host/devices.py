@@ -9,13 +9,12 @@ from __future__ import annotations
 import re
 from pathlib import Path
 
-from steelyard.host.sysfs import names, read_int, read_text
+from steelyard.host.sysfs import PCI_ADDRESS, names, read_int, read_text
+from steelyard.host.topology.pci import GPU_VENDOR_NAMES
 from steelyard.model.machine import Device
 
 VENDORS = {
-    0x10DE: "NVIDIA",
-    0x1002: "AMD",
-    0x8086: "Intel",
+    **GPU_VENDOR_NAMES,
     0x15B3: "Mellanox",
     0x14E4: "Broadcom",
     0x1AF4: "virtio",
@@ -38,14 +37,11 @@ KINDS = {
     0x0280: "nic",
     0x0108: "nvme",
 }
-#: whose display and accelerator devices compute; the others only draw a console (ASPEED, Matrox)
-GPU_VENDORS = (0x10DE, 0x1002, 0x8086)
 #: AMD's old server consoles (ES1000, Rage XL, RV100), which compute nothing either
 CONSOLES = {(0x1002, device) for device in (0x515E, 0x5969, 0x4752, 0x5159)}
 #: Intel's processing accelerators are laptop NPUs and the like; its GPUs are all display controllers
 NO_GPUS = {(0x8086, 0x1200)}
 PCI_IDS = ("usr/share/misc/pci.ids", "usr/share/hwdata/pci.ids")
-PCI_ADDRESS = re.compile(r"[0-9a-f]{4,}:[0-9a-f]{2}:[0-9a-f]{2}\.[0-7]")
 #: block devices that are no hardware
 VIRTUAL_BLOCKS = ("loop", "ram", "zram", "dm-", "md", "sr", "fd", "nbd")
 
@@ -76,8 +72,8 @@ def _pci_device(root: Path, address: str) -> tuple[Device, int, int] | None:
 def kind_of(code: int, vendor: int, device: int) -> str | None:
     """Our kind of a PCI function by class and subclass, vendor and device; None for what we don't list."""
     kind = KINDS.get(code)
-    if kind == "gpu" and (vendor not in GPU_VENDORS or (vendor, device) in CONSOLES or (vendor, code) in NO_GPUS):
-        return None
+    if kind == "gpu" and (vendor not in GPU_VENDOR_NAMES or (vendor, device) in CONSOLES or (vendor, code) in NO_GPUS):
+        return None  # others only draw a console (ASPEED, Matrox)
     return kind
 
 
@@ -147,7 +143,7 @@ def model_names(root: Path, wanted: set[tuple[int, int]]) -> dict[tuple[int, int
     return found
 
 
-def pci_of(folder: Path) -> str | None:
+def find_pci(folder: Path) -> str | None:
     """The innermost PCI address on the way to a device of /sys/class."""
     try:
         parts = folder.resolve().parts
@@ -161,7 +157,7 @@ def _interfaces(root: Path) -> list[Device]:
     found: list[Device] = []
     for name in names(root / "sys/class/net"):
         folder = root / "sys/class/net" / name
-        pci = pci_of(folder)
+        pci = find_pci(folder)
         if pci is None and not (folder / "device").exists():
             continue
         speed = read_int(folder / "speed")
@@ -192,7 +188,7 @@ def _disks(root: Path) -> list[Device]:
         folder = root / "sys/class/block" / name
         if name.startswith(VIRTUAL_BLOCKS) or (folder / "partition").exists() or re.fullmatch(r"nvme\d+c\d+n\d+", name):
             continue
-        pci = pci_of(folder)
+        pci = find_pci(folder)
         if pci is None and not (folder / "device").exists():
             continue
         sectors = read_int(folder / "size")

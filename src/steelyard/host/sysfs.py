@@ -12,6 +12,8 @@ from pathlib import Path
 
 #: Above every CPU and node number that Linux can have. Recorded trees may claim anything; a range must not fill our memory.
 NUMBER_MAX = 65_535
+#: `0000:0f:00.0`, as the kernel writes it
+PCI_ADDRESS = re.compile(r"[0-9a-f]{4,8}:[0-9a-f]{2}:[01][0-9a-f]\.[0-7]")
 
 
 def read_text(path: Path | str) -> str | None:

@@ -48,10 +48,6 @@ class XidMeaning(msgspec.Struct, frozen=True):
     remedy: Remedy
     action: str
 
-    @property
-    def blocks_gpu(self) -> bool:
-        return self.severity is Severity.CRITICAL
-
 
 #: kind -> (severity, remedy, sentence)
 _KINDS: dict[XidKind, tuple[Severity, Remedy, str]] = {

@@ -77,29 +77,6 @@ class Fabric(msgspec.Struct, frozen=True):
     notes: tuple[str, ...] = ()
 
 
-class InfinibandPort(msgspec.Struct, frozen=True):
-    """One port of one RDMA device of this machine, as the kernel shows it. Without GUIDs."""
-
-    #: `mlx5_0`
-    device: str
-    number: int
-    #: `ACTIVE`, `DOWN`, `INIT`; None where the kernel does not tell
-    state: str | None = None
-    #: `LinkUp`, `Polling`, `Disabled`
-    physical: str | None = None
-    #: the rate that it has now (a port that is down shows its lowest)
-    gbps: float | None = None
-    #: lanes and generation: `4X NDR`
-    speed: str | None = None
-    #: `InfiniBand` or `Ethernet`
-    link: str | None = None
-    #: the board's model, `MT_0000000838`: not a serial number
-    board: str | None = None
-    firmware: str | None = None
-    #: PCI address of the device; None where the tree has no links
-    pci: str | None = None
-
-
 def name_key(name: str) -> tuple[tuple[int, int, str], ...]:
     """Sorts `n2` before `n10`, and any text at all."""
     parts = re.findall(r"[0-9]+|[^0-9]+", name[:500])

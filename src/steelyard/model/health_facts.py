@@ -84,8 +84,6 @@ class InterfaceFact(msgspec.Struct, frozen=True):
     name: str
     #: `up`, `down`, `unknown`…
     operstate: str | None = None
-    #: administratively up
-    enabled: bool | None = None
     mbps: int | None = None
     mtu: int | None = None
     #: the bond or bridge that it belongs to

@@ -1,9 +1,9 @@
 """What is free on every machine of a fabric? Arrays for 100,000 GPUs, counts per group kept as things are taken and given back.
 
 Machines stand in the order of `FabricLevels`, so a group of any level is one run of rows and a sum over groups is one pass.
-Taking or giving a GPU changes one row and one count per level; nothing is ever recounted. Every change is in a journal until
-`settle`, so that a trial ("what if this job were gone?") is undone exactly. One thread uses it at a time. Never reads anything
-but its arguments.
+Taking or giving a GPU changes one row and one count per level; nothing is ever recounted. Every change is in a journal, so
+that a trial ("what if this job were gone?") is undone exactly. One thread uses it at a time. Never reads anything but its
+arguments.
 """
 
 from __future__ import annotations
@@ -120,10 +120,6 @@ class FabricState:
         while len(self._journal) > mark:
             change = self._journal.pop()
             self._apply(_Change(change.node, change.gpus, -change.milli, -change.closed, -change.members), log=False)
-
-    def settle(self) -> None:
-        """What was done stays; the journal starts anew."""
-        self._journal.clear()
 
     def _apply(self, change: _Change, *, log: bool) -> None:
         row = change.node

@@ -68,6 +68,7 @@ def run_child(request: Spawn, passed: Sequence[int], joins: Sequence[int], error
         step = "affinity"
         if request.cpus:
             os.sched_setaffinity(0, request.cpus)  # after the cgroup: joining a cpuset sets it anew
+        step = "timing"
         _set_timing(request)
         step = "logs"
         stdin = os.open("/dev/null", os.O_RDONLY | os.O_CLOEXEC)

@@ -76,7 +76,7 @@ def test_what_is_not_there_or_too_large_is_refused(tmp_path: Path) -> None:
         read_recorded(tmp_path / "none")
     with (tmp_path / "large").open("wb") as file:
         file.truncate(101 * 1024 * 1024)
-    with pytest.raises(Refused, match="100 MB"):
+    with pytest.raises(Refused, match="100 MiB"):
         read_recorded(tmp_path / "large")
 
 

@@ -13,6 +13,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from steelyard.errors import Refused
+from steelyard.host.bounded import read_bounded
 from steelyard.host.fabric import domains
 from steelyard.host.fabric.domains import read_domains
 from steelyard.host.fabric.ibnetdiscover import read_ibnetdiscover
@@ -80,7 +81,9 @@ def read_fabric(paths: Sequence[Path]) -> Fabric:
     """All files as one fabric. `Refused` for a file that can't be read, is no fabric, is cut off, or contradicts another."""
     if not paths:
         raise Refused("no fabric file was given")
-    return join_fabrics([read_fabric_text(_load(path), path.name) for path in paths])
+    return join_fabrics(
+        [read_fabric_text(read_bounded(path, FILE_BYTES_MAX).decode(errors="replace"), path.name) for path in paths]
+    )
 
 
 def read_fabric_text(text: str, source: str) -> Fabric:
@@ -144,14 +147,3 @@ def _grouping(groups: Sequence[HostGroup]) -> frozenset[frozenset[str]]:
 
 def _names(fabrics: Sequence[Fabric]) -> str:
     return " and ".join(source for fabric in fabrics for source in fabric.sources)
-
-
-def _load(path: Path) -> str:
-    try:
-        with path.open("rb") as file:
-            data = file.read(FILE_BYTES_MAX + 1)
-    except OSError as err:
-        raise Refused(f"{path.name} can't be read: {err.strerror or 'unknown error'}", detail=str(err)) from err
-    if len(data) > FILE_BYTES_MAX:
-        raise Refused(f"{path.name} has more than {FILE_BYTES_MAX >> 20} MiB: no fabric file is that large")
-    return data.decode(errors="replace")

@@ -9,6 +9,9 @@ from __future__ import annotations
 import re
 from pathlib import Path
 
+import msgspec
+
+from steelyard.host.devices import find_pci
 from steelyard.host.sysfs import names, numbered, read_int, read_text
 from steelyard.model.health_facts import PortFact
 
@@ -33,13 +36,9 @@ def observe_ports(root: Path) -> tuple[PortFact, ...]:
             base = folder / "ports" / str(port)
             counters = {name: read_int(base / "counters" / name) for name in COUNTERS}
             found.append(
-                PortFact(
+                msgspec.structs.replace(
+                    read_port(base),
                     device=device,
-                    port=port,
-                    state=_word(read_text(base / "state")),
-                    physical=_word(read_text(base / "phys_state")),
-                    gbps=_rate(read_text(base / "rate")),
-                    link=read_text(base / "link_layer"),
                     model=read_text(folder / "hca_type") or "",
                     pci=pci,
                     counters={name: value for name, value in counters.items() if value is not None},
@@ -48,16 +47,24 @@ def observe_ports(root: Path) -> tuple[PortFact, ...]:
     return tuple(found)
 
 
+def read_port(folder: Path) -> PortFact:
+    """`…/mlx5_0/ports/1`, without its counters."""
+    return PortFact(
+        device=folder.parent.parent.name,
+        port=int(folder.name),
+        state=_word(read_text(folder / "state")),
+        physical=_word(read_text(folder / "phys_state")),
+        gbps=_rate(read_text(folder / "rate")),
+        link=read_text(folder / "link_layer"),
+    )
+
+
 def _devices(root: Path) -> list[tuple[str, Path, str | None]]:
     """By class; where a recorded tree has no classes, below the PCI devices."""
     found: list[tuple[str, Path, str | None]] = []
     base = root / "sys/class/infiniband"
     for name in names(base):
-        try:
-            pci = (base / name / "device").resolve().name
-        except OSError:
-            pci = ""
-        found.append((name, base / name, pci if re.fullmatch(r"[0-9a-f]{4,}:[0-9a-f]{2}:[0-9a-f]{2}\.[0-7]", pci) else None))
+        found.append((name, base / name, find_pci(base / name / "device")))
     if not found:
         devices = root / "sys/bus/pci/devices"
         for pci in names(devices):

@@ -12,7 +12,6 @@ from typing import Any
 from steelyard.host.sysfs import names, read_int, read_text
 from steelyard.model.health_facts import InterfaceFact
 
-IFF_UP = 0x1
 #: ARPHRD_INFINIBAND
 INFINIBAND = 32
 
@@ -37,7 +36,7 @@ def observe_interfaces(root: Path) -> tuple[InterfaceFact, ...]:
 
 
 def _read(folder: Path, name: str, pci: str | None) -> InterfaceFact:
-    flags, mbps = read_int(folder / "flags"), read_int(folder / "speed")
+    mbps = read_int(folder / "speed")
     try:
         master = (folder / "master").readlink().name
     except OSError:
@@ -45,7 +44,6 @@ def _read(folder: Path, name: str, pci: str | None) -> InterfaceFact:
     return InterfaceFact(
         name=name,
         operstate=read_text(folder / "operstate") or None,
-        enabled=None if flags is None else bool(flags & IFF_UP),
         mbps=mbps if mbps is not None and mbps > 0 else None,
         mtu=read_int(folder / "mtu"),
         master=master,
@@ -62,13 +60,12 @@ def parse_interfaces(document: Mapping[str, Any]) -> tuple[InterfaceFact, ...]:
     for row in _list(document.get("intf_status")):
         if not isinstance(row, dict) or row.get("link_type") == "loopback" or not isinstance(row.get("ifname"), str):
             continue
-        name, flags = row["ifname"], _list(row.get("flags"))
+        name = row["ifname"]
         wanted = _dict(configured.get(name))
         found.append(
             InterfaceFact(
                 name=name,
                 operstate=str(row.get("operstate", "")).lower() or None,
-                enabled="UP" in flags,
                 mbps=_int(speeds.get(name)),
                 mtu=_int(row.get("mtu")),
                 master=next((each for each in (row.get("main"), row.get("master")) if isinstance(each, str)), None),

@@ -15,6 +15,7 @@ from typing import Any
 import msgspec
 
 from steelyard.errors import Refused
+from steelyard.host.bounded import read_bounded
 from steelyard.host.health.disks import parse_lsblk
 from steelyard.host.health.ecc import parse_dmidecode
 from steelyard.host.health.infiniband import observe_ports, parse_ibstat, parse_ibstatus, parse_perfquery
@@ -38,32 +39,24 @@ def read_recorded(path: Path) -> HealthFacts:
     """Raises `Refused` for what can't be read or isn't one of `FORMS`."""
     if path.is_dir():
         if not (path / "sys").is_dir() and not (path / "proc").is_dir():
-            raise Refused(f"{path} is a folder without /proc or /sys below it. Give {FORMS}.", code="unknown-form")
+            raise Refused(f"{path.name} is a folder without /proc or /sys below it. Give {FORMS}.", code="unknown-form")
         return observe_health(path)
-    text = read_bounded(path)
+    text = read_text(path)
     if text.lstrip().startswith("{") and not _looks_like_log(text):
         return _read_json(path, text)
     return _read_text(path, text)
 
 
-def read_bounded(path: Path) -> str:
-    try:
-        if path.stat().st_size > SIZE_MAX:
-            raise Refused(f"{path} is larger than 100 MB. Cut it to the part that matters.", code="too-large")
-        with path.open("rb") as file:
-            data = file.read(SIZE_MAX + 1)
-    except OSError as err:
-        raise Refused(f"{path} can't be read: {err.strerror}.", code="unreadable") from err
-    if len(data) > SIZE_MAX:
-        raise Refused(f"{path} is larger than 100 MB. Cut it to the part that matters.", code="too-large")
+def read_text(path: Path) -> str:
+    data = read_bounded(path, SIZE_MAX)
     if b"\x00" in data[:4096]:
-        raise Refused(f"{path} is binary. Give {FORMS}.", code="unknown-form")
+        raise Refused(f"{path.name} is binary. Give {FORMS}.", code="unknown-form")
     return data.decode(errors="replace")
 
 
 def _read_text(path: Path, text: str) -> HealthFacts:
     if not text.strip():
-        raise Refused(f"{path} is empty.", code="unknown-form")
+        raise Refused(f"{path.name} is empty.", code="unknown-form")
     if re.search(r"^CA '", text, re.MULTILINE):
         return HealthFacts(ports=parse_ibstat(text))
     if re.search(r"^Infiniband device '", text, re.MULTILINE):
@@ -81,7 +74,7 @@ def _read_text(path: Path, text: str) -> HealthFacts:
         return HealthFacts(sel=records)
     if _looks_like_log(text):
         return HealthFacts(logs=(parse_log(text, path.name),))
-    raise Refused(f"{path} is in no form that is known here. Give {FORMS}.", code="unknown-form")
+    raise Refused(f"{path.name} is in no form that is known here. Give {FORMS}.", code="unknown-form")
 
 
 def _looks_like_log(text: str) -> bool:
@@ -97,9 +90,9 @@ def _read_json(path: Path, text: str) -> HealthFacts:
     try:
         document = msgspec.json.decode(text)
     except (msgspec.MsgspecError, RecursionError) as err:
-        raise Refused(f"{path} is damaged JSON ({err}).", code="damaged") from err
+        raise Refused(f"{path.name} is damaged JSON ({err}).", code="damaged") from err
     if not isinstance(document, dict) or not document:
-        raise Refused(f"{path} holds JSON of no form that is known here. Give {FORMS}.", code="unknown-form")
+        raise Refused(f"{path.name} holds JSON of no form that is known here. Give {FORMS}.", code="unknown-form")
     if all(key.startswith("/") for key in document):
         return _read_packed(path, document)
     if all(_CLASS.match(key) for key in document):
@@ -110,10 +103,10 @@ def _read_json(path: Path, text: str) -> HealthFacts:
         return HealthFacts(disks=parse_lsblk(document))
     if "pci" in document and "disks" in document:
         raise Refused(
-            f"{path} says what a machine should have, not what it has: give it with --expect, and a recording with --from.",
+            f"{path.name} says what a machine should have, not what it has: give it with --expect, and a recording with --from.",
             code="expectation",
         )
-    raise Refused(f"{path} holds JSON of no form that is known here. Give {FORMS}.", code="unknown-form")
+    raise Refused(f"{path.name} holds JSON of no form that is known here. Give {FORMS}.", code="unknown-form")
 
 
 def _read_packed(path: Path, document: Mapping[str, Any]) -> HealthFacts:
@@ -129,10 +122,10 @@ def unpack(path: Path, document: Mapping[str, Any], root: Path) -> None:
     for name, content in document.items():
         parts = PurePosixPath(name).parts[1:]
         if not parts or ".." in parts or "\x00" in name or not isinstance(content, str) or any(len(part) > 200 for part in parts):
-            raise Refused(f"{path} has an entry that is no file of a tree: {name[:80]!r}.", code="damaged")
+            raise Refused(f"{path.name} has an entry that is no file of a tree: {name[:80]!r}.", code="damaged")
         target = root.joinpath(*parts)
         try:
             target.parent.mkdir(parents=True, exist_ok=True)
             target.write_text(content)
         except OSError as err:
-            raise Refused(f"{path} has entries that contradict each other at {name[:80]!r}.", code="damaged") from err
+            raise Refused(f"{path.name} has entries that contradict each other at {name[:80]!r}.", code="damaged") from err

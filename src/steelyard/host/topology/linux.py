@@ -7,7 +7,6 @@ addresses lie in the same folders and are never opened. sysfs knows nothing of N
 from __future__ import annotations
 
 import re
-import tempfile
 from pathlib import Path
 
 import msgspec
@@ -20,7 +19,6 @@ from steelyard.host.topology.gpu_memory import find_gpu_memory_nodes
 from steelyard.host.topology.linux_kfd import KfdGpus, read_kfd
 from steelyard.host.topology.linux_network import read_nics
 from steelyard.host.topology.linux_pci import PciFunction, make_bridges, read_functions
-from steelyard.host.topology.packed import unpack
 from steelyard.host.topology.pci import GPU_VENDOR_NAMES, check_device_count, is_nvswitch, make_pcie_switches
 from steelyard.host.topology.tree import make_pairs
 from steelyard.model.machine import Machine, NumaNode
@@ -72,13 +70,6 @@ def read_linux(root: Path, source: str = "this machine") -> Topology:
         gpu_memory_nodes=own,
         notes=tuple(_notes(root, machine, gpus, kfd)),
     )
-
-
-def read_linux_packed(path: Path) -> Topology:
-    """A tree in one file: a tar archive (also compressed), JSON `{path: content}`, or a ttar text archive."""
-    with tempfile.TemporaryDirectory(prefix="steelyard-topology-") as folder:
-        unpack(path, Path(folder))
-        return read_linux(Path(folder), path.name)
 
 
 def _architecture(machine: Machine) -> str:

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Mapping
 from pathlib import Path
 
-from steelyard.host.devices import numa_node_of, pci_of
+from steelyard.host.devices import find_pci, numa_node_of
+from steelyard.host.health.infiniband import read_port
 from steelyard.host.sysfs import names, numbered, read_int, read_text
 from steelyard.host.topology.linux_pci import PciFunction, users_by_function
 from steelyard.host.topology.pci import CRAY
@@ -53,13 +53,13 @@ def _loose_nics(root: Path) -> tuple[Nic, ...]:
     """For trees without PCI: RDMA devices, then interfaces that stand on hardware and are not theirs."""
     found: list[Nic] = []
     for name in names(root / "sys/class/infiniband"):
-        address = pci_of(root / "sys/class/infiniband" / name)
+        address = find_pci(root / "sys/class/infiniband" / name)
         ports = _ports(root, root, [name], [], slingshot=False)
         found.append(Nic(id=address or name, name=name, pci=address, ports=ports, rdma=True))
     taken = {nic.id for nic in found}
     for name in names(root / "sys/class/net"):
         link = root / "sys/class/net" / name / "device"
-        address = pci_of(link)
+        address = find_pci(link)
         if not (link.is_symlink() or link.exists()) or (address or name) in taken:
             continue
         taken.add(address or name)
@@ -86,15 +86,13 @@ def _place(root: Path, folder: Path, kind: str, name: str) -> Path:
 
 
 def _fabric(place: Path, name: str) -> Port:
-    state = read_text(place / "state") or ""
-    up = state.startswith("4") if re.match("[0-9]", state) else None
-    rate = re.match(r"([0-9]{1,6}(\.[0-9]{1,3})?) Gb/sec", read_text(place / "rate") or "")
+    port = read_port(place)
     return Port(
         name=name,
         # A port that is down shows the rate at which links begin to talk.
-        gbps=float(rate[1]) if rate and float(rate[1]) > 0 and not state.startswith("1") else None,
-        link=read_text(place / "link_layer") or None,
-        up=up,
+        gbps=port.gbps or None if port.state != "down" else None,
+        link=port.link or None,
+        up={"active": True, "down": False, "init": False, "armed": False}.get(port.state or ""),
     )
 
 

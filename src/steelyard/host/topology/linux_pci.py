@@ -8,13 +8,12 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from steelyard.host.devices import kind_of, numa_node_of
-from steelyard.host.sysfs import names, read_cpu_mask, read_cpus, read_int, read_text
+from steelyard.host.sysfs import PCI_ADDRESS, names, read_cpu_mask, read_cpus, read_int, read_text
 from steelyard.host.topology.tree import pcie_gbps
 from steelyard.model.machine import NumaNode
 from steelyard.model.topology import Bridge, BridgeKind
 
 _DEVICES = "sys/bus/pci/devices"
-_ADDRESS = re.compile(r"[0-9a-f]{4,8}:[0-9a-f]{2}:[01][0-9a-f]\.[0-7]")
 _ROOT = re.compile(r"pci[0-9a-f]{4,8}:[0-9a-f]{2}")
 
 
@@ -56,7 +55,7 @@ class PciFunction:
 
 def read_functions(root: Path, nodes: Sequence[NumaNode]) -> dict[str, PciFunction]:
     """By address, in order. Roots are renamed `host0`, `host1` … in the order of their buses."""
-    folders = {name: root / _DEVICES / name for name in names(root / _DEVICES) if _ADDRESS.fullmatch(name)}
+    folders = {name: root / _DEVICES / name for name in names(root / _DEVICES) if PCI_ADDRESS.fullmatch(name)}
     roads = {name: _road(folder, name) for name, folder in folders.items()}
     roots = sorted({road[0] for road in roads.values() if road}, key=lambda name: (len(name), name))
     hosts = {name: f"host{number}" for number, name in enumerate(roots)}
@@ -76,7 +75,7 @@ def _road(folder: Path, name: str) -> tuple[str, ...]:
     if start is None or parts[-1] != name:
         return ()
     # Roots behind a function (Intel VMD) are skipped: that function is their bridge.
-    return (parts[start], *(part for part in parts[start + 1 : -1] if _ADDRESS.fullmatch(part)))
+    return (parts[start], *(part for part in parts[start + 1 : -1] if PCI_ADDRESS.fullmatch(part)))
 
 
 def _function(root: Path, name: str, folder: Path, road: tuple[str, ...], nodes: Sequence[NumaNode]) -> PciFunction:
@@ -126,7 +125,7 @@ def users_by_function(root: Path, kind: str) -> dict[str, list[str]]:
             parts = (root / "sys/class" / kind / name).readlink().parts
         except OSError:
             continue
-        address = next((part for part in reversed(parts) if _ADDRESS.fullmatch(part)), None)
+        address = next((part for part in reversed(parts) if PCI_ADDRESS.fullmatch(part)), None)
         if address is not None:
             found.setdefault(address, []).append(name)
     return found

@@ -16,20 +16,22 @@ from xml.etree.ElementTree import Element
 import msgspec
 
 from steelyard.errors import Refused
+from steelyard.host.devices import KINDS
 from steelyard.host.topology.links import LinkTable
 from steelyard.host.topology.notation import read_gigatransfers, read_mask, read_pci, read_whole
+from steelyard.host.topology.pci import GPU_VENDOR_NAMES
 from steelyard.host.topology.tree import make_pairs, pcie_gbps
 from steelyard.host.topology.xml import parse_xml
 from steelyard.model.machine import Core, NumaNode
 from steelyard.model.topology import Bridge, BridgeKind, Gpu, Nic, Port, Switch, SwitchKind, Topology
 
-_GPU_CLASSES = ("0x0300", "0x0302", "0x0380", "0x1200")
+_GPU_CLASSES = tuple(f"0x{code:04x}" for code, kind in KINDS.items() if kind == "gpu")
 _NIC_CLASSES = ("0x02",)
 _NVSWITCH_CLASS = "0x068000"
 _CPU_CLASS = "0x068001"
 #: how NCCL names a switch that it can't see (GB200, virtual machines)
 SOME_NVSWITCH = "fffffff:ff:ff.0"
-_VENDORS = {"0x10de": "NVIDIA", "0x1002": "AMD", "0x8086": "Intel"}
+_VENDORS = {f"0x{vendor:04x}": name for vendor, name in GPU_VENDOR_NAMES.items()}
 _SLINGSHOT_VENDOR, _MELLANOX_VENDOR = "0x17db", "0x15b3"
 #: what a card of Mellanox shows as its class is how its first port runs; GB300's 0x080100 does not tell
 _CLASS_LINKS = {"0x020000": "Ethernet", "0x020700": "InfiniBand"}

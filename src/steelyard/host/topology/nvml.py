@@ -1,15 +1,19 @@
 """Which NVIDIA GPUs does this machine have right now, by the driver itself (NVML through nvidia-ml-py)?
 
-Takes the library as an argument in tests. Asks, and never changes a setting. Without a driver there is nothing to tell (None). A
-driver that fails half-way gives the facts it could, and a note for each question that failed for another reason than "not
-supported". Nothing is raised.
+Run as a program of its own (`python -m steelyard.host.topology.nvml`), which prints the Topology as JSON, or `null`: the Python
+module of the library costs 16 MB that an agent must not keep. Asks, and never changes a setting. A driver
+that fails half-way gives the facts it could, and a note for each question that failed for another reason than "not supported".
+Nothing is raised.
 """
 
 from __future__ import annotations
 
 import importlib
+import sys
 from dataclasses import dataclass, field
 from typing import Any
+
+import msgspec
 
 from steelyard.host.topology.links import LinkTable
 from steelyard.host.topology.mig import name_slices
@@ -60,13 +64,8 @@ def _short(error: Exception) -> str:
     return (str(error) or type(error).__name__)[:120]
 
 
-def observe_nvml(nvml: Any | None = None) -> Topology | None:
-    """What the driver tells; None where there is no driver of NVIDIA. `nvml`: the module to ask, `pynvml` if None."""
-    if nvml is None:
-        try:
-            nvml = importlib.import_module("pynvml")
-        except ImportError:
-            return None
+def observe_nvml(nvml: Any) -> Topology | None:
+    """What the driver tells; None where there is no driver of NVIDIA. `nvml`: the module `pynvml`, or what stands for it."""
     try:
         nvml.nvmlInit()
     except Exception as error:
@@ -226,3 +225,7 @@ def _pairs(driver: _Driver, gpus: list[Gpu], handles: dict[str, Any], links: Lin
             if pair is not None:
                 pairs.append(pair)
     return tuple(pairs)
+
+
+if __name__ == "__main__":
+    sys.stdout.buffer.write(msgspec.json.encode(observe_nvml(importlib.import_module("pynvml"))))

@@ -5,26 +5,26 @@ Pure: takes what a reader has found, never reads anything.
 
 from __future__ import annotations
 
-import re
 from collections import Counter
 from collections.abc import Sequence
 
 from steelyard.errors import Refused
+from steelyard.host.sysfs import PCI_ADDRESS
 from steelyard.model.topology import Bridge, BridgeKind, Switch, SwitchKind
 
 NVIDIA, AMD, INTEL, CRAY = 0x10DE, 0x1002, 0x8086, 0x17DB
+#: whose display and accelerator devices compute
 GPU_VENDOR_NAMES = {NVIDIA: "NVIDIA", AMD: "AMD", INTEL: "Intel"}
 #: PCI class and subclass: a bridge that is none of the standard kinds, as NVSwitches call themselves
 OTHER_BRIDGE = 0x0680
 #: GPUs and NICs of one machine, virtual functions included. Their pairs grow with the square.
 DEVICES_MAX = 1024
-_ADDRESS = re.compile(r"[0-9a-f]{4,8}:[0-9a-f]{2}:[01][0-9a-f]\.[0-7]")
 
 
 def parse_pci_address(text: str, source: str) -> str:
     """`0000:0F:00.0` -> `0000:0f:00.0`."""
     address = text.strip().lower()
-    if not _ADDRESS.fullmatch(address):
+    if not PCI_ADDRESS.fullmatch(address):
         raise Refused(f"{source}: {text[:40]!r} is no PCI address (such as 0000:0f:00.0).", code="illegal")
     return address
 

@@ -7,18 +7,20 @@ merged. A folder with `sys/` and `proc/`, or a tar of one, is a machine too. Rai
 from __future__ import annotations
 
 import codecs
-import stat
+import tempfile
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from steelyard.errors import Refused
+from steelyard.host.bounded import read_bounded
 from steelyard.host.topology.formats import Format, find_format
 from steelyard.host.topology.hwloc import read_hwloc_xml
-from steelyard.host.topology.linux import read_linux, read_linux_packed
+from steelyard.host.topology.linux import read_linux
 from steelyard.host.topology.merge import merge
 from steelyard.host.topology.nccl import read_nccl_xml
 from steelyard.host.topology.nvidia_matrix import read_nvidia_matrix
 from steelyard.host.topology.nvidia_smi import read_nvidia_smi_text, read_nvidia_smi_xml, read_nvlink_status
+from steelyard.host.topology.packed import unpack
 from steelyard.host.topology.rocm import read_rocm_json, read_rocm_topo
 from steelyard.model.topology import Topology
 
@@ -52,22 +54,11 @@ def read_topology(paths: Sequence[Path]) -> Topology:
 
 def _read_one(path: Path) -> Topology:
     source = path.name or str(path)
-    try:
-        mode = path.stat().st_mode
-        if stat.S_ISDIR(mode):
-            return _read_folder(path, source)
-        if not stat.S_ISREG(mode):
-            raise Refused(f"{source} is neither a file nor a folder.")
-        if path.stat().st_size > FILE_BYTES_MAX:
-            raise Refused(
-                f"{source} is larger than {FILE_BYTES_MAX >> 20} MiB, so it is not read: no description of a machine is."
-            )
-        with path.open("rb") as file:
-            data = file.read(FILE_BYTES_MAX + 1)
-    except OSError as error:
-        raise Refused(f"{source} can't be read: {error.strerror or error}.") from error
-    if len(data) > FILE_BYTES_MAX:
-        raise Refused(f"{source} grew beyond {FILE_BYTES_MAX >> 20} MiB while it was read.")
+    if path.is_dir():
+        return _read_folder(path, source)
+    if path.exists() and not path.is_file():
+        raise Refused(f"{source} is neither a file nor a folder.")
+    data = read_bounded(path, FILE_BYTES_MAX)
     if data.startswith(_PACKERS) or data[_TAR_PLACE : _TAR_PLACE + len(_TAR_MARK)] == _TAR_MARK:
         return read_linux_packed(path)
     text = decode(data, source)
@@ -79,6 +70,13 @@ def _read_folder(path: Path, source: str) -> Topology:
     if not (path / "sys").is_dir() and not (path / "proc").is_dir():
         raise Refused(f"{source} is a folder without sys/ and proc/, so it is no copy of a machine's.")
     return read_linux(path, source)
+
+
+def read_linux_packed(path: Path) -> Topology:
+    """A tree in one file: a tar archive (also compressed), JSON `{path: content}`, or a ttar text archive."""
+    with tempfile.TemporaryDirectory(prefix="steelyard-topology-") as folder:
+        unpack(path, Path(folder))
+        return read_linux(Path(folder), path.name)
 
 
 def decode(data: bytes, source: str) -> str:

@@ -102,7 +102,7 @@ def test_a_file_that_is_gone_or_too_large_is_refused(tmp_path: Path, monkeypatch
         read_fabric([tmp_path])
     monkeypatch.setattr("steelyard.host.fabric.read.FILE_BYTES_MAX", 1 << 20)
     (tmp_path / "big").write_bytes(b"x " * (1 << 20))
-    with pytest.raises(Refused, match="more than 1 MiB"):
+    with pytest.raises(Refused, match="larger than 1 MiB"):
         read_fabric([tmp_path / "big"])
     with pytest.raises(Refused, match="no fabric file"):
         read_fabric([])

@@ -18,8 +18,9 @@ from hypothesis import strategies as st
 from recorded import recorded
 from steelyard.errors import Refused
 from steelyard.host.topology import packed
-from steelyard.host.topology.linux import read_linux, read_linux_packed
+from steelyard.host.topology.linux import read_linux
 from steelyard.host.topology.packed import unpack
+from steelyard.host.topology.read import read_linux_packed
 from steelyard.model.topology import SwitchKind, Topology
 
 CPU, NODE, KFD = "sys/devices/system/cpu", "sys/devices/system/node", "sys/class/kfd/kfd/topology/nodes"

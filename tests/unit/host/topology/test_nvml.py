@@ -1,12 +1,17 @@
 from __future__ import annotations
 
+import subprocess
+import sys
 from types import SimpleNamespace
 from typing import Any
 
+import msgspec
 import pytest
 
+from steelyard.host.health.ask import Told
+from steelyard.host.topology import observe
 from steelyard.host.topology.nvml import observe_nvml
-from steelyard.model.topology import PathClass, SwitchKind
+from steelyard.model.topology import PathClass, SwitchKind, Topology
 
 
 class NVMLError(Exception):
@@ -157,7 +162,21 @@ def test_nonsense_answers_never_raise(nonsense: Any) -> None:
     assert topology is not None and len(topology.gpus) == 2
 
 
-def test_the_installed_library_answers_or_says_that_there_is_no_driver() -> None:
+def test_the_program_prints_what_the_installed_library_tells() -> None:
     pytest.importorskip("pynvml")
-    topology = observe_nvml()
+    said = subprocess.run([sys.executable, "-m", "steelyard.host.topology.nvml"], capture_output=True, check=True).stdout
+    topology = msgspec.json.decode(said, type=Topology | None)
     assert topology is None or topology.sources == ("NVML",)
+
+
+def test_observing_this_machine_never_loads_the_library_s_module() -> None:
+    script = "import sys, steelyard.host.topology.observe as o; o.observe_topology(); print('pynvml' in sys.modules)"
+    assert subprocess.run([sys.executable, "-c", script], capture_output=True, check=True).stdout == b"False\n"
+
+
+@pytest.mark.parametrize("told", [Told(error="it failed with code 1."), Told("cut off"), Told("[]")])
+def test_a_program_that_fails_is_a_note(told: Told, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(observe.ctypes, "CDLL", lambda _: None)
+    monkeypatch.setattr(observe, "ask", lambda _: told)
+    topology = observe.observe_topology()
+    assert any("can't be asked" in note for note in topology.notes)
