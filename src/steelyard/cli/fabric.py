@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 import click
 
 from steelyard.errors import Refused
+from steelyard.model import words
 from steelyard.model.fabric import Fabric, name_key
 
 if TYPE_CHECKING:
@@ -52,7 +53,7 @@ def render_fabric(fabric: Fabric) -> str:
         (len(fabric.domains), "NVLink domain"),
         (len(fabric.blocks), "block"),
     )
-    lines = [" · ".join(_count(number, noun) for number, noun in counts if number) or "an empty fabric"]
+    lines = [" · ".join(words.count(number, noun) for number, noun in counts if number) or "an empty fabric"]
     levels = make_levels(fabric)
     for level in levels.levels:
         if level.name == "fabric":
@@ -64,7 +65,7 @@ def render_fabric(fabric: Fabric) -> str:
         lines += [f"  {level.labels[group]}: {_names(hosts)}" for group, hosts in members.items()]
     rails = sorted({rail for host in fabric.hosts for rail in host.rails})
     if rails:
-        lines.append(f"\n{_count(len(rails), 'rail')}")
+        lines.append(f"\n{words.count(len(rails), 'rail')}")
     notes = [f"note: {note}" for note in (*fabric.notes, *levels.notes)]
     return "\n".join([*lines, *([""] if notes else []), *notes])
 
@@ -107,7 +108,7 @@ def render_gang(plan: GangPlan) -> str:
     rows = [
         ("machines", " ".join(member.node for member in plan.members)),
         ("within one", plan.common_level),
-        ("touches", ", ".join(_count(number, level) for level, number in plan.span.items())),
+        ("touches", ", ".join(words.count(number, level) for level, number in plan.span.items())),
         ("rails", " ".join(map(str, plan.rails))),
     ]
     lines = [f"{name.ljust(14)} {text}" for name, text in rows if text]
@@ -120,7 +121,3 @@ def _names(hosts: Sequence[str]) -> str:
     if len(hosts) <= NAMED_MAX:
         return ", ".join(hosts)
     return f"{hosts[0]} … {hosts[-1]} ({len(hosts)} machines)"
-
-
-def _count(number: int, noun: str) -> str:
-    return f"{number} {noun}" if number == 1 else f"{number} {noun}{'es' if noun.endswith('ch') else 's'}"

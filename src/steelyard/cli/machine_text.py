@@ -13,6 +13,7 @@ from collections import Counter
 from collections.abc import Sequence
 
 from steelyard.host.sysfs import format_cpus
+from steelyard.model import words
 from steelyard.model.machine import Cache, Core, Device, Machine, NumaNode
 
 #: a picture narrower than this can't be read, a wider one is not better
@@ -50,10 +51,6 @@ def render_binary(size_bytes: int) -> str:
     return f"{size:.0f} {unit}" if size >= 9.95 else f"{f'{size:.1f}'.removesuffix('.0')} {unit}"
 
 
-def _count(number: int, noun: str) -> str:
-    return f"{number} {noun}" if number == 1 else f"{number} {noun}s"
-
-
 def _wrap(text: str, width: int, first: str, later: str) -> list[str]:
     return textwrap.wrap(text, width, initial_indent=first, subsequent_indent=later, break_long_words=True) or [first.rstrip()]
 
@@ -68,10 +65,10 @@ def _list_cpus(cpus: Sequence[int]) -> str:
 def _render_head(machine: Machine, width: int) -> list[str]:
     threads = len(machine.cpus)
     parts = [
-        _count(len({core.package for core in machine.cores}), "package"),
-        _count(len(machine.cores), "core"),
-        _count(threads, "thread") if threads != len(machine.cores) else "one thread each",
-        _count(len(machine.numa_nodes), "NUMA node"),
+        words.count(len({core.package for core in machine.cores}), "package"),
+        words.count(len(machine.cores), "core"),
+        words.count(threads, "thread") if threads != len(machine.cores) else "one thread each",
+        words.count(len(machine.numa_nodes), "NUMA node"),
         f"{render_binary(machine.memory_bytes)} memory",
     ]
     title = f"{machine.hostname} · {machine.cpu_model} · Linux {machine.kernel}"
@@ -100,7 +97,7 @@ def _draw_node(machine: Machine, node: NumaNode, width: int) -> list[str]:
     lines: list[str] = []
     for cache, below in _group_by_last_cache(machine.caches, cores):
         if cache is not None:
-            lines.append(f"L{cache.level} {render_binary(cache.size_bytes)}, shared by {_count(len(below), 'core')}")
+            lines.append(f"L{cache.level} {render_binary(cache.size_bytes)}, shared by {words.count(len(below), 'core')}")
         lines.extend(_draw_cores(below, inner))
     private = _describe_private(machine.caches, cores)
     if private:

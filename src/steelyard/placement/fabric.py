@@ -23,6 +23,7 @@ from __future__ import annotations
 import numpy as np
 import numpy.typing as npt
 
+from steelyard.model import words
 from steelyard.model.gang import GangDemand, GangMember, GangPlan, GangRefusal
 from steelyard.model.reason import Reason
 from steelyard.placement.fabric_split import Chosen, Pool, choose
@@ -211,13 +212,13 @@ def _explain(state: FabricState, demand: GangDemand, pool: Pool, chosen: Chosen,
     where = "the whole fabric" if name == "fabric" else f"{name} {state.labels[common][group]}"
     says = [f"{len(pool.rows)} of {_machines(state.size)} could take {_ask(demand)}"]
     if demand.rails_aligned:
-        says.append(f"they all have the same {_plural(rails.bit_count(), 'rail')}")
+        says.append(f"they all have the same {words.count(rails.bit_count(), 'rail')}")
     if common:
         below = state.levels[common - 1]
         most = int(pool.possible[common - 1].max())
         touched = len(np.unique(state.group[common - 1][chosen.rows]))
         why = f"one {below} holds {most} at most" if most < demand.nodes else f"{demand.preferred_level} was preferred"
-        says.append(f"{why}, so the {demand.nodes} take {_plural(touched, below)} in {where}")
+        says.append(f"{why}, so the {demand.nodes} take {words.count(touched, below)} in {where}")
     else:
         left = int(pool.possible[0][group]) - demand.nodes
         says.append(f"{where} holds all {demand.nodes} and could hold {left} more")
@@ -285,12 +286,8 @@ def _ask(demand: GangDemand) -> str:
     whole = " on a machine of its own" if demand.exclusive else ""
     if demand.share_milli:
         return f"{demand.share_milli / 1000:g} of a GPU{whole}"
-    return f"{_plural(demand.whole_gpus, 'free GPU')}{whole}"
-
-
-def _plural(number: int, noun: str) -> str:
-    return f"{number} {noun if number == 1 else 'leaves' if noun == 'leaf' else noun + 's'}"
+    return f"{words.count(demand.whole_gpus, 'free GPU')}{whole}"
 
 
 def _machines(number: int) -> str:
-    return _plural(number, "machine")
+    return words.count(number, "machine")

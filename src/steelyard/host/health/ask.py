@@ -27,7 +27,8 @@ def ask(command: Sequence[str], timeout_s: float = TIMEOUT_S) -> Told:
     program = shutil.which(command[0], path=path + ":/usr/sbin:/sbin")
     if program is None:
         return Told(missing=True)
-    environ = {"PATH": path, "LC_ALL": "C"}
+    # Containers of clouds find the driver's libraries by LD_LIBRARY_PATH alone.
+    environ = {"PATH": path, "LC_ALL": "C", "LD_LIBRARY_PATH": os.environ.get("LD_LIBRARY_PATH", "")}
     try:
         done = subprocess.run(
             [program, *command[1:]], capture_output=True, timeout=timeout_s, env=environ, stdin=subprocess.DEVNULL, check=False
