@@ -31,9 +31,13 @@ def test_replicas_run_on_the_functions_own_cores_and_jobs_elsewhere(shared: Clus
     again = allowed(shared.call("/own/pid").body.split()[1].decode())
     assert again == own
     shared.ok("delete", "own")
+
+    def given_back() -> bool:
+        everywhere = shared.ok("run", "--", "grep", "Cpus_allowed_list", "/proc/self/status").split()[1]
+        return set(expand(own)) <= set(expand(everywhere))
+
+    wait_until(given_back, 20, "jobs to run on the function's cores too")
     free_cores(shared)
-    everywhere = shared.ok("run", "--", "grep", "Cpus_allowed_list", "/proc/self/status").split()[1]
-    assert set(expand(own)) <= set(expand(everywhere))
 
 
 def test_cores_that_another_function_holds_are_refused_at_the_door(shared: Cluster) -> None:

@@ -38,6 +38,8 @@ class Slot:
     cgroup_fds: list[int]
     #: of its own; empty: the common ones
     cpus: tuple[int, ...]
+    #: the spawner that it was prepared under; no other may start it
+    spawner: str
 
     def close_fds(self) -> None:
         for fd in (self.page_fd, *self.log_fds, *self.cgroup_fds):
@@ -55,7 +57,8 @@ def make_slot(edges: Edges, function: AssignedFunction, logs: Path, ids: tuple[i
     page_path = edges.paths.pages / workload
     page = Page.create(str(page_path))
     page_fd = os.open(page_path, os.O_RDWR | os.O_CLOEXEC)
-    return Slot(workload, page, page_fd, open_logs(logs, ids), edges.cgroups.open_join(workload), plan.cpus)
+    joins = edges.cgroups.open_join(workload)
+    return Slot(workload, page, page_fd, open_logs(logs, ids), joins, plan.cpus, edges.spawner.instance)
 
 
 def open_logs(folder: Path, ids: tuple[int, int] | None) -> tuple[int, int]:

@@ -188,6 +188,9 @@ class RevisionHost:
         return True
 
     def _take_slot(self) -> Slot:
+        if self._slot is not None and self._slot.spawner != self.edges.spawner.instance:
+            # A caller may wake us between the new spawner's hello and `on_new_spawner`.
+            self.drop_slot()
         slot, self._slot = self._slot, None
         return slot or make_slot(self.edges, self.function, self.edges.paths.workloads / self.logs, self.ids)
 
