@@ -19,7 +19,6 @@ from steelyard.lifecycle.device_return import Holder
 from steelyard.lifecycle.node import NodeState
 from steelyard.model.health import NODE, Finding, Severity
 from steelyard.model.health_facts import HealthFacts
-from steelyard.model.ids import AttemptId
 from steelyard.model.job import Plan
 from steelyard.model.topology import Gpu, Topology
 
@@ -206,10 +205,10 @@ def test_a_device_waits_from_the_end_of_its_work_until_orphans_are_gone_and_memo
         monkeypatch.setattr("steelyard.agent.devices.LOOK_AGAIN_S", 0.0)
         edge, said = Devices(), list[str]()
         keeper = DeviceKeeper(tmp_path, set, set, lambda: None, said.append, edge)
-        plan, attempt = Plan(gpus=(GPU,)), AttemptId("job-1.1")
+        plan, attempt = Plan(gpus=(GPU,)), "job-1.1"
         await keeper.note_start(plan)
         edge.held, edge.used = (Holder(9, 90, "python3", "job-1.1"),), {GPU: 9 << 30}
-        keeper.note_end(attempt, plan)
+        keeper.note_end([attempt], plan)
         assert keeper.waiting == (GPU,)
         while not any("MiB of memory" in sentence for sentence in said):
             await asyncio.sleep(0)
@@ -230,7 +229,7 @@ def test_work_without_devices_costs_nothing(tmp_path: Path) -> None:
 
         keeper = DeviceKeeper(tmp_path, set, set, lambda: None, lambda sentence: None, Untouched())
         await keeper.note_start(Plan(cpus=(0,)))
-        keeper.note_end(AttemptId("job-1.1"), Plan(cpus=(0,)))
+        keeper.note_end(["job-1.1"], Plan(cpus=(0,)))
         assert keeper.waiting == ()
 
     asyncio.run(life())
@@ -240,7 +239,7 @@ def test_a_device_whose_files_are_not_known_is_returned_as_not_verified(tmp_path
     async def life() -> None:
         said: list[str] = []
         keeper = DeviceKeeper(tmp_path, set, set, lambda: None, said.append, Devices())
-        keeper.note_end(AttemptId("job-1.1"), Plan(gpus=("GPU0",)))
+        keeper.note_end(["job-1.1"], Plan(gpus=("GPU0",)))
         while keeper.waiting:
             await asyncio.sleep(0)
         assert "NOT VERIFIED" in said[-1]
