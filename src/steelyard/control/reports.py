@@ -23,6 +23,9 @@ from steelyard.model.reason import Reason
 from steelyard.store import Event, Store, Tx
 from steelyard.wire import agent as wire
 
+#: newest lines of machines' history that a repeated one is looked for in: several times what one report may repeat
+STORED_LOOK = 400
+
 
 class Seen(msgspec.Struct, frozen=True):
     report: wire.Report
@@ -148,8 +151,10 @@ async def carry_out(store: Store, actions: Actions) -> Report:
         changed = [change.job for job, change in actions.jobs if commit_change(tx, job, change, actions.now)]
         for function in actions.functions:
             tx.put_function(function)
+        told = set(tx.events("machine", None, STORED_LOOK)) if actions.report.health_events else set[Event]()
         for event in actions.events:
-            tx.add_event(event)
+            if event not in told:  # an agent repeats what has not been acknowledged yet
+                tx.add_event(event)
         if actions.machine is not None:
             tx.put_machine(actions.machine)
         tx.add_coldstarts(actions.report.coldstarts)

@@ -16,13 +16,12 @@ from pathlib import Path
 import msgspec
 
 from steelyard.host.health.ask import ask
-from steelyard.host.proc import observe_process
+from steelyard.host.proc import find_workload, observe_process
 from steelyard.host.sysfs import names, read_int, read_text
 from steelyard.lifecycle.device_return import Holder
 from steelyard.model.health import pci_of
 
 ATTEMPT_VARIABLE = "STEELYARD_ATTEMPT_ID="
-_WORKLOAD = re.compile(r"/steelyard-[0-9a-f]{8}/([A-Za-z0-9._-]+)$")
 
 
 class DeviceUsers(msgspec.Struct, frozen=True):
@@ -117,9 +116,9 @@ def _number(path: Path) -> int | None:
 def observe_workload(pid: int, root: Path = Path("/")) -> str | None:
     """The attempt or replica that a process belongs to; None for a process that is not ours."""
     for line in (read_text(root / f"proc/{pid}/cgroup") or "").splitlines():
-        match = _WORKLOAD.search(line)
-        if match is not None and match[1] != "shared":
-            return match[1]
+        workload = find_workload(line)
+        if workload is not None:
+            return workload
     try:
         environ = (root / f"proc/{pid}/environ").read_bytes()[:262_144].decode(errors="replace")
     except OSError:

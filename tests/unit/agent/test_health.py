@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import asyncio
+import os
 from collections.abc import Collection, Mapping
 from pathlib import Path
 
 import msgspec
 import pytest
 
+from steelyard.agent import health
 from steelyard.agent.devices import DeviceEdge, DeviceKeeper
 from steelyard.agent.health import FILE, HealthEdge, HealthKeeper
 from steelyard.clock import VirtualClock
@@ -245,3 +247,45 @@ def test_a_device_whose_files_are_not_known_is_returned_as_not_verified(tmp_path
         assert "NOT VERIFIED" in said[-1]
 
     asyncio.run(life())
+
+
+@pytest.mark.parametrize(
+    ("record", "wakes"),
+    [
+        (b"6,11,1000000,-;eth0: link becomes ready\n", False),
+        (XID.format(12).encode(), True),
+        (b"12,13,1000000,-;NVRM: Xid (PCI:0000:0f:00): 79, pid=1\n", False),
+    ],
+)
+def test_only_a_line_that_matters_makes_it_look_at_the_whole_log(record: bytes, wakes: bool) -> None:
+    wake, (reading, writing) = asyncio.Event(), os.pipe()
+    try:
+        os.set_blocking(reading, False)
+        os.write(writing, record)
+        health._drain_log(reading, wake)
+        assert wake.is_set() is wakes
+    finally:
+        os.close(reading)
+        os.close(writing)
+
+
+def test_lines_that_were_overwritten_unread_make_it_look(monkeypatch: pytest.MonkeyPatch) -> None:
+    def lost(fd: int, size: int) -> bytes:
+        raise BrokenPipeError
+
+    monkeypatch.setattr(health.os, "read", lost)
+    wake = asyncio.Event()
+    health._drain_log(0, wake)
+    assert wake.is_set()
+
+
+def test_a_disk_and_a_bridge_have_a_check_of_their_own(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    passed = Finding("probe", "x", Severity.PASS, "It was read.")
+    monkeypatch.setattr(health, "probe_disk", lambda name: passed if name == "sda" else None)
+    monkeypatch.setattr(health, "probe_pci", lambda pci: passed if pci == "0000:40:01.1" else None)
+    edge = HealthEdge(tmp_path)
+    assert [edge.probe(each, None).severity for each in ("sda", "0000:40:01.1", "numa:7")] == [
+        Severity.PASS,
+        Severity.PASS,
+        Severity.UNKNOWN,
+    ]

@@ -7,7 +7,10 @@ import subprocess
 import sys
 from pathlib import Path
 
+import pytest
+
 from steelyard.host.device_users import observe_device_nodes, observe_users, observe_workload, parse_memory
+from steelyard.host.proc import find_workload
 
 GPU, NIC = "0000:0f:00.0", "0000:4b:00.0"
 
@@ -76,3 +79,21 @@ def test_a_real_process_that_holds_a_real_device_file_is_found() -> None:
 
 def test_memory_in_use_is_read_and_what_is_not_told_is_left_out() -> None:
     assert parse_memory("00000000:19:00.0, 4\n00000000:3B:00.0, [N/A]\nnonsense\n") == {"0000:19:00.0": 4 << 20}
+
+
+@pytest.mark.parametrize(
+    ("line", "workload"),
+    [
+        ("0::/steelyard-0a1b2c3d/job-1.1", "job-1.1"),
+        ("0::/steelyard-0a1b2c3d/shared/job-1.1", "job-1.1"),
+        ("0::/steelyard-0a1b2c3d-idle/job-1.1", "job-1.1"),
+        ("0::/machine.slice/steelyard-0a1b2c3d/shared/f.1.5af3", "f.1.5af3"),
+        ("5:cpuset:/steelyard-0a1b2c3d/shared", None),
+        ("0::/steelyard-0a1b2c3d/shared/", None),
+        ("0::/steelyard-0a1b2c3d", None),
+        ("0::/steelyard-0a1b2c3d/job-1.1/inner/deep", "job-1.1"),
+        ("0::/user.slice", None),
+    ],
+)
+def test_every_place_where_a_workload_may_stand_is_traced_to_it(line: str, workload: str | None) -> None:
+    assert find_workload(line) == workload
