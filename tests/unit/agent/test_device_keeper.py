@@ -134,7 +134,8 @@ def test_what_waits_outlives_its_agent_with_the_work_that_must_leave(tmp_path: P
     asyncio.run(life())
 
 
-def test_a_second_end_on_a_device_that_waits_already_is_not_forgotten(tmp_path: Path) -> None:
+@pytest.mark.parametrize("left", ["job-1.1", "job-2.1"])
+def test_all_work_that_ended_on_a_device_must_have_left_it(tmp_path: Path, left: str) -> None:
     async def life() -> None:
         rig = Rig(tmp_path)
         rig.world.held = (Holder(7, 70, "monitor"),)
@@ -142,11 +143,32 @@ def test_a_second_end_on_a_device_that_waits_already_is_not_forgotten(tmp_path: 
         async with asyncio.timeout(10):
             while not rig.said:
                 await asyncio.sleep(0)
-        # its attempt is no more known to anybody by now
+        # neither attempt is known to anybody else by now
         rig.keeper.note_end(["job-2.1"], Plan(gpus=(GPU,)))
-        rig.world.held = (Holder(9, 90, "python3", "job-2.1"),)
+        rig.world.held = (Holder(9, 90, "python3", left),)
         await rig.until()
         assert rig.world.killed_in
+
+    asyncio.run(life())
+
+
+def test_a_look_from_before_an_end_does_not_free_the_device(tmp_path: Path) -> None:
+    async def life() -> None:
+        rig, loop = Rig(tmp_path), asyncio.get_running_loop()
+
+        async def end_another() -> None:
+            rig.keeper.note_end(["job-2.1"], Plan(gpus=(GPU,)))
+            rig.world.held = (Holder(9, 90, "python3", "job-2.1"),)
+
+        def users(nodes: Mapping[str, Collection[str]]) -> DeviceUsers:
+            rig.world.users = usual
+            asyncio.run_coroutine_threadsafe(end_another(), loop).result(10)
+            return DeviceUsers(dict.fromkeys(nodes, ()), complete=True)
+
+        usual, rig.world.users = rig.world.users, users
+        rig.keeper.note_end(["job-1.1"], Plan(gpus=(GPU,)))
+        await rig.until()
+        assert rig.world.killed_in, "the newer end was looked at too"
 
     asyncio.run(life())
 
