@@ -41,7 +41,7 @@ def test_what_a_job_left_on_a_device_is_traced_to_it_and_ended_before_the_device
         with hold() as monitor:  # was there before the job: stays, and does not count
             await keeper.note_start(Plan(gpus=(GPU,)))
             with hold(STEELYARD_ATTEMPT_ID=ATTEMPT) as orphan:
-                keeper.note_end(ATTEMPT, Plan(gpus=(GPU,)))
+                keeper.note_end([ATTEMPT], Plan(gpus=(GPU,)))
                 assert keeper.waiting == (GPU,)
                 async with asyncio.timeout(30):
                     while keeper.waiting:
@@ -60,7 +60,7 @@ def test_a_process_that_steelyard_did_not_start_keeps_the_device_out_and_lives(t
         keeper = DeviceKeeper(tmp_path, set, set, lambda: None, said.append, StandIn())
         await keeper.note_start(Plan(gpus=(GPU,)))
         with hold() as stranger:
-            keeper.note_end(ATTEMPT, Plan(gpus=(GPU,)))
+            keeper.note_end([ATTEMPT], Plan(gpus=(GPU,)))
             async with asyncio.timeout(30):
                 while not said:
                     await asyncio.sleep(0.01)

@@ -19,7 +19,6 @@ from steelyard.config import write_file
 from steelyard.host.device_users import DeviceUsers, observe_device_nodes, observe_memory, observe_users
 from steelyard.host.proc import observe_process
 from steelyard.lifecycle.device_return import Baseline, Holder, Verdict, decide_return
-from steelyard.model.ids import AttemptId
 from steelyard.model.job import Plan
 
 log = logging.getLogger(__name__)
@@ -56,9 +55,35 @@ class DeviceEdge:
             os.close(fd)
 
 
+class Wait(msgspec.Struct, frozen=True):
+    """Why a device is not back in the pool."""
+
+    #: the ended workloads that had it, of which nothing may be left on it
+    workloads: tuple[str, ...]
+    #: a GPU, whose memory must be free too
+    has_memory: bool = True
+
+
+class Kept(msgspec.Struct, frozen=True):
+    """The file."""
+
+    baselines: dict[str, Baseline] = {}
+    waiting: dict[str, Wait] = {}
+
+
+class Look(msgspec.Struct, frozen=True):
+    """All that one look saw, of all devices that wait."""
+
+    nodes: dict[str, tuple[str, ...]]
+    users: DeviceUsers
+    memory: dict[str, int]
+
+
 class DeviceKeeper:
     """Baselines and returns of all devices of one machine. `live` names the workloads that run now,
-    `ended` those that have ended and are still known."""
+    `ended` those that have ended and are still known.
+
+    Only the looking happens in another thread; whatever it leads to is decided and done on the event loop."""
 
     def __init__(
         self,
@@ -72,105 +97,111 @@ class DeviceKeeper:
         self._file = folder / FILE
         self._live, self._ended, self._changed, self._record = live, ended, changed, record
         self._edge = edge or DeviceEdge()
-        self._tasks: dict[str, asyncio.Task[None]] = {}
-        #: whose ends a device waits for; two that shared it may end one after the other
-        self._left: dict[str, set[AttemptId]] = {}
+        self._task: asyncio.Task[None] | None = None
         self._said: dict[str, str] = {}
         try:
-            self._baselines = msgspec.json.decode(self._file.read_bytes(), type=dict[str, Baseline])
-        except (FileNotFoundError, msgspec.MsgspecError):
+            kept = msgspec.json.decode(self._file.read_bytes(), type=Kept)
+        except (OSError, msgspec.MsgspecError):
             # A lost baseline only makes the judgement stricter: an idle device's memory is then taken to be empty.
-            self._baselines: dict[str, Baseline] = {}
+            kept = Kept()
+        self._baselines, self._waiting = dict(kept.baselines), dict(kept.waiting)
 
     @property
     def waiting(self) -> tuple[str, ...]:
         """Devices whose work has ended and that are not free yet."""
-        return tuple(sorted(self._tasks))
+        return tuple(sorted(self._waiting))
 
     async def note_start(self, plan: Plan) -> None:
         """Before work is started on these devices: remember what they look like."""
         wanted = set(devices_of(plan))
         if not wanted:
             return
-        fresh = await asyncio.to_thread(self._observe_baselines, wanted, set(self._live()))
-        self._baselines = {**self._baselines, **fresh}
-        try:
-            write_file(self._file, msgspec.json.encode(self._baselines))
-        except OSError as err:
-            # They hold in memory; without them a restarted agent judges more strictly.
-            log.warning("%s could not be written: %s", self._file, err)
-
-    def _observe_baselines(self, wanted: Collection[str], live: Collection[str]) -> dict[str, Baseline]:
-        users, memory = self._edge.users(self._nodes(wanted)), self._edge.memory()
-        found: dict[str, Baseline] = {}
+        live = set(self._live())
+        look = await asyncio.to_thread(self._observe, wanted)
         for device in wanted:
-            holders = users.holders.get(device, ())
+            holders = look.users.holders.get(device, ())
             # Of a device that running work shares, the earlier baseline stands.
             if not any(each.workload in live for each in holders):
-                found[device] = Baseline(tuple(each.process for each in holders), memory.get(device))
-        return found
+                self._baselines[device] = Baseline(tuple(each.process for each in holders), look.memory.get(device))
+        self._keep()
 
-    def note_end(self, attempt: AttemptId, plan: Plan) -> None:
-        """Its processes have been killed. The devices wait from this moment on, before anybody is told that the work ended."""
-        for device in devices_of(plan):
-            self._left.setdefault(device, set()).add(attempt)
-            if device not in self._tasks:
-                gpu = device in plan.gpus
-                self._tasks[device] = asyncio.get_running_loop().create_task(self._return(device, has_memory=gpu))
+    def note_end(self, workloads: Collection[str], plan: Plan) -> None:
+        """Their processes have been killed. The devices wait from this moment on, before anybody is told that the work ended."""
+        devices = devices_of(plan)
+        for device in devices:
+            before = self._waiting.get(device, Wait(()))
+            self._waiting[device] = Wait(tuple(sorted({*before.workloads, *workloads})), device in plan.gpus)
+        if devices:
+            self._keep()
+            self.resume()
 
-    async def _return(self, device: str, *, has_memory: bool) -> None:
-        while True:
+    def resume(self) -> None:
+        """Go on with what waits, also where an earlier agent left it."""
+        if self._waiting and (self._task is None or self._task.done()):
+            self._task = asyncio.get_running_loop().create_task(self._return_all())
+
+    async def _return_all(self) -> None:
+        while self._waiting:
             try:
-                # A thread looks at the machine; what it sees is judged here, where nothing changes meanwhile.
-                seen = await asyncio.to_thread(self._look, device, has_memory)
-                if self._judge(device, *seen, has_memory=has_memory):
-                    break
-            except Exception:  # a device must never be lost because one look at it failed
-                log.exception("%s: whether it is free could not be looked at", device)
-            await asyncio.sleep(LOOK_AGAIN_S)
-        for known in (self._tasks, self._left, self._said):
-            known.pop(device, None)
-        self._changed()
+                await self._look()
+            except Exception:
+                # The last line of defence: a device must not be lost because one look broke.
+                log.exception("whether devices are free could not be looked at")
+            if self._waiting:
+                await asyncio.sleep(LOOK_AGAIN_S)
 
-    def _look(self, device: str, has_memory: bool) -> tuple[tuple[str, ...], DeviceUsers, int | None]:
-        """(its files, who has them open, its used memory)"""
-        nodes = self._nodes([device])
-        users = self._edge.users(nodes)
-        return nodes[device], users, self._edge.memory().get(device) if has_memory else None
+    async def _look(self) -> None:
+        waits = dict(self._waiting)
+        look = await asyncio.to_thread(self._observe, tuple(waits))
+        live, ended = set(self._live()), set(self._ended())
+        for device, wait in waits.items():
+            # Where more work ended on it meanwhile, only the next look can tell.
+            if self._waiting[device] == wait and self._judge(device, wait, look, live, ended):
+                self._waiting.pop(device, None)
+                self._said.pop(device, None)
+                self._keep()
+                self._changed()
 
-    def _judge(
-        self, device: str, nodes: tuple[str, ...], users: DeviceUsers, memory_bytes: int | None, *, has_memory: bool
-    ) -> bool:
+    def _judge(self, device: str, wait: Wait, look: Look, live: set[str], ended: set[str]) -> bool:
         """True when the device may go back to the pool."""
-        left = self._left.get(device, set())
         decision = decide_return(
             device,
-            users.holders.get(device, ()),
-            set(self._live()) - left,
-            {*left, *self._ended()},
-            memory_bytes,
+            look.users.holders.get(device, ()),
+            live - set(wait.workloads),
+            {*wait.workloads, *ended},
+            look.memory.get(device) if wait.has_memory else None,
             self._baselines.get(device, Baseline()),
-            has_memory=has_memory,
+            has_memory=wait.has_memory,
         )
         sentence = decision.sentence
-        if decision.verdict in (Verdict.RETURN, Verdict.NOT_VERIFIED) and not nodes:
+        free = decision.verdict in (Verdict.RETURN, Verdict.NOT_VERIFIED)
+        if free and not look.nodes[device]:
             sentence = f"{device}: NOT VERIFIED that no process holds it; which device files it has is not known."
-        elif decision.verdict in (Verdict.RETURN, Verdict.NOT_VERIFIED) and not users.complete:
+        elif free and not look.users.complete:
             sentence = f"{device}: NOT VERIFIED that no process holds it; only root may see what others have open."
         if self._said.get(device) != sentence:
             self._said[device] = sentence
             self._record(sentence)
         for orphan in decision.orphans:
             self._edge.kill(orphan)
-        return decision.verdict in (Verdict.RETURN, Verdict.NOT_VERIFIED)
+        return free
 
-    def _nodes(self, wanted: Collection[str]) -> dict[str, tuple[str, ...]]:
+    def _observe(self, wanted: Collection[str]) -> Look:
+        """In another thread: touches nothing but the world. Once for all devices, because asking a driver takes long."""
         nodes = self._edge.nodes()
-        return {device: nodes.get(device.partition("/")[0], ()) for device in wanted}
+        mine = {device: nodes.get(device.partition("/")[0], ()) for device in wanted}
+        return Look(mine, self._edge.users(mine), self._edge.memory())
+
+    def _keep(self) -> None:
+        try:
+            write_file(self._file, msgspec.json.encode(Kept(self._baselines, self._waiting)))
+        except OSError as err:
+            # They hold in memory; without them a restarted agent judges more strictly.
+            log.warning("%s could not be written: %s", self._file, err)
 
     def close(self) -> None:
-        for task in self._tasks.values():
-            task.cancel()
+        if self._task is not None:
+            self._task.cancel()
 
 
 def devices_of(plan: Plan) -> tuple[str, ...]:

@@ -16,9 +16,11 @@ from collections.abc import Awaitable, Callable, Coroutine
 from pathlib import Path
 
 from steelyard.agent.code import ensure_code
+from steelyard.agent.devices import DeviceKeeper, devices_of
 from steelyard.agent.edges import Edges
 from steelyard.agent.identity import choose_ids, explain_start
 from steelyard.agent.ledger import Ledger
+from steelyard.agent.presence import GONE, Presence
 from steelyard.agent.readiness import POLL_S, ask_ready, make_listener
 from steelyard.agent.replica import FAILED, SERVING
 from steelyard.agent.revision import RevisionHost
@@ -27,6 +29,7 @@ from steelyard.gateway import Cluster, Route
 from steelyard.model.coldstart import ColdStart
 from steelyard.model.function import FunctionState
 from steelyard.model.ids import FunctionName
+from steelyard.model.job import Plan
 from steelyard.model.reason import Reason
 from steelyard.wire.agent import AssignedFunction, FunctionSeen
 
@@ -56,7 +59,10 @@ class FunctionHost:
         on_awake: Callable[[], None],
         apply_routes: Callable[[], Awaitable[None]],
         ledger: Ledger,
+        devices: DeviceKeeper,
+        presence: Presence,
     ) -> None:
+        self._devices, self._presence = devices, presence
         self._edges, self.name = edges, name
         self._on_change, self._on_coldstart, self._on_awake = on_change, on_coldstart, on_awake
         self._apply_routes, self._ledger = apply_routes, ledger
@@ -113,6 +119,10 @@ class FunctionHost:
     async def _roll_out(self, function: AssignedFunction) -> None:
         host: RevisionHost | None = None
         try:
+            plan = function.plan or Plan()
+            self._presence.check(plan)
+            if devices_of(plan):
+                await self._devices.note_start(plan)
             host = await self.make_host(function, None)
             self._rolling = host
             await self._make_ready(host)
@@ -121,7 +131,8 @@ class FunctionHost:
         except RolloutFailed as err:
             self._failure = (err.reason, err.public)
         except SteelyardError as err:
-            reason = Reason.GATEWAY_REJECTED if err.code == Reason.GATEWAY_REJECTED else Reason.START_FAILED
+            known = {str(Reason.GATEWAY_REJECTED): Reason.GATEWAY_REJECTED, GONE: Reason.DEVICE_GONE}
+            reason = known.get(err.code, Reason.START_FAILED)
             ids = choose_ids(function.owner, function.spec.as_root, self._edges.settings, os.geteuid())
             self._failure = (reason, explain_start(err.public, ids, function.owner))
         except OSError as err:
@@ -149,7 +160,9 @@ class FunctionHost:
         else:
             listener = make_listener(socket_path(self._edges, function))
             self._edges.spawner.hold_socket(socket_name(function), listener.fileno())
-        return RevisionHost(self._edges, function, code, listener, self._on_change, self._on_coldstart, self._on_awake)
+        return RevisionHost(
+            self._edges, function, code, listener, self._presence, self._on_change, self._on_coldstart, self._on_awake
+        )
 
     async def _make_ready(self, host: RevisionHost) -> None:
         if host.template is not None:
@@ -246,7 +259,10 @@ class FunctionHost:
             self._drain(old)
 
     def _close(self, host: RevisionHost) -> None:
+        had = host.workloads
         host.close()
+        # Only now: between its replicas the devices stay the revision's own.
+        self._devices.note_end(had, host.plan)
         self._ledger.set_draining(host.function, False)
         self._edges.spawner.drop_socket(socket_name(host.function))
         socket_path(self._edges, host.function).unlink(missing_ok=True)

@@ -7,10 +7,12 @@ import logging
 import os
 from collections.abc import Callable, Iterable
 
+from steelyard.agent.devices import DeviceKeeper, devices_of
 from steelyard.agent.edges import Edges
 from steelyard.agent.function import FunctionHost, socket_name, socket_path
 from steelyard.agent.ledger import Ledger
 from steelyard.agent.memory import TemplateUse, choose_evictions, choose_return
+from steelyard.agent.presence import Presence
 from steelyard.agent.replica import KIND as REPLICA
 from steelyard.agent.revision import RevisionHost
 from steelyard.agent.template import KIND as TEMPLATE
@@ -35,9 +37,17 @@ class FunctionKeeper:
     """Level-triggered: `reconcile` may be called at any time with the functions that should be here."""
 
     def __init__(
-        self, edges: Edges, ledger: Ledger, on_change: Callable[[], None], on_coldstart: Callable[[ColdStart], None]
+        self,
+        edges: Edges,
+        ledger: Ledger,
+        on_change: Callable[[], None],
+        on_coldstart: Callable[[ColdStart], None],
+        *,
+        devices: DeviceKeeper,
+        presence: Presence,
     ) -> None:
         self._edges, self._ledger = edges, ledger
+        self._devices, self._presence = devices, presence
         self._on_change, self._on_coldstart = on_change, on_coldstart
         self._hosts: dict[FunctionName, FunctionHost] = {}
         self._keys: tuple[str, ...] = ()
@@ -58,6 +68,8 @@ class FunctionKeeper:
             on_awake=self._wake_ticker,
             apply_routes=self.apply_routes,
             ledger=self._ledger,
+            devices=self._devices,
+            presence=self._presence,
         )
         self._hosts[name] = host
         return host
@@ -229,15 +241,20 @@ class FunctionKeeper:
         return [item for host in self._hosts.values() for revision in host.hosts for item in revision.running]
 
     @property
-    def log_folders(self) -> set[WorkloadId]:
-        """Folders whose logs may be growing."""
-        return {WorkloadId(revision.logs) for host in self._hosts.values() for revision in host.hosts if revision.replicas}
+    def workloads(self) -> set[str]:
+        """Replicas and templates that may have a process now."""
+        return {each for host in self._hosts.values() for revision in host.hosts for each in revision.workloads}
 
     @property
     def devices_in_use(self) -> set[str]:
-        revisions = [revision for host in self._hosts.values() for revision in host.hosts if revision.replicas]
-        plans = [revision.function.plan for revision in revisions if revision.function.plan is not None]
-        return {device for plan in plans for device in (*plan.gpus, *plan.nics)}
+        """Of the revisions that have a process now; a sleeping one computes on nothing."""
+        revisions = (revision for host in self._hosts.values() for revision in host.hosts if revision.workloads)
+        return {device for revision in revisions for device in devices_of(revision.plan)}
+
+    @property
+    def log_folders(self) -> set[WorkloadId]:
+        """Folders whose logs may be growing."""
+        return {WorkloadId(revision.logs) for host in self._hosts.values() for revision in host.hosts if revision.replicas}
 
     def held(self, newest: Iterable[AssignedFunction]) -> tuple[HeldPlan, ...]:
         """Cores and devices that revisions run on beside those of the newest ones: they roll out, drain, or serve on because the

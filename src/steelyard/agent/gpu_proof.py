@@ -7,10 +7,16 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+from steelyard.host.device_nodes import mps_runs
 from steelyard.host.proc import read_environment
 from steelyard.lifecycle.environment import read_gpus
 from steelyard.model.job import Plan
 from steelyard.model.topology import Topology
+
+
+def shares_by_mps(plan: Plan) -> bool:
+    """Is this plan's share of its GPUs held by NVIDIA's MPS? Asked at each start: the daemon comes and goes."""
+    return bool(plan.gpus) and plan.gpu_fraction < 1 and mps_runs()
 
 
 def asked_gpus(plan: Plan, topology: Topology | None) -> dict[str, object]:

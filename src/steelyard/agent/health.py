@@ -22,9 +22,9 @@ import msgspec
 from steelyard.clock import Clock
 from steelyard.config import write_file
 from steelyard.errors import Conflict, SteelyardError
-from steelyard.host.health.kernel_log import observe_kernel_log
+from steelyard.host.health.kernel_log import matters, observe_kernel_log
 from steelyard.host.health.observe import observe_health
-from steelyard.host.health.probe import probe_gpu, probe_nic, probe_node, probe_nvme
+from steelyard.host.health.probe import probe_disk, probe_gpu, probe_nic, probe_node, probe_nvme, probe_pci
 from steelyard.lifecycle.drift import check_drift, tells_less, topology_hash
 from steelyard.lifecycle.health import forgive, judge_health
 from steelyard.lifecycle.health_topology import judge_topology
@@ -49,8 +49,11 @@ log = logging.getLogger(__name__)
 FILE = "health.json"
 #: a full look (tools are asked); the kernel's log is looked at when it has something new
 FULL_LOOK_S = 300.0
-#: between two looks at a log that keeps growing
-LOG_LOOK_S = 5.0
+#: between two looks at a log that keeps saying what matters, and at most after several in a row
+LOG_LOOK_S, LOG_LOOK_MAX_S = 2.0, 10.0
+#: records read at once
+DRAIN_MAX = 100
+NO_PROBE = "No active check is known for it, or it is not there any more."
 EVENTS_MAX = 1000
 EVENTS_PER_REPORT = 100
 
@@ -92,7 +95,7 @@ class HealthEdge:
             return probe_nvme(subject)
         if known is not None and any(subject in (nic.id, nic.name) for nic in known.nics):
             return probe_nic(subject)
-        return Finding("probe", subject, Severity.UNKNOWN, "No active check is known for it.")
+        return probe_disk(subject) or probe_pci(subject) or Finding("probe", subject, Severity.UNKNOWN, NO_PROBE)
 
 
 def read_kept(file: Path) -> Kept | None:
@@ -175,6 +178,7 @@ class HealthKeeper:
         try:
             while True:
                 await self._look_safely(log_only=False)
+                pause_s = LOG_LOOK_S
                 due = self._clock.mono_ns() + FULL_LOOK_S * 1e9
                 while (left := (due - self._clock.mono_ns()) / 1e9) > 0:
                     with contextlib.suppress(TimeoutError):
@@ -182,7 +186,8 @@ class HealthKeeper:
                             await wake.wait()
                         wake.clear()
                         await self._look_safely(log_only=True)
-                        await asyncio.sleep(LOG_LOOK_S)
+                        await asyncio.sleep(pause_s)
+                        pause_s = min(2 * pause_s, LOG_LOOK_MAX_S) if wake.is_set() else LOG_LOOK_S
         finally:
             if fd is not None:
                 asyncio.get_running_loop().remove_reader(fd)
@@ -324,7 +329,16 @@ def _open_log() -> int | None:
 
 
 def _drain_log(fd: int, wake: asyncio.Event) -> None:
-    """Only that something came: the look reads the log for itself."""
-    with contextlib.suppress(OSError):
-        while os.read(fd, 8192):
-            wake.set()
+    """Only whether something came that matters: the look reads the log for itself, which is too dear for every line of a noisy
+    kernel. What is left after `DRAIN_MAX` calls again."""
+    try:
+        for _ in range(DRAIN_MAX):
+            record = os.read(fd, 8192)
+            if not record:
+                return
+            if matters(record):
+                wake.set()
+    except BlockingIOError:
+        return
+    except OSError:
+        wake.set()  # lines were lost before they could be read: they may have mattered

@@ -15,7 +15,7 @@ from dataclasses import dataclass, field
 
 from steelyard.agent.cleanup import Cleanup
 from steelyard.agent.devices import DeviceKeeper, devices_of
-from steelyard.agent.gpu_proof import asked_gpus, explain_share, got_gpus
+from steelyard.agent.gpu_proof import asked_gpus, explain_share, got_gpus, shares_by_mps
 from steelyard.agent.identity import choose_ids, explain_start, make_env
 from steelyard.agent.presence import GONE, Presence
 from steelyard.agent.reconcile import (
@@ -34,7 +34,6 @@ from steelyard.clock import Clock
 from steelyard.config import Paths, Settings
 from steelyard.errors import SteelyardError
 from steelyard.host import Cgroups
-from steelyard.host.device_nodes import mps_runs
 from steelyard.host.proc import read_got
 from steelyard.lifecycle.environment import make_environment
 from steelyard.lifecycle.promise import Wakeups
@@ -46,6 +45,7 @@ from steelyard.model.proof import Proof, ProofState
 from steelyard.model.reason import Reason
 from steelyard.model.timing import Timing
 from steelyard.runtime.process import Adopted, ProcessRuntime
+from steelyard.runtime.records import Handle
 from steelyard.wire.agent import AssignedJob, AttemptState
 from steelyard.wire.spawn import Exited
 
@@ -70,6 +70,8 @@ class _Attempt:
     signalled_ns: int | None = None
     proof: Proof | None = None
     matched_before: bool = False
+    #: NVIDIA's sharing daemon answered when it was started (or taken over)
+    mps: bool = False
     #: the watcher's last counts; of an ended job, the final ones
     wakeups: Wakeups = field(default_factory=Wakeups)
 
@@ -88,27 +90,21 @@ class JobKeeper:
         clock: Clock,
         timing: TimingKeeper,
         changed: Callable[[], None],
-        record: Callable[[str], None] = lambda sentence: None,
+        devices: DeviceKeeper,
+        presence: Presence,
     ) -> None:
-        self._timing = timing
+        self._timing, self._devices, self._presence = timing, devices, presence
         self._paths, self._settings, self._machine = paths, settings, machine
         self._runtime, self._cleanup, self._cgroups, self._clock = runtime, cleanup, cgroups, clock
         self._changed = changed
         self._attempts: dict[AttemptId, _Attempt] = {}
         self._assigned: dict[AttemptId, AssignedJob] = {}
         self._tasks: set[asyncio.Task[None]] = set()
-        self.presence = Presence(machine.topology)
-        self._mps = machine.topology is not None and bool(machine.topology.gpus) and mps_runs()
         self._timer: asyncio.TimerHandle | None = None
-        #: other work that may share a device: replicas of functions
-        self.neighbours: Callable[[], set[str]] = set
         #: cores of dedicated functions
         self._reserved: list[tuple[int, ...]] = []
-        self.devices = DeviceKeeper(
-            paths.agent, lambda: self._in("starting", "running") | self.neighbours(), lambda: self._in("ended"), changed, record
-        )
 
-    def _in(self, *phases: str) -> set[str]:
+    def attempts_in(self, *phases: str) -> set[str]:
         return {attempt for attempt, state in self._attempts.items() if state.phase in phases}
 
     # -- truth from the machine
@@ -121,12 +117,16 @@ class JobKeeper:
             plan = item.intent.plan if item.intent else plans.get(attempt, Plan())
             # Its process is gone and its exit code with it: it has ended, and there is nothing more to find out.
             phase = "ended" if item.reason is Reason.EXIT_UNKNOWN else str(item.state)
-            state = _Attempt(phase=phase, plan=plan, reason=item.reason, detail=item.detail)
+            state = _Attempt(phase=phase, plan=plan, reason=item.reason, detail=item.detail, mps=shares_by_mps(plan))
             if item.handle is not None:
                 state.pid, state.start_time, state.started_at = item.handle.pid, item.handle.start_time, item.handle.at
             self._attempts[attempt] = state
             if item.exited is not None:
                 self._end(attempt, state, item.exited)
+            elif phase == "ended":
+                # Nobody saw its end: what it left behind ends now, and its devices wait as after any other.
+                self._cgroups.kill(item.workload)
+                self._devices.note_end([attempt], plan)
         living = [(attempt, state.plan) for attempt, state in self._attempts.items() if state.phase == "running"]
         self._timing.adopt(living, probes)
 
@@ -146,7 +146,7 @@ class JobKeeper:
         state.wakeups = self._timing.observe_wakeups(attempt) or state.wakeups
         self._timing.release(attempt)
         state.phase, state.ended_at = "ended", exited.ended_at
-        self.devices.note_end(attempt, state.plan)
+        self._devices.note_end([attempt], state.plan)
         state.exit_code, state.signum = exited.exit_code, exited.signal
         state.peak_memory_bytes = reading.memory_peak_bytes or exited.peak_rss_bytes
         if exited.signal is None and exited.exit_code is None:
@@ -169,7 +169,7 @@ class JobKeeper:
         self._cgroups.kill(workload)
         self._timing.release(AttemptId(workload))
         state.phase, state.reason = "ended", Reason.EXIT_UNKNOWN
-        self.devices.note_end(AttemptId(workload), state.plan)
+        self._devices.note_end([workload], state.plan)
         state.detail = "The process ended while its parent was down, so its exit code is not known."
         state.ended_at = self._clock.now_us()
         self._changed()
@@ -221,36 +221,17 @@ class JobKeeper:
     async def _start(self, job: AssignedJob) -> None:
         state = self._attempts[job.attempt]
         ids = choose_ids(job.owner, job.spec.as_root, self._settings, os.geteuid())
-        folder = str(self._paths.workloads / job.attempt)
-        env = make_env(job.spec.env, folder, ids, job.owner)
-        env |= {"STEELYARD_JOB_ID": job.job, "STEELYARD_ATTEMPT_ID": job.attempt}
         try:
-            env = make_environment(job.plan, self._machine.topology, env, mps=self._mps)
-            self.presence.check(job.plan)
-            if job.plan.cpus:
-                self._share_cpus()
-            self._timing.hold(job.attempt, job.plan)
-            if devices_of(job.plan):
-                await self.devices.note_start(job.plan)
-            handle = await self._runtime.start(
-                WorkloadId(job.attempt),
-                kind=KIND,
-                argv=job.spec.argv,
-                env=env,
-                cwd=job.spec.cwd,
-                uid=ids[0] if ids else None,
-                gid=ids[1] if ids else None,
-                plan=job.plan,
-            )
-        except Exception as err:  # whatever it is, an attempt must not stay "starting" for ever
-            if not isinstance(err, SteelyardError):
-                log.exception("%s could not be started", job.attempt)
-            text, code = (err.public, err.code) if isinstance(err, SteelyardError) else (f"{type(err).__name__}: {err}", "")
-            state.phase = "not-started"
-            state.reason = Reason.DEVICE_GONE if code == GONE else Reason.START_FAILED
-            state.detail = explain_start(text, ids, job.owner)
-            state.ended_at = self._clock.now_us()
-            self._timing.release(job.attempt)
+            handle = await self._launch(job, state, ids)
+        except SteelyardError as err:
+            reason = Reason.DEVICE_GONE if err.code == GONE else Reason.START_FAILED
+            self._note_not_started(job, state, reason, explain_start(err.public, ids, job.owner))
+        except Exception as err:
+            # A defect of ours: the user must not wait for ever, and the log must name it.
+            log.exception("start of %s", job.attempt)
+            self._runtime.kill(WorkloadId(job.attempt))
+            detail = f"Steelyard itself failed ({err!r}); the agent's log has more."
+            self._note_not_started(job, state, Reason.START_FAILED, detail)
         else:
             state.pid, state.start_time, state.started_at = handle.pid, handle.start_time, handle.at
             if state.phase == "starting":  # a short one may have ended already
@@ -259,6 +240,33 @@ class JobKeeper:
                 await self._timing.start_probe(job)
         self._changed()
         self._step()
+
+    async def _launch(self, job: AssignedJob, state: _Attempt, ids: tuple[int, int] | None) -> Handle:
+        state.mps = shares_by_mps(job.plan)
+        env = make_env(job.spec.env, str(self._paths.workloads / job.attempt), ids, job.owner)
+        env |= {"STEELYARD_JOB_ID": job.job, "STEELYARD_ATTEMPT_ID": job.attempt}
+        env = make_environment(job.plan, self._machine.topology, env, mps=state.mps)
+        self._presence.check(job.plan)
+        if job.plan.cpus:
+            self._share_cpus()
+        self._timing.hold(job.attempt, job.plan)
+        if devices_of(job.plan):
+            await self._devices.note_start(job.plan)
+        return await self._runtime.start(
+            WorkloadId(job.attempt),
+            kind=KIND,
+            argv=job.spec.argv,
+            env=env,
+            cwd=job.spec.cwd,
+            uid=ids[0] if ids else None,
+            gid=ids[1] if ids else None,
+            plan=job.plan,
+        )
+
+    def _note_not_started(self, job: AssignedJob, state: _Attempt, reason: Reason, detail: str) -> None:
+        state.phase, state.reason, state.detail = "not-started", reason, detail
+        state.ended_at = self._clock.now_us()
+        self._timing.release(job.attempt)
 
     def reserve(self, plans: Iterable[Plan]) -> None:
         """Keep jobs off the cores of dedicated functions, older revisions that still serve among them."""
@@ -335,7 +343,7 @@ class JobKeeper:
             return  # it ended while we looked: the last reading stands
         got |= self._timing.got(job, pids, "cpuset" in self._cgroups.controllers)
         got |= got_gpus(pids, self._machine.topology)
-        shared, said = explain_share(job.plan, self._mps)
+        shared, said = explain_share(job.plan, state.mps)
         forbidden, notes = self._timing.explain(job)
         forbidden, notes = (*forbidden, *shared), (*notes, *said)
         proof = check_proof(self._asked(job), got, state.matched_before, self._clock.now_us(), forbidden, notes)

@@ -14,6 +14,7 @@ from pathlib import Path
 
 import msgspec
 
+from steelyard.agent.devices import DeviceKeeper
 from steelyard.agent.edges import Edges
 from steelyard.agent.functions import FunctionKeeper
 from steelyard.agent.health import HealthEdge, HealthKeeper
@@ -21,6 +22,7 @@ from steelyard.agent.jobs import KIND as JOB
 from steelyard.agent.jobs import JobKeeper
 from steelyard.agent.ledger import Ledger
 from steelyard.agent.link import Link
+from steelyard.agent.presence import Presence
 from steelyard.agent.timing import KIND as PROBE
 from steelyard.agent.timing import TimingKeeper
 from steelyard.errors import SteelyardError
@@ -54,8 +56,6 @@ class Agent:
         self._coldstarts: deque[ColdStart] = deque(maxlen=COLDSTARTS_MAX)
         self._in_flight: dict[int, int] = {}
         self._events_in_flight: dict[int, int] = {}
-        #: what starts have missed, as it was reported last
-        self._missing: tuple[str, ...] = ()
         self._orphans: dict[WorkloadId, int] = {}
         timing = TimingKeeper(edges.paths, edges.runtime, edges.cleanup, edges.clock, edges.journal, root=os.geteuid() == 0)
         self.health = HealthKeeper(
@@ -66,6 +66,17 @@ class Agent:
             self._changed,
             HealthEdge(edges.paths.agent, edges.observe_topology),
         )
+        # Shared by jobs and functions: a device may be used by both, and must not go back while either has it.
+        self.devices = DeviceKeeper(
+            edges.paths.agent,
+            lambda: self.jobs.attempts_in("starting", "running") | self.functions.workloads,
+            lambda: self.jobs.attempts_in("ended"),
+            self._changed,
+            self.health.record,
+        )
+        self.presence = Presence(edges.machine.topology)
+        #: what starts have missed, as it was reported last
+        self._missing: tuple[str, ...] = ()
         self.jobs = JobKeeper(
             edges.paths,
             edges.settings,
@@ -76,10 +87,12 @@ class Agent:
             edges.clock,
             timing,
             self._changed,
-            self.health.record,
+            self.devices,
+            self.presence,
         )
-        self.functions = FunctionKeeper(edges, self._ledger, self._changed, self._add_coldstart)
-        self.jobs.neighbours = lambda: {str(workload) for workload, _, _ in self.functions.running}
+        self.functions = FunctionKeeper(
+            edges, self._ledger, self._changed, self._add_coldstart, devices=self.devices, presence=self.presence
+        )
         self._link = Link(
             edges.settings,
             edges.paths.agent_token,
@@ -102,7 +115,7 @@ class Agent:
             for task in tasks:
                 task.cancel()
             self.functions.close()
-            self.jobs.devices.close()
+            self.devices.close()
 
     def _in_use(self) -> set[str]:
         """Devices that work has, and `node` while any work runs."""
@@ -182,6 +195,7 @@ class Agent:
         for workload, pid, _ in [*self.jobs.running, *self.functions.running]:
             if workload not in children:
                 self._watch_orphan(workload, pid)
+        self.devices.resume()
         if assignment.generation:
             self._reconcile(assignment)
 
@@ -215,6 +229,7 @@ class Agent:
         rows = tuple(self._coldstarts)[:COLDSTARTS_PER_REPORT]
         self._in_flight[seq] = len(rows)
         node, events = self.health.node, self.health.events()
+        self._missing = self.presence.missing
         self._events_in_flight[seq] = events[-1].serial if events else 0
         return Report(
             seq=seq,
@@ -224,7 +239,7 @@ class Agent:
             attempts=self.jobs.attempts(),
             functions=self.functions.seen(),
             coldstarts=rows,
-            blocked=tuple(sorted({*node.blocked, *self.jobs.devices.waiting, *self.jobs.presence.missing})),
+            blocked=tuple(sorted({*node.blocked, *self.devices.waiting, *self._missing})),
             blocked_pairs=node.blocked_pairs,
             held=self.functions.held(self._ledger.assignment.functions),
             health_events=events,
@@ -280,14 +295,17 @@ class Agent:
             if self.jobs.running:
                 self.jobs.observe_proofs()
 
+    def _look_at_missing(self) -> None:
+        """What a start missed may be back: nothing but a look can tell, and the server waits for the word."""
+        if self.presence.missing != self._missing:
+            self._changed()
+
     async def _housekeeping(self) -> None:
         while True:
             await asyncio.sleep(HOUSEKEEPING_S)
             self._edges.cleanup.retry()
-            if (missing := self.jobs.presence.missing) != self._missing:
-                self._missing = missing
-                self._changed()
             self.health.on_use()
+            self._look_at_missing()
             for workload in {item[0] for item in self.jobs.running} | self.functions.log_folders:
                 for stream in ("stdout", "stderr"):
                     await asyncio.to_thread(rotate, self._log_folder(workload) / stream, LOG_KEEP_BYTES)

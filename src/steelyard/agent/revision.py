@@ -18,7 +18,9 @@ from pathlib import Path
 
 from steelyard.agent.answer import refuse_waiting, render_refusal
 from steelyard.agent.edges import Edges
+from steelyard.agent.gpu_proof import shares_by_mps
 from steelyard.agent.identity import choose_ids, make_env
+from steelyard.agent.presence import GONE, Presence
 from steelyard.agent.replica import FAILED, SERVING, Replica, Slot, make_slot
 from steelyard.agent.starter import start_plain
 from steelyard.agent.template import TemplateKeeper
@@ -53,16 +55,19 @@ class RevisionHost:
         function: AssignedFunction,
         code: Path,
         listener: socket.socket,
+        presence: Presence,
         on_change: Callable[[], None],
         on_coldstart: Callable[[ColdStart], None],
         on_awake: Callable[[], None],
     ) -> None:
         self.edges, self.function, self.code, self.listener = edges, function, code, listener
+        self._presence = presence
         self._on_change, self._on_coldstart, self._on_awake = on_change, on_coldstart, on_awake
+        self.plan = function.plan or Plan()
         self.ids = choose_ids(function.owner, function.spec.as_root, edges.settings, os.geteuid())
         self.logs = f"fn.{function.name}"
         env = make_env(function.spec.env, str(code), self.ids, function.owner)
-        self.env = make_environment(function.plan or Plan(), edges.machine.topology, env, threads=False)
+        self.env = make_environment(self.plan, edges.machine.topology, env, threads=False, mps=shares_by_mps(self.plan))
         self.template: TemplateKeeper | None = None
         if function.spec.attr is not None:
             self.template = TemplateKeeper(edges, function, code, self.logs, self.env, self.ids)
@@ -135,12 +140,14 @@ class RevisionHost:
         if isinstance(err, Unreachable):
             asyncio.get_running_loop().call_later(SPAWNER_WAIT_S, self.arm)
             return
-        self._count_failure(Reason.START_FAILED, getattr(err, "public", str(err)))
+        gone = isinstance(err, SteelyardError) and err.code == GONE
+        self._count_failure(Reason.DEVICE_GONE if gone else Reason.START_FAILED, getattr(err, "public", str(err)))
 
     async def _start(self, seen_ns: int, woken: bool, listener: socket.socket | None = None) -> Replica:
         try:
             if not self.edges.spawner.connected:
                 raise Unreachable("The spawner is away; nobody would record the replica's end.", code="spawner-unreachable")
+            self._presence.check(self.plan)
             slot = self._take_slot()
         except (SteelyardError, OSError) as err:
             self._no_slot(err)
@@ -378,6 +385,12 @@ class RevisionHost:
         task = asyncio.get_running_loop().create_task(work)
         self._tasks.add(task)
         task.add_done_callback(self._tasks.discard)
+
+    @property
+    def workloads(self) -> set[str]:
+        """Replicas and template that may have a process now."""
+        template = self.template.workload if self.template is not None else None
+        return {*self.replicas, *((template,) if template is not None else ())}
 
     @property
     def running(self) -> list[tuple[WorkloadId, int, int]]:

@@ -23,6 +23,9 @@ from steelyard.model.reason import Reason
 from steelyard.store import Event, Store, Tx
 from steelyard.wire import agent as wire
 
+#: newest lines of machines' history that a repeated one is looked for in: several times what one report may repeat
+STORED_LOOK = 400
+
 
 class Seen(msgspec.Struct, frozen=True):
     report: wire.Report
@@ -30,8 +33,6 @@ class Seen(msgspec.Struct, frozen=True):
     #: the jobs that the report names, and those in doubt since a restart of the machine
     jobs: tuple[Job, ...]
     functions: tuple[Function, ...]
-    #: (time, text) of the machine's last events, where the report has some too
-    told: frozenset[tuple[int, str]] = frozenset()
 
 
 class Actions(msgspec.Struct, frozen=True):
@@ -86,9 +87,7 @@ async def load(store: Store, report: wire.Report) -> Seen:
             job = tx.job(JobId(attempt.attempt.rpartition(".")[0]))
             if job is not None:
                 jobs[job.id] = job
-        events = tx.events("machine", report.machine, limit=2 * len(report.health_events)) if report.health_events else []
-        told = frozenset((event.at, event.text) for event in events)
-        return Seen(report, tx.machine(), tuple(jobs.values()), tuple(tx.functions()) if report.functions else (), told)
+        return Seen(report, tx.machine(), tuple(jobs.values()), tuple(tx.functions()) if report.functions else ())
 
     return await store.read(read)
 
@@ -121,8 +120,7 @@ def decide(seen: Seen, now: int) -> Actions:
             text = f"{before.state.value} -> {after.state.value}, revision {after.revision}, routed {after.routed_revision}"
             events.append(Event(now, after.project, after.owner.user, "function", after.name, text))
     machine = msgspec.structs.replace(seen.machine, blocked=report.blocked, blocked_pairs=report.blocked_pairs, held=report.held)
-    # Every report repeats what was not acknowledged yet.
-    for each in (each for each in report.health_events if (each.at, each.text) not in seen.told):
+    for each in report.health_events:
         events.append(Event(each.at, DEFAULT_PROJECT, "", "machine", machine.id, each.text))
     return Actions(report, tuple(jobs), tuple(functions), tuple(events), None if machine == seen.machine else machine, now)
 
@@ -153,8 +151,10 @@ async def carry_out(store: Store, actions: Actions) -> Report:
         changed = [change.job for job, change in actions.jobs if commit_change(tx, job, change, actions.now)]
         for function in actions.functions:
             tx.put_function(function)
+        told = set(tx.events("machine", None, STORED_LOOK)) if actions.report.health_events else set[Event]()
         for event in actions.events:
-            tx.add_event(event)
+            if event not in told:  # an agent repeats what has not been acknowledged yet
+                tx.add_event(event)
         if actions.machine is not None:
             tx.put_machine(actions.machine)
         tx.add_coldstarts(actions.report.coldstarts)

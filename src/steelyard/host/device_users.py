@@ -8,7 +8,6 @@ the own processes can be seen: `complete` says so. Never changes anything.
 from __future__ import annotations
 
 import os
-import re
 import stat
 from collections.abc import Collection, Mapping
 from pathlib import Path
@@ -17,14 +16,12 @@ import msgspec
 
 from steelyard.host.device_nodes import observe_nodes
 from steelyard.host.health.ask import ask
-from steelyard.host.proc import observe_process
+from steelyard.host.proc import find_workload, observe_process
 from steelyard.host.sysfs import names, read_int, read_text
 from steelyard.lifecycle.device_return import Holder
 from steelyard.model.health import pci_of
 
 ATTEMPT_VARIABLE = "STEELYARD_ATTEMPT_ID="
-#: a group of ours, as cgroup_v1 and cgroup_v2 lay them out: common, own, and idle
-_WORKLOAD = re.compile(r"/steelyard-[0-9a-f]{8}(?:-idle)?/(?:shared/)?([A-Za-z0-9._-]+)$")
 
 
 class DeviceUsers(msgspec.Struct, frozen=True):
@@ -101,9 +98,9 @@ def _number(path: Path) -> int | None:
 def observe_workload(pid: int, root: Path = Path("/")) -> str | None:
     """The attempt or replica that a process belongs to; None for a process that is not ours."""
     for line in (read_text(root / f"proc/{pid}/cgroup") or "").splitlines():
-        match = _WORKLOAD.search(line)
-        if match is not None and match[1] != "shared":
-            return match[1]
+        workload = find_workload(line)
+        if workload is not None:
+            return workload
     try:
         environ = (root / f"proc/{pid}/environ").read_bytes()[:262_144].decode(errors="replace")
     except OSError:

@@ -7,6 +7,7 @@ each, against 20 us to read a thread's status file), the rest once per process. 
 from __future__ import annotations
 
 import os
+import re
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 
@@ -17,6 +18,7 @@ from steelyard.host.sysfs import format_cpus, names, parse_cpus, read_text
 
 #: controllers whose leaf is the workload's own; the cpuset's may be the common one
 OWN_LEAF = ("freezer", "memory", "cpu", "pids")
+_WORKLOAD = re.compile(r"/steelyard-[0-9a-f]{8}(?:-idle)?/(?:shared/)?(?!shared(?:/|$))([A-Za-z0-9._-]+)(?:/|$)")
 #: different thread affinities that a proof lists
 APART_MAX = 16
 
@@ -167,6 +169,13 @@ def find_cgroup(text: str, own_leaf: tuple[str, ...] = OWN_LEAF) -> str:
         elif any(controller in own_leaf for controller in controllers.split(",")):
             own.add(path.lstrip("/"))
     return ", ".join(sorted(own)) if own else unified
+
+
+def find_workload(line: str) -> str | None:
+    """The workload that a line of /proc/<pid>/cgroup speaks of: its own group may stand below `shared` (v2) or in the folder of
+    preemptible work; `shared` alone is the common cpuset of v1."""
+    match = _WORKLOAD.search(line)
+    return match[1] if match is not None else None
 
 
 def _one_or_all(values: set[int] | set[str]) -> object:

@@ -227,9 +227,7 @@ def _judge_disk(event: LogEvent) -> Finding:
             "Reads or writes failed",
             "Look at the disk's own error counts (smartctl, nvme smart-log) and replace it.",
         )
-    # Only what an active check can put back is taken out of use.
-    blocks = (subject,) if subject == NODE or subject.startswith("nvme") else ()
-    return _finding(event, subject, Severity.CRITICAL, f"{sentence} ({_times(event)})", Remedy.REPLACE, action, blocks=blocks)
+    return _finding(event, subject, Severity.CRITICAL, f"{sentence} ({_times(event)})", Remedy.REPLACE, action, blocks=(subject,))
 
 
 def _finding(

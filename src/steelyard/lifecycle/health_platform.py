@@ -309,8 +309,7 @@ def _judge_disk(disk: DiskFact) -> list[Finding]:
     findings: list[Finding] = []
 
     def add(severity: Severity, sentence: str, action: str, remedy: Remedy, *, block: bool = False) -> None:
-        # A disk beside the root's is nothing that placement gives; there is no check that could put it back either.
-        blocks = (NODE,) if block and disk.mount == "/" else (disk.name,) if block and disk.name.startswith("nvme") else ()
+        blocks = ((NODE,) if disk.mount == "/" else (disk.name,)) if block else ()
         findings.append(Finding("disk", disk.mount or disk.name, severity, sentence, action, remedy, (), blocks))
 
     if disk.mount == "/" and disk.read_only:

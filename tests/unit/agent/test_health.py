@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import asyncio
+import os
 from collections.abc import Collection, Mapping
 from pathlib import Path
 
 import msgspec
 import pytest
 
+from steelyard.agent import health
 from steelyard.agent.devices import DeviceEdge, DeviceKeeper
 from steelyard.agent.health import FILE, HealthEdge, HealthKeeper
 from steelyard.clock import VirtualClock
@@ -19,7 +21,6 @@ from steelyard.lifecycle.device_return import Holder
 from steelyard.lifecycle.node import NodeState
 from steelyard.model.health import NODE, Finding, Severity
 from steelyard.model.health_facts import HealthFacts
-from steelyard.model.ids import AttemptId
 from steelyard.model.job import Plan
 from steelyard.model.topology import Gpu, Topology
 
@@ -206,10 +207,10 @@ def test_a_device_waits_from_the_end_of_its_work_until_orphans_are_gone_and_memo
         monkeypatch.setattr("steelyard.agent.devices.LOOK_AGAIN_S", 0.0)
         edge, said = Devices(), list[str]()
         keeper = DeviceKeeper(tmp_path, set, set, lambda: None, said.append, edge)
-        plan, attempt = Plan(gpus=(GPU,)), AttemptId("job-1.1")
+        plan, attempt = Plan(gpus=(GPU,)), "job-1.1"
         await keeper.note_start(plan)
         edge.held, edge.used = (Holder(9, 90, "python3", "job-1.1"),), {GPU: 9 << 30}
-        keeper.note_end(attempt, plan)
+        keeper.note_end([attempt], plan)
         assert keeper.waiting == (GPU,)
         while not any("MiB of memory" in sentence for sentence in said):
             await asyncio.sleep(0)
@@ -230,7 +231,7 @@ def test_work_without_devices_costs_nothing(tmp_path: Path) -> None:
 
         keeper = DeviceKeeper(tmp_path, set, set, lambda: None, lambda sentence: None, Untouched())
         await keeper.note_start(Plan(cpus=(0,)))
-        keeper.note_end(AttemptId("job-1.1"), Plan(cpus=(0,)))
+        keeper.note_end(["job-1.1"], Plan(cpus=(0,)))
         assert keeper.waiting == ()
 
     asyncio.run(life())
@@ -240,7 +241,7 @@ def test_a_device_whose_files_are_not_known_is_returned_as_not_verified(tmp_path
     async def life() -> None:
         said: list[str] = []
         keeper = DeviceKeeper(tmp_path, set, set, lambda: None, said.append, Devices())
-        keeper.note_end(AttemptId("job-1.1"), Plan(gpus=("GPU0",)))
+        keeper.note_end(["job-1.1"], Plan(gpus=("GPU0",)))
         while keeper.waiting:
             await asyncio.sleep(0)
         assert "NOT VERIFIED" in said[-1]
@@ -248,27 +249,43 @@ def test_a_device_whose_files_are_not_known_is_returned_as_not_verified(tmp_path
     asyncio.run(life())
 
 
-def test_a_look_that_fails_loses_no_device_and_two_that_shared_it_are_both_traced(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    class Failing(Devices):
-        looks = 0
+@pytest.mark.parametrize(
+    ("record", "wakes"),
+    [
+        (b"6,11,1000000,-;eth0: link becomes ready\n", False),
+        (XID.format(12).encode(), True),
+        (b"12,13,1000000,-;NVRM: Xid (PCI:0000:0f:00): 79, pid=1\n", False),
+    ],
+)
+def test_only_a_line_that_matters_makes_it_look_at_the_whole_log(record: bytes, wakes: bool) -> None:
+    wake, (reading, writing) = asyncio.Event(), os.pipe()
+    try:
+        os.set_blocking(reading, False)
+        os.write(writing, record)
+        health._drain_log(reading, wake)
+        assert wake.is_set() is wakes
+    finally:
+        os.close(reading)
+        os.close(writing)
 
-        def users(self, nodes: Mapping[str, Collection[str]]) -> DeviceUsers:
-            self.looks += 1
-            if self.looks == 1:
-                raise RuntimeError("dictionary changed size during iteration")
-            return super().users(nodes)
 
-    async def life() -> None:
-        monkeypatch.setattr("steelyard.agent.devices.LOOK_AGAIN_S", 0.0)
-        edge = Failing()
-        edge.held = (Holder(9, 90, "python3", "job-2.1"),)
-        keeper = DeviceKeeper(tmp_path, set, set, lambda: None, lambda sentence: None, edge)
-        for attempt in ("job-1.1", "job-2.1"):
-            keeper.note_end(AttemptId(attempt), Plan(gpus=(GPU,)))
-        while keeper.waiting:
-            await asyncio.sleep(0)
-        assert edge.killed == [9] and edge.looks > 1
+def test_lines_that_were_overwritten_unread_make_it_look(monkeypatch: pytest.MonkeyPatch) -> None:
+    def lost(fd: int, size: int) -> bytes:
+        raise BrokenPipeError
 
-    asyncio.run(life())
+    monkeypatch.setattr(health.os, "read", lost)
+    wake = asyncio.Event()
+    health._drain_log(0, wake)
+    assert wake.is_set()
+
+
+def test_a_disk_and_a_bridge_have_a_check_of_their_own(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    passed = Finding("probe", "x", Severity.PASS, "It was read.")
+    monkeypatch.setattr(health, "probe_disk", lambda name: passed if name == "sda" else None)
+    monkeypatch.setattr(health, "probe_pci", lambda pci: passed if pci == "0000:40:01.1" else None)
+    edge = HealthEdge(tmp_path)
+    assert [edge.probe(each, None).severity for each in ("sda", "0000:40:01.1", "numa:7")] == [
+        Severity.PASS,
+        Severity.PASS,
+        Severity.UNKNOWN,
+    ]

@@ -429,3 +429,16 @@ def test_a_plan_whose_device_has_been_taken_out_of_use_since_is_dropped_when_it_
         assert (await world.job(job)).state is JobState.QUEUED
 
     asyncio.run(case())
+
+
+def test_a_line_of_history_that_a_report_repeats_is_kept_once() -> None:
+    async def case() -> None:
+        world = await make_world()
+        first, second = HealthEvent(1, 5, "gpu: READY -> DRAINED"), HealthEvent(2, 6, "gpu: DRAINED -> CHECKING")
+        await world.observe(health_events=(first,))
+        await world.observe(health_events=(first, second))
+        await world.observe(health_events=(first, second, HealthEvent(3, 9, first.text)))
+        lines = [(each.at, each.text) for each in await world.store.read(lambda tx: tx.events("machine", MACHINE.id))]
+        assert [each for each in lines if each[1].startswith("gpu")] == [(5, first.text), (6, second.text), (9, first.text)]
+
+    asyncio.run(case())

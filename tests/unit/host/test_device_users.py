@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 
 from steelyard.host.device_users import observe_device_nodes, observe_users, observe_workload, parse_memory
+from steelyard.host.proc import find_workload
 
 GPU, NIC = "0000:0f:00.0", "0000:4b:00.0"
 
@@ -81,14 +82,18 @@ def test_memory_in_use_is_read_and_what_is_not_told_is_left_out() -> None:
 
 
 @pytest.mark.parametrize(
-    "group",
+    ("line", "workload"),
     [
-        "0::/steelyard-0123abcd/job-7.1",
-        "0::/steelyard-0123abcd/shared/job-7.1",
-        "0::/steelyard-0123abcd-idle/job-7.1",
-        "4:cpu:/steelyard-0123abcd-idle/job-7.1\n3:freezer:/steelyard-0123abcd/job-7.1",
+        ("0::/steelyard-0a1b2c3d/job-1.1", "job-1.1"),
+        ("0::/steelyard-0a1b2c3d/shared/job-1.1", "job-1.1"),
+        ("0::/steelyard-0a1b2c3d-idle/job-1.1", "job-1.1"),
+        ("0::/machine.slice/steelyard-0a1b2c3d/shared/f.1.5af3", "f.1.5af3"),
+        ("5:cpuset:/steelyard-0a1b2c3d/shared", None),
+        ("0::/steelyard-0a1b2c3d/shared/", None),
+        ("0::/steelyard-0a1b2c3d", None),
+        ("0::/steelyard-0a1b2c3d/job-1.1/inner/deep", "job-1.1"),
+        ("0::/user.slice", None),
     ],
 )
-def test_every_group_of_ours_tells_whose_a_process_is(tmp_path: Path, group: str) -> None:
-    make_process(tmp_path, 5, {}, cgroup=group)
-    assert observe_workload(5, tmp_path) == "job-7.1"
+def test_every_place_where_a_workload_may_stand_is_traced_to_it(line: str, workload: str | None) -> None:
+    assert find_workload(line) == workload

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from steelyard.host.health import gpu_probe, probe
-from steelyard.host.health.probe import probe_gpu, probe_nic, probe_node, probe_nvme
+from steelyard.host.health.probe import probe_disk, probe_gpu, probe_nic, probe_node, probe_nvme, probe_pci
 from steelyard.model.health import Severity
 
 NIC = "0000:4b:00.0"
@@ -94,3 +94,62 @@ def test_an_nvme_disk_is_read_and_one_without_namespaces_is_unknown(tmp_path: Pa
     (tmp_path / "dev").mkdir()
     (tmp_path / "dev/nvme0n1").write_bytes(b"x" * 4096)
     assert probe_nvme(pci, tmp_path).severity is Severity.PASS
+
+
+def test_a_disk_is_read_by_the_kernels_name(tmp_path: Path) -> None:
+    assert probe_disk("sda", tmp_path) is None and probe_disk("../x", tmp_path) is None
+    (tmp_path / "sys/class/block/sda").mkdir(parents=True)
+    finding = probe_disk("sda", tmp_path)
+    assert finding is not None and finding.severity is Severity.CRITICAL
+    (tmp_path / "dev").mkdir()
+    (tmp_path / "dev/sda").write_bytes(b"x" * 4096)
+    finding = probe_disk("sda", tmp_path)
+    assert finding is not None and (finding.subject, finding.severity) == ("sda", Severity.PASS)
+
+
+def test_a_disk_named_by_its_controller_is_read_through_a_namespace(tmp_path: Path) -> None:
+    (tmp_path / "sys/class/nvme/nvme0/nvme0n1").mkdir(parents=True)
+    (tmp_path / "sys/class/block/nvme0n1").mkdir(parents=True)
+    (tmp_path / "dev").mkdir()
+    (tmp_path / "dev/nvme0n1").write_bytes(b"x" * 4096)
+    finding = probe_disk("nvme0", tmp_path)
+    assert finding is not None and (finding.subject, finding.severity) == ("nvme0", Severity.PASS)
+
+
+def make_bridge(root: Path, config: bytes, errors: int | None) -> str:
+    folder = root / "sys/bus/pci/devices/0000:40:01.1"
+    folder.mkdir(parents=True, exist_ok=True)
+    (folder / "config").write_bytes(config)
+    if errors is not None:
+        (folder / "aer_dev_fatal").write_text(f"Undefined 0\nTLP {errors}\nTOTAL_ERR_FATAL {errors}\n")
+    return folder.name
+
+
+@pytest.mark.parametrize(
+    ("config", "errors", "severity"),
+    [
+        (b"\x22\x10" + bytes(62), 3, Severity.PASS),
+        (b"\xff" * 64, 3, Severity.CRITICAL),
+        (b"", 3, Severity.CRITICAL),
+        (b"\x22\x10" + bytes(62), None, Severity.UNKNOWN),
+    ],
+)
+def test_a_bridge_passes_when_it_answers(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, config: bytes, errors: int | None, severity: Severity
+) -> None:
+    monkeypatch.setattr(probe, "WATCH_S", 0.0)
+    finding = probe_pci(make_bridge(tmp_path, config, errors), tmp_path)
+    assert finding is not None and finding.severity is severity
+    assert probe_pci("0000:41:00.0", tmp_path) is None and probe_pci("gpu/../x", tmp_path) is None
+
+
+def test_a_bridge_that_goes_on_counting_errors_does_not_pass(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    bridge = make_bridge(tmp_path, b"\x22\x10" + bytes(62), 3)
+
+    class Meanwhile:
+        def wait(self, seconds: float) -> None:
+            make_bridge(tmp_path, b"\x22\x10" + bytes(62), 4)
+
+    monkeypatch.setattr(probe.threading, "Event", Meanwhile)
+    finding = probe_pci(bridge, tmp_path)
+    assert finding is not None and finding.severity is Severity.CRITICAL

@@ -23,6 +23,8 @@ LINES_MAX = 200_000
 #: characters of a line that are looked at and kept
 LINE_MAX, TEXT_MAX = 2000, 220
 EVENTS_MAX = 1000
+#: records from this priority on come from programs
+PRIORITY_USER = 8
 #: one record of /dev/kmsg is at most this long
 RECORD_BYTES = 8192
 
@@ -110,6 +112,16 @@ def take_line(events: dict[tuple[object, ...], LogEvent], line: str, number: int
             events[key] = msgspec.structs.replace(event, first_s=seconds, last_s=seconds, sequence=sequence, text=text)
     else:
         events[key] = msgspec.structs.replace(before, count=before.count + 1, last_s=seconds, sequence=sequence, text=text)
+
+
+def matters(record: bytes) -> bool:
+    """Does one record of /dev/kmsg say anything of health? What a program wrote into the kernel's log is no word of the
+    kernel."""
+    priority = record.partition(b",")[0]
+    if not priority.isdigit() or int(priority) >= PRIORITY_USER:
+        return False
+    message, _, _ = split_stamp(record.decode(errors="replace").partition("\n")[0][:LINE_MAX])
+    return read_message(message) is not None
 
 
 def split_stamp(line: str) -> tuple[str, float | None, int | None]:
@@ -253,7 +265,7 @@ def observe_kernel_log(root: Path = Path("/")) -> HealthFacts:
             lines += 1
             newest = max(newest, _number(record))
             priority = record.partition(b",")[0]
-            if not priority.isdigit() or int(priority) >= 8:
+            if not priority.isdigit() or int(priority) >= PRIORITY_USER:
                 continue  # a program wrote it into the kernel's log: it is no word of the kernel
             take_line(events, record.decode(errors="replace").partition("\n")[0], lines)
     finally:

@@ -2,14 +2,15 @@
 
 Active checks: they use the part instead of only looking at it. Run only while no work has it.
 
-A GPU computes and remembers; the machine computes on every CPU, and its disk keeps what is written; an NVMe disk is read. A
-part for which no such check is known is UNKNOWN, which does not pass.
+A GPU computes and remembers; the machine computes on every CPU, and its disk keeps what is written; disks are read; a bridge or
+switch answers and counts no new errors. A part for which no such check is known is UNKNOWN, which does not pass.
 """
 
 from __future__ import annotations
 
 import hashlib
 import os
+import re
 import sys
 import threading
 from pathlib import Path
@@ -17,7 +18,7 @@ from pathlib import Path
 from steelyard.host.health.ask import ask
 from steelyard.host.health.infiniband import observe_ports
 from steelyard.host.health.network import observe_interfaces
-from steelyard.host.sysfs import names
+from steelyard.host.sysfs import names, read_text
 from steelyard.lifecycle.health_links import COUNTER_LIMITS
 from steelyard.model.health import NODE, Finding, Remedy, Severity
 from steelyard.model.health_facts import PortFact
@@ -80,8 +81,58 @@ def probe_nvme(pci: str, root: Path = Path("/")) -> Finding:
     spaces = [name for each in controllers for name in names(root / "sys/class/nvme" / each) if name.startswith(f"{each}n")]
     if not spaces:
         return _finding(pci, Severity.UNKNOWN, "Its namespaces could not be found.")
+    return _read_disk(pci, root / "dev" / spaces[0])
+
+
+def probe_disk(name: str, root: Path = Path("/")) -> Finding | None:
+    """By the kernel's name: `sda`, `sda1`, `dm-0`, or an NVMe controller, `nvme0`. None where there is no such disk."""
+    if not name or "/" in name:
+        return None
+    controller = root / "sys/class/nvme" / name
+    space = next((each for each in names(controller) if each.startswith(f"{name}n")), None)
+    disk = space if space is not None else name
+    if not (root / "sys/class/block" / disk).exists():
+        return None
+    return _read_disk(name, root / "dev" / disk)
+
+
+def probe_pci(pci: str, root: Path = Path("/")) -> Finding | None:
+    """A bridge, a switch or whatever else hangs on the bus: it answers, and counts no new errors for a moment. None where there
+    is no such part."""
+    folder = root / "sys/bus/pci/devices" / pci
+    if not pci or "/" in pci or not folder.exists():
+        return None
+    before = _fatal_errors(folder)
     try:
-        fd = os.open(root / "dev" / spaces[0], os.O_RDONLY | os.O_CLOEXEC)
+        answered = (folder / "config").read_bytes()[:2]
+    except OSError as err:
+        severity = Severity.UNKNOWN if isinstance(err, PermissionError) else Severity.CRITICAL
+        return _finding(pci, severity, f"It could not be asked ({os.strerror(err.errno or 0)}).")
+    if len(answered) < 2 or answered == b"\xff\xff":
+        return _finding(pci, Severity.CRITICAL, "It does not answer on the bus.")
+    if before is None:
+        return _finding(pci, Severity.UNKNOWN, "It answers, but how many errors it had can't be read.")
+    threading.Event().wait(WATCH_S)
+    after = _fatal_errors(folder)
+    if after is None or after > before:
+        return _finding(pci, Severity.CRITICAL, f"It counted new errors within {WATCH_S:.0f} s.")
+    return _finding(pci, Severity.PASS, "It answers on the bus and counts no new errors.")
+
+
+def _fatal_errors(folder: Path) -> int | None:
+    """All that could not be corrected; None where the kernel does not count them."""
+    totals = [
+        int(line.split()[1])
+        for kind in ("fatal", "nonfatal")
+        for line in (read_text(folder / f"aer_dev_{kind}") or "").splitlines()
+        if re.fullmatch(r"TOTAL_ERR_\w+ \d+", line)
+    ]
+    return sum(totals) if totals else None
+
+
+def _read_disk(subject: str, path: Path) -> Finding:
+    try:
+        fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
         try:
             os.posix_fadvise(fd, 0, READ_BYTES, os.POSIX_FADV_DONTNEED)
             read = len(os.read(fd, READ_BYTES))
@@ -89,8 +140,8 @@ def probe_nvme(pci: str, root: Path = Path("/")) -> Finding:
             os.close(fd)
     except OSError as err:
         severity = Severity.UNKNOWN if isinstance(err, PermissionError) else Severity.CRITICAL
-        return _finding(pci, severity, f"It could not be read ({os.strerror(err.errno or 0)}).")
-    return _finding(pci, Severity.PASS if read else Severity.CRITICAL, f"{read} bytes were read from it.")
+        return _finding(subject, severity, f"It could not be read ({os.strerror(err.errno or 0)}).")
+    return _finding(subject, Severity.PASS if read else Severity.CRITICAL, f"{read} bytes were read from it.")
 
 
 def probe_nic(subject: str, root: Path = Path("/")) -> Finding:

@@ -1,0 +1,109 @@
+"""A job's start and its end as the keeper sees them: nothing stays "starting" for ever, and no device comes back unseen."""
+
+from __future__ import annotations
+
+import asyncio
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any, cast
+
+import pytest
+
+from drawn_machines import make_hgx
+from steelyard.agent.jobs import JobKeeper, _Attempt
+from steelyard.clock import VirtualClock
+from steelyard.config import Settings
+from steelyard.model.ids import AttemptId, WorkloadId
+from steelyard.model.job import Owner, Plan
+from steelyard.model.reason import Reason
+from steelyard.runtime.process import Adopted, AdoptedState
+from steelyard.runtime.records import Intent
+
+GPU = make_hgx().gpus[0].id
+PLAN = Plan(gpus=(GPU,), gpu_fraction=0.5)
+ATTEMPT = AttemptId("j-000001.1")
+SETTINGS = Settings(1, "127.0.0.1", 1, "127.0.0.1", 2, work_uid=64000, work_gid=64001, admin_user="root", admin_uid=0)
+
+
+class Rig:
+    """Stand-ins for everything around the keeper; `log` is what was asked of them."""
+
+    def __init__(self, folder: Path) -> None:
+        self.log: list[tuple[object, ...]] = []
+        self.start_fails: Exception | None = None
+        self.env: dict[str, str] = {}
+        nothing = cast(Any, lambda *arguments: None)
+        timing = SimpleNamespace(hold=nothing, release=nothing, adopt=nothing)
+        cgroups = SimpleNamespace(kill=lambda workload: self.log.append(("cgroup killed", workload)))
+        devices = SimpleNamespace(
+            note_start=self.note_start, note_end=lambda who, plan: self.log.append(("end", list(who), plan))
+        )
+        self.keeper = JobKeeper(
+            cast(Any, SimpleNamespace(workloads=folder)),
+            SETTINGS,
+            cast(Any, SimpleNamespace(topology=make_hgx(), cpus=(0,), numa_nodes=())),
+            cast(Any, SimpleNamespace(start=self.start, kill=lambda workload: self.log.append(("killed", workload)))),
+            cast(Any, None),
+            cast(Any, cgroups),
+            VirtualClock(),
+            cast(Any, timing),
+            lambda: None,
+            cast(Any, devices),
+            cast(Any, SimpleNamespace(check=nothing)),
+        )
+
+    async def note_start(self, plan: Plan) -> None:
+        self.log.append(("start", plan))
+
+    async def start(self, workload: WorkloadId, **fields: Any) -> object:
+        self.env = fields["env"]
+        raise self.start_fails or OSError("as far as the test goes")
+
+    async def run_job(self) -> None:
+        job = SimpleNamespace(
+            attempt=ATTEMPT,
+            job="j-000001",
+            owner=Owner("root", 0),
+            spec=SimpleNamespace(argv=("true",), env={}, cwd="/", as_root=False),
+            plan=PLAN,
+        )
+        self.keeper._attempts[ATTEMPT] = _Attempt(phase="starting", plan=PLAN)
+        self.keeper._step = lambda: None
+        await self.keeper._start(cast(Any, job))
+
+
+def test_a_start_that_breaks_in_a_way_nobody_foresaw_ends_with_a_reason(tmp_path: Path) -> None:
+    rig = Rig(tmp_path)
+    rig.start_fails = ZeroDivisionError("a defect")
+    asyncio.run(rig.run_job())
+    state = rig.keeper.attempts()[0]
+    assert (state.phase, state.reason) == ("not-started", Reason.START_FAILED)
+    assert "a defect" in state.detail and ("killed", ATTEMPT) in rig.log
+
+
+def test_an_environment_that_can_not_be_made_ends_with_a_reason(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def fail(*arguments: object, **fields: object) -> dict[str, str]:
+        raise KeyError("GPU-x")
+
+    monkeypatch.setattr("steelyard.agent.jobs.make_environment", fail)
+    rig = Rig(tmp_path)
+    asyncio.run(rig.run_job())
+    assert rig.keeper.attempts()[0].phase == "not-started"
+
+
+def test_mps_is_looked_for_at_each_start(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    rig = Rig(tmp_path)
+    monkeypatch.setattr("steelyard.agent.gpu_proof.mps_runs", lambda: False)
+    asyncio.run(rig.run_job())
+    assert "CUDA_MPS_ACTIVE_THREAD_PERCENTAGE" not in rig.env
+    monkeypatch.setattr("steelyard.agent.gpu_proof.mps_runs", lambda: True)
+    asyncio.run(rig.run_job())
+    assert rig.env["CUDA_MPS_ACTIVE_THREAD_PERCENTAGE"] == "50"
+
+
+def test_a_job_that_ended_while_nobody_watched_is_cleared_away_and_its_devices_wait(tmp_path: Path) -> None:
+    rig = Rig(tmp_path)
+    intent = Intent(workload=WorkloadId(ATTEMPT), boot_id="b", kind="job", at=0, plan=PLAN, spawner="s", labels={})
+    found = Adopted(workload=WorkloadId(ATTEMPT), state=AdoptedState.UNKNOWN, reason=Reason.EXIT_UNKNOWN, intent=intent)
+    rig.keeper.adopt([found], [])
+    assert rig.log == [("cgroup killed", ATTEMPT), ("end", [ATTEMPT], PLAN)]
