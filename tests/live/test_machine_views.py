@@ -20,6 +20,17 @@ def test_the_node_is_listed_with_its_wiring(shared: Cluster) -> None:
     assert shared.cli("topo", "no-such-node").returncode == 2
 
 
+def test_a_card_that_a_job_asked_for_is_in_its_proof(shared: Cluster) -> None:
+    cards = [row["id"] for row in json.loads(shared.ok("devices", "--json")) if row["kind"] == "nic" and row["state"] == "free"]
+    if not cards:
+        pytest.skip("this machine has no network card on PCI")
+    job = shared.ok("run", "--detach", "--nics", "1", "--", "sleep", "60").strip()
+    shared.wait_job(job, "RUNNING")
+    proof = json.loads(shared.ok("proof", job, "--json"))
+    assert proof["asked"]["nics"] == proof["got"]["nics"] and len(proof["got"]["nics"]) == 1
+    shared.ok("stop", job)
+
+
 @pytest.mark.skipif((os.cpu_count() or 1) < 2, reason="one core always stays shared")
 def test_the_cores_of_an_exclusive_job_are_shown_as_its_own(shared: Cluster) -> None:
     job = shared.ok("run", "--detach", "--exclusive", "--name", "mine", "--", "sleep", "60").strip()

@@ -14,8 +14,8 @@ from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 
 from steelyard.agent.cleanup import Cleanup
+from steelyard.agent.device_proof import asked_devices, explain_share, got_devices, shares_by_mps
 from steelyard.agent.devices import DeviceKeeper, devices_of
-from steelyard.agent.gpu_proof import asked_gpus, explain_share, got_gpus, shares_by_mps
 from steelyard.agent.identity import choose_ids, explain_start, make_env
 from steelyard.agent.presence import GONE, Presence
 from steelyard.agent.reconcile import (
@@ -342,7 +342,7 @@ class JobKeeper:
         if got.get("cpus") is None:
             return  # it ended while we looked: the last reading stands
         got |= self._timing.got(job, pids, "cpuset" in self._cgroups.controllers)
-        got |= got_gpus(pids, self._machine.topology)
+        got |= got_devices(job.plan, pids, self._machine.topology)
         shared, said = explain_share(job.plan, state.mps)
         forbidden, notes = self._timing.explain(job)
         forbidden, notes = (*forbidden, *shared), (*notes, *said)
@@ -367,7 +367,7 @@ class JobKeeper:
             "gives_way": True if job.plan.preemptible else None,
             "cgroup": self._cgroups.path(WorkloadId(job.attempt)) if enforced else None,
             **self._timing.asked(job),
-            **asked_gpus(job.plan, self._machine.topology),
+            **asked_devices(job.plan, self._machine.topology),
         }
 
     def proof(self, attempt: AttemptId) -> Proof | None:

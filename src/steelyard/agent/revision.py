@@ -17,8 +17,8 @@ from collections.abc import Callable, Coroutine
 from pathlib import Path
 
 from steelyard.agent.answer import refuse_waiting, render_refusal
+from steelyard.agent.device_proof import shares_by_mps
 from steelyard.agent.edges import Edges
-from steelyard.agent.gpu_proof import shares_by_mps
 from steelyard.agent.identity import choose_ids, make_env
 from steelyard.agent.presence import GONE, Presence
 from steelyard.agent.replica import FAILED, SERVING, Replica, Slot, make_slot

@@ -93,10 +93,10 @@ def test_an_environment_that_can_not_be_made_ends_with_a_reason(tmp_path: Path, 
 
 def test_mps_is_looked_for_at_each_start(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     rig = Rig(tmp_path)
-    monkeypatch.setattr("steelyard.agent.gpu_proof.mps_runs", lambda: False)
+    monkeypatch.setattr("steelyard.agent.device_proof.mps_runs", lambda: False)
     asyncio.run(rig.run_job())
     assert "CUDA_MPS_ACTIVE_THREAD_PERCENTAGE" not in rig.env
-    monkeypatch.setattr("steelyard.agent.gpu_proof.mps_runs", lambda: True)
+    monkeypatch.setattr("steelyard.agent.device_proof.mps_runs", lambda: True)
     asyncio.run(rig.run_job())
     assert rig.env["CUDA_MPS_ACTIVE_THREAD_PERCENTAGE"] == "50"
 

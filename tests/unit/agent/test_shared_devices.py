@@ -179,7 +179,7 @@ def test_a_replica_is_not_started_without_its_gpu(tmp_path: Path) -> None:
 def test_a_functions_share_of_a_gpu_is_told_to_mps_where_it_runs(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, runs: bool
 ) -> None:
-    monkeypatch.setattr("steelyard.agent.gpu_proof.mps_runs", lambda: runs)
+    monkeypatch.setattr("steelyard.agent.device_proof.mps_runs", lambda: runs)
     env = make_revision(tmp_path, make_there(tmp_path)).env
     assert env.get("CUDA_MPS_ACTIVE_THREAD_PERCENTAGE") == ("50" if runs else None)
 

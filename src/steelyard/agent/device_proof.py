@@ -1,4 +1,4 @@
-"""Which GPUs did a job really get, and is its share of them held by anything?
+"""Which GPUs and network cards did a job really get, and is its share of them held by anything?
 
 What is asked is the plan; what was got is read from the job's first process. Nothing here asks a driver.
 """
@@ -19,15 +19,19 @@ def shares_by_mps(plan: Plan) -> bool:
     return bool(plan.gpus) and plan.gpu_fraction < 1 and mps_runs()
 
 
-def asked_gpus(plan: Plan, topology: Topology | None) -> dict[str, object]:
-    """Also "none" is asked, where the machine has some."""
-    return {"gpus": sorted(plan.gpus)} if topology is not None and topology.gpus else {}
+def asked_devices(plan: Plan, topology: Topology | None) -> dict[str, object]:
+    """Also "no GPU" is asked, where the machine has some; cards are everybody's unless some were asked for."""
+    gpus: dict[str, object] = {"gpus": sorted(plan.gpus)} if topology is not None and topology.gpus else {}
+    return gpus | ({"nics": sorted(plan.nics)} if plan.nics else {})
 
 
-def got_gpus(pids: Sequence[int], topology: Topology | None) -> dict[str, object]:
-    if topology is None or not topology.gpus or not pids:
+def got_devices(plan: Plan, pids: Sequence[int], topology: Topology | None) -> dict[str, object]:
+    """By what its first process was told; that it uses no other card, nothing enforces."""
+    if topology is None or not pids or not (topology.gpus or plan.nics):
         return {}
-    return {"gpus": read_gpus(read_environment(min(pids)), topology)}
+    environ = read_environment(min(pids))
+    gpus: dict[str, object] = {"gpus": read_gpus(environ, topology)} if topology.gpus else {}
+    return gpus | ({"nics": sorted(filter(None, environ.get("STEELYARD_NICS", "").split(",")))} if plan.nics else {})
 
 
 def explain_share(plan: Plan, mps: bool) -> tuple[tuple[str, ...], tuple[str, ...]]:
