@@ -214,10 +214,10 @@ class Agent:
         self._changed()
 
     def _changed(self) -> None:
-        self._reserve()
         self._link.poke()
 
     def _reserve(self) -> None:
+        """When an assignment came, before anything is started; what older revisions leave free is noticed by the housekeeping."""
         newest = [function.plan for function in self._ledger.assignment.functions if function.plan is not None]
         self.jobs.reserve([*newest, *(held.plan for held in self.functions.held(self._ledger.assignment.functions))])
 
@@ -304,6 +304,7 @@ class Agent:
         while True:
             await asyncio.sleep(HOUSEKEEPING_S)
             self._edges.cleanup.retry()
+            self._reserve()
             self.health.on_use()
             self._look_at_missing()
             for workload in {item[0] for item in self.jobs.running} | self.functions.log_folders:

@@ -6,9 +6,11 @@ plan is made without it.
 
 from __future__ import annotations
 
+from collections.abc import Collection
 from pathlib import Path
 
 from steelyard.errors import EdgeFailed
+from steelyard.host.sysfs import read_cpus
 from steelyard.model.job import Plan
 from steelyard.model.topology import Topology
 
@@ -27,29 +29,33 @@ class Presence:
 
     def check(self, plan: Plan) -> None:
         """Raises EdgeFailed (code GONE) naming everything of the plan that is not there any more."""
-        named = [*plan.gpus, *plan.nics, *(f"cpu:{cpu}" for cpu in plan.cpus)]
-        missing = [name for name in named if not self._is_there(name)]
+        missing = self._find_missing([*plan.gpus, *plan.nics, *(f"cpu:{cpu}" for cpu in plan.cpus)])
         if missing:
             self._missed.update(missing)
             raise EdgeFailed(
-                f"{', '.join(missing)} went away after this was planned; nothing was started. Another place is looked for.",
+                f"{', '.join(missing)} went away after this was planned; nothing was started.",
                 code=GONE,
             )
 
     @property
     def missing(self) -> tuple[str, ...]:
         """Everything that a start missed and that has not come back."""
-        self._missed = {name for name in self._missed if not self._is_there(name)}
+        self._missed = set(self._find_missing(self._missed))
         return tuple(sorted(self._missed))
 
+    def _find_missing(self, named: Collection[str]) -> list[str]:
+        """One read for all CPUs: a wake waits for this."""
+        online = read_cpus(self._root / "sys/devices/system/cpu/online") if any(map(_is_cpu, named)) else ()
+        # A kernel that does not say has no CPU that could be switched off.
+        gone = set(named) - {f"cpu:{cpu}" for cpu in online} if online is not None else set[str]()
+        return [name for name in named if (name in gone if _is_cpu(name) else not self._is_there(name))]
+
     def _is_there(self, name: str) -> bool:
-        if name.startswith("cpu:"):
-            folder = self._root / "sys/devices/system/cpu" / f"cpu{name[4:]}"
-            try:
-                return (folder / "online").read_text().strip() != "0"
-            except OSError:
-                return folder.exists()  # the first CPU often can't be switched off and has no such file
         if name not in self._pci:
             return False
         pci = self._pci[name]
         return pci is None or (self._root / "sys/bus/pci/devices" / pci).exists()
+
+
+def _is_cpu(name: str) -> bool:
+    return name.startswith("cpu:")

@@ -3,7 +3,7 @@
 Before a realtime job starts, its settings go through the journal; when it has ended (or an agent finds that it has), they are
 released. A promise `max_wakeup_us` gets a watcher: a workload of ours named `<attempt>.probe`, of the job's class and on its
 CPUs. In `realtime` it stands one FIFO priority above the job, so that it measures what the machine adds and never the job's own
-work; it costs well under 1 % of one of the job's cores. Elsewhere it is an ordinary process like the job's, and what the job
+work; it costs about 1 % of one of the job's cores. Elsewhere it is an ordinary process like the job's, and what the job
 itself does to it counts. Nothing here decides where anything runs.
 """
 

@@ -157,7 +157,7 @@ def _reserve(tx: Tx, name: FunctionName, spec: FunctionSpec, before: Function | 
         raise Unreachable("No agent has told yet what this machine has. Try again.", code="agent-unreachable")
     if NODE in machine.blocked:
         raise NoRoom(f"{name} can't be deployed now: the machine is out of use; `steelyard check` says why.", code="node-drained")
-    held = holding(tx, but=(DEFAULT_PROJECT, name))
+    held = holding(tx, machine, but=(DEFAULT_PROJECT, name))
     if before is not None and before.plan is not None and before.spec.reserved == demand:
         out = plan_blocked(machine.blocked, machine.blocked_pairs, before.plan)
         if not out and not check_plan(machine, held, demand, before.plan):

@@ -41,16 +41,6 @@ def render_machine(machine: Machine, width: int) -> str:
     return "\n\n".join("\n".join(lines) for lines in sections if lines)
 
 
-def render_binary(size_bytes: int) -> str:
-    """Memory and caches in powers of 1024, as they are built: 24 GiB, 1.5 TiB, 512 KiB."""
-    size, unit = float(size_bytes), "B"
-    for bigger in ("KiB", "MiB", "GiB", "TiB", "PiB"):
-        if size < 1023.5:
-            break
-        size, unit = size / 1024, bigger
-    return f"{size:.0f} {unit}" if size >= 9.95 else f"{f'{size:.1f}'.removesuffix('.0')} {unit}"
-
-
 def _wrap(text: str, width: int, first: str, later: str) -> list[str]:
     return textwrap.wrap(text, width, initial_indent=first, subsequent_indent=later, break_long_words=True) or [first.rstrip()]
 
@@ -69,7 +59,7 @@ def _render_head(machine: Machine, width: int) -> list[str]:
         words.count(len(machine.cores), "core"),
         words.count(threads, "thread") if threads != len(machine.cores) else "one thread each",
         words.count(len(machine.numa_nodes), "NUMA node"),
-        f"{render_binary(machine.memory_bytes)} memory",
+        f"{words.size(machine.memory_bytes)} memory",
     ]
     title = f"{machine.hostname} · {machine.cpu_model} · Linux {machine.kernel}"
     verdict = machine.virtualisation[:1].upper() + machine.virtualisation[1:]
@@ -93,11 +83,11 @@ def _draw_node(machine: Machine, node: NumaNode, width: int) -> list[str]:
     inner = width - 4
     cores = [core for core in machine.cores if set(core.cpus) <= set(node.cpus)]
     packages = format_cpus({core.package for core in cores})
-    title = f" NUMA node {node.id}" + (f" · package {packages}" if packages else "") + f" · {render_binary(node.memory_bytes)} "
+    title = f" NUMA node {node.id}" + (f" · package {packages}" if packages else "") + f" · {words.size(node.memory_bytes)} "
     lines: list[str] = []
     for cache, below in _group_by_last_cache(machine.caches, cores):
         if cache is not None:
-            lines.append(f"L{cache.level} {render_binary(cache.size_bytes)}, shared by {words.count(len(below), 'core')}")
+            lines.append(f"L{cache.level} {words.size(cache.size_bytes)}, shared by {words.count(len(below), 'core')}")
         lines.extend(_draw_cores(below, inner))
     private = _describe_private(machine.caches, cores)
     if private:
@@ -149,7 +139,7 @@ def _describe_private(caches: Sequence[Cache], cores: Sequence[Core]) -> str:
         sizes: dict[int, list[str]] = {}
         for cache in sorted(own, key=lambda cache: (-cache.level, cache.kind, cache.cpus)):
             word = {"Data": " data", "Instruction": " instructions"}.get(cache.kind, "")
-            text = f"{render_binary(cache.size_bytes)}{word}"
+            text = f"{words.size(cache.size_bytes)}{word}"
             if text not in sizes.setdefault(cache.level, []):
                 sizes[cache.level].append(text)
         kinds[" · ".join(f"L{level} {', '.join(found)}" for level, found in sizes.items())] += 1
@@ -170,9 +160,7 @@ def _tabulate(machine: Machine, width: int) -> list[str]:
     for node in machine.numa_nodes:
         cores = [core for core in machine.cores if set(core.cpus) <= set(node.cpus)]
         last = Counter(
-            f"L{cache.level} {render_binary(cache.size_bytes)}"
-            for cache, _ in _group_by_last_cache(machine.caches, cores)
-            if cache
+            f"L{cache.level} {words.size(cache.size_bytes)}" for cache, _ in _group_by_last_cache(machine.caches, cores) if cache
         )
         devices = Counter(
             {"gpu": "GPU", "nvme": "NVMe"}.get(d.kind, d.kind) for d in machine.devices if _node_of(machine, d) == node.id
@@ -180,7 +168,7 @@ def _tabulate(machine: Machine, width: int) -> list[str]:
         rows.append(
             (
                 str(node.id),
-                render_binary(node.memory_bytes),
+                words.size(node.memory_bytes),
                 str(len(cores)),
                 _list_cpus(node.cpus) or "none",
                 ", ".join(f"{count} x {text}" for text, count in last.items()) or "-",

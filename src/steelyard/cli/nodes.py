@@ -7,9 +7,9 @@ from pathlib import Path
 import click
 import msgspec
 
-from steelyard.cli.machine_text import render_binary
 from steelyard.cli.output import print_json, print_table
 from steelyard.cli.session import home_option, json_option, open_client
+from steelyard.model import words
 from steelyard.model.topology import Gpu, Nic, Nvme
 from steelyard.wire.api import NodeDetail, NodeView
 
@@ -57,7 +57,7 @@ def nodes(home: Path | None, as_json: bool) -> None:
                 node.state,
                 str(node.cores),
                 str(node.threads),
-                render_binary(node.memory_bytes),
+                words.size(node.memory_bytes),
                 str(node.gpus),
                 str(node.nics),
                 node.virtualisation,
@@ -99,7 +99,7 @@ def devices(node: str | None, home: Path | None, as_json: bool) -> None:
                 row.id,
                 row.name,
                 "" if row.numa_node is None else str(row.numa_node),
-                render_binary(row.memory_bytes) if row.memory_bytes else "",
+                words.size(row.memory_bytes) if row.memory_bytes else "",
                 f"{row.gbps:g}" if row.gbps else "",
                 row.state,
                 row.used_by or "",

@@ -16,6 +16,7 @@ from steelyard.cli.quantities import parse_bytes
 from steelyard.cli.session import home_option, json_option
 from steelyard.cli.topo import find_topology, from_option, take_files
 from steelyard.errors import Refused, SteelyardError
+from steelyard.model import words
 from steelyard.model.fabric import Fabric
 from steelyard.model.gang import GangDemand, GangPlan
 from steelyard.model.timing import Timing
@@ -125,9 +126,13 @@ def place(
         click.echo(render_plan(answer))
     else:
         say(f"There is no such place{' on this machine' if answer.never else ' now'}: {answer.detail}.")
-        say(f"At most: {', '.join(f'{value} {name}' for name, value in answer.largest_possible.items())}.")
+        say(f"At most: {', '.join(_most(name, value) for name, value in answer.largest_possible.items())}.")
     if not isinstance(answer, DevicePlan):
         sys.exit(NO_PLACE)
+
+
+def _most(name: str, value: int) -> str:
+    return f"{words.exact_size(value)} of memory" if name == "memory_bytes" else f"{value} {name}"
 
 
 def _caveats(topology: Topology, cores: int) -> tuple[str, ...]:

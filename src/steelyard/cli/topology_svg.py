@@ -11,9 +11,9 @@ from collections.abc import Callable, Sequence
 from html import escape
 from typing import NamedTuple
 
-from steelyard.cli.machine_text import render_binary
 from steelyard.cli.topology_layout import Device, Group, Mesh, NodeGroup, find_meshes, make_tree, short_names
 from steelyard.cli.topology_text import describe, render_counts, render_gbps
+from steelyard.model import words
 from steelyard.model.cores import Core
 from steelyard.model.topology import Gpu, Nic, Pair, Topology
 
@@ -153,7 +153,7 @@ def _node_block(scene: _Scene, node: NodeGroup, height_min: float = 0) -> Block:
     else:
         package = f" · package {node.package}" if node.package is not None else ""
         what = "GPU memory" if node.node.id in scene.topology.gpu_memory_nodes else "memory"
-        size = f" · {render_binary(node.node.memory_bytes)} {what}" if node.node.memory_bytes else ""
+        size = f" · {words.size(node.node.memory_bytes)} {what}" if node.node.memory_bytes else ""
         cores = f" · {len(node.cores)} {'cores' if scene.topology.smt_known else 'CPUs'}" if node.cores else ""
         title = f"NUMA node {node.node.id}{package}{cores}{size}"
     cores, devices = _cores_block(scene, node.cores), _devices_block(scene, node.groups, node.devices)
@@ -244,7 +244,7 @@ def _device_lines(scene: _Scene, device: Device, user: str | None) -> list[str]:
     name = scene.names[device.id]
     if isinstance(device, Gpu):
         model = device.name.removeprefix("NVIDIA ").removeprefix("AMD ").removeprefix("Tesla ")
-        size = render_binary(device.memory_bytes) if device.memory_bytes else ""
+        size = words.size(device.memory_bytes) if device.memory_bytes else ""
         rows = [name, model, device.id if device.id != name else "", user or size]
     elif isinstance(device, Nic):
         rows = [

@@ -7,9 +7,9 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from steelyard.cli.machine_text import render_binary
 from steelyard.cli.topology_layout import Device, Group, NodeGroup, count_paths, find_meshes, make_tree, short_names
 from steelyard.host.sysfs import format_cpus
+from steelyard.model import words
 from steelyard.model.topology import Gpu, Nic, Topology
 
 LEGEND = (
@@ -51,7 +51,7 @@ def render_counts(topology: Topology) -> str:
     )
     parts = [f"{number} {noun}{'' if number == 1 else 's'}" for number, noun in counts if number]
     if topology.memory_bytes:
-        parts.append(f"{render_binary(topology.memory_bytes)} memory")
+        parts.append(f"{words.size(topology.memory_bytes)} memory")
     return " · ".join(parts) or "nothing is known of this machine's cores and devices"
 
 
@@ -77,7 +77,7 @@ def render_matrix(topology: Topology) -> str:
 def describe(device: Device) -> str:
     """`0000:0f:00.0  NVIDIA H100 80GB HBM3, 80 GiB`."""
     if isinstance(device, Gpu):
-        details = [device.name or device.vendor, render_binary(device.memory_bytes) if device.memory_bytes else ""]
+        details = [device.name or device.vendor, words.size(device.memory_bytes) if device.memory_bytes else ""]
         if device.mig:
             profiles = [part.profile or "unknown" for part in device.mig_instances]
             details.append(f"MIG: {', '.join(profiles) or 'no instances'}")
@@ -111,7 +111,7 @@ def _node_title(topology: Topology, group: NodeGroup) -> str:
         f"package {group.package}" if group.package is not None else "",
         f"{len(group.cores)} cores" if group.cores and topology.smt_known else "",
         f"CPUs {cpus}" if cpus else "no CPUs" if topology.cores else "",
-        f"{render_binary(group.node.memory_bytes)} {what}" if group.node.memory_bytes else "",
+        f"{words.size(group.node.memory_bytes)} {what}" if group.node.memory_bytes else "",
     ]
     return " · ".join(part for part in parts if part)
 

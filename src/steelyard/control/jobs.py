@@ -18,7 +18,7 @@ from steelyard.control.watch import Watch
 from steelyard.lifecycle.job import Change, explain_wait, refuse_job, start_job
 from steelyard.lifecycle.node import plan_blocked
 from steelyard.model.ids import FunctionName, ProjectName
-from steelyard.model.job import Job, JobState, Plan, Resources
+from steelyard.model.job import NO_SHARE, Job, JobState, Plan, Resources
 from steelyard.model.machine import Machine
 from steelyard.placement.machine import check_plan
 from steelyard.scheduling.fifo import decide_starts
@@ -28,8 +28,7 @@ from steelyard.store import Store, Tx
 HOLDING = frozenset({JobState.STARTING, JobState.RUNNING, JobState.STOPPING, JobState.UNKNOWN})
 
 
-#: an older revision's share of the common cores is taken by what runs, not booked
-_OLDER = Resources(cpus=1e-6)
+_OLDER = Resources(cpus=NO_SHARE)
 
 _log = logging.getLogger("steelyard.jobs")
 
@@ -109,10 +108,13 @@ def _load(tx: Tx) -> Seen:
     queued = tx.jobs({JobState.QUEUED})
     if not queued:
         return Seen((), (), None)
-    return Seen(tuple(queued), holding(tx), tx.machine())
+    machine = tx.machine()
+    return Seen(tuple(queued), holding(tx, machine), machine)
 
 
-def holding(tx: Tx, but: tuple[ProjectName, FunctionName] | None = None) -> tuple[tuple[Resources, Plan], ...]:
+def holding(
+    tx: Tx, machine: Machine | None, but: tuple[ProjectName, FunctionName] | None = None
+) -> tuple[tuple[Resources, Plan], ...]:
     """What jobs and dedicated functions hold. `but`: a function that is about to be placed anew."""
     jobs = [(job.spec.resources, job.plan) for job in tx.jobs(HOLDING) if job.plan is not None]
     functions = [
@@ -120,7 +122,6 @@ def holding(tx: Tx, but: tuple[ProjectName, FunctionName] | None = None) -> tupl
         for row in tx.functions()
         if row.plan is not None and (reserved := row.spec.reserved) is not None and (row.project, row.name) != but
     ]
-    machine = tx.machine()
     older = [(_OLDER, held.plan) for held in (machine.held if machine else ()) if but is None or held.function != but[1]]
     return (*jobs, *functions, *older)
 
@@ -130,7 +131,7 @@ def _commit(tx: Tx, actions: Actions) -> Report:
     refused: list[Job] = []
     skipped = dropped = 0
     machine = tx.machine()
-    held = list(holding(tx)) if actions.starts else []
+    held = list(holding(tx, machine)) if actions.starts else []
     for before, change in actions.starts:
         demand, plan = before.spec.resources, change.job.plan
         if change.error or plan is None or machine is None or _moved_on(tx, before):

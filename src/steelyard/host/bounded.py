@@ -2,15 +2,20 @@
 
 from __future__ import annotations
 
+import stat
 from pathlib import Path
 
 from steelyard.errors import Refused
 
 
 def read_bounded(path: Path, bytes_max: int) -> bytes:
-    """Raises `Refused` for what can't be read or is larger. A large file is not even opened; pipes tell no size before."""
+    """Raises `Refused` for what can't be read, is larger, or is no file (opening a pipe may wait for ever). A large file is not
+    even opened."""
     try:
-        size, data = path.stat().st_size, b""
+        seen, data = path.stat(), b""
+        size = seen.st_size
+        if not stat.S_ISREG(seen.st_mode):
+            raise Refused(f"{path.name} is not a regular file. Save what it says to a file and give that.", code="no-file")
         if size <= bytes_max:
             with path.open("rb") as file:
                 data = file.read(bytes_max + 1)

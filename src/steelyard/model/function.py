@@ -7,11 +7,8 @@ from enum import StrEnum
 import msgspec
 
 from steelyard.model.ids import FunctionName, ProjectName
-from steelyard.model.job import Owner, Plan, Resources
+from steelyard.model.job import NO_SHARE, Owner, Plan, Resources
 from steelyard.model.reason import Reason
-
-#: the smallest share that there is
-_NO_SHARE = 1e-6
 
 
 class FunctionSpec(msgspec.Struct, frozen=True):
@@ -55,7 +52,7 @@ class FunctionSpec(msgspec.Struct, frozen=True):
             return None
         if not asked.whole_cores:
             # shares of the common cores and memory limits are taken by what runs, not by what is deployed
-            return msgspec.structs.replace(asked, cpus=_NO_SHARE, memory_bytes=None)
+            return msgspec.structs.replace(asked, cpus=NO_SHARE, memory_bytes=None)
         memory = None if asked.memory_bytes is None else asked.memory_bytes * self.replicas_max
         return msgspec.structs.replace(asked, cpus=asked.cpus * self.replicas_max, memory_bytes=memory)
 

@@ -20,6 +20,10 @@ class Owner(msgspec.Struct, frozen=True):
     uid: int
 
 
+#: the smallest share that there is: for functions, whose share of the common cores is taken by what runs and not booked
+NO_SHARE = 1e-6
+
+
 class Resources(msgspec.Struct, frozen=True):
     """What a workload asks of a machine."""
 

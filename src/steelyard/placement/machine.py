@@ -19,6 +19,7 @@ from collections.abc import Sequence
 
 import msgspec
 
+from steelyard.model import words
 from steelyard.model.job import Plan, Resources
 from steelyard.model.machine import Core, Machine
 from steelyard.model.reason import Reason
@@ -78,13 +79,13 @@ def place(machine: Machine, running: Sequence[tuple[Resources, Plan]], demand: R
     largest = _largest(machine, booked, view, used, asked)
     if demand.whole_cores and cores > largest.exclusive_cores:
         free = f"{largest.exclusive_cores} free now (one core always stays shared)"
-        blocks.append((Reason.NO_CORES_LEFT, f"{_count(cores, 'whole core')} asked, {free}"))
+        blocks.append((Reason.NO_CORES_LEFT, f"{words.count(cores, 'whole core')} asked, {free}"))
     if not demand.whole_cores and _micro(demand.cpus) > _micro_or_zero(largest.cpus):
         free = f"{largest.cpus:g} of {len(booked.free_cores)} shared cores free now"
         blocks.append((Reason.NO_CORES_LEFT, f"{demand.cpus:g} cores asked, {free}"))
     if demand.memory_bytes is not None and demand.memory_bytes > largest.memory_bytes:
-        free = f"{_size(largest.memory_bytes)} free now"
-        blocks.append((Reason.NO_MEMORY_LEFT, f"{_size(demand.memory_bytes)} of memory asked, {free}"))
+        free = f"{words.exact_size(largest.memory_bytes)} free now"
+        blocks.append((Reason.NO_MEMORY_LEFT, f"{words.exact_size(demand.memory_bytes)} of memory asked, {free}"))
     blocks += find_device_blocks(view, used, asked)
     if blocks:
         return _refuse(_say_what_is_out(machine, blocks), False, largest)
@@ -148,14 +149,16 @@ def _check_machine(machine: Machine, demand: Resources, view: Topology, asked: D
     blocks: list[tuple[Reason, str]] = []
     if demand.whole_cores and asked.cores > total - 1:
         sentence = (
-            f"this machine has {_count(total, 'core')} and one always stays shared, so at most "
+            f"this machine has {words.count(total, 'core')} and one always stays shared, so at most "
             f"{total - 1} can be exclusive; {asked.cores} asked"
         )
         blocks.append((Reason.CORES_BEYOND_MACHINE, sentence))
     elif _micro(demand.cpus) > total * _MICRO:
-        blocks.append((Reason.CORES_BEYOND_MACHINE, f"this machine has {_count(total, 'core')}; {demand.cpus:g} asked"))
+        blocks.append((Reason.CORES_BEYOND_MACHINE, f"this machine has {words.count(total, 'core')}; {demand.cpus:g} asked"))
     if demand.memory_bytes is not None and demand.memory_bytes > machine.memory_bytes:
-        sentence = f"this machine has {_size(machine.memory_bytes)} of memory; {_size(demand.memory_bytes)} asked"
+        sentence = (
+            f"this machine has {words.exact_size(machine.memory_bytes)} of memory; {words.exact_size(demand.memory_bytes)} asked"
+        )
         blocks.append((Reason.MEMORY_BEYOND_MACHINE, sentence))
     blocks += find_device_blocks(view, Used(), asked, now=False)
     if not blocks:
@@ -274,14 +277,3 @@ def _micro(cpus: float) -> int:
 
 def _micro_or_zero(cpus: float) -> int:
     return round(cpus * _MICRO)
-
-
-def _count(number: int, noun: str) -> str:
-    return f"{number} {noun}" if number == 1 else f"{number} {noun}s"
-
-
-def _size(size: int) -> str:
-    for unit, name in ((1 << 30, "GiB"), (1 << 20, "MiB"), (1 << 10, "KiB")):
-        if size >= unit:
-            return f"{size / unit:.4g} {name}"
-    return f"{size} bytes"

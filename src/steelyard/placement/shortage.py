@@ -10,6 +10,7 @@ from collections.abc import Sequence
 
 import msgspec
 
+from steelyard.model import words
 from steelyard.model.job import Plan
 from steelyard.model.reason import Reason
 from steelyard.model.topology import Topology
@@ -69,7 +70,8 @@ def count_nics(topology: Topology, used: Used) -> int:
 
 def explain_local_memory(demand: DeviceDemand) -> tuple[Reason, str]:
     return Reason.NO_MEMORY_LEFT, (
-        f"{demand.memory_bytes or 1} bytes of memory must be local to the NUMA nodes of {demand.cores} cores of its own, and no "
+        f"{words.exact_size(demand.memory_bytes or 1)} of memory must be local to the NUMA nodes of {demand.cores} cores of its "
+        "own, and no "
         "choice of cores has that much: ask for more cores, less memory or best-effort timing"
     )
 
@@ -111,9 +113,9 @@ def _find_core_blocks(topology: Topology, used: Used, demand: DeviceDemand, now:
         blocks.append((Reason.NO_CORES_LEFT if now else Reason.CORES_BEYOND_MACHINE, f"{demand.cores} cores asked, {told}"))
     if demand.memory_bytes is not None and demand.memory_bytes > (_largest_memory(topology, used) or 0):
         most = _largest_memory(topology, used)
-        told = "no source tells the memory of this machine" if most is None else f"{most} {when}"
+        told = "no source tells the memory of this machine" if most is None else f"{words.exact_size(most)} {when}"
         reason = Reason.NO_MEMORY_LEFT if now else Reason.MEMORY_BEYOND_MACHINE
-        blocks.append((reason, f"{demand.memory_bytes} bytes of memory asked, {told}"))
+        blocks.append((reason, f"{words.exact_size(demand.memory_bytes)} of memory asked, {told}"))
     return blocks
 
 

@@ -9,7 +9,7 @@ from typing import Any, cast
 
 import pytest
 
-from drawn_machines import make_hgx
+from machines import make_hgx
 from steelyard.agent.jobs import JobKeeper, _Attempt
 from steelyard.clock import VirtualClock
 from steelyard.config import Settings

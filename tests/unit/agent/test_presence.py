@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from drawn_machines import make_hgx
+from machines import make_hgx
 from steelyard.agent.presence import GONE, Presence
 from steelyard.errors import EdgeFailed
 from steelyard.model.job import Plan
@@ -15,10 +15,8 @@ from steelyard.model.job import Plan
 def make_tree(root: Path) -> None:
     for device in (*make_hgx().gpus, *make_hgx().nics):
         (root / "sys/bus/pci/devices" / device.id).mkdir(parents=True)
-    for cpu in range(4):
-        (root / f"sys/devices/system/cpu/cpu{cpu}").mkdir(parents=True)
-        if cpu:
-            (root / f"sys/devices/system/cpu/cpu{cpu}/online").write_text("1\n")
+    (root / "sys/devices/system/cpu").mkdir(parents=True)
+    (root / "sys/devices/system/cpu/online").write_text("0-3\n")
 
 
 def test_what_is_there_may_start(tmp_path: Path) -> None:
@@ -41,7 +39,7 @@ def test_a_gpu_that_fell_off_the_bus_is_named_and_back_when_it_is_back(tmp_path:
 
 def test_a_cpu_that_went_offline_is_missed(tmp_path: Path) -> None:
     make_tree(tmp_path)
-    (tmp_path / "sys/devices/system/cpu/cpu2/online").write_text("0\n")
+    (tmp_path / "sys/devices/system/cpu/online").write_text("0-1,3\n")
     presence = Presence(None, tmp_path)
     with pytest.raises(EdgeFailed, match="cpu:2"):
         presence.check(Plan(cpus=(1, 2)))

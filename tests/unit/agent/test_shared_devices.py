@@ -9,7 +9,7 @@ from typing import Any, cast
 
 import pytest
 
-from drawn_machines import make_hgx
+from machines import make_hgx
 from steelyard.agent.function import FunctionHost
 from steelyard.agent.functions import FunctionKeeper
 from steelyard.agent.loop import Agent

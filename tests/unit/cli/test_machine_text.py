@@ -2,7 +2,8 @@ from __future__ import annotations
 
 import pytest
 
-from steelyard.cli.machine_text import render_binary, render_machine
+from steelyard.cli.machine_text import render_machine
+from steelyard.model import words
 from steelyard.model.ids import MachineId
 from steelyard.model.machine import Cache, Core, Device, Isolation, Machine, NumaNode
 
@@ -77,7 +78,7 @@ def test_no_line_is_wider_than_asked(width: int, nodes: int, cores: int) -> None
 
 
 def test_sizes_are_short() -> None:
-    assert [render_binary(size) for size in (0, 512, 48 << 10, 1280 << 10, (24 << 30) - 5, 1536 << 30)] == [
+    assert [words.size(size) for size in (0, 512, 48 << 10, 1280 << 10, (24 << 30) - 5, 1536 << 30)] == [
         "0 B",
         "512 B",
         "48 KiB",

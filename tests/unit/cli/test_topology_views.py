@@ -8,7 +8,7 @@ from xml.etree import ElementTree
 import msgspec
 import pytest
 
-from drawn_machines import make_cube_mesh, make_hgx
+from machines import cube_matrix, make_hgx
 from recorded import recorded
 from steelyard.cli.topology_json import make_json
 from steelyard.cli.topology_layout import find_meshes
@@ -41,17 +41,17 @@ def test_the_tree_holds_devices_under_their_switch_and_says_who_uses_them() -> N
 
 
 def test_the_matrix_is_square_and_symmetric() -> None:
-    rows = [line.split() for line in render_matrix(make_cube_mesh()).split("\n\n")[0].splitlines()]
+    rows = [line.split() for line in render_matrix(cube_matrix()).split("\n\n")[0].splitlines()]
     cells = [row[1:] for row in rows[1:]]
     assert rows[0] == [row[0] for row in rows[1:]]
     assert all(cells[a][b] == cells[b][a] for a in range(8) for b in range(8))
-    assert [cells[0][b] for b in range(8)] == ["X", "NV1", "NV2", "NV1", "SYS", "SYS", "SYS", "NV2"]
+    assert [cells[0][b] for b in range(8)] == ["X", "NV1", "NV1", "NV2", "NV2", "SYS", "SYS", "SYS"]
 
 
 def test_equal_links_are_one_bar_and_unequal_ones_are_not() -> None:
     (mesh,), singles = find_meshes(make_hgx())
     assert (len(mesh.gpus), mesh.class_name, singles) == (8, "NV18", ())
-    assert find_meshes(make_cube_mesh())[0] == ()
+    assert find_meshes(cube_matrix())[0] == ()
 
 
 def test_the_picture_is_xml_without_scripts_and_escapes_what_users_name() -> None:
@@ -69,7 +69,7 @@ def test_uuids_are_shown_only_when_asked_for() -> None:
 
 
 def test_counts_that_nobody_knows_are_null_and_not_zero() -> None:
-    shown = make_json(make_cube_mesh(), {})
+    shown = make_json(cube_matrix(), {})
     assert (shown["packages"], shown["cores"], shown["threads"], shown["numa_nodes"]) == (None, None, 16, 2)
 
 

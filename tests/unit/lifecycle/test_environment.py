@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import msgspec
 
-from drawn_machines import make_hgx
+from machines import make_hgx
 from steelyard.agent.device_proof import explain_share
 from steelyard.lifecycle.environment import make_environment, read_gpus
 from steelyard.model.job import Plan

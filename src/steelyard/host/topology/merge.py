@@ -15,6 +15,7 @@ import msgspec
 
 from steelyard.errors import Refused
 from steelyard.host.topology.merge_names import name_devices
+from steelyard.model import words
 from steelyard.model.machine import NumaNode
 from steelyard.model.topology import Gpu, MigInstance, Nic, Nvme, Pair, PathClass, Port, Switch, SwitchKind, Topology
 
@@ -130,7 +131,7 @@ def _agree(name: str, a: Any, b: Any) -> bool:
 def _sentence(what: str, name: str, label: str, value: Any, other_label: str, other: Any) -> str:
     if name in _SECRET:
         return f"{what}: {label} and {other_label} tell different {name}s; the first is used."
-    a, b = (f"{word / 2**30:.3g} GiB" if name.endswith("_bytes") else str(word)[:60] for word in (value, other))
+    a, b = (words.exact_size(word) if name.endswith("_bytes") else str(word)[:60] for word in (value, other))
     return f"{what}: {label} says {name} {a}, {other_label} says {b}; the first is used."
 
 

@@ -15,8 +15,8 @@ from steelyard.model.topology import Topology
 
 
 def observe_topology(root: Path = Path("/")) -> Topology:
-    """Takes some 10 ms, half a second more with a driver: observed at start and on demand. A driver is only asked about the real
-    root."""
+    """Takes some 10 ms, and a program's start more with a driver: observed at start and on demand. A driver is only asked about
+    the real root."""
     seen = read_linux(root)
     driver = _observe_driver() if root == Path("/") else None
     return seen if driver is None else merge([seen, driver])
