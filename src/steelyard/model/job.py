@@ -6,11 +6,22 @@ from enum import StrEnum
 
 import msgspec
 
+from steelyard.model.batch import (
+    PRIORITY_DEFAULT,
+    ArrayPlace,
+    Dependency,
+    Gang,
+    Preemption,
+    RankEnd,
+    RetryRule,
+    Warn,
+)
 from steelyard.model.gpu_demand import GpuDemand
 from steelyard.model.ids import AttemptId, JobId, ProjectName, make_attempt_id
 from steelyard.model.proof import Proof
 from steelyard.model.reason import Reason
 from steelyard.model.timing import Timing
+from steelyard.model.usage import Usage
 
 
 class Owner(msgspec.Struct, frozen=True):
@@ -41,6 +52,10 @@ class Resources(msgspec.Struct, frozen=True):
     nics: int = 0
     #: a promise that is watched: no wake-up of a probe on its cores later than this, in microseconds
     max_wakeup_us: int | None = None
+    #: a private folder of that size on the fastest local disk, gone when the job ends
+    scratch_bytes: int | None = None
+    #: reading and writing of local disks, bytes per second each
+    io_max_bytes_s: int | None = None
 
     @property
     def whole_cores(self) -> bool:
@@ -52,6 +67,7 @@ class JobSpec(msgspec.Struct, frozen=True):
     """What the user asked for. Never changes after submit."""
 
     name: str
+    #: with `script`: its arguments
     argv: tuple[str, ...]
     #: absolute path on the machine
     cwd: str
@@ -59,6 +75,54 @@ class JobSpec(msgspec.Struct, frozen=True):
     resources: Resources = Resources()
     #: run with root's uid; only honoured for admins of a Steelyard that runs as root
     as_root: bool = False
+    #: text of a program with a first line `#!`, executed instead of argv[0]
+    script: str | None = None
+    #: 0 to `PRIORITY_MAX`; higher starts first
+    priority: int = PRIORITY_DEFAULT
+    #: whose fair share it uses, such as `lab/alice`; "" means the owner's name
+    account: str = ""
+    #: ranks that start and end together, each with `resources`; None: one process
+    gang: Gang | None = None
+    after: tuple[Dependency, ...] = ()
+    #: not started before somebody releases it
+    held: bool = False
+    #: not started before this wall time, microseconds
+    begin_at: int | None = None
+    #: ended after that long
+    max_duration_s: float | None = None
+    warn: Warn | None = None
+    #: ended when it has not touched the file `STEELYARD_HEARTBEAT` that long after its start
+    start_timeout_s: float | None = None
+    #: ended when it has not touched that file for so long
+    heartbeat_timeout_s: float | None = None
+    #: at most one rule per reason
+    retry: tuple[RetryRule, ...] = ()
+    preemption: Preemption = Preemption()
+    #: absolute paths of files that get its output instead of the logs; %-patterns are already filled in
+    stdout: str | None = None
+    stderr: str | None = None
+    #: output files are emptied at the start rather than continued
+    truncate_output: bool = False
+    #: its newest entry is told to a restarted job as `STEELYARD_CHECKPOINT`
+    checkpoint_dir: str | None = None
+    #: how many CPUs `SLURM_CPUS_PER_TASK` and its like tell of, and more of what `sbatch` was told, for the job's eyes alone
+    slurm: dict[str, str] = {}
+
+    @property
+    def demand(self) -> Resources:
+        """What all its ranks on one node need together."""
+        ranks = 1 if self.gang is None else self.gang.tasks_per_node
+        return self.resources if ranks == 1 else multiply(self.resources, ranks)
+
+
+def multiply(each: Resources, ranks: int) -> Resources:
+    """What `ranks` workloads that ask for `each` need on one machine. Shares of a GPU stay one share: see `placement/gang.py`."""
+    gpus = each.gpus
+    if gpus is not None and gpus.fraction is None:
+        gpus = msgspec.structs.replace(gpus, count=gpus.count * ranks)
+    memory = None if each.memory_bytes is None else each.memory_bytes * ranks
+    cpus, nics = each.cpus * ranks, each.nics * ranks
+    return msgspec.structs.replace(each, cpus=cpus, memory_bytes=memory, gpus=gpus, nics=nics)
 
 
 class JobState(StrEnum):
@@ -66,6 +130,8 @@ class JobState(StrEnum):
     STARTING = "STARTING"
     RUNNING = "RUNNING"
     STOPPING = "STOPPING"
+    #: frozen by preemption: holds its memory, but no cores
+    SUSPENDED = "SUSPENDED"
     SUCCEEDED = "SUCCEEDED"
     FAILED = "FAILED"
     STOPPED = "STOPPED"
@@ -95,6 +161,8 @@ class Plan(msgspec.Struct, frozen=True):
     gpu_fraction: float = 1.0
     #: uuids of MIG instances; their GPUs are in `gpus`
     mig_instances: tuple[str, ...] = ()
+    #: of a gang: what each process that Steelyard starts gets, in rank order; the rest says what all get together
+    tasks: tuple[Plan, ...] = ()
 
 
 class Job(msgspec.Struct, frozen=True):
@@ -125,6 +193,31 @@ class Job(msgspec.Struct, frozen=True):
     #: breaches of `max_wakeup_us` by this attempt, as last recorded, and the worst of them
     wakeup_breaches: int = 0
     wakeup_worst_us: int = 0
+    #: as submitted, or as changed since
+    priority: int = PRIORITY_DEFAULT
+    array: ArrayPlace | None = None
+    #: somebody has to release it
+    held: bool = False
+    #: not before this wall time, microseconds: `begin_at`, or the backoff of a retry
+    not_before: int | None = None
+    #: earlier attempts that ran
+    restarts: int = 0
+    #: `RetryOn` -> further attempts used for it
+    retried: dict[str, int] = {}
+    #: why `stop_signal` was asked for: STOPPED_BY_USER, or PREEMPTED
+    stop_reason: Reason | None = None
+    #: of the last attempt that ended; while one runs the agent knows more
+    usage: Usage | None = None
+    #: of a gang's last attempt
+    ranks: tuple[RankEnd, ...] = ()
+    #: seconds that the running attempt has been frozen before now, and since when it is
+    suspended_s: float = 0.0
+    suspended_at: int | None = None
+
+    @property
+    def account(self) -> str:
+        """Whose fair share it uses."""
+        return self.spec.account or self.owner.user
 
     @property
     def attempt_id(self) -> AttemptId:

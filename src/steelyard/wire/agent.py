@@ -12,6 +12,7 @@ from collections.abc import Iterable
 import msgspec
 
 from steelyard.lifecycle.node import NodeHealth
+from steelyard.model.batch import ArrayPlace, RankEnd
 from steelyard.model.coldstart import ColdStart
 from steelyard.model.function import FunctionSpec, FunctionState
 from steelyard.model.health import Finding
@@ -20,6 +21,7 @@ from steelyard.model.job import JobSpec, Owner, Plan
 from steelyard.model.machine import HeldPlan, Machine
 from steelyard.model.proof import Proof
 from steelyard.model.reason import Reason
+from steelyard.model.usage import Usage
 
 
 class Hello(msgspec.Struct, frozen=True, tag=True):
@@ -39,6 +41,13 @@ class AssignedJob(msgspec.Struct, frozen=True):
     #: the server wants it to end: this signal now, SIGKILL after the grace
     stop_signal: int | None = None
     stop_grace_s: float = 10.0
+    #: frozen, for now
+    suspended: bool = False
+    array: ArrayPlace | None = None
+    #: earlier attempts that ran
+    restarts: int = 0
+    #: what its processes may show the API: to submit, look at and stop the owner's jobs
+    token: str = ""
 
 
 class AssignedFunction(msgspec.Struct, frozen=True):
@@ -65,7 +74,8 @@ class Assignment(msgspec.Struct, frozen=True, tag=True):
 
 
 class AttemptState(msgspec.Struct, frozen=True):
-    """What the agent sees of one attempt. `phase`: starting, running, ended (an exit record exists), not-started, unknown."""
+    """What the agent sees of one attempt. `phase`: starting, running, suspended (frozen as asked), ended (an exit record exists),
+    not-started, unknown. A gang is running when all ranks are, and ended when all have."""
 
     attempt: AttemptId
     phase: str
@@ -82,6 +92,10 @@ class AttemptState(msgspec.Struct, frozen=True):
     #: wake-ups later than `max_wakeup_us`, and the worst of them; told again only every few seconds
     wakeup_breaches: int = 0
     wakeup_worst_us: int = 0
+    #: given once it has ended
+    usage: Usage | None = None
+    #: of a gang: the ranks that have ended
+    ranks: tuple[RankEnd, ...] = ()
 
 
 class FunctionSeen(msgspec.Struct, frozen=True):
