@@ -1,0 +1,97 @@
+"""What does a scheduling decision look at, and what does it answer? The facts and the answers that all of `scheduling/` shares.
+
+A snapshot is complete: whoever decides on it needs nothing else but the time. So a changed snapshot answers "what if".
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from enum import StrEnum
+
+import msgspec
+
+from steelyard.model.batch import Dependency
+from steelyard.model.ids import JobId
+from steelyard.model.job import Job, JobState, Plan, Resources
+from steelyard.model.machine import Machine
+from steelyard.model.reason import Reason
+from steelyard.model.site import Account, Quota
+
+
+class Standing(StrEnum):
+    """How a dependency stands."""
+
+    MET = "met"
+    WAITS = "waits"
+    #: it can't be met any more
+    NEVER = "never"
+
+
+class Holding(msgspec.Struct, frozen=True):
+    """What holds resources of the machine now."""
+
+    demand: Resources
+    plan: Plan
+    #: None: a function, or an older revision of one
+    job: Job | None = None
+
+    @property
+    def suspended(self) -> bool:
+        """Frozen: only its memory is held."""
+        return self.job is not None and self.job.state is JobState.SUSPENDED
+
+    @property
+    def ends_by(self) -> int | None:
+        """Wall time, microseconds, at which it will have been ended; None: nobody knows."""
+        if self.job is None or self.job.spec.max_duration_s is None:
+            return None
+        begin = self.job.started_at
+        return None if begin is None else begin + round((self.job.spec.max_duration_s + self.job.suspended_s) * 1e6)
+
+
+class Snapshot(msgspec.Struct, frozen=True):
+    """Everything a decision depends on, but the time."""
+
+    #: None until an agent has told of one
+    machine: Machine | None
+    #: all jobs in state QUEUED, in the order of their submission
+    queued: tuple[Job, ...] = ()
+    #: jobs in STARTING, RUNNING, STOPPING, UNKNOWN or SUSPENDED, functions and older revisions
+    holding: tuple[Holding, ...] = ()
+    accounts: tuple[Account, ...] = ()
+    quotas: tuple[Quota, ...] = ()
+    #: of every dependency of a queued job
+    standings: Mapping[Dependency, Standing] = {}
+
+
+class Why(msgspec.Struct, frozen=True):
+    job: JobId
+    reason: Reason
+    #: a sentence for people; the same for every job that merely waits behind another, so that a moving queue rewrites no rows
+    detail: str
+
+
+class Reservation(msgspec.Struct, frozen=True):
+    """The first job that does not fit keeps this place: nothing that starts before it may delay it."""
+
+    job: JobId
+    #: wall time, microseconds; None: some of what runs has no `max_duration`, so nobody knows
+    at: int | None
+    plan: Plan
+
+
+class Decision(msgspec.Struct, frozen=True):
+    #: in the order of the queue
+    starts: tuple[tuple[JobId, Plan], ...] = ()
+    #: suspended jobs that go on where they were
+    resumes: tuple[JobId, ...] = ()
+    #: (victim, for whom)
+    preempts: tuple[tuple[JobId, JobId], ...] = ()
+    waits: tuple[Why, ...] = ()
+    #: can never start
+    never: tuple[Why, ...] = ()
+    reservation: Reservation | None = None
+    #: everything that may start, in the order of the queue: what `queue` shows as position
+    order: tuple[JobId, ...] = ()
+    #: wall time at which something changes by itself (a backoff or `begin_at` is over); None: nothing will
+    look_at: int | None = None
