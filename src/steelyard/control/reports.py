@@ -14,7 +14,8 @@ from steelyard.clock import Clock
 from steelyard.control import ASSIGNMENT, JOBS, REPORTS, AgentLink
 from steelyard.control.changes import commit_change
 from steelyard.control.watch import Watch
-from steelyard.lifecycle.job import Change, apply_attempt, doubt_job, lose_job
+from steelyard.lifecycle.attempt import apply_attempt, lose_job
+from steelyard.lifecycle.job import Change, doubt_job
 from steelyard.model.function import Function
 from steelyard.model.ids import DEFAULT_PROJECT, JobId
 from steelyard.model.job import Job, JobState
