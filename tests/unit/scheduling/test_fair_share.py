@@ -57,7 +57,7 @@ def running(name: str, started_at: int | None, demand: Resources | None = None, 
 
 
 def live(shares: Mapping[str, float], rounds: int, slots: int = 2, busy: Mapping[str, range] | None = None) -> dict[str, float]:
-    """Everybody always has work: at each hour's end whoever is first gets the slot that became free. Returns parts of all work."""
+    """Everybody always has work: at each hour's end whoever is first gets the slot that became free. Returns parts of the work."""
     known = {name: account(name, part) for name, part in shares.items()}
     takers = [name for name in shares if not any(other.startswith(f"{name}/") for other in shares)]
     done: dict[str, float] = dict.fromkeys(takers, 0.0)
@@ -154,6 +154,9 @@ def test_the_table_says_how_a_rank_came_about() -> None:
 
 
 def test_usage_fades_by_half_in_a_half_life() -> None:
+    assert accrued(Resources(2), SECOND) == pytest.approx(2.0)
+    day_by_day = sum(2 * 86400 * 2 ** (-(day + 0.5) / 7) for day in range(70))
+    assert accrued(Resources(2), 70 * DAY) == pytest.approx(day_by_day, rel=1e-3)
     after = charge(account("a", usage=8.0), 0.0, round(3 * HALF_LIFE_S * SECOND))
     assert after.usage == pytest.approx(1.0) and after.usage_at == 3 * HALF_LIFE_S * SECOND
 
