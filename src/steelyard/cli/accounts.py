@@ -47,7 +47,7 @@ def accounts(ctx: click.Context, home: Path | None, as_json: bool) -> None:
                 f"{row.usage / 3600:.2f}",
                 f"{row.norm_usage:.0%}",
                 "" if row.level_fs is None else f"{row.level_fs:.3g}",
-                str(row.rank),
+                "" if row.rank is None else str(row.rank),
             )
             for row in rows
         ],
