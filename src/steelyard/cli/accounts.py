@@ -55,9 +55,15 @@ def accounts(ctx: click.Context, home: Path | None, as_json: bool) -> None:
     )
 
 
-@accounts.command(
-    "set", help="Set an account's shares among its siblings.\n\n\b\nExamples:\n  steelyard accounts set lab --shares 3"
-)
+SET_HELP = """Set an account's shares among its siblings.
+
+\b
+Examples:
+  steelyard accounts set lab --shares 3
+"""
+
+
+@accounts.command("set", help=SET_HELP)
 @click.argument("name")
 @click.option("--shares", type=click.FloatRange(0, min_open=True), required=True, help="More shares, more of the site.")
 @home_option
