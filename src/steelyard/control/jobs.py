@@ -25,7 +25,7 @@ from steelyard.model.ids import FunctionName, JobId, ProjectName
 from steelyard.model.job import NO_SHARE, Job, Resources
 from steelyard.model.machine import Machine
 from steelyard.placement.room import Room
-from steelyard.scheduling import decide as scheduling
+from steelyard.scheduling.decide import decide as decide_queue
 from steelyard.scheduling.fair_share import fair_share_ranks
 from steelyard.scheduling.snapshot import Decision, Holding, Snapshot, Why
 from steelyard.store import Store, Tx
@@ -111,7 +111,7 @@ def decide(seen: Seen, now: int) -> Actions:
 def decide_now(snapshot: Snapshot, now: int) -> Decision:
     """The decision as this loop takes it: also what `why` and forecasts ask of changed snapshots."""
     names = {job.account for job in snapshot.queued}
-    return scheduling.decide(snapshot, now, fair_share_ranks(snapshot.accounts, snapshot.holding, now, names))
+    return decide_queue(snapshot, now, fair_share_ranks(snapshot.accounts, snapshot.holding, now, names))
 
 
 async def carry_out(store: Store, actions: Actions) -> Report:
@@ -178,6 +178,13 @@ def hold_functions(
     return (*newest, *older)
 
 
+def make_room(machine: Machine, holding: Sequence[Holding]) -> Room:
+    room = Room(machine)
+    for held in holding:
+        room.take(held.demand, held.plan, held.suspended)
+    return room
+
+
 def _commit(tx: Tx, actions: Actions) -> Report:
     started: list[Job] = []
     refused: list[Job] = []
@@ -192,7 +199,7 @@ def _commit(tx: Tx, actions: Actions) -> Report:
         elif change.job.state is not before.state:
             moved.append(change.job)
     machine = tx.machine() if actions.starts else None
-    room = None if machine is None else Room(machine, _hold_now(tx, actions.seen, machine))
+    room = None if machine is None else make_room(machine, _hold_now(tx, actions.seen, machine))
     for before, change in actions.starts:
         demand, plan = before.spec.demand, change.job.plan
         if change.error or plan is None or machine is None or room is None:
