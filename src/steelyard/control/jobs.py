@@ -199,10 +199,11 @@ def _commit(tx: Tx, actions: Actions) -> Report:
         elif change.job.state is not before.state:
             moved.append(change.job)
     machine = tx.machine() if actions.starts else None
-    room = None if machine is None else make_room(machine, _hold_now(tx, actions.seen, machine))
+    newer = {job.id: job for job in tx.jobs_changed(actions.seen.change)[1]} if actions.starts else {}
+    room = None if machine is None else make_room(machine, _hold_now(tx, actions.seen, machine, newer))
     for before, change in actions.starts:
         demand, plan = before.spec.demand, change.job.plan
-        if change.error or plan is None or machine is None or room is None:
+        if change.error or plan is None or machine is None or room is None or before.id in newer:
             skipped += 1
             continue
         findings = room.check(demand, plan)
@@ -218,10 +219,8 @@ def _commit(tx: Tx, actions: Actions) -> Report:
     return Report(tuple(started), tuple(refused), tuple(moved), skipped, dropped)
 
 
-def _hold_now(tx: Tx, seen: Seen, machine: Machine) -> tuple[Holding, ...]:
+def _hold_now(tx: Tx, seen: Seen, machine: Machine, newer: Mapping[JobId, Job]) -> tuple[Holding, ...]:
     """What holds resources as of this transaction, this decision's own changes included."""
-    _, changed = tx.jobs_changed(seen.change)
-    newer = {job.id: job for job in changed}
     jobs = [held.job for held in seen.snapshot.holding if held.job is not None and held.job.id not in newer]
     jobs += [job for job in newer.values() if not job.state.terminal]
     return (*hold_jobs(jobs), *hold_functions(tx.functions(), machine))

@@ -12,6 +12,7 @@ from steelyard.clock import VirtualClock
 from steelyard.control import ASSIGNMENT, JOBS, answers, assignment, jobs, reports
 from steelyard.control.assignment import AssignmentLoop, begin_epoch
 from steelyard.control.jobs import JobsLoop
+from steelyard.control.live import LiveJobs
 from steelyard.control.reports import ReportsLoop, greet
 from steelyard.control.watch import Watch
 from steelyard.errors import Conflict
@@ -72,9 +73,10 @@ class World:
         self.clock = VirtualClock()
         self.watch = Watch()
         self.agents = FakeAgents()
-        self.jobs = JobsLoop(self.store, self.clock, self.watch)
-        self.assignment = AssignmentLoop(self.store, self.agents)
-        self.reports = ReportsLoop(self.store, self.agents, self.clock, self.watch)
+        self.live = LiveJobs()
+        self.jobs = JobsLoop(self.store, self.clock, self.watch, self.live)
+        self.assignment = AssignmentLoop(self.store, self.agents, self.live)
+        self.reports = ReportsLoop(self.store, self.agents, self.clock, self.watch, self.live)
         self.seq = 0
 
     async def submit(self, cpus: float = 1.0, **fields: object) -> JobId:
@@ -167,14 +169,16 @@ def test_the_applier_drops_a_plan_that_no_longer_fits() -> None:
     async def main() -> None:
         world = await make_world()
         await world.submit(2.0)
-        stale = jobs.decide(await jobs.load(world.store), 1)
+        stale = jobs.decide(await jobs.load(world.store, world.live), 1)
         report = await jobs.carry_out(world.store, stale)
         assert len(report.started) == 1
         again = await jobs.carry_out(world.store, stale)
         assert (again.started, again.skipped) == ((), 1)
         other = await world.submit(2.0)
-        seen = await jobs.load(world.store)
-        blind = jobs.decide(msgspec.structs.replace(seen, holding=()), 1)
+        seen = await jobs.load(world.store, world.live)
+        nothing = msgspec.structs.replace(seen.snapshot, holding=())
+        blind = jobs.decide(msgspec.structs.replace(seen, snapshot=nothing), 1)
+        blind = msgspec.structs.replace(blind, seen=seen)
         late = await jobs.carry_out(world.store, blind)
         assert (late.started, late.skipped, late.dropped) == ((), 0, 1)
         assert (await world.job(other)).state is JobState.QUEUED
@@ -219,7 +223,7 @@ def test_the_generation_goes_up_only_with_the_content_and_the_epoch_with_the_ser
         await world.assignment.activate()
         assert [(offer.epoch, offer.generation) for offer in world.agents.offers] == [(1, 1), (1, 2)]
         assert await begin_epoch(world.store) == 2
-        again = AssignmentLoop(world.store, world.agents)
+        again = AssignmentLoop(world.store, world.agents, world.live)
         await again.activate()
         assert (world.agents.offers[-1].epoch, world.agents.offers[-1].generation) == (2, 3)
         assert world.agents.offers[-1].jobs == world.agents.offers[-2].jobs
@@ -391,7 +395,7 @@ def test_answers_are_forgotten_after_a_day() -> None:
 def test_rendering_is_pure_and_skips_jobs_without_a_plan() -> None:
     job = Job(JobId("j"), DEFAULT_PROJECT, OWNER, 1, 1, JobSpec("x", ("a",), "/"), JobState.UNKNOWN, 0)
     seen = assignment.Seen((job,), (), (), epoch=3, offered=None)
-    assert assignment.render_assignment(seen) == Assignment(epoch=3, generation=0)
+    assert assignment.render_assignment(seen, lambda job: "") == Assignment(epoch=3, generation=0)
 
 
 def test_a_machine_out_of_use_starts_nothing_and_jobs_say_why() -> None:
@@ -419,7 +423,7 @@ def test_a_plan_whose_device_has_been_taken_out_of_use_since_is_dropped_when_it_
     async def case() -> None:
         world = await make_world()
         job = await world.submit()
-        actions = jobs.decide(await jobs.load(world.store), world.clock.now_us())
+        actions = jobs.decide(await jobs.load(world.store, world.live), world.clock.now_us())
         ((before, change),) = actions.starts
         plan = msgspec.structs.replace(change.job.plan or Plan(), gpus=("0000:0f:00.0",))
         planned = msgspec.structs.replace(change, job=msgspec.structs.replace(change.job, plan=plan))
