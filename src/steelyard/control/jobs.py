@@ -20,8 +20,9 @@ from steelyard.lifecycle.node import plan_blocked
 from steelyard.model.ids import FunctionName, ProjectName
 from steelyard.model.job import NO_SHARE, Job, JobState, Plan, Resources
 from steelyard.model.machine import Machine
-from steelyard.placement.machine import check_plan
-from steelyard.scheduling.fifo import decide_starts
+from steelyard.placement.room import Room
+from steelyard.scheduling.decide import decide as decide_queue
+from steelyard.scheduling.snapshot import Holding, Snapshot
 from steelyard.store import Store, Tx
 
 #: states in which an attempt holds, or may hold, its resources
@@ -31,12 +32,6 @@ HOLDING = frozenset({JobState.STARTING, JobState.RUNNING, JobState.STOPPING, Job
 _OLDER = Resources(cpus=NO_SHARE)
 
 _log = logging.getLogger("steelyard.jobs")
-
-
-class Seen(msgspec.Struct, frozen=True):
-    queued: tuple[Job, ...]
-    holding: tuple[tuple[Resources, Plan], ...]
-    machine: Machine | None
 
 
 class Actions(msgspec.Struct, frozen=True):
@@ -57,14 +52,14 @@ class Report(msgspec.Struct, frozen=True):
     dropped: int = 0
 
 
-async def load(store: Store) -> Seen:
+async def load(store: Store) -> Snapshot:
     return await store.read(_load)
 
 
-def decide(seen: Seen, now: int) -> Actions:
+def decide(seen: Snapshot, now: int) -> Actions:
     if not seen.queued:
         return Actions(now=now)
-    decision = decide_starts(seen.queued, seen.holding, seen.machine)
+    decision = decide_queue(seen, now, {})
     jobs = {job.id: job for job in seen.queued}
     starts = tuple((jobs[job], start_job(jobs[job], plan)) for job, plan in decision.starts)
     others = [(jobs[why.job], refuse_job(jobs[why.job], why.reason, why.detail, now)) for why in decision.never]
@@ -104,26 +99,33 @@ class JobsLoop:
         return pokes
 
 
-def _load(tx: Tx) -> Seen:
+def _load(tx: Tx) -> Snapshot:
     queued = tx.jobs({JobState.QUEUED})
     if not queued:
-        return Seen((), (), None)
+        return Snapshot(None)
     machine = tx.machine()
-    return Seen(tuple(queued), holding(tx, machine), machine)
+    jobs = (Holding(job.spec.demand, job.plan, job) for job in tx.jobs(HOLDING) if job.plan is not None)
+    functions = (Holding(demand, plan) for demand, plan in _functions(tx, machine, None))
+    return Snapshot(machine, tuple(queued), (*jobs, *functions))
 
 
 def holding(
     tx: Tx, machine: Machine | None, but: tuple[ProjectName, FunctionName] | None = None
 ) -> tuple[tuple[Resources, Plan], ...]:
     """What jobs and dedicated functions hold. `but`: a function that is about to be placed anew."""
-    jobs = [(job.spec.resources, job.plan) for job in tx.jobs(HOLDING) if job.plan is not None]
+    jobs = [(job.spec.demand, job.plan) for job in tx.jobs(HOLDING) if job.plan is not None]
+    return (*jobs, *_functions(tx, machine, but))
+
+
+def _functions(tx: Tx, machine: Machine | None, but: tuple[ProjectName, FunctionName] | None) -> list[tuple[Resources, Plan]]:
+    """What dedicated functions and older revisions hold."""
     functions = [
         (reserved, row.plan)
         for row in tx.functions()
         if row.plan is not None and (reserved := row.spec.reserved) is not None and (row.project, row.name) != but
     ]
     older = [(_OLDER, held.plan) for held in (machine.held if machine else ()) if but is None or held.function != but[1]]
-    return (*jobs, *functions, *older)
+    return [*functions, *older]
 
 
 def _commit(tx: Tx, actions: Actions) -> Report:
@@ -131,20 +133,20 @@ def _commit(tx: Tx, actions: Actions) -> Report:
     refused: list[Job] = []
     skipped = dropped = 0
     machine = tx.machine()
-    held = list(holding(tx, machine)) if actions.starts else []
+    room = Room(machine, holding(tx, machine)) if actions.starts and machine is not None else None
     for before, change in actions.starts:
-        demand, plan = before.spec.resources, change.job.plan
-        if change.error or plan is None or machine is None or _moved_on(tx, before):
+        demand, plan = before.spec.demand, change.job.plan
+        if change.error or plan is None or machine is None or room is None or _moved_on(tx, before):
             skipped += 1
             continue
-        findings = check_plan(machine, held, demand, plan)
+        findings = room.check(demand, plan)
         if _may_not(machine, plan) or findings:
             # Decided on what has changed since; whoever changed it pokes this loop. Looking again at once could go on for ever.
             _log.warning("the plan of job %s is dropped: %s", before.id, "; ".join(findings) or "something of it is out of use")
             dropped += 1
             continue
         commit_change(tx, before, change, actions.now)
-        held.append((demand, plan))
+        room.take(demand, plan)
         started.append(change.job)
     for before, change in actions.others:
         if _moved_on(tx, before):
