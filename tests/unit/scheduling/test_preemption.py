@@ -13,7 +13,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from machines import cube_mesh, make_topology, nvswitch_16
-from queues import GIB, HOUR, MINUTE, SECOND, make_job, make_machine, run_job
+from batch import GIB, HOUR, MINUTE, SECOND, make_job, make_machine, run_job
 from recorded import recorded
 from steelyard.errors import Refused
 from steelyard.model.batch import Gang, Preemption, PreemptMode
