@@ -44,6 +44,8 @@ class Room:
         self._bound: dict[frozenset[int], int] = {}
         #: how many GPUs, shares or instances of a kind are free; empty after each change of GPUs
         self._possible: dict[tuple[GpuDemand, bool], int] = {}
+        #: what was said about missing devices; empty after each change of devices
+        self._said: dict[tuple[GpuDemand | None, int], list[tuple[Reason, str]]] = {}
         for demand, plan in running:
             self.take(demand, plan)
 
@@ -57,7 +59,7 @@ class Room:
         other._cores, other._free_cores = self._cores.copy(), self._free_cores
         other._share_micro, other._memory_bytes = self._share_micro, self._memory_bytes
         other._gpus, other._instances, other._nics = self._gpus.copy(), self._instances.copy(), self._nics.copy()
-        other._bound, other._possible = self._bound.copy(), self._possible.copy()
+        other._bound, other._possible, other._said = self._bound.copy(), self._possible.copy(), self._said.copy()
         return other
 
     def take(self, demand: Resources, plan: Plan, suspended: bool = False) -> None:
@@ -156,6 +158,8 @@ class Room:
             self._nics[nic] += sign
         if plan.gpus:
             self._possible.clear()
+        if plan.gpus or plan.nics:
+            self._said.clear()
 
     def _find_blocks(self, demand: Resources, asked: DeviceDemand) -> list[tuple[Reason, str]]:
         blocks: list[tuple[Reason, str]] = []
@@ -171,7 +175,10 @@ class Room:
             blocks.append((Reason.NO_MEMORY_LEFT, f"{words.exact_size(demand.memory_bytes)} of memory asked, {told}"))
         lacks_gpus = asked.gpus is not None and asked.gpus.count > self._count_gpus(asked.gpus)
         if lacks_gpus or (asked.nics and asked.nics > self._count_nics(asked.gpus is not None)):
-            blocks += find_device_blocks(self.facts.view, self._use(asked), asked)
+            key = (asked.gpus, asked.nics)
+            if key not in self._said:
+                self._said[key] = find_device_blocks(self.facts.view, self._use(asked), asked)
+            blocks += self._said[key]
         return blocks
 
     def _choose(self, demand: Resources, asked: DeviceDemand, beside: Sequence[Room]) -> Plan | Refusal:
