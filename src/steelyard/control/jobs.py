@@ -27,6 +27,7 @@ from steelyard.model.machine import Machine
 from steelyard.placement.room import Room
 from steelyard.scheduling.decide import decide as decide_queue
 from steelyard.scheduling.fair_share import fair_share_ranks
+from steelyard.scheduling.preemption import choose_victims
 from steelyard.scheduling.snapshot import Decision, Holding, Snapshot, Why
 from steelyard.store import Store, Tx
 
@@ -111,7 +112,8 @@ def decide(seen: Seen, now: int) -> Actions:
 def decide_now(snapshot: Snapshot, now: int) -> Decision:
     """The decision as this loop takes it: also what `why` and forecasts ask of changed snapshots."""
     names = {job.account for job in snapshot.queued}
-    return decide_queue(snapshot, now, fair_share_ranks(snapshot.accounts, snapshot.holding, now, names))
+    ranks = fair_share_ranks(snapshot.accounts, snapshot.holding, now, names)
+    return decide_queue(snapshot, now, ranks, choose_victims)
 
 
 async def carry_out(store: Store, actions: Actions) -> Report:
