@@ -50,6 +50,7 @@ COMMANDS: dict[str, Entry] = {
     "functions": Entry("Functions", "steelyard.cli.functions:functions", "List functions."),
     "delete": Entry("Functions", "steelyard.cli.functions:delete", "Delete a function."),
     "keys": Entry("Functions", "steelyard.cli.functions:keys", "List, create and delete API keys."),
+    "batch": Entry("Functions", "steelyard.cli.batch:batch", "Ask a function once per line of a file, in order."),
     "coldstarts": Entry("Functions", "steelyard.cli.functions:coldstarts", "Show what each wake cost, phase by phase."),
 }
 
