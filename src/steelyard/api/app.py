@@ -16,7 +16,7 @@ from litestar import Litestar
 from litestar.datastructures import State
 
 from steelyard.api.agents import AgentHub
-from steelyard.api.auth import TokenGate
+from steelyard.api.auth import JobTokens, TokenGate
 from steelyard.api.bundles import BUNDLE_ROUTES
 from steelyard.api.document import get_document
 from steelyard.api.functions import FUNCTION_ROUTES
@@ -33,6 +33,7 @@ from steelyard.control.answers import AnswersLoop
 from steelyard.control.assignment import AssignmentLoop
 from steelyard.control.driver import Driver
 from steelyard.control.jobs import JobsLoop
+from steelyard.control.live import LiveJobs
 from steelyard.control.reports import ReportsLoop
 from steelyard.control.watch import Watch
 from steelyard.store import Store
@@ -77,8 +78,17 @@ def make_app(
     process should end too then."""
     watch = Watch()
     hub = AgentHub(store, clock)
-    jobs = JobsLoop(store, clock, watch)
-    driver = Driver((jobs, AssignmentLoop(store, hub), ReportsLoop(store, hub, clock, watch), AnswersLoop(store, clock)))
+    live = LiveJobs()
+    tokens = JobTokens(admin_token, live.attempt)
+    jobs = JobsLoop(store, clock, watch, live)
+    driver = Driver(
+        (
+            jobs,
+            AssignmentLoop(store, hub, live, lambda job: tokens.sign(job.id, job.attempt)),
+            ReportsLoop(store, hub, clock, watch, live),
+            AnswersLoop(store, clock),
+        )
+    )
     hub.attach(driver.poke)
     services = Services(store, clock, settings, bundles, hub, driver, jobs, watch, epoch, root)
 
@@ -110,4 +120,4 @@ def make_app(
         logging_config=None,
         debug=False,
     )
-    return App(services, TokenGate(app, admin_token, agent_token))
+    return App(services, TokenGate(app, admin_token, agent_token, tokens))

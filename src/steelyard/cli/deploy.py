@@ -110,7 +110,7 @@ def deploy(
     home: Path | None,
     target: tuple[str, ...],
 ) -> None:
-    from steelyard.cli.run import parse_env
+    from steelyard.cli.job_options import parse_env
 
     code = read_target(target, port)
     function = check_name(name or code.name)

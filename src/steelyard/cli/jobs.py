@@ -2,16 +2,15 @@
 
 from __future__ import annotations
 
-import signal
 from pathlib import Path
 
 import click
 import msgspec
 
 from steelyard.cli.output import COLOURS, person_looks, print_json, print_table, say
-from steelyard.cli.quantities import parse_seconds, render_bytes
+from steelyard.cli.quantities import parse_seconds, parse_signal, render_bytes
 from steelyard.cli.session import home_option, json_option, new_key, open_client
-from steelyard.errors import NotFound, Refused
+from steelyard.errors import NotFound
 from steelyard.model.proof import Proof
 from steelyard.wire.api import JobStop, JobView, LogChunk
 from steelyard.wire.http import ApiClient
@@ -169,17 +168,6 @@ def proof(job: str, home: Path | None, as_json: bool) -> None:
     )
     for sentence in (*shown.differences, *(f"Note: {note}" for note in shown.notes)):
         say(sentence)
-
-
-def parse_signal(text: str) -> int:
-    """ "TERM", "SIGTERM", "15" -> 15."""
-    name = text.upper()
-    if name.isdigit() and 1 <= int(name) <= 64:
-        return int(name)
-    try:
-        return signal.Signals[name if name.startswith("SIG") else f"SIG{name}"].value
-    except KeyError:
-        raise Refused(f"{text!r} is no signal. Write for example TERM, INT or 9.", code="bad-signal") from None
 
 
 def quote(name: str) -> str:
