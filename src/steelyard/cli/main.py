@@ -45,6 +45,7 @@ COMMANDS: dict[str, Entry] = {
     "ps": Entry("Jobs", "steelyard.cli.jobs:ps", "List jobs."),
     "logs": Entry("Jobs", "steelyard.cli.jobs:logs", "Print what a job or function wrote."),
     "stop": Entry("Jobs", "steelyard.cli.jobs:stop", "Stop a job."),
+    "schedules": Entry("Jobs", "steelyard.cli.schedules:schedules", "List, create and delete schedules of jobs."),
     "proof": Entry("Jobs", "steelyard.cli.jobs:proof", "Show what a job asked for beside what it got."),
     "deploy": Entry("Functions", "steelyard.cli.deploy:deploy", "Deploy an ASGI app or a server as a function."),
     "functions": Entry("Functions", "steelyard.cli.functions:functions", "List functions."),
