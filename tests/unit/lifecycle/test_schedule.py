@@ -52,6 +52,9 @@ def test_a_skipped_hour_is_made_up_for_at_once_and_a_double_one_counts_once() ->
     assert times("30 2 * * *", "2026-10-24T12:00", "2026-10-26T12:00", BERLIN) == ["2026-10-25T00:30", "2026-10-26T01:30"]
     # between the two 2:30 of that night nothing comes again
     assert times("30 2 * * *", "2026-10-25T00:45", "2026-10-25T12:00", BERLIN) == []
+    assert times("30 2 * * *", "2026-10-25T01:15", "2026-10-25T12:00", BERLIN) == []
+    # two fixed times of the skipped hour are one
+    assert times("15,45 2 * * *", "2026-03-29T00:00", "2026-03-29T12:00", BERLIN) == ["2026-03-29T01:00"]
     # an interval goes on through both
     assert len(times("*/30 * * * *", "2026-10-24T23:59", "2026-10-25T02:00", BERLIN)) == 5
 
