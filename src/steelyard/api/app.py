@@ -15,6 +15,7 @@ from typing import Any
 from litestar import Litestar
 from litestar.datastructures import State
 
+from steelyard.api.accounts import ACCOUNT_ROUTES
 from steelyard.api.agents import AgentHub
 from steelyard.api.auth import JobTokens, TokenGate
 from steelyard.api.bundles import BUNDLE_ROUTES
@@ -45,7 +46,16 @@ _log = logging.getLogger("steelyard.api")
 #: JSON bodies; bundles have a limit of their own
 BODY_MAX_BYTES = 2 << 20
 
-ROUTES = (*STATUS_ROUTES, *JOB_ROUTES, *SCHEDULE_ROUTES, *FUNCTION_ROUTES, *BUNDLE_ROUTES, *KEY_ROUTES, *NODE_ROUTES)
+ROUTES = (
+    *STATUS_ROUTES,
+    *JOB_ROUTES,
+    *SCHEDULE_ROUTES,
+    *ACCOUNT_ROUTES,
+    *FUNCTION_ROUTES,
+    *BUNDLE_ROUTES,
+    *KEY_ROUTES,
+    *NODE_ROUTES,
+)
 
 
 class App:
@@ -93,7 +103,7 @@ def make_app(
         )
     )
     hub.attach(driver.poke)
-    services = Services(store, clock, settings, bundles, hub, driver, jobs, watch, epoch, root)
+    services = Services(store, clock, settings, bundles, hub, driver, jobs, live, watch, epoch, root)
 
     @contextlib.asynccontextmanager
     async def run_loops(app: Litestar) -> AsyncGenerator[None, None]:

@@ -15,7 +15,7 @@ _RANKS_MAX = 4096
 _RETRIES_MAX = 1000
 _AFTER_MAX = 1000
 _SCRIPT_MAX = 256 * 1024
-_ACCOUNT = re.compile(r"[A-Za-z0-9._@-]{1,64}(/[A-Za-z0-9._@-]{1,64}){0,7}", re.ASCII)
+ACCOUNT = re.compile(r"[A-Za-z0-9._@-]{1,64}(/[A-Za-z0-9._@-]{1,64}){0,7}", re.ASCII)
 _SCRATCH_MIN = 1 << 20
 
 
@@ -24,7 +24,7 @@ def check_queueing(spec: JobSpec, now: int) -> list[Finding]:
     findings: list[Finding] = []
     if not 0 <= spec.priority <= PRIORITY_MAX:
         findings.append(Finding("bad-priority", f"priority is a whole number from 0 to {PRIORITY_MAX}"))
-    if spec.account and not _ACCOUNT.fullmatch(spec.account):
+    if spec.account and not ACCOUNT.fullmatch(spec.account):
         findings.append(Finding("bad-account", "an account is named like lab/alice: up to 8 levels of letters, digits and ._@-"))
     if spec.begin_at is not None and spec.begin_at > now + round(_SECONDS_MAX * 1e6):
         findings.append(Finding("bad-begin", "begin_at is more than ten years ahead; it is in microseconds since 1970"))

@@ -7,9 +7,9 @@ from pathlib import Path
 import click
 import msgspec
 
-from steelyard.cli.output import COLOURS, person_looks, print_json, print_table, say
+from steelyard.cli.output import COLOURS, person_looks, print_json, print_table, say, show_time
 from steelyard.cli.quantities import parse_seconds, parse_signal, render_bytes
-from steelyard.cli.session import home_option, json_option, new_key, open_client
+from steelyard.cli.session import home_option, json_option, new_key, open_client, quote
 from steelyard.errors import NotFound
 from steelyard.model.proof import Proof
 from steelyard.wire.api import JobStop, JobView, LogChunk
@@ -72,9 +72,9 @@ def ps(limit: int, home: Path | None, as_json: bool) -> None:
                 j.state,
                 j.reason or "",
                 _text(j.exit_code),
-                _clock(j.submitted_at),
-                _clock(j.started_at),
-                _clock(j.ended_at),
+                show_time(j.submitted_at),
+                show_time(j.started_at),
+                show_time(j.ended_at),
             )
             for j in jobs
         ],
@@ -170,13 +170,6 @@ def proof(job: str, home: Path | None, as_json: bool) -> None:
         say(sentence)
 
 
-def quote(name: str) -> str:
-    """What a person typed, as one segment of a path."""
-    from urllib.parse import quote as percent
-
-    return percent(name, safe="")
-
-
 def _find_logs(client: ApiClient, name: str) -> str:
     """The log's address: a job of that id, else a function of that name."""
     try:
@@ -190,11 +183,6 @@ def _find_logs(client: ApiClient, name: str) -> str:
             ) from None
         return f"/v1/functions/{quote(name)}/logs"
     return f"/v1/jobs/{quote(name)}/logs"
-
-
-def _clock(at: str | None) -> str:
-    """RFC 3339 with microseconds is for scripts; a person wants seconds."""
-    return at[:19].replace("T", " ") + "Z" if at else ""
 
 
 def _text(value: int | None) -> str:

@@ -13,6 +13,7 @@ import msgspec
 from steelyard.clock import Clock
 from steelyard.control import ASSIGNMENT, JOBS, REPORTS, AgentLink
 from steelyard.control.changes import commit_change
+from steelyard.control.charging import charge_ended
 from steelyard.control.live import LiveJobs
 from steelyard.control.watch import Watch
 from steelyard.lifecycle.attempt import apply_attempt, lose_job
@@ -155,7 +156,8 @@ async def carry_out(store: Store, actions: Actions) -> Report:
         return Report()
 
     def commit(tx: Tx) -> Report:
-        changed = [change.job for job, change in actions.jobs if commit_change(tx, job, change, actions.now)]
+        stored = [(job, change) for job, change in actions.jobs if commit_change(tx, job, change, actions.now)]
+        charge_ended(tx, stored, actions.now)
         for function in actions.functions:
             tx.put_function(function)
         told = set(tx.events("machine", None, STORED_LOOK)) if actions.report.health_events else set[Event]()
@@ -165,7 +167,7 @@ async def carry_out(store: Store, actions: Actions) -> Report:
         if actions.machine is not None:
             tx.put_machine(actions.machine)
         tx.add_coldstarts(actions.report.coldstarts)
-        return Report(tuple(changed), actions.functions, actions.machine is not None)
+        return Report(tuple(change.job for _, change in stored), actions.functions, actions.machine is not None)
 
     return await store.write(commit)
 

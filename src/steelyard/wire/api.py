@@ -138,7 +138,8 @@ class AccountView(msgspec.Struct, frozen=True):
     usage: float
     norm_usage: float
     level_fs: float | None
-    rank: int
+    #: 0 comes first; None: no job runs under it, only under accounts below it
+    rank: int | None
 
 
 class QuotaPut(msgspec.Struct, frozen=True, forbid_unknown_fields=True):

@@ -135,7 +135,7 @@ def test_a_schedule_that_changed_meanwhile_is_read_again() -> None:
         await world.store.write(lambda tx: tx.delete_schedule(ProjectName("default"), "s"))
         report = await schedules.carry_out(world.store, schedules.decide(seen, world.clock.now_us()))
         assert (report.submitted, report.skipped) == ((), 1)
-        assert SCHEDULES == world.loop.name
+        assert world.loop.name == SCHEDULES
 
     asyncio.run(main())
 
