@@ -24,7 +24,7 @@ from steelyard.model.ids import DEFAULT_PROJECT, FunctionName, JobId, MachineId,
 from steelyard.model.job import Job, JobSpec, JobState, Owner, Plan, Resources
 from steelyard.model.machine import Core, Isolation, Machine
 from steelyard.model.reason import Reason
-from steelyard.model.site import Account, Quota
+from steelyard.model.site import Account, Quota, Schedule
 from steelyard.store import Event, Store, StoredAnswer, Tx
 from steelyard.store.memory import MemoryStore
 from steelyard.store.sql import open_store
@@ -368,6 +368,22 @@ def test_accounts_and_quotas_come_back_as_they_were_put(held: Held) -> None:
     assert held.read(lambda tx: (len(tx.accounts()), tx.account("lab"), tx.quotas())) == (1, None, [quota])
     assert held.write(lambda tx: tx.delete_quota(DEFAULT_PROJECT)) is True
     assert held.read(lambda tx: tx.quotas()) == []
+
+
+def test_schedules_come_back_as_they_were_put(held: Held) -> None:
+    schedule = Schedule(
+        "nightly", DEFAULT_PROJECT, OWNER, 1, "0 3 * * *", make_job().spec, timezone="Europe/Berlin", done_until=9
+    )
+    other = replace(schedule, project=ProjectName("other"))
+    held.write(lambda tx: (tx.put_schedule(schedule), tx.put_schedule(other)))
+    moved = replace(schedule, generation=2, done_until=10, last_job="j-000001", paused=True)
+    held.write(lambda tx: tx.put_schedule(moved))
+    with pytest.raises(Conflict):
+        held.write(lambda tx: tx.put_schedule(moved))
+    assert held.read(lambda tx: tx.schedule(DEFAULT_PROJECT, "nightly")) == moved
+    assert held.read(lambda tx: (tx.schedule(DEFAULT_PROJECT, "none"), tx.schedules())) == (None, [moved, other])
+    assert held.write(lambda tx: [tx.delete_schedule(DEFAULT_PROJECT, "nightly") for _ in range(2)]) == [True, False]
+    assert held.read(lambda tx: tx.schedules()) == [other]
 
 
 def test_coldstarts_that_are_there_already_are_skipped(held: Held) -> None:

@@ -26,6 +26,7 @@ from steelyard.api.keys import KEY_ROUTES
 from steelyard.api.nodes import NODE_ROUTES
 from steelyard.api.problems import answer_error
 from steelyard.api.requests import refuse_unknown_query
+from steelyard.api.schedules import SCHEDULE_ROUTES
 from steelyard.api.services import Services
 from steelyard.api.status import STATUS_ROUTES
 from steelyard.clock import Clock
@@ -36,6 +37,7 @@ from steelyard.control.driver import Driver
 from steelyard.control.jobs import JobsLoop
 from steelyard.control.live import LiveJobs
 from steelyard.control.reports import ReportsLoop
+from steelyard.control.schedules import SchedulesLoop
 from steelyard.control.watch import Watch
 from steelyard.store import Store
 
@@ -44,7 +46,16 @@ _log = logging.getLogger("steelyard.api")
 #: JSON bodies; bundles have a limit of their own
 BODY_MAX_BYTES = 2 << 20
 
-ROUTES = (*STATUS_ROUTES, *JOB_ROUTES, *ACCOUNT_ROUTES, *FUNCTION_ROUTES, *BUNDLE_ROUTES, *KEY_ROUTES, *NODE_ROUTES)
+ROUTES = (
+    *STATUS_ROUTES,
+    *JOB_ROUTES,
+    *SCHEDULE_ROUTES,
+    *ACCOUNT_ROUTES,
+    *FUNCTION_ROUTES,
+    *BUNDLE_ROUTES,
+    *KEY_ROUTES,
+    *NODE_ROUTES,
+)
 
 
 class App:
@@ -88,6 +99,7 @@ def make_app(
             AssignmentLoop(store, hub, live, lambda job: tokens.sign(job.id, job.attempt)),
             ReportsLoop(store, hub, clock, watch, live),
             AnswersLoop(store, clock),
+            SchedulesLoop(store, clock),
         )
     )
     hub.attach(driver.poke)

@@ -17,8 +17,9 @@ from steelyard.model.coldstart import ColdStart
 from steelyard.model.function import ApiKey, Function, FunctionState
 from steelyard.model.job import Job, JobState
 from steelyard.model.reason import Reason
+from steelyard.model.site import Schedule
 from steelyard.scheduling.snapshot import Why
-from steelyard.wire.api import ColdStartView, FunctionView, JobView, KeyView
+from steelyard.wire.api import ColdStartView, FunctionView, JobView, KeyView, ScheduleView
 
 #: the agent is called lost after this long without a connection
 AGENT_LOST_S = 15.0
@@ -160,6 +161,22 @@ def key_view(key: ApiKey, with_secret: bool = False) -> KeyView:
         owner=key.owner.user,
         created_at=_time(key.created_at),
         secret=key.secret if with_secret else None,
+    )
+
+
+def schedule_view(row: Schedule, next_at: int | None, last: Job | None) -> ScheduleView:
+    return ScheduleView(
+        name=row.name,
+        project=row.project,
+        owner=row.owner.user,
+        generation=row.generation,
+        cron=row.cron,
+        timezone=row.timezone,
+        paused=row.paused,
+        next_at=rfc3339(next_at),
+        last_job=row.last_job,
+        last_state=None if last is None else last.state.value,
+        spec=row.spec,
     )
 
 

@@ -47,6 +47,7 @@ COMMANDS: dict[str, Entry] = {
     "why": Entry("Jobs", "steelyard.cli.queue:why", "Say why a job waits, and what would start it now."),
     "logs": Entry("Jobs", "steelyard.cli.jobs:logs", "Print what a job or function wrote."),
     "stop": Entry("Jobs", "steelyard.cli.jobs:stop", "Stop a job."),
+    "schedules": Entry("Jobs", "steelyard.cli.schedules:schedules", "List, create and delete schedules of jobs."),
     "hold": Entry("Jobs", "steelyard.cli.queue:hold", "Keep a waiting job from starting."),
     "release": Entry("Jobs", "steelyard.cli.queue:release", "Let a held job start when its turn comes."),
     "priority": Entry("Jobs", "steelyard.cli.queue:priority", "Give a job another priority."),
@@ -57,6 +58,7 @@ COMMANDS: dict[str, Entry] = {
     "functions": Entry("Functions", "steelyard.cli.functions:functions", "List functions."),
     "delete": Entry("Functions", "steelyard.cli.functions:delete", "Delete a function."),
     "keys": Entry("Functions", "steelyard.cli.functions:keys", "List, create and delete API keys."),
+    "batch": Entry("Functions", "steelyard.cli.batch:batch", "Ask a function once per line of a file, in order."),
     "coldstarts": Entry("Functions", "steelyard.cli.functions:coldstarts", "Show what each wake cost, phase by phase."),
 }
 

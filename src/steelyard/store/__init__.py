@@ -22,7 +22,7 @@ from steelyard.model.function import ApiKey, Function
 from steelyard.model.ids import FunctionName, JobId, ProjectName
 from steelyard.model.job import Job, JobState
 from steelyard.model.machine import Machine
-from steelyard.model.site import Account, Quota
+from steelyard.model.site import Account, Quota, Schedule
 
 T = TypeVar("T")
 
@@ -45,7 +45,7 @@ class Event(msgspec.Struct, frozen=True):
     at: int
     project: ProjectName
     owner: str
-    #: "job", "function", "key", "machine"
+    #: "job", "function", "key", "machine", "schedule"
     kind: str
     subject: str
     #: what happened, e.g. "submitted", "QUEUED -> STARTING"
@@ -77,6 +77,11 @@ class Tx(Protocol):
     def quotas(self) -> list[Quota]: ...
     def put_quota(self, quota: Quota) -> None: ...
     def delete_quota(self, project: ProjectName) -> bool: ...
+
+    def schedules(self) -> list[Schedule]: ...
+    def schedule(self, project: ProjectName, name: str) -> Schedule | None: ...
+    def put_schedule(self, schedule: Schedule) -> None: ...
+    def delete_schedule(self, project: ProjectName, name: str) -> bool: ...
 
     def function(self, project: ProjectName, name: FunctionName) -> Function | None: ...
     def functions(self) -> list[Function]: ...

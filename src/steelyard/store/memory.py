@@ -16,7 +16,7 @@ from steelyard.model.function import ApiKey, Function
 from steelyard.model.ids import FunctionName, JobId, MachineId, ProjectName
 from steelyard.model.job import Job, JobState
 from steelyard.model.machine import Machine
-from steelyard.model.site import Account, Quota
+from steelyard.model.site import Account, Quota, Schedule
 from steelyard.store import Event, StoredAnswer, Tx
 from steelyard.store.generation import check_generation
 
@@ -35,6 +35,7 @@ class _Content:
         self.change = 0
         self.accounts: dict[str, Account] = {}
         self.quotas: dict[ProjectName, Quota] = {}
+        self.schedules: dict[tuple[ProjectName, str], Schedule] = {}
         self.functions: dict[tuple[ProjectName, FunctionName], Function] = {}
         self.keys: dict[tuple[ProjectName, str], ApiKey] = {}
         self.coldstarts: dict[str, ColdStart] = {}
@@ -81,7 +82,7 @@ class MemoryTx:
         self._content.change += 1
         self._set(self._content.changes, job.id, self._content.change)
 
-    # shares and quotas
+    # shares, quotas and schedules
 
     def accounts(self) -> list[Account]:
         return list(self._content.accounts.values())
@@ -100,6 +101,18 @@ class MemoryTx:
 
     def delete_quota(self, project: ProjectName) -> bool:
         return self._drop(self._content.quotas, [project]) > 0
+
+    def schedules(self) -> list[Schedule]:
+        return list(self._content.schedules.values())
+
+    def schedule(self, project: ProjectName, name: str) -> Schedule | None:
+        return self._content.schedules.get((project, name))
+
+    def put_schedule(self, schedule: Schedule) -> None:
+        self._put_object(f"Schedule {schedule.name}", self._content.schedules, (schedule.project, schedule.name), schedule)
+
+    def delete_schedule(self, project: ProjectName, name: str) -> bool:
+        return self._drop(self._content.schedules, [(project, name)]) > 0
 
     # functions and keys
 

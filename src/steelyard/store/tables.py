@@ -10,7 +10,7 @@ from __future__ import annotations
 import sqlalchemy as sa
 
 #: the newest migration, which this code needs; revisions are numbers, so that newer and older can be told apart
-SCHEMA = "0002"
+SCHEMA = "0003"
 
 metadata = sa.MetaData()
 
@@ -89,6 +89,16 @@ quota = sa.Table(
     *_ownership(known=True),
     *_content(),
     sa.Index("quota_by_project", "project", unique=True),
+)
+
+schedule = sa.Table(
+    "schedule",
+    metadata,
+    sa.Column("seq", sa.Integer, primary_key=True),
+    sa.Column("name", sa.Text, nullable=False),
+    *_ownership(known=True),
+    *_content(),
+    sa.Index("schedule_by_name", "project", "name", unique=True),
 )
 
 coldstart = sa.Table(

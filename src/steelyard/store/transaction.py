@@ -23,7 +23,7 @@ from steelyard.model.function import ApiKey, Function
 from steelyard.model.ids import DEFAULT_PROJECT, FunctionName, JobId, ProjectName
 from steelyard.model.job import Job, JobState
 from steelyard.model.machine import Machine
-from steelyard.model.site import Account, Quota
+from steelyard.model.site import Account, Quota, Schedule
 from steelyard.store import Event, StoredAnswer, tables
 from steelyard.store.faults import damaged, translate
 from steelyard.store.generation import check_generation
@@ -32,7 +32,7 @@ _S = TypeVar("_S", bound=msgspec.Struct)
 
 _p = sa.bindparam
 _job, _fn, _key = tables.job.c, tables.function.c, tables.api_key.c
-_acc, _quo = tables.account.c, tables.quota.c
+_acc, _quo, _sched = tables.account.c, tables.quota.c, tables.schedule.c
 _cold, _ans, _ev = tables.coldstart.c, tables.answer.c, tables.event.c
 
 
@@ -80,6 +80,12 @@ _PUT_ACCOUNT = _put(tables.account, "name")
 _QUOTAS = sa.select(_quo.body, _quo.body_crc).order_by(_quo.seq)
 _PUT_QUOTA = _put(tables.quota, "project")
 _DELETE_QUOTA = sa.delete(tables.quota).where(_quo.project == _p("project"))
+
+_SCHEDULES = sa.select(_sched.body, _sched.body_crc).order_by(_sched.seq)
+_ONE_SCHEDULE = sa.and_(_sched.project == _p("project"), _sched.name == _p("name"))
+_SCHEDULE = _SCHEDULES.where(_ONE_SCHEDULE)
+_PUT_SCHEDULE = _put(tables.schedule, "project", "name")
+_DELETE_SCHEDULE = sa.delete(tables.schedule).where(_ONE_SCHEDULE)
 
 _COLDSTARTS = sa.select(_cold.body, _cold.body_crc).order_by(_cold.seq.desc()).limit(_p("limit"))
 _COLDSTARTS_OF = _COLDSTARTS.where(_cold.function == _p("function"))
@@ -129,6 +135,7 @@ _decode_function = msgspec.json.Decoder(Function)
 _decode_key = msgspec.json.Decoder(ApiKey)
 _decode_account = msgspec.json.Decoder(Account)
 _decode_quota = msgspec.json.Decoder(Quota)
+_decode_schedule = msgspec.json.Decoder(Schedule)
 _decode_coldstart = msgspec.json.Decoder(ColdStart)
 _decode_machine = msgspec.json.Decoder(Machine)
 
@@ -168,7 +175,7 @@ class SqlTx:
         row = {"id": job.id, "state": job.state, "submitted_at": job.submitted_at, "array_id": array}
         self._put_object(f"Job {job.id}", _PUT_JOB, ("id",), job, row)
 
-    # shares and quotas
+    # shares, quotas and schedules
 
     def accounts(self) -> list[Account]:
         return self._all(_decode_account, _ACCOUNTS)
@@ -187,6 +194,18 @@ class SqlTx:
 
     def delete_quota(self, project: ProjectName) -> bool:
         return self._change(_DELETE_QUOTA, {"project": project}) > 0
+
+    def schedules(self) -> list[Schedule]:
+        return self._all(_decode_schedule, _SCHEDULES)
+
+    def schedule(self, project: ProjectName, name: str) -> Schedule | None:
+        return self._one(_decode_schedule, _SCHEDULE, {"project": project, "name": name})
+
+    def put_schedule(self, schedule: Schedule) -> None:
+        self._put_object(f"Schedule {schedule.name}", _PUT_SCHEDULE, ("project", "name"), schedule, {"name": schedule.name})
+
+    def delete_schedule(self, project: ProjectName, name: str) -> bool:
+        return self._change(_DELETE_SCHEDULE, {"project": project, "name": name}) > 0
 
     # functions and keys
 
@@ -310,7 +329,7 @@ class SqlTx:
         what: str,
         statements: tuple[sa.Executable, sa.Executable, sa.Executable],
         identity: Sequence[str],
-        thing: Job | Function | ApiKey | Account | Quota,
+        thing: Job | Function | ApiKey | Account | Quota | Schedule,
         columns: Mapping[str, object],
     ) -> None:
         insert, update, generation = statements

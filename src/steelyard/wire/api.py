@@ -163,6 +163,29 @@ class QuotaView(msgspec.Struct, frozen=True):
     used_jobs: int
 
 
+class SchedulePut(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    #: five fields, in `timezone`
+    cron: Annotated[str, Meta(min_length=1, max_length=1000)]
+    spec: JobSpec
+    timezone: Annotated[str, Meta(min_length=1, max_length=255)] = "UTC"
+
+
+class ScheduleView(msgspec.Struct, frozen=True):
+    name: str
+    project: str
+    owner: str
+    generation: int
+    cron: str
+    timezone: str
+    paused: bool
+    #: when it submits next; None: paused, or it never comes true again
+    next_at: str | None
+    #: the newest job that it submitted, and its state
+    last_job: str | None
+    last_state: str | None
+    spec: JobSpec
+
+
 class EventView(msgspec.Struct, frozen=True):
     """One line of a job's history."""
 
