@@ -25,6 +25,7 @@ from steelyard.api.keys import KEY_ROUTES
 from steelyard.api.nodes import NODE_ROUTES
 from steelyard.api.problems import answer_error
 from steelyard.api.requests import refuse_unknown_query
+from steelyard.api.scripts import SCRIPT_ROUTES
 from steelyard.api.services import Services
 from steelyard.api.status import STATUS_ROUTES
 from steelyard.clock import Clock
@@ -42,7 +43,7 @@ _log = logging.getLogger("steelyard.api")
 #: JSON bodies; bundles have a limit of their own
 BODY_MAX_BYTES = 2 << 20
 
-ROUTES = (*STATUS_ROUTES, *JOB_ROUTES, *FUNCTION_ROUTES, *BUNDLE_ROUTES, *KEY_ROUTES, *NODE_ROUTES)
+ROUTES = (*STATUS_ROUTES, *JOB_ROUTES, *SCRIPT_ROUTES, *FUNCTION_ROUTES, *BUNDLE_ROUTES, *KEY_ROUTES, *NODE_ROUTES)
 
 
 class App:

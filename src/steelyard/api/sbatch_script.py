@@ -14,6 +14,7 @@ from typing import NamedTuple, TypeVar
 
 import msgspec
 
+from steelyard.api.sbatch_explain import explain_option
 from steelyard.api.sbatch_options import (
     export_variables,
     lower_priority,
@@ -25,10 +26,11 @@ from steelyard.api.sbatch_patterns import make_pattern
 from steelyard.api.sbatch_resources import Size, measure
 from steelyard.api.sbatch_text import HINT, Setting, check_text, find_unread, read_called, read_lines
 from steelyard.api.slurm_array import parse_array
-from steelyard.api.slurm_time import parse_begin, parse_slurm_time
+from steelyard.api.slurm_time import find_zone, parse_begin, parse_slurm_time
 from steelyard.errors import Refused
 from steelyard.model.batch import PRIORITY_DEFAULT, RetryOn, RetryRule, Warn
 from steelyard.model.job import JobSpec
+from steelyard.wire.api import ScriptSubmit
 
 T = TypeVar("T")
 
@@ -96,12 +98,36 @@ def parse_script(
     spec, notes = _make_spec(chosen, _Call(text, arguments, cwd, env, user, name[:_NAME_MAX], now, zone))
     array = None if (asked := _value(chosen, "array")) is None else _placed(chosen, lambda: parse_array(asked).text, "array")
     understood = tuple(
-        Understood(f"--{each.given.option.name}", each.given.value or "", each.given.option.becomes, each.where)
+        Understood(
+            f"--{each.given.option.name}", each.given.value or "", explain_option(each.given.option.name, spec, array), each.where
+        )
         for each in chosen.values()
         if each.given.option.does == "acts"
     )
     ignored = (*_find_ignored(chosen), *notes, *find_unread(lines))
     return Submission(spec, array, ignored, int(spec.slurm["SLURM_JOB_NUM_NODES"]), understood)
+
+
+def read_script(data: ScriptSubmit, user: str, now: int) -> Submission:
+    """Raises Refused for what can't be read, and for more machines than there are."""
+    submission = parse_script(
+        data.script,
+        data.arguments,
+        data.options,
+        data.cwd,
+        data.env,
+        user,
+        name=data.name,
+        now=now,
+        zone=find_zone(data.env.get("TZ")),
+    )
+    if submission.nodes > 1:
+        raise Refused(
+            f"The script asks for {submission.nodes} nodes, and this Steelyard is one machine. Ask for one node with all tasks "
+            f"on it: --nodes=1 --ntasks={submission.spec.slurm['SLURM_NTASKS']}.",
+            code="one-machine",
+        )
+    return submission
 
 
 # which of the options count

@@ -1,4 +1,4 @@
-"""How long is Slurm's "1-12:30", and when is its "now+1hour"? Every spelling that `sbatch --time` and `--begin` take. Pure.
+"""How long is Slurm's "1-12:30", and when is its "now+1hour"? Every spelling that `sbatch --time` and `--begin` take.
 
 Times are refused by naming the accepted spellings, so that "7 days" is never taken for 7 minutes.
 """
@@ -6,6 +6,7 @@ Times are refused by naming the accepted spellings, so that "7 days" is never ta
 from __future__ import annotations
 
 import re
+import zoneinfo
 from datetime import datetime, timedelta, tzinfo
 
 from steelyard.errors import Refused
@@ -72,6 +73,14 @@ def parse_begin(text: str, now_us: int, zone: tzinfo | None) -> int:
         return int(_on_a_day(stripped, now).timestamp()) * 1_000_000
     except (ValueError, OverflowError):
         raise Refused(f"{text[:60]!r} is no time to begin. Write for example {BEGIN_SPELLINGS}.", code="bad-begin") from None
+
+
+def find_zone(name: str | None) -> tzinfo | None:
+    """The zone that a caller's TZ names; None where it names none that is known here."""
+    try:
+        return zoneinfo.ZoneInfo(name) if name else None
+    except (KeyError, ValueError, OSError):
+        return None
 
 
 def _on_a_day(text: str, now: datetime) -> datetime:

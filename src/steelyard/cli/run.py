@@ -129,7 +129,7 @@ def run(
         if detach:
             click.echo(job.id)
             return
-        sys.exit(_attend(client, patience, job.id))
+        sys.exit(attend(client, patience, job.id))
 
 
 def parse_env(pairs: tuple[str, ...]) -> dict[str, str]:
@@ -200,7 +200,7 @@ class Interrupts:
             signal.signal(signum, handler)
 
 
-def _attend(client: ApiClient, patience: Patience, job: str) -> int:
+def attend(client: ApiClient, patience: Patience, job: str) -> int:
     """Stream until the job has ended; its exit code."""
     interrupts = Interrupts()
     offsets = (0, 0)

@@ -54,9 +54,9 @@ def make_slurm_environment(
     gpu_indices: Mapping[str, int] | None = None,
     cluster: str = "steelyard",
 ) -> dict[str, str]:
-    """For a job's only process, or for one rank of a gang. `started_at`: microseconds since the epoch. `gpu_indices`: the driver's
-    number of each GPU's id, where it is known. What `sbatch` was told (`JobSpec.slurm`) wins over what is computed here, but never
-    over who and where the job is. Never raises."""
+    """For a job's only process, or for one rank of a gang. `started_at`: microseconds since the epoch. `gpu_indices`: the
+    driver's number of each GPU's id, where it is known. What `sbatch` was told (`JobSpec.slurm`) wins over what is computed
+    here, but never over who and where the job is. Never raises."""
     number, host = str(job_number(job)), hostname.partition(".")[0]
     nodes, each = (1, 1) if spec.gang is None else (spec.gang.nodes, spec.gang.tasks_per_node)
     if spec.gang is None:

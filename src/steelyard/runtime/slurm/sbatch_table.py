@@ -156,7 +156,11 @@ _OLDER = {"tasks-per-node": "ntasks-per-node", "workdir": "chdir", "share": "ove
 _READ = OPTIONS + tuple(find_option(OPTIONS, name)._replace(name=older, short="") for older, name in _OLDER.items())
 
 
-def read_sbatch(words: list[str]) -> tuple[list[Given], int]:
-    """The options, under the names that they have today, and the place of the first word that is none. Raises NotUnderstood."""
-    found, end = read_options(_READ, words)
-    return [each._replace(option=find_option(OPTIONS, _OLDER.get(each.option.name, each.option.name))) for each in found], end
+def read_sbatch(words: list[str], more: tuple[Option, ...] = ()) -> tuple[list[Given], int]:
+    """The options, under the names that they have today, and the place of the first word that is none. `more`: options that the
+    caller has besides. Raises NotUnderstood."""
+    found, end = read_options((*_READ, *more), words)
+    return [
+        each._replace(option=find_option(OPTIONS, _OLDER[each.option.name])) if each.option.name in _OLDER else each
+        for each in found
+    ], end
