@@ -5,9 +5,9 @@ from __future__ import annotations
 import signal
 from collections.abc import Callable
 
-from steelyard.api.slurm_array import parse_array
 from steelyard.api.slurm_time import format_slurm_time
 from steelyard.clock import rfc3339
+from steelyard.lifecycle.array import parse_array
 from steelyard.model.gpu_demand import format_gpu_demand
 from steelyard.model.job import JobSpec
 from steelyard.model.words import count, size

@@ -25,9 +25,9 @@ from steelyard.api.sbatch_options import (
 from steelyard.api.sbatch_patterns import make_pattern
 from steelyard.api.sbatch_resources import Size, measure
 from steelyard.api.sbatch_text import HINT, Setting, check_text, find_unread, read_called, read_lines
-from steelyard.api.slurm_array import parse_array
 from steelyard.api.slurm_time import find_zone, parse_begin, parse_slurm_time
 from steelyard.errors import Refused
+from steelyard.lifecycle.array import parse_array
 from steelyard.model.batch import PRIORITY_DEFAULT, RetryOn, RetryRule, Warn
 from steelyard.model.job import JobSpec
 from steelyard.wire.api import ScriptSubmit

@@ -11,13 +11,13 @@ import click
 
 from steelyard.api.sbatch_script import Submission, read_script
 from steelyard.api.sbatch_text import SCRIPT_MAX_BYTES
-from steelyard.api.slurm_array import parse_array
 from steelyard.cli.output import print_json, print_table, say
 from steelyard.cli.programs import SUPERVISOR, lives, load_record
 from steelyard.cli.run import Patience, attend
 from steelyard.cli.session import find_paths, home_option, json_option, new_key, open_client
 from steelyard.clock import SystemClock
 from steelyard.errors import Refused
+from steelyard.lifecycle.array import parse_array
 from steelyard.runtime.slurm.getopt import NONE, Given, NotUnderstood, Option
 from steelyard.runtime.slurm.sbatch import clean
 from steelyard.runtime.slurm.sbatch_table import read_sbatch
