@@ -1,4 +1,4 @@
-"""What has one option of `sbatch` become, in this job? A few words from the job's own fields, for `steelyard submit --test-only`."""
+"""What has one option of `sbatch` become? A few words from the job's own fields, for `steelyard submit --test-only`."""
 
 from __future__ import annotations
 

@@ -205,11 +205,11 @@ def _split_exports(text: str) -> list[str]:
 
 
 def lower_priority(nice: str | None) -> int:
-    """Each 1 of nice lowers by 1; what would raise it is left at the default, as Slurm does for users."""
+    """Each 10 of nice lower by 1; what would raise it is left at the default, as Slurm does for users."""
     match = re.fullmatch(r"-?\d{1,10}", "100" if nice is None else nice.strip(), re.ASCII)
     if match is None:
         raise Refused(f"--nice takes a whole number, not {(nice or '')[:40]!r}", code="bad-number")
-    return min(PRIORITY_DEFAULT, max(0, PRIORITY_DEFAULT - int(match[0])))
+    return min(PRIORITY_DEFAULT, max(0, PRIORITY_DEFAULT - -(-int(match[0]) // 10)))
 
 
 def parse_priority(text: str) -> int | None:

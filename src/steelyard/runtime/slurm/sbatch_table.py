@@ -53,7 +53,7 @@ OPTIONS: tuple[Option, ...] = (
     _acts("begin", "b", "not started before"),
     _acts("dependency", "d", "after, afterok, afternotok, afterany; all must hold"),
     _acts("hold", "H", "waits until it is released", NONE),
-    _acts("nice", "", "lowers the priority of 50, by 1 each; 100 when no number is given", MAY),
+    _acts("nice", "", "lowers the priority of 50 by 1 for each 10; 100 when no number is given", MAY),
     _acts("priority", "", "0 to 100 as it is; 0 holds the job"),
     _acts("array", "a", "one job for each index; %N at a time"),
     _acts("signal", "", "a signal that long before the time limit; without B: only to what `srun` started"),
