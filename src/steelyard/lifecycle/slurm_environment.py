@@ -99,6 +99,14 @@ def make_slurm_environment(
     return found | _array(job, array)
 
 
+def add_slurm(env: Mapping[str, str], folder: str, facts: Mapping[str, str], *, first: bool) -> dict[str, str]:
+    """`env` with what Slurm would tell, and its stand-ins on the PATH: before a real Slurm's for scripts that were written for
+    sbatch, behind everything else for work that may mean a real one."""
+    path = env.get("PATH", "")
+    joined = ":".join(part for part in ((folder, path) if first else (path, folder)) if part)
+    return {**env, **facts, "PATH": joined}
+
+
 def _amounts(spec: JobSpec, plan: Plan, nodes: int, each: int) -> dict[str, str]:
     """Tasks, cores, memory and GPUs, per node and in all."""
     demand = spec.demand
