@@ -12,8 +12,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from machines import cube_mesh, make_topology, nvswitch_16
 from batch import GIB, HOUR, MINUTE, SECOND, make_job, make_machine, run_job
+from machines import cube_mesh, make_topology, nvswitch_16
 from recorded import recorded
 from steelyard.errors import Refused
 from steelyard.model.batch import Gang, Preemption, PreemptMode
