@@ -57,7 +57,7 @@ class _Future:
         self._standings = dict(snapshot.standings)
         #: elements of arrays that are not over
         self._elements = Counter(job.array.id for job in self._all_jobs() if job.array is not None)
-        self._ends = {name: end for name, held in self._holding.items() if (end := _find_end(held, now)) is not None}
+        self._ends = {name: end for name, held in self._holding.items() if (end := find_end(held, now)) is not None}
         self._look_at: int | None = None
 
     def snapshot(self) -> Snapshot:
@@ -127,7 +127,7 @@ class _Future:
         if held.job is None:
             return
         self._holding[held.job.id] = held
-        end = _find_end(held, self.now)
+        end = find_end(held, self.now)
         if end is not None:
             self._ends[held.job.id] = end
 
@@ -173,7 +173,8 @@ class _Future:
 _AT_ONCE = JobId("/now")
 
 
-def _find_end(held: Holding, now: int) -> int | None:
+def find_end(held: Holding, now: int) -> int | None:
+    """When it will be gone at the latest; None: nobody knows."""
     job = held.job
     if job is None or held.suspended:
         return None
