@@ -18,7 +18,9 @@ from steelyard.model.ids import JOB_NAME, NAME
 from steelyard.model.job import JobSpec, Resources
 from steelyard.model.machine import Machine
 from steelyard.model.timing import Timing
+from steelyard.placement.gang import place_spec
 from steelyard.placement.machine import Refusal, place
+from steelyard.placement.room import Room
 from steelyard.wire.spawn import PACKET_MAX
 
 #: what POSIX shells can name, plus the dots and dashes that some programs use
@@ -166,7 +168,7 @@ def _check_gang_place(spec: JobSpec, machine: Machine | None) -> list[Finding]:
     """A gang that this site can never hold; what its ranks ask for one by one is `_check_resources`'."""
     if spec.gang is None or machine is None:
         return []
-    answer = place_gang(make_empty_room(machine), spec)
+    answer = place_spec(Room(msgspec.structs.replace(machine, blocked=(), blocked_pairs=(), held=())), spec)
     if not isinstance(answer, Refusal) or not answer.never:
         return []
     return [Finding(reason.value, answer.detail) for reason in answer.reasons]

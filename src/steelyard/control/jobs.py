@@ -25,8 +25,9 @@ from steelyard.model.ids import FunctionName, JobId, ProjectName
 from steelyard.model.job import NO_SHARE, Job, Resources
 from steelyard.model.machine import Machine
 from steelyard.placement.room import Room
-from steelyard.scheduling import decide as scheduling
+from steelyard.scheduling.decide import decide as decide_queue
 from steelyard.scheduling.fair_share import fair_share_ranks
+from steelyard.scheduling.preemption import choose_victims
 from steelyard.scheduling.snapshot import Decision, Holding, Snapshot, Why
 from steelyard.store import Store, Tx
 
@@ -111,7 +112,8 @@ def decide(seen: Seen, now: int) -> Actions:
 def decide_now(snapshot: Snapshot, now: int) -> Decision:
     """The decision as this loop takes it: also what `why` and forecasts ask of changed snapshots."""
     names = {job.account for job in snapshot.queued}
-    return scheduling.decide(snapshot, now, fair_share_ranks(snapshot.accounts, snapshot.holding, now, names))
+    ranks = fair_share_ranks(snapshot.accounts, snapshot.holding, now, names)
+    return decide_queue(snapshot, now, ranks, choose_victims)
 
 
 async def carry_out(store: Store, actions: Actions) -> Report:
@@ -178,6 +180,13 @@ def hold_functions(
     return (*newest, *older)
 
 
+def make_room(machine: Machine, holding: Sequence[Holding]) -> Room:
+    room = Room(machine)
+    for held in holding:
+        room.take(held.demand, held.plan, held.suspended)
+    return room
+
+
 def _commit(tx: Tx, actions: Actions) -> Report:
     started: list[Job] = []
     refused: list[Job] = []
@@ -192,10 +201,11 @@ def _commit(tx: Tx, actions: Actions) -> Report:
         elif change.job.state is not before.state:
             moved.append(change.job)
     machine = tx.machine() if actions.starts else None
-    room = None if machine is None else Room(machine, _hold_now(tx, actions.seen, machine))
+    newer = {job.id: job for job in tx.jobs_changed(actions.seen.change)[1]} if actions.starts else {}
+    room = None if machine is None else make_room(machine, _hold_now(tx, actions.seen, machine, newer))
     for before, change in actions.starts:
         demand, plan = before.spec.demand, change.job.plan
-        if change.error or plan is None or machine is None or room is None:
+        if change.error or plan is None or machine is None or room is None or before.id in newer:
             skipped += 1
             continue
         findings = room.check(demand, plan)
@@ -211,10 +221,8 @@ def _commit(tx: Tx, actions: Actions) -> Report:
     return Report(tuple(started), tuple(refused), tuple(moved), skipped, dropped)
 
 
-def _hold_now(tx: Tx, seen: Seen, machine: Machine) -> tuple[Holding, ...]:
+def _hold_now(tx: Tx, seen: Seen, machine: Machine, newer: Mapping[JobId, Job]) -> tuple[Holding, ...]:
     """What holds resources as of this transaction, this decision's own changes included."""
-    _, changed = tx.jobs_changed(seen.change)
-    newer = {job.id: job for job in changed}
     jobs = [held.job for held in seen.snapshot.holding if held.job is not None and held.job.id not in newer]
     jobs += [job for job in newer.values() if not job.state.terminal]
     return (*hold_jobs(jobs), *hold_functions(tx.functions(), machine))

@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from steelyard.api.auth import JobTokens, TokenGate, caller_of
+from steelyard.api.auth import JobTokens, TokenGate
 
 ADMIN, AGENT = "admin-token-0123456789", "agent-token-0123456789"
 #: only attempt 2 of this job runs

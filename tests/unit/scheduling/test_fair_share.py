@@ -57,7 +57,7 @@ def running(name: str, started_at: int | None, demand: Resources | None = None, 
 
 
 def live(shares: Mapping[str, float], rounds: int, slots: int = 2, busy: Mapping[str, range] | None = None) -> dict[str, float]:
-    """Everybody always has work: at each hour's end whoever is first gets the slot that became free. Returns parts of the work."""
+    """Everybody always has work: at each hour's end whoever is first gets the slot that became free. Returns parts."""
     known = {name: account(name, part) for name, part in shares.items()}
     takers = [name for name in shares if not any(other.startswith(f"{name}/") for other in shares)]
     done: dict[str, float] = dict.fromkeys(takers, 0.0)
