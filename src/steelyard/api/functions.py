@@ -105,7 +105,7 @@ async def get_function(request: Request[Any, Any, Any], name: FunctionPath, wait
             left_s = (deadline_ns - services.clock.mono_ns()) / 1e9
             settled = row.routed_revision == row.revision or row.state is FunctionState.FAILED
             if settled or left_s <= 0 or services.watch.stopping:
-                return function_view(row, services.settings, services.hub.lost)
+                return msgspec.structs.replace(function_view(row, services.settings, services.hub.lost), spec=row.spec)
             await wait_for(news, left_s)
 
 

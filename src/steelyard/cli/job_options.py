@@ -109,6 +109,16 @@ def job_options(command: F) -> F:
     return command
 
 
+def default_options() -> dict[str, Any]:
+    """What the command gets when none of them is given; for those that read options from elsewhere."""
+
+    @click.command()
+    @job_options
+    def nothing(**_: Any) -> None: ...
+
+    return dict(nothing.make_context("nothing", []).params)
+
+
 def make_spec(command: tuple[str, ...], asked: Mapping[str, Any], cwd: str, now: datetime) -> JobSpec:
     """What the options ask for. `array` and `project` are not the spec's: they go beside it. Raises Refused."""
     output = _path(asked["output"], cwd)

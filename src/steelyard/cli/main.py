@@ -48,6 +48,7 @@ COMMANDS: dict[str, Entry] = {
     "why": Entry("Jobs", "steelyard.cli.queue:why", "Say why a job waits, and what would start it now."),
     "logs": Entry("Jobs", "steelyard.cli.jobs:logs", "Print what a job or function wrote."),
     "stop": Entry("Jobs", "steelyard.cli.jobs:stop", "Stop a job."),
+    "apply": Entry("Jobs", "steelyard.cli.apply:apply", "Make what a YAML file says true, after showing the plan."),
     "schedules": Entry("Jobs", "steelyard.cli.schedules:schedules", "List, create and delete schedules of jobs."),
     "hold": Entry("Jobs", "steelyard.cli.queue:hold", "Keep a waiting job from starting."),
     "release": Entry("Jobs", "steelyard.cli.queue:release", "Let a held job start when its turn comes."),

@@ -137,7 +137,7 @@ def pause_schedule(ctx: click.Context, name: str, home: Path | None) -> None:
 
 @schedules.command(
     "resume",
-    help="Go on with the next time; what went by meanwhile is not made up for.\n\n\b\nExamples:\n  steelyard schedules resume nightly\n",
+    help="Go on with the next time; the times since the pause are gone.\n\n\b\nExamples:\n  steelyard schedules resume nightly\n",
 )
 @click.argument("name")
 @home_option
