@@ -25,6 +25,7 @@ from steelyard.api.jobs import JOB_ROUTES
 from steelyard.api.keys import KEY_ROUTES
 from steelyard.api.nodes import NODE_ROUTES
 from steelyard.api.problems import answer_error
+from steelyard.api.queue import QUEUE_ROUTES
 from steelyard.api.requests import refuse_unknown_query
 from steelyard.api.schedules import SCHEDULE_ROUTES
 from steelyard.api.scripts import SCRIPT_ROUTES
@@ -50,6 +51,7 @@ BODY_MAX_BYTES = 2 << 20
 ROUTES = (
     *STATUS_ROUTES,
     *JOB_ROUTES,
+    *QUEUE_ROUTES,
     *SCRIPT_ROUTES,
     *SCHEDULE_ROUTES,
     *ACCOUNT_ROUTES,

@@ -16,9 +16,10 @@ from steelyard.api.sbatch_patterns import fill_outputs
 from steelyard.control.changes import make_event
 from steelyard.errors import NotFound, Refused
 from steelyard.lifecycle.array import make_places, parse_array
+from steelyard.lifecycle.job import make_job
 from steelyard.model.batch import ArrayPlace, Dependency
 from steelyard.model.ids import PROJECT, JobId, ProjectName
-from steelyard.model.job import Job, JobSpec, JobState, Owner
+from steelyard.model.job import Job, JobSpec, Owner
 from steelyard.store import Tx
 
 _NUMBER = re.compile(r"(?:j-)?0*(\d{1,9})(?:_(\d{1,9}))?", re.ASCII)
@@ -55,36 +56,24 @@ def insert_jobs(
 ) -> list[Job]:
     """The new jobs, in the order of their indices. Raises Refused; nothing is written then."""
     demand = None if array is None else parse_array(array)
-    spec = _resolve(tx, spec)
-    machine = tx.machine()
-    refuse_findings([*check_queueing(spec, now), *check_job(spec, machine, root)])
-    if not PROJECT.fullmatch(project):
-        raise Refused(f"{project[:80]!r} can't be a project's name: up to 63 of a-z, 0-9 and -.", code="bad-project")
+    spec = check_submission(tx, spec, now, root=root, project=project)
     id_ = JobId(f"j-{tx.bump('job'):06d}")
     places: tuple[tuple[JobId, ArrayPlace | None], ...] = ((id_, None),) if demand is None else make_places(id_, demand)
-    jobs = [
-        Job(
-            id=each,
-            project=ProjectName(project),
-            owner=owner,
-            generation=1,
-            attempt=0,
-            spec=spec,
-            state=JobState.QUEUED,
-            submitted_at=now,
-            priority=spec.priority,
-            array=place,
-            held=spec.held,
-            not_before=spec.begin_at,
-        )
-        for each, place in places
-    ]
+    machine = tx.machine()
     node = "localhost" if machine is None else machine.hostname
-    jobs = [fill_outputs(job, node) for job in jobs]
+    jobs = [fill_outputs(make_job(each, spec, owner, ProjectName(project), now, place), node) for each, place in places]
     for job in jobs:
         tx.put_job(job)
         tx.add_event(make_event(job, "submitted", now))
     return jobs
+
+
+def check_submission(tx: Tx, spec: JobSpec, now: int, *, root: bool, project: str) -> JobSpec:
+    """The spec with its dependencies by their full ids, or Refused with everything that is wrong with it."""
+    if not PROJECT.fullmatch(project):
+        raise Refused(f"{project[:80]!r} can't be a project's name: up to 63 of a-z, 0-9 and -.", code="bad-project")
+    refuse_findings([*check_queueing(spec, now), *check_job(spec, tx.machine(), root)])
+    return _resolve(tx, spec)
 
 
 def _resolve(tx: Tx, spec: JobSpec) -> JobSpec:

@@ -82,7 +82,7 @@ def why(job: str, home: Path | None, as_json: bool) -> None:
     if shown.changes:
         click.echo("\nIt would start now with one of these (each was tried):")
     for change in shown.changes:
-        click.echo(f"  - {change.text}" + (f" (about {show_time(change.at)})" if change.at else ""))
+        click.echo(f"  - {change.text}")
 
 
 HOLD_HELP = """Keep a waiting job, or an array's waiting elements, from starting.

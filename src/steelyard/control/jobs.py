@@ -15,7 +15,7 @@ import msgspec
 from steelyard.clock import Clock
 from steelyard.control import ASSIGNMENT, JOBS
 from steelyard.control.changes import commit_change
-from steelyard.control.live import LiveJobs, read_standings
+from steelyard.control.live import LiveJobs, read_standings, refresh
 from steelyard.control.watch import Watch
 from steelyard.errors import Conflict
 from steelyard.lifecycle.job import Change, explain_wait, preempt_job, refuse_job, resume_job, start_job
@@ -68,10 +68,14 @@ class Report(msgspec.Struct, frozen=True):
 
 
 async def load(store: Store, live: LiveJobs) -> Seen:
-    """Two readings where dependencies have to be looked at: which those are is known only after the first."""
-    live.apply(*await store.read(lambda tx: tx.jobs_changed(live.change)))
+    await refresh(live, store)
     if not live.queued and not any(job.suspended_at is not None for job in live.holding):
         return Seen(Snapshot(None), live.change)
+    return await load_all(store, live)
+
+
+async def load_all(store: Store, live: LiveJobs) -> Seen:
+    """Of a copy that was brought up to date: which dependencies have to be looked at is known only then."""
     asked = live.take_open()
 
     def read(tx: Tx) -> tuple[Snapshot, tuple[int, list[Job]]]:

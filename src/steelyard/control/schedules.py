@@ -16,9 +16,10 @@ from steelyard.clock import Clock
 from steelyard.control import JOBS, SCHEDULES
 from steelyard.control.changes import make_event
 from steelyard.control.zones import find_zone
+from steelyard.lifecycle.job import make_job
 from steelyard.lifecycle.schedule import Firing, decide_firing, make_scheduled_job, next_firing, render_firing
 from steelyard.model.ids import JobId
-from steelyard.model.job import Job, JobState
+from steelyard.model.job import Job
 from steelyard.model.site import Schedule
 from steelyard.store import Event, Store, Tx
 
@@ -122,7 +123,9 @@ def _commit(tx: Tx, actions: Actions) -> Report:
         if stored is None or stored.generation != due.schedule.generation:
             skipped += 1
             continue
-        job = _make_job(tx, stored, actions.now)
+        # what it asks for was checked when the schedule was put
+        id_ = JobId(f"j-{tx.bump('job'):06d}")
+        job = make_job(id_, stored.spec, stored.owner, stored.project, actions.now)
         tx.put_job(job)
         tx.add_event(make_event(job, f"submitted by schedule {stored.name}", actions.now))
         tx.put_schedule(make_scheduled_job(stored, job, due.firing.at))
@@ -130,20 +133,3 @@ def _commit(tx: Tx, actions: Actions) -> Report:
         tx.add_event(Event(actions.now, stored.project, stored.owner.user, "schedule", stored.name, text))
         submitted.append(job)
     return Report(tuple(submitted), skipped)
-
-
-def _make_job(tx: Tx, schedule: Schedule, now: int) -> Job:
-    """What it asks for was checked when the schedule was put."""
-    spec = schedule.spec
-    return Job(
-        id=JobId(f"j-{tx.bump('job'):06d}"),
-        project=schedule.project,
-        owner=schedule.owner,
-        generation=1,
-        attempt=0,
-        spec=spec,
-        state=JobState.QUEUED,
-        submitted_at=now,
-        priority=spec.priority,
-        held=spec.held,
-    )

@@ -9,9 +9,9 @@ from __future__ import annotations
 
 import msgspec
 
-from steelyard.model.batch import PreemptMode
-from steelyard.model.ids import JobId
-from steelyard.model.job import Job, JobState, Plan
+from steelyard.model.batch import ArrayPlace, PreemptMode
+from steelyard.model.ids import JobId, ProjectName
+from steelyard.model.job import Job, JobSpec, JobState, Owner, Plan
 from steelyard.model.reason import Reason
 
 #: state -> the states that may follow it. Terminal states are followed by nothing.
@@ -81,6 +81,24 @@ class Change(msgspec.Struct, frozen=True):
     #: one line of history
     event: str
     error: bool = False
+
+
+def make_job(id_: JobId, spec: JobSpec, owner: Owner, project: ProjectName, now: int, array: ArrayPlace | None = None) -> Job:
+    """A new one, that waits."""
+    return Job(
+        id=id_,
+        project=project,
+        owner=owner,
+        generation=1,
+        attempt=0,
+        spec=spec,
+        state=JobState.QUEUED,
+        submitted_at=now,
+        priority=spec.priority,
+        array=array,
+        held=spec.held,
+        not_before=spec.begin_at,
+    )
 
 
 def start_job(job: Job, plan: Plan) -> Change:
