@@ -12,6 +12,7 @@ from steelyard.model.batch import (
     ArrayPlace,
     Dependency,
     Gang,
+    Launcher,
     Preemption,
     RankEnd,
     RetryRule,
@@ -114,6 +115,15 @@ class JobSpec(msgspec.Struct, frozen=True):
         """What all its ranks on one node need together."""
         ranks = 1 if self.gang is None else self.gang.tasks_per_node
         return self.resources if ranks == 1 else multiply(self.resources, ranks)
+
+    @property
+    def logs_by_rank(self) -> bool:
+        """Is each of its ranks a process that we start, with a log of its own?"""
+        return self.gang is not None and self.gang.launcher is Launcher.NONE
+
+    @property
+    def log_streams(self) -> int:
+        return self.gang.world_size if self.gang is not None and self.logs_by_rank else 1
 
 
 def multiply(each: Resources, ranks: int) -> Resources:
