@@ -27,6 +27,7 @@ from steelyard.api.nodes import NODE_ROUTES
 from steelyard.api.problems import answer_error
 from steelyard.api.requests import refuse_unknown_query
 from steelyard.api.schedules import SCHEDULE_ROUTES
+from steelyard.api.scripts import SCRIPT_ROUTES
 from steelyard.api.services import Services
 from steelyard.api.status import STATUS_ROUTES
 from steelyard.clock import Clock
@@ -49,6 +50,7 @@ BODY_MAX_BYTES = 2 << 20
 ROUTES = (
     *STATUS_ROUTES,
     *JOB_ROUTES,
+    *SCRIPT_ROUTES,
     *SCHEDULE_ROUTES,
     *ACCOUNT_ROUTES,
     *FUNCTION_ROUTES,

@@ -12,6 +12,7 @@ import msgspec
 from steelyard.api.door import check_job
 from steelyard.api.door_jobs import check_queueing
 from steelyard.api.requests import refuse_findings
+from steelyard.api.sbatch_patterns import fill_outputs
 from steelyard.control.changes import make_event
 from steelyard.errors import NotFound, Refused
 from steelyard.lifecycle.array import make_places, parse_array
@@ -55,7 +56,8 @@ def insert_jobs(
     """The new jobs, in the order of their indices. Raises Refused; nothing is written then."""
     demand = None if array is None else parse_array(array)
     spec = _resolve(tx, spec)
-    refuse_findings([*check_queueing(spec, now), *check_job(spec, tx.machine(), root)])
+    machine = tx.machine()
+    refuse_findings([*check_queueing(spec, now), *check_job(spec, machine, root)])
     if not PROJECT.fullmatch(project):
         raise Refused(f"{project[:80]!r} can't be a project's name: up to 63 of a-z, 0-9 and -.", code="bad-project")
     id_ = JobId(f"j-{tx.bump('job'):06d}")
@@ -77,6 +79,8 @@ def insert_jobs(
         )
         for each, place in places
     ]
+    node = "localhost" if machine is None else machine.hostname
+    jobs = [fill_outputs(job, node) for job in jobs]
     for job in jobs:
         tx.put_job(job)
         tx.add_event(make_event(job, "submitted", now))

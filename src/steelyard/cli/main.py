@@ -42,6 +42,7 @@ COMMANDS: dict[str, Entry] = {
     "jitter": Entry("Machines", "steelyard.cli.jitter:jitter", "Measure how late timers wake up, class by class."),
     "check": Entry("Machines", "steelyard.cli.check:check", "Look for what is wrong with this machine."),
     "run": Entry("Jobs", "steelyard.cli.run:run", "Run a command as a job, with its output and exit code."),
+    "submit": Entry("Jobs", "steelyard.cli.submit:submit", "Submit a script that was written for sbatch."),
     "ps": Entry("Jobs", "steelyard.cli.jobs:ps", "List jobs."),
     "queue": Entry("Jobs", "steelyard.cli.queue:queue", "List waiting jobs, with position and estimated start."),
     "why": Entry("Jobs", "steelyard.cli.queue:why", "Say why a job waits, and what would start it now."),

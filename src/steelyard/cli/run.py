@@ -75,7 +75,7 @@ def run(detach: bool, home: Path | None, command: tuple[str, ...], array: str | 
         if detach:
             click.echo(job.id)
             return
-        sys.exit(_attend(client, patience, job.id))
+        sys.exit(attend(client, patience, job.id))
 
 
 class Patience:
@@ -132,7 +132,7 @@ class Interrupts:
             signal.signal(signum, handler)
 
 
-def _attend(client: ApiClient, patience: Patience, job: str) -> int:
+def attend(client: ApiClient, patience: Patience, job: str) -> int:
     """Stream until the job has ended; its exit code."""
     interrupts = Interrupts()
     offsets = (0, 0)

@@ -1,4 +1,7 @@
-"""Which elements has an array, and which jobs are they? `0-99`, `1,3,5-9:2`, `0-99%8`: as sbatch writes it. Pure."""
+"""Which indices does `1,3,5-9:2%4` stand for, as sbatch writes it, and which jobs are they? Pure.
+
+Counted before anything is made, so that ten million cost nothing.
+"""
 
 from __future__ import annotations
 
@@ -11,40 +14,52 @@ from steelyard.errors import Refused
 from steelyard.model.batch import ARRAY_MAX, ArrayPlace
 from steelyard.model.ids import JobId
 
-_PART = re.compile(r"(\d{1,9})(?:-(\d{1,9})(?::(\d{1,9}))?)?", re.ASCII)
-_HOW = "Write for example 0-99, 1,3,5-9:2 or 0-99%8."
+#: Slurm's own highest index
+INDEX_MAX = 4_194_303
+_ITEM = re.compile(r"(\d{1,9})(?:-(\d{1,9})(?::(\d{1,9}))?)?", re.ASCII)
+_AT_ONCE = re.compile(r"\d{1,9}", re.ASCII)
+_TEXT_MAX = 20_000
 
 
 class ArrayDemand(msgspec.Struct, frozen=True):
-    """Indices in ascending order, each once."""
-
+    #: ascending, no index twice
     indices: tuple[int, ...]
     #: elements that may run at a time; None: all
     at_once: int | None = None
 
+    @property
+    def text(self) -> str:
+        """The shortest spelling that `parse_array` reads back into the same demand."""
+        limit = "" if self.at_once is None else f"%{self.at_once}"
+        return ",".join(_runs(self.indices)) + limit
+
 
 def parse_array(text: str) -> ArrayDemand:
-    """Raises Refused. Counts before it makes anything, so that an array of ten million costs nothing."""
-    listed, percent, limit = text.strip().partition("%")
-    if percent and not re.fullmatch(r"[1-9]\d{0,8}", limit, re.ASCII):
-        raise Refused(f"{text!r} is no array: after % comes how many may run at a time. {_HOW}", code="bad-array")
+    """Raises Refused."""
+    body, percent, limit = text.strip().partition("%")
+    if len(text) > _TEXT_MAX:
+        raise _refused(text, "that is too long")
+    at_once = None
+    if percent:
+        if not _AT_ONCE.fullmatch(limit) or int(limit) == 0:
+            raise _refused(text, f"after % stands how many may run at a time, not {limit[:20]!r}")
+        at_once = int(limit)
     ranges: list[range] = []
-    for part in listed.split(","):
-        match = _PART.fullmatch(part.strip())
+    for item in body.split(","):
+        match = _ITEM.fullmatch(item.strip())
         if match is None:
-            raise Refused(f"{text[:80]!r} is no array. {_HOW}", code="bad-array")
+            raise _refused(text, f"{item[:40]!r} is neither an index nor a range")
         first, last, step = int(match[1]), int(match[2] or match[1]), int(match[3] or 1)
-        if last < first or step < 1:
-            raise Refused(f"{part!r} holds no index. {_HOW}", code="bad-array")
+        if last < first or step == 0:
+            raise _refused(text, f"{item[:40]!r} is a range that goes nowhere")
+        if last > INDEX_MAX:
+            raise _refused(text, f"an index is at most {INDEX_MAX}")
         ranges.append(range(first, last + 1, step))
-        if sum(map(len, ranges)) > ARRAY_MAX:
-            raise Refused(
-                f"An array has at most {ARRAY_MAX} elements; {text[:80]!r} has more. Nothing was submitted. Split it, or let "
-                "each element do several pieces of the work.",
-                code="array-too-large",
-            )
-    indices = tuple(sorted({index for each in ranges for index in each}))
-    return ArrayDemand(indices, int(limit) if percent else None)
+    # An index named twice counts twice here; nobody comes near the limit that way by intent.
+    count = sum(map(len, ranges))
+    if count > ARRAY_MAX:
+        raise _refused(text, f"these are {count} jobs, and an array has at most {ARRAY_MAX}: submit it in parts")
+    return ArrayDemand(tuple(sorted({index for each in ranges for index in each})), at_once)
 
 
 def make_places(array: JobId, demand: ArrayDemand) -> tuple[tuple[JobId, ArrayPlace], ...]:
@@ -61,3 +76,26 @@ def make_places(array: JobId, demand: ArrayDemand) -> tuple[tuple[JobId, ArrayPl
         at_once=demand.at_once,
     )
     return tuple((JobId(f"{array}_{index}"), msgspec.structs.replace(common, index=index)) for index in indices)
+
+
+def _runs(indices: tuple[int, ...]) -> list[str]:
+    """Greedy arithmetic runs: 1,3 stays 1,3; 1,3,5 becomes 1-5:2."""
+    found: list[str] = []
+    at = 0
+    while at < len(indices):
+        end, step = at, 0
+        if at + 1 < len(indices):
+            step = indices[at + 1] - indices[at]
+            while end + 1 < len(indices) and indices[end + 1] - indices[end] == step:
+                end += 1
+        if end - at >= 2 or (end > at and step == 1):
+            found.append(f"{indices[at]}-{indices[end]}" + ("" if step == 1 else f":{step}"))
+            at = end + 1
+        else:
+            found.append(str(indices[at]))
+            at += 1
+    return found
+
+
+def _refused(text: str, why: str) -> Refused:
+    return Refused(f"{text[:60]!r} is no array: {why}. Write for example 0-99%8, 1,3,7 or 1-9:2.", code="bad-array")

@@ -20,7 +20,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from typing import TypeAlias
 
-from steelyard.model.batch import Gang, PreemptMode
+from steelyard.model.batch import Gang
 from steelyard.model.health import NODE
 from steelyard.model.ids import JobId
 from steelyard.model.job import Job, JobState, Plan, Resources
@@ -30,6 +30,7 @@ from steelyard.placement.refusal import Refusal
 from steelyard.placement.room import Room
 from steelyard.scheduling.eligible import ArrayCount, Eligible, split_eligible
 from steelyard.scheduling.order import order_jobs
+from steelyard.scheduling.preemption import gives_way_at, is_frozen_by_preemption
 from steelyard.scheduling.quota import QuotaBook
 from steelyard.scheduling.reservation import Reserved, Tenant, end_if_started, find_reservation, make_tenant
 from steelyard.scheduling.seat import find_seat, fits_quickly, take_seat
@@ -75,7 +76,7 @@ def decide(snapshot: Snapshot, now: int, ranks: Mapping[str, float], victims: Vi
         never=(*turn.never, *eligible.never),
         reservation=turn.reservation,
         order=tuple([job.id for job in jobs]),
-        look_at=eligible.look_at,
+        look_at=min((at for at in (eligible.look_at, turn.look_at) if at is not None), default=None),
     )
 
 
@@ -98,6 +99,8 @@ class _Turn:
         self.waits: list[Why] = []
         self.never: list[Why] = []
         self.reservation: Reservation | None = None
+        #: when the minimum runtime of somebody who may have to give way is over
+        self.look_at: int | None = None
         self._now, self._choose_victims = now, victims
         self._arrays, self._quotas = ArrayCount(snapshot.holding), QuotaBook(snapshot.quotas, snapshot.holding)
         self._limited = bool(snapshot.quotas)
@@ -144,6 +147,7 @@ class _Turn:
         if fits_quickly(job, self._without_jobs):
             if self._wait_for_room(job, answer):
                 return True
+            self._look_again_for(job)
             reserved = find_reservation(job, self._soon, self._tenants(job))
         else:
             reserved = None
@@ -223,6 +227,12 @@ class _Turn:
         self.preempts += [(held.job.id, job.id) for held in leaving if held.job is not None]
         return plan
 
+    def _look_again_for(self, job: Job) -> None:
+        if job.state is JobState.SUSPENDED:
+            return
+        safe_until = [at for held in self._staying if (at := gives_way_at(held, job)) is not None and at > self._now]
+        self.look_at = min([*safe_until, *(() if self.look_at is None else (self.look_at,))], default=None)
+
     def _wait_with(self, job: Job, at: int | None, plan: Plan, reason: Reason, detail: str) -> None:
         self.waits.append(Why(job.id, reason, detail))
         if self.reservation is None:
@@ -288,4 +298,4 @@ def _is_stopping(held: Holding) -> bool:
 
 def _will_be_suspended(held: Holding) -> bool:
     job = held.job
-    return job is not None and not held.suspended and job.spec.preemption.mode is PreemptMode.SUSPEND and not held.plan.gpus
+    return job is not None and not held.suspended and is_frozen_by_preemption(job)

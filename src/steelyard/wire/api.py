@@ -33,6 +33,31 @@ class JobPriority(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     priority: Annotated[int, Meta(ge=0, le=PRIORITY_MAX)]
 
 
+class ScriptSubmit(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """A script as `sbatch` would be given it."""
+
+    #: its text; empty with --wrap among `options`
+    script: str
+    #: where it was submitted, an absolute path
+    cwd: str
+    arguments: tuple[str, ...] = ()
+    #: of sbatch's command line, as written; they win over #SBATCH lines
+    options: tuple[str, ...] = ()
+    #: the caller's environment; --export says what of it the job gets
+    env: dict[str, str] = {}
+    #: the script's file name, which names the job unless --job-name does
+    name: Annotated[str, Meta(min_length=1)] = "sbatch"
+
+
+class ScriptSubmitted(msgspec.Struct, frozen=True):
+    #: of the job, or of the array
+    id: str
+    #: sentences: what was understood but is not acted on
+    ignored: tuple[str, ...] = ()
+    #: the array's indices, such as 0-99%8
+    array: str | None = None
+
+
 class JobView(msgspec.Struct, frozen=True):
     """A job; or an array as a whole, with `elements` set."""
 
