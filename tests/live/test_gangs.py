@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -15,7 +16,7 @@ import pytest
 from keeper_rig import A, KeeperRig, cgroup_tag, make_job, open_folder, play
 from spawner_rig import LIMIT_S, WORK_UID, until
 
-from steelyard.model.batch import RankEnd
+from steelyard.model.batch import Gang, Launcher, RankEnd
 from steelyard.model.ids import WorkloadId
 from steelyard.model.job import Plan
 from steelyard.model.reason import Reason
@@ -259,5 +260,73 @@ def test_each_rank_has_the_cores_of_its_own_task_and_the_proof_says_so() -> None
         assert proof is not None
         assert (proof.asked["cpus[0]"], proof.got["cpus[1]"]) == ([first], [second])
         assert proof.asked["no_new_privs"] is True
+
+    play(script)
+
+
+@pytest.mark.skipif(
+    shutil.which("mpirun") is None, reason="NOT VERIFIED here: Open MPI is not installed (apt install openmpi-bin)"
+)
+@pytest.mark.parametrize("alone", [True, False])
+def test_mpirun_starts_the_ranks_and_binds_them_where_nobody_shares_their_cores(*, alone: bool) -> None:
+    async def script(rig: KeeperRig) -> None:
+        say = 'echo "$OMPI_COMM_WORLD_RANK/$OMPI_COMM_WORLD_SIZE $(grep Cpus_allowed_list /proc/self/status)"'
+        gang = Gang(tasks_per_node=2, launcher=Launcher.MPI)
+        cores = len(rig.machine.cores)
+        plan = Plan(share=float(cores) if alone else 0.2)
+        rig.assign(make_job("sh", "-c", say, gang=gang, plan=plan))
+        ended = await rig.until_phase("ended", "not-started")
+        assert (ended.exit_code, ended.ranks) == (0, ()), (ended, rig.log(stream="stderr"))
+        lines = sorted(rig.log().splitlines())
+        assert [line.split()[0] for line in lines] == ["0/2", "1/2"]
+        placed = [line.split()[-1] for line in lines]
+        assert (placed[0] != placed[1]) == (alone and cores >= 2), lines
+
+    play(script)
+
+
+@pytest.mark.skipif(
+    shutil.which("mpirun") is None, reason="NOT VERIFIED here: Open MPI is not installed (apt install openmpi-bin)"
+)
+def test_an_mpi_rank_that_fails_ends_the_job() -> None:
+    async def script(rig: KeeperRig) -> None:
+        program = "test $OMPI_COMM_WORLD_RANK = 1 && exit 4; exec sleep 60"
+        rig.assign(make_job("sh", "-c", program, gang=Gang(tasks_per_node=2, launcher=Launcher.MPI)))
+        ended = await rig.until_phase("ended")
+        assert ended.exit_code == 4 and rig.pids() == []
+
+    play(script)
+
+
+TORCH_STAND_IN = """
+import os, subprocess, sys
+options = [word for word in sys.argv[1:] if word.startswith("--")]
+rest = [word for word in sys.argv[1:] if not word.startswith("--")]
+count = int(next(word.partition("=")[2] for word in options if word.startswith("--nproc-per-node")))
+ranks = [subprocess.Popen([sys.executable, *rest], env={**os.environ, "RANK": str(rank)}) for rank in range(count)]
+sys.exit(max(rank.wait() for rank in ranks))
+"""
+
+
+def test_torchrun_is_the_one_process_and_its_ranks_end_with_it() -> None:
+    """With a stand-in for torch's launcher, which is far too large to install for every run of the tests."""
+
+    async def script(rig: KeeperRig) -> None:
+        folder = open_folder(rig, "site")
+        (folder / "torch" / "distributed").mkdir(parents=True)
+        for place in (folder / "torch", folder / "torch" / "distributed"):
+            (place / "__init__.py").touch()
+        (folder / "torch" / "distributed" / "run.py").write_text(TORCH_STAND_IN)
+        train = folder / "train.py"
+        train.write_text(f"import os, time\nopen({str(rig.witness)!r}, 'a').write(os.environ['RANK'] + '\\n')\ntime.sleep(60)\n")
+        gang = Gang(tasks_per_node=2, launcher=Launcher.TORCHRUN)
+        env = {"PATH": os.defpath, "PYTHONPATH": str(folder)}
+        rig.assign(make_job("python3", str(train), gang=gang, env=env))
+        await rig.until_phase("running")
+        assert await rig.until_witness(2) == ["0", "1"]
+        assert rig.rig.cgroups.workloads() == [A] and len(rig.pids()) == 3
+        os.kill(next(pid for _, pid, _ in rig.keeper.running), signal.SIGKILL)
+        ended = await rig.until_phase("ended")
+        assert ended.signal == signal.SIGKILL and rig.pids() == []
 
     play(script)
