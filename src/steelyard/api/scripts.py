@@ -29,7 +29,7 @@ async def submit_script(
     if services.jobs.queued >= QUEUE_MAX:
         raise NoRoom(f"{QUEUE_MAX} jobs are waiting already. Try again when some have started.", code="queue-full")
     now = services.clock.now_us()
-    submission = read_script(data, services.owner.user, now)
+    submission = read_script(data, now)
 
     def submit(tx: Tx) -> ScriptSubmitted:
         jobs = insert_jobs(tx, services, submission.spec, submission.array, DEFAULT_PROJECT, now)
