@@ -194,6 +194,16 @@ def test_nodes_tasks_and_cores_are_counted_as_slurm_counts(options: tuple[str, .
     assert (submission.nodes, submission.spec.resources.cpus) == (nodes, cores)
 
 
+def test_gpus_in_all_are_divided_among_nodes_and_those_per_node_are_not() -> None:
+    assert read(lines("-N2", "--gpus=5")).spec.resources.gpus == GpuDemand(count=3)
+    assert read(lines("-N2", "--gpus-per-node=5")).spec.resources.gpus == GpuDemand(count=5)
+
+
+def test_a_time_limit_is_whole_minutes_as_in_slurm() -> None:
+    limits = {"0:30": 60, "1:00": 60, "1:01": 120, "0": None, "UNLIMITED": None}
+    assert {text: read(lines(f"--time={text}")).spec.max_duration_s for text in limits} == limits
+
+
 def test_more_nodes_than_there_are_is_refused_with_what_to_ask_for() -> None:
     with pytest.raises(Refused, match="--nodes=1 --ntasks=8") as refused:
         read_script(ScriptSubmit(lines("-N2", "--ntasks-per-node=4"), "/"), NOW)
