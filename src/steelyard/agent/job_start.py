@@ -26,6 +26,7 @@ from steelyard.lifecycle.launch import Facts, Launch, list_ports, make_launches,
 from steelyard.lifecycle.slurm_environment import add_slurm, make_slurm_environment
 from steelyard.model.machine import Machine
 from steelyard.model.reason import Reason
+from steelyard.runtime import Wanted
 from steelyard.runtime.process import ProcessRuntime
 from steelyard.wire.agent import AssignedJob
 from steelyard.wire.spawn import Outputs
@@ -78,8 +79,8 @@ class JobStarter:
         self._timing.hold(job.attempt, job.plan)
         if devices_of(job.plan):
             await self._devices.note_start(job.plan)
-        for member in attempt.members:
-            self._runtime.prepare(member.workload, kind=KIND, plan=member.plan, labels=_labels(job, attempt, member))
+        wanted = [Wanted(member.workload, member.plan, _labels(job, attempt, member)) for member in attempt.members]
+        await self._runtime.prepare_all(wanted, kind=KIND)
         for member, launch, env in zip(attempt.members, launches, envs, strict=True):
             if attempt.broke_with is not None:
                 member.phase = "not-started"

@@ -39,7 +39,7 @@ class Rig:
         timing = SimpleNamespace(hold=nothing, release=nothing, adopt=nothing, observe_wakeups=nothing)
         cgroups = SimpleNamespace(kill=lambda workload: self.log.append(("cgroup killed", workload)))
         runtime = SimpleNamespace(
-            prepare=lambda workload, **fields: None,
+            prepare_all=self.prepare_all,
             launch=self.launch,
             kill=lambda workload: self.log.append(("killed", workload)),
             stop=lambda workload, signum: self.log.append(("stopped", workload, signum)),
@@ -64,6 +64,8 @@ class Rig:
 
     async def note_start(self, plan: Plan) -> None:
         self.log.append(("start", plan))
+
+    async def prepare_all(self, wanted: Any, **fields: Any) -> None: ...
 
     async def launch(self, workload: WorkloadId, **fields: Any) -> object:
         self.env = fields["env"]
