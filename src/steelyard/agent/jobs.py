@@ -427,7 +427,10 @@ class JobKeeper:
         for attempt, state in self._attempts.items():
             if state.phase in ALIVE:
                 state.wakeups = self._timing.report_wakeups(attempt)
-        return tuple(state.report(attempt, self._proofs.of(state)) for attempt, state in sorted(self._attempts.items()))
+        return tuple(
+            state.report(attempt, self._proofs.of(state) if state.phase == "ended" else None)
+            for attempt, state in sorted(self._attempts.items())
+        )
 
     def observe_proofs(self) -> None:
         """Read back what every running job really got. Called once a second while any runs, and before a proof is shown."""

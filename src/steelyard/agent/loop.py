@@ -269,7 +269,10 @@ class Agent:
             return await self._answer_health(ask)
         if ask.what == "log":
             stream = "stderr" if ask.stream == "stderr" else "stdout"
-            data, next_offset = self.jobs.files.read_output(ask.workload, stream, ask.offset, ask.limit)
+            try:
+                data, next_offset = self.jobs.files.read_output(ask.workload, stream, ask.offset, ask.limit)
+            except SteelyardError as err:
+                return Answer(id=ask.id, error=err.public)
             return Answer(id=ask.id, data=data, next_offset=next_offset)
         return Answer(id=ask.id, error=f"This agent does not know the question {ask.what!r}.")
 
