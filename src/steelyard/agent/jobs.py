@@ -89,6 +89,7 @@ class JobKeeper:
         changed: Callable[[], None],
         devices: DeviceKeeper,
         presence: Presence,
+        slurm_bin: str,
     ) -> None:
         self._timing, self._devices, self._machine = timing, devices, machine
         self._runtime, self._cleanup, self._cgroups, self._clock = runtime, cleanup, cgroups, clock
@@ -106,6 +107,7 @@ class JobKeeper:
             self._share_cpus,
             self._shared_cpus,
             lambda: [each.ports for each in self._attempts.values()],
+            slurm_bin,
         )
         self._attempts: dict[AttemptId, Attempt] = {}
         self._of: dict[str, AttemptId] = {}

@@ -89,6 +89,7 @@ class Agent:
             self._changed,
             self.devices,
             self.presence,
+            str(edges.slurm_bin),
         )
         self.functions = FunctionKeeper(
             edges, self._ledger, self._changed, self._add_coldstart, devices=self.devices, presence=self.presence

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from enum import StrEnum
 
 import msgspec
@@ -11,6 +12,7 @@ from steelyard.model.batch import (
     ArrayPlace,
     Dependency,
     Gang,
+    Launcher,
     Preemption,
     RankEnd,
     RetryRule,
@@ -114,14 +116,25 @@ class JobSpec(msgspec.Struct, frozen=True):
         ranks = 1 if self.gang is None else self.gang.tasks_per_node
         return self.resources if ranks == 1 else multiply(self.resources, ranks)
 
+    @property
+    def logs_by_rank(self) -> bool:
+        """Is each of its ranks a process that we start, with a log of its own?"""
+        return self.gang is not None and self.gang.launcher is Launcher.NONE
+
+    @property
+    def log_streams(self) -> int:
+        return self.gang.world_size if self.gang is not None and self.logs_by_rank else 1
+
 
 def multiply(each: Resources, ranks: int) -> Resources:
-    """What `ranks` workloads that ask for `each` need on one machine. Shares of a GPU stay one share: see `placement/gang.py`."""
+    """What `ranks` workloads that ask for `each` need on one machine. Each has whole cores of its own, where it asks for whole
+    ones. Shares of a GPU stay one share: see `placement/gang.py`."""
     gpus = each.gpus
     if gpus is not None and gpus.fraction is None:
         gpus = msgspec.structs.replace(gpus, count=gpus.count * ranks)
     memory = None if each.memory_bytes is None else each.memory_bytes * ranks
-    cpus, nics = each.cpus * ranks, each.nics * ranks
+    cpus = float(max(1, math.ceil(round(each.cpus, 6)))) if each.whole_cores else each.cpus
+    cpus, nics = cpus * ranks, each.nics * ranks
     return msgspec.structs.replace(each, cpus=cpus, memory_bytes=memory, gpus=gpus, nics=nics)
 
 
@@ -154,7 +167,8 @@ class Plan(msgspec.Struct, frozen=True):
     memory_nodes: tuple[int, ...] = ()
     timing: Timing = Timing.BEST_EFFORT
     preemptible: bool = False
-    #: ids in the machine's topology, in the order in which the workload sees them
+    #: ids in the machine's topology, in the order in which the workload sees them. Of a gang whose ranks have shares of GPUs: one
+    #: after the other what each rank has, so that a GPU that several share stands there once for each
     gpus: tuple[str, ...] = ()
     nics: tuple[str, ...] = ()
     #: share of each GPU in `gpus`; 1.0 whole

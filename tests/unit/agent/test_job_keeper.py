@@ -59,6 +59,7 @@ class Rig:
             lambda: None,
             cast(Any, devices),
             cast(Any, SimpleNamespace(check=nothing)),
+            "/slurm/bin",
         )
 
     async def note_start(self, plan: Plan) -> None:
