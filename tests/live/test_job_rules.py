@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import os
 import signal
 from pathlib import Path
@@ -11,6 +12,8 @@ import pytest
 from keeper_rig import A, KeeperRig, make_job, open_folder, play, stopped
 from spawner_rig import WORK_UID, needs_root, until
 
+from steelyard.cli.ending import _end_work
+from steelyard.clock import SystemClock
 from steelyard.host.cgroup import open_cgroups
 from steelyard.host.machine import observe_machine
 from steelyard.model.batch import ArrayPlace, Warn
@@ -156,6 +159,26 @@ def test_a_job_over_its_time_is_warned_once_then_ended_with_no_server_there() ->
     play(script)
 
 
+def test_a_warning_for_steps_spares_the_script_around_them() -> None:
+    async def script(rig: KeeperRig) -> None:
+        step = f"trap 'echo warned >> {rig.witness}; exit 0' USR1; while :; do sleep 0.02; done"
+        rig.assign(
+            make_job(
+                "sh",
+                "-c",
+                'SLURM_STEP_ID=0 sh -c "$STEP"; echo after >> $WITNESS',
+                env={"PATH": os.defpath, "STEP": step, "WITNESS": str(rig.witness)},
+                max_duration_s=30.0,
+                warn=Warn(int(signal.SIGUSR1), 29.7, steps_only=True),
+            )
+        )
+        ended = await rig.until_phase("ended")
+        assert (ended.exit_code, ended.reason) == (0, Reason.EXITED)
+        assert rig.witness.read_text().split() == ["warned", "after"]
+
+    play(script)
+
+
 def test_the_time_that_a_job_has_run_outlives_the_agent() -> None:
     async def script(rig: KeeperRig) -> None:
         rig.assign(make_job("sleep", "60", max_duration_s=1.5))
@@ -229,6 +252,17 @@ def test_a_suspended_job_is_stopped_by_the_signal_that_was_asked_for() -> None:
         rig.change(stop_signal=int(signal.SIGINT))
         assert (await rig.until_phase("ended")).exit_code == 5
         assert rig.witness.read_text().split() == ["up", "int"]
+
+    play(script)
+
+
+def test_a_suspended_job_ends_at_once_when_all_work_is_told_to_end() -> None:
+    async def script(rig: KeeperRig) -> None:
+        rig.assign(make_ticker(rig, suspended=True))
+        await rig.until_phase("suspended")
+        async with asyncio.timeout(5):
+            assert await asyncio.to_thread(_end_work, rig.rig.cgroups, None, SystemClock()) > 0
+            assert (await rig.until_phase("ended")).signal == signal.SIGTERM
 
     play(script)
 

@@ -57,6 +57,8 @@ class Agent:
         self._in_flight: dict[int, int] = {}
         self._events_in_flight: dict[int, int] = {}
         self._orphans: dict[WorkloadId, int] = {}
+        #: exits that were told before what runs was taken over; None: it has been
+        self._early: list[Exited] | None = []
         timing = TimingKeeper(edges.paths, edges.runtime, edges.cleanup, edges.clock, edges.journal, root=os.geteuid() == 0)
         self.health = HealthKeeper(
             edges.paths.agent,
@@ -181,7 +183,10 @@ class Agent:
 
     def on_exit(self, exited: Exited) -> None:
         """Called by the spawner client; the record is on disk already."""
-        if not self.jobs.on_exit(exited) and not self.functions.on_exit(exited):
+        if self._early is not None:
+            # Nobody knows yet whose it is, and to forget it would be to start its job once more.
+            self._early.append(exited)
+        elif not self.jobs.on_exit(exited) and not self.functions.on_exit(exited):
             self._edges.cleanup.forget(WorkloadId(exited.workload))
 
     # -- start-up
@@ -192,6 +197,9 @@ class Agent:
         probes = [item for item in found if _kind(item) == PROBE]
         self.jobs.adopt([item for item in found if _kind(item) == JOB], assignment.jobs, probes)
         await self.functions.adopt(held, [item for item in found if _kind(item) not in (JOB, PROBE)], assignment.keys)
+        early, self._early = self._early or [], None
+        for exited in early:
+            self.on_exit(exited)
         children = {workload for workload, _, _ in running.children}
         for workload, pid, _ in [*self.jobs.running, *self.functions.running]:
             if workload not in children:
