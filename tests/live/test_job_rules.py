@@ -8,6 +8,7 @@ import signal
 from pathlib import Path
 from typing import Any
 
+import msgspec
 import pytest
 from keeper_rig import A, KeeperRig, make_job, open_folder, play, stopped
 from spawner_rig import WORK_UID, needs_root, until
@@ -17,7 +18,7 @@ from steelyard.clock import SystemClock
 from steelyard.host.cgroup import open_cgroups
 from steelyard.host.machine import observe_machine
 from steelyard.model.batch import ArrayPlace, Warn
-from steelyard.model.ids import AttemptId, JobId
+from steelyard.model.ids import AttemptId, JobId, WorkloadId
 from steelyard.model.job import Plan
 from steelyard.model.reason import Reason
 
@@ -195,6 +196,22 @@ def test_the_time_that_a_job_has_run_outlives_the_agent() -> None:
     play(script)
 
 
+def test_the_reason_of_an_end_outlives_the_agent_that_began_it() -> None:
+    async def script(rig: KeeperRig) -> None:
+        go = rig.rig.folder / "go"
+        program = f"trap 'echo asked >> {rig.witness}' TERM; while ! test -e {go}; do sleep 0.02; done"
+        rig.assign(make_job("sh", "-c", program, max_duration_s=0.3))
+        await rig.until_witness(1)
+        rig.drop_agent()
+        go.touch()
+        await until(lambda: (rig.rig.agent_dir / "exits" / f"{A}.json").exists(), "the exit record")
+        await rig.restart()
+        ended = await rig.until_phase("ended")
+        assert (ended.reason, ended.exit_code) == (Reason.MAX_DURATION, 0)
+
+    play(script)
+
+
 def test_a_job_that_never_comes_up_and_one_that_falls_silent_are_ended() -> None:
     async def script(rig: KeeperRig) -> None:
         silent = AttemptId("j-000002.1")
@@ -275,6 +292,22 @@ def test_a_suspended_job_that_nobody_assigns_any_more_ends_too() -> None:
         assert (await rig.until_phase("ended")).signal == signal.SIGTERM
         rig.assign()
         assert rig.rig.cgroups.workloads() == []
+
+    play(script)
+
+
+@pytest.mark.parametrize("suspended", [True, False])
+def test_a_gang_that_was_frozen_in_part_when_the_agent_died_is_brought_in_line_by_the_next(*, suspended: bool) -> None:
+    async def script(rig: KeeperRig) -> None:
+        rig.assign(make_ticker(rig, ranks=2))
+        await rig.until_phase("running")
+        await rig.until_witness(2)
+        rig.drop_agent()
+        rig.rig.cgroups.freeze(WorkloadId(f"{A}.1"), True)
+        rig.assigned = {A: msgspec.structs.replace(rig.assigned[A], suspended=suspended)}
+        await rig.restart()
+        await rig.until_phase("suspended" if suspended else "running")
+        assert [rig.rig.cgroups.frozen(WorkloadId(f"{A}.{rank}")) for rank in range(2)] == [suspended] * 2
 
     play(script)
 
