@@ -270,7 +270,10 @@ class _Turn:
                         if not ends_before and self._reserved is not None:
                             take_seat(job, answer, self._reserved.room)
                         continue
-                    said = refused[shape] = _RESERVED if answer.reasons[0] is Reason.RESERVED else _BEHIND
+                    said = _RESERVED if answer.reasons[0] is Reason.RESERVED else _BEHIND
+                    if job.state is not JobState.SUSPENDED:
+                        # a suspended job is refused for its own place alone
+                        refused[shape] = said
             waits.append(Why(job.id, *said))
 
     def _ends_before(self, job: Job) -> bool:

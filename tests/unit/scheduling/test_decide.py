@@ -258,6 +258,16 @@ def test_a_job_that_waits_for_the_memory_of_a_frozen_one_lets_it_go_on() -> None
     assert decision.resumes == ("frozen",) and decision.reservation is not None and decision.reservation.job == "large"
 
 
+def test_what_a_frozen_job_is_refused_is_not_refused_to_others_of_its_shape() -> None:
+    busy = Busy(MACHINE)
+    taken = busy.run(make_job("frozen", resources=whole(1), hours=1))
+    busy.change(taken, state=JobState.SUSPENDED, suspended_at=NOW)
+    busy.run(make_job("on its core", resources=whole(1)))
+    busy.run(make_job("r", 4))
+    decision = look(busy, make_job("large", 8, priority=60), make_job("same shape", resources=whole(1), hours=1))
+    assert waits(decision)["frozen"] is not None and started(decision) == ["same shape"]
+
+
 def test_the_same_snapshot_gives_the_same_decision_whatever_order_it_lists_what_runs_in() -> None:
     busy = Busy(MACHINE)
     for at in range(3):
