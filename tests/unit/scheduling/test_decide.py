@@ -14,6 +14,7 @@ from steelyard.model.ids import JobId, ProjectName
 from steelyard.model.job import Job, JobState, Owner, Plan, Resources
 from steelyard.model.reason import Reason
 from steelyard.model.site import Quota
+from steelyard.model.timing import Timing
 from steelyard.placement.room import Room
 from steelyard.scheduling import decide as module
 from steelyard.scheduling.decide import decide
@@ -173,14 +174,19 @@ def test_those_behind_are_told_the_same_as_the_queue_moves() -> None:
     assert len({why.detail for why in decision.waits[1:]}) == 1
 
 
-def test_backfill_stops_after_its_tries_and_strict_order_does_not(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(module, "BACKFILL_TRIES", 2)
-    strict = look(None, *(make_job(f"s{at}", 1) for at in range(5)))
-    assert len(strict.starts) == 5
+def test_backfill_ends_after_so_many_vain_looks_and_strict_order_does_not(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(module, "BACKFILL_REFUSALS", 2)
+
+    def far(at: int) -> Job:
+        """Its memory fits the machine, but must be local: only an exact look tells that it can't be."""
+        return make_job(f"far{at}", resources=Resources(1, (100 << 30) + at, timing=Timing.DEDICATED), hours=1)
+
+    assert started(look(None, *(far(at) for at in range(5)), make_job("a", 1))) == ["a"]
     busy = Busy(MACHINE)
     busy.run(make_job("r", 2, hours=1))
-    decision = look(busy, make_job("large", 8), *(make_job(f"b{at}", 1, hours=1) for at in range(4)))
-    assert started(decision) == ["b0", "b1"] and waits(decision)["b2"] is Reason.BEHIND_EARLIER_JOB
+    large, small = make_job("large", 8), make_job("small", 1, hours=1)
+    assert started(look(busy, large, far(0), small, far(1), make_job("late", 1, hours=1))) == ["small"]
+    assert started(look(busy, large, far(0), far(0), small)) == ["small"], "the same question is asked once"
 
 
 # preemption
