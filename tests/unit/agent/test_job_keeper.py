@@ -147,10 +147,10 @@ def test_a_spawner_that_is_away_costs_an_attempt_only_what_it_may_have_started(t
     assert (state.phase, state.reason) == ("ended", Reason.START_FAILED), "it was asked for: it may have run"
     early = Rig(tmp_path / "early")
 
-    def refuse(workload: WorkloadId, **fields: object) -> None:
+    async def refuse(wanted: object, **fields: object) -> None:
         raise Unreachable("the spawner is not connected")
 
-    early.keeper._runtime.prepare = cast(Any, refuse)
+    early.keeper._runtime.prepare_all = cast(Any, refuse)
     asyncio.run(early.run_job())
     state = early.keeper.attempts()[0]
     assert (state.phase, state.reason) == ("not-started", Reason.NOT_STARTED), "another attempt may follow"
