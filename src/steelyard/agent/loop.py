@@ -40,6 +40,8 @@ log = logging.getLogger(__name__)
 PROOF_POLL_S = 1.0
 HOUSEKEEPING_S = 1.0
 SPAWNER_RETRY_S = 0.05
+#: after one that could not be written (disk full)
+ASSIGNMENT_RETRY_S = 1.0
 #: bytes of one workload stream kept on disk; older ones are cut out and the gap is marked
 LOG_KEEP_BYTES = 64 * 1024 * 1024
 #: ledger rows kept while the server is away; the oldest go first
@@ -52,11 +54,15 @@ KEYS_WAIT_S = 3.0
 class Agent:
     def __init__(self, edges: Edges) -> None:
         self._edges = edges
-        self._ledger = Ledger(edges.paths.agent)
+        self._ledger = Ledger(edges.paths.agent, edges.lane)
+        self._offered: Assignment | None = None
+        self._offers = asyncio.Event()
         self._coldstarts: deque[ColdStart] = deque(maxlen=COLDSTARTS_MAX)
         self._in_flight: dict[int, int] = {}
         self._events_in_flight: dict[int, int] = {}
         self._orphans: dict[WorkloadId, int] = {}
+        #: exits that were told before what runs was taken over; None: it has been
+        self._early: list[Exited] | None = []
         timing = TimingKeeper(edges.paths, edges.runtime, edges.cleanup, edges.clock, edges.journal, root=os.geteuid() == 0)
         self.health = HealthKeeper(
             edges.paths.agent,
@@ -108,7 +114,14 @@ class Agent:
         """Until cancelled. Workloads stay when it ends."""
         held, running = await self._connect_spawner()
         await self._adopt(held, running)
-        loops = [self._link.run(), self._keep_spawner(), self._watch_proofs(), self._housekeeping(), self.health.run()]
+        loops = [
+            self._link.run(),
+            self._take_assignments(),
+            self._keep_spawner(),
+            self._watch_proofs(),
+            self._housekeeping(),
+            self.health.run(),
+        ]
         tasks = [asyncio.create_task(loop) for loop in loops]
         try:
             await asyncio.gather(*tasks)
@@ -181,7 +194,10 @@ class Agent:
 
     def on_exit(self, exited: Exited) -> None:
         """Called by the spawner client; the record is on disk already."""
-        if not self.jobs.on_exit(exited) and not self.functions.on_exit(exited):
+        if self._early is not None:
+            # Nobody knows yet whose it is, and to forget it would be to start its job once more.
+            self._early.append(exited)
+        elif not self.jobs.on_exit(exited) and not self.functions.on_exit(exited):
             self._edges.cleanup.forget(WorkloadId(exited.workload))
 
     # -- start-up
@@ -192,6 +208,9 @@ class Agent:
         probes = [item for item in found if _kind(item) == PROBE]
         self.jobs.adopt([item for item in found if _kind(item) == JOB], assignment.jobs, probes)
         await self.functions.adopt(held, [item for item in found if _kind(item) not in (JOB, PROBE)], assignment.keys)
+        early, self._early = self._early or [], None
+        for exited in early:
+            self.on_exit(exited)
         children = {workload for workload, _, _ in running.children}
         for workload, pid, _ in [*self.jobs.running, *self.functions.running]:
             if workload not in children:
@@ -203,10 +222,29 @@ class Agent:
     # -- the server
 
     def _on_assignment(self, assignment: Assignment) -> None:
-        if not self._ledger.accept(assignment):
-            log.warning("refused an older assignment %d.%d", assignment.epoch, assignment.generation)
-            return
-        self._reconcile(assignment)
+        """Only the newest counts: what came while the one before was written to disk is overtaken by what came last."""
+        self._offered = assignment
+        self._offers.set()
+
+    async def _take_assignments(self) -> None:
+        while True:
+            await self._offers.wait()
+            self._offers.clear()
+            assignment = self._offered
+            if assignment is None:
+                continue
+            try:
+                accepted = await self._ledger.accept(assignment)
+            except OSError as err:
+                # nothing of it was acted on; the disk may have room the next time
+                log.error("an assignment could not be written, so it is not acted on yet: %s", err)
+                await asyncio.sleep(ASSIGNMENT_RETRY_S)
+                self._offers.set()
+                continue
+            if accepted:
+                self._reconcile(assignment)
+            else:
+                log.warning("refused an older assignment %d.%d", assignment.epoch, assignment.generation)
 
     def _reconcile(self, assignment: Assignment) -> None:
         self._reserve()
@@ -270,7 +308,10 @@ class Agent:
             return await self._answer_health(ask)
         if ask.what == "log":
             stream = "stderr" if ask.stream == "stderr" else "stdout"
-            data, next_offset = self.jobs.files.read_output(ask.workload, stream, ask.offset, ask.limit)
+            try:
+                data, next_offset = self.jobs.files.read_output(ask.workload, stream, ask.offset, ask.limit)
+            except SteelyardError as err:
+                return Answer(id=ask.id, error=err.public)
             return Answer(id=ask.id, data=data, next_offset=next_offset)
         return Answer(id=ask.id, error=f"This agent does not know the question {ask.what!r}.")
 

@@ -15,6 +15,8 @@ from steelyard.agent.attempt import Attempt, make_members
 from steelyard.agent.jobs import JobKeeper
 from steelyard.clock import VirtualClock
 from steelyard.config import Settings
+from steelyard.errors import Unreachable
+from steelyard.model.batch import Gang
 from steelyard.model.ids import DEFAULT_PROJECT, AttemptId, JobId, WorkloadId
 from steelyard.model.job import JobSpec, Owner, Plan
 from steelyard.model.reason import Reason
@@ -45,7 +47,7 @@ class Rig:
             read=lambda workload: SimpleNamespace(oom_kills=None, memory_peak_bytes=None),
         )
         runtime = SimpleNamespace(
-            prepare=lambda workload, **fields: None,
+            prepare_all=self.prepare_all,
             launch=self.launch,
             kill=lambda workload: self.log.append(("killed", workload)),
             stop=lambda workload, signum: self.log.append(("stopped", workload, signum)),
@@ -70,6 +72,8 @@ class Rig:
 
     async def note_start(self, plan: Plan) -> None:
         self.log.append(("start", plan))
+
+    async def prepare_all(self, wanted: Any, **fields: Any) -> None: ...
 
     async def launch(self, workload: WorkloadId, **fields: Any) -> object:
         self.env = fields["env"]
@@ -155,5 +159,35 @@ def test_a_job_that_comes_while_another_is_told_to_end_is_started_once(tmp_path:
             task.cancel()
         assert rig.keeper._timer is not None
         rig.keeper._timer.cancel()
+
+    asyncio.run(script())
+
+
+def test_a_spawner_that_is_away_costs_an_attempt_only_what_it_may_have_started(tmp_path: Path) -> None:
+    rig = Rig(tmp_path)
+    rig.start_fails = Unreachable("the spawner is not connected")
+    asyncio.run(rig.run_job())
+    state = rig.keeper.attempts()[0]
+    assert (state.phase, state.reason) == ("ended", Reason.START_FAILED), "it was asked for: it may have run"
+    early = Rig(tmp_path / "early")
+
+    async def refuse(wanted: object, **fields: object) -> None:
+        raise Unreachable("the spawner is not connected")
+
+    early.keeper._runtime.prepare_all = cast(Any, refuse)
+    asyncio.run(early.run_job())
+    state = early.keeper.attempts()[0]
+    assert (state.phase, state.reason) == ("not-started", Reason.NOT_STARTED), "another attempt may follow"
+
+
+def test_a_gang_whose_plan_has_no_room_for_its_ranks_is_refused_with_the_numbers(tmp_path: Path) -> None:
+    async def script() -> None:
+        rig = Rig(tmp_path)
+        spec = JobSpec(name="a", argv=("true",), cwd="/", gang=Gang(tasks_per_node=3))
+        job = AssignedJob(ATTEMPT, JobId("j-000001"), DEFAULT_PROJECT, Owner("root", 0), spec, Plan())
+        rig.keeper.reconcile([job])
+        await asyncio.gather(*rig.keeper._tasks)
+        state = rig.keeper.attempts()[0]
+        assert state.phase == "not-started" and "3 processes, and its plan has room for 0" in state.detail
 
     asyncio.run(script())
