@@ -161,6 +161,8 @@ class Plan(msgspec.Struct, frozen=True):
     gpu_fraction: float = 1.0
     #: uuids of MIG instances; their GPUs are in `gpus`
     mig_instances: tuple[str, ...] = ()
+    #: reading and writing of local disks, bytes per second each
+    io_max_bytes_s: int | None = None
     #: of a gang: what each process that Steelyard starts gets, in rank order; the rest says what all get together
     tasks: tuple[Plan, ...] = ()
 

@@ -90,7 +90,12 @@ def place(machine: Machine, running: Sequence[tuple[Resources, Plan]], demand: R
     if blocks:
         return _refuse(_say_what_is_out(machine, blocks), False, largest)
     if not demand.whole_cores and demand.gpus is None and not demand.nics:
-        return Plan(share=demand.cpus, memory_bytes=demand.memory_bytes, preemptible=demand.preemptible)
+        return Plan(
+            share=demand.cpus,
+            memory_bytes=demand.memory_bytes,
+            preemptible=demand.preemptible,
+            io_max_bytes_s=demand.io_max_bytes_s,
+        )
     chosen = choose_devices(view, used, asked)
     if chosen is None:
         beyond = choose_devices(view, Used(), asked) is None
@@ -111,6 +116,7 @@ def place(machine: Machine, running: Sequence[tuple[Resources, Plan]], demand: R
         nics=chosen.nics,
         gpu_fraction=chosen.gpu_fraction,
         mig_instances=chosen.mig_instances,
+        io_max_bytes_s=demand.io_max_bytes_s,
     )
 
 
