@@ -16,6 +16,9 @@ class Clock(Protocol):
 
     def now_us(self) -> int: ...
     def mono_ns(self) -> int: ...
+    def boot_ns(self) -> int:
+        """Since the kernel was started, time asleep included: what a process's start time is counted by."""
+        ...
 
 
 class SystemClock:
@@ -27,9 +30,12 @@ class SystemClock:
     def mono_ns(self) -> int:
         return time.monotonic_ns()
 
+    def boot_ns(self) -> int:
+        return time.clock_gettime_ns(time.CLOCK_BOOTTIME)
+
 
 class VirtualClock:
-    """A clock that moves only when told to. Both readings start at `start_us` and move together."""
+    """A clock that moves only when told to. All readings start at `start_us` and move together."""
 
     def __init__(self, start_us: int = 1_700_000_000_000_000) -> None:
         self._us = start_us
@@ -38,6 +44,9 @@ class VirtualClock:
         return self._us
 
     def mono_ns(self) -> int:
+        return self._us * 1000
+
+    def boot_ns(self) -> int:
         return self._us * 1000
 
     def advance(self, seconds: float) -> None:

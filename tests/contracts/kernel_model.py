@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import os
+import signal
 from collections.abc import Iterable
 
 from steelyard.clock import VirtualClock
@@ -55,6 +56,7 @@ class ModelKernel(CgroupFiles):
         self.disks = ["254:0", "259:0"]
         self.signals: list[tuple[int, int]] = []
         self.immortal: set[int] = set()
+        self.stopped_pids: set[int] = set()
         self.descriptors: dict[int, str] = {}
         self.writes: list[tuple[str, str]] = []
         self._cpus, self._mems = cpus, mems
@@ -116,6 +118,8 @@ class ModelKernel(CgroupFiles):
             own = self.files[path.removesuffix(".effective")]
             above = self.read(f"{os.path.dirname(folder)}/{name}")
             return own or (above if above is not None else self._cpus if "cpus" in name else self._mems)
+        if name == "cgroup.events" and f"{folder}/cgroup.freeze" in self.files:
+            return f"populated {int(bool(self.pids(folder)))}\nfrozen {self.files[f'{folder}/cgroup.freeze']}"
         return self.files.get(path)
 
     def pids(self, folder: str) -> list[int]:
@@ -210,12 +214,19 @@ class ModelKernel(CgroupFiles):
                 self.members[folder].update(range(self._next + 1, self._next + 1 + count))
                 self._next += count
         self.signals.extend((pid, signum) for pid in pids)
+        if signum == signal.SIGSTOP:
+            self.stopped_pids.update(pids)
+        elif signum == signal.SIGCONT:
+            self.stopped_pids.difference_update(pids)
         if signum == 9:
             self._end(pids)
 
     def _end(self, pids: Iterable[int]) -> None:
         for members in self.members.values():
             members.difference_update(set(pids) - self.immortal)
+
+    def stopped(self, pid: int) -> bool:
+        return pid in self.stopped_pids
 
     def wait(self) -> None:
         self.clock.advance(0.001)

@@ -36,7 +36,8 @@ JOB, OTHER = WorkloadId("j1.1"), WorkloadId("fn.3.7")
 class Stage:
     """A variant, and a way to put a process under it."""
 
-    def __init__(self, cgroups: Cgroups, start: Callable[[WorkloadId], int]) -> None:
+    def __init__(self, cgroups: Cgroups, start: Callable[[WorkloadId], int], *, real: bool = False) -> None:
+        self.real = real
         self.cgroups = cgroups
         self.start = start
 
@@ -70,6 +71,15 @@ MODELS: dict[str, Callable[[ModelKernel], Cgroups]] = {
     "model-v2-before-kill": lambda kernel: model_v2(kernel, kill=False),
     "model-v2-no-controllers": lambda kernel: model_v2(kernel, ""),
 }
+
+
+def await_empty(cgroups: Cgroups, workload: WorkloadId) -> None:
+    """A group tells nobody that it is empty."""
+    clock = SystemClock()
+    deadline = clock.mono_ns() + 5_000_000_000
+    while cgroups.pids(workload):
+        assert clock.mono_ns() < deadline, "it did not end"
+        CgroupFiles().wait()
 
 
 def open_real(name: str) -> Cgroups:
@@ -113,7 +123,7 @@ def stage(request: pytest.FixtureRequest) -> Iterator[Stage]:
 
     try:
         cgroups.prepare(tuple(sorted(os.sched_getaffinity(0))), (0,))
-        yield Stage(cgroups, start)
+        yield Stage(cgroups, start, real=True)
     finally:
         cgroups.destroy()
         for child in children:
@@ -209,6 +219,42 @@ def test_an_unknown_workload_is_empty_and_raises_nothing(stage: Stage) -> None:
     stage.cgroups.signal(JOB, signal.SIGTERM)
     stage.cgroups.kill(JOB)
     assert stage.cgroups.remove(JOB) is True
+
+
+def test_a_frozen_workload_stands_still_goes_on_when_told_and_is_killed_all_the_same(stage: Stage) -> None:
+    cgroups = stage.cgroups
+    for workload in (JOB, OTHER):
+        cgroups.make(workload, Plan())
+        stage.start(workload)
+    assert cgroups.frozen(JOB) is False
+    for _ in range(2):
+        assert cgroups.freeze(JOB, True) is True
+        assert (cgroups.frozen(JOB), cgroups.frozen(OTHER)) == (True, False)
+    for _ in range(2):
+        assert cgroups.freeze(JOB, False) is True
+        assert cgroups.frozen(JOB) is False
+    assert cgroups.pids(JOB) != []
+    assert cgroups.freeze(JOB, True) is True
+    cgroups.kill(JOB)
+    assert cgroups.pids(JOB) == []
+    assert cgroups.remove(JOB) is True
+
+
+def test_a_signal_to_a_frozen_workload_takes_effect_once_it_goes_on(stage: Stage) -> None:
+    stage.cgroups.make(JOB, Plan())
+    stage.start(JOB)
+    stage.cgroups.freeze(JOB, True)
+    stage.cgroups.signal(JOB, signal.SIGTERM)
+    assert stage.cgroups.pids(JOB) != []
+    stage.cgroups.freeze(JOB, False)
+    if stage.real:
+        await_empty(stage.cgroups, JOB)
+
+
+def test_nothing_is_frozen_of_a_workload_that_is_not_there(stage: Stage) -> None:
+    assert stage.cgroups.freeze(JOB, True) is False
+    assert stage.cgroups.frozen(JOB) is False
+    assert stage.cgroups.freeze(JOB, False) is True
 
 
 def test_destroy_ends_what_runs(stage: Stage) -> None:

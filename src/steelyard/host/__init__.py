@@ -106,6 +106,15 @@ class Cgroups(Protocol):
         """SIGKILL until it is empty, for at most 2 s (a process stuck in the kernel may outlast that: see `remove`)."""
         ...
 
+    def freeze(self, workload: WorkloadId, frozen: bool) -> bool:
+        """Stop all of it where it stands, or let it go on; a frozen workload can be killed, but answers no other signal before it
+        goes on. False when the kernel is not done yet after 0.1 s (a process in the middle of I/O): it goes on by itself."""
+        ...
+
+    def frozen(self, workload: WorkloadId) -> bool:
+        """Was it told to stand still? False for an empty one."""
+        ...
+
     def remove(self, workload: WorkloadId) -> bool:
         """Remove the group. False while something is in it."""
         ...

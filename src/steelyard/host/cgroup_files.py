@@ -13,6 +13,7 @@ import time
 from collections.abc import Callable, Iterable
 
 from steelyard.clock import Clock
+from steelyard.host.proc import observe_process
 from steelyard.host.sysfs import read_text
 
 #: a kill gives up after this long; what is left is stuck in the kernel
@@ -21,6 +22,8 @@ KILL_NS = 2_000_000_000
 POLL_S = 0.001
 #: looks between two rounds of killing
 LOOKS = 50
+#: looks (1 ms apart) until all is frozen; a process stuck in the kernel is killed unfrozen
+FREEZE_LOOKS = 100
 
 
 class CgroupFiles:
@@ -110,6 +113,36 @@ class CgroupFiles:
                 os.kill(pid, signum)
             except (ProcessLookupError, PermissionError):
                 continue
+
+    def stopped(self, pid: int) -> bool:
+        """By a signal; also true of one that is gone."""
+        seen = observe_process(pid)
+        return seen is None or seen.state in "TtZX"
+
+
+def stop_all(files: CgroupFiles, pids: Callable[[], list[int]]) -> bool:
+    """SIGSTOP to whatever `pids` lists until all of it stands still: the freezer's work where there is none. False when something
+    still moves after `FREEZE_LOOKS`."""
+    for _ in range(FREEZE_LOOKS):
+        moving = [pid for pid in pids() if not files.stopped(pid)]
+        if not moving:
+            return True
+        files.send(moving, signal.SIGSTOP)
+        files.wait()
+    return False
+
+
+def freeze_group(files: CgroupFiles, folder: str, frozen: bool) -> bool:
+    """By `cgroup.freeze` of a v2 group; the kernel says in `cgroup.events` when it is done."""
+    wanted = "1" if frozen else "0"
+    if not files.try_write(f"{folder}/cgroup.freeze", wanted):
+        return not frozen
+    for _ in range(FREEZE_LOOKS):
+        events = (files.read(f"{folder}/cgroup.events") or "").split()
+        if "frozen" not in events or events[events.index("frozen") + 1] == wanted:
+            return True
+        files.wait()
+    return False
 
 
 def kill_until_empty(

@@ -8,11 +8,12 @@ affinity are not enforced, and readings are None rather than what was asked.
 from __future__ import annotations
 
 import os
+import signal
 from pathlib import Path
 
 from steelyard.clock import Clock
 from steelyard.host import CgroupReading, UsageReading
-from steelyard.host.cgroup_files import CgroupFiles, kill_until_empty
+from steelyard.host.cgroup_files import CgroupFiles, kill_until_empty, stop_all
 from steelyard.host.proc import ProcessStat, observe_cpu, observe_io, observe_processes, rss_bytes
 from steelyard.model.ids import WorkloadId
 from steelyard.model.job import Plan
@@ -65,6 +66,17 @@ class CgroupsNone:
 
     def kill(self, workload: WorkloadId) -> None:
         kill_until_empty(self._files, self._clock, lambda: self.pids(workload))
+
+    def freeze(self, workload: WorkloadId, frozen: bool) -> bool:
+        """By SIGSTOP and SIGCONT, which a program may notice."""
+        if frozen:
+            return stop_all(self._files, lambda: self.pids(workload)) and bool(self.pids(workload))
+        self.signal(workload, signal.SIGCONT)
+        return True
+
+    def frozen(self, workload: WorkloadId) -> bool:
+        pids = self.pids(workload)
+        return bool(pids) and all(self._files.stopped(pid) for pid in pids)
 
     def remove(self, workload: WorkloadId) -> bool:
         if self.pids(workload):

@@ -18,12 +18,13 @@ process joins while it has one thread.
 from __future__ import annotations
 
 import os
+import signal
 from collections.abc import Callable, Mapping, Sequence
 
 from steelyard.clock import Clock
 from steelyard.errors import EdgeFailed
 from steelyard.host import UNLIMITED_BYTES, CgroupReading, UsageReading, denied_nodes
-from steelyard.host.cgroup_files import CgroupFiles, kill_until_empty
+from steelyard.host.cgroup_files import FREEZE_LOOKS, CgroupFiles, freeze_group, kill_until_empty, stop_all
 from steelyard.host.proc import observe_cpu, observe_io
 from steelyard.host.resctrl import Resctrl
 from steelyard.host.sysfs import format_cpus, parse_cpus
@@ -33,8 +34,6 @@ from steelyard.model.timing import Timing
 
 SHARED = "shared"
 SHARES_MAX = 262_144
-#: looks (1 ms apart) at a freezer until all is frozen; a process stuck in the kernel is killed unfrozen
-FREEZE_LOOKS = 100
 
 
 def pids_max(cpus: int) -> int:
@@ -289,6 +288,26 @@ class CgroupsV1:
     def _thaw(self, workload: WorkloadId) -> None:
         if "freezer" in self._limits:
             self._files.try_write(f"{self._limits['freezer']}/{workload}/freezer.state", "THAWED")
+
+    def freeze(self, workload: WorkloadId, frozen: bool) -> bool:
+        if "freezer" in self._limits:
+            (self._freeze if frozen else self._thaw)(workload)
+            wanted = ("FROZEN",) if frozen else ("THAWED", None)
+            return self._files.read(f"{self._limits['freezer']}/{workload}/freezer.state") in wanted
+        if self._unified is not None:
+            return freeze_group(self._files, f"{self._unified}/{workload}", frozen)
+        if frozen:
+            return stop_all(self._files, lambda: self.pids(workload)) and bool(self.pids(workload))
+        self.signal(workload, signal.SIGCONT)
+        return True
+
+    def frozen(self, workload: WorkloadId) -> bool:
+        if "freezer" in self._limits:
+            return self._files.read(f"{self._limits['freezer']}/{workload}/freezer.state") in ("FROZEN", "FREEZING")
+        if self._unified is not None:
+            return self._files.read(f"{self._unified}/{workload}/cgroup.freeze") == "1"
+        pids = self.pids(workload)
+        return bool(pids) and all(self._files.stopped(pid) for pid in pids)
 
     def remove(self, workload: WorkloadId) -> bool:
         idle = [self._idle] if self._lone_cpu is not None else []

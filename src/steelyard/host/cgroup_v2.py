@@ -17,7 +17,7 @@ from collections.abc import Callable, Mapping, Sequence
 from steelyard.clock import Clock
 from steelyard.errors import EdgeFailed
 from steelyard.host import UNLIMITED_BYTES, CgroupReading, UsageReading, denied_nodes
-from steelyard.host.cgroup_files import CgroupFiles, kill_until_empty
+from steelyard.host.cgroup_files import CgroupFiles, freeze_group, kill_until_empty
 from steelyard.host.cgroup_v1 import SHARED, pids_max
 from steelyard.host.device_filter import deny_devices
 from steelyard.host.proc import observe_io
@@ -224,6 +224,14 @@ class CgroupsV2:
             before=lambda: self._files.try_write(f"{leaf}/{stop}", "1"),
             after=lambda: go and self._files.try_write(f"{leaf}/{stop}", go),
         )
+
+    def freeze(self, workload: WorkloadId, frozen: bool) -> bool:
+        leaf = self._leaf(workload)
+        return not frozen if leaf is None else freeze_group(self._files, leaf, frozen)
+
+    def frozen(self, workload: WorkloadId) -> bool:
+        leaf = self._leaf(workload)
+        return leaf is not None and self._files.read(f"{leaf}/cgroup.freeze") == "1"
 
     def remove(self, workload: WorkloadId) -> bool:
         leaf = self._leaf(workload)

@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     from steelyard.model.job import Plan
     from steelyard.runtime.process import Adopted
     from steelyard.runtime.records import Handle
-    from steelyard.wire.spawn import Running
+    from steelyard.wire.spawn import Outputs, Running
 
 
 class Runtime(Protocol):
@@ -39,9 +39,11 @@ class Runtime(Protocol):
         listen_fds: int = 0,
         rlimits: Sequence[tuple[str, int, int]] = (),
         logs: str | None = None,
+        outputs: Outputs = ...,
     ) -> Handle:
         """Run a prepared workload. EdgeFailed (code start-failed): nothing runs. Unreachable: it may run, adopt() tells.
-        `logs`: the folder beside the workloads' own for stdout and stderr, shared by all that name it; its own by default."""
+        `logs`: the folder beside the workloads' own for stdout and stderr, shared by all that name it; its own by default.
+        `outputs`: files that get its output instead; one that can't be opened fails the start (`detail` of the error: output)."""
         ...
 
     async def start(
@@ -60,6 +62,7 @@ class Runtime(Protocol):
         listen_fds: int = 0,
         rlimits: Sequence[tuple[str, int, int]] = (),
         logs: str | None = None,
+        outputs: Outputs = ...,
         labels: Mapping[str, str] | None = None,
     ) -> Handle:
         """prepare + launch."""

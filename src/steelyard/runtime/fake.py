@@ -15,9 +15,9 @@ from steelyard.clock import Clock
 from steelyard.errors import Conflict, EdgeFailed, Refused
 from steelyard.model.ids import WorkloadId
 from steelyard.model.job import Plan
-from steelyard.runtime.process import Adopted, AdoptedState, Evidence, decide_adoption
+from steelyard.runtime.process import NO_OUTPUTS, Adopted, AdoptedState, Evidence, decide_adoption
 from steelyard.runtime.records import WORKLOAD_ID, Handle, Intent
-from steelyard.wire.spawn import Exited, Running
+from steelyard.wire.spawn import Exited, Outputs, Running
 
 
 class Fate(msgspec.Struct, frozen=True):
@@ -87,6 +87,7 @@ class FakeRuntime:
         listen_fds: int = 0,
         rlimits: Sequence[tuple[str, int, int]] = (),
         logs: str | None = None,
+        outputs: Outputs = NO_OUTPUTS,
     ) -> Handle:
         intent = self._intents.get(workload)
         if intent is None:
@@ -120,6 +121,7 @@ class FakeRuntime:
         listen_fds: int = 0,
         rlimits: Sequence[tuple[str, int, int]] = (),
         logs: str | None = None,
+        outputs: Outputs = NO_OUTPUTS,
         labels: Mapping[str, str] | None = None,
     ) -> Handle:
         self.prepare(workload, kind=kind, plan=plan, labels=labels)

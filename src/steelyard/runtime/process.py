@@ -25,11 +25,12 @@ from steelyard.model.timing import FIFO_PRIORITY, Timing
 from steelyard.runtime import records
 from steelyard.runtime.procstat import observe_process, process_runs
 from steelyard.runtime.records import Handle, Intent
-from steelyard.wire.spawn import Exited, Running, Spawn, Spawned
+from steelyard.wire.spawn import Exited, Outputs, Running, Spawn, Spawned
 
 #: set to one of the names below, this process ends on the spot when it gets there, as if killed (tests of R4)
 FAILPOINT = "STEELYARD_FAILPOINT"
 FAILPOINTS = ("after-intent", "after-cgroup", "after-spawn", "after-handle")
+NO_OUTPUTS = Outputs()
 
 
 class Cgroups(Protocol):
@@ -218,6 +219,7 @@ class ProcessRuntime:
         listen_fds: int = 0,
         rlimits: Sequence[tuple[str, int, int]] = (),
         logs: str | None = None,
+        outputs: Outputs = NO_OUTPUTS,
     ) -> Handle:
         intent = records.load_intent(self._agent_dir, workload)
         if intent is None:
@@ -243,6 +245,7 @@ class ProcessRuntime:
             rlimits=tuple(rlimits),
             fifo_priority=FIFO_PRIORITY if intent.plan.timing is Timing.REALTIME else 0,
             memory_nodes=intent.plan.memory_nodes if intent.plan.cpus else (),
+            outputs=outputs,
         )
         joins = self._cgroups.open_join(workload)
         try:
@@ -272,6 +275,7 @@ class ProcessRuntime:
         listen_fds: int = 0,
         rlimits: Sequence[tuple[str, int, int]] = (),
         logs: str | None = None,
+        outputs: Outputs = NO_OUTPUTS,
         labels: Mapping[str, str] | None = None,
     ) -> Handle:
         self.prepare(workload, kind=kind, plan=plan, labels=labels)
@@ -287,6 +291,7 @@ class ProcessRuntime:
             listen_fds=listen_fds,
             rlimits=rlimits,
             logs=logs,
+            outputs=outputs,
         )
 
     def claim(self, workload: WorkloadId, pid: int, start_time: int) -> Handle:

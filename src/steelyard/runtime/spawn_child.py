@@ -16,7 +16,7 @@ from typing import NoReturn
 
 import msgspec
 
-from steelyard.wire.spawn import Spawn
+from steelyard.wire.spawn import Outputs, Spawn
 
 _PR_SET_NO_NEW_PRIVS = 38
 _PR_SET_THP_DISABLE = 41
@@ -94,6 +94,8 @@ def run_child(request: Spawn, passed: Sequence[int], joins: Sequence[int], error
         prctl(_PR_SET_NO_NEW_PRIVS, 1)
         step = "chdir"  # as the workload's uid: a folder that it may not enter is refused here, not met later
         os.chdir(request.cwd)
+        step = "output"
+        _open_outputs(request.outputs)
         step = "exec"
         env = dict(request.env)
         if request.listen_fds:
@@ -139,6 +141,21 @@ def _open_log(path: str, uid: int | None, gid: int | None) -> int:
     return log
 
 
+def _open_outputs(outputs: Outputs) -> None:
+    """Onto 1 and 2. A pipe that nobody reads is refused rather than waited for; one that is read is written like any other."""
+    flags = os.O_WRONLY | os.O_CREAT | os.O_APPEND | os.O_NOCTTY | os.O_NONBLOCK | (os.O_TRUNC if outputs.truncate else 0)
+    opened: dict[str, int] = {}
+    for path, number in ((outputs.stdout, 1), (outputs.stderr, 2)):
+        if path is None:
+            continue
+        if path not in opened:
+            opened[path] = os.open(path, flags, 0o644)
+            os.set_blocking(opened[path], True)
+        os.dup2(opened[path], number)
+    for fd in opened.values():
+        os.close(fd)
+
+
 def _arrange(wanted: dict[int, int], error_fd: int) -> int:
     """Put each descriptor on its number and close all others. Returns where the error pipe is now.
     All are copied above the highest wanted number first, so that no dup2 lands on one that is still needed."""
@@ -163,4 +180,6 @@ def _explain(step: str, request: Spawn, err: BaseException) -> str:
         return f"{request.argv[0]}: {words}"
     if step == "chdir":
         return f"{request.cwd}: {words} (as uid {os.geteuid()})"
+    if step == "output":
+        return f"{err.filename}: {words} (as uid {os.geteuid()})"
     return f"{err.filename}: {words}" if err.filename else words

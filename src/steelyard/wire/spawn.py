@@ -18,6 +18,17 @@ FDS_MAX = 64
 RUNNING_MAX = 500
 
 
+class Outputs(msgspec.Struct, frozen=True):
+    """Files of the user's own that get a workload's output instead of its logs; None: the log. They are opened once the workload
+    has its uid, because the user may have put a link there."""
+
+    stdout: str | None = None
+    #: the same path as `stdout`: one file, opened once
+    stderr: str | None = None
+    #: emptied first, rather than continued
+    truncate: bool = False
+
+
 class Spawn(msgspec.Struct, frozen=True, tag=True):
     """Fork and exec one workload in its own session. Descriptors in the packet, in order: one per `fds` entry, then
     one open cgroup `tasks`/`cgroup.procs` file per `cgroups` count, which the child joins by writing 0."""
@@ -44,6 +55,7 @@ class Spawn(msgspec.Struct, frozen=True, tag=True):
     fifo_priority: int = 0
     #: bind its memory to these NUMA nodes, where the kernel allows it
     memory_nodes: tuple[int, ...] = ()
+    outputs: Outputs = Outputs()
 
 
 class Spawned(msgspec.Struct, frozen=True, tag=True):
