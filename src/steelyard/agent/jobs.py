@@ -10,12 +10,14 @@ import asyncio
 import logging
 import os
 import signal
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 
 from steelyard.agent.cleanup import Cleanup
 from steelyard.agent.device_proof import asked_devices, explain_share, got_devices, shares_by_mps
 from steelyard.agent.devices import DeviceKeeper, devices_of
+from steelyard.agent.execs import ExecHost
+from steelyard.agent.holdings import Holdings
 from steelyard.agent.identity import choose_ids, explain_start, make_env
 from steelyard.agent.presence import GONE, Presence
 from steelyard.agent.reconcile import (
@@ -32,7 +34,7 @@ from steelyard.agent.reconcile import (
 from steelyard.agent.timing import TimingKeeper
 from steelyard.clock import Clock
 from steelyard.config import Paths, Settings
-from steelyard.errors import SteelyardError
+from steelyard.errors import Conflict, NotFound, SteelyardError
 from steelyard.host import Cgroups
 from steelyard.host.proc import read_got
 from steelyard.lifecycle.environment import make_environment
@@ -74,6 +76,8 @@ class _Attempt:
     mps: bool = False
     #: the watcher's last counts; of an ended job, the final ones
     wakeups: Wakeups = field(default_factory=Wakeups)
+    #: why it is being ended, once it has more in its scratch folder than it asked for
+    over: str = ""
 
 
 class JobKeeper:
@@ -92,7 +96,9 @@ class JobKeeper:
         changed: Callable[[], None],
         devices: DeviceKeeper,
         presence: Presence,
+        holdings: Holdings,
     ) -> None:
+        self._holdings = holdings
         self._timing, self._devices, self._presence = timing, devices, presence
         self._paths, self._settings, self._machine = paths, settings, machine
         self._runtime, self._cleanup, self._cgroups, self._clock = runtime, cleanup, cgroups, clock
@@ -121,6 +127,8 @@ class JobKeeper:
             if item.handle is not None:
                 state.pid, state.start_time, state.started_at = item.handle.pid, item.handle.start_time, item.handle.at
             self._attempts[attempt] = state
+            if state.phase == "running" and state.started_at is not None:
+                self._holdings.note_start(attempt, item.workload, plan, state.started_at)
             if item.exited is not None:
                 self._end(attempt, state, item.exited)
             elif phase == "ended":
@@ -141,15 +149,19 @@ class JobKeeper:
 
     def _end(self, attempt: AttemptId, state: _Attempt, exited: Exited) -> None:
         reading = self._cgroups.read(WorkloadId(attempt))
+        self._holdings.note_end(WorkloadId(attempt), exited)
         # What the main process left behind ends with it, before its cores are given to somebody else.
         self._cgroups.kill(WorkloadId(attempt))
+        self._holdings.drop(WorkloadId(attempt))
         state.wakeups = self._timing.observe_wakeups(attempt) or state.wakeups
         self._timing.release(attempt)
         state.phase, state.ended_at = "ended", exited.ended_at
         self._devices.note_end([attempt], state.plan)
         state.exit_code, state.signum = exited.exit_code, exited.signal
         state.peak_memory_bytes = reading.memory_peak_bytes or exited.peak_rss_bytes
-        if exited.signal is None and exited.exit_code is None:
+        if state.over:
+            state.reason, state.detail = Reason.SCRATCH_EXCEEDED, state.over
+        elif exited.signal is None and exited.exit_code is None:
             state.reason, state.detail = Reason.EXIT_UNKNOWN, "It ended unseen; its exit code is lost."
         elif exited.signal is None:
             state.reason = Reason.EXITED if exited.exit_code == 0 else Reason.EXITED_NONZERO
@@ -166,7 +178,9 @@ class JobKeeper:
         state = self._attempts.get(AttemptId(workload))
         if state is None or state.phase != "running":
             return
+        self._holdings.note_end(workload, None)
         self._cgroups.kill(workload)
+        self._holdings.drop(workload)
         self._timing.release(AttemptId(workload))
         state.phase, state.reason = "ended", Reason.EXIT_UNKNOWN
         self._devices.note_end([workload], state.plan)
@@ -214,6 +228,7 @@ class JobKeeper:
             case Forget(attempt):
                 self._cleanup.remove(WorkloadId(attempt))
                 self._timing.release(attempt)
+                self._holdings.forget(attempt)
                 was_exclusive = bool(self._attempts.pop(attempt).plan.cpus)
                 if was_exclusive:
                     self._share_cpus()
@@ -234,6 +249,7 @@ class JobKeeper:
             self._note_not_started(job, state, Reason.START_FAILED, detail)
         else:
             state.pid, state.start_time, state.started_at = handle.pid, handle.start_time, handle.at
+            self._holdings.note_start(job.attempt, WorkloadId(job.attempt), job.plan, handle.at)
             if state.phase == "starting":  # a short one may have ended already
                 state.phase = "running"
                 self._observe_proof(job.attempt, state)
@@ -246,6 +262,7 @@ class JobKeeper:
         env = make_env(job.spec.env, str(self._paths.workloads / job.attempt), ids, job.owner)
         env |= {"STEELYARD_JOB_ID": job.job, "STEELYARD_ATTEMPT_ID": job.attempt}
         env = make_environment(job.plan, self._machine.topology, env, mps=state.mps)
+        env |= await self._holdings.prepare(WorkloadId(job.attempt), job.spec.resources, ids)
         self._presence.check(job.plan)
         if job.plan.cpus:
             self._share_cpus()
@@ -266,6 +283,7 @@ class JobKeeper:
     def _note_not_started(self, job: AssignedJob, state: _Attempt, reason: Reason, detail: str) -> None:
         state.phase, state.reason, state.detail = "not-started", reason, detail
         state.ended_at = self._clock.now_us()
+        self._holdings.drop(WorkloadId(job.attempt))
         self._timing.release(job.attempt)
 
     def reserve(self, plans: Iterable[Plan]) -> None:
@@ -300,6 +318,31 @@ class JobKeeper:
         held = (state.plan for state in self._attempts.values() if state.phase in ("starting", "running"))
         return {device for plan in held for device in devices_of(plan)}
 
+    @property
+    def known(self) -> set[AttemptId]:
+        """Attempts that the server has not let go of."""
+        return set(self._attempts)
+
+    def find_host(self, attempt: AttemptId, rank: int | None) -> ExecHost:
+        """Where a command that is to run inside the attempt goes. Raises NotFound or Conflict."""
+        state, job = self._attempts.get(attempt), self._assigned.get(attempt)
+        if state is None or job is None:
+            raise NotFound("This machine has no such attempt.")
+        if rank:
+            raise NotFound(f"The job has no rank {rank}.")
+        if state.phase != "running" or state.pid is None or state.start_time is None:
+            raise Conflict(f"The job is {state.phase}: commands run inside jobs that run.", code="not-running")
+        ids = choose_ids(job.owner, job.spec.as_root, self._settings, os.geteuid())
+        return ExecHost(WorkloadId(attempt), state.pid, state.start_time, job.plan, ids, job.spec.cwd)
+
+    def end_over_scratch(self, over: Mapping[WorkloadId, str]) -> None:
+        """End those that have more in a folder whose size is only watched than they asked for."""
+        for workload, sentence in over.items():
+            state = self._attempts.get(AttemptId(workload))
+            if state is not None and state.phase == "running" and not state.over:
+                state.over = sentence
+                self._runtime.kill(workload)
+
     def attempts(self) -> tuple[AttemptState, ...]:
         """For the report: everything known, terminal attempts included until they leave the assignment."""
         for attempt, state in self._attempts.items():
@@ -320,6 +363,7 @@ class JobKeeper:
                 proof=state.proof if state.phase == "ended" else None,
                 wakeup_breaches=state.wakeups.breaches,
                 wakeup_worst_us=state.wakeups.worst_us if state.wakeups.breaches else 0,
+                usage=self._holdings.used(attempt) if state.phase == "ended" else None,
             )
             for attempt, state in sorted(self._attempts.items())
         )
@@ -343,9 +387,11 @@ class JobKeeper:
             return  # it ended while we looked: the last reading stands
         got |= self._timing.got(job, pids, "cpuset" in self._cgroups.controllers)
         got |= got_devices(job.plan, pids, self._machine.topology)
+        got |= self._holdings.got(WorkloadId(attempt), reading.io_max_bytes_s)
         shared, said = explain_share(job.plan, state.mps)
         forbidden, notes = self._timing.explain(job)
-        forbidden, notes = (*forbidden, *shared), (*notes, *said)
+        held = self._holdings.explain(WorkloadId(attempt), job.spec.resources)
+        forbidden, notes = (*forbidden, *shared, *held), (*notes, *said)
         proof = check_proof(self._asked(job), got, state.matched_before, self._clock.now_us(), forbidden, notes)
         state.matched_before = state.matched_before or set(proof.differences) <= set(forbidden)
         if proof.state is ProofState.DRIFTED and (state.proof is None or state.proof.state is not ProofState.DRIFTED):
@@ -368,6 +414,7 @@ class JobKeeper:
             "cgroup": self._cgroups.path(WorkloadId(job.attempt)) if enforced else None,
             **self._timing.asked(job),
             **asked_devices(job.plan, self._machine.topology),
+            **self._holdings.asked(job.spec.resources),
         }
 
     def proof(self, attempt: AttemptId) -> Proof | None:

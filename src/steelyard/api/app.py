@@ -20,6 +20,7 @@ from steelyard.api.auth import TokenGate
 from steelyard.api.bundles import BUNDLE_ROUTES
 from steelyard.api.document import get_document
 from steelyard.api.functions import FUNCTION_ROUTES
+from steelyard.api.inside import INSIDE_ROUTES
 from steelyard.api.jobs import JOB_ROUTES
 from steelyard.api.keys import KEY_ROUTES
 from steelyard.api.nodes import NODE_ROUTES
@@ -42,7 +43,7 @@ _log = logging.getLogger("steelyard.api")
 #: JSON bodies; bundles have a limit of their own
 BODY_MAX_BYTES = 2 << 20
 
-ROUTES = (*STATUS_ROUTES, *JOB_ROUTES, *FUNCTION_ROUTES, *BUNDLE_ROUTES, *KEY_ROUTES, *NODE_ROUTES)
+ROUTES = (*STATUS_ROUTES, *JOB_ROUTES, *INSIDE_ROUTES, *FUNCTION_ROUTES, *BUNDLE_ROUTES, *KEY_ROUTES, *NODE_ROUTES)
 
 
 class App:

@@ -19,15 +19,13 @@ from steelyard.errors import NotFound, Unreachable
 from steelyard.model.ids import DEFAULT_PROJECT, FunctionName, JobId
 from steelyard.model.reason import Reason
 from steelyard.store import Tx
-from steelyard.wire.agent import Ask
+from steelyard.wire.agent import LOG_READ_MAX, ExecState
 from steelyard.wire.api import LogChunk
 
 POLL_FIRST_S = 0.05
 POLL_MAX_S = 0.25
 #: how long a wait is at most; clients ask again
 WAIT_MAX_S = 60.0
-
-_LIMIT = Ask.__struct_defaults__[-1]
 
 
 class Source(msgspec.Struct, frozen=True):
@@ -51,6 +49,27 @@ async def follow_job(services: Services, job: str, offsets: tuple[int, int], wai
         view = job_view(row, services.hub.lost)
         workload = row.attempt_id if row.attempt else None
         return Source(workload, row.state.terminal, row.exit_code, view.state, view.reason, view.detail)
+
+    return await _follow(services, f"job/{job}", read, offsets, wait_s)
+
+
+async def follow_exec(services: Services, job: str, name: str, offsets: tuple[int, int], wait_s: float) -> LogChunk:
+    """Of a command inside the job."""
+
+    async def read() -> Source:
+        row = await services.store.read(lambda tx: tx.job(JobId(job)))
+        if row is None:
+            raise NotFound(f"There is no job {job}. `steelyard ps` lists them.")
+        workload = f"{row.attempt_id}-{name}"
+        try:
+            answer = await services.hub.ask("exec-state", workload)
+        except Unreachable:
+            # its output can't be read either, and what is read of that says so
+            return Source(workload, False, None, "UNKNOWN", Reason.AGENT_UNREACHABLE.value, "")
+        if answer.error:
+            raise NotFound(answer.error)
+        state = msgspec.json.decode(answer.data, type=ExecState)
+        return Source(workload, state.ended, state.exit_code, "ENDED" if state.ended else "RUNNING", None, state.detail)
 
     return await _follow(services, f"job/{job}", read, offsets, wait_s)
 
@@ -103,7 +122,7 @@ async def _read_both(services: Services, source: Source, offsets: tuple[int, int
         services.hub.ask("log", source.workload, "stderr", offsets[1]),
     )
     # a full answer means that there may be more behind it; a log that was never written is an error, and empty
-    more = len(out.data) >= _LIMIT or len(err.data) >= _LIMIT
+    more = len(out.data) >= LOG_READ_MAX or len(err.data) >= LOG_READ_MAX
     ended = source.ended and not more
     return LogChunk(
         stdout=out.data,

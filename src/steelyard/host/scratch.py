@@ -212,20 +212,23 @@ class ScratchDisk:
         self._found.pop(workload, None)
         return not [place for place in self._places() if not self._remove(place, workload)]
 
-    def sweep(self, living: Collection[WorkloadId]) -> None:
-        """Remove what no living workload has: an agent was killed in the middle of something."""
+    def sweep(self, living: Collection[WorkloadId]) -> bool:
+        """Remove what no living workload has: an agent was killed in the middle of something. False when something is left."""
+        clean = True
         for place in self._places():
             for workload in {WorkloadId(name.removesuffix(".img").removesuffix(".limit")) for name in names(place)}:
                 if workload not in living:
                     self._found.pop(workload, None)
-                    self._remove(place, workload)
+                    clean = self._remove(place, workload) and clean
+        return clean
 
-    def destroy(self) -> None:
-        """All of this home's."""
-        self.sweep(())
+    def destroy(self) -> bool:
+        """All of this home's. False when something is left."""
+        clean = self.sweep(())
         for place in self._places():
             with contextlib.suppress(OSError):
                 place.rmdir()
+        return clean
 
     def _remove(self, place: Path, workload: WorkloadId) -> bool:
         folder, image = place / workload, place / f"{workload}.img"
