@@ -14,7 +14,7 @@ from steelyard.agent.jobs import JobKeeper, _Attempt
 from steelyard.clock import VirtualClock
 from steelyard.config import Settings
 from steelyard.model.ids import AttemptId, WorkloadId
-from steelyard.model.job import Owner, Plan
+from steelyard.model.job import Owner, Plan, Resources
 from steelyard.model.reason import Reason
 from steelyard.runtime.process import Adopted, AdoptedState
 from steelyard.runtime.records import Intent
@@ -35,6 +35,7 @@ class Rig:
         nothing = cast(Any, lambda *arguments: None)
         timing = SimpleNamespace(hold=nothing, release=nothing, adopt=nothing)
         cgroups = SimpleNamespace(kill=lambda workload: self.log.append(("cgroup killed", workload)))
+        holdings = SimpleNamespace(prepare=self.prepare, note_end=nothing, drop=nothing, used=nothing)
         devices = SimpleNamespace(
             note_start=self.note_start, note_end=lambda who, plan: self.log.append(("end", list(who), plan))
         )
@@ -50,10 +51,14 @@ class Rig:
             lambda: None,
             cast(Any, devices),
             cast(Any, SimpleNamespace(check=nothing)),
+            cast(Any, holdings),
         )
 
     async def note_start(self, plan: Plan) -> None:
         self.log.append(("start", plan))
+
+    async def prepare(self, *arguments: object) -> dict[str, str]:
+        return {}
 
     async def start(self, workload: WorkloadId, **fields: Any) -> object:
         self.env = fields["env"]
@@ -64,7 +69,7 @@ class Rig:
             attempt=ATTEMPT,
             job="j-000001",
             owner=Owner("root", 0),
-            spec=SimpleNamespace(argv=("true",), env={}, cwd="/", as_root=False),
+            spec=SimpleNamespace(argv=("true",), env={}, cwd="/", as_root=False, resources=Resources()),
             plan=PLAN,
         )
         self.keeper._attempts[ATTEMPT] = _Attempt(phase="starting", plan=PLAN)
