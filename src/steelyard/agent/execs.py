@@ -84,11 +84,11 @@ class ExecKeeper:
             state = _Exec(AttemptId(attempt), inside or WorkloadId(attempt), int(number) if number.isdigit() else 0)
             if item.state is AdoptedState.RUNNING and item.handle is not None:
                 state.pid, state.start_time = item.handle.pid, item.handle.start_time
-            else:
-                state.ended, state.detail = True, item.detail
             self._execs[item.workload] = state
             if item.exited is not None:
                 self.on_exit(item.exited)
+            elif state.pid is None:
+                state.ended, state.detail = True, item.detail
 
     async def start(self, attempt: AttemptId, wanted: ExecStart) -> str:
         """Its name within the job. Raises SteelyardError; nothing runs then."""

@@ -30,7 +30,8 @@ class Holdings:
         """Before a start: what it asked for, and the variables that tell it. Raises SteelyardError; nothing is held then."""
         return await self.scratch.make(workload, asked.scratch_bytes, ids)
 
-    def note_start(self, attempt: AttemptId, workload: WorkloadId, plan: Plan, started_at: int) -> None:
+    def note_start(self, attempt: AttemptId, workload: WorkloadId, plan: Plan, started_at: int | None = None) -> None:
+        """Before it is started, because a short one ends before that is known; or once it is found by a restarted agent."""
         self.usage.note_start(attempt, workload, plan, started_at)
 
     def note_end(self, workload: WorkloadId, exited: Exited | None) -> None:
@@ -39,6 +40,7 @@ class Holdings:
 
     def drop(self, workload: WorkloadId) -> None:
         """Nothing of it runs any more, or ever did."""
+        self.usage.note_end(workload, None)
         self.scratch.release(workload)
 
     def forget(self, attempt: AttemptId) -> None:

@@ -10,7 +10,6 @@ import asyncio
 import logging
 import os
 from collections import deque
-from pathlib import Path
 
 import msgspec
 
@@ -26,6 +25,7 @@ from steelyard.agent.jobs import JobKeeper
 from steelyard.agent.ledger import Ledger
 from steelyard.agent.link import Link
 from steelyard.agent.presence import Presence
+from steelyard.agent.reconcile import ALIVE
 from steelyard.agent.scratch import ScratchKeeper
 from steelyard.agent.timing import KIND as PROBE
 from steelyard.agent.timing import TimingKeeper
@@ -34,7 +34,7 @@ from steelyard.errors import SteelyardError
 from steelyard.model.coldstart import ColdStart
 from steelyard.model.health import NODE
 from steelyard.model.ids import AttemptId, WorkloadId
-from steelyard.runtime.logs import read_log, rotate
+from steelyard.runtime.logs import rotate
 from steelyard.runtime.process import Adopted
 from steelyard.wire import WIRE_VERSION
 from steelyard.wire.agent import Answer, Ask, Assignment, ExecStart, Hello, MachineHealth, Report
@@ -74,8 +74,8 @@ class Agent:
         # Shared by jobs and functions: a device may be used by both, and must not go back while either has it.
         self.devices = DeviceKeeper(
             edges.paths.agent,
-            lambda: self.jobs.attempts_in("starting", "running") | self.functions.workloads,
-            lambda: self.jobs.attempts_in("ended"),
+            lambda: self.jobs.workloads_in("starting", *ALIVE) | self.functions.workloads,
+            lambda: self.jobs.workloads_in("ended"),
             self._changed,
             self.health.record,
         )
@@ -290,8 +290,8 @@ class Agent:
         if ask.what in ("health", "readmit", "keep-hardware"):
             return await self._answer_health(ask)
         if ask.what == "log":
-            path = self._log_folder(ask.workload) / ("stderr" if ask.stream == "stderr" else "stdout")
-            data, next_offset = read_log(path, ask.offset, ask.limit)
+            stream = "stderr" if ask.stream == "stderr" else "stdout"
+            data, next_offset = self.jobs.files.read_output(ask.workload, stream, ask.offset, ask.limit)
             return Answer(id=ask.id, data=data, next_offset=next_offset)
         return Answer(id=ask.id, error=f"This agent does not know the question {ask.what!r}.")
 
@@ -321,9 +321,6 @@ class Agent:
         shown = MachineHealth(self.health.node.state.value, self.health.node, self.health.seen.worst_first())
         return Answer(id=ask.id, data=msgspec.json.encode(shown))
 
-    def _log_folder(self, workload: str) -> Path:
-        return self._edges.paths.workloads / workload.replace("/", "_")
-
     # -- slow loops, idle when there is nothing to watch
 
     async def _watch_proofs(self) -> None:
@@ -351,7 +348,7 @@ class Agent:
             running = [*self.jobs.running, *self.execs.running]
             for workload in {item[0] for item in running} | self.functions.log_folders:
                 for stream in ("stdout", "stderr"):
-                    await asyncio.to_thread(rotate, self._log_folder(workload) / stream, LOG_KEEP_BYTES)
+                    await asyncio.to_thread(rotate, self.jobs.files.folder(workload) / stream, LOG_KEEP_BYTES)
             self.functions.check_memory(_available_bytes())
 
 

@@ -13,7 +13,6 @@ from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 
 from steelyard.host.scratch import Scratch, ScratchDisk
-from steelyard.model import words
 from steelyard.model.ids import WorkloadId
 
 log = logging.getLogger(__name__)
@@ -91,14 +90,9 @@ class ScratchKeeper:
             held.peak_bytes = max(held.peak_bytes, used.used_bytes if used is not None else 0)
         return held.peak_bytes
 
-    def over(self) -> dict[WorkloadId, str]:
-        """Who has more in a watched folder than was asked for, with a sentence for the job's record."""
-        return {
-            workload: f"It had {words.exact_size(held.peak_bytes)} in its scratch folder, where "
-            f"{words.exact_size(held.scratch.size_bytes)} were asked for. Ask for more with --scratch."
-            for workload, held in self._held.items()
-            if held.over
-        }
+    def over(self) -> list[WorkloadId]:
+        """Who has more in a watched folder than was asked for."""
+        return [workload for workload, held in self._held.items() if held.over]
 
     # -- the proof
 

@@ -66,34 +66,36 @@ class UsageKeeper:
         gpus = topology.gpus if topology is not None else ()
         self._pci = {gpu.id: gpu.pci for gpu in gpus if gpu.pci is not None}
         self._lives: dict[AttemptId, _Life] = {}
+        self._of: dict[WorkloadId, AttemptId] = {}
         #: GPU -> percent, as of the newest look; and the look that the driver has not answered yet
         self._busy: dict[str, float] = {}
         self._asking: asyncio.Future[dict[str, float]] | None = None
 
-    def note_start(self, attempt: AttemptId, workload: WorkloadId, plan: Plan, started_at: int) -> None:
-        """A workload of the attempt runs since `started_at` (wall clock, microseconds). Also after a restart of the agent."""
-        ago_us = max(0, self._clock.now_us() - started_at)
+    def note_start(self, attempt: AttemptId, workload: WorkloadId, plan: Plan, started_at: int | None = None) -> None:
+        """A workload of the attempt is being started; or runs since `started_at` (wall clock, microseconds), as a restarted agent
+        finds."""
+        ago_us = 0 if started_at is None else max(0, self._clock.now_us() - started_at)
         # A share of a GPU and a MIG instance are told apart by no counter of the driver.
         gpus = plan.gpus if plan.gpu_fraction >= 1 and not plan.mig_instances else ()
         life = self._lives.setdefault(attempt, _Life(self._clock.mono_ns() - ago_us * 1000))
         life.gpus = tuple(sorted({*life.gpus, *(self._pci[gpu] for gpu in gpus if gpu in self._pci)}))
         life.used.setdefault(workload, _Used())
+        self._of[workload] = attempt
 
     def note_end(self, workload: WorkloadId, exited: Exited | None) -> None:
         """Its first process has ended; its group is still there. Without an exit record the last look is all there is."""
-        for life in self._lives.values():
-            used = life.used.get(workload)
-            if used is None or used.ended:
-                continue
-            self._look(workload, used)
-            used.ended, used.memory_bytes = True, 0
-            if exited is not None and exited.start_time:
-                used.cpu_s = max(used.cpu_s or 0.0, exited.user_s + exited.system_s)
-                used.memory_peak_bytes = used.memory_peak_bytes or exited.peak_rss_bytes or None
-                used.read_bytes = _most(used.read_bytes, exited.read_bytes)
-                used.written_bytes = _most(used.written_bytes, exited.written_bytes)
-            if all(each.ended for each in life.used.values()):
-                self._add(life)
+        attempt = self._of.get(workload)
+        if attempt is None or (used := (life := self._lives[attempt]).used[workload]).ended:
+            return
+        self._look(workload, used)
+        used.ended, used.memory_bytes = True, 0
+        if exited is not None and exited.start_time:
+            used.cpu_s = max(used.cpu_s or 0.0, exited.user_s + exited.system_s)
+            used.memory_peak_bytes = used.memory_peak_bytes or exited.peak_rss_bytes or None
+            used.read_bytes = _most(used.read_bytes, exited.read_bytes)
+            used.written_bytes = _most(used.written_bytes, exited.written_bytes)
+        if all(each.ended for each in life.used.values()):
+            self._add(life)
 
     async def sample(self) -> None:
         """Look at everything that is due. Called once a second while anything runs."""
@@ -126,7 +128,9 @@ class UsageKeeper:
         )
 
     def forget(self, attempt: AttemptId) -> None:
-        self._lives.pop(attempt, None)
+        life = self._lives.pop(attempt, None)
+        for workload in life.used if life is not None else ():
+            self._of.pop(workload, None)
 
     # -- looking
 

@@ -16,6 +16,8 @@ from steelyard.model.proof import Proof, ProofState
 SHARE_TOLERANCE = 0.01
 #: memory limits are kept in pages (64 KiB on some machines)
 MEMORY_TOLERANCE_BYTES = 65_536
+#: worst first: what is wrong with one rank is wrong with the gang
+_WORST = (ProofState.DRIFTED, ProofState.UNKNOWN, ProofState.PARTIAL, ProofState.MATCH)
 
 
 def check_proof(
@@ -68,3 +70,28 @@ def _text(value: object) -> str:
     if isinstance(value, list | tuple):
         return ",".join(str(item) for item in cast("list[object]", value)) or "none"
     return str(value)
+
+
+def merge_proofs(proofs: Mapping[int, Proof]) -> Proof:
+    """One proof for a gang, of its ranks' (at least one). A key that says the same of all ranks stands once, any other as
+    `cpus[0]`, `cpus[1]`, ..."""
+    ranks = sorted(proofs)
+    first = proofs[ranks[0]]
+    if len(ranks) == 1:
+        return first
+    asked: dict[str, object] = {}
+    got: dict[str, object] = {}
+    for key in dict.fromkeys(key for rank in ranks for key in (*proofs[rank].asked, *proofs[rank].got)):
+        pairs = [(proofs[rank].asked.get(key), proofs[rank].got.get(key)) for rank in ranks]
+        same = all(pair == pairs[0] for pair in pairs)
+        for rank, (wanted, had) in zip(ranks, pairs, strict=True):
+            name = key if same else f"{key}[{rank}]"
+            asked[name], got[name] = wanted, had
+    return Proof(
+        state=next(state for state in _WORST if any(proof.state is state for proof in proofs.values())),
+        asked=asked,
+        got=got,
+        differences=tuple(f"rank {rank}: {text}" for rank in ranks for text in proofs[rank].differences),
+        checked_at=max((proof.checked_at for proof in proofs.values() if proof.checked_at is not None), default=None),
+        notes=tuple(dict.fromkeys(note for rank in ranks for note in proofs[rank].notes)),
+    )

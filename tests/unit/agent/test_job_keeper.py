@@ -10,14 +10,16 @@ from typing import Any, cast
 import pytest
 
 from machines import make_hgx
-from steelyard.agent.jobs import JobKeeper, _Attempt
+from steelyard.agent.attempt import Attempt, make_members
+from steelyard.agent.jobs import JobKeeper
 from steelyard.clock import VirtualClock
 from steelyard.config import Settings
-from steelyard.model.ids import AttemptId, WorkloadId
-from steelyard.model.job import Owner, Plan, Resources
+from steelyard.model.ids import DEFAULT_PROJECT, AttemptId, JobId, WorkloadId
+from steelyard.model.job import JobSpec, Owner, Plan
 from steelyard.model.reason import Reason
 from steelyard.runtime.process import Adopted, AdoptedState
 from steelyard.runtime.records import Intent
+from steelyard.wire.agent import AssignedJob
 
 GPU = make_hgx().gpus[0].id
 PLAN = Plan(gpus=(GPU,), gpu_fraction=0.5)
@@ -33,17 +35,24 @@ class Rig:
         self.start_fails: Exception | None = None
         self.env: dict[str, str] = {}
         nothing = cast(Any, lambda *arguments: None)
-        timing = SimpleNamespace(hold=nothing, release=nothing, adopt=nothing)
+        timing = SimpleNamespace(hold=nothing, release=nothing, adopt=nothing, observe_wakeups=nothing)
         cgroups = SimpleNamespace(kill=lambda workload: self.log.append(("cgroup killed", workload)))
-        holdings = SimpleNamespace(prepare=self.prepare, note_end=nothing, drop=nothing, used=nothing)
+        runtime = SimpleNamespace(
+            prepare=lambda workload, **fields: None,
+            launch=self.launch,
+            kill=lambda workload: self.log.append(("killed", workload)),
+        )
+        holdings = SimpleNamespace(
+            prepare=self.prepare, note_start=nothing, note_end=nothing, drop=nothing, used=nothing, forget=nothing
+        )
         devices = SimpleNamespace(
             note_start=self.note_start, note_end=lambda who, plan: self.log.append(("end", list(who), plan))
         )
         self.keeper = JobKeeper(
             cast(Any, SimpleNamespace(workloads=folder)),
             SETTINGS,
-            cast(Any, SimpleNamespace(topology=make_hgx(), cpus=(0,), numa_nodes=())),
-            cast(Any, SimpleNamespace(start=self.start, kill=lambda workload: self.log.append(("killed", workload)))),
+            cast(Any, SimpleNamespace(topology=make_hgx(), cpus=(0,), numa_nodes=(), cores=(), hostname="h")),
+            cast(Any, runtime),
             cast(Any, None),
             cast(Any, cgroups),
             VirtualClock(),
@@ -60,21 +69,17 @@ class Rig:
     async def prepare(self, *arguments: object) -> dict[str, str]:
         return {}
 
-    async def start(self, workload: WorkloadId, **fields: Any) -> object:
+    async def launch(self, workload: WorkloadId, **fields: Any) -> object:
         self.env = fields["env"]
         raise self.start_fails or OSError("as far as the test goes")
 
     async def run_job(self) -> None:
-        job = SimpleNamespace(
-            attempt=ATTEMPT,
-            job="j-000001",
-            owner=Owner("root", 0),
-            spec=SimpleNamespace(argv=("true",), env={}, cwd="/", as_root=False, resources=Resources()),
-            plan=PLAN,
-        )
-        self.keeper._attempts[ATTEMPT] = _Attempt(phase="starting", plan=PLAN)
+        spec = JobSpec(name="a", argv=("true",), cwd="/")
+        job = AssignedJob(ATTEMPT, JobId("j-000001"), DEFAULT_PROJECT, Owner("root", 0), spec, PLAN)
+        state = Attempt(PLAN, make_members(ATTEMPT, PLAN, 1))
+        self.keeper._add(ATTEMPT, state)
         self.keeper._step = lambda: None
-        await self.keeper._start(cast(Any, job))
+        await self.keeper._start(job, state)
 
 
 def test_a_start_that_breaks_in_a_way_nobody_foresaw_ends_with_a_reason(tmp_path: Path) -> None:
@@ -90,7 +95,7 @@ def test_an_environment_that_can_not_be_made_ends_with_a_reason(tmp_path: Path, 
     def fail(*arguments: object, **fields: object) -> dict[str, str]:
         raise KeyError("GPU-x")
 
-    monkeypatch.setattr("steelyard.agent.jobs.make_environment", fail)
+    monkeypatch.setattr("steelyard.agent.job_start.make_environment", fail)
     rig = Rig(tmp_path)
     asyncio.run(rig.run_job())
     assert rig.keeper.attempts()[0].phase == "not-started"

@@ -37,9 +37,9 @@ def make_job(stop_signal: int | None = None, grace_s: float = 10.0) -> AssignedJ
         (make_job(15), JobSeen("starting"), 0, [], None),
         (make_job(), JobSeen("running"), 0, [], None),
         (make_job(15), JobSeen("running"), 0, [Signal(A, 15)], None),
-        (make_job(15), JobSeen("running", signalled_ns=0), 9 * SECOND, [], 10 * SECOND),
-        (make_job(15), JobSeen("running", signalled_ns=0), 10 * SECOND, [Kill(A)], None),
-        (make_job(9), JobSeen("running", signalled_ns=0), 0, [Kill(A)], None),
+        (make_job(15), JobSeen("running", signalled_ns=0, signalled=15), 9 * SECOND, [], 10 * SECOND),
+        (make_job(15), JobSeen("running", signalled_ns=0, signalled=15), 10 * SECOND, [Kill(A)], None),
+        (make_job(9), JobSeen("running", signalled_ns=0, signalled=9), 0, [Kill(A)], None),
         (make_job(), JobSeen("ended"), 0, [], None),
         (make_job(), JobSeen("unknown"), 0, [], None),
         (make_job(), JobSeen("not-started"), 0, [], None),
@@ -47,7 +47,7 @@ def make_job(stop_signal: int | None = None, grace_s: float = 10.0) -> AssignedJ
         (None, JobSeen("unknown"), 0, [Forget(A)], None),
         (None, JobSeen("starting"), 0, [], None),
         (None, JobSeen("running"), 0, [Signal(A, signal.SIGTERM)], None),
-        (None, JobSeen("running", signalled_ns=0), 10 * SECOND, [Kill(A)], None),
+        (None, JobSeen("running", signalled_ns=0, signalled=15), 10 * SECOND, [Kill(A)], None),
     ],
 )
 def test_one_attempt(assigned, seen, now_ns, wanted, next_ns):

@@ -119,7 +119,7 @@ def test_a_functions_gpus_are_in_use_while_a_process_of_it_runs(tmp_path: Path) 
 def test_jobs_and_functions_share_one_keeper_which_knows_the_replicas_as_living(tmp_path: Path) -> None:
     agent = make_agent(tmp_path)
     assert agent.jobs._devices is agent.functions._devices is agent.devices
-    assert agent.jobs._presence is agent.functions._presence is agent.presence
+    assert agent.jobs._starter._presence is agent.functions._presence is agent.presence
     assert agent.devices._live() == {"f.1.5af3"}
 
 

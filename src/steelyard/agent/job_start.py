@@ -1,0 +1,167 @@
+"""How is an attempt started, all of its processes or none?
+
+Files, environment, settings of the machine and baselines of devices come first, then intents and cgroups of all processes, then
+the processes, in the order of ranks. Whoever calls kills what runs when any of it fails. Never decides where anything runs.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import os
+from collections.abc import Callable, Collection
+
+from steelyard.agent.attempt import ATTEMPT, RANK, RANKS, Attempt, Member
+from steelyard.agent.device_proof import shares_by_mps
+from steelyard.agent.devices import DeviceKeeper, devices_of
+from steelyard.agent.holdings import Holdings
+from steelyard.agent.identity import choose_ids, explain_start, make_env
+from steelyard.agent.job_files import JobFiles, find_ports
+from steelyard.agent.presence import GONE, Presence
+from steelyard.agent.reconcile import RUNNING, watches_beats
+from steelyard.agent.timing import TimingKeeper
+from steelyard.config import Settings
+from steelyard.errors import EdgeFailed, SteelyardError
+from steelyard.host.as_user import find_newest
+from steelyard.lifecycle.environment import make_environment
+from steelyard.lifecycle.launch import Facts, Launch, list_ports, make_launches, ports_wanted
+from steelyard.model.machine import Machine
+from steelyard.model.reason import Reason
+from steelyard.runtime.process import ProcessRuntime
+from steelyard.wire.agent import AssignedJob
+from steelyard.wire.spawn import Outputs
+
+KIND = "job"
+#: how a gang on one machine meets
+LOOPBACK = "127.0.0.1"
+
+Ids = tuple[int, int] | None
+
+
+class JobStarter:
+    """`common_cpus` and `taken_ports` say what is so at that moment; `share_cpus` brings the common cpuset in line."""
+
+    def __init__(
+        self,
+        settings: Settings,
+        machine: Machine,
+        runtime: ProcessRuntime,
+        files: JobFiles,
+        timing: TimingKeeper,
+        devices: DeviceKeeper,
+        presence: Presence,
+        holdings: Holdings,
+        share_cpus: Callable[[], None],
+        common_cpus: Callable[[], tuple[int, ...]],
+        taken_ports: Callable[[], Collection[range]],
+    ) -> None:
+        self._settings, self._machine, self._runtime, self._files = settings, machine, runtime, files
+        self._timing, self._devices, self._presence = timing, devices, presence
+        self._holdings = holdings
+        self._share_cpus, self._common_cpus, self._taken_ports = share_cpus, common_cpus, taken_ports
+
+    def ids(self, job: AssignedJob) -> Ids:
+        return choose_ids(job.owner, job.spec.as_root, self._settings, os.geteuid())
+
+    async def start(self, job: AssignedJob, attempt: Attempt) -> None:
+        """All of it runs afterwards, or has ended already; a rank that ended badly meanwhile leaves the rest unstarted. Raises
+        SteelyardError when something failed: whatever runs then has to be ended."""
+        ids = self.ids(job)
+        attempt.mps = shares_by_mps(job.plan)
+        launches = await self._make_launches(job, attempt, ids)
+        envs = [self._make_env(job, member, launch, ids) for member, launch in zip(attempt.members, launches, strict=True)]
+        outputs = Outputs(job.spec.stdout, job.spec.stderr, job.spec.truncate_output)
+        if job.spec.stdout is not None or job.spec.stderr is not None:
+            self._files.write_outputs(job.attempt, outputs, ids)
+        self._presence.check(job.plan)
+        if job.plan.cpus:
+            self._share_cpus()
+        self._timing.hold(job.attempt, job.plan)
+        if devices_of(job.plan):
+            await self._devices.note_start(job.plan)
+        for member, env in zip(attempt.members, envs, strict=True):
+            env.update(await self._holdings.prepare(member.workload, job.spec.resources, ids))
+        for member in attempt.members:
+            self._runtime.prepare(member.workload, kind=KIND, plan=member.plan, labels=_labels(job, attempt, member))
+        for member, launch, env in zip(attempt.members, launches, envs, strict=True):
+            if attempt.broke_with is not None:
+                member.phase = "not-started"
+                continue
+            attempt.launched = True
+            self._holdings.note_start(job.attempt, member.workload, member.plan)
+            handle = await self._runtime.launch(
+                member.workload,
+                argv=launch.argv,
+                env=env,
+                cwd=job.spec.cwd,
+                uid=ids[0] if ids else None,
+                gid=ids[1] if ids else None,
+                # of all that write one file, the first alone may empty it
+                outputs=outputs if not member.rank else Outputs(outputs.stdout, outputs.stderr),
+            )
+            member.handle = handle
+            if member.phase == "starting":  # a short one may have ended already
+                member.phase = RUNNING
+
+    async def _make_launches(self, job: AssignedJob, attempt: Attempt, ids: Ids) -> tuple[Launch, ...]:
+        """Everything that a launch has to be told is found out or made here."""
+        spec, gang = job.spec, job.spec.gang
+        hosts = (self._machine.hostname,) * (gang.nodes if gang else 1)
+        count = ports_wanted(gang)
+        if count:
+            attempt.ports = find_ports(list_ports(job.attempt, count), count, self._taken_ports())
+        facts = Facts(
+            job=job.job,
+            attempt=job.attempt,
+            hosts=hosts,
+            addresses=(LOOPBACK,) * len(hosts),
+            port=attempt.ports.start,
+            api_url=self._settings.api_url,
+            restarts=job.restarts,
+            checkpoint=await asyncio.to_thread(find_newest, spec.checkpoint_dir, ids) if spec.checkpoint_dir else "",
+            script="" if spec.script is None else self._files.write_script(job.attempt, spec.script, ids),
+            hostfile="" if gang is None else self._files.write_hostfile(job.attempt, gang, hosts),
+            heartbeat=self._files.make_beat(job.attempt, ids) if watches_beats(spec) else "",
+            token=job.token,
+            array=job.array,
+            own_cores=self._count_own_cores(job),
+            root=os.geteuid() == 0 and ids == (0, 0),
+        )
+        launches = make_launches(spec, facts)
+        if len(launches) != len(attempt.members):
+            text = (
+                f"{job.attempt} not started: it has {len(launches)} processes, and its plan has room for {len(attempt.members)}"
+            )
+            raise EdgeFailed(text, code="start-failed")
+        return launches
+
+    def _count_own_cores(self, job: AssignedJob) -> int:
+        """Physical cores that nobody else may be given meanwhile: whole ones, or all common ones when it booked them all."""
+        cpus = set(job.plan.cpus or self._common_cpus())
+        cores = sum(not cpus.isdisjoint(core.cpus) for core in self._machine.cores)
+        return cores if job.plan.cpus or job.plan.share >= cores else 0
+
+    def _make_env(self, job: AssignedJob, member: Member, launch: Launch, ids: Ids) -> dict[str, str]:
+        """What one process is started with: the user's variables, over them who and where it is."""
+        env = make_env(job.spec.env, str(self._files.folder(job.attempt)), ids, job.owner)
+        return make_environment(member.plan, self._machine.topology, env, mps=shares_by_mps(member.plan)) | launch.env
+
+
+def _labels(job: AssignedJob, attempt: Attempt, member: Member) -> dict[str, str]:
+    if member.rank is None:
+        return {}
+    return {ATTEMPT: job.attempt, RANK: str(member.rank), RANKS: str(len(attempt.members))}
+
+
+def explain_failure(err: SteelyardError, job: AssignedJob, ids: Ids) -> tuple[Reason, str]:
+    """Why an attempt was not started, and what its owner can do about it."""
+    if err.code == GONE:
+        return Reason.DEVICE_GONE, err.public
+    if err.detail == "output":
+        advice = "That folder has to be there, and that user has to be allowed to write the file. Make it, or name another file."
+        return Reason.START_FAILED, f"{err.public}. {advice}"
+    if err.detail == "exec" and job.spec.script is not None:
+        return (
+            Reason.START_FAILED,
+            f"{err.public}. Look at the script's first line: it names the program that runs it (#!/bin/sh).",
+        )
+    return Reason.START_FAILED, explain_start(err.public, ids, job.owner)
