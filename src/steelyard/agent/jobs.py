@@ -57,6 +57,7 @@ from steelyard.clock import Clock
 from steelyard.config import Paths, Settings
 from steelyard.errors import Conflict, NotFound, SteelyardError, Unreachable
 from steelyard.host import Cgroups
+from steelyard.host.affinity import keep_within
 from steelyard.lifecycle.launch import count_processes
 from steelyard.model import words
 from steelyard.model.ids import AttemptId, WorkloadId
@@ -364,7 +365,7 @@ class JobKeeper:
     # -- suspending
 
     def _freeze(self, attempt: AttemptId, state: Attempt) -> None:
-        """Its whole cores go back to the common ones, and so does its cpuset: nobody else's work is to find it on theirs."""
+        """Its whole cores go back to the common ones. Its cpuset stays: nothing runs in it, and threads keep their bindings."""
         state.note_frozen(self._clock.mono_ns(), self._clock.boot_ns())
         self._save(attempt, state, state.progress)
         for member in state.running:
@@ -379,13 +380,15 @@ class JobKeeper:
         of its own, and they may be somebody else's by now."""
         job = self._assigned.get(attempt)
         state.note_thawed(self._clock.mono_ns())
-        if not to_end:
+        if to_end:
+            self._place(state, self._shared_cpus())
+        else:
             state.lent = False
             if job is not None:
                 state.take_plan(job.plan)
             if state.plan.cpus:
                 self._share_cpus()
-                self._place(state, None)
+            self._place(state, None)
         for member in state.running:
             self._cgroups.freeze(member.workload, False)
         self._save(attempt, state, state.progress)
@@ -397,6 +400,7 @@ class JobKeeper:
             if member.plan.cpus:
                 plan = member.plan if cpus is None else msgspec.structs.replace(member.plan, cpus=cpus)
                 self._cgroups.make(member.workload, plan)
+                keep_within(self._cgroups.pids(member.workload), plan.cpus)
 
     def reserve(self, plans: Iterable[Plan]) -> None:
         """Keep jobs off the cores of dedicated functions, older revisions that still serve among them."""
@@ -413,9 +417,6 @@ class JobKeeper:
     def _share_cpus(self) -> None:
         shared = self._shared_cpus()
         self._cgroups.prepare(shared, tuple(node.id for node in self._machine.numa_nodes) or (0,))
-        for state in self._attempts.values():
-            if state.lent:
-                self._place(state, shared)
 
     # -- what others ask
 

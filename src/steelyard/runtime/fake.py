@@ -19,6 +19,9 @@ from steelyard.runtime.process import NO_OUTPUTS, Adopted, AdoptedState, Evidenc
 from steelyard.runtime.records import WORKLOAD_ID, Handle, Intent
 from steelyard.wire.spawn import Exited, Outputs, Running
 
+#: what start times are counted in, as the kernel's
+TICK_NS = 10_000_000
+
 
 class Fate(msgspec.Struct, frozen=True):
     """What a program does: ends by itself after so long (None: never) with this code, and which signals it ignores."""
@@ -112,7 +115,7 @@ class FakeRuntime:
                 f"{workload} not started: {fate.fails[0]}: {fate.fails[1]}", code="start-failed", detail=fate.fails[0]
             )
         self._pids += 1
-        return self._run(workload, self._pids, self._pids, fate)
+        return self._run(workload, self._pids, self._clock.boot_ns() // TICK_NS, fate)
 
     async def start(
         self,

@@ -7,6 +7,7 @@ from pathlib import Path
 from types import SimpleNamespace
 from typing import Any, cast
 
+import msgspec
 import pytest
 
 from machines import make_hgx
@@ -41,6 +42,7 @@ class Rig:
             prepare=lambda workload, **fields: None,
             launch=self.launch,
             kill=lambda workload: self.log.append(("killed", workload)),
+            stop=lambda workload, signum: self.log.append(("stopped", workload, signum)),
         )
         holdings = SimpleNamespace(
             prepare=self.prepare, note_start=nothing, note_end=nothing, drop=nothing, used=nothing, forget=nothing
@@ -117,3 +119,23 @@ def test_a_job_that_ended_while_nobody_watched_is_cleared_away_and_its_devices_w
     found = Adopted(workload=WorkloadId(ATTEMPT), state=AdoptedState.UNKNOWN, reason=Reason.EXIT_UNKNOWN, intent=intent)
     rig.keeper.adopt([found], [])
     assert rig.log == [("cgroup killed", ATTEMPT), ("end", [ATTEMPT], PLAN)]
+
+
+def test_a_job_that_comes_while_another_is_told_to_end_is_started_once(tmp_path: Path) -> None:
+    async def script() -> None:
+        rig = Rig(tmp_path)
+        spec = JobSpec(name="a", argv=("true",), cwd="/")
+        old = AssignedJob(ATTEMPT, JobId("j-000001"), DEFAULT_PROJECT, Owner("root", 0), spec, Plan(), stop_signal=15)
+        new = msgspec.structs.replace(old, attempt=AttemptId("j-000002.1"), stop_signal=None)
+        state = Attempt(Plan(), make_members(ATTEMPT, Plan(), 1), phase="running")
+        state.members[0].phase = "running"
+        rig.keeper._add(ATTEMPT, state)
+        rig.keeper.reconcile([old, new])
+        assert len(rig.keeper._tasks) == 1
+        assert rig.log == [("stopped", ATTEMPT, 15)]
+        for task in rig.keeper._tasks:
+            task.cancel()
+        assert rig.keeper._timer is not None
+        rig.keeper._timer.cancel()
+
+    asyncio.run(script())

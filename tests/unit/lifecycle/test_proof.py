@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from steelyard.lifecycle.proof import check_proof
+from steelyard.lifecycle.proof import check_proof, merge_proofs
 from steelyard.model.proof import ProofState
 
 ASKED: dict[str, object] = {"cpus": [2, 3], "memory_bytes": 1 << 30, "share": 0.5, "uid": 64000, "no_new_privs": True}
@@ -44,3 +44,14 @@ def test_a_missing_key_is_not_a_match() -> None:
     proof = check_proof({"cpus": [0], "uid": 1}, {"uid": 1}, False)
     assert proof.state is ProofState.PARTIAL
     assert "could not be read" in proof.differences[0]
+
+
+def test_a_gangs_proof_says_once_what_is_the_same_of_all_ranks_and_is_as_bad_as_its_worst():
+    good = check_proof({"uid": 5, "cpus": [0]}, {"uid": 5, "cpus": [0], "threads": 1}, False, 7, (), ("note",))
+    bad = check_proof({"uid": 5, "cpus": [1]}, {"uid": 5, "cpus": [0, 1], "threads": 1}, False, 9, (), ("note",))
+    merged = merge_proofs({1: bad, 0: good})
+    assert merged.asked == {"uid": 5, "cpus[0]": [0], "cpus[1]": [1], "threads": None}
+    assert merged.got == {"uid": 5, "cpus[0]": [0], "cpus[1]": [0, 1], "threads": 1}
+    assert (merged.state, merged.checked_at, merged.notes) == (ProofState.PARTIAL, 9, ("note",))
+    assert merged.differences == ("rank 1: cpus: asked 1, got 0,1",)
+    assert merge_proofs({0: good}) == good
