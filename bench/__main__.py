@@ -11,7 +11,7 @@ from pathlib import Path
 
 import msgspec
 
-from bench import bursts, idle, jitter, neighbours, peers, placement, tax, wakes, warm
+from bench import bursts, decision, idle, jitter, neighbours, peers, placement, tax, wakes, warm
 from bench.figures import Figure, environment, render_page, render_table
 
 Measure = Callable[[Callable[[str], None], bool], list[Figure]]
@@ -23,6 +23,7 @@ GROUPS: dict[str, Measure] = {
     "warm": warm.measure_warm,
     "crowd": bursts.measure_crowd,
     "placement": placement.measure_placement,
+    "decision": decision.measure_decision,
     "neighbours": neighbours.measure_neighbours,
     "tax": tax.measure_tax,
     "takeover": bursts.measure_takeover,

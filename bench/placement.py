@@ -30,10 +30,10 @@ CUBE |= {(4, 5): 2, (4, 6): 2, (4, 7): 1, (5, 6): 1, (5, 7): 2, (6, 7): 1}
 def measure_placement(say: Callable[[str], None], quick: bool) -> list[Figure]:
     rounds = 20 if quick else 200
     cases = {
-        "8 of 16 GPUs, 4 cards, 16 cores": (_machine(16), 8, 4, 16),
-        "8 of 16 GPUs": (_machine(16), 8, 0, 0),
-        "4 of 8 GPUs, 4 cards, 16 cores": (_machine(8), 4, 4, 16),
-        "4 of 8 GPUs, cube mesh": (_machine(8, cube=True), 4, 0, 0),
+        "8 of 16 GPUs, 4 cards, 16 cores": (draw_machine(16), 8, 4, 16),
+        "8 of 16 GPUs": (draw_machine(16), 8, 0, 0),
+        "4 of 8 GPUs, 4 cards, 16 cores": (draw_machine(8), 4, 4, 16),
+        "4 of 8 GPUs, cube mesh": (draw_machine(8, cube=True), 4, 0, 0),
     }
     times: dict[str, list[float]] = {}
     forced: dict[str, list[float]] = {}
@@ -106,7 +106,7 @@ def _every_set(machine: Topology, count: int) -> tuple[str, ...]:
     return max(sets, key=value)
 
 
-def _machine(gpus: int, cube: bool = False) -> Topology:
+def draw_machine(gpus: int, cube: bool = False) -> Topology:
     """Two NUMA nodes; two GPUs and one card to a PCIe switch; all GPUs joined alike, or as a cube mesh."""
     nodes = tuple(NumaNode(node, tuple(range(node * 64, node * 64 + 64)), 1 << 40) for node in (0, 1))
     cards = tuple(

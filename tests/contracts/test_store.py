@@ -17,12 +17,14 @@ from hypothesis.stateful import RuleBasedStateMachine, invariant, rule
 from msgspec.structs import replace
 
 from steelyard.errors import Conflict, EdgeFailed, SteelyardError
+from steelyard.model.batch import ArrayPlace
 from steelyard.model.coldstart import ColdStart, Road
 from steelyard.model.function import ApiKey, Function, FunctionSpec, FunctionState
 from steelyard.model.ids import DEFAULT_PROJECT, FunctionName, JobId, MachineId, ProjectName
 from steelyard.model.job import Job, JobSpec, JobState, Owner, Plan, Resources
 from steelyard.model.machine import Core, Isolation, Machine
 from steelyard.model.reason import Reason
+from steelyard.model.site import Account, Quota, Schedule
 from steelyard.store import Event, Store, StoredAnswer, Tx
 from steelyard.store.memory import MemoryStore
 from steelyard.store.sql import open_store
@@ -331,6 +333,57 @@ def test_jobs_by_state_and_newest_first_cut(held: Held) -> None:
     moved = replace(make_job("0"), generation=2, state=JobState.RUNNING)
     held.write(lambda tx: tx.put_job(moved))
     assert ids([JobState.RUNNING]) == ["0", "1"]
+
+
+def test_what_changed_since_a_look_comes_once_and_as_it_is_now(held: Held) -> None:
+    held.write(lambda tx: [tx.put_job(make_job(name)) for name in "abc"])
+    held.write(lambda tx: tx.put_job(make_job("c", 2, JobState.FAILED)))
+    seen, alive = held.read(lambda tx: tx.jobs_changed(0))
+    assert [job.id for job in alive] == ["a", "b"], "the first look is for what is alive"
+    assert held.read(lambda tx: tx.jobs_changed(seen)) == (seen, [])
+    held.write(
+        lambda tx: [tx.put_job(make_job("b", 2)), tx.put_job(make_job("b", 3, JobState.FAILED)), tx.put_job(make_job("d"))]
+    )
+    newest, changed = held.read(lambda tx: tx.jobs_changed(seen))
+    assert newest > seen
+    assert sorted((job.id, job.generation, job.state.value) for job in changed) == [("b", 3, "FAILED"), ("d", 1, "QUEUED")]
+
+
+def test_an_array_is_found_by_its_id(held: Held) -> None:
+    place = ArrayPlace(JobId("j"), 0, 2, 0, 4, 4)
+    for index in (0, 4):
+        job = replace(make_job(f"j_{index}"), array=replace(place, index=index))
+        held.write(lambda tx, job=job: tx.put_job(job))
+    held.write(lambda tx: tx.put_job(make_job("j")))
+    assert [job.id for job in held.read(lambda tx: tx.jobs_of_array(JobId("j")))] == ["j_0", "j_4"]
+    assert held.read(lambda tx: tx.jobs_of_array(JobId("k"))) == []
+
+
+def test_accounts_and_quotas_come_back_as_they_were_put(held: Held) -> None:
+    account = Account("lab/ann", DEFAULT_PROJECT, OWNER, 1, shares=2.5, usage=7.25, usage_at=9)
+    quota = Quota(DEFAULT_PROJECT, OWNER, 1, cores=4, running_jobs=2)
+    held.write(lambda tx: (tx.put_account(account), tx.put_quota(quota)))
+    held.write(lambda tx: tx.put_account(replace(account, generation=2, usage=8.0)))
+    assert held.read(lambda tx: tx.account("lab/ann")) == replace(account, generation=2, usage=8.0)
+    assert held.read(lambda tx: (len(tx.accounts()), tx.account("lab"), tx.quotas())) == (1, None, [quota])
+    assert held.write(lambda tx: tx.delete_quota(DEFAULT_PROJECT)) is True
+    assert held.read(lambda tx: tx.quotas()) == []
+
+
+def test_schedules_come_back_as_they_were_put(held: Held) -> None:
+    schedule = Schedule(
+        "nightly", DEFAULT_PROJECT, OWNER, 1, "0 3 * * *", make_job().spec, timezone="Europe/Berlin", done_until=9
+    )
+    other = replace(schedule, project=ProjectName("other"))
+    held.write(lambda tx: (tx.put_schedule(schedule), tx.put_schedule(other)))
+    moved = replace(schedule, generation=2, done_until=10, last_job="j-000001", paused=True)
+    held.write(lambda tx: tx.put_schedule(moved))
+    with pytest.raises(Conflict):
+        held.write(lambda tx: tx.put_schedule(moved))
+    assert held.read(lambda tx: tx.schedule(DEFAULT_PROJECT, "nightly")) == moved
+    assert held.read(lambda tx: (tx.schedule(DEFAULT_PROJECT, "none"), tx.schedules())) == (None, [moved, other])
+    assert held.write(lambda tx: [tx.delete_schedule(DEFAULT_PROJECT, "nightly") for _ in range(2)]) == [True, False]
+    assert held.read(lambda tx: tx.schedules()) == [other]
 
 
 def test_coldstarts_that_are_there_already_are_skipped(held: Held) -> None:

@@ -96,9 +96,6 @@ def test_an_agent_that_was_killed_finds_it_again_and_clears_what_ended_meanwhile
 
 @pytest.fixture
 def disk(nothing_left_behind: None, tmp_path: Path) -> Any:
-    for folder in (tmp_path, *tmp_path.parents):
-        if folder.owner() == Path(tmp_path).owner() and folder != Path("/"):
-            folder.chmod(folder.stat().st_mode | 0o001)
     made = ScratchDisk(tmp_path, f"test{os.getpid()}", configured=tmp_path)
     yield made
     made.destroy()

@@ -14,7 +14,7 @@ import pytest
 from steelyard.cli.main import COMMANDS, PROGRAMS
 
 GOLDEN = Path(__file__).parent / "help"
-LINES = ["", *COMMANDS, "keys create", "keys delete"]
+LINES = ["", *COMMANDS, "keys create", "keys delete", *(f"schedules {word}" for word in ("create", "delete", "pause", "resume"))]
 
 
 def help_of(line: str) -> str:

@@ -36,6 +36,8 @@ class Edges:
     journal: SettingsJournal
     #: folder that the runner's HTTP server is loaded from inside user environments
     lib_dir: Path
+    #: folder with `srun`, `sbatch` and their like, for the PATH of jobs
+    slurm_bin: Path
     #: resident bytes that all templates together may hold before the least recently used is evicted
     template_budget_bytes: int
     scratch: ScratchDisk

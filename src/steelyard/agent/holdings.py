@@ -51,13 +51,13 @@ class Holdings:
 
     # -- the proof
 
-    def asked(self, asked: Resources) -> dict[str, object]:
-        return {"scratch_bytes": asked.scratch_bytes, "io_max_bytes_s": asked.io_max_bytes_s}
+    def asked(self, asked: Resources, plan: Plan) -> dict[str, object]:
+        return {"scratch_bytes": asked.scratch_bytes, "io_max_bytes_s": plan.io_max_bytes_s}
 
     def got(self, workload: WorkloadId, io_max_bytes_s: int | None) -> dict[str, object]:
         return {**self.scratch.got(workload), "io_max_bytes_s": io_max_bytes_s}
 
-    def explain(self, workload: WorkloadId, asked: Resources) -> tuple[str, ...]:
+    def explain(self, workload: WorkloadId, plan: Plan) -> tuple[str, ...]:
         """What is asked for and not enforced, sentences."""
-        v1 = asked.io_max_bytes_s is not None and self._cgroups.flavour in ("v1", "hybrid")
+        v1 = plan.io_max_bytes_s is not None and self._cgroups.flavour in ("v1", "hybrid")
         return (*self.scratch.explain(workload), *((V1_WRITES,) if v1 else ()))

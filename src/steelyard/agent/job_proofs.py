@@ -68,7 +68,7 @@ class JobProofs:
         got |= self._holdings.got(member.workload, reading.io_max_bytes_s)
         shared, said = explain_share(job.plan, mps)
         forbidden, notes = self._timing.explain(job)
-        forbidden, notes = (*forbidden, *shared, *self._holdings.explain(member.workload, job.spec.resources)), (*notes, *said)
+        forbidden, notes = (*forbidden, *shared, *self._holdings.explain(member.workload, job.plan)), (*notes, *said)
         asked = self._asked(job, member)
         proof = check_proof(asked, got, member.matched_before, self._clock.now_us(), forbidden, notes)
         member.matched_before = member.matched_before or set(proof.differences) <= set(forbidden)
@@ -92,5 +92,5 @@ class JobProofs:
             "cgroup": self._cgroups.path(member.workload) if enforced else None,
             **self._timing.asked(job),
             **asked_devices(job.plan, self._machine.topology),
-            **self._holdings.asked(job.spec.resources),
+            **self._holdings.asked(job.spec.each, job.plan),
         }

@@ -24,6 +24,7 @@ from steelyard.errors import EdgeFailed, SteelyardError
 from steelyard.host.as_user import find_newest
 from steelyard.lifecycle.environment import make_environment
 from steelyard.lifecycle.launch import Facts, Launch, list_ports, make_launches, ports_wanted
+from steelyard.lifecycle.slurm_environment import add_slurm, make_slurm_environment
 from steelyard.model.machine import Machine
 from steelyard.model.reason import Reason
 from steelyard.runtime.process import ProcessRuntime
@@ -53,11 +54,13 @@ class JobStarter:
         share_cpus: Callable[[], None],
         common_cpus: Callable[[], tuple[int, ...]],
         taken_ports: Callable[[], Collection[range]],
+        slurm_bin: str,
     ) -> None:
         self._settings, self._machine, self._runtime, self._files = settings, machine, runtime, files
         self._timing, self._devices, self._presence = timing, devices, presence
         self._holdings = holdings
         self._share_cpus, self._common_cpus, self._taken_ports = share_cpus, common_cpus, taken_ports
+        self._slurm_bin = slurm_bin
 
     def ids(self, job: AssignedJob) -> Ids:
         return choose_ids(job.owner, job.spec.as_root, self._settings, os.geteuid())
@@ -79,7 +82,7 @@ class JobStarter:
         if devices_of(job.plan):
             await self._devices.note_start(job.plan)
         for member, env in zip(attempt.members, envs, strict=True):
-            env.update(await self._holdings.prepare(member.workload, job.spec.resources, ids))
+            env.update(await self._holdings.prepare(member.workload, job.spec.each, ids))
         for member in attempt.members:
             self._runtime.prepare(member.workload, kind=KIND, plan=member.plan, labels=_labels(job, attempt, member))
         for member, launch, env in zip(attempt.members, launches, envs, strict=True):
@@ -143,7 +146,28 @@ class JobStarter:
     def _make_env(self, job: AssignedJob, member: Member, launch: Launch, ids: Ids) -> dict[str, str]:
         """What one process is started with: the user's variables, over them who and where it is."""
         env = make_env(job.spec.env, str(self._files.folder(job.attempt)), ids, job.owner)
-        return make_environment(member.plan, self._machine.topology, env, mps=shares_by_mps(member.plan)) | launch.env
+        env = make_environment(member.plan, self._machine.topology, env, mps=shares_by_mps(member.plan)) | launch.env
+        return add_slurm(env, self._slurm_bin, self._slurm_facts(job, member, ids), first=job.spec.script is not None)
+
+    def _slurm_facts(self, job: AssignedJob, member: Member, ids: Ids) -> dict[str, str]:
+        tasks = 1 if job.spec.gang is None else job.spec.gang.tasks_per_node
+        rank = member.rank or 0
+        topology = self._machine.topology
+        return make_slurm_environment(
+            job.job,
+            job.spec,
+            member.plan,
+            hostname=self._machine.hostname,
+            user=job.owner.user,
+            array=job.array,
+            restarts=job.restarts,
+            rank=rank,
+            local_rank=rank % tasks,
+            node_rank=rank // tasks,
+            uid=ids[0] if ids else None,
+            gid=ids[1] if ids else None,
+            gpu_indices={gpu.id: gpu.index for gpu in topology.gpus if gpu.index is not None} if topology else {},
+        )
 
 
 def _labels(job: AssignedJob, attempt: Attempt, member: Member) -> dict[str, str]:

@@ -93,6 +93,7 @@ class JobKeeper:
         devices: DeviceKeeper,
         presence: Presence,
         holdings: Holdings,
+        slurm_bin: str,
     ) -> None:
         self._holdings = holdings
         self._timing, self._devices, self._machine = timing, devices, machine
@@ -112,6 +113,7 @@ class JobKeeper:
             self._share_cpus,
             self._shared_cpus,
             lambda: [each.ports for each in self._attempts.values()],
+            slurm_bin,
         )
         self._attempts: dict[AttemptId, Attempt] = {}
         self._of: dict[str, AttemptId] = {}

@@ -98,6 +98,7 @@ class Agent:
             self.devices,
             self.presence,
             self.holdings,
+            str(edges.slurm_bin),
         )
         self.execs = ExecKeeper(edges.paths, edges.runtime, edges.cleanup, edges.clock, self.jobs.find_host)
         self.functions = FunctionKeeper(

@@ -15,8 +15,9 @@ from typing import Any
 from litestar import Litestar
 from litestar.datastructures import State
 
+from steelyard.api.accounts import ACCOUNT_ROUTES
 from steelyard.api.agents import AgentHub
-from steelyard.api.auth import TokenGate
+from steelyard.api.auth import JobTokens, TokenGate
 from steelyard.api.bundles import BUNDLE_ROUTES
 from steelyard.api.document import get_document
 from steelyard.api.functions import FUNCTION_ROUTES
@@ -25,7 +26,10 @@ from steelyard.api.jobs import JOB_ROUTES
 from steelyard.api.keys import KEY_ROUTES
 from steelyard.api.nodes import NODE_ROUTES
 from steelyard.api.problems import answer_error
+from steelyard.api.queue import QUEUE_ROUTES
 from steelyard.api.requests import refuse_unknown_query
+from steelyard.api.schedules import SCHEDULE_ROUTES
+from steelyard.api.scripts import SCRIPT_ROUTES
 from steelyard.api.services import Services
 from steelyard.api.status import STATUS_ROUTES
 from steelyard.clock import Clock
@@ -34,7 +38,9 @@ from steelyard.control.answers import AnswersLoop
 from steelyard.control.assignment import AssignmentLoop
 from steelyard.control.driver import Driver
 from steelyard.control.jobs import JobsLoop
+from steelyard.control.live import LiveJobs
 from steelyard.control.reports import ReportsLoop
+from steelyard.control.schedules import SchedulesLoop
 from steelyard.control.watch import Watch
 from steelyard.store import Store
 
@@ -43,7 +49,19 @@ _log = logging.getLogger("steelyard.api")
 #: JSON bodies; bundles have a limit of their own
 BODY_MAX_BYTES = 2 << 20
 
-ROUTES = (*STATUS_ROUTES, *JOB_ROUTES, *INSIDE_ROUTES, *FUNCTION_ROUTES, *BUNDLE_ROUTES, *KEY_ROUTES, *NODE_ROUTES)
+ROUTES = (
+    *STATUS_ROUTES,
+    *JOB_ROUTES,
+    *INSIDE_ROUTES,
+    *QUEUE_ROUTES,
+    *SCRIPT_ROUTES,
+    *SCHEDULE_ROUTES,
+    *ACCOUNT_ROUTES,
+    *FUNCTION_ROUTES,
+    *BUNDLE_ROUTES,
+    *KEY_ROUTES,
+    *NODE_ROUTES,
+)
 
 
 class App:
@@ -78,10 +96,20 @@ def make_app(
     process should end too then."""
     watch = Watch()
     hub = AgentHub(store, clock)
-    jobs = JobsLoop(store, clock, watch)
-    driver = Driver((jobs, AssignmentLoop(store, hub), ReportsLoop(store, hub, clock, watch), AnswersLoop(store, clock)))
+    live = LiveJobs()
+    tokens = JobTokens(admin_token, live.attempt)
+    jobs = JobsLoop(store, clock, watch, live)
+    driver = Driver(
+        (
+            jobs,
+            AssignmentLoop(store, hub, live, lambda job: tokens.sign(job.id, job.attempt)),
+            ReportsLoop(store, hub, clock, watch, live),
+            AnswersLoop(store, clock),
+            SchedulesLoop(store, clock),
+        )
+    )
     hub.attach(driver.poke)
-    services = Services(store, clock, settings, bundles, hub, driver, jobs, watch, epoch, root)
+    services = Services(store, clock, settings, bundles, hub, driver, jobs, live, watch, epoch, root)
 
     @contextlib.asynccontextmanager
     async def run_loops(app: Litestar) -> AsyncGenerator[None, None]:
@@ -111,4 +139,4 @@ def make_app(
         logging_config=None,
         debug=False,
     )
-    return App(services, TokenGate(app, admin_token, agent_token))
+    return App(services, TokenGate(app, admin_token, agent_token, tokens))

@@ -18,7 +18,9 @@ from steelyard.model.ids import JOB_NAME, NAME
 from steelyard.model.job import JobSpec, Resources
 from steelyard.model.machine import Machine
 from steelyard.model.timing import Timing
+from steelyard.placement.gang import place_spec
 from steelyard.placement.machine import Refusal, place
+from steelyard.placement.room import Room
 from steelyard.wire.spawn import PACKET_MAX
 
 #: what POSIX shells can name, plus the dots and dashes that some programs use
@@ -53,11 +55,11 @@ def check_job(spec: JobSpec, machine: Machine | None, root: bool) -> list[Findin
     findings: list[Finding] = []
     if not JOB_NAME.fullmatch(spec.name):
         findings.append(Finding("bad-name", "a job's name has 1 to 100 characters and neither slashes nor control characters"))
-    if not spec.argv:
+    if not spec.argv and spec.script is None:
         findings.append(Finding("no-command", "there is no command to run: argv is empty"))
     findings += _check_command(spec.argv, spec.env)
-    findings += _check_folder("cwd", spec.cwd)
-    findings += _check_resources(spec.resources, machine)
+    findings += check_folder("cwd", spec.cwd)
+    findings += _check_gang_place(spec, machine) or _check_resources(spec.resources, machine)
     findings += _check_root(spec.as_root, root)
     return findings
 
@@ -119,7 +121,7 @@ def _check_program(spec: FunctionSpec) -> list[Finding]:
         if not spec.python:
             findings.append(Finding("bad-python", "python must name the interpreter of the function's environment"))
     if spec.python:
-        findings += [Finding("bad-python", finding.text) for finding in _check_folder("python", spec.python)]
+        findings += [Finding("bad-python", finding.text) for finding in check_folder("python", spec.python)]
     if spec.port is not None and not 1 <= spec.port <= 65535:
         findings.append(Finding("bad-port", "port must be between 1 and 65535"))
     if spec.bundle is None and spec.cwd is None:
@@ -127,7 +129,7 @@ def _check_program(spec: FunctionSpec) -> list[Finding]:
     if spec.bundle is not None and not _SHA256.fullmatch(spec.bundle):
         findings.append(Finding("bad-bundle", "a bundle is named by its sha256, 64 hex digits"))
     if spec.cwd is not None:
-        findings += _check_folder("cwd", spec.cwd)
+        findings += check_folder("cwd", spec.cwd)
     return findings
 
 
@@ -176,6 +178,16 @@ def _check_resources(asked: Resources, machine: Machine | None) -> list[Finding]
     return findings
 
 
+def _check_gang_place(spec: JobSpec, machine: Machine | None) -> list[Finding]:
+    """A gang that this site can never hold; what its ranks ask for one by one is `_check_resources`'."""
+    if spec.gang is None or machine is None:
+        return []
+    answer = place_spec(Room(msgspec.structs.replace(machine, blocked=(), blocked_pairs=(), held=())), spec)
+    if not isinstance(answer, Refusal) or not answer.never:
+        return []
+    return [Finding(reason.value, answer.detail) for reason in answer.reasons]
+
+
 def _check_command(argv: Sequence[str], env: Mapping[str, str]) -> list[Finding]:
     findings: list[Finding] = []
     if argv and not argv[0]:
@@ -195,7 +207,7 @@ def _check_command(argv: Sequence[str], env: Mapping[str, str]) -> list[Finding]
     return findings
 
 
-def _check_folder(field: str, path: str) -> list[Finding]:
+def check_folder(field: str, path: str) -> list[Finding]:
     if not path.startswith("/") or "\0" in path or len(path) > 4096:
         return [Finding("bad-path", f"{field} must be an absolute path")]
     return []

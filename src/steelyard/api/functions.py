@@ -18,7 +18,8 @@ from steelyard.api.requests import refuse_findings, require_json
 from steelyard.api.services import Services, services_of
 from steelyard.api.views import coldstart_view, function_view
 from steelyard.control import ASSIGNMENT, JOBS
-from steelyard.control.jobs import holding
+from steelyard.control.jobs import hold_functions, hold_jobs, make_room
+from steelyard.control.live import HOLDING
 from steelyard.control.watch import wait_for
 from steelyard.errors import Conflict, NoRoom, NotFound, Refused, Unreachable
 from steelyard.lifecycle.node import plan_blocked
@@ -26,7 +27,7 @@ from steelyard.model.function import Function, FunctionSpec, FunctionState
 from steelyard.model.health import NODE
 from steelyard.model.ids import DEFAULT_PROJECT, FunctionName
 from steelyard.model.job import Plan
-from steelyard.placement.machine import Refusal, check_plan, place
+from steelyard.placement.refusal import Refusal
 from steelyard.store import Event, Tx
 from steelyard.wire.api import ColdStartView, FunctionDeploy, FunctionView, LogChunk
 
@@ -104,7 +105,7 @@ async def get_function(request: Request[Any, Any, Any], name: FunctionPath, wait
             left_s = (deadline_ns - services.clock.mono_ns()) / 1e9
             settled = row.routed_revision == row.revision or row.state is FunctionState.FAILED
             if settled or left_s <= 0 or services.watch.stopping:
-                return function_view(row, services.settings, services.hub.lost)
+                return msgspec.structs.replace(function_view(row, services.settings, services.hub.lost), spec=row.spec)
             await wait_for(news, left_s)
 
 
@@ -157,12 +158,13 @@ def _reserve(tx: Tx, name: FunctionName, spec: FunctionSpec, before: Function | 
         raise Unreachable("No agent has told yet what this machine has. Try again.", code="agent-unreachable")
     if NODE in machine.blocked:
         raise NoRoom(f"{name} can't be deployed now: the machine is out of use; `steelyard check` says why.", code="node-drained")
-    held = holding(tx, machine, but=(DEFAULT_PROJECT, name))
+    others = hold_functions(tx.functions(), machine, but=(DEFAULT_PROJECT, name))
+    room = make_room(machine, (*hold_jobs(tx.jobs(HOLDING)), *others))
     if before is not None and before.plan is not None and before.spec.reserved == demand:
         out = plan_blocked(machine.blocked, machine.blocked_pairs, before.plan)
-        if not out and not check_plan(machine, held, demand, before.plan):
+        if not out and not room.check(demand, before.plan):
             return before.plan
-    answer = place(machine, held, demand)
+    answer = room.place(demand)
     if isinstance(answer, Refusal):
         code = answer.reasons[0].value
         older = [plan.function for plan in machine.held]

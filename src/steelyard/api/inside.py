@@ -11,6 +11,7 @@ import msgspec
 from litestar import Request, get, post
 from litestar.params import Parameter
 
+from steelyard.api.auth import caller_of
 from steelyard.api.door import check_exec
 from steelyard.api.idempotency import IdempotencyKey
 from steelyard.api.jobs import JobPath, Offset, WaitS
@@ -18,8 +19,8 @@ from steelyard.api.logs import follow_exec
 from steelyard.api.problems import errors
 from steelyard.api.requests import refuse_findings, require_json
 from steelyard.api.services import Services, services_of
-from steelyard.errors import Conflict, NotFound
-from steelyard.model.ids import JobId
+from steelyard.api.submission import one_job
+from steelyard.errors import Conflict, NotFound, Refused
 from steelyard.model.job import Job, JobState
 from steelyard.model.usage import Usage
 from steelyard.wire.agent import ExecStart
@@ -47,6 +48,9 @@ async def start_exec(
 ) -> ExecView:
     """Run a command inside the running job: in its control group, as its user, with its variables."""
     services = services_of(request)
+    if caller_of(request) is not None:
+        # it might be another user's job, or root's
+        raise Refused("A job's own processes can't run commands inside jobs. Do it yourself.", code="not-for-jobs")
     refuse_findings(check_exec(data.argv))
     row = await _find(services, job)
     if row.state not in (JobState.RUNNING, JobState.STOPPING):
@@ -76,6 +80,8 @@ async def exec_logs(
 )
 async def stop_exec(request: Request[Any, Any, Any], job: JobPath, name: ExecPath, data: ExecSignal) -> None:
     """Signal the command and what it started, but not the job. One that has ended is left alone."""
+    if caller_of(request) is not None:
+        raise Refused("A job's own processes can't signal commands inside jobs. Do it yourself.", code="not-for-jobs")
     services = services_of(request)
     row = await _find(services, job)
     answer = await services.hub.ask("exec-stop", f"{row.attempt_id}-{name}", offset=data.signal)
@@ -84,10 +90,7 @@ async def stop_exec(request: Request[Any, Any, Any], job: JobPath, name: ExecPat
 
 
 async def _find(services: Services, job: str) -> Job:
-    row = await services.store.read(lambda tx: tx.job(JobId(job)))
-    if row is None:
-        raise NotFound(f"There is no job {job}. `steelyard ps` lists them.")
-    return row
+    return await services.store.read(lambda tx: one_job(tx, job))
 
 
 INSIDE_ROUTES = (job_usage, start_exec, exec_logs, stop_exec)

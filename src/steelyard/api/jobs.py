@@ -2,29 +2,32 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Annotated, Any
 
 import msgspec
 from litestar import Request, Response, get, post
 from litestar.params import Parameter
 
-from steelyard.api.door import check_fields, check_job
+from steelyard.api.auth import caller_of
+from steelyard.api.door import check_fields
 from steelyard.api.idempotency import IdempotencyKey, mutate
 from steelyard.api.logs import WAIT_MAX_S, follow_job
 from steelyard.api.problems import errors
 from steelyard.api.requests import refuse_findings, require_json
-from steelyard.api.services import services_of
-from steelyard.api.views import job_view
+from steelyard.api.services import Services, services_of
+from steelyard.api.submission import find_jobs, insert_jobs, one_job, parse_job_id
+from steelyard.api.views import array_view, job_view
 from steelyard.clock import rfc3339
 from steelyard.control import ASSIGNMENT, JOBS
-from steelyard.control.changes import commit_change, make_event
-from steelyard.errors import NoRoom, NotFound, Unreachable
-from steelyard.lifecycle.job import stop_job
-from steelyard.model.ids import DEFAULT_PROJECT, JobId
-from steelyard.model.job import Job, JobSpec, JobState
+from steelyard.control.changes import commit_change
+from steelyard.errors import NoRoom, Refused, Unreachable
+from steelyard.lifecycle.job import Change, hold_job, reprioritise_job, stop_job
+from steelyard.model.ids import JobId
+from steelyard.model.job import Job, JobSpec, Owner
 from steelyard.model.proof import Proof, ProofState
 from steelyard.store import Tx
-from steelyard.wire.api import EventView, JobStop, JobSubmit, JobView, LogChunk
+from steelyard.wire.api import EventView, JobPriority, JobStop, JobSubmit, JobView, LogChunk
 
 #: jobs that may wait at a time; more are refused, so that the queue stays bounded (R11)
 QUEUE_MAX = 100_000
@@ -33,32 +36,24 @@ JobPath = Annotated[str, Parameter(min_length=1, max_length=64, description="A j
 Offset = Annotated[int, Parameter(ge=0, le=2**62)]
 WaitS = Annotated[float, Parameter(ge=0, le=WAIT_MAX_S)]
 Limit = Annotated[int, Parameter(ge=1, le=10_000)]
+Rank = Annotated[int | None, Parameter(ge=0, le=100_000)]
 
 
-@post("/v1/jobs", status_code=201, before_request=require_json, responses=errors(413, 415, 422, 429, 507))
+@post("/v1/jobs", status_code=201, before_request=require_json, responses=errors(404, 413, 415, 422, 429, 507))
 async def submit_job(request: Request[Any, Any, Any], data: JobSubmit, idempotency_key: IdempotencyKey) -> Response[JobView]:
-    """Queue a job. The answer comes once it is on disk."""
+    """Queue a job, or an array of them. The answer comes once it is on disk."""
     services = services_of(request)
     refuse_findings(check_fields(await request.body(), JobSpec))
-    if services.jobs.queued >= QUEUE_MAX:
-        raise NoRoom(f"{QUEUE_MAX} jobs are waiting already. Try again when some have started.", code="queue-full")
+    check_room(services)
+    caller = caller_of(request)
+    if caller is not None and data.spec.as_root:
+        raise Refused("A job can't submit work that runs as root. Submit it yourself.", code="not-root")
     now = services.clock.now_us()
 
     def submit(tx: Tx) -> JobView:
-        refuse_findings(check_job(data.spec, tx.machine(), services.root))
-        job = Job(
-            id=JobId(f"j-{tx.bump('job'):06d}"),
-            project=DEFAULT_PROJECT,
-            owner=services.owner,
-            generation=1,
-            attempt=0,
-            spec=data.spec,
-            state=JobState.QUEUED,
-            submitted_at=now,
-        )
-        tx.put_job(job)
-        tx.add_event(make_event(job, "submitted", now))
-        return job_view(job)
+        owner = submitter(tx, services, caller)
+        jobs = insert_jobs(tx, data.spec, owner, now, root=services.root, array=data.array, project=data.project)
+        return job_view(jobs[0]) if data.array is None else array_view(jobs)
 
     answer = await mutate(request, idempotency_key, 201, submit)
     services.driver.poke(JOBS)
@@ -70,36 +65,50 @@ async def list_jobs(request: Request[Any, Any, Any], limit: Limit = 1000) -> lis
     """The newest jobs, oldest first."""
     services = services_of(request)
     jobs = await services.store.read(lambda tx: tx.jobs(limit=limit))
-    return [job_view(job, services.hub.lost) for job in jobs]
+    return [job_view(job, services.hub.lost, services.jobs.why(job.id)) for job in jobs]
 
 
 @get("/v1/jobs/{job:str}", responses=errors(404))
 async def get_job(request: Request[Any, Any, Any], job: JobPath) -> JobView:
+    """A job, or an array as a whole."""
     services = services_of(request)
-    row = await services.store.read(lambda tx: tx.job(JobId(job)))
-    return job_view(_found(row, job), services.hub.lost)
+    jobs = await services.store.read(lambda tx: find_jobs(tx, job))
+    if parse_job_id(job) != jobs[0].id:
+        return array_view(jobs)
+    return job_view(jobs[0], services.hub.lost, services.jobs.why(jobs[0].id))
 
 
 @post("/v1/jobs/{job:str}/stop", status_code=202, before_request=require_json, responses=errors(404, 413, 415, 422, 507))
 async def stop(
     request: Request[Any, Any, Any], job: JobPath, data: JobStop, idempotency_key: IdempotencyKey
 ) -> Response[JobView]:
-    """Ask a job to end. Asking a job that has ended changes nothing; a second stop may name a harder signal."""
-    services = services_of(request)
-    now = services.clock.now_us()
+    """Ask a job to end, or all elements of an array. Asking a job that has ended changes nothing; a second stop may name a harder
+    signal."""
+    now = services_of(request).clock.now_us()
+    return await _change(request, job, idempotency_key, now, lambda row: stop_job(row, data.signal, data.grace_s, now))
 
-    def commit(tx: Tx) -> JobView:
-        row = _found(tx.job(JobId(job)), job)
-        change = stop_job(row, data.signal, data.grace_s, now)
-        if change is None:
-            return job_view(row)
-        commit_change(tx, row, change, now)
-        return job_view(change.job)
 
-    answer = await mutate(request, idempotency_key, 202, commit)
-    services.watch.notify(f"job/{job}")
-    services.driver.poke(ASSIGNMENT, JOBS)
-    return answer
+@post("/v1/jobs/{job:str}/hold", status_code=202, responses=errors(404, 422, 507))
+async def hold(request: Request[Any, Any, Any], job: JobPath, idempotency_key: IdempotencyKey) -> Response[JobView]:
+    """Keep a waiting job (or an array's waiting elements) from starting. One that does not wait is left as it is."""
+    now = services_of(request).clock.now_us()
+    return await _change(request, job, idempotency_key, now, lambda row: hold_job(row, True))
+
+
+@post("/v1/jobs/{job:str}/release", status_code=202, responses=errors(404, 422, 507))
+async def release(request: Request[Any, Any, Any], job: JobPath, idempotency_key: IdempotencyKey) -> Response[JobView]:
+    """Let a held job start when its turn comes."""
+    now = services_of(request).clock.now_us()
+    return await _change(request, job, idempotency_key, now, lambda row: hold_job(row, False))
+
+
+@post("/v1/jobs/{job:str}/priority", status_code=202, before_request=require_json, responses=errors(404, 413, 415, 422, 507))
+async def set_priority(
+    request: Request[Any, Any, Any], job: JobPath, data: JobPriority, idempotency_key: IdempotencyKey
+) -> Response[JobView]:
+    """Another place in the queue."""
+    now = services_of(request).clock.now_us()
+    return await _change(request, job, idempotency_key, now, lambda row: reprioritise_job(row, data.priority))
 
 
 @get("/v1/jobs/{job:str}/logs", responses=errors(404))
@@ -109,16 +118,18 @@ async def job_logs(
     stdout_offset: Offset = 0,
     stderr_offset: Offset = 0,
     wait_s: WaitS = 0.0,
+    rank: Rank = None,
 ) -> LogChunk:
-    """Output since the given offsets; waits up to `wait_s` for some, or for the end of the job."""
-    return await follow_job(services_of(request), job, (stdout_offset, stderr_offset), wait_s)
+    """Output since the given offsets; waits up to `wait_s` for some, or for the end of the job. Of a gang whose ranks have logs
+    of their own, `rank` says which (0 otherwise)."""
+    return await follow_job(services_of(request), job, rank, (stdout_offset, stderr_offset), wait_s)
 
 
 @get("/v1/jobs/{job:str}/proof", responses=errors(404))
 async def job_proof(request: Request[Any, Any, Any], job: JobPath) -> Proof:
     """What the job asked for beside what the kernel says it got."""
     services = services_of(request)
-    row = _found(await services.store.read(lambda tx: tx.job(JobId(job))), job)
+    row = await services.store.read(lambda tx: one_job(tx, job))
     if row.attempt == 0:
         return _unknown(row, "it has not started, so there is nothing to read")
     if row.proof is not None:
@@ -142,16 +153,46 @@ async def job_events(request: Request[Any, Any, Any], job: JobPath) -> list[Even
     """The job's history, the oldest first: its states, and breaches of `max_wakeup_us`."""
 
     def read(tx: Tx) -> list[EventView]:
-        _found(tx.job(JobId(job)), job)
-        return [EventView(rfc3339(event.at) or "", event.text) for event in tx.events(kind="job", subject=job)]
+        id_ = one_job(tx, job).id
+        return [EventView(rfc3339(event.at) or "", event.text) for event in tx.events(kind="job", subject=id_)]
 
     return await services_of(request).store.read(read)
 
 
-def _found(row: Job | None, job: str) -> Job:
-    if row is None:
-        raise NotFound(f"There is no job {job}. `steelyard ps` lists them.")
-    return row
+async def _change(
+    request: Request[Any, Any, Any], job: str, key: str | None, now: int, change: Callable[[Job], Change | None]
+) -> Response[JobView]:
+    """Change a job, or every element of an array for which there is something to change."""
+    services = services_of(request)
+    touched: list[str] = []
+
+    def commit(tx: Tx) -> JobView:
+        rows = find_jobs(tx, job)
+        after: list[Job] = []
+        for row in rows:
+            changed = change(row)
+            if changed is not None:
+                commit_change(tx, row, changed, now)
+            after.append(row if changed is None else changed.job)
+        touched.extend(row.id for row in rows)
+        return job_view(after[0]) if parse_job_id(job) == after[0].id else array_view(after)
+
+    answer = await mutate(request, key, 202, commit)
+    for each in touched:
+        services.watch.notify(f"job/{each}")
+    services.driver.poke(ASSIGNMENT, JOBS)
+    return answer
+
+
+def check_room(services: Services) -> None:
+    if services.jobs.queued >= QUEUE_MAX:
+        raise NoRoom(f"{QUEUE_MAX} jobs are waiting already. Try again when some have started.", code="queue-full")
+
+
+def submitter(tx: Tx, services: Services, caller: str | None) -> Owner:
+    """Who owns what is submitted: whoever owns the job that asks, else the admin."""
+    job = None if caller is None else tx.job(JobId(caller))
+    return services.owner if job is None else job.owner
 
 
 def _unknown(job: Job, why: str) -> Proof:
@@ -159,4 +200,4 @@ def _unknown(job: Job, why: str) -> Proof:
     return Proof(ProofState.UNKNOWN, asked=asked, got={}, differences=(why,))
 
 
-JOB_ROUTES = (submit_job, list_jobs, get_job, stop, job_logs, job_proof, job_events)
+JOB_ROUTES = (submit_job, list_jobs, get_job, stop, hold, release, set_priority, job_logs, job_proof, job_events)

@@ -13,10 +13,12 @@ from collections.abc import Awaitable, Callable
 import msgspec
 
 from steelyard.api.services import Services
+from steelyard.api.submission import one_job, parse_job_id
 from steelyard.api.views import function_view, job_view
 from steelyard.control.watch import wait_for
-from steelyard.errors import NotFound, Unreachable
-from steelyard.model.ids import DEFAULT_PROJECT, FunctionName, JobId
+from steelyard.errors import NotFound, Refused, Unreachable
+from steelyard.model.ids import DEFAULT_PROJECT, FunctionName
+from steelyard.model.job import Job
 from steelyard.model.reason import Reason
 from steelyard.store import Tx
 from steelyard.wire.agent import LOG_READ_MAX, ExecState
@@ -41,25 +43,32 @@ class Source(msgspec.Struct, frozen=True):
     detail: str
 
 
-async def follow_job(services: Services, job: str, offsets: tuple[int, int], wait_s: float) -> LogChunk:
+async def follow_job(services: Services, job: str, rank: int | None, offsets: tuple[int, int], wait_s: float) -> LogChunk:
+    """Refuses a rank that the job does not have."""
+
     async def read() -> Source:
-        row = await services.store.read(lambda tx: tx.job(JobId(job)))
-        if row is None:
-            raise NotFound(f"There is no job {job}. `steelyard ps` lists them.")
-        view = job_view(row, services.hub.lost)
-        workload = row.attempt_id if row.attempt else None
+        row = await services.store.read(lambda tx: one_job(tx, job))
+        view = job_view(row, services.hub.lost, services.jobs.why(row.id))
+        workload = log_of(row, rank) if row.attempt else None
         return Source(workload, row.state.terminal, row.exit_code, view.state, view.reason, view.detail)
 
-    return await _follow(services, f"job/{job}", read, offsets, wait_s)
+    return await _follow(services, f"job/{parse_job_id(job)}", read, offsets, wait_s)
+
+
+def log_of(job: Job, rank: int | None) -> str:
+    """What the agent calls the log of a rank."""
+    streams = job.spec.log_streams
+    if rank is not None and rank >= streams:
+        has = "one log for all its processes" if streams == 1 else f"ranks 0 to {streams - 1}"
+        raise Refused(f"Job {job.id} has {has}; there is no rank {rank}.", code="no-such-rank")
+    return job.attempt_id if not job.spec.logs_by_rank else f"{job.attempt_id}.{rank or 0}"
 
 
 async def follow_exec(services: Services, job: str, name: str, offsets: tuple[int, int], wait_s: float) -> LogChunk:
     """Of a command inside the job."""
 
     async def read() -> Source:
-        row = await services.store.read(lambda tx: tx.job(JobId(job)))
-        if row is None:
-            raise NotFound(f"There is no job {job}. `steelyard ps` lists them.")
+        row = await services.store.read(lambda tx: one_job(tx, job))
         workload = f"{row.attempt_id}-{name}"
         try:
             answer = await services.hub.ask("exec-state", workload)
@@ -71,7 +80,7 @@ async def follow_exec(services: Services, job: str, name: str, offsets: tuple[in
         state = msgspec.json.decode(answer.data, type=ExecState)
         return Source(workload, state.ended, state.exit_code, "ENDED" if state.ended else "RUNNING", None, state.detail)
 
-    return await _follow(services, f"job/{job}", read, offsets, wait_s)
+    return await _follow(services, f"job/{parse_job_id(job)}", read, offsets, wait_s)
 
 
 async def follow_function(services: Services, name: str, offsets: tuple[int, int], wait_s: float) -> LogChunk:

@@ -9,7 +9,7 @@ from litestar.params import Parameter
 
 from steelyard.api.problems import errors
 from steelyard.api.services import services_of
-from steelyard.control.jobs import HOLDING
+from steelyard.control.live import HOLDING
 from steelyard.errors import NotFound
 from steelyard.lifecycle.node import NodeState
 from steelyard.model.health import NODE

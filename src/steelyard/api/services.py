@@ -12,6 +12,7 @@ from steelyard.clock import Clock
 from steelyard.config import Settings
 from steelyard.control.driver import Driver
 from steelyard.control.jobs import JobsLoop
+from steelyard.control.live import LiveJobs
 from steelyard.control.watch import Watch
 from steelyard.model.job import Owner
 from steelyard.store import Store
@@ -29,6 +30,7 @@ class Services(msgspec.Struct, frozen=True):
     hub: AgentHub
     driver: Driver
     jobs: JobsLoop
+    live: LiveJobs
     watch: Watch
     #: this server's epoch
     epoch: int

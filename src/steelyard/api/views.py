@@ -6,27 +6,51 @@ reason says that nobody can tell more. Both are only shown, never stored, so tha
 
 from __future__ import annotations
 
+from collections import Counter
+from collections.abc import Sequence
+
+import msgspec
+
 from steelyard.clock import rfc3339
 from steelyard.config import Settings
 from steelyard.model.coldstart import ColdStart
 from steelyard.model.function import ApiKey, Function, FunctionState
 from steelyard.model.job import Job, JobState
 from steelyard.model.reason import Reason
-from steelyard.wire.api import ColdStartView, FunctionView, JobView, KeyView
+from steelyard.model.site import Schedule
+from steelyard.scheduling.snapshot import Why
+from steelyard.wire.api import ColdStartView, FunctionView, JobView, KeyView, ScheduleView
 
 #: the agent is called lost after this long without a connection
 AGENT_LOST_S = 15.0
 
+#: the first of these that an element is in is the array's
+_ARRAY_STATES = (
+    JobState.RUNNING,
+    JobState.STARTING,
+    JobState.STOPPING,
+    JobState.SUSPENDED,
+    JobState.UNKNOWN,
+    JobState.QUEUED,
+    JobState.FAILED,
+    JobState.STOPPED,
+    JobState.SUCCEEDED,
+)
+
 _SILENT = "the agent has not been heard from for a while; this is the last state it reported, and the work itself goes on"
 
 
-def job_view(job: Job, agent_lost: bool = False) -> JobView:
+def job_view(job: Job, agent_lost: bool = False, why: Why | None = None) -> JobView:
+    """`why`: the newest reason for which a queued job waits."""
     reason, detail = job.reason, job.detail
     if agent_lost and not job.state.terminal and job.state is not JobState.QUEUED:
         reason, detail = Reason.AGENT_UNREACHABLE, _SILENT
+    elif why is not None and job.state is JobState.QUEUED:
+        reason, detail = why.reason, why.detail
+    spec, plan, demand = job.spec, job.plan, job.spec.demand
     return JobView(
         id=job.id,
-        name=job.spec.name,
+        name=spec.name,
         project=job.project,
         owner=job.owner.user,
         generation=job.generation,
@@ -37,9 +61,58 @@ def job_view(job: Job, agent_lost: bool = False) -> JobView:
         submitted_at=_time(job.submitted_at),
         started_at=rfc3339(job.started_at),
         ended_at=rfc3339(job.ended_at),
-        argv=job.spec.argv,
-        cpus=() if job.plan is None else job.plan.cpus,
+        argv=spec.argv,
+        cpus=() if plan is None else plan.cpus,
         peak_memory_bytes=job.peak_memory_bytes,
+        priority=job.priority,
+        account=job.account,
+        attempt=job.attempt,
+        restarts=job.restarts,
+        cores=demand.cpus,
+        memory_bytes=demand.memory_bytes,
+        gpus=0 if demand.gpus is None else demand.gpus.count,
+        nodes=1 if spec.gang is None else spec.gang.nodes,
+        ranks=1 if spec.gang is None else spec.gang.world_size,
+        log_streams=spec.log_streams,
+        array=None if job.array is None else job.array.id,
+        array_index=None if job.array is None else job.array.index,
+        max_duration_s=spec.max_duration_s,
+        not_before=rfc3339(job.not_before),
+        after=tuple(f"{after.kind.value}:{after.job}" for after in spec.after),
+        gpu_ids=() if plan is None else plan.gpus,
+        cwd=spec.cwd,
+        stdout=spec.stdout,
+        stderr=spec.stderr,
+        usage=job.usage,
+        rank_ends=job.ranks,
+    )
+
+
+def array_view(jobs: Sequence[Job]) -> JobView:
+    """An array as one thing: its state is that of its elements as a whole, its times span theirs."""
+    first = jobs[0]
+    assert first.array is not None
+    counts = Counter(job.state for job in jobs)
+    state = next((state for state in _ARRAY_STATES if counts[state]), JobState.QUEUED)
+    started = [job.started_at for job in jobs if job.started_at is not None]
+    ended = [job.ended_at for job in jobs if job.ended_at is not None]
+    codes = [job.exit_code for job in jobs if job.exit_code is not None]
+    return msgspec.structs.replace(
+        job_view(first),
+        id=first.array.id,
+        state=state.value,
+        reason=None,
+        detail="",
+        array=None,
+        array_index=None,
+        exit_code=max(codes, default=None) if state.terminal else None,
+        started_at=rfc3339(min(started, default=None)),
+        ended_at=rfc3339(max(ended, default=None)) if state.terminal else None,
+        cpus=(),
+        gpu_ids=(),
+        usage=None,
+        rank_ends=(),
+        elements={state.value: count for state, count in sorted(counts.items())},
     )
 
 
@@ -88,6 +161,22 @@ def key_view(key: ApiKey, with_secret: bool = False) -> KeyView:
         owner=key.owner.user,
         created_at=_time(key.created_at),
         secret=key.secret if with_secret else None,
+    )
+
+
+def schedule_view(row: Schedule, next_at: int | None, last: Job | None) -> ScheduleView:
+    return ScheduleView(
+        name=row.name,
+        project=row.project,
+        owner=row.owner.user,
+        generation=row.generation,
+        cron=row.cron,
+        timezone=row.timezone,
+        paused=row.paused,
+        next_at=rfc3339(next_at),
+        last_job=row.last_job,
+        last_state=None if last is None else last.state.value,
+        spec=row.spec,
     )
 
 

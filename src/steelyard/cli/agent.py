@@ -8,6 +8,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import signal
+import sys
 from pathlib import Path
 
 import msgspec
@@ -28,6 +29,7 @@ from steelyard.host.sockdiag import SocketQueue
 from steelyard.host.topology.observe import observe_topology
 from steelyard.model.machine import Machine
 from steelyard.runtime.process import ProcessRuntime
+from steelyard.runtime.slurm_bin import make_slurm_bin
 from steelyard.runtime.spawner_client import SpawnerClient
 from steelyard.runtime.template import make_lib_dir
 from steelyard.wire.spawn import Exited
@@ -90,6 +92,7 @@ def _make_agent(paths: Paths, settings: Settings) -> Agent:
         journal=SettingsJournal(paths.run.parent, machine.boot_id),
         lib_dir=make_lib_dir(paths.home / "runner"),
         scratch=ScratchDisk(paths.home, paths.tag, configured=Path(settings.scratch_dir) if settings.scratch_dir else None),
+        slurm_bin=make_slurm_bin(paths.home / "slurm", sys.executable),
         template_budget_bytes=round(machine.memory_bytes * TEMPLATE_SHARE),
         observe_topology=observe_topology,
     )

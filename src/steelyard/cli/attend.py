@@ -80,7 +80,7 @@ class Interrupts:
             signal.signal(signum, handler)
 
 
-def attend(
+def stream(
     patience: Patience, poll: Callable[[tuple[int, int]], LogChunk], stop: Callable[[int, int], None]
 ) -> tuple[LogChunk, int]:
     """Stream until it has ended. `poll` reads from both offsets, `stop` sends a signal (and is told how many came so far).

@@ -10,6 +10,7 @@ import ast
 import os
 import re
 import sys
+from collections.abc import Callable
 from pathlib import Path
 from typing import NamedTuple
 
@@ -110,7 +111,7 @@ def deploy(
     home: Path | None,
     target: tuple[str, ...],
 ) -> None:
-    from steelyard.cli.run import parse_env
+    from steelyard.cli.job_options import parse_env
 
     code = read_target(target, port)
     function = check_name(name or code.name)
@@ -142,17 +143,24 @@ def deploy(
         public=public,
         as_root=as_root,
     )
-    progress = Progress()
     with open_client(home) as client:
-        if code.file is not None:
-            spec = msgspec.structs.replace(spec, bundle=_upload(client, code.file.parent, progress))
-        view = client.fetch(FunctionView, "PUT", f"/v1/functions/{function}", body=FunctionDeploy(spec), key=new_key())
-        try:
-            _wait_routed(client, view, progress)
-        except KeyboardInterrupt:
-            progress.clear()
-            say(f"The deploy of {function} revision {view.revision} goes on; `steelyard functions` shows how it ends.")
-            sys.exit(130)
+        hand_over(client, function, spec, code.file)
+
+
+def hand_over(
+    client: ApiClient, function: str, spec: FunctionSpec, file: Path | None, *, tell: Callable[[str], None] = click.echo
+) -> None:
+    """Send the code where there is a file, deploy, and wait until the revision gets the traffic. Raises Refused when it fails."""
+    progress = Progress()
+    if file is not None:
+        spec = msgspec.structs.replace(spec, bundle=_upload(client, file.parent, progress))
+    view = client.fetch(FunctionView, "PUT", f"/v1/functions/{function}", body=FunctionDeploy(spec), key=new_key())
+    try:
+        _wait_routed(client, view, progress, tell)
+    except KeyboardInterrupt:
+        progress.clear()
+        say(f"The deploy of {function} revision {view.revision} goes on; `steelyard functions` shows how it ends.")
+        sys.exit(130)
 
 
 class Target(NamedTuple):
@@ -235,7 +243,7 @@ def _upload(client: ApiClient, folder: Path, progress: Progress) -> str:
     return bundle.sha256
 
 
-def _wait_routed(client: ApiClient, view: FunctionView, progress: Progress) -> None:
+def _wait_routed(client: ApiClient, view: FunctionView, progress: Progress, tell: Callable[[str], None]) -> None:
     """Until the revision gets traffic, has failed, or another deploy has overtaken it."""
     revision = view.revision
     while view.revision == revision and view.routed_revision != revision and view.state != FunctionState.FAILED:
@@ -243,7 +251,7 @@ def _wait_routed(client: ApiClient, view: FunctionView, progress: Progress) -> N
         view = client.fetch(FunctionView, "GET", f"/v1/functions/{view.name}", params={"wait_s": POLL_S}, wait_s=POLL_S)
     progress.clear()
     if view.revision > revision:
-        click.echo(f"{view.name} revision {revision} was overtaken by revision {view.revision}")
+        tell(f"{view.name} revision {revision} was overtaken by revision {view.revision}")
         return
     if view.routed_revision != revision:
         serves = f"Revision {view.routed_revision} goes on serving." if view.routed_revision else "Nothing serves it."
@@ -253,6 +261,6 @@ def _wait_routed(client: ApiClient, view: FunctionView, progress: Progress) -> N
             f"{view.name} revision {revision} FAILED ({view.reason}). {serves} Mend the code and deploy again.",
             code="function-failed",
         )
-    click.echo(f"{view.name} revision {revision} is ready: {view.url}")
+    tell(f"{view.name} revision {revision} is ready: {view.url}")
     if not view.public:
         say(f"Callers need a key: `steelyard keys create NAME`, then  curl -H 'Authorization: Bearer KEY' {view.url}")

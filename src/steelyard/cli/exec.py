@@ -8,7 +8,7 @@ from pathlib import Path
 
 import click
 
-from steelyard.cli.attend import POLL_S, Patience, attend
+from steelyard.cli.attend import POLL_S, Patience, stream
 from steelyard.cli.output import say
 from steelyard.cli.programs import SUPERVISOR, lives, load_record
 from steelyard.cli.session import find_paths, home_option, new_key, open_client
@@ -61,7 +61,7 @@ def _attend(client: ApiClient, patience: Patience, path: str) -> int:
             # it ended in the meantime; the stream will say how
             say(f"steelyard: {err.public}")
 
-    chunk, _ = attend(patience, poll, stop)
+    chunk, _ = stream(patience, poll, stop)
     if chunk.exit_code is None:
         raise SteelyardError(chunk.detail or "The command ended, and how is not known.")
     return chunk.exit_code

@@ -7,9 +7,8 @@ from pathlib import Path
 import click
 import msgspec
 
-from steelyard.cli.jobs import quote
 from steelyard.cli.output import person_looks, print_json, print_table, say
-from steelyard.cli.session import home_option, json_option, new_key, open_client
+from steelyard.cli.session import home_option, json_option, new_key, open_client, quote
 from steelyard.model.coldstart import PLATFORM_PHASES
 from steelyard.wire.api import ColdStartView, FunctionView, KeyCreate, KeyView
 

@@ -2,16 +2,15 @@
 
 from __future__ import annotations
 
-import signal
 from pathlib import Path
 
 import click
 import msgspec
 
-from steelyard.cli.output import COLOURS, person_looks, print_json, print_table, say
-from steelyard.cli.quantities import parse_seconds, render_bytes
-from steelyard.cli.session import home_option, json_option, new_key, open_client
-from steelyard.errors import NotFound, Refused
+from steelyard.cli.output import COLOURS, person_looks, print_json, print_table, say, show_time
+from steelyard.cli.quantities import parse_seconds, parse_signal, render_bytes
+from steelyard.cli.session import home_option, json_option, new_key, open_client, quote
+from steelyard.errors import NotFound
 from steelyard.model.proof import Proof
 from steelyard.wire.api import JobStop, JobView, LogChunk
 from steelyard.wire.http import ApiClient
@@ -73,9 +72,9 @@ def ps(limit: int, home: Path | None, as_json: bool) -> None:
                 j.state,
                 j.reason or "",
                 _text(j.exit_code),
-                _clock(j.submitted_at),
-                _clock(j.started_at),
-                _clock(j.ended_at),
+                show_time(j.submitted_at),
+                show_time(j.started_at),
+                show_time(j.ended_at),
             )
             for j in jobs
         ],
@@ -171,24 +170,6 @@ def proof(job: str, home: Path | None, as_json: bool) -> None:
         say(sentence)
 
 
-def parse_signal(text: str) -> int:
-    """ "TERM", "SIGTERM", "15" -> 15."""
-    name = text.upper()
-    if name.isdigit() and 1 <= int(name) <= 64:
-        return int(name)
-    try:
-        return signal.Signals[name if name.startswith("SIG") else f"SIG{name}"].value
-    except KeyError:
-        raise Refused(f"{text!r} is no signal. Write for example TERM, INT or 9.", code="bad-signal") from None
-
-
-def quote(name: str) -> str:
-    """What a person typed, as one segment of a path."""
-    from urllib.parse import quote as percent
-
-    return percent(name, safe="")
-
-
 def _find_logs(client: ApiClient, name: str) -> str:
     """The log's address: a job of that id, else a function of that name."""
     try:
@@ -202,11 +183,6 @@ def _find_logs(client: ApiClient, name: str) -> str:
             ) from None
         return f"/v1/functions/{quote(name)}/logs"
     return f"/v1/jobs/{quote(name)}/logs"
-
-
-def _clock(at: str | None) -> str:
-    """RFC 3339 with microseconds is for scripts; a person wants seconds."""
-    return at[:19].replace("T", " ") + "Z" if at else ""
 
 
 def _text(value: int | None) -> str:

@@ -51,6 +51,11 @@ def say(text: str) -> None:
     click.echo(text, err=True)
 
 
+def show_time(at: str | None) -> str:
+    """RFC 3339 with microseconds is for scripts; a person wants seconds. "" for None."""
+    return at[:19].replace("T", " ") + "Z" if at else ""
+
+
 def print_json(value: object) -> None:
     import msgspec
 

@@ -1,4 +1,4 @@
-"""How much is "4GB", how long is "5m"? One parser and one writer for sizes, one for durations. Pure.
+"""How much is "4GB", how long is "5m", which signal is "TERM"? One parser and one writer for sizes, one for the others. Pure.
 
 Sizes: a plain number is bytes; `k M G T` with an optional `B` are powers of 1000, with `iB` powers of 1024 (the spelling of
 SI and IEC). A bare letter in lower case means the same as in upper case (`1g` = 1 GB).
@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import math
 import re
+import signal
 
 from steelyard.errors import Refused
 
@@ -59,3 +60,14 @@ def render_bytes(size: int | None) -> str:
         if value < 999.95 or unit == "EB":
             return f"{value:.1f} {unit}"
     return f"{size} B"
+
+
+def parse_signal(text: str) -> int:
+    """ "TERM", "SIGTERM", "15" -> 15."""
+    name = text.upper()
+    if name.isdigit() and 1 <= int(name) <= 64:
+        return int(name)
+    try:
+        return signal.Signals[name if name.startswith("SIG") else f"SIG{name}"].value
+    except KeyError:
+        raise Refused(f"{text!r} is no signal. Write for example TERM, INT or 9.", code="bad-signal") from None

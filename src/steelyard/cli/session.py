@@ -85,3 +85,10 @@ def open_client(home: Path | None) -> ApiClient:
 def new_key() -> str:
     """A fresh Idempotency-Key."""
     return uuid.uuid4().hex
+
+
+def quote(name: str) -> str:
+    """What a person typed, as one segment of a path."""
+    from urllib.parse import quote as percent
+
+    return percent(name, safe="")

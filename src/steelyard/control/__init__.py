@@ -15,6 +15,7 @@ from steelyard.wire.agent import Assignment, Report
 JOBS = "jobs"
 ASSIGNMENT = "assignment"
 REPORTS = "reports"
+SCHEDULES = "schedules"
 
 
 class Loop(Protocol):

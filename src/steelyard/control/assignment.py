@@ -7,14 +7,14 @@ older server still says. Never waits for the agent.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import msgspec
 
 from steelyard.control import ASSIGNMENT, AgentLink
-from steelyard.control.jobs import HOLDING
+from steelyard.control.live import LiveJobs
 from steelyard.model.function import ApiKey, Function
-from steelyard.model.job import Job
+from steelyard.model.job import Job, JobState
 from steelyard.store import Store, Tx
 from steelyard.wire.agent import AssignedFunction, AssignedJob, Assignment
 
@@ -43,23 +43,25 @@ async def begin_epoch(store: Store) -> int:
     return await store.write(lambda tx: tx.bump("epoch"))
 
 
-async def load(store: Store, offered: Assignment | None) -> Seen:
-    def read(tx: Tx) -> Seen:
-        return Seen(tuple(tx.jobs(HOLDING)), tuple(tx.functions()), tuple(tx.keys()), tx.counter("epoch"), offered)
+async def load(store: Store, live: LiveJobs, offered: Assignment | None) -> Seen:
+    def read(tx: Tx) -> tuple[tuple[int, list[Job]], tuple[Function, ...], tuple[ApiKey, ...], int]:
+        return tx.jobs_changed(live.change), tuple(tx.functions()), tuple(tx.keys()), tx.counter("epoch")
 
-    return await store.read(read)
+    changed, functions, keys, epoch = await store.read(read)
+    live.apply(*changed)
+    return Seen(live.holding, functions, keys, epoch, offered)
 
 
-def decide(seen: Seen, now: int) -> Actions:
-    """`now` is not used: what should run does not depend on the time."""
+def decide(seen: Seen, now: int, sign: Callable[[Job], str] = lambda job: "") -> Actions:
+    """`now` is not used: what should run does not depend on the time. `sign` makes the token that a job's processes may show."""
     del now
-    rendered = render_assignment(seen)
+    rendered = render_assignment(seen, sign)
     if seen.offered is not None and rendered == msgspec.structs.replace(seen.offered, generation=0):
         return Actions(None)
     return Actions(rendered)
 
 
-def render_assignment(seen: Seen) -> Assignment:
+def render_assignment(seen: Seen, sign: Callable[[Job], str]) -> Assignment:
     """Oldest first; generation 0 stands for "not committed yet"."""
     return Assignment(
         epoch=seen.epoch,
@@ -74,8 +76,12 @@ def render_assignment(seen: Seen) -> Assignment:
                 plan=job.plan,
                 stop_signal=job.stop_signal,
                 stop_grace_s=job.stop_grace_s,
+                suspended=job.state is JobState.SUSPENDED,
+                array=job.array,
+                restarts=job.restarts,
+                token=sign(job),
             )
-            for job in seen.jobs
+            for job in sorted(seen.jobs, key=lambda job: (job.submitted_at, job.id))
             if job.plan is not None
         ),
         functions=tuple(
@@ -106,13 +112,15 @@ class AssignmentLoop:
     name = ASSIGNMENT
     tick_s = 5.0
 
-    def __init__(self, store: Store, agents: AgentLink) -> None:
+    def __init__(self, store: Store, agents: AgentLink, live: LiveJobs, sign: Callable[[Job], str] = lambda job: "") -> None:
         self._store = store
         self._agents = agents
+        self._live = live
+        self._sign = sign
         self._offered: Assignment | None = None
 
     async def activate(self) -> Sequence[str]:
-        actions = decide(await load(self._store, self._offered), 0)
+        actions = decide(await load(self._store, self._live, self._offered), 0, self._sign)
         report = await carry_out(self._store, self._agents, actions)
         if report.offered is not None:
             self._offered = report.offered

@@ -1,32 +1,38 @@
-"""Which queued jobs get a plan now? The only place that turns QUEUED into STARTING.
+"""Which queued jobs get a plan now, and who gives way? The only place that turns QUEUED into STARTING.
 
-`carry_out` is the one applier: inside the transaction it reads what runs once more and drops every plan that no longer fits or
-whose job moved on; the next activation decides anew.
+`scheduling/` decides; `carry_out` is the one applier: inside the transaction it reads what changed since, and drops every plan
+that no longer fits or whose job moved on; the next activation decides anew. Why each job waits is kept here and shown with it;
+only the first of the queue have it written into their history, since a moving queue would rewrite ten thousand rows otherwise.
 """
 
 from __future__ import annotations
 
 import logging
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 import msgspec
 
 from steelyard.clock import Clock
 from steelyard.control import ASSIGNMENT, JOBS
 from steelyard.control.changes import commit_change
+from steelyard.control.live import LiveJobs, read_standings, refresh
 from steelyard.control.watch import Watch
-from steelyard.lifecycle.job import Change, explain_wait, refuse_job, start_job
+from steelyard.errors import Conflict
+from steelyard.lifecycle.job import Change, explain_wait, preempt_job, refuse_job, resume_job, start_job
 from steelyard.lifecycle.node import plan_blocked
-from steelyard.model.ids import FunctionName, ProjectName
-from steelyard.model.job import NO_SHARE, Job, JobState, Plan, Resources
+from steelyard.model.function import Function
+from steelyard.model.ids import FunctionName, JobId, ProjectName
+from steelyard.model.job import NO_SHARE, Job, Resources
 from steelyard.model.machine import Machine
-from steelyard.placement.machine import check_plan
-from steelyard.scheduling.fifo import decide_starts
+from steelyard.placement.room import Room
+from steelyard.scheduling.decide import decide as decide_queue
+from steelyard.scheduling.fair_share import fair_share_ranks
+from steelyard.scheduling.preemption import choose_victims
+from steelyard.scheduling.snapshot import Decision, Holding, Snapshot, Why
 from steelyard.store import Store, Tx
 
-#: states in which an attempt holds, or may hold, its resources
-HOLDING = frozenset({JobState.STARTING, JobState.RUNNING, JobState.STOPPING, JobState.UNKNOWN})
-
+#: jobs at the head of the queue whose reason to wait is written into their history
+EXPLAINED_MAX = 50
 
 _OLDER = Resources(cpus=NO_SHARE)
 
@@ -34,14 +40,16 @@ _log = logging.getLogger("steelyard.jobs")
 
 
 class Seen(msgspec.Struct, frozen=True):
-    queued: tuple[Job, ...]
-    holding: tuple[tuple[Resources, Plan], ...]
-    machine: Machine | None
+    snapshot: Snapshot
+    #: of jobs, up to which the snapshot knows all
+    change: int
 
 
 class Actions(msgspec.Struct, frozen=True):
     """Pairs of the job as it was seen and its change."""
 
+    seen: Seen
+    decision: Decision = Decision()
     starts: tuple[tuple[Job, Change], ...] = ()
     others: tuple[tuple[Job, Change], ...] = ()
     now: int = 0
@@ -51,28 +59,65 @@ class Report(msgspec.Struct, frozen=True):
     started: tuple[Job, ...] = ()
     #: ended without ever running
     refused: tuple[Job, ...] = ()
+    #: suspended, resumed, or asked to end, for others
+    moved: tuple[Job, ...] = ()
     #: plans and explanations dropped because the job had moved on, so that a look at once may find more to do
     skipped: int = 0
     #: plans dropped because they did not fit any more; whoever took the room pokes this loop when it is free again
     dropped: int = 0
 
 
-async def load(store: Store) -> Seen:
-    return await store.read(_load)
+async def load(store: Store, live: LiveJobs) -> Seen:
+    await refresh(live, store)
+    if not live.queued and not any(job.suspended_at is not None for job in live.holding):
+        return Seen(Snapshot(None), live.change)
+    return await load_all(store, live)
+
+
+async def load_all(store: Store, live: LiveJobs) -> Seen:
+    """Of a copy that was brought up to date: which dependencies have to be looked at is known only then."""
+    asked = live.take_open()
+
+    def read(tx: Tx) -> tuple[Snapshot, tuple[int, list[Job]]]:
+        machine = tx.machine()
+        fixed = hold_functions(tx.functions(), machine)
+        standings = read_standings(tx, asked)
+        facts = Snapshot(machine, (), fixed, tuple(tx.accounts()), tuple(tx.quotas()), standings)
+        return facts, tx.jobs_changed(live.change)
+
+    facts, changed = await store.read(read)
+    live.apply(*changed)
+    holding = (*hold_jobs(live.holding), *facts.holding)
+    standings = live.settle(dict(facts.standings))
+    return Seen(msgspec.structs.replace(facts, queued=live.queued, holding=holding, standings=standings), live.change)
 
 
 def decide(seen: Seen, now: int) -> Actions:
-    if not seen.queued:
-        return Actions(now=now)
-    decision = decide_starts(seen.queued, seen.holding, seen.machine)
-    jobs = {job.id: job for job in seen.queued}
-    starts = tuple((jobs[job], start_job(jobs[job], plan)) for job, plan in decision.starts)
-    others = [(jobs[why.job], refuse_job(jobs[why.job], why.reason, why.detail, now)) for why in decision.never]
-    for why in decision.waits:
-        change = explain_wait(jobs[why.job], why.reason, why.detail)
+    snapshot = seen.snapshot
+    if not snapshot.queued and not snapshot.holding:
+        return Actions(seen, now=now)
+    decision = decide_now(snapshot, now)
+    queued = {job.id: job for job in snapshot.queued}
+    running = {held.job.id: held.job for held in snapshot.holding if held.job is not None}
+    starts = tuple((queued[job], start_job(queued[job], plan)) for job, plan in decision.starts)
+    others = [(queued[why.job], refuse_job(queued[why.job], why.reason, why.detail, now)) for why in decision.never]
+    others += [(running[job], resume_job(running[job], now)) for job in decision.resumes]
+    for victim, by in decision.preempts:
+        change = preempt_job(running[victim], by, now)
         if change is not None:
-            others.append((jobs[why.job], change))
-    return Actions(starts, tuple(others), now)
+            others.append((running[victim], change))
+    first = set(decision.order[:EXPLAINED_MAX])
+    for why in decision.waits:
+        if why.job in first and why.job in queued and (change := explain_wait(queued[why.job], why.reason, why.detail)):
+            others.append((queued[why.job], change))
+    return Actions(seen, decision, starts, tuple(others), now)
+
+
+def decide_now(snapshot: Snapshot, now: int) -> Decision:
+    """The decision as this loop takes it: also what `why` and forecasts ask of changed snapshots."""
+    names = {job.account for job in snapshot.queued}
+    ranks = fair_share_ranks(snapshot.accounts, snapshot.holding, now, names)
+    return decide_queue(snapshot, now, ranks, choose_victims)
 
 
 async def carry_out(store: Store, actions: Actions) -> Report:
@@ -83,82 +128,114 @@ async def carry_out(store: Store, actions: Actions) -> Report:
 
 class JobsLoop:
     name = JOBS
-    tick_s = 5.0
 
-    def __init__(self, store: Store, clock: Clock, watch: Watch) -> None:
+    def __init__(self, store: Store, clock: Clock, watch: Watch, live: LiveJobs) -> None:
         self._store = store
         self._clock = clock
         self._watch = watch
-        #: jobs that waited when it last looked; the door bounds the queue by it
-        self.queued = 0
+        self._live = live
+        self._look_at: int | None = None
+        self._waits: Mapping[JobId, Why] = {}
+
+    @property
+    def tick_s(self) -> float:
+        """Sooner where a backoff, or a time before which a job may not begin, is over sooner."""
+        if self._look_at is None:
+            return 5.0
+        return min(5.0, max(0.0, (self._look_at - self._clock.now_us()) / 1e6))
+
+    @property
+    def queued(self) -> int:
+        """Jobs that waited when it last looked; the door bounds the queue by it."""
+        return len(self._live.queued)
+
+    def why(self, job: JobId) -> Why | None:
+        """Why a queued job waited when it was last looked at."""
+        return self._waits.get(job)
 
     async def activate(self) -> Sequence[str]:
-        seen = await load(self._store)
-        report = await carry_out(self._store, decide(seen, self._clock.now_us()))
-        self.queued = len(seen.queued) - len(report.started) - len(report.refused)
-        for job in (*report.started, *report.refused):
+        now = self._clock.now_us()
+        actions = decide(await load(self._store, self._live), now)
+        self._waits = {why.job: why for why in actions.decision.waits}
+        self._look_at = actions.decision.look_at
+        report = await carry_out(self._store, actions)
+        for job in (*report.started, *report.refused, *report.moved):
             self._watch.notify(f"job/{job.id}")
-        pokes = [ASSIGNMENT] if report.started else []
+        pokes = [ASSIGNMENT] if report.started or report.moved else []
         if report.skipped or report.refused:
             pokes.append(JOBS)
         return pokes
 
 
-def _load(tx: Tx) -> Seen:
-    queued = tx.jobs({JobState.QUEUED})
-    if not queued:
-        return Seen((), (), None)
-    machine = tx.machine()
-    return Seen(tuple(queued), holding(tx, machine), machine)
+def hold_jobs(jobs: Sequence[Job]) -> tuple[Holding, ...]:
+    return tuple(Holding(job.spec.demand, job.plan, job) for job in jobs if job.plan is not None)
 
 
-def holding(
-    tx: Tx, machine: Machine | None, but: tuple[ProjectName, FunctionName] | None = None
-) -> tuple[tuple[Resources, Plan], ...]:
-    """What jobs and dedicated functions hold. `but`: a function that is about to be placed anew."""
-    jobs = [(job.spec.resources, job.plan) for job in tx.jobs(HOLDING) if job.plan is not None]
-    functions = [
-        (reserved, row.plan)
-        for row in tx.functions()
+def hold_functions(
+    functions: Sequence[Function], machine: Machine | None, but: tuple[ProjectName, FunctionName] | None = None
+) -> tuple[Holding, ...]:
+    """What dedicated functions hold, and older revisions. `but`: a function that is about to be placed anew."""
+    newest = [
+        Holding(reserved, row.plan)
+        for row in functions
         if row.plan is not None and (reserved := row.spec.reserved) is not None and (row.project, row.name) != but
     ]
-    older = [(_OLDER, held.plan) for held in (machine.held if machine else ()) if but is None or held.function != but[1]]
-    return (*jobs, *functions, *older)
+    older = [Holding(_OLDER, held.plan) for held in (machine.held if machine else ()) if but is None or held.function != but[1]]
+    return (*newest, *older)
+
+
+def make_room(machine: Machine, holding: Sequence[Holding]) -> Room:
+    room = Room(machine)
+    for held in holding:
+        room.take(held.demand, held.plan, held.suspended)
+    return room
 
 
 def _commit(tx: Tx, actions: Actions) -> Report:
     started: list[Job] = []
     refused: list[Job] = []
+    moved: list[Job] = []
     skipped = dropped = 0
-    machine = tx.machine()
-    held = list(holding(tx, machine)) if actions.starts else []
+    # who gives way, first: the plans of those who start may count on it
+    for before, change in actions.others:
+        if not _put(tx, before, change, actions.now):
+            skipped += 1
+        elif change.job.state.terminal:
+            refused.append(change.job)
+        elif change.job.state is not before.state:
+            moved.append(change.job)
+    machine = tx.machine() if actions.starts else None
+    newer = {job.id: job for job in tx.jobs_changed(actions.seen.change)[1]} if actions.starts else {}
+    room = None if machine is None else make_room(machine, _hold_now(tx, actions.seen, machine, newer))
     for before, change in actions.starts:
-        demand, plan = before.spec.resources, change.job.plan
-        if change.error or plan is None or machine is None or _moved_on(tx, before):
+        demand, plan = before.spec.demand, change.job.plan
+        if change.error or plan is None or machine is None or room is None or before.id in newer:
             skipped += 1
             continue
-        findings = check_plan(machine, held, demand, plan)
-        if _may_not(machine, plan) or findings:
+        findings = room.check(demand, plan)
+        if plan_blocked(machine.blocked, machine.blocked_pairs, plan) or findings:
             # Decided on what has changed since; whoever changed it pokes this loop. Looking again at once could go on for ever.
             _log.warning("the plan of job %s is dropped: %s", before.id, "; ".join(findings) or "something of it is out of use")
             dropped += 1
-            continue
-        commit_change(tx, before, change, actions.now)
-        held.append((demand, plan))
-        started.append(change.job)
-    for before, change in actions.others:
-        if _moved_on(tx, before):
+        elif _put(tx, before, change, actions.now):
+            room.take(demand, plan)
+            started.append(change.job)
+        else:
             skipped += 1
-        elif commit_change(tx, before, change, actions.now) and change.job.state.terminal:
-            refused.append(change.job)
-    return Report(tuple(started), tuple(refused), skipped, dropped)
+    return Report(tuple(started), tuple(refused), tuple(moved), skipped, dropped)
 
 
-def _may_not(machine: Machine, plan: Plan) -> bool:
-    """Something that the plan uses has been taken out of use since it was made."""
-    return plan_blocked(machine.blocked, machine.blocked_pairs, plan)
+def _hold_now(tx: Tx, seen: Seen, machine: Machine, newer: Mapping[JobId, Job]) -> tuple[Holding, ...]:
+    """What holds resources as of this transaction, this decision's own changes included."""
+    jobs = [held.job for held in seen.snapshot.holding if held.job is not None and held.job.id not in newer]
+    jobs += [job for job in newer.values() if not job.state.terminal]
+    return (*hold_jobs(jobs), *hold_functions(tx.functions(), machine))
 
 
-def _moved_on(tx: Tx, before: Job) -> bool:
-    stored = tx.job(before.id)
-    return stored is None or stored.generation != before.generation
+def _put(tx: Tx, before: Job, change: Change, now: int) -> bool:
+    """False when the job moved on since it was seen."""
+    try:
+        commit_change(tx, before, change, now)
+    except Conflict:
+        return False
+    return not change.error

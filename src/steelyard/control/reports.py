@@ -13,8 +13,11 @@ import msgspec
 from steelyard.clock import Clock
 from steelyard.control import ASSIGNMENT, JOBS, REPORTS, AgentLink
 from steelyard.control.changes import commit_change
+from steelyard.control.charging import charge_ended
+from steelyard.control.live import LiveJobs
 from steelyard.control.watch import Watch
-from steelyard.lifecycle.job import Change, apply_attempt, doubt_job, lose_job
+from steelyard.lifecycle.attempt import apply_attempt, lose_job
+from steelyard.lifecycle.job import Change, doubt_job
 from steelyard.model.function import Function
 from steelyard.model.ids import DEFAULT_PROJECT, JobId
 from steelyard.model.job import Job, JobState
@@ -71,7 +74,7 @@ async def greet(store: Store, machine: Machine, now: int) -> bool:
         text = "restarted" if restarted else "seen"
         tx.add_event(Event(now, DEFAULT_PROJECT, "", "machine", machine.id, f"{text}, boot {machine.boot_id}"))
         if restarted:
-            for job in tx.jobs({JobState.STARTING, JobState.RUNNING, JobState.STOPPING}):
+            for job in tx.jobs({JobState.STARTING, JobState.RUNNING, JobState.SUSPENDED, JobState.STOPPING}):
                 change = doubt_job(job, "the machine restarted; waiting for its agent to say what became of it")
                 if change is not None:
                     commit_change(tx, job, change, now)
@@ -80,16 +83,21 @@ async def greet(store: Store, machine: Machine, now: int) -> bool:
     return await store.write(commit)
 
 
-async def load(store: Store, report: wire.Report) -> Seen:
-    def read(tx: Tx) -> Seen:
-        jobs = {job.id: job for job in tx.jobs({JobState.UNKNOWN}) if job.reason is Reason.NODE_LOST}
-        for attempt in report.attempts:
-            job = tx.job(JobId(attempt.attempt.rpartition(".")[0]))
-            if job is not None:
-                jobs[job.id] = job
-        return Seen(report, tx.machine(), tuple(jobs.values()), tuple(tx.functions()) if report.functions else ())
+async def load(store: Store, live: LiveJobs, report: wire.Report) -> Seen:
+    named = [JobId(attempt.attempt.rpartition(".")[0]) for attempt in report.attempts]
 
-    return await store.read(read)
+    def read(tx: Tx) -> tuple[tuple[int, list[Job]], Machine | None, tuple[Function, ...]]:
+        return tx.jobs_changed(live.change), tx.machine(), tuple(tx.functions()) if report.functions else ()
+
+    changed, machine, functions = await store.read(read)
+    live.apply(*changed)
+    jobs = {job.id: job for job in live.holding if job.state is JobState.UNKNOWN and job.reason is Reason.NODE_LOST}
+    jobs |= {id_: job for id_ in named if (job := live.job(id_)) is not None}
+    ended = [id_ for id_ in named if id_ not in jobs]
+    if ended:
+        found = await store.read(lambda tx: [tx.job(id_) for id_ in ended])
+        jobs |= {job.id: job for job in found if job is not None}
+    return Seen(report, machine, tuple(jobs.values()), functions)
 
 
 def decide(seen: Seen, now: int) -> Actions:
@@ -148,7 +156,8 @@ async def carry_out(store: Store, actions: Actions) -> Report:
         return Report()
 
     def commit(tx: Tx) -> Report:
-        changed = [change.job for job, change in actions.jobs if commit_change(tx, job, change, actions.now)]
+        stored = [(job, change) for job, change in actions.jobs if commit_change(tx, job, change, actions.now)]
+        charge_ended(tx, stored, actions.now)
         for function in actions.functions:
             tx.put_function(function)
         told = set(tx.events("machine", None, STORED_LOOK)) if actions.report.health_events else set[Event]()
@@ -158,7 +167,7 @@ async def carry_out(store: Store, actions: Actions) -> Report:
         if actions.machine is not None:
             tx.put_machine(actions.machine)
         tx.add_coldstarts(actions.report.coldstarts)
-        return Report(tuple(changed), actions.functions, actions.machine is not None)
+        return Report(tuple(change.job for _, change in stored), actions.functions, actions.machine is not None)
 
     return await store.write(commit)
 
@@ -167,8 +176,9 @@ class ReportsLoop:
     name = REPORTS
     tick_s = 30.0
 
-    def __init__(self, store: Store, agents: AgentLink, clock: Clock, watch: Watch) -> None:
+    def __init__(self, store: Store, agents: AgentLink, clock: Clock, watch: Watch, live: LiveJobs) -> None:
         self._store = store
+        self._live = live
         self._agents = agents
         self._clock = clock
         self._watch = watch
@@ -177,7 +187,7 @@ class ReportsLoop:
         report = self._agents.newest_report()
         if report is None:
             return ()
-        seen = await load(self._store, report)
+        seen = await load(self._store, self._live, report)
         done = await carry_out(self._store, decide(seen, self._clock.now_us()))
         self._agents.acknowledge(report)
         for job in done.jobs:

@@ -124,8 +124,7 @@ class ScratchDisk:
         with contextlib.suppress(FileExistsError):
             place.mkdir(mode=0o711)
             place.chmod(0o711)
-        told = place.lstat()
-        if not stat.S_ISDIR(told.st_mode) or told.st_uid != os.geteuid():
+        if not _is_ours(place):
             raise OSError(errno.EEXIST, "somebody else made it", str(place))
 
     def _mount(self, place: Path, workload: WorkloadId, size_bytes: int, ids: tuple[int, int] | None) -> Scratch | None:
@@ -254,7 +253,16 @@ class ScratchDisk:
         places = [Path(base) / self._name for base in dict.fromkeys(bases)]
         # Told by the mounts themselves: a configured folder that is not configured any more.
         places += [Path(point).parent for point in points if Path(point).parent.name == self._name]
-        return [place for place in dict.fromkeys(places) if place.is_dir() and not place.is_symlink()]
+        return [place for place in dict.fromkeys(places) if _is_ours(place)]
+
+
+def _is_ours(place: Path) -> bool:
+    """Somebody else may have made one of that name, where everybody may write."""
+    try:
+        told = place.lstat()
+    except OSError:
+        return False
+    return stat.S_ISDIR(told.st_mode) and told.st_uid == os.geteuid()
 
 
 def observe_tree(folder: Path, entries_max: int) -> ScratchUse:

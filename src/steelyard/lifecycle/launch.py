@@ -74,7 +74,8 @@ def make_launches(spec: JobSpec, facts: Facts) -> tuple[Launch, ...]:
             command = make_torchrun(argv, gang, facts)
             return tuple(Launch(command, {**common, "STEELYARD_NODE_RANK": str(node)}) for node in range(gang.nodes))
         case Launcher.MPI:
-            return (Launch(make_mpirun(argv, gang, facts), common),)
+            # SLURM_* are told for programs' sake: mpirun must not take them for an allocation of its own to start by srun
+            return (Launch(make_mpirun(argv, gang, facts), {**common, "OMPI_MCA_ras": "^slurm", "OMPI_MCA_plm": "^slurm"}),)
         case Launcher.NONE:
             return tuple(Launch(argv, {**common, **_rank(rank, gang, facts)}) for rank in range(gang.world_size))
 

@@ -95,6 +95,8 @@ class Warn(msgspec.Struct, frozen=True):
 
     signal: int
     before_s: float
+    #: only to processes that `srun` started (SLURM_STEP_ID in their environment), not to the script (sbatch --signal without B:)
+    steps_only: bool = False
 
 
 class ArrayPlace(msgspec.Struct, frozen=True):

@@ -21,6 +21,8 @@ DEFAULT_PROJECT = ProjectName("default")
 
 #: DNS label rules: a function's name becomes a host name and a path
 NAME = re.compile(r"^[a-z0-9]([a-z0-9-]{0,61}[a-z0-9])?\Z")
+#: a project's name; it stands in addresses and tables
+PROJECT = NAME
 #: job names are for people; no control characters, bounded
 JOB_NAME = re.compile(r"^[^\x00-\x1f\x7f/]{1,100}\Z")
 

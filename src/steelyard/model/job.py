@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from enum import StrEnum
 
 import msgspec
@@ -11,6 +12,7 @@ from steelyard.model.batch import (
     ArrayPlace,
     Dependency,
     Gang,
+    Launcher,
     Preemption,
     RankEnd,
     RetryRule,
@@ -109,20 +111,46 @@ class JobSpec(msgspec.Struct, frozen=True):
     slurm: dict[str, str] = {}
 
     @property
+    def each(self) -> Resources:
+        """What each process that Steelyard starts gets: a launcher's has all ranks of its node."""
+        return self.resources if self.gang is None or self.gang.launcher is Launcher.NONE else self.demand
+
+    @property
     def demand(self) -> Resources:
         """What all its ranks on one node need together."""
         ranks = 1 if self.gang is None else self.gang.tasks_per_node
         return self.resources if ranks == 1 else multiply(self.resources, ranks)
 
+    @property
+    def logs_by_rank(self) -> bool:
+        """Is each of its ranks a process that we start, with a log of its own?"""
+        return self.gang is not None and self.gang.launcher is Launcher.NONE
+
+    @property
+    def log_streams(self) -> int:
+        return self.gang.world_size if self.gang is not None and self.logs_by_rank else 1
+
 
 def multiply(each: Resources, ranks: int) -> Resources:
-    """What `ranks` workloads that ask for `each` need on one machine. Shares of a GPU stay one share: see `placement/gang.py`."""
+    """What `ranks` workloads that ask for `each` need on one machine. Each has whole cores of its own, where it asks for whole
+    ones. Shares of a GPU stay one share: see `placement/gang.py`."""
     gpus = each.gpus
     if gpus is not None and gpus.fraction is None:
         gpus = msgspec.structs.replace(gpus, count=gpus.count * ranks)
-    memory = None if each.memory_bytes is None else each.memory_bytes * ranks
-    cpus, nics = each.cpus * ranks, each.nics * ranks
-    return msgspec.structs.replace(each, cpus=cpus, memory_bytes=memory, gpus=gpus, nics=nics)
+    cpus = float(max(1, math.ceil(round(each.cpus, 6)))) if each.whole_cores else each.cpus
+    return msgspec.structs.replace(
+        each,
+        cpus=cpus * ranks,
+        memory_bytes=_times(each.memory_bytes, ranks),
+        gpus=gpus,
+        nics=each.nics * ranks,
+        scratch_bytes=_times(each.scratch_bytes, ranks),
+        io_max_bytes_s=_times(each.io_max_bytes_s, ranks),
+    )
+
+
+def _times(amount: int | None, ranks: int) -> int | None:
+    return None if amount is None else amount * ranks
 
 
 class JobState(StrEnum):
@@ -154,7 +182,8 @@ class Plan(msgspec.Struct, frozen=True):
     memory_nodes: tuple[int, ...] = ()
     timing: Timing = Timing.BEST_EFFORT
     preemptible: bool = False
-    #: ids in the machine's topology, in the order in which the workload sees them
+    #: ids in the machine's topology, in the order in which the workload sees them. Of a gang whose ranks have shares of GPUs: one
+    #: after the other what each rank has, so that a GPU that several share stands there once for each
     gpus: tuple[str, ...] = ()
     nics: tuple[str, ...] = ()
     #: share of each GPU in `gpus`; 1.0 whole

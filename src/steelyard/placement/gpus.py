@@ -87,6 +87,12 @@ def choose_kind(supply: GpuSupply, use: GpuUse, demand: GpuDemand) -> GpuChoice:
     return GpuChoice(fixed=fixed, whole=demand.count - len(fixed))
 
 
+def count_shares(supply: GpuSupply, use: GpuUse, fraction: float) -> int:
+    """How many shares of that size are free in all, several of one GPU counted each."""
+    size = max(1, round(fraction * _MICRO))
+    return sum(use.free_micro(gpu.id) // size for gpu in supply.meant if not gpu.mig and not gpu.mig_instances)
+
+
 def explain_shortage(gpus: Sequence[Gpu], supply: GpuSupply, demand: GpuDemand, now: bool) -> tuple[Reason, str] | None:
     """Why the demand can't be met from this supply, or None. `now`: something is in use, an empty machine is judged apart."""
     if supply.possible >= demand.count:

@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping, Sequence
+from functools import lru_cache
 from typing import TypeAlias
 
 from steelyard.model.topology import Pair, PathClass, Topology
@@ -28,6 +29,7 @@ Address: TypeAlias = tuple[int, tuple[int | str, ...]]
 Rows: TypeAlias = tuple[tuple[int, ...], ...]
 
 
+@lru_cache(maxsize=4096)
 def address_key(device: str) -> Address:
     """Orders device ids: PCI addresses by their numbers, then other names with their numbers counted (`GPU9` before `GPU10`)."""
     if pci := _PCI.fullmatch(device):

@@ -6,6 +6,7 @@ Looks twice: at the machine as it is now, and as if it were empty. What an empty
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Sequence
 
 import msgspec
@@ -81,13 +82,14 @@ def check_devices(topology: Topology, used: Used, plan: Plan) -> list[str]:
     findings: list[str] = []
     gpus = {gpu.id: gpu for gpu in topology.gpus}
     instances = {instance_id(gpu, each) for gpu in topology.gpus for each in gpu.mig_instances}
-    for name in plan.gpus:
+    # a GPU of which several ranks of a gang have a share stands there once for each
+    for name, times in Counter(plan.gpus).items():
         gpu = gpus.get(name)
         if gpu is None:
             findings.append(f"GPU {name} is no longer on this machine")
         elif not plan.mig_instances and (gpu.mig or gpu.mig_instances):
             findings.append(f"GPU {name} has MIG on and is given away in instances only")
-        elif not used.gpus.has_room(name, 1.0 if plan.mig_instances else plan.gpu_fraction):
+        elif not used.gpus.has_room(name, 1.0 if plan.mig_instances else plan.gpu_fraction * times):
             findings.append(f"GPU {name} is not free")
     for name in plan.mig_instances:
         if name not in instances:

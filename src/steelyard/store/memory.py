@@ -16,6 +16,7 @@ from steelyard.model.function import ApiKey, Function
 from steelyard.model.ids import FunctionName, JobId, MachineId, ProjectName
 from steelyard.model.job import Job, JobState
 from steelyard.model.machine import Machine
+from steelyard.model.site import Account, Quota, Schedule
 from steelyard.store import Event, StoredAnswer, Tx
 from steelyard.store.generation import check_generation
 
@@ -29,6 +30,12 @@ class _Content:
 
     def __init__(self) -> None:
         self.jobs: dict[JobId, Job] = {}
+        #: job -> number of its last change, and the newest number given
+        self.changes: dict[JobId, int] = {}
+        self.change = 0
+        self.accounts: dict[str, Account] = {}
+        self.quotas: dict[ProjectName, Quota] = {}
+        self.schedules: dict[tuple[ProjectName, str], Schedule] = {}
         self.functions: dict[tuple[ProjectName, FunctionName], Function] = {}
         self.keys: dict[tuple[ProjectName, str], ApiKey] = {}
         self.coldstarts: dict[str, ColdStart] = {}
@@ -60,8 +67,52 @@ class MemoryTx:
         found = [job for job in self._content.jobs.values() if states is None or job.state in states]
         return found if limit is None else _newest(found, limit)
 
+    def jobs_of_array(self, array: JobId) -> list[Job]:
+        return [job for job in self._content.jobs.values() if job.array is not None and job.array.id == array]
+
+    def jobs_changed(self, since: int) -> tuple[int, list[Job]]:
+        newest = self._content.change
+        if since <= 0:
+            return newest, [job for job in self._content.jobs.values() if not job.state.terminal]
+        return newest, [job for job in self._content.jobs.values() if self._content.changes[job.id] > since]
+
     def put_job(self, job: Job) -> None:
         self._put_object(f"Job {job.id}", self._content.jobs, job.id, job)
+        # not taken back by `undo`: numbers only have to go up
+        self._content.change += 1
+        self._set(self._content.changes, job.id, self._content.change)
+
+    # shares, quotas and schedules
+
+    def accounts(self) -> list[Account]:
+        return list(self._content.accounts.values())
+
+    def account(self, name: str) -> Account | None:
+        return self._content.accounts.get(name)
+
+    def put_account(self, account: Account) -> None:
+        self._put_object(f"Account {account.name}", self._content.accounts, account.name, account)
+
+    def quotas(self) -> list[Quota]:
+        return list(self._content.quotas.values())
+
+    def put_quota(self, quota: Quota) -> None:
+        self._put_object(f"The quota of {quota.project}", self._content.quotas, quota.project, quota)
+
+    def delete_quota(self, project: ProjectName) -> bool:
+        return self._drop(self._content.quotas, [project]) > 0
+
+    def schedules(self) -> list[Schedule]:
+        return list(self._content.schedules.values())
+
+    def schedule(self, project: ProjectName, name: str) -> Schedule | None:
+        return self._content.schedules.get((project, name))
+
+    def put_schedule(self, schedule: Schedule) -> None:
+        self._put_object(f"Schedule {schedule.name}", self._content.schedules, (schedule.project, schedule.name), schedule)
+
+    def delete_schedule(self, project: ProjectName, name: str) -> bool:
+        return self._drop(self._content.schedules, [(project, name)]) > 0
 
     # functions and keys
 

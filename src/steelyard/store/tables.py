@@ -10,7 +10,7 @@ from __future__ import annotations
 import sqlalchemy as sa
 
 #: the newest migration, which this code needs; revisions are numbers, so that newer and older can be told apart
-SCHEMA = "0001"
+SCHEMA = "0003"
 
 metadata = sa.MetaData()
 
@@ -38,8 +38,14 @@ job = sa.Table(
     *_ownership(known=True),
     sa.Column("state", sa.Text, nullable=False),
     sa.Column("submitted_at", sa.Integer, nullable=False),
+    #: the array that it is an element of
+    sa.Column("array_id", sa.Text, nullable=True),
+    #: goes up with every change of any job: what changed since a reader looked last is found by it
+    sa.Column("change", sa.Integer, nullable=False),
     *_content(),
     sa.Index("job_by_state", "state", "seq"),
+    sa.Index("job_by_array", "array_id", "seq"),
+    sa.Index("job_by_change", "change", unique=True),
 )
 
 function = sa.Table(
@@ -64,6 +70,35 @@ api_key = sa.Table(
     sa.Column("created_at", sa.Integer, nullable=False),
     *_content(),
     sa.Index("api_key_by_name", "project", "name", unique=True),
+)
+
+account = sa.Table(
+    "account",
+    metadata,
+    sa.Column("seq", sa.Integer, primary_key=True),
+    sa.Column("name", sa.Text, nullable=False),
+    *_ownership(known=True),
+    *_content(),
+    sa.Index("account_by_name", "name", unique=True),
+)
+
+quota = sa.Table(
+    "quota",
+    metadata,
+    sa.Column("seq", sa.Integer, primary_key=True),
+    *_ownership(known=True),
+    *_content(),
+    sa.Index("quota_by_project", "project", unique=True),
+)
+
+schedule = sa.Table(
+    "schedule",
+    metadata,
+    sa.Column("seq", sa.Integer, primary_key=True),
+    sa.Column("name", sa.Text, nullable=False),
+    *_ownership(known=True),
+    *_content(),
+    sa.Index("schedule_by_name", "project", "name", unique=True),
 )
 
 coldstart = sa.Table(

@@ -6,6 +6,7 @@ commits or fsync (`sql.py` does), and lets no error of SQLAlchemy or the driver 
 
 from __future__ import annotations
 
+import functools
 import zlib
 from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
@@ -22,6 +23,7 @@ from steelyard.model.function import ApiKey, Function
 from steelyard.model.ids import DEFAULT_PROJECT, FunctionName, JobId, ProjectName
 from steelyard.model.job import Job, JobState
 from steelyard.model.machine import Machine
+from steelyard.model.site import Account, Quota, Schedule
 from steelyard.store import Event, StoredAnswer, tables
 from steelyard.store.faults import damaged, translate
 from steelyard.store.generation import check_generation
@@ -30,13 +32,20 @@ _S = TypeVar("_S", bound=msgspec.Struct)
 
 _p = sa.bindparam
 _job, _fn, _key = tables.job.c, tables.function.c, tables.api_key.c
+_acc, _quo, _sched = tables.account.c, tables.quota.c, tables.schedule.c
 _cold, _ans, _ev = tables.coldstart.c, tables.answer.c, tables.event.c
+
+
+#: an index that is read from its end: a few microseconds, and no row of its own to lock
+_NEXT_CHANGE = sa.select(sa.func.coalesce(sa.func.max(_job.change), 0) + 1).scalar_subquery()
 
 
 def _put(table: sa.Table, *identity: str) -> tuple[sa.Executable, sa.Executable, sa.Executable]:
     """(insert unless there, update of exactly the generation before, stored generation) of an object table."""
     same = sa.and_(*(table.c[name] == _p(f"id_{name}") for name in identity))
-    columns = {column.name: _p(column.name) for column in table.c if column.name != "seq"}
+    columns: dict[str, sa.ColumnElement[object]] = {column.name: _p(column.name) for column in table.c if column.name != "seq"}
+    if "change" in columns:
+        columns["change"] = _NEXT_CHANGE
     return (
         upsert(table).values(columns).on_conflict_do_nothing(),
         sa.update(table).where(same, table.c.generation == _p("generation_before")).values(columns),
@@ -50,6 +59,9 @@ _JOBS_NEWEST = sa.select(_job.body, _job.body_crc).order_by(_job.seq.desc()).lim
 _IN_STATES = _job.state.in_(_p("states", expanding=True))
 _JOBS_IN = _JOBS.where(_IN_STATES)
 _JOBS_IN_NEWEST = _JOBS_NEWEST.where(_IN_STATES)
+_JOBS_OF_ARRAY = _JOBS.where(_job.array_id == _p("array"))
+_LAST_CHANGE = sa.select(sa.func.coalesce(sa.func.max(_job.change), 0))
+_JOBS_CHANGED = sa.select(_job.body, _job.body_crc).where(_job.change > _p("since")).order_by(_job.seq)
 _PUT_JOB = _put(tables.job, "id")
 
 _FUNCTION = sa.select(_fn.body, _fn.body_crc).where(_fn.project == _p("project"), _fn.name == _p("name"))
@@ -60,6 +72,20 @@ _DELETE_FUNCTION = sa.delete(tables.function).where(_fn.project == _p("project")
 _KEYS = sa.select(_key.body, _key.body_crc).order_by(_key.seq)
 _PUT_KEY = _put(tables.api_key, "project", "name")
 _DELETE_KEY = sa.delete(tables.api_key).where(_key.project == _p("project"), _key.name == _p("name"))
+
+_ACCOUNTS = sa.select(_acc.body, _acc.body_crc).order_by(_acc.seq)
+_ACCOUNT = _ACCOUNTS.where(_acc.name == _p("name"))
+_PUT_ACCOUNT = _put(tables.account, "name")
+
+_QUOTAS = sa.select(_quo.body, _quo.body_crc).order_by(_quo.seq)
+_PUT_QUOTA = _put(tables.quota, "project")
+_DELETE_QUOTA = sa.delete(tables.quota).where(_quo.project == _p("project"))
+
+_SCHEDULES = sa.select(_sched.body, _sched.body_crc).order_by(_sched.seq)
+_ONE_SCHEDULE = sa.and_(_sched.project == _p("project"), _sched.name == _p("name"))
+_SCHEDULE = _SCHEDULES.where(_ONE_SCHEDULE)
+_PUT_SCHEDULE = _put(tables.schedule, "project", "name")
+_DELETE_SCHEDULE = sa.delete(tables.schedule).where(_ONE_SCHEDULE)
 
 _COLDSTARTS = sa.select(_cold.body, _cold.body_crc).order_by(_cold.seq.desc()).limit(_p("limit"))
 _COLDSTARTS_OF = _COLDSTARTS.where(_cold.function == _p("function"))
@@ -107,6 +133,9 @@ _encode = msgspec.json.Encoder().encode
 _decode_job = msgspec.json.Decoder(Job)
 _decode_function = msgspec.json.Decoder(Function)
 _decode_key = msgspec.json.Decoder(ApiKey)
+_decode_account = msgspec.json.Decoder(Account)
+_decode_quota = msgspec.json.Decoder(Quota)
+_decode_schedule = msgspec.json.Decoder(Schedule)
 _decode_coldstart = msgspec.json.Decoder(ColdStart)
 _decode_machine = msgspec.json.Decoder(Machine)
 
@@ -132,9 +161,51 @@ class SqlTx:
         statement = _JOBS_NEWEST if states is None else _JOBS_IN_NEWEST
         return self._all(_decode_job, statement, {**wanted, "limit": max(0, limit)})[::-1]
 
+    def jobs_of_array(self, array: JobId) -> list[Job]:
+        return self._all(_decode_job, _JOBS_OF_ARRAY, {"array": array})
+
+    def jobs_changed(self, since: int) -> tuple[int, list[Job]]:
+        newest = self._number(_LAST_CHANGE) or 0
+        if since <= 0:
+            return newest, self.jobs([state for state in JobState if not state.terminal])
+        return newest, self._all(_decode_job, _JOBS_CHANGED, {"since": since}) if newest > since else []
+
     def put_job(self, job: Job) -> None:
-        row = {"id": job.id, "state": job.state, "submitted_at": job.submitted_at}
+        array = None if job.array is None else job.array.id
+        row = {"id": job.id, "state": job.state, "submitted_at": job.submitted_at, "array_id": array}
         self._put_object(f"Job {job.id}", _PUT_JOB, ("id",), job, row)
+
+    # shares, quotas and schedules
+
+    def accounts(self) -> list[Account]:
+        return self._all(_decode_account, _ACCOUNTS)
+
+    def account(self, name: str) -> Account | None:
+        return self._one(_decode_account, _ACCOUNT, {"name": name})
+
+    def put_account(self, account: Account) -> None:
+        self._put_object(f"Account {account.name}", _PUT_ACCOUNT, ("name",), account, {"name": account.name})
+
+    def quotas(self) -> list[Quota]:
+        return self._all(_decode_quota, _QUOTAS)
+
+    def put_quota(self, quota: Quota) -> None:
+        self._put_object(f"The quota of {quota.project}", _PUT_QUOTA, ("project",), quota, {})
+
+    def delete_quota(self, project: ProjectName) -> bool:
+        return self._change(_DELETE_QUOTA, {"project": project}) > 0
+
+    def schedules(self) -> list[Schedule]:
+        return self._all(_decode_schedule, _SCHEDULES)
+
+    def schedule(self, project: ProjectName, name: str) -> Schedule | None:
+        return self._one(_decode_schedule, _SCHEDULE, {"project": project, "name": name})
+
+    def put_schedule(self, schedule: Schedule) -> None:
+        self._put_object(f"Schedule {schedule.name}", _PUT_SCHEDULE, ("project", "name"), schedule, {"name": schedule.name})
+
+    def delete_schedule(self, project: ProjectName, name: str) -> bool:
+        return self._change(_DELETE_SCHEDULE, {"project": project, "name": name}) > 0
 
     # functions and keys
 
@@ -225,7 +296,11 @@ class SqlTx:
     # the site
 
     def machine(self) -> Machine | None:
-        return self._one(_decode_machine, _MACHINE)
+        rows = self._rows(_MACHINE)
+        try:
+            return _read_machine(rows[0][0], rows[0][1]) if rows else None
+        except (msgspec.MsgspecError, ValueError, TypeError, AttributeError) as err:
+            raise damaged(self._path, f"the content of a row is not what was written ({err})", detail="machine") from err
 
     def put_machine(self, machine: Machine) -> None:
         hello = (self._number(_LAST_HELLO) or 0) + 1
@@ -254,7 +329,7 @@ class SqlTx:
         what: str,
         statements: tuple[sa.Executable, sa.Executable, sa.Executable],
         identity: Sequence[str],
-        thing: Job | Function | ApiKey,
+        thing: Job | Function | ApiKey | Account | Quota | Schedule,
         columns: Mapping[str, object],
     ) -> None:
         insert, update, generation = statements
@@ -310,6 +385,12 @@ class SqlTx:
         except (msgspec.MsgspecError, ValueError, TypeError, AttributeError) as err:
             detail = " ".join(str(statement).split())
             raise damaged(self._path, f"the content of a row is not what was written ({err})", detail=detail) from err
+
+
+@functools.lru_cache(maxsize=4)
+def _read_machine(body: str, crc: int) -> Machine:
+    """Every submit reads the machine, which is tens of kilobytes and hardly ever changes; frozen, so it may be shared."""
+    return _decode_machine.decode(_check_content(body, crc))
 
 
 def _content(thing: msgspec.Struct) -> dict[str, object]:

@@ -10,13 +10,18 @@ from typing import Annotated
 import msgspec
 from msgspec import Meta
 
+from steelyard.model.batch import PRIORITY_MAX, RankEnd
 from steelyard.model.function import FunctionSpec
 from steelyard.model.job import JobSpec
 from steelyard.model.machine import Machine
+from steelyard.model.usage import Usage
 
 
 class JobSubmit(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     spec: JobSpec
+    #: indices of an array, such as 0-99%8; None: one job
+    array: Annotated[str, Meta(min_length=1, max_length=10_000)] | None = None
+    project: Annotated[str, Meta(min_length=1, max_length=63)] = "default"
 
 
 class JobStop(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
@@ -41,7 +46,38 @@ class ExecView(msgspec.Struct, frozen=True):
     exec: str
 
 
+class JobPriority(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    priority: Annotated[int, Meta(ge=0, le=PRIORITY_MAX)]
+
+
+class ScriptSubmit(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """A script as `sbatch` would be given it."""
+
+    #: its text; empty with --wrap among `options`
+    script: str
+    #: where it was submitted, an absolute path
+    cwd: str
+    arguments: tuple[str, ...] = ()
+    #: of sbatch's command line, as written; they win over #SBATCH lines
+    options: tuple[str, ...] = ()
+    #: the caller's environment; --export says what of it the job gets
+    env: dict[str, str] = {}
+    #: the script's file name, which names the job unless --job-name does
+    name: Annotated[str, Meta(min_length=1)] = "sbatch"
+
+
+class ScriptSubmitted(msgspec.Struct, frozen=True):
+    #: of the job, or of the array
+    id: str
+    #: sentences: what was understood but is not acted on
+    ignored: tuple[str, ...] = ()
+    #: the array's indices, such as 0-99%8
+    array: str | None = None
+
+
 class JobView(msgspec.Struct, frozen=True):
+    """A job; or an array as a whole, with `elements` set."""
+
     id: str
     name: str
     project: str
@@ -57,6 +93,139 @@ class JobView(msgspec.Struct, frozen=True):
     argv: tuple[str, ...]
     cpus: tuple[int, ...]
     peak_memory_bytes: int | None
+    priority: int = 0
+    account: str = ""
+    #: number of the newest attempt, and how many before it ran
+    attempt: int = 0
+    restarts: int = 0
+    #: what it asked for, all its ranks together
+    cores: float = 0.0
+    memory_bytes: int | None = None
+    gpus: int = 0
+    nodes: int = 1
+    ranks: int = 1
+    #: logs that it has: one per rank where ranks are started one by one
+    log_streams: int = 1
+    array: str | None = None
+    array_index: int | None = None
+    #: of an array: state -> elements in it
+    elements: dict[str, int] | None = None
+    max_duration_s: float | None = None
+    not_before: str | None = None
+    after: tuple[str, ...] = ()
+    gpu_ids: tuple[str, ...] = ()
+    cwd: str = ""
+    #: where its output goes instead of the logs
+    stdout: str | None = None
+    stderr: str | None = None
+    usage: Usage | None = None
+    rank_ends: tuple[RankEnd, ...] = ()
+
+
+class QueueView(msgspec.Struct, frozen=True):
+    """A waiting job. `position` counts from 1 in the order of starting; None: it may not start yet, whatever is free."""
+
+    position: int | None
+    #: an estimate, from the limits of what runs; None: nobody can tell
+    starts_at: str | None
+    job: JobView
+
+
+class JobForecast(msgspec.Struct, frozen=True):
+    """What would become of a job if it were submitted now."""
+
+    fits_now: bool
+    starts_at: str | None
+    reason: str | None
+    detail: str
+    cpus: tuple[int, ...] = ()
+    gpus: tuple[str, ...] = ()
+
+
+class WhyReason(msgspec.Struct, frozen=True):
+    node: str
+    reason: str
+    detail: str
+
+
+class WhyChange(msgspec.Struct, frozen=True):
+    """A change after which the scheduler, asked again, would start it now."""
+
+    kind: str
+    text: str
+    #: where the change is to wait: until then
+    at: str | None = None
+
+
+class WhyView(msgspec.Struct, frozen=True):
+    id: str
+    state: str
+    position: int | None
+    starts_at: str | None
+    reasons: tuple[WhyReason, ...]
+    changes: tuple[WhyChange, ...]
+
+
+class AccountPut(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    name: Annotated[str, Meta(min_length=1, max_length=520)]
+    shares: Annotated[float, Meta(gt=0, le=1e6)]
+
+
+class AccountView(msgspec.Struct, frozen=True):
+    """`usage` in core-seconds, decayed; `level_fs` above 1 means: less used than its shares allow, among its siblings."""
+
+    name: str
+    shares: float
+    norm_shares: float
+    usage: float
+    norm_usage: float
+    level_fs: float | None
+    #: 0 comes first; None: no job runs under it, only under accounts below it
+    rank: int | None
+
+
+class QuotaPut(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """null: no limit."""
+
+    cores: Annotated[float, Meta(ge=0)] | None = None
+    gpus: Annotated[float, Meta(ge=0)] | None = None
+    memory_bytes: Annotated[int, Meta(ge=0)] | None = None
+    running_jobs: Annotated[int, Meta(ge=0)] | None = None
+
+
+class QuotaView(msgspec.Struct, frozen=True):
+    project: str
+    cores: float | None
+    gpus: float | None
+    memory_bytes: int | None
+    running_jobs: int | None
+    used_cores: float
+    used_gpus: float
+    used_memory_bytes: int
+    used_jobs: int
+
+
+class SchedulePut(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    #: five fields, in `timezone`
+    cron: Annotated[str, Meta(min_length=1, max_length=1000)]
+    spec: JobSpec
+    timezone: Annotated[str, Meta(min_length=1, max_length=255)] = "UTC"
+
+
+class ScheduleView(msgspec.Struct, frozen=True):
+    name: str
+    project: str
+    owner: str
+    generation: int
+    cron: str
+    timezone: str
+    paused: bool
+    #: when it submits next; None: paused, or it never comes true again
+    next_at: str | None
+    #: the newest job that it submitted, and its state
+    last_job: str | None
+    last_state: str | None
+    spec: JobSpec
 
 
 class EventView(msgspec.Struct, frozen=True):
@@ -100,6 +269,8 @@ class FunctionView(msgspec.Struct, frozen=True):
     queued: int
     public: bool
     deployed_at: str
+    #: of the newest revision; told of one function, not in lists
+    spec: FunctionSpec | None = None
 
 
 class ColdStartView(msgspec.Struct, frozen=True):

@@ -63,6 +63,7 @@ class Rig:
             cast(Any, devices),
             cast(Any, SimpleNamespace(check=nothing)),
             cast(Any, holdings),
+            "/slurm/bin",
         )
 
     async def note_start(self, plan: Plan) -> None:

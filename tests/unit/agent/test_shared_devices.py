@@ -55,6 +55,7 @@ def make_edges(folder: Path) -> Any:
         gateway=SimpleNamespace(),
         queue=SimpleNamespace(),
         journal=SimpleNamespace(),
+        slurm_bin="/slurm/bin",
         lib_dir=folder,
         template_budget_bytes=0,
         observe_topology=None,

@@ -7,9 +7,12 @@ from typing import Any
 
 import pytest
 
-from steelyard.api.auth import TokenGate
+from steelyard.api.auth import JobTokens, TokenGate
 
 ADMIN, AGENT = "admin-token-0123456789", "agent-token-0123456789"
+#: only attempt 2 of this job runs
+TOKENS = JobTokens(ADMIN, {"j-000001": 2}.get)
+JOB = TOKENS.sign("j-000001", 2)
 
 
 def passes(kind: str, path: str, *values: bytes, method: str = "GET") -> bool:
@@ -27,7 +30,7 @@ def passes(kind: str, path: str, *values: bytes, method: str = "GET") -> bool:
         sent.append(message)
 
     scope = {"type": kind, "method": method, "path": path, "headers": [(b"authorization", value) for value in values]}
-    asyncio.run(TokenGate(app, ADMIN, AGENT)(scope, receive, send))
+    asyncio.run(TokenGate(app, ADMIN, AGENT, TOKENS)(scope, receive, send))
     assert bool(reached) != bool(sent)
     if sent and kind == "http":
         assert sent[0]["status"] == 401 and (b"www-authenticate", b"Bearer") in sent[0]["headers"]
@@ -55,6 +58,18 @@ def passes(kind: str, path: str, *values: bytes, method: str = "GET") -> bool:
         ("http", "/v1/agent", [f"Bearer {AGENT}"], False),
         ("http", "/v1/bundles/x", [f"Bearer {AGENT}"], True),
         ("http", "/v1/bundles", [f"Bearer {AGENT}"], False),
+        ("http", "/v1/jobs", [f"Bearer {JOB}"], True),
+        ("http", "/v1/jobs/j-000001/stop", [f"Bearer {JOB}"], True),
+        ("http", "/v1/scripts", [f"Bearer {JOB}"], True),
+        ("http", "/v1/jobsx", [f"Bearer {JOB}"], False),
+        ("http", "/v1/keys", [f"Bearer {JOB}"], False),
+        ("http", "/v1/functions", [f"Bearer {JOB}"], False),
+        ("http", "/v1/jobs", [f"Bearer {JOB}x"], False),
+        ("http", "/v1/jobs", [f"Bearer {TOKENS.sign('j-000001', 1)}"], False),
+        ("http", "/v1/jobs", [f"Bearer {TOKENS.sign('j-000002', 2)}"], False),
+        ("http", "/v1/jobs", ["Bearer job.j-000001.2"], False),
+        ("http", "/v1/jobs", ["Bearer job.j-000001.x.y"], False),
+        ("websocket", "/v1/agent", [f"Bearer {JOB}"], False),
         ("websocket", "/v1/agent", [f"Bearer {AGENT}"], True),
         ("websocket", "/v1/agent", [f"Bearer {ADMIN}"], False),
         ("websocket", "/v1/agent", [], False),

@@ -7,8 +7,8 @@ from pathlib import Path
 import pytest
 
 from steelyard.cli.deploy import check_name, read_target
-from steelyard.cli.jobs import parse_signal
-from steelyard.cli.run import parse_env
+from steelyard.cli.job_options import parse_env
+from steelyard.cli.quantities import parse_signal
 from steelyard.errors import Refused
 
 

@@ -3,114 +3,23 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Sequence
 
 import msgspec
 import pytest
 
-from steelyard.clock import VirtualClock
+from control_world import MACHINE, OWNER, World, attempt, make_world
 from steelyard.control import ASSIGNMENT, JOBS, answers, assignment, jobs, reports
 from steelyard.control.assignment import AssignmentLoop, begin_epoch
-from steelyard.control.jobs import JobsLoop
-from steelyard.control.reports import ReportsLoop, greet
-from steelyard.control.watch import Watch
+from steelyard.control.reports import greet
 from steelyard.errors import Conflict
 from steelyard.lifecycle.job import stop_job
 from steelyard.model.coldstart import ColdStart, Road
 from steelyard.model.function import ApiKey, Function, FunctionSpec, FunctionState
-from steelyard.model.ids import DEFAULT_PROJECT, AttemptId, FunctionName, JobId, MachineId
-from steelyard.model.job import Job, JobSpec, JobState, Owner, Plan, Resources
-from steelyard.model.machine import Core, Isolation, Machine
+from steelyard.model.ids import DEFAULT_PROJECT, FunctionName, JobId
+from steelyard.model.job import Job, JobSpec, JobState, Plan
 from steelyard.model.reason import Reason
 from steelyard.store import StoredAnswer
-from steelyard.store.memory import MemoryStore
-from steelyard.wire.agent import Assignment, AttemptState, FunctionSeen, HealthEvent, Report
-
-OWNER = Owner("root", 0)
-MACHINE = Machine(
-    id=MachineId("m1"),
-    boot_id="boot-1",
-    hostname="h",
-    kernel="k",
-    cpu_model="c",
-    cores=(Core((0,)), Core((1,))),
-    caches=(),
-    numa_nodes=(),
-    memory_bytes=1 << 33,
-    devices=(),
-    virtualisation="unknown",
-    virtualisation_detail="",
-    isolation=Isolation("v2", True, True, True, True),
-)
-
-
-class FakeAgents:
-    """The agent's end: keeps what it was offered, reports what the test says."""
-
-    def __init__(self) -> None:
-        self.offers: list[Assignment] = []
-        self.report: Report | None = None
-        self.acks: list[int] = []
-
-    def newest_report(self) -> Report | None:
-        return self.report
-
-    def acknowledge(self, report: Report) -> None:
-        self.acks.append(report.seq)
-        if self.report is report:
-            self.report = None
-
-    def offer(self, assignment: Assignment) -> None:
-        self.offers.append(assignment)
-
-
-class World:
-    """Store, clock and the three loops, activated by hand."""
-
-    def __init__(self) -> None:
-        self.store = MemoryStore()
-        self.clock = VirtualClock()
-        self.watch = Watch()
-        self.agents = FakeAgents()
-        self.jobs = JobsLoop(self.store, self.clock, self.watch)
-        self.assignment = AssignmentLoop(self.store, self.agents)
-        self.reports = ReportsLoop(self.store, self.agents, self.clock, self.watch)
-        self.seq = 0
-
-    async def submit(self, cpus: float = 1.0, **fields: object) -> JobId:
-        def commit(tx: object) -> JobId:
-            id_ = JobId(f"j-{tx.bump('job'):06d}")  # type: ignore[attr-defined]
-            spec = JobSpec("x", ("true",), "/", resources=Resources(cpus))
-            job = Job(id_, DEFAULT_PROJECT, OWNER, 1, 0, spec, JobState.QUEUED, self.clock.now_us())
-            tx.put_job(msgspec.structs.replace(job, **fields))  # type: ignore[attr-defined]
-            return id_
-
-        return await self.store.write(commit)
-
-    async def job(self, id_: JobId) -> Job:
-        job = await self.store.read(lambda tx: tx.job(id_))
-        assert job is not None
-        return job
-
-    async def observe(self, *attempts: AttemptState, boot: str = "boot-1", **fields: object) -> Sequence[str]:
-        self.seq += 1
-        report = Report(self.seq, MACHINE.id, boot, generation=0, attempts=attempts)
-        self.agents.report = msgspec.structs.replace(report, **fields)
-        return await self.reports.activate()
-
-    async def settle(self) -> None:
-        await self.jobs.activate()
-        await self.assignment.activate()
-
-
-async def make_world() -> World:
-    world = World()
-    await greet(world.store, MACHINE, world.clock.now_us())
-    return world
-
-
-def attempt(name: str, phase: str, **fields: object) -> AttemptState:
-    return msgspec.structs.replace(AttemptState(AttemptId(name), phase), **fields)
+from steelyard.wire.agent import Assignment, FunctionSeen, HealthEvent
 
 
 def test_a_job_goes_from_queue_to_agent_to_its_end() -> None:
@@ -167,14 +76,16 @@ def test_the_applier_drops_a_plan_that_no_longer_fits() -> None:
     async def main() -> None:
         world = await make_world()
         await world.submit(2.0)
-        stale = jobs.decide(await jobs.load(world.store), 1)
+        stale = jobs.decide(await jobs.load(world.store, world.live), 1)
         report = await jobs.carry_out(world.store, stale)
         assert len(report.started) == 1
         again = await jobs.carry_out(world.store, stale)
         assert (again.started, again.skipped) == ((), 1)
         other = await world.submit(2.0)
-        seen = await jobs.load(world.store)
-        blind = jobs.decide(msgspec.structs.replace(seen, holding=()), 1)
+        seen = await jobs.load(world.store, world.live)
+        nothing = msgspec.structs.replace(seen.snapshot, holding=())
+        blind = jobs.decide(msgspec.structs.replace(seen, snapshot=nothing), 1)
+        blind = msgspec.structs.replace(blind, seen=seen)
         late = await jobs.carry_out(world.store, blind)
         assert (late.started, late.skipped, late.dropped) == ((), 0, 1)
         assert (await world.job(other)).state is JobState.QUEUED
@@ -219,7 +130,7 @@ def test_the_generation_goes_up_only_with_the_content_and_the_epoch_with_the_ser
         await world.assignment.activate()
         assert [(offer.epoch, offer.generation) for offer in world.agents.offers] == [(1, 1), (1, 2)]
         assert await begin_epoch(world.store) == 2
-        again = AssignmentLoop(world.store, world.agents)
+        again = AssignmentLoop(world.store, world.agents, world.live)
         await again.activate()
         assert (world.agents.offers[-1].epoch, world.agents.offers[-1].generation) == (2, 3)
         assert world.agents.offers[-1].jobs == world.agents.offers[-2].jobs
@@ -391,7 +302,7 @@ def test_answers_are_forgotten_after_a_day() -> None:
 def test_rendering_is_pure_and_skips_jobs_without_a_plan() -> None:
     job = Job(JobId("j"), DEFAULT_PROJECT, OWNER, 1, 1, JobSpec("x", ("a",), "/"), JobState.UNKNOWN, 0)
     seen = assignment.Seen((job,), (), (), epoch=3, offered=None)
-    assert assignment.render_assignment(seen) == Assignment(epoch=3, generation=0)
+    assert assignment.render_assignment(seen, lambda job: "") == Assignment(epoch=3, generation=0)
 
 
 def test_a_machine_out_of_use_starts_nothing_and_jobs_say_why() -> None:
@@ -419,7 +330,7 @@ def test_a_plan_whose_device_has_been_taken_out_of_use_since_is_dropped_when_it_
     async def case() -> None:
         world = await make_world()
         job = await world.submit()
-        actions = jobs.decide(await jobs.load(world.store), world.clock.now_us())
+        actions = jobs.decide(await jobs.load(world.store, world.live), world.clock.now_us())
         ((before, change),) = actions.starts
         plan = msgspec.structs.replace(change.job.plan or Plan(), gpus=("0000:0f:00.0",))
         planned = msgspec.structs.replace(change, job=msgspec.structs.replace(change.job, plan=plan))

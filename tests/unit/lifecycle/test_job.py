@@ -5,13 +5,11 @@ from __future__ import annotations
 import msgspec
 import pytest
 
+from steelyard.lifecycle.attempt import ATTEMPTS_MAX, apply_attempt, lose_job
 from steelyard.lifecycle.job import (
-    ATTEMPTS_MAX,
     TRANSITIONS,
-    apply_attempt,
     doubt_job,
     explain_wait,
-    lose_job,
     refuse_job,
     start_job,
     stop_job,

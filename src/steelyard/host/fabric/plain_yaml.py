@@ -1,7 +1,7 @@
 """What does a YAML file say, when nothing in it may be clever? Mappings, lists and text only.
 
-Every scalar stays text (`0190` is a name, `no` is a word). Aliases, tags, two documents, keys given twice and deep nesting are
-refused, so a small file never becomes a large structure. PyYAML splits the text into events; the structure is built here.
+Every scalar stays text (`0190` is a name, `no` is a word). Aliases, tags, keys given twice and deep nesting are refused, so a small
+file never becomes a large structure. PyYAML splits the text into events; the structure is built here. Mappings know their lines.
 """
 
 from __future__ import annotations
@@ -20,6 +20,16 @@ _LOADER = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
 Plain: TypeAlias = "str | list[Plain] | dict[str, Plain]"
 
 
+class PlainMapping(dict[str, Plain]):
+    """A mapping, and where it stands: lines from 1."""
+
+    def __init__(self, line: int) -> None:
+        super().__init__()
+        self.line = line
+        #: of each key
+        self.lines: dict[str, int] = {}
+
+
 class _Open:
     """A mapping or list that is not closed yet."""
 
@@ -30,6 +40,14 @@ class _Open:
 
 def read_plain_yaml(text: str, source: str) -> Plain:
     """The one document in `text`. `Refused` for what is not plain."""
+    done = read_plain_documents(text, source)
+    if len(done) != 1:
+        raise Refused(f"{source}: one YAML document is needed here, this file has {len(done)}")
+    return done[0]
+
+
+def read_plain_documents(text: str, source: str) -> list[Plain]:
+    """All documents in `text`, in order. `Refused` for what is not plain."""
     if len(text) > CHARACTERS_MAX:
         raise Refused(f"{source}: this YAML file has more than {CHARACTERS_MAX >> 20} million characters: give a smaller one")
     done: list[Plain] = []
@@ -42,9 +60,7 @@ def read_plain_yaml(text: str, source: str) -> Plain:
         line = f" at line {where.line + 1}" if where is not None else ""
         problem = getattr(err, "problem", None) or "it can't be read"
         raise Refused(f"{source}: this is no YAML{line}: {problem}", detail=str(err)) from err
-    if len(done) != 1:
-        raise Refused(f"{source}: one YAML document is needed here, this file has {len(done)}")
-    return done[0]
+    return done
 
 
 def _take(event: yaml.Event, stack: list[_Open], done: list[Plain], source: str) -> None:
@@ -57,14 +73,18 @@ def _take(event: yaml.Event, stack: list[_Open], done: list[Plain], source: str)
             raise Refused(f"{source}: this YAML is nested deeper than {DEPTH_MAX} levels")
         if stack and isinstance(stack[-1].value, dict) and stack[-1].key is None:
             raise Refused(f"{source}: a key of a YAML mapping must be text")
-        stack.append(_Open({} if isinstance(event, yaml.MappingStartEvent) else []))
+        stack.append(_Open(PlainMapping(_line(event)) if isinstance(event, yaml.MappingStartEvent) else []))
     elif isinstance(event, (yaml.MappingEndEvent, yaml.SequenceEndEvent)):
-        _add(stack.pop().value, stack, done, source)
+        _add(stack.pop().value, stack, done, source, 0)
     elif isinstance(event, yaml.ScalarEvent):
-        _add(event.value, stack, done, source)
+        _add(event.value, stack, done, source, _line(event))
 
 
-def _add(value: Plain, stack: list[_Open], done: list[Plain], source: str) -> None:
+def _line(event: yaml.Event) -> int:
+    return event.start_mark.line + 1
+
+
+def _add(value: Plain, stack: list[_Open], done: list[Plain], source: str, line: int) -> None:
     if not stack:
         done.append(value)
         return
@@ -76,6 +96,8 @@ def _add(value: Plain, stack: list[_Open], done: list[Plain], source: str) -> No
         top.key = str(value)
         if top.key in top.value:
             raise Refused(f"{source}: {top.key[:60]!r} stands twice in one YAML mapping")
+        if isinstance(top.value, PlainMapping):
+            top.value.lines[top.key] = line
     else:
         top.value[top.key] = value
         top.key = None

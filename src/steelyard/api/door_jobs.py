@@ -1,0 +1,115 @@
+"""Is what a job asks of the queue possible at all? Pure checks beside `door.py`: gangs, limits of time, retries, output files."""
+
+from __future__ import annotations
+
+import math
+import re
+
+from steelyard.api.door import Finding, check_folder
+from steelyard.model.batch import PRIORITY_MAX, Gang, PreemptMode
+from steelyard.model.job import JobSpec, Resources
+
+#: ten years, as durations of the command line
+_SECONDS_MAX = 10 * 365 * 86400.0
+_RANKS_MAX = 4096
+_RETRIES_MAX = 1000
+_AFTER_MAX = 1000
+_SCRIPT_MAX = 256 * 1024
+ACCOUNT = re.compile(r"[A-Za-z0-9._@-]{1,64}(/[A-Za-z0-9._@-]{1,64}){0,7}", re.ASCII)
+_SCRATCH_MIN = 1 << 20
+
+
+def check_queueing(spec: JobSpec, now: int) -> list[Finding]:
+    """`now` in microseconds: what begins in the past begins now, but a year 1970 is a mistake."""
+    findings: list[Finding] = []
+    if not 0 <= spec.priority <= PRIORITY_MAX:
+        findings.append(Finding("bad-priority", f"priority is a whole number from 0 to {PRIORITY_MAX}"))
+    if spec.account and not ACCOUNT.fullmatch(spec.account):
+        findings.append(Finding("bad-account", "an account is named like lab/alice: up to 8 levels of letters, digits and ._@-"))
+    if spec.begin_at is not None and spec.begin_at > now + round(_SECONDS_MAX * 1e6):
+        findings.append(Finding("bad-begin", "begin_at is more than ten years ahead; it is in microseconds since 1970"))
+    if len(spec.after) > _AFTER_MAX:
+        findings.append(Finding("too-many-dependencies", f"a job waits for at most {_AFTER_MAX} others; let one job join them"))
+    findings += _check_gang(spec.gang, spec)
+    findings += _check_times(spec)
+    findings += _check_retries(spec)
+    findings += _check_preemption(spec)
+    findings += _check_files(spec)
+    findings += _check_disks(spec.resources)
+    return findings
+
+
+def _check_gang(gang: Gang | None, spec: JobSpec) -> list[Finding]:
+    if gang is None:
+        return []
+    if gang.nodes < 1 or gang.tasks_per_node < 1 or gang.world_size > _RANKS_MAX:
+        text = f"a gang has at least one node with one task, and at most {_RANKS_MAX} tasks in all"
+        return [Finding("bad-gang", text)]
+    if spec.script is not None:
+        return [Finding("bad-gang", "a script runs once and starts its tasks itself (srun); a gang runs a command per rank")]
+    return []
+
+
+def _check_times(spec: JobSpec) -> list[Finding]:
+    findings: list[Finding] = []
+    times = {
+        "max_duration_s": spec.max_duration_s,
+        "start_timeout_s": spec.start_timeout_s,
+        "heartbeat_timeout_s": spec.heartbeat_timeout_s,
+    }
+    for name, value in times.items():
+        if value is not None and not 0 < value <= _SECONDS_MAX:
+            findings.append(Finding("bad-duration", f"{name} must be more than 0 and at most ten years"))
+    if spec.warn is not None:
+        if spec.max_duration_s is None:
+            findings.append(Finding("bad-warning", "a warning signal comes before the end of max_duration; there is none"))
+        elif not 0 < spec.warn.before_s <= spec.max_duration_s:
+            findings.append(Finding("bad-warning", "the warning must come before the end, and not before the start"))
+        if not 1 <= spec.warn.signal <= 64:
+            findings.append(Finding("bad-signal", "a signal is a number from 1 to 64"))
+    return findings
+
+
+def _check_retries(spec: JobSpec) -> list[Finding]:
+    findings: list[Finding] = []
+    if len({rule.on for rule in spec.retry}) < len(spec.retry):
+        findings.append(Finding("bad-retry", "there is more than one retry rule for the same reason"))
+    for rule in spec.retry:
+        if not 0 <= rule.times <= _RETRIES_MAX or not 0 <= rule.backoff_s <= _SECONDS_MAX:
+            findings.append(Finding("bad-retry", f"a job is retried 0 to {_RETRIES_MAX} times, after 0 seconds or more"))
+    return findings
+
+
+def _check_preemption(spec: JobSpec) -> list[Finding]:
+    asked = spec.preemption
+    findings: list[Finding] = []
+    if not 1 <= asked.signal <= 64:
+        findings.append(Finding("bad-signal", "a signal is a number from 1 to 64"))
+    if not (0 <= asked.grace_s <= 3600 and 0 <= asked.min_runtime_s <= _SECONDS_MAX):
+        findings.append(Finding("bad-preemption", "the grace is 0 to 3600 seconds, the minimum runtime 0 or more"))
+    if asked.mode is PreemptMode.SUSPEND and (spec.resources.gpus is not None or spec.resources.nics):
+        text = "a suspended job keeps what is in its GPUs and cards, so nobody could use them: choose requeue or cancel"
+        findings.append(Finding("bad-preemption", text))
+    return findings
+
+
+def _check_files(spec: JobSpec) -> list[Finding]:
+    findings: list[Finding] = []
+    for name, path in (("stdout", spec.stdout), ("stderr", spec.stderr), ("checkpoint_dir", spec.checkpoint_dir)):
+        if path is not None:
+            findings += check_folder(name, path)
+    if spec.script is not None:
+        if not spec.script.startswith("#!"):
+            findings.append(Finding("no-shebang", "a script's first line says what runs it, such as #!/bin/bash"))
+        if len(spec.script.encode(errors="surrogatepass")) > _SCRIPT_MAX or "\0" in spec.script:
+            findings.append(Finding("bad-script", f"a script is text of at most {_SCRIPT_MAX} bytes"))
+    return findings
+
+
+def _check_disks(asked: Resources) -> list[Finding]:
+    findings: list[Finding] = []
+    if asked.scratch_bytes is not None and not _SCRATCH_MIN <= asked.scratch_bytes < 1 << 60:
+        findings.append(Finding("bad-scratch", "scratch must be at least 1 MiB and less than 1 EiB"))
+    if asked.io_max_bytes_s is not None and (asked.io_max_bytes_s < 4096 or not math.isfinite(asked.io_max_bytes_s)):
+        findings.append(Finding("bad-io-max", "io_max must be at least 4096 bytes per second"))
+    return findings

@@ -1,0 +1,149 @@
+"""`steelyard queue | why | hold | release | priority`: who starts next, what stands in the way, and changing the order."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import click
+
+from steelyard.cli.output import COLOURS, person_looks, print_json, print_table, say, show_time
+from steelyard.cli.session import home_option, json_option, new_key, open_client, quote
+from steelyard.wire.api import JobPriority, JobView, QueueView, WhyView
+
+QUEUE_HELP = """List waiting jobs in the order in which they start, with an estimate of when.
+
+Strict priority first, then fair share, then age. A job without a position may not start yet, whatever is free: it is held, waits
+for another job or for its time. An estimate needs --max-duration on what runs; without, nobody can tell.
+
+\b
+Examples:
+  steelyard queue
+  steelyard queue --json | jq '.[0].starts_at'
+"""
+
+
+@click.command(help=QUEUE_HELP, short_help="List waiting jobs, with position and estimated start.")
+@click.option(
+    "--limit", "-n", type=click.IntRange(1, 10_000), default=100, show_default=True, help="At most that many, the first."
+)
+@home_option
+@json_option
+def queue(limit: int, home: Path | None, as_json: bool) -> None:
+    with open_client(home) as client:
+        rows = client.fetch(list[QueueView], "GET", "/v1/queue", params={"limit": limit})
+    if as_json:
+        print_json(rows)
+        return
+    print_table(
+        ("#", "id", "name", "account", "prio", "asks", "starts", "waits for"),
+        [
+            (
+                "" if row.position is None else str(row.position),
+                row.job.id,
+                row.job.name,
+                row.job.account,
+                str(row.job.priority),
+                render_asks(row.job),
+                show_time(row.starts_at) or "unknown",
+                f"{row.job.reason or ''}: {row.job.detail}" if row.job.detail else row.job.reason or "",
+            )
+            for row in rows
+        ],
+        "Nothing waits.",
+    )
+
+
+WHY_HELP = """Say why a job waits: every reason, and the smallest changes that would start it now.
+
+Each change was tried: the scheduler was asked again with it, and said yes.
+
+\b
+Examples:
+  steelyard why 41
+  steelyard why 41 --json | jq -r '.changes[].text'
+"""
+
+
+@click.command(help=WHY_HELP, short_help="Say why a job waits, and what would start it now.")
+@click.argument("job")
+@home_option
+@json_option
+def why(job: str, home: Path | None, as_json: bool) -> None:
+    with open_client(home) as client:
+        shown = client.fetch(WhyView, "GET", f"/v1/jobs/{quote(job)}/why")
+    if as_json:
+        print_json(shown)
+        return
+    state = click.style(shown.state, fg=COLOURS.get(shown.state)) if person_looks() else shown.state
+    place = "" if shown.position is None else f", number {shown.position} in the queue"
+    start = f", starts about {show_time(shown.starts_at)}" if shown.starts_at else ""
+    click.echo(f"{shown.id} {state}{place}{start}")
+    print_table(("node", "reason", "what stands in the way"), [(r.node, r.reason, r.detail) for r in shown.reasons], "")
+    if shown.changes:
+        click.echo("\nIt would start now with one of these (each was tried):")
+    for change in shown.changes:
+        click.echo(f"  - {change.text}")
+
+
+HOLD_HELP = """Keep a waiting job, or an array's waiting elements, from starting.
+
+\b
+Examples:
+  steelyard hold 41
+"""
+
+
+@click.command(help=HOLD_HELP, short_help="Keep a waiting job from starting.")
+@click.argument("job")
+@home_option
+def hold(job: str, home: Path | None) -> None:
+    _post(home, job, "hold")
+
+
+RELEASE_HELP = """Let a held job start when its turn comes.
+
+\b
+Examples:
+  steelyard release 41
+"""
+
+
+@click.command(help=RELEASE_HELP, short_help="Let a held job start when its turn comes.")
+@click.argument("job")
+@home_option
+def release(job: str, home: Path | None) -> None:
+    _post(home, job, "release")
+
+
+PRIORITY_HELP = """Give a job another priority, 0 to 100: higher ones start first.
+
+\b
+Examples:
+  steelyard priority 41 80
+"""
+
+
+@click.command(help=PRIORITY_HELP, short_help="Give a job another priority.")
+@click.argument("job")
+@click.argument("priority", type=click.IntRange(0, 100))
+@home_option
+def priority(job: str, priority: int, home: Path | None) -> None:
+    _post(home, job, "priority", JobPriority(priority))
+
+
+def _post(home: Path | None, job: str, what: str, body: JobPriority | None = None) -> None:
+    with open_client(home) as client:
+        view = client.fetch(JobView, "POST", f"/v1/jobs/{quote(job)}/{what}", body=body, key=new_key())
+    click.echo(f"{view.id} {view.state}" + (f" {view.reason}" if view.reason else ""))
+    if what == "hold" and view.state != "QUEUED":
+        say(f"{view.id} does not wait any more, so there is nothing to hold. `steelyard stop` ends it.")
+
+
+def render_asks(job: JobView) -> str:
+    """ "2 cores, 4 GPUs, 3 x 2 ranks"."""
+    parts = [f"{job.cores:g} {'core' if job.cores == 1 else 'cores'}"]
+    if job.gpus:
+        parts.append(f"{job.gpus} {'GPU' if job.gpus == 1 else 'GPUs'}")
+    if job.ranks > 1:
+        parts.append(f"{job.ranks} ranks" if job.nodes == 1 else f"{job.ranks} ranks on {job.nodes} nodes")
+    return ", ".join(parts)

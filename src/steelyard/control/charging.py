@@ -1,0 +1,36 @@
+"""Who pays for what ended? Attempts that were reported as over are charged to their accounts, in the transaction that ends them.
+
+So usage is charged exactly once, however often a report comes. One row per account and report is written, not one per job.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+
+import msgspec
+
+from steelyard.lifecycle.job import Change
+from steelyard.model.ids import DEFAULT_PROJECT
+from steelyard.model.job import Job, JobState
+from steelyard.model.site import Account
+from steelyard.scheduling.fair_share import accrued, charge, run_time_us
+from steelyard.store import Tx
+
+
+def charge_ended(tx: Tx, changes: Iterable[tuple[Job, Change]], now: int) -> None:
+    """`changes`: those that were stored in this transaction."""
+    used: dict[str, float] = {}
+    owners: dict[str, Job] = {}
+    for before, change in changes:
+        after = change.job
+        if before.plan is None or before.started_at is None or not (after.state.terminal or after.state is JobState.QUEUED):
+            continue
+        ended = msgspec.structs.replace(before, ended_at=after.ended_at or now)
+        usage = accrued(before.spec.demand, run_time_us(ended, now))
+        used[before.account] = used.get(before.account, 0.0) + usage
+        owners.setdefault(before.account, before)
+    for name, usage in used.items():
+        stored = tx.account(name)
+        account = stored or Account(name, DEFAULT_PROJECT, owners[name].owner, 0)
+        charged = charge(account, usage, now)
+        tx.put_account(msgspec.structs.replace(charged, generation=account.generation + 1))

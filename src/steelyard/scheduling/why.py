@@ -1,0 +1,157 @@
+"""Why does this job wait, and what would start it? Every reason, its place in the queue, when it will start, and proven changes.
+
+Proven: the change is made in the snapshot and the real decision starts the job, or has others give way to it. The decision sees
+the jobs before this one only: those behind it take nothing from it. Never reads the clock, never changes a job.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+import msgspec
+
+from steelyard.model.batch import Dependency
+from steelyard.model.health import NODE
+from steelyard.model.ids import JobId
+from steelyard.model.job import Job, JobState, Plan
+from steelyard.model.reason import Reason
+from steelyard.placement.room import Room
+from steelyard.scheduling.change import Change, ChangeKind, apply_change
+from steelyard.scheduling.eligible import ArrayCount, split_eligible
+from steelyard.scheduling.forecast import Decide, forecast_starts
+from steelyard.scheduling.quota import QuotaBook
+from steelyard.scheduling.seat import find_seat
+from steelyard.scheduling.snapshot import Decision, Snapshot, Standing
+from steelyard.scheduling.what_if import WhatIf
+
+CHANGES_MAX = 8
+#: with more jobs than that before it nobody estimates its start
+_AHEAD_MAX = 500
+
+
+class Block(msgspec.Struct, frozen=True):
+    """One thing that is in the way."""
+
+    reason: Reason
+    #: a sentence for people
+    detail: str
+    #: the machine's name, where the reason is one of that machine
+    node: str | None = None
+
+
+class Explanation(msgspec.Struct, frozen=True):
+    job: JobId
+    #: it starts, or others give way to it, with the next decision
+    starts_now: bool
+    blocking: tuple[Block, ...] = ()
+    #: 1 is first; None: it may not start yet, whatever is free
+    position: int | None = None
+    #: wall time, microseconds; None: nobody knows
+    estimated_start: int | None = None
+    #: the smallest first
+    changes: tuple[Change, ...] = ()
+
+
+def explain(snapshot: Snapshot, job: Job, now: int, decide: Decide) -> Explanation:
+    """`job`: one that is queued or suspended in `snapshot`. Takes up to some hundred decisions: not for a loop over a queue."""
+    decision = decide(snapshot, now)
+    position = decision.order.index(job.id) + 1 if job.id in decision.order else None
+    opened = _open(job, snapshot.standings, now)
+    order = decision.order if position is not None else decide(apply_change(snapshot, opened), now).order
+    ahead = _cut(snapshot, order, job)
+    what_if = WhatIf(ahead, opened, now, decide)
+    starts_now = what_if.preempts is not None and not opened.text
+    if starts_now:
+        return Explanation(job.id, True, position=position, estimated_start=_estimate(ahead, job, now, decide))
+    changes: list[Change] = []
+    if what_if.preempts is not None:
+        changes = [msgspec.structs.replace(opened, preempts=what_if.preempts, proven=True)]
+    elif not _is_out_of_use(snapshot):
+        changes = sorted(what_if.find_all(), key=lambda change: (change.size, change.kind))[:CHANGES_MAX]
+    return Explanation(
+        job.id,
+        False,
+        _find_blocks(ahead, job, now, decision),
+        position,
+        _estimate(ahead, job, now, decide),
+        tuple(changes),
+    )
+
+
+def _open(job: Job, standings: Mapping[Dependency, Standing], now: int) -> Change:
+    """What has to happen so that the job is looked at at all, as one change; its text is empty where nothing has."""
+    said: list[tuple[ChangeKind, str]] = []
+    changed, met, at = job, list[Dependency](), None
+    if job.state is not JobState.SUSPENDED:
+        if job.held:
+            changed = msgspec.structs.replace(changed, held=False)
+            said.append((ChangeKind.RELEASE, f"release it (`steelyard release {job.id}`)"))
+        for each in job.spec.after:
+            standing = standings.get(each, Standing.WAITS)
+            if standing is not Standing.MET:
+                met.append(each)
+                text = f"wait for {each.job}" if standing is Standing.WAITS else f"submit it again without --after {each.job}"
+                said.append((ChangeKind.DEPENDENCY, text))
+        if job.not_before is not None and job.not_before > now:
+            changed, at = msgspec.structs.replace(changed, not_before=None), job.not_before
+            said.append((ChangeKind.BEGIN, "wait until {at}"))
+    kind = said[0][0] if said else ChangeKind.BEGIN
+    return Change(kind, ", and ".join(text for _, text in said), changed, 0.1 * len(said), met=tuple(met), at=at)
+
+
+def _cut(snapshot: Snapshot, order: tuple[JobId, ...], job: Job) -> Snapshot:
+    """Without the jobs behind it."""
+    place = order.index(job.id) if job.id in order else len(order)
+    ahead = {*order[:place], job.id}
+    return msgspec.structs.replace(snapshot, queued=tuple(each for each in snapshot.queued if each.id in ahead))
+
+
+def _estimate(ahead: Snapshot, job: Job, now: int, decide: Decide) -> int | None:
+    if len(ahead.queued) > _AHEAD_MAX:
+        return None
+    return forecast_starts(ahead, now, decide, limit=_AHEAD_MAX + 1).get(job.id)
+
+
+def _is_out_of_use(snapshot: Snapshot) -> bool:
+    return snapshot.machine is None or NODE in snapshot.machine.blocked
+
+
+def _find_blocks(snapshot: Snapshot, job: Job, now: int, decision: Decision) -> tuple[Block, ...]:
+    """Every reason, those that concern the job alone first."""
+    blocks: list[Block] = []
+    if job.state is not JobState.SUSPENDED:
+        blocks += _find_gates(job, snapshot.standings, now)
+        limits = (
+            ArrayCount(snapshot.holding).find_block(job),
+            QuotaBook(snapshot.quotas, snapshot.holding).find_block(job),
+        )
+        blocks += [Block(why.reason, why.detail) for why in limits if why is not None]
+    machine = snapshot.machine
+    if machine is not None and NODE not in machine.blocked:
+        room = Room(machine)
+        for held in snapshot.holding:
+            room.take(held.demand, held.plan, held.suspended)
+        answer = find_seat(job, room)
+        if not isinstance(answer, Plan):
+            # one sentence per reason, and only the last may have a semicolon of its own
+            sentences = answer.detail.split("; ", len(answer.reasons) - 1)
+            blocks += [
+                Block(reason, sentence, machine.hostname) for reason, sentence in zip(answer.reasons, sentences, strict=False)
+            ]
+    for why in (*decision.waits, *decision.never):
+        if why.job == job.id and why.reason not in [block.reason for block in blocks]:
+            blocks.append(Block(why.reason, why.detail))
+    return tuple(blocks)
+
+
+def _find_gates(job: Job, standings: Mapping[Dependency, Standing], now: int) -> list[Block]:
+    """One at a time is what the decision names: so each is asked for alone."""
+    asked = [msgspec.structs.replace(job, held=False, spec=msgspec.structs.replace(job.spec, after=()))]
+    asked += [
+        msgspec.structs.replace(job, held=False, not_before=None, spec=msgspec.structs.replace(job.spec, after=(each,)))
+        for each in job.spec.after
+    ]
+    if job.held:
+        asked.insert(0, msgspec.structs.replace(job, not_before=None, spec=msgspec.structs.replace(job.spec, after=())))
+    found = [split_eligible([each], standings, now) for each in asked]
+    return [Block(why.reason, why.detail) for each in found for why in (*each.waits, *each.never)]

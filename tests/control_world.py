@@ -1,0 +1,106 @@
+"""Store, clock and the server's loops, activated by hand; the agent's end says what the test says."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import msgspec
+
+from steelyard.clock import VirtualClock
+from steelyard.control.assignment import AssignmentLoop
+from steelyard.control.jobs import JobsLoop
+from steelyard.control.live import LiveJobs
+from steelyard.control.reports import ReportsLoop, greet
+from steelyard.control.watch import Watch
+from steelyard.model.ids import DEFAULT_PROJECT, AttemptId, JobId, MachineId
+from steelyard.model.job import Job, JobSpec, JobState, Owner, Resources
+from steelyard.model.machine import Core, Isolation, Machine
+from steelyard.store.memory import MemoryStore
+from steelyard.wire.agent import Assignment, AttemptState, Report
+
+OWNER = Owner("root", 0)
+MACHINE = Machine(
+    id=MachineId("m1"),
+    boot_id="boot-1",
+    hostname="h",
+    kernel="k",
+    cpu_model="c",
+    cores=(Core((0,)), Core((1,))),
+    caches=(),
+    numa_nodes=(),
+    memory_bytes=1 << 33,
+    devices=(),
+    virtualisation="unknown",
+    virtualisation_detail="",
+    isolation=Isolation("v2", True, True, True, True),
+)
+
+
+class FakeAgents:
+    """The agent's end: keeps what it was offered, reports what the test says."""
+
+    def __init__(self) -> None:
+        self.offers: list[Assignment] = []
+        self.report: Report | None = None
+        self.acks: list[int] = []
+
+    def newest_report(self) -> Report | None:
+        return self.report
+
+    def acknowledge(self, report: Report) -> None:
+        self.acks.append(report.seq)
+        if self.report is report:
+            self.report = None
+
+    def offer(self, assignment: Assignment) -> None:
+        self.offers.append(assignment)
+
+
+class World:
+    """Store, clock and the three loops, activated by hand."""
+
+    def __init__(self) -> None:
+        self.store = MemoryStore()
+        self.clock = VirtualClock()
+        self.watch = Watch()
+        self.agents = FakeAgents()
+        self.live = LiveJobs()
+        self.jobs = JobsLoop(self.store, self.clock, self.watch, self.live)
+        self.assignment = AssignmentLoop(self.store, self.agents, self.live)
+        self.reports = ReportsLoop(self.store, self.agents, self.clock, self.watch, self.live)
+        self.seq = 0
+
+    async def submit(self, cpus: float = 1.0, **fields: object) -> JobId:
+        def commit(tx: object) -> JobId:
+            id_ = JobId(f"j-{tx.bump('job'):06d}")  # type: ignore[attr-defined]
+            spec = JobSpec("x", ("true",), "/", resources=Resources(cpus))
+            job = Job(id_, DEFAULT_PROJECT, OWNER, 1, 0, spec, JobState.QUEUED, self.clock.now_us())
+            tx.put_job(msgspec.structs.replace(job, **fields))  # type: ignore[attr-defined]
+            return id_
+
+        return await self.store.write(commit)
+
+    async def job(self, id_: JobId) -> Job:
+        job = await self.store.read(lambda tx: tx.job(id_))
+        assert job is not None
+        return job
+
+    async def observe(self, *attempts: AttemptState, boot: str = "boot-1", **fields: object) -> Sequence[str]:
+        self.seq += 1
+        report = Report(self.seq, MACHINE.id, boot, generation=0, attempts=attempts)
+        self.agents.report = msgspec.structs.replace(report, **fields)
+        return await self.reports.activate()
+
+    async def settle(self) -> None:
+        await self.jobs.activate()
+        await self.assignment.activate()
+
+
+async def make_world() -> World:
+    world = World()
+    await greet(world.store, MACHINE, world.clock.now_us())
+    return world
+
+
+def attempt(name: str, phase: str, **fields: object) -> AttemptState:
+    return msgspec.structs.replace(AttemptState(AttemptId(name), phase), **fields)

@@ -1,0 +1,5 @@
+#!/bin/sh
+#SBATCH -a 1,3,5-9:2%4
+#SBATCH -c2
+#SBATCH --export=NONE
+./sweep $SLURM_ARRAY_TASK_ID $SLURM_ARRAY_TASK_COUNT

@@ -1,0 +1,68 @@
+"""What a queue can't do is refused at the door, by name."""
+
+from __future__ import annotations
+
+import msgspec
+import pytest
+
+from steelyard.api.door_jobs import check_queueing
+from steelyard.model.batch import Dependency, Gang, Preemption, PreemptMode, RetryOn, RetryRule, Warn
+from steelyard.model.gpu_demand import GpuDemand
+from steelyard.model.ids import JobId
+from steelyard.model.job import JobSpec, Resources
+
+NOW = 1_700_000_000_000_000
+JOB = JobSpec("x", ("true",), "/")
+
+REFUSED: list[tuple[dict[str, object], str]] = [
+    ({"priority": -1}, "bad-priority"),
+    ({"priority": 101}, "bad-priority"),
+    ({"account": "a b"}, "bad-account"),
+    ({"account": "/a"}, "bad-account"),
+    ({"account": "a//b"}, "bad-account"),
+    ({"account": "/".join("abcdefghi")}, "bad-account"),
+    ({"begin_at": NOW + 11 * 365 * 86_400_000_000}, "bad-begin"),
+    ({"after": tuple(Dependency(JobId(f"j-{n}")) for n in range(1001))}, "too-many-dependencies"),
+    ({"gang": Gang(0, 1)}, "bad-gang"),
+    ({"gang": Gang(1, 0)}, "bad-gang"),
+    ({"gang": Gang(4096, 2)}, "bad-gang"),
+    ({"gang": Gang(1, 2), "script": "#!/bin/sh\n"}, "bad-gang"),
+    ({"max_duration_s": 0.0}, "bad-duration"),
+    ({"max_duration_s": float("nan")}, "bad-duration"),
+    ({"start_timeout_s": -1.0}, "bad-duration"),
+    ({"heartbeat_timeout_s": float("inf")}, "bad-duration"),
+    ({"warn": Warn(10, 5.0)}, "bad-warning"),
+    ({"warn": Warn(10, 50.0), "max_duration_s": 10.0}, "bad-warning"),
+    ({"warn": Warn(0, 5.0), "max_duration_s": 10.0}, "bad-signal"),
+    ({"retry": (RetryRule(RetryOn.ERROR, 1), RetryRule(RetryOn.ERROR, 2))}, "bad-retry"),
+    ({"retry": (RetryRule(RetryOn.ERROR, 1001),)}, "bad-retry"),
+    ({"retry": (RetryRule(RetryOn.ERROR, 1, -1.0),)}, "bad-retry"),
+    ({"preemption": Preemption(signal=65)}, "bad-signal"),
+    ({"preemption": Preemption(grace_s=3601.0)}, "bad-preemption"),
+    ({"preemption": Preemption(PreemptMode.SUSPEND), "resources": Resources(gpus=GpuDemand())}, "bad-preemption"),
+    ({"stdout": "out.txt"}, "bad-path"),
+    ({"checkpoint_dir": "ckpt"}, "bad-path"),
+    ({"script": "echo\n"}, "no-shebang"),
+    ({"script": "#!/bin/sh\n" + "x" * 300_000}, "bad-script"),
+    ({"resources": Resources(scratch_bytes=5)}, "bad-scratch"),
+    ({"resources": Resources(io_max_bytes_s=5)}, "bad-io-max"),
+]
+
+
+@pytest.mark.parametrize(("fields", "code"), REFUSED)
+def test_what_is_refused(fields: dict[str, object], code: str) -> None:
+    assert [finding.code for finding in check_queueing(msgspec.structs.replace(JOB, **fields), NOW)] == [code]
+
+
+@pytest.mark.parametrize(
+    "fields",
+    [
+        {},
+        {"priority": 0, "account": "lab/ann.b@x", "begin_at": 5, "held": True},
+        {"gang": Gang(2, 8), "max_duration_s": 60.0, "warn": Warn(10, 60.0)},
+        {"retry": tuple(RetryRule(on, 3) for on in RetryOn), "stdout": "/tmp/%j", "script": None},
+        {"script": "#!/bin/sh\n", "argv": ()},
+    ],
+)
+def test_what_is_taken(fields: dict[str, object]) -> None:
+    assert check_queueing(msgspec.structs.replace(JOB, **fields), NOW) == []
