@@ -87,6 +87,32 @@ def test_the_same_key_starts_nothing_twice(shared: Cluster) -> None:
     shared.ok("stop", job)
 
 
+def test_every_rank_of_a_gang_has_its_own_scratch_and_takes_commands(shared: Cluster) -> None:
+    spec = {
+        "name": "gang",
+        "argv": ["sh", "-c", "head -c 1M /dev/zero > $TMPDIR/x; sleep 60"],
+        "cwd": "/tmp",
+        "gang": {"tasks_per_node": 2},
+        "resources": {"cpus": 0.1, "scratch_bytes": 8 << 20},
+    }
+    job = shared.api("POST", "/v1/jobs", {"spec": spec}).json()["id"]
+    shared.wait_job(job, "RUNNING")
+    folders: set[bytes] = set()
+    for rank in (0, 1):
+        done = shared.cli("exec", "--rank", str(rank), job, "--", "sh", "-c", "echo $RANK $TMPDIR; ls $TMPDIR")
+        told, folder, held = done.stdout.split()
+        assert (done.returncode, told, held) == (0, str(rank).encode(), b"x"), done
+        folders.add(folder)
+    assert len(folders) == 2
+    used = wait_until(lambda: shared.api("GET", f"/v1/jobs/{job}/usage").json(), 5, "its use to be told")
+    assert used["scratch_peak_bytes"] >= 2 << 20
+    assert shared.api("GET", f"/v1/jobs/{job}/proof").json()["state"] in ("MATCH", "PARTIAL")
+    shared.ok("stop", job)
+    ended = shared.wait_job(job, "STOPPED")
+    assert ended["usage"]["scratch_peak_bytes"] >= 2 << 20 and ended["usage"]["samples"]
+    wait_until(lambda: not any(os.path.exists(folder) for folder in folders) or None, 5, "both folders to be gone")
+
+
 def test_a_command_outlives_the_agent(cluster: Cluster) -> None:
     job = running(cluster, "sleep", "60")
     command = cluster.start("exec", job, "--", "sh", "-c", "echo ready; sleep 3; echo done; exit 4")

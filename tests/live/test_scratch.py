@@ -35,6 +35,11 @@ def scratch_of(cluster: Cluster) -> list[Path]:
     return sorted(Path("/").glob(f"*/steelyard-scratch-{cluster.tag}/*")) + sorted(cluster.home.glob("steelyard-scratch-*/*"))
 
 
+def loops(cluster: Cluster) -> list[str]:
+    files = (file.read_text() for file in Path("/sys/block").glob("loop*/loop/backing_file"))
+    return [file for file in files if cluster.tag in file]
+
+
 def mounts(cluster: Cluster) -> list[str]:
     return [line for line in Path("/proc/self/mounts").read_text().splitlines() if cluster.tag in line]
 
@@ -45,6 +50,7 @@ def test_what_does_not_fit_is_refused_by_the_disk_and_nothing_is_left(shared: Cl
     assert b"No space left" in done.stdout, done
     assert 32 * MIB <= int(done.stdout.split()[-1]) < 37 * MIB
     wait_until(lambda: not scratch_of(shared) and not mounts(shared), 5, "the scratch folder to be gone")
+    assert loops(shared) == []
 
 
 @ROOT
@@ -83,14 +89,14 @@ def test_an_agent_that_was_killed_finds_it_again_and_clears_what_ended_meanwhile
     ends = submit(cluster, "sh", "-c", "sleep 1", scratch_bytes=16 * MIB)
     for job in (stays, ends):
         cluster.wait_job(job, "RUNNING")
-    assert len(mounts(cluster)) == 2
+    assert len(mounts(cluster)) == len(loops(cluster)) == 2
     pid = cluster.kill("agent")
     cluster.wait_replaced("agent", pid)
     cluster.wait_job(ends, "SUCCEEDED")
     wait_until(lambda: len(mounts(cluster)) == 1 or None, 10, "the ended job's folder to be gone")
     assert cluster.api("GET", f"/v1/jobs/{stays}/proof").json()["state"] == "MATCH"
     cluster.down()
-    assert mounts(cluster) == [] and scratch_of(cluster) == []
+    assert mounts(cluster) == [] and scratch_of(cluster) == [] and loops(cluster) == []
     assert not list(cluster.home.glob("steelyard-scratch-*"))
 
 
