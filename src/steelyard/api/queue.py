@@ -1,6 +1,6 @@
 """Routes of the queue: who starts next and when, why a job waits, what would become of one that is not submitted yet.
 
-All three ask the real scheduler about the queue as it is now, changed or run forward in time. That may take hundreds of decisions,
+All three ask the real scheduler about the queue as it is, changed or run forward in time. That may take hundreds of decisions,
 so it is done on another thread.
 """
 

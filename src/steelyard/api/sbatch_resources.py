@@ -67,6 +67,8 @@ def measure(values: Mapping[str, str | None]) -> Size:
         "SLURM_TASKS_PER_NODE": str(tasks_here) + (f"(x{nodes})" if nodes > 1 else ""),
         **memory_facts,
     }
+    if "overcommit" in values:
+        facts["SLURM_OVERCOMMIT"] = "1"
     if values.get("cpus-per-task") is not None:
         facts["SLURM_CPUS_PER_TASK"] = str(per_task)
     if values.get("ntasks-per-node") is not None:

@@ -67,7 +67,6 @@ class _Call(NamedTuple):
     arguments: tuple[str, ...]
     cwd: str
     env: Mapping[str, str]
-    user: str
     name: str
     now: int
     zone: tzinfo | None
@@ -79,7 +78,6 @@ def parse_script(
     options: tuple[str, ...],
     cwd: str,
     env: Mapping[str, str],
-    user: str,
     *,
     name: str = "sbatch",
     now: int = 0,
@@ -95,7 +93,7 @@ def parse_script(
     lines = check_text(text)
     chosen = _choose(read_lines(lines), called)
     _check_known(chosen)
-    spec, notes = _make_spec(chosen, _Call(text, arguments, cwd, env, user, name[:_NAME_MAX], now, zone))
+    spec, notes = _make_spec(chosen, _Call(text, arguments, cwd, env, name[:_NAME_MAX], now, zone))
     array = None if (asked := _value(chosen, "array")) is None else _placed(chosen, lambda: parse_array(asked).text, "array")
     understood = tuple(
         Understood(
@@ -108,7 +106,7 @@ def parse_script(
     return Submission(spec, array, ignored, int(spec.slurm["SLURM_JOB_NUM_NODES"]), understood)
 
 
-def read_script(data: ScriptSubmit, user: str, now: int) -> Submission:
+def read_script(data: ScriptSubmit, now: int) -> Submission:
     """Raises Refused for what can't be read, and for more machines than there are."""
     submission = parse_script(
         data.script,
@@ -116,7 +114,6 @@ def read_script(data: ScriptSubmit, user: str, now: int) -> Submission:
         data.options,
         data.cwd,
         data.env,
-        user,
         name=data.name,
         now=now,
         zone=find_zone(data.env.get("TZ")),
@@ -202,12 +199,14 @@ def _make_spec(chosen: Mapping[str, Setting], call: _Call) -> tuple[JobSpec, lis
     if exported.left_out:
         names = ", ".join(exported.left_out[:10]) + (" and more" if len(exported.left_out) > 10 else "")
         notes.append(f"the environment: {names} can't be passed on (shell functions, values with NUL)")
+    if unread := sorted(name for name in call.env if name.startswith("SBATCH_")):
+        notes.append(f"the environment: {', '.join(unread[:10])} is not read: give options on the command line")
     size = _placed(chosen, lambda: measure({name: each.given.value for name, each in chosen.items()}))
     warn, signal_notes = _find_warning(chosen)
     priority, held, priority_notes = _find_priority(chosen)
-    notes += signal_notes + priority_notes + _explain_exclusive(chosen)
+    name, name_notes = _find_name(chosen, call.name)
+    notes += name_notes + signal_notes + priority_notes + _explain_exclusive(chosen)
     stdout, stderr, truncate = _find_outputs(chosen, folder)
-    name = _value(chosen, "job-name") or call.name
     begin = _value(chosen, "begin")
     dependency = _value(chosen, "dependency")
     spec = JobSpec(
@@ -251,6 +250,15 @@ def _find_folder(asked: str | None, cwd: str) -> str:
     if not folder.startswith("/") or "\0" in folder:
         raise Refused(f"The working folder {folder[:80]!r} must be an absolute path.", code="bad-path")
     return folder
+
+
+def _find_name(chosen: Mapping[str, Setting], script: str) -> tuple[str, list[str]]:
+    """Slurm takes any name; here it has no slashes and a bound."""
+    asked = _value(chosen, "job-name") or script
+    name = "".join(char if char.isprintable() and char != "/" else "_" for char in asked)[:_NAME_MAX]
+    if name == asked or "job-name" not in chosen:
+        return name, []
+    return name, [f"{chosen['job-name'].where}: the job's name is written {name!r}: up to {_NAME_MAX} characters, no slashes"]
 
 
 def _find_limit(chosen: Mapping[str, Setting]) -> float | None:

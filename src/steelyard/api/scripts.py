@@ -28,7 +28,7 @@ async def submit_script(
     check_room(services)
     caller = caller_of(request)
     now = services.clock.now_us()
-    submission = read_script(data, services.owner.user, now)
+    submission = read_script(data, now)
 
     def submit(tx: Tx) -> ScriptSubmitted:
         owner = submitter(tx, services, caller)

@@ -110,7 +110,7 @@ def _agreed(count: int, stdin_taken: bool) -> bool:
         raise Refused(
             "Nobody is there to ask. Look at the plan above, then apply it with -y. Nothing was applied.", code="not-asked"
         )
-    return click.confirm(f"Apply {'this' if count == 1 else f'these {count}'}?", err=True)
+    return click.confirm(f"Apply {'this' if count == 1 else f'these {count}'}?", default=None, err=True)
 
 
 # the plan

@@ -56,7 +56,9 @@ class SubmitCommand(click.Command):
 
 
 def _as_click(given: Given) -> str:
-    return "--help" if given.option.name == "usage" else given.text
+    if given.option.name == "home":
+        return given.text
+    return "--help" if given.option.name == "usage" else f"--{given.option.name}"
 
 
 @click.command(cls=SubmitCommand, help=SUBMIT_HELP, short_help="Submit a script that was written for sbatch.",
@@ -83,7 +85,7 @@ def submit(
     script, name = _read(words, wrapped=any(option.startswith("--wrap=") for option in options))
     data = ScriptSubmit(script, _here(), words[1:], options, clean(os.environ), name)
     if test_only:
-        _show(read_script(data, os.environ.get("USER", "you"), SystemClock().now_us()), as_json)
+        _show(read_script(data, SystemClock().now_us()), as_json)
         return
     paths, clock = find_paths(home), SystemClock()
     with open_client(home) as client:

@@ -69,7 +69,7 @@ class Report(msgspec.Struct, frozen=True):
 
 async def load(store: Store, live: LiveJobs) -> Seen:
     await refresh(live, store)
-    if not live.queued and not any(job.suspended_at is not None for job in live.holding):
+    if not live.waiting and not any(job.suspended_at is not None for job in live.holding):
         return Seen(Snapshot(None), live.change)
     return await load_all(store, live)
 
@@ -147,7 +147,7 @@ class JobsLoop:
     @property
     def queued(self) -> int:
         """Jobs that waited when it last looked; the door bounds the queue by it."""
-        return len(self._live.queued)
+        return self._live.waiting
 
     def why(self, job: JobId) -> Why | None:
         """Why a queued job waited when it was last looked at."""

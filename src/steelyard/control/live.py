@@ -34,12 +34,16 @@ class LiveJobs:
 
     @property
     def queued(self) -> tuple[Job, ...]:
-        """In any order."""
-        return tuple(self._queued.values())
+        """In the order of submission; nearly sorted already, but for what was queued again."""
+        return tuple(sorted(self._queued.values(), key=lambda job: job.submitted_at))
 
     @property
     def holding(self) -> tuple[Job, ...]:
         return tuple(self._holding.values())
+
+    @property
+    def waiting(self) -> int:
+        return len(self._queued)
 
     def job(self, job: JobId) -> Job | None:
         return self._holding.get(job) or self._queued.get(job)
@@ -58,8 +62,10 @@ class LiveJobs:
             self._touched.add(job.id)
             if job.array is not None:
                 self._touched.add(job.array.id)
-            self._queued.pop(job.id, None)
-            self._holding.pop(job.id, None)
+            if job.state is not JobState.QUEUED:
+                self._queued.pop(job.id, None)
+            if job.state not in HOLDING:
+                self._holding.pop(job.id, None)
             if job.state is JobState.QUEUED:
                 self._queued[job.id] = job
             elif job.state in HOLDING:

@@ -1,7 +1,7 @@
 """Which schedules are due? The only place that submits jobs by the clock.
 
-A job, the schedule's `done_until` and the line of history are one transaction: killed at any moment, each time is submitted once or
-not yet. The loop sleeps until the next time that any schedule names; without one it does not wake.
+A job, the schedule's `done_until` and the line of history are one transaction: killed at any moment, each time is submitted once
+or not yet. The loop sleeps until the next time that any schedule names; without one it does not wake.
 """
 
 from __future__ import annotations

@@ -1,9 +1,9 @@
 """When does a schedule submit a job, and what of that was missed? Pure: times and the time zone's rules are arguments.
 
-Times are microseconds since 1970. Fields mean what cron means by them, day of month and day of week included (either, unless one of
-them is `*`). In a time zone whose clocks are changed, a job of a fixed hour runs once a day: at the next minute that exists where its
-own is skipped, at the first of two equal ones. What was due while nobody submitted is not made up for in full: the newest is
-submitted, the others are told.
+Times are microseconds since 1970. Fields mean what cron means by them, day of month and day of week included (either, unless one
+of them is `*`). In a time zone whose clocks are changed, a job of a fixed hour runs once a day: at the next minute that exists
+where its own is skipped, at the first of two equal ones. What was due while nobody submitted is not made up for in full: the
+newest is submitted, the others are told.
 """
 
 from __future__ import annotations

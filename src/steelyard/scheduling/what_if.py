@@ -47,7 +47,7 @@ class WhatIf:
         decision = decide(apply_change(snapshot, opened), now)
         self._reservation = decision.reservation
         #: how it goes with nothing but `opened`
-        self.preempts = _gets_room(decision, self.job.id)
+        self.preempts = gets_room(decision, self.job.id)
 
     def find_all(self) -> list[Change]:
         found: list[Change | None] = [self._wait(), self._priority(), self._stop()]
@@ -58,12 +58,11 @@ class WhatIf:
         return [change for change in found if change is not None]
 
     def prove(self, change: Change) -> Change | None:
-        """The change with who gives way for it; None where the job does not start."""
+        """None also where there is no question left."""
         if self._left <= 0:
             return None
         self._left -= 1
-        preempts = _gets_room(self._decide(apply_change(self._snapshot, change), self._now), change.job.id)
-        return None if preempts is None else msgspec.structs.replace(change, preempts=preempts, proven=True)
+        return prove(change, self._snapshot, self._now, self._decide)
 
     # what others do
 
@@ -328,7 +327,13 @@ def format_duration(seconds: int) -> str:
     return "".join(f"{number}{unit}" for number, unit in parts if number) or "0s"
 
 
-def _gets_room(decision: Decision, job: JobId) -> tuple[JobId, ...] | None:
+def prove(change: Change, snapshot: Snapshot, now: int, decide: Decide) -> Change | None:
+    """The change with who gives way for it; None where the job does not start."""
+    preempts = gets_room(decide(apply_change(snapshot, change), now), change.job.id)
+    return None if preempts is None else msgspec.structs.replace(change, preempts=preempts, proven=True)
+
+
+def gets_room(decision: Decision, job: JobId) -> tuple[JobId, ...] | None:
     """Who gives way to it, () if it starts at once; None where it just waits."""
     if job in decision.resumes or any(started == job for started, _ in decision.starts):
         return ()

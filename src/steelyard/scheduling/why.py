@@ -1,7 +1,8 @@
 """Why does this job wait, and what would start it? Every reason, its place in the queue, when it will start, and proven changes.
 
-Proven: the change is made in the snapshot and the real decision starts the job, or has others give way to it. The decision sees
-the jobs before this one only: those behind it take nothing from it. Never reads the clock, never changes a job.
+Proven: the change is made in the snapshot and the real decision starts the job, or has others give way to it. Changes are looked
+for with the jobs before this one only (those behind it take nothing from it), and those that are told are proven once more with
+the whole queue. Never reads the clock, never changes a job.
 """
 
 from __future__ import annotations
@@ -22,7 +23,7 @@ from steelyard.scheduling.forecast import Decide, forecast_starts
 from steelyard.scheduling.quota import QuotaBook
 from steelyard.scheduling.seat import find_seat
 from steelyard.scheduling.snapshot import Decision, Snapshot, Standing
-from steelyard.scheduling.what_if import WhatIf
+from steelyard.scheduling.what_if import WhatIf, gets_room, prove
 
 CHANGES_MAX = 8
 #: with more jobs than that before it nobody estimates its start
@@ -60,21 +61,21 @@ def explain(snapshot: Snapshot, job: Job, now: int, decide: Decide) -> Explanati
     order = decision.order if position is not None else decide(apply_change(snapshot, opened), now).order
     ahead = _cut(snapshot, order, job)
     what_if = WhatIf(ahead, opened, now, decide)
-    starts_now = what_if.preempts is not None and not opened.text
-    if starts_now:
+    if gets_room(decision, job.id) is not None:
         return Explanation(job.id, True, position=position, estimated_start=_estimate(ahead, job, now, decide))
     changes: list[Change] = []
     if what_if.preempts is not None:
-        changes = [msgspec.structs.replace(opened, preempts=what_if.preempts, proven=True)]
+        changes = [opened]
     elif not _is_out_of_use(snapshot):
         changes = sorted(what_if.find_all(), key=lambda change: (change.size, change.kind))[:CHANGES_MAX]
+    proven = [prove(change, snapshot, now, decide) for change in changes]
     return Explanation(
         job.id,
         False,
         _find_blocks(ahead, job, now, decision),
         position,
         _estimate(ahead, job, now, decide),
-        tuple(changes),
+        tuple(change for change in proven if change is not None),
     )
 
 

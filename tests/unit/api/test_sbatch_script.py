@@ -37,7 +37,7 @@ GIB = 1 << 30
 def read(
     text: str, *options: str, arguments: tuple[str, ...] = (), env: dict[str, str] = ENV, name: str = "sbatch"
 ) -> Submission:
-    return parse_script(text, arguments, options, "/home/eve", env, "eve", name=name, now=NOW, zone=UTC)
+    return parse_script(text, arguments, options, "/home/eve", env, name=name, now=NOW, zone=UTC)
 
 
 def lines(*options: str) -> str:
@@ -141,6 +141,7 @@ def test_the_environment_of_sbatch_itself_is_not_the_jobs() -> None:
     submission = read(lines())
     assert submission.spec.env == {"PATH": "/bin", "TERM": "xterm"}
     assert any("BASH_FUNC_ml%%" in sentence for sentence in submission.ignored)
+    assert any("SBATCH_TIMELIMIT is not read" in sentence for sentence in submission.ignored)
 
 
 @pytest.mark.parametrize(
@@ -162,6 +163,12 @@ def test_export_chooses(value: str, env: dict[str, str]) -> None:
 def test_wrap_is_a_script_of_one_line() -> None:
     spec = read("", "--wrap", "hostname; date", "-n", "2").spec
     assert (spec.script, spec.name, spec.argv) == ("#!/bin/sh\nhostname; date\n", "wrap", ("wrap",))
+
+
+def test_a_name_that_cannot_be_is_changed_and_named() -> None:
+    submission = read(lines("--job-name=a/b"))
+    assert submission.spec.name == "a_b" and "line 2: the job's name is written 'a_b'" in submission.ignored[-1]
+    assert len(read(lines(f"--job-name={'x' * 300}")).spec.name) == 100
 
 
 def test_arguments_are_the_scripts() -> None:
@@ -187,9 +194,19 @@ def test_nodes_tasks_and_cores_are_counted_as_slurm_counts(options: tuple[str, .
     assert (submission.nodes, submission.spec.resources.cpus) == (nodes, cores)
 
 
+def test_gpus_in_all_are_divided_among_nodes_and_those_per_node_are_not() -> None:
+    assert read(lines("-N2", "--gpus=5")).spec.resources.gpus == GpuDemand(count=3)
+    assert read(lines("-N2", "--gpus-per-node=5")).spec.resources.gpus == GpuDemand(count=5)
+
+
+def test_a_time_limit_is_whole_minutes_as_in_slurm() -> None:
+    limits = {"0:30": 60, "1:00": 60, "1:01": 120, "0": None, "UNLIMITED": None}
+    assert {text: read(lines(f"--time={text}")).spec.max_duration_s for text in limits} == limits
+
+
 def test_more_nodes_than_there_are_is_refused_with_what_to_ask_for() -> None:
     with pytest.raises(Refused, match="--nodes=1 --ntasks=8") as refused:
-        read_script(ScriptSubmit(lines("-N2", "--ntasks-per-node=4"), "/"), "eve", NOW)
+        read_script(ScriptSubmit(lines("-N2", "--ntasks-per-node=4"), "/"), NOW)
     assert refused.value.code == "one-machine"
 
 

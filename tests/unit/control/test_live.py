@@ -39,7 +39,7 @@ class Copy(RuleBasedStateMachine):
         def put(tx: object) -> None:
             job = tx.job(JobId(name))  # type: ignore[attr-defined]
             if job is None:
-                tx.put_job(make_job(name))  # type: ignore[attr-defined]
+                tx.put_job(replace(make_job(name), submitted_at=NAMES.index(name)))  # type: ignore[attr-defined]
             elif not job.state.terminal:
                 tx.put_job(replace(job, generation=job.generation + 1, state=state))  # type: ignore[attr-defined]
 
@@ -60,6 +60,7 @@ class Copy(RuleBasedStateMachine):
         stored = asyncio.run(self.store.read(lambda tx: tx.jobs()))
         mine = {job.id: job for job in (*self.live.queued, *self.live.holding)}
         assert mine == {job.id: job for job in stored if not job.state.terminal}
+        assert [job.submitted_at for job in self.live.queued] == sorted(job.submitted_at for job in self.live.queued)
 
 
 TestCopy = Copy.TestCase

@@ -19,7 +19,7 @@ SCRIPTS = Path(__file__).parents[1] / "api" / "sbatch_scripts"
 
 
 def test_a_submitted_script_finds_what_slurm_would_tell_it() -> None:
-    submission = parse_script((SCRIPTS / "ddp.sh").read_text(), (), (), "/home/eve", {}, "eve", name="ddp.sh")
+    submission = parse_script((SCRIPTS / "ddp.sh").read_text(), (), (), "/home/eve", {}, name="ddp.sh")
     plan = Plan(memory_bytes=64 << 30, gpus=("0000:3b:00.0", "0000:5e:00.0"))
     found = make_slurm_environment(
         JobId("j-000012"),

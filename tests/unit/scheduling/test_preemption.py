@@ -25,8 +25,9 @@ from steelyard.placement.budget import Budget
 from steelyard.placement.gang import place_spec
 from steelyard.placement.room import Room
 from steelyard.scheduling.amounts import count_cores, count_gpus
+from steelyard.scheduling.decide import decide
 from steelyard.scheduling.preemption import choose_victims, gives_way_at
-from steelyard.scheduling.snapshot import Holding
+from steelyard.scheduling.snapshot import Holding, Snapshot
 from steelyard.scheduling.victim_search import Candidate, find_victims
 
 NOW = 10 * HOUR
@@ -305,3 +306,17 @@ def test_a_spent_budget_is_told_and_nobody_goes_for_nothing() -> None:
     found = find_victims(candidates, fits)
     assert found is not None and not found.exact and fits(found.chosen)
     assert not any(fits([other for other in found.chosen if other != each]) for each in found.chosen)
+
+
+def test_the_decision_preempts_whom_the_choice_names_and_looks_again_when_the_next_may_go() -> None:
+    machine = make_machine(topology=nvswitch_16())
+    frozen = make_job(1, gpus(12, cpus=46), preemption=Preemption(PreemptMode.SUSPEND))
+    young = make_job(2, gpus(4), preemption=Preemption(min_runtime_s=7200))
+    holding = tuple(fill(machine, [frozen, young], [HOUR, HOUR]))
+
+    def look(demand: Resources) -> tuple[tuple[tuple[str, str], ...], int | None]:
+        decision = decide(Snapshot(machine, (make_job(9, demand, priority=60),), holding), NOW, {}, choose_victims)
+        return decision.preempts, decision.look_at
+
+    assert look(Resources(40)) == ((("j-000001", "j-000009"),), None)
+    assert look(gpus(1, preemptible=False)) == ((), NOW + HOUR), "frozen, the first keeps its GPUs"

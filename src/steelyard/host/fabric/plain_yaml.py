@@ -1,7 +1,7 @@
 """What does a YAML file say, when nothing in it may be clever? Mappings, lists and text only.
 
-Every scalar stays text (`0190` is a name, `no` is a word). Aliases, tags, keys given twice and deep nesting are refused, so a small
-file never becomes a large structure. PyYAML splits the text into events; the structure is built here. Mappings know their lines.
+Every scalar stays text (`0190` is a name, `no` is a word). Aliases, tags, keys given twice and deep nesting are refused, so a
+small file never becomes a large structure. PyYAML splits the text into events; the structure is built here and knows its lines.
 """
 
 from __future__ import annotations

@@ -6,8 +6,9 @@ import os
 import sys
 import threading
 from collections.abc import Mapping
+from typing import Any
 
-from .client import ENDED, Api, Failed, parse_id, show_id
+from .client import ENDED, Api, Failed, show_id
 from .sbatch_table import read_sbatch
 
 HELP = """sbatch [OPTIONS] SCRIPT [ARGS...]: submit SCRIPT (or what comes on standard input) to Steelyard.
@@ -44,7 +45,7 @@ def main(words: list[str]) -> int:
         for sentence in answer.get("ignored", ()):
             print(f"sbatch: {sentence}", file=sys.stderr)
     print(show_id(job) if "parsable" in asked else f"Submitted batch job {show_id(job)}", flush=True)
-    return wait_for(api, job) if "wait" in asked else 0
+    return wait_for(api, job, bool(answer.get("array"))) if "wait" in asked else 0
 
 
 def clean(env: Mapping[str, str]) -> dict[str, str]:
@@ -69,12 +70,16 @@ def _read(words: list[str]) -> tuple[str, str]:
         raise Failed("the script is no text") from None
 
 
-def wait_for(api: Api, job: str) -> int:
-    """Until it has ended; its exit code, or 1 where it has none."""
+def wait_for(api: Api, job: str, array: bool) -> int:
+    """Until it, or every element of the array, has ended; the highest exit code, 1 for what has none and did not succeed."""
     pause = threading.Event()
     while True:
-        seen = api.job(parse_id(job))
-        if seen["state"] in ENDED:
-            code = seen.get("exit_code")
-            return int(code) if code is not None else int(seen["state"] != "SUCCEEDED")
+        seen = [each for each in api.jobs() if each["id"].startswith(f"{job}_")] if array else [api.job(job)]
+        if all(each["state"] in ENDED for each in seen):
+            return max((_code(each) for each in seen), default=0)
         pause.wait(LOOK_S)
+
+
+def _code(job: dict[str, Any]) -> int:
+    code = job.get("exit_code")
+    return int(code) if code is not None else int(job["state"] != "SUCCEEDED")

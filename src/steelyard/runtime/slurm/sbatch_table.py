@@ -141,18 +141,25 @@ OPTIONS: tuple[Option, ...] = (
     _refused("gid", "", "a job runs as who submits it"),
     _refused("x11", "", "there is no display", MAY),
     # for the command itself
-    _client("parsable", "", "only the job's number is printed"),
+    _client("parsable", "", "only the job's id is printed", MAY),
     _client("wait", "W", "returns when the job has ended, with its exit code"),
     _client("test-only", "", "nothing is submitted"),
     _client("quiet", "Q", "nothing but errors is said"),
     _client("verbose", "v", "nothing more is said"),
     _client("help", "h", "help is printed"),
-    _client("usage", "", "help is printed"),
+    _client("usage", "u", "help is printed"),
     _client("version", "V", "the version is printed"),
 )
 
 #: older names that Slurm still takes
-_OLDER = {"tasks-per-node": "ntasks-per-node", "workdir": "chdir", "share": "oversubscribe"}
+_OLDER = {
+    "cluster": "clusters",
+    "mem_bind": "mem-bind",
+    "share": "oversubscribe",
+    "tasks": "ntasks",
+    "tasks-per-node": "ntasks-per-node",
+    "workdir": "chdir",
+}
 _READ = OPTIONS + tuple(find_option(OPTIONS, name)._replace(name=older, short="") for older, name in _OLDER.items())
 
 

@@ -11,7 +11,7 @@ from .client import Api, Failed, parse_id, show_id
 from .getopt import NONE, Option, read_options
 
 OPTIONS = (
-    Option("jobs", "j", "may"),
+    Option("jobs", "j"),
     Option("user", "u"),
     Option("me", "", NONE),
     Option("name", "n"),

@@ -28,11 +28,21 @@ HELP = """srun [OPTIONS] COMMAND...: start COMMAND as the job's tasks, on this m
   --mpi=pmix start it by mpirun                  --export=ALL|NONE|NAME|NAME=VALUE
 """
 _TASKS_MAX = 4096
+#: options that may also be given by variables; the command line wins
+_BY_ENVIRONMENT = {
+    "SLURM_CPU_BIND": "cpu-bind",
+    "SLURM_KILL_BAD_EXIT": "kill-on-bad-exit",
+    "SLURM_LABELIO": "label",
+    "SLURM_MPI_TYPE": "mpi",
+    "SLURM_OVERCOMMIT": "overcommit",
+    "SLURM_OVERLAP": "overlap",
+}
 
 
 def main(words: list[str]) -> int:
     given, at = read_options(OPTIONS, words)
-    asked = {each.option.name: each.value for each in given}
+    asked = {option: os.environ[name] for name, option in _BY_ENVIRONMENT.items() if name in os.environ}
+    asked |= {each.option.name: each.value for each in given}
     if "help" in asked:
         print(HELP, end="")
         return 0

@@ -70,6 +70,11 @@ OPTIONS: tuple[Option, ...] = (
     _quiet("accel-bind"),
     _quiet("propagate", "", MAY),
     _quiet("immediate", "I", MAY),
+    _quiet("disable-status", "X", NONE),
+    _quiet("preserve-env", "E", NONE),
+    _quiet("quit-on-interrupt", "", NONE),
+    _quiet("msg-timeout"),
+    _quiet("slurmd-debug"),
     # named each time
     _ignored("time", "t", "a step ends with its command; `timeout` bounds it"),
     _ignored("mem", "", "the memory limit is the job's"),

@@ -144,6 +144,7 @@ class Step:
                 return
         elif source.held:
             self._write(source, bytes(source.held) + b"\n")
+            source.held.clear()
         # at its end; or nobody reads any more, and the task shall learn of it as it would without us
         self._selector.unregister(fd)
         os.close(fd)

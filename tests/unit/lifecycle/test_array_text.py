@@ -5,9 +5,9 @@ from __future__ import annotations
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from steelyard.api.slurm_array import INDEX_MAX, ArrayDemand, parse_array
 
 from steelyard.errors import Refused
+from steelyard.lifecycle.array import INDEX_MAX, ArrayDemand, parse_array
 from steelyard.model.batch import ARRAY_MAX
 
 
