@@ -59,7 +59,7 @@ class KeeperRig:
         self.witness = rig.folder / "witness"
         self.witness.touch()
         self.witness.chmod(0o666)
-        self.keeper = self._make_keeper()
+        self.keeper, self.dropped = self._make_keeper(), False
         self._pump = asyncio.create_task(self._take_exits())
 
     def _make_keeper(self) -> JobKeeper:
@@ -72,13 +72,14 @@ class KeeperRig:
         self.runtime = runtime
         return JobKeeper(
             self.paths, SETTINGS, self.machine, runtime, cleanup, self.rig.cgroups, clock, self.timing,
-            self.changed.set, self.devices, Presence(None),
+            self.changed.set, self.devices, Presence(None), "/nonexistent",
         )  # fmt: skip
 
     async def _take_exits(self) -> None:
         while True:
             exited = await self.rig.exits.get()
-            self.keeper.on_exit(exited)
+            if not self.dropped:
+                self.keeper.on_exit(exited)
 
     def assign(self, *jobs: AssignedJob) -> None:
         self.assigned = {job.attempt: job for job in jobs}
@@ -109,7 +110,8 @@ class KeeperRig:
         return sorted(self.witness.read_text().splitlines())
 
     def drop_agent(self) -> None:
-        """It is gone from one moment to the next: its timers and tasks with it."""
+        """It is gone from one moment to the next: its timers and tasks with it, and nobody hears of exits."""
+        self.dropped = True
         timer = self.keeper._timer
         if timer is not None:
             timer.cancel()
@@ -121,7 +123,7 @@ class KeeperRig:
         await self.adopt(await self.rig.connect())
 
     async def adopt(self, running: Running) -> None:
-        self.keeper = self._make_keeper()
+        self.keeper, self.dropped = self._make_keeper(), False
         self.keeper.adopt(self.runtime.adopt(running), self.assigned.values())
         self.keeper.reconcile(self.assigned.values())
 

@@ -88,14 +88,12 @@ def test_a_rank_that_fails_tells_the_exit_code_and_the_others_are_asked_first() 
 
 def test_a_rank_that_is_done_early_is_waited_for_by_nobody() -> None:
     async def script(rig: KeeperRig) -> None:
-        hold = rig.rig.folder / "hold"
-        os.mkfifo(hold)
-        hold.chmod(0o666)
-        rig.assign(make_job("sh", "-c", f"test $RANK = 0 || cat {hold}", ranks=3))
+        go = rig.rig.folder / "go"
+        rig.assign(make_job("sh", "-c", f"test $RANK = 0 || while ! test -e {go}; do sleep 0.02; done", ranks=3))
         await rig.until_phase("running")
         await until(lambda: getattr(rig.state(), "ranks", ()) == (RankEnd(0, 0, None),), "rank 0 to be done")
         assert getattr(rig.state(), "phase", "") == "running" and len(rig.keeper.running) == 2
-        hold.write_text("")
+        go.touch()
         ended = await rig.until_phase("ended")
         assert (ended.reason, ended.exit_code, len(ended.ranks)) == (Reason.EXITED, 0, 3)
 

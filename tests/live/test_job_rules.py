@@ -2,19 +2,23 @@
 
 from __future__ import annotations
 
+import asyncio
 import os
 import signal
 from pathlib import Path
 from typing import Any
 
+import msgspec
 import pytest
 from keeper_rig import A, KeeperRig, make_job, open_folder, play, stopped
 from spawner_rig import WORK_UID, needs_root, until
 
+from steelyard.cli.ending import _end_work
+from steelyard.clock import SystemClock
 from steelyard.host.cgroup import open_cgroups
 from steelyard.host.machine import observe_machine
 from steelyard.model.batch import ArrayPlace, Warn
-from steelyard.model.ids import AttemptId, JobId
+from steelyard.model.ids import AttemptId, JobId, WorkloadId
 from steelyard.model.job import Plan
 from steelyard.model.reason import Reason
 
@@ -156,6 +160,26 @@ def test_a_job_over_its_time_is_warned_once_then_ended_with_no_server_there() ->
     play(script)
 
 
+def test_a_warning_for_steps_spares_the_script_around_them() -> None:
+    async def script(rig: KeeperRig) -> None:
+        step = f"trap 'echo warned >> {rig.witness}; exit 0' USR1; while :; do sleep 0.02; done"
+        rig.assign(
+            make_job(
+                "sh",
+                "-c",
+                'SLURM_STEP_ID=0 sh -c "$STEP"; echo after >> $WITNESS',
+                env={"PATH": os.defpath, "STEP": step, "WITNESS": str(rig.witness)},
+                max_duration_s=30.0,
+                warn=Warn(int(signal.SIGUSR1), 29.7, steps_only=True),
+            )
+        )
+        ended = await rig.until_phase("ended")
+        assert (ended.exit_code, ended.reason) == (0, Reason.EXITED)
+        assert rig.witness.read_text().split() == ["warned", "after"]
+
+    play(script)
+
+
 def test_the_time_that_a_job_has_run_outlives_the_agent() -> None:
     async def script(rig: KeeperRig) -> None:
         rig.assign(make_job("sleep", "60", max_duration_s=1.5))
@@ -168,6 +192,22 @@ def test_the_time_that_a_job_has_run_outlives_the_agent() -> None:
         assert ran_ns - 20_000_000 < found_ns < ran_ns + 1_000_000_000
         ended = await rig.until_phase("ended")
         assert (ended.reason, ended.signal) == (Reason.MAX_DURATION, signal.SIGTERM)
+
+    play(script)
+
+
+def test_the_reason_of_an_end_outlives_the_agent_that_began_it() -> None:
+    async def script(rig: KeeperRig) -> None:
+        go = rig.rig.folder / "go"
+        program = f"trap 'echo asked >> {rig.witness}' TERM; while ! test -e {go}; do sleep 0.02; done"
+        rig.assign(make_job("sh", "-c", program, max_duration_s=0.3))
+        await rig.until_witness(1)
+        rig.drop_agent()
+        go.touch()
+        await until(lambda: (rig.rig.agent_dir / "exits" / f"{A}.json").exists(), "the exit record")
+        await rig.restart()
+        ended = await rig.until_phase("ended")
+        assert (ended.reason, ended.exit_code) == (Reason.MAX_DURATION, 0)
 
     play(script)
 
@@ -233,6 +273,17 @@ def test_a_suspended_job_is_stopped_by_the_signal_that_was_asked_for() -> None:
     play(script)
 
 
+def test_a_suspended_job_ends_at_once_when_all_work_is_told_to_end() -> None:
+    async def script(rig: KeeperRig) -> None:
+        rig.assign(make_ticker(rig, suspended=True))
+        await rig.until_phase("suspended")
+        async with asyncio.timeout(5):
+            assert await asyncio.to_thread(_end_work, rig.rig.cgroups, None, SystemClock()) > 0
+            assert (await rig.until_phase("ended")).signal == signal.SIGTERM
+
+    play(script)
+
+
 def test_a_suspended_job_that_nobody_assigns_any_more_ends_too() -> None:
     async def script(rig: KeeperRig) -> None:
         rig.assign(make_ticker(rig, suspended=True))
@@ -241,6 +292,22 @@ def test_a_suspended_job_that_nobody_assigns_any_more_ends_too() -> None:
         assert (await rig.until_phase("ended")).signal == signal.SIGTERM
         rig.assign()
         assert rig.rig.cgroups.workloads() == []
+
+    play(script)
+
+
+@pytest.mark.parametrize("suspended", [True, False])
+def test_a_gang_that_was_frozen_in_part_when_the_agent_died_is_brought_in_line_by_the_next(*, suspended: bool) -> None:
+    async def script(rig: KeeperRig) -> None:
+        rig.assign(make_ticker(rig, ranks=2))
+        await rig.until_phase("running")
+        await rig.until_witness(2)
+        rig.drop_agent()
+        rig.rig.cgroups.freeze(WorkloadId(f"{A}.1"), True)
+        rig.assigned = {A: msgspec.structs.replace(rig.assigned[A], suspended=suspended)}
+        await rig.restart()
+        await rig.until_phase("suspended" if suspended else "running")
+        assert [rig.rig.cgroups.frozen(WorkloadId(f"{A}.{rank}")) for rank in range(2)] == [suspended] * 2
 
     play(script)
 

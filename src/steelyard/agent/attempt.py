@@ -219,8 +219,8 @@ class Attempt:
             exit_code=self.exit_code,
             signal=self.signum,
             peak_memory_bytes=sum(peaks) if peaks and self.phase == "ended" else None,
-            proof=proof if self.phase == "ended" else None,
-            usage=usage if self.phase == "ended" else None,
+            proof=proof,
+            usage=usage,
             wakeup_breaches=self.wakeups.breaches,
             wakeup_worst_us=self.wakeups.worst_us if self.wakeups.breaches else 0,
             ranks=tuple(

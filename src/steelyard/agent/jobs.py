@@ -7,6 +7,7 @@ proofs are read from what it holds. Never decides where a job runs: the plan in 
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import logging
 import os
 from collections.abc import Callable, Iterable
@@ -58,6 +59,7 @@ from steelyard.config import Paths, Settings
 from steelyard.errors import Conflict, NotFound, SteelyardError, Unreachable
 from steelyard.host import Cgroups
 from steelyard.host.affinity import keep_within
+from steelyard.host.proc import read_environment
 from steelyard.lifecycle.launch import count_processes
 from steelyard.model import words
 from steelyard.model.ids import AttemptId, WorkloadId
@@ -73,6 +75,8 @@ __all__ = ["KIND", "JobKeeper"]
 
 log = logging.getLogger(__name__)
 
+#: in the environment of what `srun` started
+STEP = "SLURM_STEP_ID"
 TICKS_PER_S = os.sysconf("SC_CLK_TCK")
 
 
@@ -294,10 +298,13 @@ class JobKeeper:
                 if limit is not None and state.progress.limit is None:
                     self._save(attempt, state, msgspec.structs.replace(state.progress, limit=limit))
                 self._signal(state, signum)
-            case Warn(attempt, signum):
+            case Warn(attempt, signum, steps_only):
                 state = self._attempts[attempt]
                 self._save(attempt, state, msgspec.structs.replace(state.progress, warned=True))
-                self._signal(state, signum)
+                if steps_only:
+                    self._signal_steps(state, signum)
+                else:
+                    self._signal(state, signum)
             case Freeze(attempt):
                 self._freeze(attempt, self._attempts[attempt])
             case Thaw(attempt, to_end):
@@ -311,6 +318,14 @@ class JobKeeper:
     def _signal(self, state: Attempt, signum: int) -> None:
         for member in state.running:
             self._runtime.stop(member.workload, signum)
+
+    def _signal_steps(self, state: Attempt, signum: int) -> None:
+        """To what `srun` started, and not to the script around it, which as a rule would be ended by it."""
+        for member in state.running:
+            for pid in self._cgroups.pids(member.workload):
+                if STEP in read_environment(pid):
+                    with contextlib.suppress(ProcessLookupError, PermissionError):
+                        os.kill(pid, signum)
 
     def _save(self, attempt: AttemptId, state: Attempt, progress: Progress) -> None:
         state.progress = progress
@@ -444,7 +459,9 @@ class JobKeeper:
             if state.phase in ALIVE:
                 state.wakeups = self._timing.report_wakeups(attempt)
         return tuple(
-            state.report(attempt, self._proofs.of(state), self._holdings.used(attempt) if state.phase == "ended" else None)
+            state.report(attempt, self._proofs.of(state), self._holdings.used(attempt))
+            if state.phase == "ended"
+            else state.report(attempt, None)
             for attempt, state in sorted(self._attempts.items())
         )
 

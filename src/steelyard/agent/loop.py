@@ -62,6 +62,8 @@ class Agent:
         self._in_flight: dict[int, int] = {}
         self._events_in_flight: dict[int, int] = {}
         self._orphans: dict[WorkloadId, int] = {}
+        #: exits that were told before what runs was taken over; None: it has been
+        self._early: list[Exited] | None = []
         timing = TimingKeeper(edges.paths, edges.runtime, edges.cleanup, edges.clock, edges.journal, root=os.geteuid() == 0)
         self.health = HealthKeeper(
             edges.paths.agent,
@@ -194,7 +196,10 @@ class Agent:
 
     def on_exit(self, exited: Exited) -> None:
         """Called by the spawner client; the record is on disk already."""
-        if not (self.jobs.on_exit(exited) or self.execs.on_exit(exited) or self.functions.on_exit(exited)):
+        if self._early is not None:
+            # Nobody knows yet whose it is, and to forget it would be to start its job once more.
+            self._early.append(exited)
+        elif not (self.jobs.on_exit(exited) or self.execs.on_exit(exited) or self.functions.on_exit(exited)):
             self._edges.cleanup.forget(WorkloadId(exited.workload))
 
     # -- start-up
@@ -207,6 +212,9 @@ class Agent:
         self.execs.adopt(item for item in found if _kind(item) == EXEC)
         self.holdings.scratch.adopt([workload for workload, _, _ in self.jobs.running])
         await self.functions.adopt(held, [item for item in found if _kind(item) not in (JOB, PROBE, EXEC)], assignment.keys)
+        early, self._early = self._early or [], None
+        for exited in early:
+            self.on_exit(exited)
         children = {workload for workload, _, _ in running.children}
         for workload, pid, _ in self._running():
             if workload not in children:
@@ -292,7 +300,10 @@ class Agent:
             return await self._answer_health(ask)
         if ask.what == "log":
             stream = "stderr" if ask.stream == "stderr" else "stdout"
-            data, next_offset = self.jobs.files.read_output(ask.workload, stream, ask.offset, ask.limit)
+            try:
+                data, next_offset = self.jobs.files.read_output(ask.workload, stream, ask.offset, ask.limit)
+            except SteelyardError as err:
+                return Answer(id=ask.id, error=err.public)
             return Answer(id=ask.id, data=data, next_offset=next_offset)
         return Answer(id=ask.id, error=f"This agent does not know the question {ask.what!r}.")
 

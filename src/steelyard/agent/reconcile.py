@@ -79,6 +79,8 @@ class Signal(msgspec.Struct, frozen=True):
 class Warn(msgspec.Struct, frozen=True):
     attempt: AttemptId
     signum: int
+    #: only to what `srun` started in it
+    steps_only: bool = False
 
 
 class Freeze(msgspec.Struct, frozen=True):
@@ -188,7 +190,7 @@ def _watch(job: AssignedJob, state: JobSeen, now_ns: int, actions: list[JobActio
         if spec.warn is not None and not state.warned:
             warn_ns = limit_ns - _ns(spec.warn.before_s)
             if state.ran_ns >= warn_ns:
-                actions.append(Warn(job.attempt, spec.warn.signal))
+                actions.append(Warn(job.attempt, spec.warn.signal, spec.warn.steps_only))
             else:
                 deadlines.append(now_ns + warn_ns - state.ran_ns)
     if watches_beats(spec):

@@ -94,6 +94,10 @@ def _track_handles(paths: Paths, cgroups: Cgroups, say: Callable[[str], None]) -
 def _end_work(cgroups: Cgroups, spawner: ProgramRecord | None, clock: Clock) -> int:
     """Returns how many processes were told to end."""
     told: set[int] = set()
+    for workload in cgroups.workloads():
+        if cgroups.frozen(workload):
+            # a suspended job answers nothing before it goes on
+            cgroups.freeze(workload, False)
     deadline_ns = clock.mono_ns() + int(WORK_GRACE_S * 1e9)
     while pids := _work_pids(cgroups, spawner):
         forced = clock.mono_ns() >= deadline_ns

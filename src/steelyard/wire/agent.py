@@ -190,7 +190,7 @@ class Ask(msgspec.Struct, frozen=True, tag=True):
 
     id: int
     what: str
-    #: an attempt, or `<function>` for a function's log
+    #: an attempt, `<attempt>.<rank>` of a gang of several processes, or `<function>` for a function's log
     workload: str
     #: log: "stdout" or "stderr", byte offset, byte limit
     stream: str = "stdout"

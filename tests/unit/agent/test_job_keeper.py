@@ -15,6 +15,8 @@ from steelyard.agent.attempt import Attempt, MemberEnd, make_members
 from steelyard.agent.jobs import JobKeeper
 from steelyard.clock import VirtualClock
 from steelyard.config import Settings
+from steelyard.errors import Unreachable
+from steelyard.model.batch import Gang
 from steelyard.model.ids import DEFAULT_PROJECT, AttemptId, JobId, WorkloadId
 from steelyard.model.job import JobSpec, Owner, Plan, Resources
 from steelyard.model.reason import Reason
@@ -156,3 +158,33 @@ def test_a_job_with_more_in_a_watched_folder_than_it_asked_for_is_ended_and_says
     state.conclude(spec)
     assert state.reason is Reason.SCRATCH_EXCEEDED
     assert "1 GiB" in state.detail and "--scratch" in state.detail
+
+
+def test_a_spawner_that_is_away_costs_an_attempt_only_what_it_may_have_started(tmp_path: Path) -> None:
+    rig = Rig(tmp_path)
+    rig.start_fails = Unreachable("the spawner is not connected")
+    asyncio.run(rig.run_job())
+    state = rig.keeper.attempts()[0]
+    assert (state.phase, state.reason) == ("ended", Reason.START_FAILED), "it was asked for: it may have run"
+    early = Rig(tmp_path / "early")
+
+    def refuse(workload: WorkloadId, **fields: object) -> None:
+        raise Unreachable("the spawner is not connected")
+
+    early.keeper._runtime.prepare = cast(Any, refuse)
+    asyncio.run(early.run_job())
+    state = early.keeper.attempts()[0]
+    assert (state.phase, state.reason) == ("not-started", Reason.NOT_STARTED), "another attempt may follow"
+
+
+def test_a_gang_whose_plan_has_no_room_for_its_ranks_is_refused_with_the_numbers(tmp_path: Path) -> None:
+    async def script() -> None:
+        rig = Rig(tmp_path)
+        spec = JobSpec(name="a", argv=("true",), cwd="/", gang=Gang(tasks_per_node=3))
+        job = AssignedJob(ATTEMPT, JobId("j-000001"), DEFAULT_PROJECT, Owner("root", 0), spec, Plan())
+        rig.keeper.reconcile([job])
+        await asyncio.gather(*rig.keeper._tasks)
+        state = rig.keeper.attempts()[0]
+        assert state.phase == "not-started" and "3 processes, and its plan has room for 0" in state.detail
+
+    asyncio.run(script())

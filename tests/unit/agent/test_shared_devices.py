@@ -21,6 +21,7 @@ from steelyard.model.health import NODE
 from steelyard.model.ids import FunctionName, WorkloadId
 from steelyard.model.job import Owner, Plan
 from steelyard.model.reason import Reason
+from steelyard.wire.spawn import Exited, Running
 
 GPU = make_hgx().gpus[0].id
 PLAN = Plan(gpus=(GPU,), gpu_fraction=0.5)
@@ -59,7 +60,7 @@ def make_edges(folder: Path) -> Any:
         lib_dir=folder,
         template_budget_bytes=0,
         observe_topology=None,
-        scratch=None,
+        scratch=SimpleNamespace(sweep=lambda living: True),
     )
 
 
@@ -196,3 +197,24 @@ def test_a_template_counts_as_a_process_of_its_revision(tmp_path: Path) -> None:
     )
     keeper._hosts = cast(Any, {"f": SimpleNamespace(hosts=[revision])})
     assert (keeper.workloads, keeper.devices_in_use) == ({"tmpl.f.1.5a"}, {GPU})
+
+
+def test_an_exit_that_is_told_before_anything_was_taken_over_is_nobodys_to_forget(tmp_path: Path) -> None:
+    """It comes right behind the spawner's list. Forgotten, the job would have been started a second time."""
+    agent = make_agent(tmp_path)
+    forgotten: list[str] = []
+    agent._edges.cleanup.forget = cast(Any, forgotten.append)
+    exited = Exited(WorkloadId("j-000001.1"), 1, 1, 5, 0, None, 0.0, 0.0, 0)
+    agent.on_exit(exited)
+    assert forgotten == []
+
+    async def adopt() -> None:
+        agent._edges.runtime.adopt = cast(Any, lambda running: [])
+        agent.jobs.adopt = cast(Any, lambda *arguments: None)
+        agent.functions.adopt = cast(Any, lambda *arguments: asyncio.sleep(0))
+        agent.functions.on_exit = cast(Any, lambda exited: False)
+        await agent._adopt({}, Running(()))
+
+    agent.functions._hosts = {}
+    asyncio.run(adopt())
+    assert forgotten == ["j-000001.1"], "what nobody knows is forgotten once everything is known"
