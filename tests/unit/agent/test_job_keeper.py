@@ -41,7 +41,7 @@ class Rig:
         timing = SimpleNamespace(hold=nothing, release=nothing, adopt=nothing, observe_wakeups=nothing)
         cgroups = SimpleNamespace(kill=lambda workload: self.log.append(("cgroup killed", workload)))
         runtime = SimpleNamespace(
-            prepare=lambda workload, **fields: None,
+            prepare_all=self.prepare_all,
             launch=self.launch,
             kill=lambda workload: self.log.append(("killed", workload)),
             stop=lambda workload, signum: self.log.append(("stopped", workload, signum)),
@@ -73,6 +73,8 @@ class Rig:
 
     async def prepare(self, *arguments: object) -> dict[str, str]:
         return {}
+
+    async def prepare_all(self, wanted: Any, **fields: Any) -> None: ...
 
     async def launch(self, workload: WorkloadId, **fields: Any) -> object:
         self.env = fields["env"]
@@ -168,10 +170,10 @@ def test_a_spawner_that_is_away_costs_an_attempt_only_what_it_may_have_started(t
     assert (state.phase, state.reason) == ("ended", Reason.START_FAILED), "it was asked for: it may have run"
     early = Rig(tmp_path / "early")
 
-    def refuse(workload: WorkloadId, **fields: object) -> None:
+    async def refuse(wanted: object, **fields: object) -> None:
         raise Unreachable("the spawner is not connected")
 
-    early.keeper._runtime.prepare = cast(Any, refuse)
+    early.keeper._runtime.prepare_all = cast(Any, refuse)
     asyncio.run(early.run_job())
     state = early.keeper.attempts()[0]
     assert (state.phase, state.reason) == ("not-started", Reason.NOT_STARTED), "another attempt may follow"
