@@ -146,8 +146,8 @@ def measure_throughput(say: Say, quick: bool) -> list[Figure]:
         more["times as many as Slurm"] = rate / statistics.median(seen["slurm"])
     detail = (
         f"{ours_count} jobs of `/bin/true`, cpus 0.01 each, submitted over {CONNECTIONS} connections: from the first call until "
-        f"all are SUCCEEDED; medians of {rounds}. Slurm runs {slurm_count}, submitted by `sbatch --wrap` one after the other, set up "
-        f"for high throughput without accounting and cgroups. All on {os.cpu_count()} logical CPUs, the client too.{missing}"
+        f"all are SUCCEEDED; medians of {rounds}. Slurm runs {slurm_count}, submitted by `sbatch --wrap` one after the other, "
+        f"set up for high throughput without accounting and cgroups. All on {os.cpu_count()} logical CPUs, the client too.{missing}"
     )
     goal = f">= {RATE_GOAL:g} jobs/s"
     what = "short jobs end to end: first submit to all SUCCEEDED"
