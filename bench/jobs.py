@@ -147,7 +147,7 @@ def measure_throughput(say: Say, quick: bool) -> list[Figure]:
     detail = (
         f"{ours_count} jobs of `/bin/true`, cpus 0.01 each, submitted over {CONNECTIONS} connections: from the first call until "
         f"all are SUCCEEDED; medians of {rounds}. Slurm runs {slurm_count}, submitted by `sbatch --wrap` one after the other, "
-        f"set up for high throughput without accounting and cgroups. All on {os.cpu_count()} logical CPUs, the client too.{missing}"
+        f"set up for high throughput, without accounting and cgroups. All, and the client, share {os.cpu_count()} CPUs.{missing}"
     )
     goal = f">= {RATE_GOAL:g} jobs/s"
     what = "short jobs end to end: first submit to all SUCCEEDED"

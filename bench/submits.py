@@ -62,9 +62,9 @@ def measure_submits(say: Say, quick: bool) -> list[Figure]:
     }
     detail = (
         f"{count} submits of held jobs, {RATE} each second whatever the answers, over {CONNECTIONS} connections, each with an "
-        f"Idempotency-Key; {WATCHERS} watchers wait for output meanwhile. Latency counts from when a submit was due. Then all "
-        f"jobs are listed: lost are those that are not there, and {REPEATED} submits are repeated with their keys, which must make "
-        f"no job. Refused: {dict(refused) or 'none'}."
+        f"Idempotency-Key; {WATCHERS} watchers wait for output meanwhile. Latency counts from when it was due. Then all "
+        f"jobs are listed: lost are those that are not there, and {REPEATED} submits are sent again with their keys. "
+        f"Refused: {dict(refused) or 'none'}."
     )
     what = f"{count:,} submits in {count / RATE:g} s: p99"
     kept = p99 <= P99_GOAL_MS and not lost and not twice and not refused
