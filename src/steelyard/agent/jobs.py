@@ -374,7 +374,7 @@ class JobKeeper:
             self._runtime.kill(member.workload)
             self._holdings.drop(member.workload)
         if state.phase == "starting":
-            if all(member.end is not None for member in state.members):  # it did run: only the answer was lost
+            if state.members and all(member.end is not None for member in state.members):  # it did run: only the answer was lost
                 state.conclude(job.spec)
             else:
                 state.note_not_started(reason, detail, self._clock.now_us(), doubt=doubt)
