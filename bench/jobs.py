@@ -24,6 +24,8 @@ Say = Callable[[str], None]
 START_GOAL_MS = 15.0
 RATE_GOAL = 300.0
 CONNECTIONS = 16
+#: each clears away what it ran after its answer, which must not be the next one's burden
+SETTLE_S = 0.05
 #: tells when it was reached: the first thing that it does after it was executed and linked
 DATE = ("/bin/date", "+%s%N")
 
@@ -64,11 +66,15 @@ def measure_queue(say: Say, quick: bool) -> list[Figure]:
         with asyncio.Runner() as runner:
             for at in range(rounds + 3):
                 say(f"job {at + 1}/{rounds + 3}")
+                time.sleep(SETTLE_S)
                 reached_ms, recorded_ms = runner.run(_start_one(steelyard, connection))
+                time.sleep(SETTLE_S)
                 found = {"ours": reached_ms, "recorded": recorded_ms, "plain": _date_ms(DATE)}
+                time.sleep(SETTLE_S)
                 if peer is not None:
                     found["srun"] = _date_ms(("srun", "--quiet", *DATE), peer.env)
                 if at % 5 == 0:
+                    time.sleep(SETTLE_S)
                     found["cli"] = _date_ms(tuple(steelyard.command("run", "--", *DATE)), steelyard.env)
                 if at >= 3:  # the first ones warm all up
                     for name, value in found.items():
