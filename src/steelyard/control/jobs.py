@@ -34,6 +34,9 @@ from steelyard.store import Store, Tx
 #: jobs at the head of the queue whose reason to wait is written into their history
 EXPLAINED_MAX = 50
 
+#: with nothing to do it looks this often: deciding on ten thousand that wait costs some tens of milliseconds
+IDLE_S = 30.0
+
 _OLDER = Resources(cpus=NO_SHARE)
 
 _log = logging.getLogger("steelyard.jobs")
@@ -141,8 +144,8 @@ class JobsLoop:
     def tick_s(self) -> float:
         """Sooner where a backoff, or a time before which a job may not begin, is over sooner."""
         if self._look_at is None:
-            return 5.0
-        return min(5.0, max(0.0, (self._look_at - self._clock.now_us()) / 1e6))
+            return IDLE_S
+        return min(IDLE_S, max(0.0, (self._look_at - self._clock.now_us()) / 1e6))
 
     @property
     def queued(self) -> int:
