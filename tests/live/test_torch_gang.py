@@ -45,7 +45,7 @@ TRAIN = textwrap.dedent("""
         if step == 3 and os.environ["STEELYARD_RESTART_COUNT"] == "0":
             time.sleep(600)
         dist.barrier()
-    print(f"rank {rank} of {world} went from {first} to {step + 1}", flush=True)
+    os.write(1, f"rank {rank} of {world} went from {first} to {step + 1}\\n".encode())
     dist.destroy_process_group()
 """)
 
