@@ -1,12 +1,17 @@
 # The two commands: `make demo` shows everything on this machine, `make test` runs every test. Each sets up what is missing.
 
-.PHONY: setup test check demo down bench docs
+.PHONY: setup workloads test check demo down bench docs
 
 setup:
 	@PYTHON="$(PYTHON)" tools/setup.sh
 
-# ARGS="-k supervisor" chooses tests
+# What the examples of jobs run, PyTorch and MPI among it: 1.5 GB on disk
+workloads: setup
+	@tools/setup_workloads.sh
+
+# ARGS="-k supervisor" chooses tests. Without the workloads the others still run, and say so.
 test: setup
+	@tools/setup_workloads.sh || true
 	.venv/bin/python -m pytest $(ARGS)
 
 check: setup

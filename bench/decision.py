@@ -1,8 +1,8 @@
 """How long does one decision over a long queue take? Pure, one thread, nothing read from a disk.
 
-A machine drawn here (128 cores, eight GPUs with rails) that is nearly full: 200 jobs run, 10,000 wait. Once the queue has 200
-different shapes, once every job is another; each time one job holds the reservation, and the others are tried behind it. Beside
-it a plain first fit that asks `place` for each job, as far as it gets in two seconds: the naive way to the same starts.
+A machine drawn here (128 cores, eight GPUs, four network cards) that is nearly full: 200 jobs run, 10,000 wait. Once the queue
+has 200 different shapes, once every job is another; each time one job holds the reservation, and the others are tried behind it.
+Beside it a plain first fit that asks `place` for each job, as far as it gets in two seconds: the naive way to the same starts.
 """
 
 from __future__ import annotations
@@ -59,7 +59,7 @@ def measure_decision(say: Callable[[str], None], quick: bool) -> list[Figure]:
             "ms",
             "<= 50 ms",
             median <= 50,
-            f"{rounds} decisions each; 128 cores, 8 GPUs, 16 network cards; priorities, 20 accounts, gangs, one reservation.",
+            f"{rounds} decisions each; 128 cores, 8 GPUs, 4 network cards; priorities, 20 accounts, gangs, one reservation.",
             more,
         )
     ]

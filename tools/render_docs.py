@@ -1,4 +1,5 @@
-"""Writes docs/cli.md from the commands' own help. `--check` writes nothing and exits 1 where the page says something else."""
+"""Writes docs/cli.md from the commands' own help, and the table of sbatch's options into docs/jobs.md. `--check` writes nothing and
+exits 1 where a page says something else."""
 
 from __future__ import annotations
 
@@ -7,9 +8,12 @@ import subprocess
 import sys
 from pathlib import Path
 
+from steelyard.api.sbatch_options import render_option_table
 from steelyard.cli.main import COMMANDS
 
-FILE = Path(__file__).resolve().parent.parent / "docs" / "cli.md"
+DOCS = Path(__file__).resolve().parent.parent / "docs"
+FILE, JOBS = DOCS / "cli.md", DOCS / "jobs.md"
+BEGIN, END = "<!-- options: written by make docs -->", "<!-- options end -->"
 
 HEAD = """# The command line
 
@@ -65,11 +69,20 @@ def help_of(line: str) -> str:
     return subprocess.run(command, capture_output=True, text=True, check=True, env=environ).stdout
 
 
+def render_jobs(page: str) -> str:
+    """docs/jobs.md with the table between its marks."""
+    before, begin, rest = page.partition(BEGIN)
+    _, end, after = rest.partition(END)
+    assert begin and end, f"{JOBS} has lost its marks"
+    return f"{before}{begin}\n{render_option_table()}{end}{after}"
+
+
 def main(arguments: list[str]) -> int:
-    text = render()
+    pages = {FILE: render(), JOBS: render_jobs(JOBS.read_text())}
     if "--check" in arguments:
-        return 0 if FILE.read_text() == text else 1
-    FILE.write_text(text)
+        return 0 if all(file.read_text() == text for file, text in pages.items()) else 1
+    for file, text in pages.items():
+        file.write_text(text)
     return 0
 
 

@@ -7,6 +7,7 @@ Sockets live outside the home, under a short run directory, because a Unix socke
 from __future__ import annotations
 
 import os
+from collections.abc import Sequence
 from pathlib import Path
 
 import msgspec
@@ -198,6 +199,42 @@ def write_file(path: Path, data: bytes, mode: int = 0o600) -> None:
         os.close(fd)
     os.rename(temp, path)
     sync_folder(path.parent)
+
+
+def write_files(files: Sequence[tuple[Path, bytes]], mode: int = 0o600) -> list[OSError | None]:
+    """`write_file` for many at once, which costs the disk little more than one: everything is written before the first fsync, and
+    each folder is synced once. Per file None, or why it is not there (any more: a failed fsync of its folder counts too)."""
+    results: list[OSError | None] = [None] * len(files)
+    opened: dict[int, tuple[int, Path]] = {}
+    for at, (path, data) in enumerate(files):
+        temp = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+        try:
+            opened[at] = (os.open(temp, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC, mode), temp)
+            os.fchmod(opened[at][0], mode)
+            view = memoryview(data)
+            while view:
+                view = view[os.write(opened[at][0], view) :]
+        except OSError as err:
+            results[at] = err
+    for at, (fd, temp) in opened.items():
+        try:
+            if results[at] is None:
+                os.fsync(fd)
+                os.rename(temp, files[at][0])
+            else:
+                os.unlink(temp)
+        except OSError as err:
+            results[at] = results[at] or err
+        finally:
+            os.close(fd)
+    for folder in {path.parent for path, _ in files}:
+        try:
+            sync_folder(folder)
+        except OSError as err:
+            for at, (path, _) in enumerate(files):
+                if path.parent == folder:
+                    results[at] = results[at] or err
+    return results
 
 
 def sync_folder(folder: Path) -> None:

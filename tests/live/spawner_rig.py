@@ -25,6 +25,7 @@ from steelyard.model.ids import WorkloadId
 from steelyard.model.job import Plan
 from steelyard.runtime.process import ProcessRuntime
 from steelyard.runtime.procstat import process_runs
+from steelyard.runtime.record_lane import RecordLane
 from steelyard.runtime.records import Handle
 from steelyard.runtime.spawner_client import SpawnerClient
 from steelyard.wire import spawn as wire
@@ -78,7 +79,7 @@ class Rig:
                 await asyncio.sleep(0.005)
 
     def make_runtime(self) -> ProcessRuntime:
-        return ProcessRuntime(self.agent_dir, self.workloads, self.cgroups, self.client, SystemClock(), boot_id())
+        return ProcessRuntime(self.agent_dir, self.workloads, self.cgroups, self.client, SystemClock(), boot_id(), RecordLane())
 
     async def run(self, runtime: ProcessRuntime, workload: str, *argv: str, **more: object) -> Handle:
         arguments: dict[str, object] = {

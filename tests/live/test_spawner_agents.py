@@ -48,13 +48,15 @@ AGENT = textwrap.dedent("""
     from steelyard.host.proc import boot_id
     from steelyard.model.job import Plan
     from steelyard.runtime.process import ProcessRuntime
+    from steelyard.runtime.record_lane import RecordLane
     from steelyard.runtime.spawner_client import SpawnerClient
 
     async def main():
         folder, tag, uid, gid, witness = Path(sys.argv[1]), sys.argv[2], int(sys.argv[3]), int(sys.argv[4]), sys.argv[5]
         client = SpawnerClient(folder / "spawner.sock", lambda exited: None)
         await client.connect()
-        runtime = ProcessRuntime(folder / "agent", folder / "workloads", open_cgroups(tag), client, SystemClock(), boot_id())
+        clock, lane = SystemClock(), RecordLane()
+        runtime = ProcessRuntime(folder / "agent", folder / "workloads", open_cgroups(tag), client, clock, boot_id(), lane)
         await runtime.start("job-1.1", kind="job", argv=["sh", "-c", f"echo ran >> {witness}; exec sleep 1000"],
             env={"PATH": "/bin:/usr/bin"}, cwd="/", uid=uid, gid=gid, plan=Plan())
         print("started")

@@ -155,12 +155,13 @@ class Attempt:
     # -- ends
 
     def note_end(self, member: Member, end: MemberEnd) -> bool:
-        """True when nothing of the attempt runs any more, and it was not over before."""
+        """True when nothing of the attempt runs any more, and it was not over before. What ends before its start is noted is
+        concluded by whoever starts it, when it is known since when it ran."""
         member.phase, member.end = "ended", end
         left = [each for each in self.members if each.phase in ("starting", RUNNING)]
         if self.gang and end.bad and self.signalled_ns is None and self.progress.limit is None and self.broke_with is None:
             self.broke_with = len(self.running)
-        return not left and self.phase in ("starting", *ALIVE)
+        return not left and self.phase in ALIVE
 
     def conclude(self, spec: JobSpec | None) -> None:
         """All has ended: the rank that ended badly first (in a job, its only process) says how."""
@@ -205,6 +206,10 @@ class Attempt:
     def report(self, attempt: AttemptId, proof: Proof | None) -> AttemptState:
         first = self.members[0].handle if self.members else None
         starts = [member.handle.at for member in self.members if member.handle is not None]
+        # noted when the answer came, which the end of a short one may have overtaken
+        started_at = max(starts) if starts and self.phase != "starting" else None
+        if started_at is not None and self.ended_at is not None:
+            started_at = min(started_at, self.ended_at)
         peaks = [end.peak_memory_bytes for member in self.members if (end := member.end) and end.peak_memory_bytes is not None]
         return AttemptState(
             attempt=attempt,
@@ -212,7 +217,7 @@ class Attempt:
             reason=self.reason,
             detail=self.detail,
             pid=first.pid if first is not None else None,
-            started_at=max(starts) if starts and self.phase != "starting" else None,
+            started_at=started_at,
             ended_at=self.ended_at,
             exit_code=self.exit_code,
             signal=self.signum,

@@ -16,6 +16,7 @@ from steelyard.host.sockdiag import SocketQueue
 from steelyard.model.machine import Machine
 from steelyard.model.topology import Topology
 from steelyard.runtime.process import ProcessRuntime
+from steelyard.runtime.record_lane import RecordLane
 from steelyard.runtime.spawner_client import SpawnerClient
 
 
@@ -29,6 +30,8 @@ class Edges:
     spawner: SpawnerClient
     runtime: ProcessRuntime
     cleanup: Cleanup
+    #: durable files of the agent, many at the price of one
+    lane: RecordLane
     gateway: Gateway
     queue: SocketQueue
     #: of the whole machine, shared with other homes

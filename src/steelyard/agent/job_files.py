@@ -2,7 +2,8 @@
 
     script          the program of a job that brought its text, read-only
     hostfile        of a gang, as DeepSpeed and Open MPI read it
-    beat/           the one folder that the job may write: for the file named by STEELYARD_HEARTBEAT
+    beat/           for the job to write: the file named by STEELYARD_HEARTBEAT
+    steps/          for the job to write: what `srun` notes of the steps of a script (STEELYARD_STEPS)
     outputs.json    where its output goes, when not to the logs
     progress.json   how far it is with what no process tells (see `Progress`)
 
@@ -32,6 +33,7 @@ from steelyard.wire.spawn import Outputs
 log = logging.getLogger(__name__)
 
 SCRIPT, HOSTFILE, BEAT, OUTPUTS, PROGRESS = "script", "hostfile", "beat", "outputs.json", "progress.json"
+STEPS = "steps"
 HEARTBEAT = "heartbeat"
 
 
@@ -71,14 +73,20 @@ class JobFiles:
         self._write(attempt, OUTPUTS, msgspec.json.encode(Kept(outputs, uid)), 0o400, None)
 
     def make_beat(self, attempt: AttemptId, ids: tuple[int, int] | None) -> str:
-        folder = self.make_folder(attempt) / BEAT
+        return str(self._make_writable(attempt, BEAT, ids) / HEARTBEAT)
+
+    def make_steps(self, attempt: AttemptId, ids: tuple[int, int] | None) -> str:
+        return str(self._make_writable(attempt, STEPS, ids))
+
+    def _make_writable(self, attempt: AttemptId, name: str, ids: tuple[int, int] | None) -> Path:
+        folder = self.make_folder(attempt) / name
         try:
             folder.mkdir(exist_ok=True, mode=0o700)
             if ids is not None:
                 os.chown(folder, *ids)
         except OSError as err:
             raise EdgeFailed(f"{folder} could not be made: {err.strerror}", code="start-failed") from err
-        return str(folder / HEARTBEAT)
+        return folder
 
     def _write(self, attempt: AttemptId, name: str, data: bytes, mode: int, ids: tuple[int, int] | None) -> str:
         path = self.make_folder(attempt) / name

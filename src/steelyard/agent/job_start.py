@@ -23,9 +23,10 @@ from steelyard.errors import EdgeFailed, SteelyardError
 from steelyard.host.as_user import find_newest
 from steelyard.lifecycle.environment import make_environment
 from steelyard.lifecycle.launch import Facts, Launch, list_ports, make_launches, ports_wanted
-from steelyard.lifecycle.slurm_environment import add_slurm, make_slurm_environment
+from steelyard.lifecycle.slurm_environment import add_slurm, is_told, make_slurm_environment
 from steelyard.model.machine import Machine
 from steelyard.model.reason import Reason
+from steelyard.runtime import Wanted
 from steelyard.runtime.process import ProcessRuntime
 from steelyard.wire.agent import AssignedJob
 from steelyard.wire.spawn import Outputs
@@ -78,8 +79,8 @@ class JobStarter:
         self._timing.hold(job.attempt, job.plan)
         if devices_of(job.plan):
             await self._devices.note_start(job.plan)
-        for member in attempt.members:
-            self._runtime.prepare(member.workload, kind=KIND, plan=member.plan, labels=_labels(job, attempt, member))
+        wanted = [Wanted(member.workload, member.plan, _labels(job, attempt, member)) for member in attempt.members]
+        await self._runtime.prepare_all(wanted, kind=KIND)
         for member, launch, env in zip(attempt.members, launches, envs, strict=True):
             if attempt.broke_with is not None:
                 member.phase = "not-started"
@@ -113,6 +114,7 @@ class JobStarter:
             addresses=(LOOPBACK,) * len(hosts),
             port=attempt.ports.start,
             api_url=self._settings.api_url,
+            ca_file=self._settings.tls_cert or "",
             restarts=job.restarts,
             checkpoint=await asyncio.to_thread(find_newest, spec.checkpoint_dir, ids) if spec.checkpoint_dir else "",
             script="" if spec.script is None else self._files.write_script(job.attempt, spec.script, ids),
@@ -141,7 +143,11 @@ class JobStarter:
         """What one process is started with: the user's variables, over them who and where it is."""
         env = make_env(job.spec.env, str(self._files.folder(job.attempt)), ids, job.owner)
         env = make_environment(member.plan, self._machine.topology, env, mps=shares_by_mps(member.plan)) | launch.env
-        return add_slurm(env, self._slurm_bin, self._slurm_facts(job, member, ids), first=job.spec.script is not None)
+        script = job.spec.script is not None
+        facts = self._slurm_facts(job, member, ids) if is_told(job.spec) else {}
+        if script:
+            facts["STEELYARD_STEPS"] = self._files.make_steps(job.attempt, ids)
+        return add_slurm(env, self._slurm_bin, facts, script=script)
 
     def _slurm_facts(self, job: AssignedJob, member: Member, ids: Ids) -> dict[str, str]:
         tasks = 1 if job.spec.gang is None else job.spec.gang.tasks_per_node

@@ -346,10 +346,10 @@ class JobKeeper:
             self._note_not_started(job, state, Reason.START_FAILED, detail)
         else:
             state.started_ns = self._clock.mono_ns()
-            if state.phase == "starting" and not state.running:  # the rest was not started, because a rank had ended badly
+            if state.phase == "starting" and not state.running:  # short ones, or a rank ended badly and the rest was not started
                 state.conclude(job.spec)
                 self._finish(job.attempt, state)
-            elif state.phase == "starting":  # a short one may have ended already
+            elif state.phase == "starting":
                 state.phase = RUNNING
                 self._proofs.observe(job, state)
                 await self._timing.start_probe(job)
@@ -360,7 +360,10 @@ class JobKeeper:
         for member in state.members:
             self._runtime.kill(member.workload)
         if state.phase == "starting":
-            state.note_not_started(reason, detail, self._clock.now_us(), doubt=doubt)
+            if all(member.end is not None for member in state.members):  # it did run: only the answer was lost
+                state.conclude(job.spec)
+            else:
+                state.note_not_started(reason, detail, self._clock.now_us(), doubt=doubt)
             if state.phase == "ended":
                 self._finish(job.attempt, state)
         self._timing.release(job.attempt)

@@ -15,6 +15,7 @@ import msgspec
 from steelyard.config import write_file
 from steelyard.errors import StoreDamaged
 from steelyard.model.ids import FunctionName
+from steelyard.runtime.record_lane import RecordLane
 from steelyard.wire.agent import AssignedFunction, Assignment
 
 T = TypeVar("T")
@@ -27,20 +28,22 @@ DRAINING = "draining.json"
 class Ledger:
     """The agent's durable memory under `<home>/agent`."""
 
-    def __init__(self, folder: Path) -> None:
+    def __init__(self, folder: Path, lane: RecordLane) -> None:
         self._folder = folder
+        self._lane = lane
         self.assignment = _load(folder / ASSIGNMENT, Assignment, Assignment(epoch=0, generation=0))
         self.routed: dict[FunctionName, AssignedFunction] = _load(folder / ROUTED, dict[FunctionName, AssignedFunction], {})
         self.draining: tuple[AssignedFunction, ...] = _load(folder / DRAINING, tuple[AssignedFunction, ...], ())
 
-    def accept(self, assignment: Assignment) -> bool:
-        """Keep a newer assignment (fsynced). False for one older than what is already here: it must not be acted on."""
+    async def accept(self, assignment: Assignment) -> bool:
+        """Keep a newer assignment (fsynced). False for one older than what is already here: it must not be acted on. Not to be
+        called again before it has returned."""
         mine = (self.assignment.epoch, self.assignment.generation)
         theirs = (assignment.epoch, assignment.generation)
         if theirs < mine:
             return False
         if assignment != self.assignment:
-            write_file(self._folder / ASSIGNMENT, msgspec.json.encode(assignment))
+            await self._lane.write([(self._folder / ASSIGNMENT, msgspec.json.encode(assignment))])
             self.assignment = assignment
         return True
 

@@ -40,6 +40,8 @@ log = logging.getLogger(__name__)
 PROOF_POLL_S = 1.0
 HOUSEKEEPING_S = 1.0
 SPAWNER_RETRY_S = 0.05
+#: after one that could not be written (disk full)
+ASSIGNMENT_RETRY_S = 1.0
 #: bytes of one workload stream kept on disk; older ones are cut out and the gap is marked
 LOG_KEEP_BYTES = 64 * 1024 * 1024
 #: ledger rows kept while the server is away; the oldest go first
@@ -52,7 +54,9 @@ KEYS_WAIT_S = 3.0
 class Agent:
     def __init__(self, edges: Edges) -> None:
         self._edges = edges
-        self._ledger = Ledger(edges.paths.agent)
+        self._ledger = Ledger(edges.paths.agent, edges.lane)
+        self._offered: Assignment | None = None
+        self._offers = asyncio.Event()
         self._coldstarts: deque[ColdStart] = deque(maxlen=COLDSTARTS_MAX)
         self._in_flight: dict[int, int] = {}
         self._events_in_flight: dict[int, int] = {}
@@ -110,7 +114,14 @@ class Agent:
         """Until cancelled. Workloads stay when it ends."""
         held, running = await self._connect_spawner()
         await self._adopt(held, running)
-        loops = [self._link.run(), self._keep_spawner(), self._watch_proofs(), self._housekeeping(), self.health.run()]
+        loops = [
+            self._link.run(),
+            self._take_assignments(),
+            self._keep_spawner(),
+            self._watch_proofs(),
+            self._housekeeping(),
+            self.health.run(),
+        ]
         tasks = [asyncio.create_task(loop) for loop in loops]
         try:
             await asyncio.gather(*tasks)
@@ -211,10 +222,29 @@ class Agent:
     # -- the server
 
     def _on_assignment(self, assignment: Assignment) -> None:
-        if not self._ledger.accept(assignment):
-            log.warning("refused an older assignment %d.%d", assignment.epoch, assignment.generation)
-            return
-        self._reconcile(assignment)
+        """Only the newest counts: what came while the one before was written to disk is overtaken by what came last."""
+        self._offered = assignment
+        self._offers.set()
+
+    async def _take_assignments(self) -> None:
+        while True:
+            await self._offers.wait()
+            self._offers.clear()
+            assignment = self._offered
+            if assignment is None:
+                continue
+            try:
+                accepted = await self._ledger.accept(assignment)
+            except OSError as err:
+                # nothing of it was acted on; the disk may have room the next time
+                log.error("an assignment could not be written, so it is not acted on yet: %s", err)
+                await asyncio.sleep(ASSIGNMENT_RETRY_S)
+                self._offers.set()
+                continue
+            if accepted:
+                self._reconcile(assignment)
+            else:
+                log.warning("refused an older assignment %d.%d", assignment.epoch, assignment.generation)
 
     def _reconcile(self, assignment: Assignment) -> None:
         self._reserve()

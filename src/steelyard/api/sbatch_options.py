@@ -45,13 +45,20 @@ _SIGNAL_BEFORE_MAX_S = 65_535
 
 
 def render_option_table() -> str:
-    """Markdown: option, what becomes of it."""
-    words = {"acts": "", "ignored": "*ignored:* ", "refused": "*refused:* ", "client": "*for the command:* "}
+    """Markdown: what becomes of each option that does something; those that do nothing by their reasons."""
     rows = ["| option | becomes |", "| --- | --- |"]
+    others: dict[tuple[str, str], list[str]] = {}
     for option in OPTION_TABLE:
         value = {NONE: "", MAY: "[=…]"}.get(option.value, "=…")
-        short = f", `-{option.short}`" if option.short else ""
-        rows.append(f"| `--{option.name}{value}`{short} | {words[option.does]}{option.becomes} |")
+        if option.does == "acts":
+            short = f", `-{option.short}`" if option.short else ""
+            rows.append(f"| `--{option.name}{value}`{short} | {option.becomes} |")
+        else:
+            others.setdefault((option.does, option.becomes), []).append(f"`--{option.name}`")
+    words = {"ignored": "Named, and not acted on", "refused": "Refused", "client": "For the command itself"}
+    for does, title in words.items():
+        rows += ["", f"{title}:", ""]
+        rows += [f"- {', '.join(names)}: {why}" for (kind, why), names in others.items() if kind == does]
     return "\n".join(rows) + "\n"
 
 

@@ -28,6 +28,7 @@ from steelyard.host.sockdiag import SocketQueue
 from steelyard.host.topology.observe import observe_topology
 from steelyard.model.machine import Machine
 from steelyard.runtime.process import ProcessRuntime
+from steelyard.runtime.record_lane import RecordLane
 from steelyard.runtime.slurm_bin import make_slurm_bin
 from steelyard.runtime.spawner_client import SpawnerClient
 from steelyard.runtime.template import make_lib_dir
@@ -76,7 +77,8 @@ def _make_agent(paths: Paths, settings: Settings) -> Agent:
         agents[0].on_exit(exited)
 
     spawner = SpawnerClient(paths.spawner_socket, on_exit)
-    runtime = ProcessRuntime(paths.agent, paths.workloads, cgroups, spawner, clock, machine.boot_id)
+    lane = RecordLane()
+    runtime = ProcessRuntime(paths.agent, paths.workloads, cgroups, spawner, clock, machine.boot_id, lane)
     edges = Edges(
         paths=paths,
         settings=settings,
@@ -86,6 +88,7 @@ def _make_agent(paths: Paths, settings: Settings) -> Agent:
         spawner=spawner,
         runtime=runtime,
         cleanup=Cleanup(runtime, paths),
+        lane=lane,
         gateway=Envoy(paths, settings, clock),
         queue=SocketQueue(),
         journal=SettingsJournal(paths.run.parent, machine.boot_id),

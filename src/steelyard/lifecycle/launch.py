@@ -38,6 +38,8 @@ class Facts(msgspec.Struct, frozen=True):
     #: the first of `ports_wanted` free ports in a row on the first node
     port: int
     api_url: str
+    #: certificate that the API shows; "" where it is a public one, or none
+    ca_file: str = ""
     restarts: int = 0
     #: path of the newest entry of `checkpoint_dir`; "" when there is none
     checkpoint: str = ""
@@ -163,6 +165,8 @@ def _common(facts: Facts) -> dict[str, str]:
     }
     if facts.token:
         env["STEELYARD_TOKEN"] = facts.token
+    if facts.ca_file:
+        env["STEELYARD_CA"] = facts.ca_file
     if facts.heartbeat:
         env["STEELYARD_HEARTBEAT"] = facts.heartbeat
     if facts.array is not None:

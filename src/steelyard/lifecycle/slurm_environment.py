@@ -99,12 +99,18 @@ def make_slurm_environment(
     return found | _array(job, array)
 
 
-def add_slurm(env: Mapping[str, str], folder: str, facts: Mapping[str, str], *, first: bool) -> dict[str, str]:
+def add_slurm(env: Mapping[str, str], folder: str, facts: Mapping[str, str], *, script: bool) -> dict[str, str]:
     """`env` with what Slurm would tell, and its stand-ins on the PATH: before a real Slurm's for scripts that were written for
     sbatch, behind everything else for work that may mean a real one."""
     path = env.get("PATH", "")
-    joined = ":".join(part for part in ((folder, path) if first else (path, folder)) if part)
+    joined = ":".join(part for part in ((folder, path) if script else (path, folder)) if part)
     return {**env, **facts, "PATH": joined}
+
+
+def is_told(spec: JobSpec) -> bool:
+    """Scripts for sbatch and gangs are told Slurm's variables. A plain command is not: `mpirun` and others would take them for an
+    allocation of one task."""
+    return bool(spec.slurm) or spec.gang is not None or spec.script is not None
 
 
 def _amounts(spec: JobSpec, plan: Plan, nodes: int, each: int) -> dict[str, str]:

@@ -6,7 +6,7 @@ held by tests/contracts/test_runtime.py. Kept free of imports at run time, becau
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Protocol
+from typing import TYPE_CHECKING, NamedTuple, Protocol
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
@@ -18,11 +18,23 @@ if TYPE_CHECKING:
     from steelyard.wire.spawn import Outputs, Running
 
 
+class Wanted(NamedTuple):
+    """A workload that is to be started."""
+
+    workload: WorkloadId
+    plan: Plan
+    labels: Mapping[str, str] = {}
+
+
 class Runtime(Protocol):
     """Every method takes effect before it returns. Exits are told by whoever watches the spawner, never from here."""
 
     def prepare(self, workload: WorkloadId, *, kind: str, plan: Plan, labels: Mapping[str, str] | None = None) -> None:
         """Intent and cgroup, nothing runs yet. Conflict when the workload was prepared or started before."""
+        ...
+
+    async def prepare_all(self, wanted: Sequence[Wanted], *, kind: str) -> None:
+        """`prepare` for several at once: all intents are on disk before the first cgroup is made."""
         ...
 
     async def launch(

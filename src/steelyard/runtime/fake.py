@@ -15,6 +15,7 @@ from steelyard.clock import Clock
 from steelyard.errors import Conflict, EdgeFailed, Refused
 from steelyard.model.ids import WorkloadId
 from steelyard.model.job import Plan
+from steelyard.runtime import Wanted
 from steelyard.runtime.process import NO_OUTPUTS, Adopted, AdoptedState, Evidence, decide_adoption
 from steelyard.runtime.records import WORKLOAD_ID, Handle, Intent
 from steelyard.wire.spawn import Exited, Outputs, Running
@@ -75,6 +76,10 @@ class FakeRuntime:
             workload, self._boot_id, kind, self._clock.now_us(), plan, self._spawner, dict(labels or {})
         )
         self._cgroups.add(workload)
+
+    async def prepare_all(self, wanted: Sequence[Wanted], *, kind: str) -> None:
+        for each in wanted:
+            self.prepare(each.workload, kind=kind, plan=each.plan, labels=each.labels)
 
     async def launch(
         self,

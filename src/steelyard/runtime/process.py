@@ -22,8 +22,9 @@ from steelyard.model.ids import WorkloadId
 from steelyard.model.job import Plan
 from steelyard.model.reason import Reason
 from steelyard.model.timing import FIFO_PRIORITY, Timing
-from steelyard.runtime import records
+from steelyard.runtime import Wanted, records
 from steelyard.runtime.procstat import observe_process, process_runs
+from steelyard.runtime.record_lane import RecordLane
 from steelyard.runtime.records import Handle, Intent
 from steelyard.wire.spawn import Exited, Outputs, Running, Spawn, Spawned
 
@@ -167,7 +168,14 @@ class ProcessRuntime:
     """Workloads as processes of this machine (see the Runtime protocol for what each method promises)."""
 
     def __init__(
-        self, agent_dir: Path, workloads_dir: Path, cgroups: Cgroups, spawner: Spawner, clock: Clock, boot_id: str
+        self,
+        agent_dir: Path,
+        workloads_dir: Path,
+        cgroups: Cgroups,
+        spawner: Spawner,
+        clock: Clock,
+        boot_id: str,
+        lane: RecordLane,
     ) -> None:
         self._agent_dir = agent_dir
         self._workloads_dir = workloads_dir
@@ -175,6 +183,7 @@ class ProcessRuntime:
         self._spawner = spawner
         self._clock = clock
         self._boot_id = boot_id
+        self._lane = lane
         records.make_folders(agent_dir)
         workloads_dir.mkdir(parents=True, exist_ok=True, mode=0o755)
 
@@ -183,12 +192,34 @@ class ProcessRuntime:
         return self._workloads_dir / workload / stream
 
     def prepare(self, workload: WorkloadId, *, kind: str, plan: Plan, labels: Mapping[str, str] | None = None) -> None:
+        intent = self._make_intent(workload, kind, plan, labels)
+        try:
+            records.write_intent(self._agent_dir, intent)
+        except OSError as err:
+            raise _not_intended(workload, err) from err
+        self._make_group(intent)
+
+    async def prepare_all(self, wanted: Sequence[Wanted], *, kind: str) -> None:
+        intents = [self._make_intent(each.workload, kind, each.plan, each.labels) for each in wanted]
+        try:
+            await self._lane.write([records.render_intent(self._agent_dir, intent) for intent in intents])
+        except OSError as err:
+            raise _not_intended(wanted[0].workload, err) from err
+        for intent in intents:
+            self._make_group(intent)
+
+    def _make_group(self, intent: Intent) -> None:
+        failpoint("after-intent")
+        self._cgroups.make(intent.workload, intent.plan)
+        failpoint("after-cgroup")
+
+    def _make_intent(self, workload: WorkloadId, kind: str, plan: Plan, labels: Mapping[str, str] | None) -> Intent:
         check_id(workload)
         if records.intent_path(self._agent_dir, workload).exists() or records.exit_path(self._agent_dir, workload).exists():
             raise Conflict(f"{workload} was started before; every retry is a new attempt with an id of its own.")
         if not self._spawner.connected:
             raise Unreachable("The spawner is not connected; nothing was started.", code="spawner-unreachable")
-        intent = Intent(
+        return Intent(
             workload=workload,
             boot_id=self._boot_id,
             kind=kind,
@@ -197,15 +228,6 @@ class ProcessRuntime:
             spawner=self._spawner.instance,
             labels=dict(labels or {}),
         )
-        try:
-            records.write_intent(self._agent_dir, intent)
-        except OSError as err:
-            raise EdgeFailed(
-                f"{workload} not started: its intent could not be written: {err.strerror}", code="start-failed"
-            ) from err
-        failpoint("after-intent")
-        self._cgroups.make(workload, plan)
-        failpoint("after-cgroup")
 
     async def launch(
         self,
@@ -259,7 +281,14 @@ class ProcessRuntime:
             for fd in joins:
                 os.close(fd)
         failpoint("after-spawn")
-        return self._commit(self._make_handle(workload, spawned.pid, spawned.start_time))
+        handle = self._make_handle(workload, spawned.pid, spawned.start_time)
+        self._cgroups.track(handle.workload, handle.pid, handle.start_time)
+        try:
+            await self._lane.write([records.render_handle(self._agent_dir, handle)])
+        except OSError as err:
+            raise _not_noted(handle, err) from err
+        failpoint("after-handle")
+        return handle
 
     async def start(
         self,
@@ -383,9 +412,7 @@ class ProcessRuntime:
         try:
             records.write_handle(self._agent_dir, handle)
         except OSError as err:
-            raise EdgeFailed(
-                f"{handle.workload} runs, but its handle could not be written: {err.strerror}", code="handle-not-written"
-            ) from err
+            raise _not_noted(handle, err) from err
         failpoint("after-handle")
         return handle
 
@@ -395,6 +422,14 @@ class ProcessRuntime:
             (self._workloads_dir / workload).mkdir(exist_ok=True, mode=0o755)
         except OSError as err:
             raise EdgeFailed(f"{workload} not started: no folder for its logs: {err.strerror}", code="start-failed") from err
+
+
+def _not_intended(workload: WorkloadId, err: OSError) -> EdgeFailed:
+    return EdgeFailed(f"{workload} not started: its intent could not be written: {err.strerror}", code="start-failed")
+
+
+def _not_noted(handle: Handle, err: OSError) -> EdgeFailed:
+    return EdgeFailed(f"{handle.workload} runs, but its handle could not be written: {err.strerror}", code="handle-not-written")
 
 
 def check_id(workload: WorkloadId) -> None:

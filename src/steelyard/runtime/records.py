@@ -16,7 +16,7 @@ from typing import TypeVar
 
 import msgspec
 
-from steelyard.config import sync_folder, write_file
+from steelyard.config import write_file
 from steelyard.errors import StoreDamaged
 from steelyard.model.ids import WorkloadId
 from steelyard.model.job import Plan
@@ -75,11 +75,19 @@ def exit_path(agent_dir: Path, workload: WorkloadId) -> Path:
 
 
 def write_intent(agent_dir: Path, intent: Intent) -> None:
-    write_file(intent_path(agent_dir, intent.workload), msgspec.json.encode(intent))
+    write_file(*render_intent(agent_dir, intent))
 
 
 def write_handle(agent_dir: Path, handle: Handle) -> None:
-    write_file(handle_path(agent_dir, handle.workload), msgspec.json.encode(handle))
+    write_file(*render_handle(agent_dir, handle))
+
+
+def render_intent(agent_dir: Path, intent: Intent) -> tuple[Path, bytes]:
+    return intent_path(agent_dir, intent.workload), msgspec.json.encode(intent)
+
+
+def render_handle(agent_dir: Path, handle: Handle) -> tuple[Path, bytes]:
+    return handle_path(agent_dir, handle.workload), msgspec.json.encode(handle)
 
 
 def load_intents(agent_dir: Path) -> dict[WorkloadId, Intent]:
@@ -107,11 +115,10 @@ def load_exit(agent_dir: Path, workload: WorkloadId) -> Exited | None:
 
 
 def forget(agent_dir: Path, workload: WorkloadId) -> None:
-    """Remove all three. The exit goes last, so that a removal cut short never leaves work that looks unexplained."""
+    """Remove all three. The exit goes last, so that a removal cut short never leaves work that looks unexplained. Not synced:
+    what a power loss brings back is of another boot, nobody assigns it, and it is forgotten again."""
     for path in (intent_path(agent_dir, workload), handle_path(agent_dir, workload), exit_path(agent_dir, workload)):
         path.unlink(missing_ok=True)
-    for name in ("intents", "handles", "exits"):
-        sync_folder(agent_dir / name)
 
 
 def _load(folder: Path, kind: type[Record]) -> dict[WorkloadId, Record]:

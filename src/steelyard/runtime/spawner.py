@@ -27,7 +27,7 @@ from pathlib import Path
 import msgspec
 
 from steelyard.clock import SystemClock
-from steelyard.config import write_file
+from steelyard.config import write_files
 from steelyard.model.ids import WorkloadId
 from steelyard.runtime.procstat import observe_process
 from steelyard.runtime.spawn_child import observe_inherited, prctl, run_child
@@ -139,12 +139,13 @@ class Spawner:
                 self._unclaimed.popitem(last=False)
 
     def _save_exits(self) -> None:
-        for workload, exited in list(self._unsaved.items()):
-            try:
-                write_file(self._exits / f"{workload}.json", msgspec.json.encode(exited))
-            except OSError as err:
-                note(f"exit record of {workload} not written, {len(self._unsaved)} wait; will try again: {err}")
-                return
+        # all that ended while the last ones were being synced, for the price of one
+        batch = list(self._unsaved.items())
+        results = write_files([(self._exits / f"{workload}.json", msgspec.json.encode(exited)) for workload, exited in batch])
+        for (workload, exited), error in zip(batch, results, strict=True):
+            if error is not None:
+                note(f"exit record of {workload} not written, {len(self._unsaved)} wait; will try again: {error}")
+                continue
             del self._unsaved[workload]
             for peer in self._peers:
                 peer.send(exited)

@@ -10,8 +10,8 @@
    fit beside the reserved place together with all that will still run then. With a reservation without a time any
    `max_duration` will do. They preempt nobody.
 So no job starts before one of higher order that fits as well, and a reservation never moves later because of what started
-after it was made. At most `BACKFILL_TRIES` exact placements are made for step 4, in the order of the queue (questions that
-numbers answer are free, equal questions are asked once): the rest is looked at by the next decision.
+after it was made. Step 4 ends after `BACKFILL_REFUSALS` exact placements that came to nothing, in the order of the queue
+(questions that numbers answer are free, equal questions are asked once): the rest waits for a later decision.
 Never reads the clock, never touches a job.
 """
 
@@ -39,7 +39,8 @@ from steelyard.scheduling.snapshot import Decision, Holding, Reservation, Snapsh
 #: (the room without what is about to end, what may be ended, the job, now) -> whom to end so that the job fits; None: nobody
 Victims: TypeAlias = Callable[[Room, Sequence[Holding], Job, int], Sequence[JobId] | None]
 
-BACKFILL_TRIES = 500
+#: about 20 ms of one core
+BACKFILL_REFUSALS = 100
 
 _BEHIND = (Reason.BEHIND_EARLIER_JOB, "jobs that are before it in the queue start first")
 _RESERVED = (
@@ -253,7 +254,7 @@ class _Turn:
         return self._quotas.find_block(job) if self._limited else None
 
     def _backfill(self, jobs: Sequence[Job]) -> None:
-        room, waits, tries = self._room, self.waits, BACKFILL_TRIES
+        room, waits, refusals_left = self._room, self.waits, BACKFILL_REFUSALS
         refused: dict[tuple[Resources, Gang | None, bool], tuple[Reason, str]] = {}
         for job in jobs:
             spec = job.spec
@@ -270,17 +271,20 @@ class _Turn:
                 beside = self._beside() if ends_before or self._reserved is None else (*self._beside(), self._reserved.room)
                 if not all(fits_quickly(job, other) for other in beside):
                     said = _RESERVED
-                elif not tries:
+                elif not refusals_left:
                     said = _BEHIND
                 else:
-                    tries -= 1
                     answer = find_seat(job, room, beside)
                     if isinstance(answer, Plan):
                         self._start(job, answer)
                         if not ends_before and self._reserved is not None:
                             take_seat(job, answer, self._reserved.room)
                         continue
-                    said = refused[shape] = _RESERVED if answer.reasons[0] is Reason.RESERVED else _BEHIND
+                    refusals_left -= 1
+                    said = _RESERVED if answer.reasons[0] is Reason.RESERVED else _BEHIND
+                    if job.state is not JobState.SUSPENDED:
+                        # a suspended job is refused for its own place alone
+                        refused[shape] = said
             waits.append(Why(job.id, *said))
 
     def _ends_before(self, job: Job) -> bool:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from pathlib import Path
 
 import pytest
@@ -14,6 +15,7 @@ from steelyard.config import Settings
 from steelyard.errors import StoreDamaged
 from steelyard.model.job import Owner
 from steelyard.model.reason import Reason
+from steelyard.runtime.record_lane import RecordLane
 from steelyard.wire.agent import Assignment
 
 SETTINGS = Settings(1, "127.0.0.1", 1, "127.0.0.1", 2, work_uid=64000, work_gid=64001, admin_user="root", admin_uid=0)
@@ -65,18 +67,18 @@ def test_an_evicted_template_comes_back_when_it_was_missed_and_fits():
 
 
 def test_an_older_assignment_is_refused_and_the_newest_survives(tmp_path: Path):
-    ledger = Ledger(tmp_path)
-    assert ledger.accept(Assignment(epoch=2, generation=5, keys=("a",)))
-    assert not ledger.accept(Assignment(epoch=2, generation=4))
-    assert not ledger.accept(Assignment(epoch=1, generation=9))
-    assert Ledger(tmp_path).assignment.keys == ("a",)
-    assert ledger.accept(Assignment(epoch=3, generation=1))
+    ledger = Ledger(tmp_path, RecordLane())
+    assert asyncio.run(ledger.accept(Assignment(epoch=2, generation=5, keys=("a",))))
+    assert not asyncio.run(ledger.accept(Assignment(epoch=2, generation=4)))
+    assert not asyncio.run(ledger.accept(Assignment(epoch=1, generation=9)))
+    assert Ledger(tmp_path, RecordLane()).assignment.keys == ("a",)
+    assert asyncio.run(ledger.accept(Assignment(epoch=3, generation=1)))
 
 
 def test_a_damaged_file_stops_the_agent_with_its_name(tmp_path: Path):
     (tmp_path / "assignment.json").write_bytes(b'{"epoch": 1, "gener')
     with pytest.raises(StoreDamaged, match=r"assignment\.json"):
-        Ledger(tmp_path)
+        Ledger(tmp_path, RecordLane())
 
 
 def test_a_refusal_is_a_whole_response_that_says_when_to_come_back():

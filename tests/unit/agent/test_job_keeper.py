@@ -21,8 +21,9 @@ from steelyard.model.ids import DEFAULT_PROJECT, AttemptId, JobId, WorkloadId
 from steelyard.model.job import JobSpec, Owner, Plan
 from steelyard.model.reason import Reason
 from steelyard.runtime.process import Adopted, AdoptedState
-from steelyard.runtime.records import Intent
+from steelyard.runtime.records import Handle, Intent
 from steelyard.wire.agent import AssignedJob
+from steelyard.wire.spawn import Exited
 
 GPU = make_hgx().gpus[0].id
 PLAN = Plan(gpus=(GPU,), gpu_fraction=0.5)
@@ -36,12 +37,17 @@ class Rig:
     def __init__(self, folder: Path) -> None:
         self.log: list[tuple[object, ...]] = []
         self.start_fails: Exception | None = None
+        #: its exit is known before its start is
+        self.ends_at_once: Exited | None = None
         self.env: dict[str, str] = {}
         nothing = cast(Any, lambda *arguments: None)
         timing = SimpleNamespace(hold=nothing, release=nothing, adopt=nothing, observe_wakeups=nothing)
-        cgroups = SimpleNamespace(kill=lambda workload: self.log.append(("cgroup killed", workload)))
+        cgroups = SimpleNamespace(
+            kill=lambda workload: self.log.append(("cgroup killed", workload)),
+            read=lambda workload: SimpleNamespace(oom_kills=None, memory_peak_bytes=None),
+        )
         runtime = SimpleNamespace(
-            prepare=lambda workload, **fields: None,
+            prepare_all=self.prepare_all,
             launch=self.launch,
             kill=lambda workload: self.log.append(("killed", workload)),
             stop=lambda workload, signum: self.log.append(("stopped", workload, signum)),
@@ -67,8 +73,13 @@ class Rig:
     async def note_start(self, plan: Plan) -> None:
         self.log.append(("start", plan))
 
+    async def prepare_all(self, wanted: Any, **fields: Any) -> None: ...
+
     async def launch(self, workload: WorkloadId, **fields: Any) -> object:
         self.env = fields["env"]
+        if self.ends_at_once is not None:
+            self.keeper.on_exit(self.ends_at_once)
+            return Handle(workload=workload, boot_id="b", pid=1, start_time=1, at=70)
         raise self.start_fails or OSError("as far as the test goes")
 
     async def run_job(self) -> None:
@@ -87,6 +98,21 @@ def test_a_start_that_breaks_in_a_way_nobody_foresaw_ends_with_a_reason(tmp_path
     state = rig.keeper.attempts()[0]
     assert (state.phase, state.reason) == ("not-started", Reason.START_FAILED)
     assert "a defect" in state.detail and ("killed", ATTEMPT) in rig.log
+
+
+def test_a_job_that_ends_before_its_start_is_noted_still_tells_when_it_started(tmp_path: Path) -> None:
+    rig = Rig(tmp_path)
+    rig.ends_at_once = Exited(
+        workload=ATTEMPT, pid=1, start_time=1, ended_at=90, exit_code=0, signal=None, user_s=0, system_s=0, peak_rss_bytes=0
+    )
+    asyncio.run(rig.run_job())
+    report = rig.keeper.attempts()[0]
+    assert (report.phase, report.reason, report.started_at, report.ended_at) == ("ended", Reason.EXITED, 70, 90)
+    # the answer to a start may come after the end
+    state = rig.keeper._attempts[ATTEMPT]
+    state.ended_at = 60
+    assert state.report(ATTEMPT, None).started_at == 60
+    assert rig.log[-1] == ("end", [ATTEMPT], PLAN)
 
 
 def test_an_environment_that_can_not_be_made_ends_with_a_reason(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -145,10 +171,10 @@ def test_a_spawner_that_is_away_costs_an_attempt_only_what_it_may_have_started(t
     assert (state.phase, state.reason) == ("ended", Reason.START_FAILED), "it was asked for: it may have run"
     early = Rig(tmp_path / "early")
 
-    def refuse(workload: WorkloadId, **fields: object) -> None:
+    async def refuse(wanted: object, **fields: object) -> None:
         raise Unreachable("the spawner is not connected")
 
-    early.keeper._runtime.prepare = cast(Any, refuse)
+    early.keeper._runtime.prepare_all = cast(Any, refuse)
     asyncio.run(early.run_job())
     state = early.keeper.attempts()[0]
     assert (state.phase, state.reason) == ("not-started", Reason.NOT_STARTED), "another attempt may follow"

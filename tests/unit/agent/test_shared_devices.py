@@ -53,6 +53,7 @@ def make_edges(folder: Path) -> Any:
         spawner=SimpleNamespace(connected=True, drop_socket=lambda name: None),
         runtime=SimpleNamespace(),
         cleanup=SimpleNamespace(),
+        lane=SimpleNamespace(),
         gateway=SimpleNamespace(),
         queue=SimpleNamespace(),
         journal=SimpleNamespace(),

@@ -91,6 +91,12 @@ def test_ranks_without_devices_stay_on_one_numa_node_each() -> None:
     assert sorted(spans) == [1, 1, 2]
 
 
+def test_neighbours_in_rank_share_a_numa_node() -> None:
+    plan = put(RAIL, Resources(8, exclusive=True), 6)
+    cores = {cpu: core.numa_node for core in RAIL.cores for cpu in core.cpus}
+    assert [{cores[cpu] for cpu in task.cpus} for task in plan.tasks] == [{0}, {0}, {1}, {1}, {1}, {1}]
+
+
 def test_each_rank_has_whole_cores_of_its_own() -> None:
     plan = put(RAIL, Resources(1.5, exclusive=True), 3)
     assert plan.share == 6 and [len(task.cpus) for task in plan.tasks] == [4, 4, 4]
@@ -128,6 +134,14 @@ def test_ranks_with_shares_fill_gpus_one_after_the_other() -> None:
     assert isinstance(left, Refusal) and not left.never and left.detail.startswith("12 of 13 ranks fit now")
     never = place_gang(room, Resources(0.5, gpus=parse_gpu_demand("0.4")), Gang(1, 17))
     assert isinstance(never, Refusal) and never.never
+
+
+def test_the_check_counts_a_gpu_that_ranks_share_once_for_each() -> None:
+    room, half = Room(RAIL), Resources(0.5, gpus=parse_gpu_demand("0.5"))
+    put(RAIL, half, 1, room)
+    gpu = "0000:10:00.0"
+    assert room.check(multiply(half, 2), Plan(gpus=(gpu, gpu), gpu_fraction=0.5)) == (f"GPU {gpu} is not free",)
+    assert room.check(half, Plan(gpus=(gpu,), gpu_fraction=0.5)) == ()
 
 
 def test_mig_instances_are_dealt_to_ranks() -> None:

@@ -14,6 +14,7 @@ from steelyard.model.ids import JobId, ProjectName
 from steelyard.model.job import Job, JobState, Owner, Plan, Resources
 from steelyard.model.reason import Reason
 from steelyard.model.site import Quota
+from steelyard.model.timing import Timing
 from steelyard.placement.room import Room
 from steelyard.scheduling import decide as module
 from steelyard.scheduling.decide import decide
@@ -173,14 +174,19 @@ def test_those_behind_are_told_the_same_as_the_queue_moves() -> None:
     assert len({why.detail for why in decision.waits[1:]}) == 1
 
 
-def test_backfill_stops_after_its_tries_and_strict_order_does_not(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(module, "BACKFILL_TRIES", 2)
-    strict = look(None, *(make_job(f"s{at}", 1) for at in range(5)))
-    assert len(strict.starts) == 5
+def test_backfill_ends_after_so_many_vain_looks_and_strict_order_does_not(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(module, "BACKFILL_REFUSALS", 2)
+
+    def far(at: int) -> Job:
+        """Its memory fits the machine, but must be local: only an exact look tells that it can't be."""
+        return make_job(f"far{at}", resources=Resources(1, (100 << 30) + at, timing=Timing.DEDICATED), hours=1)
+
+    assert started(look(None, *(far(at) for at in range(5)), make_job("a", 1))) == ["a"]
     busy = Busy(MACHINE)
     busy.run(make_job("r", 2, hours=1))
-    decision = look(busy, make_job("large", 8), *(make_job(f"b{at}", 1, hours=1) for at in range(4)))
-    assert started(decision) == ["b0", "b1"] and waits(decision)["b2"] is Reason.BEHIND_EARLIER_JOB
+    large, small = make_job("large", 8), make_job("small", 1, hours=1)
+    assert started(look(busy, large, far(0), small, far(1), make_job("late", 1, hours=1))) == ["small"]
+    assert started(look(busy, large, far(0), far(0), small)) == ["small"], "the same question is asked once"
 
 
 # preemption
@@ -256,6 +262,16 @@ def test_a_job_that_waits_for_the_memory_of_a_frozen_one_lets_it_go_on() -> None
     busy.change(job, state=JobState.SUSPENDED, suspended_at=NOW)
     decision = look(busy, make_job("large", 6, memory_gib=100))
     assert decision.resumes == ("frozen",) and decision.reservation is not None and decision.reservation.job == "large"
+
+
+def test_what_a_frozen_job_is_refused_is_not_refused_to_others_of_its_shape() -> None:
+    busy = Busy(MACHINE)
+    taken = busy.run(make_job("frozen", resources=whole(1), hours=1))
+    busy.change(taken, state=JobState.SUSPENDED, suspended_at=NOW)
+    busy.run(make_job("on its core", resources=whole(1)))
+    busy.run(make_job("r", 4))
+    decision = look(busy, make_job("large", 8, priority=60), make_job("same shape", resources=whole(1), hours=1))
+    assert waits(decision)["frozen"] is not None and started(decision) == ["same shape"]
 
 
 def test_the_same_snapshot_gives_the_same_decision_whatever_order_it_lists_what_runs_in() -> None:

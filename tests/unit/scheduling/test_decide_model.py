@@ -106,7 +106,7 @@ class Life(RuleBasedStateMachine):
         ends = [held.ends_by for held in running if held.ends_by is not None]
         if not early and ends:
             self.now = max(self.now, min(ends))
-        self.holding = [held for held in self.holding if held.suspended or held.ends_by is None or held.ends_by > self.now]
+        self.holding = [held for held in self.holding if not self._ended(held, self.now)]
         self._look()
 
     @rule(which=st.integers(0, 20))
@@ -133,7 +133,7 @@ class Life(RuleBasedStateMachine):
         self._check_promise(decision)
         before = list(self.holding)
         self._carry_out(decision)
-        self._check_reservation(decision)
+        self._check_reservation(decision, before)
         self._check_nobody_passed(decision, before)
 
     def _carry_out(self, decision: Decision) -> None:
@@ -186,26 +186,29 @@ class Life(RuleBasedStateMachine):
                 known = self.promised.get(reserved.job, (reserved.at, 0))[0]
                 self.promised[reserved.job] = (min(known, reserved.at), self.number)
 
-    def _check_reservation(self, decision: Decision) -> None:
-        """At its time, after all starts of this decision, the place is free; and no earlier time would have done without them."""
+    def _check_reservation(self, decision: Decision, before: list[Holding]) -> None:
+        """At its time, after all starts of this decision, the place is free; and no earlier time would have done when it was its
+        turn."""
         reserved = decision.reservation
         if reserved is None:
             return
-        begun = {name for name, _ in decision.starts} | set(decision.resumes)
-        place = {job: at for at, job in enumerate(decision.order)}
         job = self._find(reserved.job)
-        own = [held for held in self.holding if held.job is None or held.job.id != reserved.job]
+        others = [held for held in self.holding if held.job is not None and held.job.id != reserved.job]
         if reserved.at is not None:
-            then = [held for held in own if held.suspended or held.ends_by is None or held.ends_by > reserved.at]
-            room = book(then)
-            if job.state is not JobState.SUSPENDED or job.plan is not None:
-                assert room.check(job.spec.demand, reserved.plan) == (), "nothing that starts may delay the reserved job"
-        assert job.state is JobState.SUSPENDED or not any(
-            fits(job, [held for held in own if held.suspended or held.ends_by is None or held.ends_by > at])
-            for at in {self.now, *(held.ends_by for held in own if held.ends_by is not None)}
-            if reserved.at is None or at < reserved.at
-        )
-        assert all(place[JobId(name)] < place[reserved.job] or name in begun for name in begun)
+            room = book(held for held in others if not self._ended(held, reserved.at))
+            assert room.check(job.spec.demand, reserved.plan) == (), "nothing that starts may delay the reserved job"
+        place = {name: at for at, name in enumerate(decision.order)}
+        behind = {*(name for name, _ in decision.starts), *decision.resumes} - set(decision.order[: place[reserved.job]])
+        turn = [held for held in others if held.job is not None and held.job.id not in behind]
+        turn += [held for held in before if held.job is not None and held.job.id in behind]
+        ends = sorted({self.now, *(held.ends_by for held in turn if held.ends_by is not None and not held.suspended)})
+        if job.state is JobState.QUEUED:
+            first = next((at for at in ends if fits(job, [held for held in turn if not self._ended(held, at)])), None)
+            assert reserved.at == first
+
+    @staticmethod
+    def _ended(held: Holding, at: int) -> bool:
+        return not held.suspended and held.ends_by is not None and held.ends_by <= at
 
     def _check_nobody_passed(self, decision: Decision, before: list[Holding]) -> None:
         """Whoever waits for want of room, before the reserved job or without any, did not fit when it was its turn; whoever waits
