@@ -360,7 +360,7 @@ class JobKeeper:
         for member in state.members:
             self._runtime.kill(member.workload)
         if state.phase == "starting":
-            if all(member.end is not None for member in state.members):  # it did run: only the answer was lost
+            if state.members and all(member.end is not None for member in state.members):  # it did run: only the answer was lost
                 state.conclude(job.spec)
             else:
                 state.note_not_started(reason, detail, self._clock.now_us(), doubt=doubt)
