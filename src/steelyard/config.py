@@ -123,6 +123,8 @@ class Settings(msgspec.Struct, frozen=True):
     admin_uid: int
     tls_cert: str | None = None
     tls_key: str | None = None
+    #: where scratch folders are made; None: on the fastest local disk
+    scratch_dir: str | None = None
 
     @property
     def api_url(self) -> str:

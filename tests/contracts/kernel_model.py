@@ -19,10 +19,13 @@ V1_FILES = {
         "memory.limit_in_bytes": UNLIMITED,
         "memory.memsw.limit_in_bytes": UNLIMITED,
         "memory.max_usage_in_bytes": "4096",
+        "memory.usage_in_bytes": "2048",
         "memory.oom_control": "oom_kill_disable 0\nunder_oom 0\noom_kill 3",
     },
     "freezer": {"freezer.state": "THAWED"},
     "pids": {"pids.max": "max"},
+    "cpuacct": {"cpuacct.usage": "1500000000"},
+    "blkio": {"blkio.throttle.read_bps_device": "", "blkio.throttle.write_bps_device": ""},
 }
 V2_FILES = {
     "cpu": {"cpu.weight": "100", "cpu.idle": "0"},
@@ -31,10 +34,14 @@ V2_FILES = {
         "memory.max": "max",
         "memory.swap.max": "max",
         "memory.peak": "4096",
+        "memory.current": "2048",
         "memory.events": "low 0\nhigh 0\nmax 7\noom 3\noom_kill 3\noom_group_kill 0",
     },
     "pids": {"pids.max": "max"},
+    "io": {"io.max": ""},
 }
+#: every v2 group has these
+V2_ALWAYS = {"cgroup.freeze": "0", "cpu.stat": "usage_usec 1500000\nuser_usec 1000000\nsystem_usec 500000"}
 
 
 class ModelKernel(CgroupFiles):
@@ -46,6 +53,7 @@ class ModelKernel(CgroupFiles):
         self.kinds: dict[str, str] = {}
         self.members: dict[str, set[int]] = {}
         self.forks: dict[str, int] = {}
+        self.disks = ["254:0", "259:0"]
         self.signals: list[tuple[int, int]] = []
         self.immortal: set[int] = set()
         self.stopped_pids: set[int] = set()
@@ -82,9 +90,8 @@ class ModelKernel(CgroupFiles):
             self.files.update({f"{folder}/{name}": text for name, text in V1_FILES[self.kinds[folder]].items()})
             return
         enabled = self.files[f"{parent}/cgroup.subtree_control"]
-        self.files.update(
-            {f"{folder}/cgroup.controllers": enabled, f"{folder}/cgroup.subtree_control": "", f"{folder}/cgroup.freeze": "0"}
-        )
+        self.files.update({f"{folder}/cgroup.controllers": enabled, f"{folder}/cgroup.subtree_control": ""})
+        self.files.update({f"{folder}/{name}": text for name, text in V2_ALWAYS.items()})
         if self.kinds[folder] == "unified":
             self.files[f"{folder}/cgroup.kill"] = ""
         for controller in enabled.split():
@@ -155,7 +162,19 @@ class ModelKernel(CgroupFiles):
             return limit
         if name == "memory.max" and text != "max":
             return str(int(text) // 4096 * 4096)
+        if name == "io.max" or name.startswith("blkio.throttle."):
+            return self._with_disk(folder, name, text)
         return text
+
+    def _with_disk(self, folder: str, name: str, text: str) -> str:
+        """A line per disk that has a limit; the kernel drops a line that limits nothing."""
+        disk, _, limit = text.partition(" ")
+        if disk not in self.disks:
+            raise OSError(errno.ENODEV, "no such disk", folder)
+        lines = dict(line.split(" ", 1) for line in self.files[f"{folder}/{name}"].splitlines())
+        lines[disk] = f"{limit} riops=max wiops=max" if name == "io.max" else limit
+        nothing = ("0", "rbps=max wbps=max riops=max wiops=max")
+        return "\n".join(f"{disk} {limit}" for disk, limit in lines.items() if limit not in nothing)
 
     def _enable(self, folder: str, controller: str) -> None:
         if controller not in self.files[f"{folder}/cgroup.controllers"].split():

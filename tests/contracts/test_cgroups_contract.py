@@ -44,11 +44,23 @@ class Stage:
 
 def model_v1(kernel: ModelKernel, controllers: tuple[str, ...] = CONTROLLERS, unified: str | None = None) -> CgroupsV1:
     mounts = {controller: kernel.mount_v1(controller) for controller in controllers}
-    return CgroupsV1("test", mounts, flavour="v1", missing=(), files=kernel, clock=kernel.clock, unified=unified)
+    return CgroupsV1(
+        "test",
+        mounts,
+        flavour="v1",
+        missing=(),
+        files=kernel,
+        clock=kernel.clock,
+        unified=unified,
+        cpuacct=kernel.mount_v1("cpuacct"),
+        blkio=kernel.mount_v1("blkio"),
+        disks=lambda: kernel.disks,
+    )
 
 
 def model_v2(kernel: ModelKernel, controllers: str = "cpu cpuset memory pids io", *, kill: bool = True) -> CgroupsV2:
-    return CgroupsV2("test", kernel.mount_v2(controllers, kill=kill), missing=(), files=kernel, clock=kernel.clock)
+    mount = kernel.mount_v2(controllers, kill=kill)
+    return CgroupsV2("test", mount, missing=(), files=kernel, clock=kernel.clock, disks=lambda: kernel.disks)
 
 
 MODELS: dict[str, Callable[[ModelKernel], Cgroups]] = {
@@ -160,6 +172,27 @@ def test_what_is_asked_is_read_back(stage: Stage) -> None:
     assert (reading.cpus is not None) == ("cpuset" in enforced)
 
 
+def test_what_it_has_used_is_read_and_an_unknown_workload_has_used_nothing(stage: Stage) -> None:
+    stage.cgroups.make(JOB, Plan(memory_bytes=64 << 20))
+    stage.start(JOB)
+    usage = stage.cgroups.read_usage(JOB)
+    assert usage.cpu_s is not None and usage.cpu_s >= 0
+    assert usage.memory_bytes is not None or "memory" not in stage.cgroups.controllers
+    assert stage.cgroups.read_usage(OTHER).memory_bytes is None
+
+
+def test_a_limit_of_disk_traffic_goes_with_its_workload_and_others_have_none(stage: Stage) -> None:
+    cgroups = stage.cgroups
+    cgroups.make(JOB, Plan(io_max_bytes_s=64 << 20))
+    cgroups.make(OTHER, Plan())
+    assert cgroups.read(JOB).io_max_bytes_s in (64 << 20, None)
+    assert cgroups.read(OTHER).io_max_bytes_s is None
+    stage.start(JOB)
+    cgroups.kill(JOB)
+    assert cgroups.remove(JOB) is True
+    assert cgroups.read(JOB).io_max_bytes_s is None
+
+
 def test_everything_may_be_said_twice(stage: Stage) -> None:
     cgroups = stage.cgroups
     for _ in range(2):
@@ -247,6 +280,7 @@ def test_v1_best_effort_joins_the_common_cpuset_and_exclusive_work_its_own() -> 
         "/model/cpu/steelyard-test/j1.1",
         "/model/memory/steelyard-test/j1.1",
         "/model/pids/steelyard-test/j1.1",
+        "/model/cpuacct/steelyard-test/j1.1",
         "/model/cpuset/steelyard-test/shared",
     ]
     assert kernel.descriptors[cgroups.open_join(OTHER)[-1]] == "/model/cpuset/steelyard-test/fn.3.7"
@@ -284,6 +318,72 @@ def test_v2_preemptible_work_gives_way_and_follows_the_common_cpuset() -> None:
     assert cgroups.read(JOB).cpus == (0,)
     cgroups.destroy()
     assert not [group for group in kernel.members if "steelyard" in group]
+
+
+def test_v1_limits_every_disk_both_ways_and_only_limited_work_joins_the_group() -> None:
+    kernel = ModelKernel()
+    cgroups = model_v1(kernel)
+    cgroups.prepare((0, 1), (0,))
+    cgroups.make(OTHER, Plan())
+    assert not [group for group in kernel.members if "blkio/" in group]
+    cgroups.make(JOB, Plan(io_max_bytes_s=1000))
+    leaf = "/model/blkio/steelyard-test/j1.1"
+    for way in ("read", "write"):
+        assert kernel.files[f"{leaf}/blkio.throttle.{way}_bps_device"] == "254:0 1000\n259:0 1000"
+    assert leaf in [kernel.descriptors[fd] for fd in cgroups.open_join(JOB)]
+    assert cgroups.read(JOB).io_max_bytes_s == 1000
+    kernel.disks.append("8:0")
+    assert cgroups.read(JOB).io_max_bytes_s is None, "a disk without the limit"
+    cgroups.make(JOB, Plan())
+    assert leaf not in kernel.members
+    cgroups.make(JOB, Plan(io_max_bytes_s=1000))
+    cgroups.destroy()
+    assert not [group for group in kernel.members if "steelyard" in group]
+
+
+def test_v2_enables_the_io_controller_when_the_first_limit_is_asked_for() -> None:
+    kernel = ModelKernel()
+    cgroups = model_v2(kernel)
+    cgroups.prepare((0, 1), (0,))
+    cgroups.make(OTHER, Plan())
+    assert "io" not in kernel.files["/model/unified/steelyard-test/shared/cgroup.subtree_control"]
+    cgroups.make(JOB, Plan(io_max_bytes_s=1000))
+    leaf = "/model/unified/steelyard-test/shared/j1.1"
+    assert kernel.files[f"{leaf}/io.max"].splitlines()[0] == "254:0 rbps=1000 wbps=1000 riops=max wiops=max"
+    assert (cgroups.read(JOB).io_max_bytes_s, cgroups.read(OTHER).io_max_bytes_s) == (1000, None)
+    cgroups.make(JOB, Plan())
+    assert kernel.files[f"{leaf}/io.max"] == ""
+    assert cgroups.missing == ()
+
+
+def test_v2_names_that_disk_traffic_can_not_be_limited() -> None:
+    cgroups = model_v2(ModelKernel(), "cpu cpuset memory pids")
+    cgroups.prepare((0, 1), (0,))
+    cgroups.make(JOB, Plan(io_max_bytes_s=1000))
+    assert cgroups.read(JOB).io_max_bytes_s is None
+    assert any("io controller can't be enabled" in sentence for sentence in cgroups.missing)
+
+
+def test_cpu_time_is_counted_by_the_group_and_memory_is_told_now_and_at_most() -> None:
+    for cgroups in (model_v1(ModelKernel()), model_v2(ModelKernel())):
+        cgroups.prepare((0, 1), (0,))
+        cgroups.make(JOB, Plan())
+        usage = cgroups.read_usage(JOB)
+        assert (usage.cpu_s, usage.memory_bytes, usage.memory_peak_bytes) == (1.5, 2048, 4096)
+
+
+def test_v1_finds_cpu_time_in_the_cpu_tree_where_both_share_a_mount_also_of_work_that_gives_way() -> None:
+    kernel = ModelKernel()
+    mounts = {controller: kernel.mount_v1(controller) for controller in CONTROLLERS}
+    cgroups = CgroupsV1(
+        "test", mounts, flavour="v1", missing=(), files=kernel, clock=kernel.clock, cpuacct=mounts["cpu"], blkio=None
+    )
+    cgroups.prepare((0, 1), (0,))
+    cgroups.make(JOB, Plan(preemptible=True))
+    kernel.files["/model/cpu/steelyard-test-idle/j1.1/cpuacct.usage"] = "2000000000"
+    assert cgroups.read_usage(JOB).cpu_s == 2.0
+    assert cgroups.path(JOB) == "steelyard-test/j1.1"
+    assert cgroups.read(JOB).gives_way
 
 
 def test_v1_realtime_work_stays_out_of_groups_without_a_realtime_budget() -> None:

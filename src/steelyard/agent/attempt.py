@@ -14,11 +14,13 @@ import msgspec
 
 from steelyard.agent.reconcile import ALIVE, RUNNING, SUSPENDED, JobSeen
 from steelyard.lifecycle.promise import Wakeups
+from steelyard.model import words
 from steelyard.model.batch import RankEnd
 from steelyard.model.ids import AttemptId, WorkloadId
 from steelyard.model.job import JobSpec, Plan
 from steelyard.model.proof import Proof
 from steelyard.model.reason import Reason
+from steelyard.model.usage import Usage
 from steelyard.runtime.process import Adopted, AdoptedState
 from steelyard.runtime.records import Handle
 from steelyard.wire.agent import AttemptState
@@ -203,7 +205,7 @@ class Attempt:
             broken=self.broke_with is not None,
         )
 
-    def report(self, attempt: AttemptId, proof: Proof | None) -> AttemptState:
+    def report(self, attempt: AttemptId, proof: Proof | None, usage: Usage | None = None) -> AttemptState:
         first = self.members[0].handle if self.members else None
         starts = [member.handle.at for member in self.members if member.handle is not None]
         # noted when the answer came, which the end of a short one may have overtaken
@@ -223,6 +225,7 @@ class Attempt:
             signal=self.signum,
             peak_memory_bytes=sum(peaks) if peaks and self.phase == "ended" else None,
             proof=proof,
+            usage=usage,
             wakeup_breaches=self.wakeups.breaches,
             wakeup_worst_us=self.wakeups.worst_us if self.wakeups.breaches else 0,
             ranks=tuple(
@@ -295,6 +298,10 @@ def explain_limit(limit: Reason, spec: JobSpec | None) -> str:
             return f"It had run for its maximum duration{seconds} and was ended. Ask for more with --max-duration."
         case Reason.START_TIMEOUT:
             return f"It was ended because it had not touched the file in STEELYARD_HEARTBEAT within its start timeout{seconds}."
+        case Reason.SCRATCH_EXCEEDED:
+            asked = spec.resources.scratch_bytes if spec else None
+            size = "" if asked is None else f" ({words.exact_size(asked)})"
+            return f"It had more in its scratch folder than it had asked for{size} and was ended. Ask for more with --scratch."
         case _:
             return f"It was ended because it had not touched the file in STEELYARD_HEARTBEAT for its heartbeat timeout{seconds}."
 

@@ -12,6 +12,7 @@ from steelyard.config import Paths, Settings
 from steelyard.gateway import Gateway
 from steelyard.host import Cgroups
 from steelyard.host.journal import SettingsJournal
+from steelyard.host.scratch import ScratchDisk
 from steelyard.host.sockdiag import SocketQueue
 from steelyard.model.machine import Machine
 from steelyard.model.topology import Topology
@@ -42,5 +43,6 @@ class Edges:
     slurm_bin: Path
     #: resident bytes that all templates together may hold before the least recently used is evicted
     template_budget_bytes: int
+    scratch: ScratchDisk
     #: reads the machine's topology anew; None: drift can't be watched
     observe_topology: Callable[[], Topology] | None = None

@@ -13,6 +13,7 @@ import msgspec
 
 from steelyard.agent.attempt import Attempt, Member
 from steelyard.agent.device_proof import asked_devices, explain_share, got_devices
+from steelyard.agent.holdings import Holdings
 from steelyard.agent.identity import choose_ids
 from steelyard.agent.timing import TimingKeeper
 from steelyard.clock import Clock
@@ -38,10 +39,11 @@ class JobProofs:
         cgroups: Cgroups,
         timing: TimingKeeper,
         clock: Clock,
+        holdings: Holdings,
         common_cpus: Callable[[], tuple[int, ...]],
     ) -> None:
         self._settings, self._machine, self._cgroups = settings, machine, cgroups
-        self._timing, self._clock, self._common_cpus = timing, clock, common_cpus
+        self._timing, self._clock, self._holdings, self._common_cpus = timing, clock, holdings, common_cpus
 
     def observe(self, job: AssignedJob, attempt: Attempt) -> None:
         """Make the newest proof of each of its processes that runs."""
@@ -63,9 +65,10 @@ class JobProofs:
             return  # it ended while we looked: the last reading stands
         got |= self._timing.got(job, pids, "cpuset" in self._cgroups.controllers)
         got |= got_devices(job.plan, pids, self._machine.topology)
+        got |= self._holdings.got(member.workload, reading.io_max_bytes_s)
         shared, said = explain_share(job.plan, mps)
         forbidden, notes = self._timing.explain(job)
-        forbidden, notes = (*forbidden, *shared), (*notes, *said)
+        forbidden, notes = (*forbidden, *shared, *self._holdings.explain(member.workload, job.plan)), (*notes, *said)
         asked = self._asked(job, member)
         proof = check_proof(asked, got, member.matched_before, self._clock.now_us(), forbidden, notes)
         member.matched_before = member.matched_before or set(proof.differences) <= set(forbidden)
@@ -89,4 +92,5 @@ class JobProofs:
             "cgroup": self._cgroups.path(member.workload) if enforced else None,
             **self._timing.asked(job),
             **asked_devices(job.plan, self._machine.topology),
+            **self._holdings.asked(job.spec.each, job.plan),
         }

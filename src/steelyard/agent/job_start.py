@@ -13,6 +13,7 @@ from collections.abc import Callable, Collection
 from steelyard.agent.attempt import ATTEMPT, RANK, RANKS, Attempt, Member
 from steelyard.agent.device_proof import shares_by_mps
 from steelyard.agent.devices import DeviceKeeper, devices_of
+from steelyard.agent.holdings import Holdings
 from steelyard.agent.identity import choose_ids, explain_start, make_env
 from steelyard.agent.job_files import JobFiles, find_ports
 from steelyard.agent.presence import GONE, Presence
@@ -50,6 +51,7 @@ class JobStarter:
         timing: TimingKeeper,
         devices: DeviceKeeper,
         presence: Presence,
+        holdings: Holdings,
         share_cpus: Callable[[], None],
         common_cpus: Callable[[], tuple[int, ...]],
         taken_ports: Callable[[], Collection[range]],
@@ -57,6 +59,7 @@ class JobStarter:
     ) -> None:
         self._settings, self._machine, self._runtime, self._files = settings, machine, runtime, files
         self._timing, self._devices, self._presence = timing, devices, presence
+        self._holdings = holdings
         self._share_cpus, self._common_cpus, self._taken_ports = share_cpus, common_cpus, taken_ports
         self._slurm_bin = slurm_bin
 
@@ -79,6 +82,8 @@ class JobStarter:
         self._timing.hold(job.attempt, job.plan)
         if devices_of(job.plan):
             await self._devices.note_start(job.plan)
+        for member, env in zip(attempt.members, envs, strict=True):
+            env.update(await self._holdings.prepare(member.workload, job.spec.each, ids))
         wanted = [Wanted(member.workload, member.plan, _labels(job, attempt, member)) for member in attempt.members]
         await self._runtime.prepare_all(wanted, kind=KIND)
         for member, launch, env in zip(attempt.members, launches, envs, strict=True):
@@ -86,6 +91,7 @@ class JobStarter:
                 member.phase = "not-started"
                 continue
             attempt.launched = True
+            self._holdings.note_start(job.attempt, member.workload, member.plan)
             handle = await self._runtime.launch(
                 member.workload,
                 argv=launch.argv,

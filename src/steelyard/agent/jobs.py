@@ -30,6 +30,8 @@ from steelyard.agent.attempt import (
 from steelyard.agent.cleanup import Cleanup
 from steelyard.agent.device_proof import shares_by_mps
 from steelyard.agent.devices import DeviceKeeper, devices_of
+from steelyard.agent.execs import ExecHost
+from steelyard.agent.holdings import Holdings
 from steelyard.agent.job_files import JobFiles
 from steelyard.agent.job_proofs import JobProofs
 from steelyard.agent.job_start import KIND, JobStarter, explain_failure
@@ -54,11 +56,12 @@ from steelyard.agent.reconcile import (
 from steelyard.agent.timing import TimingKeeper
 from steelyard.clock import Clock
 from steelyard.config import Paths, Settings
-from steelyard.errors import SteelyardError, Unreachable
+from steelyard.errors import Conflict, NotFound, SteelyardError, Unreachable
 from steelyard.host import Cgroups
 from steelyard.host.affinity import keep_within
 from steelyard.host.proc import read_environment
 from steelyard.lifecycle.launch import count_processes
+from steelyard.model import words
 from steelyard.model.ids import AttemptId, WorkloadId
 from steelyard.model.job import Plan
 from steelyard.model.machine import Machine
@@ -93,13 +96,15 @@ class JobKeeper:
         changed: Callable[[], None],
         devices: DeviceKeeper,
         presence: Presence,
+        holdings: Holdings,
         slurm_bin: str,
     ) -> None:
+        self._holdings = holdings
         self._timing, self._devices, self._machine = timing, devices, machine
         self._runtime, self._cleanup, self._cgroups, self._clock = runtime, cleanup, cgroups, clock
         self._changed = changed
         self.files = JobFiles(paths.workloads)
-        self._proofs = JobProofs(settings, machine, cgroups, timing, clock, self._shared_cpus)
+        self._proofs = JobProofs(settings, machine, cgroups, timing, clock, holdings, self._shared_cpus)
         self._starter = JobStarter(
             settings,
             machine,
@@ -108,6 +113,7 @@ class JobKeeper:
             timing,
             devices,
             presence,
+            holdings,
             self._share_cpus,
             self._shared_cpus,
             lambda: [each.ports for each in self._attempts.values()],
@@ -168,6 +174,9 @@ class JobKeeper:
             self._finish(attempt, state)
 
     def _adopt_alive(self, attempt: AttemptId, state: Attempt) -> None:
+        for member in state.running:
+            if member.handle is not None:
+                self._holdings.note_start(attempt, member.workload, member.plan, member.handle.at)
         now_ns, boot_ns = self._clock.mono_ns(), self._clock.boot_ns()
         ticks = [member.handle.start_time for member in state.members if member.handle is not None]
         state.started_ns = now_ns - (boot_ns - max(ticks) * 1_000_000_000 // TICKS_PER_S) if ticks else now_ns
@@ -217,6 +226,7 @@ class JobKeeper:
         if member.end is not None:
             return
         end = self._explain(member, exited)
+        self._holdings.note_end(member.workload, exited)
         # What the main process left behind ends with it, before its cores are given to somebody else.
         self._cgroups.kill(member.workload)
         if state.note_end(member, end):
@@ -236,6 +246,8 @@ class JobKeeper:
         state.wakeups = self._timing.observe_wakeups(attempt) or state.wakeups
         self._timing.release(attempt)
         self._devices.note_end(state.workloads, state.plan)
+        for workload in state.workloads:
+            self._holdings.drop(workload)
 
     # -- bringing it in line
 
@@ -324,6 +336,7 @@ class JobKeeper:
         for workload in state.workloads or [WorkloadId(attempt)]:
             self._cleanup.remove(workload)
             self._of.pop(workload, None)
+        self._holdings.forget(attempt)
         self._timing.release(attempt)
         if state.plan.cpus:
             self._share_cpus()
@@ -359,6 +372,7 @@ class JobKeeper:
     def _note_not_started(self, job: AssignedJob, state: Attempt, reason: Reason, detail: str, *, doubt: bool = False) -> None:
         for member in state.members:
             self._runtime.kill(member.workload)
+            self._holdings.drop(member.workload)
         if state.phase == "starting":
             if state.members and all(member.end is not None for member in state.members):  # it did run: only the answer was lost
                 state.conclude(job.spec)
@@ -448,9 +462,41 @@ class JobKeeper:
             if state.phase in ALIVE:
                 state.wakeups = self._timing.report_wakeups(attempt)
         return tuple(
-            state.report(attempt, self._proofs.of(state) if state.phase == "ended" else None)
+            state.report(attempt, self._proofs.of(state), self._holdings.used(attempt))
+            if state.phase == "ended"
+            else state.report(attempt, None)
             for attempt, state in sorted(self._attempts.items())
         )
+
+    @property
+    def known(self) -> set[AttemptId]:
+        """Attempts that the server has not let go of."""
+        return set(self._attempts)
+
+    def find_host(self, attempt: AttemptId, rank: int | None) -> ExecHost:
+        """Where a command that is to run inside the attempt goes. Raises NotFound or Conflict."""
+        state, job = self._attempts.get(attempt), self._assigned.get(attempt)
+        if state is None or job is None:
+            raise NotFound("This machine has no such attempt.")
+        member = next((each for each in state.members if rank is None or (each.rank or 0) == rank), None)
+        if member is None:
+            held = f"Steelyard itself started {words.count(len(state.members), 'rank')} of this job, counted from 0"
+            raise NotFound(f"There is no rank {rank} to run it in: {held}. Nothing was started.")
+        if state.phase != RUNNING or member.phase != RUNNING or member.handle is None:
+            phase = state.phase if member.phase == RUNNING else member.phase
+            raise Conflict(f"It is {phase}: commands run inside jobs that run. Nothing was started.", code="not-running")
+        handle = member.handle
+        return ExecHost(member.workload, handle.pid, handle.start_time, member.plan, self._starter.ids(job), job.spec.cwd)
+
+    def end_over_scratch(self, over: Iterable[WorkloadId]) -> None:
+        """End those that have more in a folder whose size is only watched than they asked for; at once, before it is all full."""
+        for workload in over:
+            found = self._find(workload)
+            if found is not None and found[1].phase in ALIVE and found[1].progress.limit is None:
+                attempt, state, _ = found
+                self._save(attempt, state, msgspec.structs.replace(state.progress, limit=Reason.SCRATCH_EXCEEDED))
+                for member in state.running:
+                    self._runtime.kill(member.workload)
 
     def observe_proofs(self) -> None:
         """Read back what every running job really got. Called once a second while any runs, and before a proof is shown."""

@@ -15,16 +15,21 @@ import msgspec
 
 from steelyard.agent.devices import DeviceKeeper
 from steelyard.agent.edges import Edges
+from steelyard.agent.execs import KIND as EXEC
+from steelyard.agent.execs import ExecKeeper
 from steelyard.agent.functions import FunctionKeeper
 from steelyard.agent.health import HealthEdge, HealthKeeper
+from steelyard.agent.holdings import Holdings
 from steelyard.agent.jobs import KIND as JOB
 from steelyard.agent.jobs import JobKeeper
 from steelyard.agent.ledger import Ledger
 from steelyard.agent.link import Link
 from steelyard.agent.presence import Presence
 from steelyard.agent.reconcile import ALIVE
+from steelyard.agent.scratch import ScratchKeeper
 from steelyard.agent.timing import KIND as PROBE
 from steelyard.agent.timing import TimingKeeper
+from steelyard.agent.usage import UsageKeeper
 from steelyard.errors import SteelyardError
 from steelyard.model.coldstart import ColdStart
 from steelyard.model.health import NODE
@@ -32,7 +37,7 @@ from steelyard.model.ids import AttemptId, WorkloadId
 from steelyard.runtime.logs import rotate
 from steelyard.runtime.process import Adopted
 from steelyard.wire import WIRE_VERSION
-from steelyard.wire.agent import Answer, Ask, Assignment, Hello, MachineHealth, Report
+from steelyard.wire.agent import Answer, Ask, Assignment, ExecStart, Hello, MachineHealth, Report
 from steelyard.wire.spawn import Exited, Running
 
 log = logging.getLogger(__name__)
@@ -83,6 +88,9 @@ class Agent:
         self.presence = Presence(edges.machine.topology)
         #: what starts have missed, as it was reported last
         self._missing: tuple[str, ...] = ()
+        scratch = ScratchKeeper(edges.scratch)
+        usage = UsageKeeper(edges.cgroups, edges.clock, edges.machine.topology, scratch.peak_bytes)
+        self.holdings = Holdings(scratch, usage, edges.cgroups)
         self.jobs = JobKeeper(
             edges.paths,
             edges.settings,
@@ -95,8 +103,10 @@ class Agent:
             self._changed,
             self.devices,
             self.presence,
+            self.holdings,
             str(edges.slurm_bin),
         )
+        self.execs = ExecKeeper(edges.paths, edges.runtime, edges.cleanup, edges.clock, self.jobs.find_host)
         self.functions = FunctionKeeper(
             edges, self._ledger, self._changed, self._add_coldstart, devices=self.devices, presence=self.presence
         )
@@ -152,13 +162,16 @@ class Agent:
         while True:
             await self._edges.spawner.closed.wait()
             log.warning("the spawner is gone; what runs goes on, its exits will be reported as unknown")
-            for workload, pid, _ in [*self.jobs.running, *self.functions.running]:
+            for workload, pid, _ in self._running():
                 self._watch_orphan(workload, pid)
             held, _ = await self._connect_spawner()
             for fd in held.values():
                 os.close(fd)
             self.functions.on_new_spawner()
             self.jobs.reconcile(self._ledger.assignment.jobs)
+
+    def _running(self) -> list[tuple[WorkloadId, int, int]]:
+        return [*self.jobs.running, *self.execs.running, *self.functions.running]
 
     def _watch_orphan(self, workload: WorkloadId, pid: int) -> None:
         """A workload whose parent is gone: its end can be seen by pidfd, its exit code can't."""
@@ -178,26 +191,26 @@ class Agent:
             asyncio.get_running_loop().remove_reader(fd)
             os.close(fd)
         self.jobs.on_lost(workload)
-        self.functions.on_exit(
-            Exited(
-                workload=workload,
-                pid=pid,
-                start_time=0,
-                ended_at=self._edges.clock.now_us(),
-                exit_code=None,
-                signal=None,
-                user_s=0.0,
-                system_s=0.0,
-                peak_rss_bytes=0,
-            )
+        exited = Exited(
+            workload=workload,
+            pid=pid,
+            start_time=0,
+            ended_at=self._edges.clock.now_us(),
+            exit_code=None,
+            signal=None,
+            user_s=0.0,
+            system_s=0.0,
+            peak_rss_bytes=0,
         )
+        if not self.execs.on_exit(exited):
+            self.functions.on_exit(exited)
 
     def on_exit(self, exited: Exited) -> None:
         """Called by the spawner client; the record is on disk already."""
         if self._early is not None:
             # Nobody knows yet whose it is, and to forget it would be to start its job once more.
             self._early.append(exited)
-        elif not self.jobs.on_exit(exited) and not self.functions.on_exit(exited):
+        elif not (self.jobs.on_exit(exited) or self.execs.on_exit(exited) or self.functions.on_exit(exited)):
             self._edges.cleanup.forget(WorkloadId(exited.workload))
 
     # -- start-up
@@ -207,12 +220,14 @@ class Agent:
         assignment = self._ledger.assignment
         probes = [item for item in found if _kind(item) == PROBE]
         self.jobs.adopt([item for item in found if _kind(item) == JOB], assignment.jobs, probes)
-        await self.functions.adopt(held, [item for item in found if _kind(item) not in (JOB, PROBE)], assignment.keys)
+        self.execs.adopt(item for item in found if _kind(item) == EXEC)
+        self.holdings.scratch.adopt([workload for workload, _, _ in self.jobs.running])
+        await self.functions.adopt(held, [item for item in found if _kind(item) not in (JOB, PROBE, EXEC)], assignment.keys)
         early, self._early = self._early or [], None
         for exited in early:
             self.on_exit(exited)
         children = {workload for workload, _, _ in running.children}
-        for workload, pid, _ in [*self.jobs.running, *self.functions.running]:
+        for workload, pid, _ in self._running():
             if workload not in children:
                 self._watch_orphan(workload, pid)
         self.devices.resume()
@@ -304,6 +319,13 @@ class Agent:
         if ask.what == "keys":
             told = await self.functions.wait_told(ask.workload, KEYS_WAIT_S)
             return Answer(id=ask.id, error="" if told else "The gateway has not taken the keys yet.")
+        if ask.what == "usage":
+            usage = self.holdings.used(AttemptId(ask.workload))
+            if usage is None:
+                return Answer(id=ask.id, error="No process of this job has run yet, or its records are gone.")
+            return Answer(id=ask.id, data=msgspec.json.encode(usage))
+        if ask.what.startswith("exec"):
+            return await self._answer_exec(ask)
         if ask.what in ("health", "readmit", "keep-hardware"):
             return await self._answer_health(ask)
         if ask.what == "log":
@@ -314,6 +336,21 @@ class Agent:
                 return Answer(id=ask.id, error=err.public)
             return Answer(id=ask.id, data=data, next_offset=next_offset)
         return Answer(id=ask.id, error=f"This agent does not know the question {ask.what!r}.")
+
+    async def _answer_exec(self, ask: Ask) -> Answer:
+        try:
+            if ask.what == "exec":
+                wanted = msgspec.json.decode(ask.body, type=ExecStart)
+                return Answer(id=ask.id, data=(await self.execs.start(AttemptId(ask.workload), wanted)).encode())
+            if ask.what == "exec-stop":
+                self.execs.stop(WorkloadId(ask.workload), ask.offset)
+                return Answer(id=ask.id)
+        except (SteelyardError, msgspec.MsgspecError) as err:
+            return Answer(id=ask.id, error=err.public if isinstance(err, SteelyardError) else str(err))
+        state = self.execs.state(WorkloadId(ask.workload))
+        if state is None:
+            return Answer(id=ask.id, error="There is no such command, or it was forgotten after its end.")
+        return Answer(id=ask.id, data=msgspec.json.encode(state))
 
     async def _answer_health(self, ask: Ask) -> Answer:
         try:
@@ -333,6 +370,7 @@ class Agent:
             await asyncio.sleep(PROOF_POLL_S)
             if self.jobs.running:
                 self.jobs.observe_proofs()
+                await self.holdings.usage.sample()
 
     def _look_at_missing(self) -> None:
         """What a start missed may be back: nothing but a look can tell, and the server waits for the word."""
@@ -346,7 +384,11 @@ class Agent:
             self._reserve()
             self.health.on_use()
             self._look_at_missing()
-            for workload in {item[0] for item in self.jobs.running} | self.functions.log_folders:
+            await self.holdings.scratch.look()
+            self.jobs.end_over_scratch(self.holdings.scratch.over())
+            self.execs.tidy({workload for workload, _, _ in self.jobs.running}, self.jobs.known)
+            running = [*self.jobs.running, *self.execs.running]
+            for workload in {item[0] for item in running} | self.functions.log_folders:
                 for stream in ("stdout", "stderr"):
                     await asyncio.to_thread(rotate, self.jobs.files.folder(workload) / stream, LOG_KEEP_BYTES)
             self.functions.check_memory(_available_bytes())

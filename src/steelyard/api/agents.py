@@ -128,7 +128,7 @@ class AgentHub:
         if self._connection is not None:
             self._connection.offer(assignment)
 
-    async def ask(self, what: str, workload: str, stream: str = "stdout", offset: int = 0) -> Answer:
+    async def ask(self, what: str, workload: str, stream: str = "stdout", offset: int = 0, body: bytes = b"") -> Answer:
         """Raises Unreachable when no agent is there or it does not answer in time."""
         connection = self._connection
         if connection is None:
@@ -136,7 +136,7 @@ class AgentHub:
         if len(connection.asked) >= ASKS_MAX:
             raise Unreachable("The machine's agent has too many questions open. Try again.", code="agent-busy")
         self._ask_id += 1
-        question = Ask(id=self._ask_id, what=what, workload=workload, stream=stream, offset=offset)
+        question = Ask(id=self._ask_id, what=what, workload=workload, stream=stream, offset=offset, body=body)
         future: asyncio.Future[Answer] = asyncio.get_running_loop().create_future()
         connection.asked[question.id] = future
         connection.push(question)

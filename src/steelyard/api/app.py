@@ -21,6 +21,7 @@ from steelyard.api.auth import JobTokens, TokenGate
 from steelyard.api.bundles import BUNDLE_ROUTES
 from steelyard.api.document import get_document
 from steelyard.api.functions import FUNCTION_ROUTES
+from steelyard.api.inside import INSIDE_ROUTES
 from steelyard.api.jobs import JOB_ROUTES
 from steelyard.api.keys import KEY_ROUTES
 from steelyard.api.nodes import NODE_ROUTES
@@ -51,6 +52,7 @@ BODY_MAX_BYTES = 2 << 20
 ROUTES = (
     *STATUS_ROUTES,
     *JOB_ROUTES,
+    *INSIDE_ROUTES,
     *QUEUE_ROUTES,
     *SCRIPT_ROUTES,
     *SCHEDULE_ROUTES,

@@ -36,6 +36,8 @@ _REPLICAS_MAX = 1000
 #: listen(4096): more connections than that can't wait at one socket
 _CONCURRENCY_MAX = 4096
 _MEMORY_MIN = 1 << 20
+#: below this a program could not even be read from its disk
+_IO_MIN = 64 << 10
 #: ten seconds: a promise beyond that says nothing
 _WAKEUP_US_MAX = 10_000_000
 #: more than any machine holds
@@ -62,6 +64,12 @@ def check_job(spec: JobSpec, machine: Machine | None, root: bool) -> list[Findin
     return findings
 
 
+def check_exec(argv: tuple[str, ...]) -> list[Finding]:
+    if not argv:
+        return [Finding("no-command", "there is no command to run: argv is empty")]
+    return _check_command(argv, {})
+
+
 def check_function(name: str, spec: FunctionSpec, machine: Machine | None, root: bool) -> list[Finding]:
     findings: list[Finding] = []
     if not NAME.fullmatch(name):
@@ -78,6 +86,8 @@ def check_function(name: str, spec: FunctionSpec, machine: Machine | None, root:
         findings.append(Finding("fraction-function", text))
     if spec.resources.max_wakeup_us is not None:
         findings.append(Finding("watched-function", "max_wakeup_us is watched for jobs only"))
+    if spec.resources.scratch_bytes is not None or spec.resources.io_max_bytes_s is not None:
+        findings.append(Finding("scratch-function", "scratch space and limits of disk traffic are for jobs only"))
     findings += _check_resources(spec.reserved or spec.resources, machine)
     findings += _check_replicas(spec)
     findings += _check_root(spec.as_root, root)
@@ -151,6 +161,10 @@ def _check_resources(asked: Resources, machine: Machine | None) -> list[Finding]
         findings.append(Finding("bad-memory", "memory must be at least 1 MiB and less than 1 EiB"))
     if asked.max_wakeup_us is not None and not 1 <= asked.max_wakeup_us <= _WAKEUP_US_MAX:
         findings.append(Finding("bad-max-wakeup", f"max_wakeup_us must be between 1 and {_WAKEUP_US_MAX}"))
+    if asked.scratch_bytes is not None and not _MEMORY_MIN <= asked.scratch_bytes < 1 << 60:
+        findings.append(Finding("bad-scratch", "scratch must be at least 1 MiB and less than 1 EiB"))
+    if asked.io_max_bytes_s is not None and not _IO_MIN <= asked.io_max_bytes_s < 1 << 60:
+        findings.append(Finding("bad-io-max", "io_max_bytes_s must be at least 64 KiB and less than 1 EiB a second"))
     if asked.gpus is not None and (wrong := check_gpu_demand(asked.gpus)):
         findings.append(Finding("bad-gpus", wrong))
     if not 0 <= asked.nics <= _NICS_MAX:

@@ -21,15 +21,13 @@ from steelyard.model.ids import DEFAULT_PROJECT, FunctionName
 from steelyard.model.job import Job
 from steelyard.model.reason import Reason
 from steelyard.store import Tx
-from steelyard.wire.agent import Ask
+from steelyard.wire.agent import LOG_READ_MAX, ExecState
 from steelyard.wire.api import LogChunk
 
 POLL_FIRST_S = 0.05
 POLL_MAX_S = 0.25
 #: how long a wait is at most; clients ask again
 WAIT_MAX_S = 60.0
-
-_LIMIT = Ask.__struct_defaults__[-1]
 
 
 class Source(msgspec.Struct, frozen=True):
@@ -64,6 +62,25 @@ def log_of(job: Job, rank: int | None) -> str:
         has = "one log for all its processes" if streams == 1 else f"ranks 0 to {streams - 1}"
         raise Refused(f"Job {job.id} has {has}; there is no rank {rank}.", code="no-such-rank")
     return job.attempt_id if not job.spec.logs_by_rank else f"{job.attempt_id}.{rank or 0}"
+
+
+async def follow_exec(services: Services, job: str, name: str, offsets: tuple[int, int], wait_s: float) -> LogChunk:
+    """Of a command inside the job."""
+
+    async def read() -> Source:
+        row = await services.store.read(lambda tx: one_job(tx, job))
+        workload = f"{row.attempt_id}-{name}"
+        try:
+            answer = await services.hub.ask("exec-state", workload)
+        except Unreachable:
+            # its output can't be read either, and what is read of that says so
+            return Source(workload, False, None, "UNKNOWN", Reason.AGENT_UNREACHABLE.value, "")
+        if answer.error:
+            raise NotFound(answer.error)
+        state = msgspec.json.decode(answer.data, type=ExecState)
+        return Source(workload, state.ended, state.exit_code, "ENDED" if state.ended else "RUNNING", None, state.detail)
+
+    return await _follow(services, f"job/{parse_job_id(job)}", read, offsets, wait_s)
 
 
 async def follow_function(services: Services, name: str, offsets: tuple[int, int], wait_s: float) -> LogChunk:
@@ -114,7 +131,7 @@ async def _read_both(services: Services, source: Source, offsets: tuple[int, int
         services.hub.ask("log", source.workload, "stderr", offsets[1]),
     )
     # a full answer means that there may be more behind it; a log that was never written is an error, and empty
-    more = len(out.data) >= _LIMIT or len(err.data) >= _LIMIT
+    more = len(out.data) >= LOG_READ_MAX or len(err.data) >= LOG_READ_MAX
     ended = source.ended and not more
     return LogChunk(
         stdout=out.data,

@@ -24,6 +24,7 @@ from steelyard.host.cgroup import open_cgroups
 from steelyard.host.device_nodes import observe_gpu_nodes
 from steelyard.host.journal import SettingsJournal
 from steelyard.host.machine import observe_machine
+from steelyard.host.scratch import ScratchDisk
 from steelyard.host.sockdiag import SocketQueue
 from steelyard.host.topology.observe import observe_topology
 from steelyard.model.machine import Machine
@@ -93,6 +94,7 @@ def _make_agent(paths: Paths, settings: Settings) -> Agent:
         queue=SocketQueue(),
         journal=SettingsJournal(paths.run.parent, machine.boot_id),
         lib_dir=make_lib_dir(paths.home / "runner"),
+        scratch=ScratchDisk(paths.home, paths.tag, configured=Path(settings.scratch_dir) if settings.scratch_dir else None),
         slurm_bin=make_slurm_bin(paths.home / "slurm", sys.executable),
         template_budget_bytes=round(machine.memory_bytes * TEMPLATE_SHARE),
         observe_topology=observe_topology,

@@ -13,15 +13,17 @@ import select
 import shutil
 import signal
 from collections.abc import Callable, Sequence
+from pathlib import Path
 
 from steelyard.cli.programs import PROGRAM_NAMES, ProgramRecord, find_program, open_pidfd
 from steelyard.clock import Clock
-from steelyard.config import Paths
-from steelyard.errors import StoreDamaged
+from steelyard.config import Paths, load_settings
+from steelyard.errors import SteelyardError, StoreDamaged
 from steelyard.host import Cgroups
 from steelyard.host.cgroup import open_cgroups
 from steelyard.host.journal import SettingsJournal
 from steelyard.host.proc import boot_id, observe_processes
+from steelyard.host.scratch import ScratchDisk
 from steelyard.runtime.records import load_handles
 
 #: seconds from SIGTERM to SIGKILL
@@ -50,6 +52,7 @@ def end_everything(paths: Paths, clock: Clock, say: Callable[[str], None]) -> No
         say(f"Ended {ended} process{'es' if ended != 1 else ''} of jobs and functions")
     end_programs(paths, ["spawner"], clock, say)
     cgroups.destroy()
+    _remove_scratch(paths, say)
     _put_back_settings(paths, say)
     for name in (*PROGRAM_NAMES, "up"):
         (paths.programs / f"{name}.json").unlink(missing_ok=True)
@@ -57,6 +60,17 @@ def end_everything(paths: Paths, clock: Clock, say: Callable[[str], None]) -> No
     with contextlib.suppress(OSError):
         # other homes may have theirs beside it
         paths.run.parent.rmdir()
+
+
+def _remove_scratch(paths: Paths, say: Callable[[str], None]) -> None:
+    """Its processes are gone: nothing holds it any more."""
+    try:
+        settings = load_settings(paths)
+    except SteelyardError:
+        settings = None  # damaged, which the next `up` says; what is mounted is found by its name
+    configured = Path(settings.scratch_dir) if settings is not None and settings.scratch_dir else None
+    if not ScratchDisk(paths.home, paths.tag, configured=configured).destroy():
+        say("Note: some scratch space of jobs could not be removed; the next `steelyard up` tries again")
 
 
 def _put_back_settings(paths: Paths, say: Callable[[str], None]) -> None:

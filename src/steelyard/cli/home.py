@@ -60,11 +60,13 @@ class UpOptions(msgspec.Struct, frozen=True):
     tls_cert: str | None = None
     tls_key: str | None = None
     work_uid: int | None = None
+    scratch_dir: str | None = None
 
 
 def prepare_home(paths: Paths, options: UpOptions, programs_run: bool) -> Settings:
     """The settings to start with. Makes the home where there is none; with `programs_run` addresses can't be changed any more."""
     _check_folder(paths)
+    _check_scratch(options.scratch_dir)
     known = load_settings(paths)
     _check_tls(options)
     if known is not None:
@@ -152,6 +154,14 @@ def _check_folder(paths: Paths) -> None:
         )
 
 
+def _check_scratch(folder: str | None) -> None:
+    if folder is not None and not (os.path.isdir(folder) and os.access(folder, os.W_OK | os.X_OK)):
+        raise Refused(
+            f"{folder} is no folder that this user may write, so no scratch space can be made there. Nothing was changed.",
+            code="scratch-dir-bad",
+        )
+
+
 def _check_tls(options: UpOptions) -> None:
     host, cert, key = options.host, options.tls_cert, options.tls_key
     if (cert is None) != (key is None):
@@ -197,6 +207,7 @@ def _first_settings(options: UpOptions) -> Settings:
         admin_uid=uid,
         tls_cert=_absolute(options.tls_cert),
         tls_key=_absolute(options.tls_key),
+        scratch_dir=_absolute(options.scratch_dir),
     )
 
 
@@ -214,6 +225,7 @@ def _change(known: Settings, options: UpOptions, programs_run: bool) -> Settings
         gateway_port=options.gateway_port or known.gateway_port,
         tls_cert=_absolute(options.tls_cert) or known.tls_cert,
         tls_key=_absolute(options.tls_key) or known.tls_key,
+        scratch_dir=_absolute(options.scratch_dir) or known.scratch_dir,
     )
     if not _is_loopback(wanted.api_host) and wanted.tls_cert is None:
         raise Refused(

@@ -96,7 +96,7 @@ Examples:
 @click.option("--follow", "-f", is_flag=True, help="Go on until the job has ended, or until Ctrl-C.")
 @home_option
 def logs(job_or_function: str, follow: bool, home: Path | None) -> None:
-    from steelyard.cli.run import write_chunk
+    from steelyard.cli.attend import write_chunk
 
     with open_client(home) as client:
         path = _find_logs(client, job_or_function)

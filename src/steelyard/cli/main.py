@@ -1,5 +1,5 @@
 """Which command is meant? Names every command without importing any, runs one, and turns what went wrong into one sentence and an
-exit code: 0 done, 1 it failed, 2 refused, 3 Steelyard not reachable; `run` answers 125 for all three (the rest is the command's).
+exit code: 0 done, 1 it failed, 2 refused, 3 Steelyard not reachable; `run` and `exec` answer 125 for all three.
 """
 
 from __future__ import annotations
@@ -47,6 +47,7 @@ COMMANDS: dict[str, Entry] = {
     "queue": Entry("Jobs", "steelyard.cli.queue:queue", "List waiting jobs, with position and estimated start."),
     "why": Entry("Jobs", "steelyard.cli.queue:why", "Say why a job waits, and what would start it now."),
     "logs": Entry("Jobs", "steelyard.cli.jobs:logs", "Print what a job or function wrote."),
+    "exec": Entry("Jobs", "steelyard.cli.exec:run_inside", "Run a command inside a running job."),
     "stop": Entry("Jobs", "steelyard.cli.jobs:stop", "Stop a job."),
     "apply": Entry("Jobs", "steelyard.cli.apply:apply", "Make what a YAML file says true, after showing the plan."),
     "schedules": Entry("Jobs", "steelyard.cli.schedules:schedules", "List, create and delete schedules of jobs."),
@@ -155,8 +156,8 @@ def main(argv: list[str] | None = None) -> None:
 
 
 def _refused(arguments: list[str], code: int) -> int:
-    """`run` keeps all codes but one for the command."""
-    return RUN_REFUSED if _command(arguments) == "run" else code
+    """`run` and `exec` keep all codes but one for the command."""
+    return RUN_REFUSED if _command(arguments) in ("run", "exec") else code
 
 
 def _command(arguments: list[str]) -> str:

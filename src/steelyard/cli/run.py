@@ -9,30 +9,22 @@ from __future__ import annotations
 import os
 import signal
 import sys
-import threading
-from collections.abc import Callable
 from datetime import UTC, datetime
 from pathlib import Path
-from types import FrameType
-from typing import Any, TypeVar
+from typing import Any
 
 import click
 
+from steelyard.cli.attend import POLL_S, Patience, stream
 from steelyard.cli.job_options import job_options, make_spec
 from steelyard.cli.output import say
 from steelyard.cli.programs import SUPERVISOR, lives, load_record
 from steelyard.cli.session import find_paths, home_option, new_key, open_client
-from steelyard.clock import Clock, SystemClock
+from steelyard.clock import SystemClock
 from steelyard.errors import Refused, SteelyardError, Unreachable
 from steelyard.wire.api import JobStop, JobSubmit, JobView, LogChunk
 from steelyard.wire.http import ApiClient
 
-T = TypeVar("T")
-
-#: how long a submit and a log stream outlive an absent server
-AWAY_S = 120.0
-#: one long poll
-POLL_S = 20.0
 #: Ctrl-C lets the command clean up for as long as it likes; the second Ctrl-C is the one that kills
 INTERRUPT_GRACE_S = 3600.0
 
@@ -78,102 +70,26 @@ def run(detach: bool, home: Path | None, command: tuple[str, ...], array: str | 
         sys.exit(attend(client, patience, job.id))
 
 
-class Patience:
-    """Calls again while the server is away, for a bounded time; at once gives up where nobody is there to bring it back."""
-
-    def __init__(self, clock: Clock, supervised: Callable[[], bool]) -> None:
-        self._clock = clock
-        self._supervised = supervised
-        self._pause = threading.Event()
-
-    def call(self, attempt: Callable[[], T], what: str) -> T:
-        deadline_ns: int | None = None
-        while True:
-            try:
-                return attempt()
-            except Unreachable as err:
-                if deadline_ns is None:
-                    deadline_ns = self._clock.mono_ns() + int(AWAY_S * 1e9)
-                    if self._supervised():
-                        say(f"steelyard: the server is away; {what} goes on when it is back")
-                if not self._supervised() or self._clock.mono_ns() > deadline_ns:
-                    raise err
-                self._pause.wait(0.1)
-
-
-class Interrupts:
-    """Turns the first SIGINT or SIGTERM into that signal for the job and the second into SIGKILL. Only a wait is broken off by
-    it, so that no output is lost or printed twice."""
-
-    def __init__(self) -> None:
-        self.pending: list[int] = []
-        self._waiting = False
-        self._previous = {signum: signal.signal(signum, self._note) for signum in (signal.SIGINT, signal.SIGTERM)}
-
-    def _note(self, signum: int, _frame: FrameType | None) -> None:
-        self.pending.append(signum)
-        if self._waiting:
-            raise KeyboardInterrupt
-
-    def wait_for(self, blocking: Callable[[], T]) -> T | None:
-        """The result, or None when a signal came first."""
-        try:
-            self._waiting = True
-            if self.pending:
-                return None
-            return blocking()
-        except KeyboardInterrupt:
-            return None
-        finally:
-            self._waiting = False
-
-    def restore(self) -> None:
-        for signum, handler in self._previous.items():
-            signal.signal(signum, handler)
-
-
 def attend(client: ApiClient, patience: Patience, job: str) -> int:
     """Stream until the job has ended; its exit code."""
-    interrupts = Interrupts()
-    offsets = (0, 0)
-    told, first_signal = 0, 0
     try:
-        while True:
-            while interrupts.pending:
-                signum = interrupts.pending.pop(0)
-                told += 1
-                first_signal = first_signal or signum
-                _stop(client, patience, job, signum if told == 1 else signal.SIGKILL, told)
-            chunk = interrupts.wait_for(lambda at=offsets: patience.call(lambda: _poll(client, job, at), "its output"))
-            if chunk is None:
-                continue
-            offsets = (chunk.stdout_offset, chunk.stderr_offset)
-            write_chunk(chunk)
-            if chunk.ended and told and chunk.exit_code is None:
-                # it never ran: what a shell says of a command that a signal ended
-                return 128 + first_signal
-            if chunk.ended:
-                return _conclude(chunk, job)
+        chunk, first_signal = stream(
+            patience, lambda offsets: _poll(client, job, offsets), lambda signum, told: _stop(client, patience, job, signum, told)
+        )
     except Unreachable:
         raise SteelyardError(
             f"Steelyard has been away too long. Job {job} was accepted and goes on without us: `steelyard logs -f "
             f"{job}` when it is back."
         ) from None
-    finally:
-        interrupts.restore()
+    if first_signal and chunk.exit_code is None:
+        # it never ran: what a shell says of a command that a signal ended
+        return 128 + first_signal
+    return _conclude(chunk, job)
 
 
 def _poll(client: ApiClient, job: str, offsets: tuple[int, int]) -> LogChunk:
     params = {"stdout_offset": offsets[0], "stderr_offset": offsets[1], "wait_s": POLL_S}
     return client.fetch(LogChunk, "GET", f"/v1/jobs/{job}/logs", params=params, wait_s=POLL_S)
-
-
-def write_chunk(chunk: LogChunk) -> None:
-    """Both streams to where they belong, byte for byte."""
-    for data, stream in ((chunk.stdout, sys.stdout.buffer), (chunk.stderr, sys.stderr.buffer)):
-        if data:
-            stream.write(data)
-            stream.flush()
 
 
 def _stop(client: ApiClient, patience: Patience, job: str, signum: int, told: int) -> None:

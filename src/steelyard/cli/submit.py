@@ -11,9 +11,10 @@ import click
 
 from steelyard.api.sbatch_script import Submission, read_script
 from steelyard.api.sbatch_text import SCRIPT_MAX_BYTES
+from steelyard.cli.attend import Patience
 from steelyard.cli.output import print_json, print_table, say
 from steelyard.cli.programs import SUPERVISOR, lives, load_record
-from steelyard.cli.run import Patience, attend
+from steelyard.cli.run import attend
 from steelyard.cli.session import find_paths, home_option, json_option, new_key, open_client
 from steelyard.clock import SystemClock
 from steelyard.errors import Refused

@@ -64,6 +64,9 @@ Examples:
 @click.option(
     "--work-uid", type=click.IntRange(0), help="Who jobs and functions run as when root starts Steelyard [default: 64000]."
 )
+@click.option(
+    "--scratch-dir", type=click.Path(), help="Where scratch folders of jobs are made [default: on the fastest local disk]."
+)
 def up(
     detach: bool,
     home: Path | None,
@@ -73,9 +76,10 @@ def up(
     tls_cert: str | None,
     tls_key: str | None,
     work_uid: int | None,
+    scratch_dir: str | None,
 ) -> None:
     paths, clock = find_paths(home), SystemClock()
-    options = UpOptions(port, gateway_port, host, tls_cert, tls_key, work_uid)
+    options = UpOptions(port, gateway_port, host, tls_cert, tls_key, work_uid, scratch_dir)
     _check_gateway_is_there()
     running = any(find_program(paths, name, clock) is not None for name in ("server", "envoy"))
     settings = prepare_home(paths, options, running)

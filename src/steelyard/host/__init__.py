@@ -33,7 +33,23 @@ class CgroupReading(msgspec.Struct, frozen=True):
     memory_bytes: int | None = None
     memory_peak_bytes: int | None = None
     oom_kills: int | None = None
+    #: the smallest limit of reading and of writing; None without one on every local disk
+    io_max_bytes_s: int | None = None
     pids: tuple[int, ...] = ()
+
+
+class UsageReading(msgspec.Struct, frozen=True):
+    """What one workload has used so far. None: it can't be read here."""
+
+    #: by its group; without groups that of its processes and of the children that they waited for
+    cpu_s: float | None = None
+    #: now; by its group with the file cache that is kept for it, without groups what its processes have resident
+    memory_bytes: int | None = None
+    memory_peak_bytes: int | None = None
+    #: from and to disks, by its processes and the children that they waited for (a write counts when it is made, not when the
+    #: cache is flushed)
+    read_bytes: int | None = None
+    written_bytes: int | None = None
 
 
 def denied_nodes(gpu_nodes: Mapping[str, tuple[str, ...]], plan: Plan) -> tuple[str, ...]:
@@ -104,6 +120,10 @@ class Cgroups(Protocol):
         ...
 
     def read(self, workload: WorkloadId) -> CgroupReading: ...
+
+    def read_usage(self, workload: WorkloadId) -> UsageReading:
+        """Cheaper than `read`, for once a second."""
+        ...
 
     def workloads(self) -> list[WorkloadId]:
         """Every workload that has a group in this home, sorted."""

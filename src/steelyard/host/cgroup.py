@@ -19,6 +19,7 @@ from steelyard.host.cgroup_files import CgroupFiles
 from steelyard.host.cgroup_none import CgroupsNone
 from steelyard.host.cgroup_v1 import CgroupsV1
 from steelyard.host.cgroup_v2 import CgroupsV2
+from steelyard.host.local_disks import observe_disk_numbers
 from steelyard.host.resctrl import Resctrl
 from steelyard.host.sysfs import read_text
 
@@ -34,6 +35,8 @@ MEANING = {
 }
 #: also v1's, but only asked for where there are GPUs to keep apart; v2 filters devices by BPF
 DEVICES = "devices"
+#: v1's that count CPU time, and that limit traffic of disks for those who ask for it
+CPUACCT, BLKIO = "cpuacct", "blkio"
 
 
 class CgroupMounts(msgspec.Struct, frozen=True):
@@ -49,6 +52,9 @@ class CgroupMounts(msgspec.Struct, frozen=True):
     missing: tuple[str, ...]
     #: mount point of v1's devices controller
     devices: str | None = None
+    #: mount points of v1's cpuacct and blkio controllers
+    cpuacct: str | None = None
+    blkio: str | None = None
 
 
 def open_cgroups(
@@ -64,11 +70,21 @@ def open_cgroups(
     clock = clock or SystemClock()
     files = files or CgroupFiles()
     mounts = find_mounts(root)
+    disks = lambda: observe_disk_numbers(root)  # noqa: E731 - disks come and go
     resctrl = Resctrl(str(root / "sys/fs/resctrl"), f"steelyard-{tag}", files)
     if mounts.flavour == "none":
         return CgroupsNone(missing=mounts.missing, files=files, clock=clock, root=root)
     if mounts.flavour == "v2" and mounts.v2 is not None:
-        return CgroupsV2(tag, mounts.v2, missing=mounts.missing, files=files, clock=clock, gpu_nodes=gpu_nodes, resctrl=resctrl)
+        return CgroupsV2(
+            tag,
+            mounts.v2,
+            missing=mounts.missing,
+            files=files,
+            clock=clock,
+            gpu_nodes=gpu_nodes,
+            resctrl=resctrl,
+            disks=disks,
+        )
     v1, missing = dict(mounts.v1), mounts.missing
     if gpu_nodes and mounts.devices is not None:
         v1[DEVICES] = mounts.devices
@@ -84,6 +100,9 @@ def open_cgroups(
         unified=mounts.v2,
         gpu_nodes=gpu_nodes,
         resctrl=resctrl,
+        cpuacct=mounts.cpuacct,
+        blkio=mounts.blkio,
+        disks=disks,
     )
 
 
@@ -92,7 +111,7 @@ def find_mounts(root: Path = Path("/")) -> CgroupMounts:
     seen_v1, seen_v2 = parse_mounts(read_text(root / "proc/self/mountinfo") or "", root)
     v1 = {controller: mount for controller, mount in seen_v1.items() if os.access(mount, os.W_OK)}
     v2 = seen_v2 if seen_v2 is not None and os.access(seen_v2, os.W_OK) else None
-    devices = v1.pop(DEVICES, None)
+    devices, cpuacct, blkio = (v1.pop(name, None) for name in (DEVICES, CPUACCT, BLKIO))
     shares_mount = "cpuset" in v1 and list(v1.values()).count(v1["cpuset"]) > 1
     if shares_mount:
         # The common cpuset needs a tree in which work is not told apart by anything else.
@@ -108,7 +127,14 @@ def find_mounts(root: Path = Path("/")) -> CgroupMounts:
         controllers = frozenset[str]()
     missing = _missing(root, flavour, controllers, seen=bool(seen_v1 or seen_v2))
     return CgroupMounts(
-        flavour=flavour, v1=v1 if flavour != "v2" else {}, v2=v2, controllers=controllers, missing=missing, devices=devices
+        flavour=flavour,
+        v1=v1 if flavour != "v2" else {},
+        v2=v2,
+        controllers=controllers,
+        missing=missing,
+        devices=devices,
+        cpuacct=cpuacct,
+        blkio=blkio,
     )
 
 
@@ -128,7 +154,7 @@ def parse_mounts(mountinfo: str, root: Path) -> tuple[dict[str, str], str | None
             v2 = point
         elif kind[0] == "cgroup":
             for option in kind[2].split(","):
-                if option in MEANING or option == DEVICES:
+                if option in MEANING or option in (DEVICES, CPUACCT, BLKIO):
                     v1.setdefault(option, point)
     return v1, v2
 

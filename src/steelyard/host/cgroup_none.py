@@ -12,9 +12,9 @@ import signal
 from pathlib import Path
 
 from steelyard.clock import Clock
-from steelyard.host import CgroupReading
+from steelyard.host import CgroupReading, UsageReading
 from steelyard.host.cgroup_files import CgroupFiles, kill_until_empty, stop_all
-from steelyard.host.proc import ProcessStat, observe_processes
+from steelyard.host.proc import ProcessStat, observe_cpu, observe_io, observe_processes, rss_bytes
 from steelyard.model.ids import WorkloadId
 from steelyard.model.job import Plan
 
@@ -88,6 +88,17 @@ class CgroupsNone:
 
     def read(self, workload: WorkloadId) -> CgroupReading:
         return CgroupReading(pids=tuple(self.pids(workload)))
+
+    def read_usage(self, workload: WorkloadId) -> UsageReading:
+        pids = self.pids(workload)
+        resident = [size for pid in pids if (size := rss_bytes(pid)) is not None]
+        read, written = observe_io(pids, self._root) or (None, None)
+        return UsageReading(
+            cpu_s=observe_cpu(pids, self._root),
+            memory_bytes=sum(resident) if resident else None,
+            read_bytes=read,
+            written_bytes=written,
+        )
 
     def workloads(self) -> list[WorkloadId]:
         return sorted(self._made)

@@ -2,6 +2,8 @@
 
     <mount of cpu, memory, freezer, pids, devices>/steelyard-<tag>/<workload>     limits, freezing, listing
     <mount of cpu>/steelyard-<tag>-idle/<workload>                       instead of the cpu tree, for preemptible work
+    <mount of cpuacct>/steelyard-<tag>/<workload>                        counts CPU time, where that is a tree of its own
+    <mount of blkio>/steelyard-<tag>/<workload>                          only for work whose traffic to disks is limited
     <mount of cpuset>/steelyard-<tag>/shared                             the common cpuset of all best-effort work
     <mount of cpuset>/steelyard-<tag>/<workload>                         only for work that has whole cores
 
@@ -17,12 +19,13 @@ from __future__ import annotations
 
 import os
 import signal
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping, Sequence
 
 from steelyard.clock import Clock
 from steelyard.errors import EdgeFailed
-from steelyard.host import UNLIMITED_BYTES, CgroupReading, denied_nodes
+from steelyard.host import UNLIMITED_BYTES, CgroupReading, UsageReading, denied_nodes
 from steelyard.host.cgroup_files import FREEZE_LOOKS, CgroupFiles, freeze_group, kill_until_empty, stop_all
+from steelyard.host.proc import observe_cpu, observe_io
 from steelyard.host.resctrl import Resctrl
 from steelyard.host.sysfs import format_cpus, parse_cpus
 from steelyard.model.ids import WorkloadId
@@ -53,6 +56,9 @@ class CgroupsV1:
         unified: str | None = None,
         gpu_nodes: Mapping[str, tuple[str, ...]] = {},
         resctrl: Resctrl | None = None,
+        cpuacct: str | None = None,
+        blkio: str | None = None,
+        disks: Callable[[], Sequence[str]] = tuple,
     ) -> None:
         self.flavour = flavour
         self.controllers = frozenset(mounts)
@@ -69,6 +75,12 @@ class CgroupsV1:
         self._unified = f"{unified}/{name}" if unified is not None and "freezer" not in mounts else None
         #: trees with a leaf per workload, each once (controllers may share a mount), the one that lists first
         order = [self._limits.get("freezer"), self._unified, *self._limits.values()]
+        #: where CPU time is counted; its files may stand in the cpu tree
+        self._cpuacct = f"{cpuacct}/{name}" if cpuacct is not None and cpuacct != mounts.get("cpuset") else None
+        if cpuacct is not None and cpuacct not in mounts.values():
+            order.append(self._cpuacct)
+        self._blkio = f"{blkio}/{name}" if blkio is not None and blkio not in mounts.values() else None
+        self._disks = disks
         self._trees = list(dict.fromkeys(tree for tree in order if tree is not None))
 
     def prepare(self, shared_cpus: tuple[int, ...], memory_nodes: tuple[int, ...]) -> None:
@@ -100,6 +112,7 @@ class CgroupsV1:
                 if not (plan.timing is Timing.REALTIME and tree == self._grouped_cpu):
                     self._files.make(f"{self._prepare_idle() if self._gives_way(tree, plan) else tree}/{workload}")
             self._limit(workload, plan)
+            self._limit_io(workload, plan.io_max_bytes_s)
             if self._cpuset is not None:
                 self._place(f"{self._cpuset}/{workload}", self._cpuset, plan)
         except OSError as err:
@@ -154,6 +167,30 @@ class CgroupsV1:
             if plan.memory_bytes is not None and self._files.exists(swap):
                 self._files.write(swap, limit)
 
+    def _limit_io(self, workload: WorkloadId, io_max: int | None) -> None:
+        """A group of its own only where there is a limit: the others would pay for one more at each start."""
+        if self._blkio is None:
+            return
+        leaf = f"{self._blkio}/{workload}"
+        if io_max is None:
+            self._files.remove(leaf)
+            return
+        self._files.make(self._blkio)
+        self._files.make(leaf)
+        for disk in self._disks():
+            for way in ("read", "write"):
+                # A disk that went away meanwhile needs no limit; what is not limited, the reading tells.
+                self._files.try_write(f"{leaf}/blkio.throttle.{way}_bps_device", f"{disk} {io_max}")
+
+    def _read_io_max(self, workload: WorkloadId) -> int | None:
+        disks = self._disks() if self._blkio is not None and self._files.exists(f"{self._blkio}/{workload}") else ()
+        limits: list[int] = []
+        for way in ("read", "write"):
+            lines = (self._files.read(f"{self._blkio}/{workload}/blkio.throttle.{way}_bps_device") or "").splitlines()
+            told = dict(line.split() for line in lines)
+            limits += [int(told.get(disk, 0)) for disk in disks]
+        return min(limits, default=0) or None
+
     def _place(self, leaf: str, base: str, plan: Plan) -> None:
         if not plan.cpus:
             self._files.remove(leaf)
@@ -193,6 +230,8 @@ class CgroupsV1:
         cpuset = self._cpuset_of(workload)
         if cpuset is not None:
             files.append(f"{cpuset}/tasks")
+        if self._blkio is not None and self._files.exists(f"{self._blkio}/{workload}"):
+            files.append(f"{self._blkio}/{workload}/tasks")
         if self._resctrl is not None and cpu is not None and self._files.exists(f"{self._idle}/{workload}"):
             files += self._resctrl.prepare()
         opened: list[int] = []
@@ -216,8 +255,9 @@ class CgroupsV1:
         found: dict[int, None] = {}
         for tree in self._trees:
             found.update(dict.fromkeys(self._files.pids(f"{tree}/{workload}")))
-        if self._cpuset is not None:
-            found.update(dict.fromkeys(self._files.pids(f"{self._cpuset}/{workload}")))
+        for tree in (self._cpuset, self._blkio):
+            if tree is not None:
+                found.update(dict.fromkeys(self._files.pids(f"{tree}/{workload}")))
         return list(found)
 
     def signal(self, workload: WorkloadId, signum: int) -> None:
@@ -271,7 +311,7 @@ class CgroupsV1:
 
     def remove(self, workload: WorkloadId) -> bool:
         idle = [self._idle] if self._lone_cpu is not None else []
-        trees = [*self._trees, *idle, *([self._cpuset] if self._cpuset is not None else [])]
+        trees = [*self._trees, *idle, *(tree for tree in (self._cpuset, self._blkio) if tree is not None)]
         # The tree that lists goes last, so that a half-removed workload is still found by `workloads`.
         return all(self._files.remove_tree(f"{tree}/{workload}") for tree in reversed(trees))
 
@@ -298,7 +338,26 @@ class CgroupsV1:
             memory_bytes=min(int(limit), UNLIMITED_BYTES) if limit is not None else None,
             memory_peak_bytes=int(peak) if peak is not None else None,
             oom_kills=int(ooms) if ooms is not None else None,
+            io_max_bytes_s=self._read_io_max(workload),
             pids=tuple(self.pids(workload)),
+        )
+
+    def read_usage(self, workload: WorkloadId) -> UsageReading:
+        files, pids = self._files, self.pids(workload)
+        counted = None
+        if self._cpuacct is not None:
+            places = (f"{self._cpuacct}/{workload}", f"{self._cpuacct}-idle/{workload}")
+            counted = next((text for place in places if (text := files.read(f"{place}/cpuacct.usage"))), None)
+        memory = f"{self._limits['memory']}/{workload}" if "memory" in self._limits else None
+        now = files.read(f"{memory}/memory.usage_in_bytes") if memory is not None else None
+        peak = files.read(f"{memory}/memory.max_usage_in_bytes") if memory is not None else None
+        read, written = observe_io(pids) or (None, None)
+        return UsageReading(
+            cpu_s=int(counted) / 1e9 if counted is not None else observe_cpu(pids),
+            memory_bytes=int(now) if now is not None else None,
+            memory_peak_bytes=int(peak) if peak is not None else None,
+            read_bytes=read,
+            written_bytes=written,
         )
 
     def workloads(self) -> list[WorkloadId]:
@@ -318,6 +377,8 @@ class CgroupsV1:
             self._files.remove_tree(self._cpuset)
         if self._lone_cpu is not None:
             self._files.remove_tree(self._idle)
+        if self._blkio is not None:
+            self._files.remove_tree(self._blkio)
         if self._resctrl is not None:
             self._resctrl.remove()
         for tree in self._trees:

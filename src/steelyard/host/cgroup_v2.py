@@ -12,14 +12,15 @@ enabled is named in `missing`; groups still list and kill without any controller
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 
 from steelyard.clock import Clock
 from steelyard.errors import EdgeFailed
-from steelyard.host import UNLIMITED_BYTES, CgroupReading, denied_nodes
+from steelyard.host import UNLIMITED_BYTES, CgroupReading, UsageReading, denied_nodes
 from steelyard.host.cgroup_files import CgroupFiles, freeze_group, kill_until_empty
 from steelyard.host.cgroup_v1 import SHARED, pids_max
 from steelyard.host.device_filter import deny_devices
+from steelyard.host.proc import observe_io
 from steelyard.host.resctrl import Resctrl
 from steelyard.host.sysfs import format_cpus, parse_cpus
 from steelyard.model.ids import WorkloadId
@@ -43,6 +44,7 @@ class CgroupsV2:
         clock: Clock,
         gpu_nodes: Mapping[str, tuple[str, ...]] = {},
         resctrl: Resctrl | None = None,
+        disks: Callable[[], Sequence[str]] = tuple,
     ) -> None:
         self.flavour = "v2"
         self._files = files
@@ -54,6 +56,7 @@ class CgroupsV2:
         self._base = f"{mount}/{self._name}"
         self._shared = f"{self._base}/{SHARED}"
         self._idle = f"{self._base}-idle"
+        self._disks = disks
         self._detected = missing
         self._refused: dict[str, str] = {}
         self._offered = frozenset(WANTED) & frozenset((files.read(f"{mount}/cgroup.controllers") or "").split())
@@ -88,15 +91,19 @@ class CgroupsV2:
 
     def _enable(self, folder: str) -> None:
         """Enable one by one: a single write with several is refused as a whole when one is."""
-        enabled = (self._files.read(f"{folder}/cgroup.subtree_control") or "").split()
-        for controller in sorted(self.controllers - {"freezer"} - set(enabled)):
-            try:
-                self._files.write(f"{folder}/cgroup.subtree_control", f"+{controller}")
-            except OSError as err:
-                self._refused[controller] = (
-                    f"The {controller} controller can't be enabled below {folder} ({err.strerror}): "
-                    "run Steelyard outside a container, or move the processes of that group into one below it."
-                )
+        for controller in sorted(self.controllers - {"freezer"}):
+            self._enable_one(folder, controller)
+
+    def _enable_one(self, folder: str, controller: str) -> None:
+        if controller in (self._files.read(f"{folder}/cgroup.subtree_control") or "").split():
+            return
+        try:
+            self._files.write(f"{folder}/cgroup.subtree_control", f"+{controller}")
+        except OSError as err:
+            self._refused[controller] = (
+                f"The {controller} controller can't be enabled below {folder} ({err.strerror}): "
+                "run Steelyard outside a container, or move the processes of that group into one below it."
+            )
 
     def _prepare_idle(self) -> None:
         """A tree of its own: within ours it would only give way to our work, not to the gateway and to programs of others."""
@@ -131,9 +138,29 @@ class CgroupsV2:
                 # An empty list means the parent's: the common cpuset.
                 self._set(f"{leaf}/cpuset.cpus", format_cpus(plan.cpus))
                 self._set(f"{leaf}/cpuset.mems", format_cpus(plan.memory_nodes))
+            self._limit_io(folder, leaf, plan.io_max_bytes_s)
             self._deny(leaf, denied_nodes(self._gpu_nodes, plan))
         except OSError as err:
             raise EdgeFailed(f"The control group of {workload} could not be made: {err}.", code="cgroup-failed") from err
+
+    def _limit_io(self, folder: str, leaf: str, io_max: int | None) -> None:
+        """The controller is enabled when the first limit is asked for: until then nobody's traffic is counted for it."""
+        if io_max is not None:
+            for above in [self._mount, *([self._base] if folder == self._shared else []), folder]:
+                self._enable_one(above, "io")
+        limit = "max" if io_max is None else str(io_max)
+        if io_max is not None or self._files.read(f"{leaf}/io.max"):
+            for disk in self._disks():
+                # A disk that went away meanwhile needs no limit; what is not limited, the reading tells.
+                self._files.try_write(f"{leaf}/io.max", f"{disk} rbps={limit} wbps={limit}")
+
+    def _read_io_max(self, leaf: str) -> int | None:
+        text = self._files.read(f"{leaf}/io.max")
+        if not text:
+            return None
+        told = {line.split()[0]: dict(word.split("=") for word in line.split()[1:]) for line in text.splitlines()}
+        words = [told.get(disk, {}).get(way, "max") for disk in self._disks() for way in ("rbps", "wbps")]
+        return None if "max" in words or not words else min(map(int, words))
 
     def _deny(self, leaf: str, nodes: Sequence[str]) -> None:
         """A kernel that refuses the filter once is not asked again, and no work fails for it."""
@@ -230,7 +257,25 @@ class CgroupsV2:
             memory_bytes=None if limit is None else UNLIMITED_BYTES if limit == "max" else int(limit),
             memory_peak_bytes=int(peak) if peak is not None else None,
             oom_kills=int(events[events.index("oom_kill") + 1]) if "oom_kill" in events else None,
+            io_max_bytes_s=self._read_io_max(leaf),
             pids=tuple(files.pids(leaf)),
+        )
+
+    def read_usage(self, workload: WorkloadId) -> UsageReading:
+        leaf = self._leaf(workload)
+        if leaf is None:
+            return UsageReading()
+        # cpu.stat belongs to every group, with or without the controller.
+        stat = (self._files.read(f"{leaf}/cpu.stat") or "").split()
+        now = self._files.read(f"{leaf}/memory.current")
+        peak = self._files.read(f"{leaf}/memory.peak")
+        read, written = observe_io(self._files.pids(leaf)) or (None, None)
+        return UsageReading(
+            cpu_s=int(stat[stat.index("usage_usec") + 1]) / 1e6 if "usage_usec" in stat else None,
+            memory_bytes=int(now) if now is not None else None,
+            memory_peak_bytes=int(peak) if peak is not None else None,
+            read_bytes=read,
+            written_bytes=written,
         )
 
     def workloads(self) -> list[WorkloadId]:

@@ -19,6 +19,8 @@ from steelyard.host.sysfs import format_cpus, names, parse_cpus, read_text
 #: controllers whose leaf is the workload's own; the cpuset's may be the common one
 OWN_LEAF = ("freezer", "memory", "cpu", "pids")
 _WORKLOAD = re.compile(r"/steelyard-[0-9a-f]{8}(?:-idle)?/(?:shared/)?(?!shared(?:/|$))([A-Za-z0-9._-]+)(?:/|$)")
+#: processes of one workload that are asked for what they used
+USAGE_PIDS_MAX = 512
 #: different thread affinities that a proof lists
 APART_MAX = 16
 
@@ -117,6 +119,31 @@ def read_environment(pid: int) -> dict[str, str]:
     """The variables that a process was started with; empty where they can't be read."""
     pairs = [line.partition("=") for line in (read_text(f"/proc/{pid}/environ") or "").split("\0")]
     return {name: value for name, equals, value in pairs if equals}
+
+
+def observe_io(pids: Sequence[int], root: Path = Path("/")) -> tuple[int, int] | None:
+    """(bytes read from disks, bytes written) by these processes and the children that they waited for; None where it can't be
+    read. Of very many processes only the first are looked at."""
+    read = written = 0
+    known = False
+    for pid in pids[:USAGE_PIDS_MAX]:
+        text = read_text(f"{root}/proc/{pid}/io")
+        if text:
+            known = True
+            read += int(_field(text, "\nread_bytes: ") or 0)
+            written += int(_field(text, "\nwrite_bytes: ") or 0)
+    return (read, written) if known else None
+
+
+def observe_cpu(pids: Sequence[int], root: Path = Path("/")) -> float | None:
+    """Seconds of CPU time of these processes and of the children that they waited for. See proc_pid_stat(5), fields 14 to 17."""
+    ticks: int | None = None
+    for pid in pids[:USAGE_PIDS_MAX]:
+        text = read_text(f"{root}/proc/{pid}/stat")
+        fields = text[text.rindex(")") + 1 :].split() if text and ")" in text else []
+        if len(fields) >= 15:
+            ticks = (ticks or 0) + sum(map(int, fields[11:15]))
+    return None if ticks is None else ticks / os.sysconf("SC_CLK_TCK")
 
 
 def _affinities(pids: Iterable[int]) -> dict[frozenset[int], int]:

@@ -59,6 +59,8 @@ def _fits(key: str, asked: object, got: object) -> bool:
             return abs(asked - got) <= SHARE_TOLERANCE
         if key == "max_wakeup_us":
             return got <= asked
+        if key == "scratch_bytes":
+            return got >= asked
         if key == "memory_bytes":
             return abs(asked - got) < MEMORY_TOLERANCE_BYTES
     return asked == got

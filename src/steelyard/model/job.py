@@ -111,6 +111,11 @@ class JobSpec(msgspec.Struct, frozen=True):
     slurm: dict[str, str] = {}
 
     @property
+    def each(self) -> Resources:
+        """What each process that Steelyard starts gets: a launcher's has all ranks of its node."""
+        return self.resources if self.gang is None or self.gang.launcher is Launcher.NONE else self.demand
+
+    @property
     def demand(self) -> Resources:
         """What all its ranks on one node need together."""
         ranks = 1 if self.gang is None else self.gang.tasks_per_node
@@ -132,10 +137,20 @@ def multiply(each: Resources, ranks: int) -> Resources:
     gpus = each.gpus
     if gpus is not None and gpus.fraction is None:
         gpus = msgspec.structs.replace(gpus, count=gpus.count * ranks)
-    memory = None if each.memory_bytes is None else each.memory_bytes * ranks
     cpus = float(max(1, math.ceil(round(each.cpus, 6)))) if each.whole_cores else each.cpus
-    cpus, nics = cpus * ranks, each.nics * ranks
-    return msgspec.structs.replace(each, cpus=cpus, memory_bytes=memory, gpus=gpus, nics=nics)
+    return msgspec.structs.replace(
+        each,
+        cpus=cpus * ranks,
+        memory_bytes=_times(each.memory_bytes, ranks),
+        gpus=gpus,
+        nics=each.nics * ranks,
+        scratch_bytes=_times(each.scratch_bytes, ranks),
+        io_max_bytes_s=_times(each.io_max_bytes_s, ranks),
+    )
+
+
+def _times(amount: int | None, ranks: int) -> int | None:
+    return None if amount is None else amount * ranks
 
 
 class JobState(StrEnum):
@@ -175,6 +190,8 @@ class Plan(msgspec.Struct, frozen=True):
     gpu_fraction: float = 1.0
     #: uuids of MIG instances; their GPUs are in `gpus`
     mig_instances: tuple[str, ...] = ()
+    #: reading and writing of local disks, bytes per second each
+    io_max_bytes_s: int | None = None
     #: of a gang: what each process that Steelyard starts gets, in rank order; the rest says what all get together
     tasks: tuple[Plan, ...] = ()
 

@@ -48,6 +48,7 @@ class Reason(StrEnum):
     MAX_DURATION = "max-duration"
     START_TIMEOUT = "start-timeout"
     HEARTBEAT_TIMEOUT = "heartbeat-timeout"
+    SCRATCH_EXCEEDED = "scratch-exceeded"
     PREEMPTED = "preempted"
     NODE_LOST = "node-lost"
     EXIT_UNKNOWN = "exit-unknown"

@@ -76,6 +76,7 @@ def _place_one_by_one(room: Room, each: Resources, gang: Gang, beside: Sequence[
         gpus=tuple(gpu for task in tasks for gpu in task.gpus),
         nics=tuple(nic for task in tasks for nic in task.nics),
         gpu_fraction=tasks[0].gpu_fraction,
+        io_max_bytes_s=demand.io_max_bytes_s,
         tasks=tuple(tasks) if gang.launcher is Launcher.NONE else (),
     )
     # the whole may be a millionth of a core more than its parts
@@ -138,6 +139,7 @@ class _Split:
                 nics=nics[rank],
                 gpu_fraction=self._whole.gpu_fraction,
                 mig_instances=instances[rank],
+                io_max_bytes_s=self._each.io_max_bytes_s,
             )
             for rank in range(self._ranks)
         )

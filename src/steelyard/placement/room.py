@@ -100,7 +100,12 @@ class Room:
         if any(not room.fits_quickly(demand) for room in beside):
             return make_refusal([_KEPT], False, self.largest(asked))
         if not demand.whole_cores and demand.gpus is None and not demand.nics:
-            return Plan(share=demand.cpus, memory_bytes=demand.memory_bytes, preemptible=demand.preemptible)
+            return Plan(
+                share=demand.cpus,
+                memory_bytes=demand.memory_bytes,
+                preemptible=demand.preemptible,
+                io_max_bytes_s=demand.io_max_bytes_s,
+            )
         return self._choose(demand, asked, beside)
 
     def check(self, demand: Resources, plan: Plan) -> tuple[str, ...]:
@@ -208,6 +213,7 @@ class Room:
             nics=chosen.nics,
             gpu_fraction=chosen.gpu_fraction,
             mig_instances=chosen.mig_instances,
+            io_max_bytes_s=demand.io_max_bytes_s,
         )
 
     def _use(self, asked: DeviceDemand, beside: Sequence[Room] = ()) -> Used:

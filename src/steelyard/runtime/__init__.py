@@ -29,8 +29,17 @@ class Wanted(NamedTuple):
 class Runtime(Protocol):
     """Every method takes effect before it returns. Exits are told by whoever watches the spawner, never from here."""
 
-    def prepare(self, workload: WorkloadId, *, kind: str, plan: Plan, labels: Mapping[str, str] | None = None) -> None:
-        """Intent and cgroup, nothing runs yet. Conflict when the workload was prepared or started before."""
+    def prepare(
+        self,
+        workload: WorkloadId,
+        *,
+        kind: str,
+        plan: Plan,
+        labels: Mapping[str, str] | None = None,
+        inside: WorkloadId | None = None,
+    ) -> None:
+        """Intent and cgroup, nothing runs yet. Conflict when the workload was prepared or started before. `inside`: it gets no
+        cgroup of its own but joins that workload's, and ends with it."""
         ...
 
     async def prepare_all(self, wanted: Sequence[Wanted], *, kind: str) -> None:
@@ -76,6 +85,7 @@ class Runtime(Protocol):
         logs: str | None = None,
         outputs: Outputs = ...,
         labels: Mapping[str, str] | None = None,
+        inside: WorkloadId | None = None,
     ) -> Handle:
         """prepare + launch."""
         ...
@@ -90,6 +100,11 @@ class Runtime(Protocol):
 
     def signal_leader(self, workload: WorkloadId, signum: int) -> bool:
         """Signal its first process alone (a relay ends its own child when the last request is done). False when it is gone."""
+        ...
+
+    def signal_session(self, workload: WorkloadId, inside: WorkloadId, signum: int) -> bool:
+        """Signal the processes of one that runs in another's cgroup, by their session, as a terminal does. False when its first
+        process is gone."""
         ...
 
     def kill(self, workload: WorkloadId) -> None:

@@ -67,15 +67,24 @@ class FakeRuntime:
 
     # what the agent calls
 
-    def prepare(self, workload: WorkloadId, *, kind: str, plan: Plan, labels: Mapping[str, str] | None = None) -> None:
+    def prepare(
+        self,
+        workload: WorkloadId,
+        *,
+        kind: str,
+        plan: Plan,
+        labels: Mapping[str, str] | None = None,
+        inside: WorkloadId | None = None,
+    ) -> None:
         if not WORKLOAD_ID.match(workload):
             raise Refused(f"{workload!r} cannot name a workload.")
         if workload in self._intents or workload in self._exits:
             raise Conflict(f"{workload} was started before.")
         self._intents[workload] = Intent(
-            workload, self._boot_id, kind, self._clock.now_us(), plan, self._spawner, dict(labels or {})
+            workload, self._boot_id, kind, self._clock.now_us(), plan, self._spawner, dict(labels or {}), inside
         )
-        self._cgroups.add(workload)
+        if inside is None:
+            self._cgroups.add(workload)
 
     async def prepare_all(self, wanted: Sequence[Wanted], *, kind: str) -> None:
         for each in wanted:
@@ -131,8 +140,9 @@ class FakeRuntime:
         logs: str | None = None,
         outputs: Outputs = NO_OUTPUTS,
         labels: Mapping[str, str] | None = None,
+        inside: WorkloadId | None = None,
     ) -> Handle:
-        self.prepare(workload, kind=kind, plan=plan, labels=labels)
+        self.prepare(workload, kind=kind, plan=plan, labels=labels, inside=inside)
         return await self.launch(workload, argv=argv, env=env, cwd=cwd, uid=uid, gid=gid)
 
     def claim(self, workload: WorkloadId, pid: int, start_time: int) -> Handle:
@@ -153,8 +163,14 @@ class FakeRuntime:
             self.end(workload, signum=signum)
         return True
 
+    def signal_session(self, workload: WorkloadId, inside: WorkloadId, signum: int) -> bool:
+        return self.signal_leader(workload, signum)
+
     def kill(self, workload: WorkloadId) -> None:
         self.signal_leader(workload, signal.SIGKILL)
+        for other, intent in self._intents.items():
+            if intent.inside == workload:
+                self.signal_leader(other, signal.SIGKILL)
 
     def forget(self, workload: WorkloadId) -> bool:
         if workload in self._processes:

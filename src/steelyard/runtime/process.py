@@ -191,8 +191,16 @@ class ProcessRuntime:
         """`stream` is stdout or stderr. The file appears when the workload starts."""
         return self._workloads_dir / workload / stream
 
-    def prepare(self, workload: WorkloadId, *, kind: str, plan: Plan, labels: Mapping[str, str] | None = None) -> None:
-        intent = self._make_intent(workload, kind, plan, labels)
+    def prepare(
+        self,
+        workload: WorkloadId,
+        *,
+        kind: str,
+        plan: Plan,
+        labels: Mapping[str, str] | None = None,
+        inside: WorkloadId | None = None,
+    ) -> None:
+        intent = self._make_intent(workload, kind, plan, labels, inside)
         try:
             records.write_intent(self._agent_dir, intent)
         except OSError as err:
@@ -210,10 +218,18 @@ class ProcessRuntime:
 
     def _make_group(self, intent: Intent) -> None:
         failpoint("after-intent")
-        self._cgroups.make(intent.workload, intent.plan)
+        if intent.inside is None:
+            self._cgroups.make(intent.workload, intent.plan)
         failpoint("after-cgroup")
 
-    def _make_intent(self, workload: WorkloadId, kind: str, plan: Plan, labels: Mapping[str, str] | None) -> Intent:
+    def _make_intent(
+        self,
+        workload: WorkloadId,
+        kind: str,
+        plan: Plan,
+        labels: Mapping[str, str] | None,
+        inside: WorkloadId | None = None,
+    ) -> Intent:
         check_id(workload)
         if records.intent_path(self._agent_dir, workload).exists() or records.exit_path(self._agent_dir, workload).exists():
             raise Conflict(f"{workload} was started before; every retry is a new attempt with an id of its own.")
@@ -227,6 +243,7 @@ class ProcessRuntime:
             plan=plan,
             spawner=self._spawner.instance,
             labels=dict(labels or {}),
+            inside=inside,
         )
 
     async def launch(
@@ -271,7 +288,7 @@ class ProcessRuntime:
             memory_nodes=intent.plan.memory_nodes if intent.plan.cpus else (),
             outputs=outputs,
         )
-        joins = self._cgroups.open_join(workload)
+        joins = self._cgroups.open_join(intent.inside or workload)
         try:
             spawned = await self._spawner.spawn(request, fds, joins)
         except EdgeFailed:
@@ -308,8 +325,9 @@ class ProcessRuntime:
         logs: str | None = None,
         outputs: Outputs = NO_OUTPUTS,
         labels: Mapping[str, str] | None = None,
+        inside: WorkloadId | None = None,
     ) -> Handle:
-        self.prepare(workload, kind=kind, plan=plan, labels=labels)
+        self.prepare(workload, kind=kind, plan=plan, labels=labels, inside=inside)
         return await self.launch(
             workload,
             argv=argv,
@@ -349,6 +367,26 @@ class ProcessRuntime:
             return False
         finally:
             os.close(pidfd)
+        return True
+
+    def signal_session(self, workload: WorkloadId, inside: WorkloadId, signum: int) -> bool:
+        handle = records.load_handle(self._agent_dir, workload)
+        if handle is None or handle.boot_id != self._boot_id or not process_runs(handle.pid, handle.start_time):
+            return False
+        for pid in {handle.pid, *self._cgroups.pids(inside), *self._cgroups.pids(workload)}:
+            try:
+                pidfd = os.pidfd_open(pid)
+            except ProcessLookupError:
+                continue
+            try:
+                # looked at after the descriptor was had, which means this process and no later one of the same number
+                stat = observe_process(pid)
+                if stat is not None and stat.session == handle.pid:
+                    signal.pidfd_send_signal(pidfd, signum)
+            except ProcessLookupError:
+                continue
+            finally:
+                os.close(pidfd)
         return True
 
     def kill(self, workload: WorkloadId) -> None:

@@ -40,6 +40,8 @@ class Intent(msgspec.Struct, frozen=True):
     spawner: str
     #: the agent's own notes (function, revision, page, ...)
     labels: dict[str, str] = {}
+    #: it has no control group of its own, but runs in that workload's
+    inside: WorkloadId | None = None
 
 
 class Handle(msgspec.Struct, frozen=True):

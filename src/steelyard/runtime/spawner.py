@@ -130,6 +130,8 @@ class Spawner:
                 user_s=usage.ru_utime,
                 system_s=usage.ru_stime,
                 peak_rss_bytes=usage.ru_maxrss * 1024,
+                read_bytes=usage.ru_inblock * 512,
+                written_bytes=usage.ru_oublock * 512,
             )
             if child.workload:
                 self._unsaved[child.workload] = exited

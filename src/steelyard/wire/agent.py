@@ -23,6 +23,9 @@ from steelyard.model.proof import Proof
 from steelyard.model.reason import Reason
 from steelyard.model.usage import Usage
 
+#: bytes of a log in one answer
+LOG_READ_MAX = 262_144
+
 
 class Hello(msgspec.Struct, frozen=True, tag=True):
     """First frame of an agent."""
@@ -156,10 +159,34 @@ class ReportAck(msgspec.Struct, frozen=True, tag=True):
     seq: int
 
 
+class ExecStart(msgspec.Struct, frozen=True):
+    """A command to run inside a running attempt."""
+
+    argv: tuple[str, ...]
+    #: inside which rank of a gang; None: its first
+    rank: int | None = None
+    #: asking again with the same key starts nothing twice
+    key: str = ""
+
+
+class ExecState(msgspec.Struct, frozen=True):
+    """What an agent answers when asked for "exec-state", as JSON."""
+
+    ended: bool
+    #: the command's own code, or 128 + signal; None while it runs, and when it is not known
+    exit_code: int | None = None
+    detail: str = ""
+
+
 class Ask(msgspec.Struct, frozen=True, tag=True):
-    """Server asks, agent answers with the same id. `what`: "log"; "proof"; or "keys", which is answered once the gateway admits
-    just the keys that `workload` is the digest of; "health" (answered with a `MachineHealth`), "readmit" (begin a check of
-    the subject `workload`) and "keep-hardware"."""
+    """Server asks, agent answers with the same id. `what`:
+
+    "log"; "proof" (JSON `Proof`); "usage" (JSON `Usage` of a running attempt)
+    "keys": answered once the gateway admits just the keys that `workload` is the digest of
+    "health" (JSON `MachineHealth`); "readmit": begin a check of the subject `workload`; "keep-hardware"
+    "exec": start `body` (JSON `ExecStart`) inside the attempt, answered with its name, such as `x1`; it is the workload
+    `<attempt>-x1`, of which "exec-state" tells (JSON `ExecState`) and which "exec-stop" sends the signal `offset`.
+    """
 
     id: int
     what: str
@@ -168,12 +195,13 @@ class Ask(msgspec.Struct, frozen=True, tag=True):
     #: log: "stdout" or "stderr", byte offset, byte limit
     stream: str = "stdout"
     offset: int = 0
-    limit: int = 262_144
+    limit: int = LOG_READ_MAX
+    body: bytes = b""
 
 
 class Answer(msgspec.Struct, frozen=True, tag=True):
     id: int
-    #: log bytes, or a JSON-encoded Proof; empty with `error` set when it can't be had
+    #: log bytes, or what was asked as JSON; empty with `error` set when it can't be had
     data: bytes = b""
     #: log: where the next read begins (past gaps cut out by rotation)
     next_offset: int = 0

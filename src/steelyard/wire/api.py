@@ -29,6 +29,23 @@ class JobStop(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     grace_s: Annotated[float, Meta(ge=0, le=3600)] = 10.0
 
 
+class ExecSubmit(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """A command to run inside a running job."""
+
+    argv: tuple[str, ...]
+    #: of a gang; None: its first
+    rank: Annotated[int, Meta(ge=0, le=1_000_000)] | None = None
+
+
+class ExecSignal(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    signal: Annotated[int, Meta(ge=1, le=64)] = 15
+
+
+class ExecView(msgspec.Struct, frozen=True):
+    #: its name within the job, such as `x1`
+    exec: str
+
+
 class JobPriority(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     priority: Annotated[int, Meta(ge=0, le=PRIORITY_MAX)]
 

@@ -121,6 +121,9 @@ class Exited(msgspec.Struct, frozen=True, tag=True):
     user_s: float
     system_s: float
     peak_rss_bytes: int
+    #: from and to disks; None in a record of an older spawner
+    read_bytes: int | None = None
+    written_bytes: int | None = None
 
 
 ToSpawner = Spawn | Claim | HoldSocket | DropSocket | ListHeld

@@ -11,14 +11,14 @@ import msgspec
 import pytest
 
 from machines import make_hgx
-from steelyard.agent.attempt import Attempt, make_members
+from steelyard.agent.attempt import Attempt, MemberEnd, make_members
 from steelyard.agent.jobs import JobKeeper
 from steelyard.clock import VirtualClock
 from steelyard.config import Settings
 from steelyard.errors import Unreachable
 from steelyard.model.batch import Gang
 from steelyard.model.ids import DEFAULT_PROJECT, AttemptId, JobId, WorkloadId
-from steelyard.model.job import JobSpec, Owner, Plan
+from steelyard.model.job import JobSpec, Owner, Plan, Resources
 from steelyard.model.reason import Reason
 from steelyard.runtime.process import Adopted, AdoptedState
 from steelyard.runtime.records import Handle, Intent
@@ -52,6 +52,9 @@ class Rig:
             kill=lambda workload: self.log.append(("killed", workload)),
             stop=lambda workload, signum: self.log.append(("stopped", workload, signum)),
         )
+        holdings = SimpleNamespace(
+            prepare=self.prepare, note_start=nothing, note_end=nothing, drop=nothing, used=nothing, forget=nothing
+        )
         devices = SimpleNamespace(
             note_start=self.note_start, note_end=lambda who, plan: self.log.append(("end", list(who), plan))
         )
@@ -67,11 +70,15 @@ class Rig:
             lambda: None,
             cast(Any, devices),
             cast(Any, SimpleNamespace(check=nothing)),
+            cast(Any, holdings),
             "/slurm/bin",
         )
 
     async def note_start(self, plan: Plan) -> None:
         self.log.append(("start", plan))
+
+    async def prepare(self, *arguments: object) -> dict[str, str]:
+        return {}
 
     async def prepare_all(self, wanted: Any, **fields: Any) -> None: ...
 
@@ -161,6 +168,22 @@ def test_a_job_that_comes_while_another_is_told_to_end_is_started_once(tmp_path:
         rig.keeper._timer.cancel()
 
     asyncio.run(script())
+
+
+def test_a_job_with_more_in_a_watched_folder_than_it_asked_for_is_ended_and_says_why(tmp_path: Path) -> None:
+    rig = Rig(tmp_path)
+    state = Attempt(PLAN, make_members(ATTEMPT, PLAN, 1), "running")
+    state.members[0].phase = "running"
+    rig.keeper._add(ATTEMPT, state)
+    (tmp_path / ATTEMPT).mkdir()
+    for _ in range(2):
+        rig.keeper.end_over_scratch([WorkloadId(ATTEMPT), WorkloadId("j-000009.1")])
+    assert rig.log == [("killed", ATTEMPT)]
+    spec = JobSpec(name="a", argv=("true",), cwd="/", resources=Resources(scratch_bytes=1 << 30))
+    state.note_end(state.members[0], MemberEnd(5, Reason.KILLED_BY_SIGNAL, signum=9))
+    state.conclude(spec)
+    assert state.reason is Reason.SCRATCH_EXCEEDED
+    assert "1 GiB" in state.detail and "--scratch" in state.detail
 
 
 def test_a_spawner_that_is_away_costs_an_attempt_only_what_it_may_have_started(tmp_path: Path) -> None:

@@ -61,6 +61,7 @@ def make_edges(folder: Path) -> Any:
         lib_dir=folder,
         template_budget_bytes=0,
         observe_topology=None,
+        scratch=SimpleNamespace(sweep=lambda living: True),
     )
 
 

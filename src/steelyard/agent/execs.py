@@ -1,0 +1,191 @@
+"""Which commands run inside jobs because somebody asked (`steelyard exec`), and how did they end?
+
+A command joins the job's control group and runs as the job's user, in its folder, with the variables of its first process. It has
+an intent, a handle and an exit record like any workload, so it is found again after a restart, but no group of its own: it ends
+with the job at the latest. What has ended is forgotten, its output too, once that was read; or with the job.
+"""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Callable, Collection, Iterable
+from dataclasses import dataclass
+
+import msgspec
+
+from steelyard.agent.cleanup import Cleanup
+from steelyard.clock import Clock
+from steelyard.config import Paths
+from steelyard.errors import Conflict, NotFound, SteelyardError
+from steelyard.host.proc import alive, read_environment
+from steelyard.model.ids import AttemptId, WorkloadId
+from steelyard.model.job import Plan
+from steelyard.runtime.process import Adopted, AdoptedState, ProcessRuntime
+from steelyard.wire.agent import ExecStart, ExecState
+from steelyard.wire.spawn import Exited
+
+KIND = "exec"
+#: that run at a time inside one job
+RUNNING_MAX = 16
+#: ended ones of one job that are kept for whoever asks; the oldest go first
+ENDED_MAX = 64
+#: from the answer that told the end until it is forgotten: an answer may be lost and asked for again
+READ_KEEP_S = 60.0
+
+
+class ExecHost(msgspec.Struct, frozen=True):
+    """The running workload that a command is to run inside of."""
+
+    workload: WorkloadId
+    pid: int
+    start_time: int
+    plan: Plan
+    #: (uid, gid), None for our own
+    ids: tuple[int, int] | None
+    cwd: str
+
+
+@dataclass
+class _Exec:
+    attempt: AttemptId
+    inside: WorkloadId
+    number: int
+    key: str = ""
+    pid: int | None = None
+    start_time: int | None = None
+    ended: bool = False
+    exit_code: int | None = None
+    detail: str = ""
+    #: when its end was first told
+    read_ns: int | None = None
+
+
+class ExecKeeper:
+    """`find_host`: the running workload of an attempt (and rank). Raises Conflict or NotFound, with what to do."""
+
+    def __init__(
+        self,
+        paths: Paths,
+        runtime: ProcessRuntime,
+        cleanup: Cleanup,
+        clock: Clock,
+        find_host: Callable[[AttemptId, int | None], ExecHost],
+    ) -> None:
+        self._paths, self._runtime, self._cleanup, self._clock, self._find_host = paths, runtime, cleanup, clock, find_host
+        self._execs: dict[WorkloadId, _Exec] = {}
+        #: attempt -> the highest number that was given
+        self._numbers: dict[AttemptId, int] = {}
+
+    def adopt(self, found: Iterable[Adopted]) -> None:
+        """Take over what an earlier agent started."""
+        for item in found:
+            attempt, _, number = item.workload.rpartition("-x")
+            inside = item.intent.inside if item.intent is not None else None
+            state = _Exec(AttemptId(attempt), inside or WorkloadId(attempt), int(number) if number.isdigit() else 0)
+            if item.state is AdoptedState.RUNNING and item.handle is not None:
+                state.pid, state.start_time = item.handle.pid, item.handle.start_time
+            self._execs[item.workload] = state
+            if item.exited is not None:
+                self.on_exit(item.exited)
+            elif state.pid is None:
+                state.ended, state.detail = True, item.detail
+
+    async def start(self, attempt: AttemptId, wanted: ExecStart) -> str:
+        """Its name within the job. Raises SteelyardError; nothing runs then."""
+        mine = {workload: state for workload, state in self._execs.items() if state.attempt == attempt}
+        for state in mine.values():
+            if wanted.key and state.key == wanted.key:
+                return f"x{state.number}"
+        if sum(not state.ended for state in mine.values()) >= RUNNING_MAX:
+            raise Conflict(f"{RUNNING_MAX} commands run inside this job already. Try again when one has ended.", code="busy")
+        host = self._find_host(attempt, wanted.rank)
+        env = read_environment(host.pid)
+        if not alive(host.pid, host.start_time):
+            raise Conflict("The job's first process has just ended. Nothing was started.", code="not-running")
+        number = self._numbers[attempt] = 1 + (self._numbers.get(attempt) or self._last_number(attempt))
+        workload = WorkloadId(f"{attempt}-x{number}")
+        state = self._execs[workload] = _Exec(attempt, host.workload, number, wanted.key)
+        try:
+            handle = await self._runtime.start(
+                workload,
+                kind=KIND,
+                argv=wanted.argv,
+                env=env,
+                cwd=host.cwd,
+                uid=host.ids[0] if host.ids else None,
+                gid=host.ids[1] if host.ids else None,
+                # not in the job's realtime class: who looks at a punctual program must not make it late
+                plan=Plan(cpus=host.plan.cpus),
+                inside=host.workload,
+            )
+        except SteelyardError:
+            self._forget(workload)
+            raise
+        state.pid, state.start_time = handle.pid, handle.start_time
+        return f"x{number}"
+
+    def on_exit(self, exited: Exited) -> bool:
+        """True when it was one of these."""
+        state = self._execs.get(WorkloadId(exited.workload))
+        if state is None:
+            return False
+        if not state.ended:
+            state.ended = True
+            state.exit_code = exited.exit_code if exited.signal is None else 128 + exited.signal
+            if state.exit_code is None:
+                state.detail = "It ended while its parent was down, so its exit code is not known."
+        return True
+
+    def state(self, workload: WorkloadId) -> ExecState | None:
+        state = self._execs.get(workload)
+        if state is None:
+            return None
+        if state.ended and state.read_ns is None:
+            state.read_ns = self._clock.mono_ns()
+        return ExecState(state.ended, state.exit_code, state.detail)
+
+    def stop(self, workload: WorkloadId, signum: int) -> None:
+        """Signal it and what it started, but not the job. Nothing happens when it has ended."""
+        state = self._execs.get(workload)
+        if state is None:
+            raise NotFound("There is no such command, or it was forgotten after its end.")
+        if not state.ended:
+            self._runtime.signal_session(workload, state.inside, signum)
+
+    @property
+    def running(self) -> list[tuple[WorkloadId, int, int]]:
+        """(workload, pid, start time)"""
+        return [
+            (workload, state.pid, state.start_time)
+            for workload, state in self._execs.items()
+            if not state.ended and state.pid is not None and state.start_time is not None
+        ]
+
+    def tidy(self, living: Collection[WorkloadId], known: Collection[AttemptId]) -> None:
+        """Once a second. `living`: workloads of jobs that run; `known`: attempts that are not forgotten yet."""
+        now = self._clock.mono_ns()
+        self._numbers = {attempt: number for attempt, number in self._numbers.items() if attempt in known}
+        ended: dict[AttemptId, list[WorkloadId]] = {}
+        for workload, state in list(self._execs.items()):
+            if not state.ended and state.pid is not None and state.inside not in living:
+                # groups have done it already; without groups its session is its own
+                self._runtime.kill(workload)
+            elif state.ended:
+                read = state.read_ns is not None and now - state.read_ns > READ_KEEP_S * 1e9
+                if read or state.attempt not in known:
+                    self._forget(workload)
+                else:
+                    ended.setdefault(state.attempt, []).append(workload)
+        for workloads in ended.values():
+            for workload in sorted(workloads, key=lambda each: self._execs[each].number)[:-ENDED_MAX]:
+                self._forget(workload)
+
+    def _forget(self, workload: WorkloadId) -> None:
+        self._cleanup.remove(workload)
+        shutil.rmtree(self._paths.workloads / workload, ignore_errors=True)
+        self._execs.pop(workload, None)
+
+    def _last_number(self, attempt: AttemptId) -> int:
+        """Given by an agent before this one, as far as its output tells."""
+        found = (path.name.rpartition("-x")[2] for path in self._paths.workloads.glob(f"{attempt}-x*"))
+        return max((int(number) for number in found if number.isdigit()), default=0)

@@ -1,0 +1,96 @@
+"""Routes that look into a running job: what it uses, and commands run beside it (`steelyard exec`).
+
+Nothing of this is stored: the machine's agent knows, and answers. What a job used in all is in its row once it has ended.
+"""
+
+from __future__ import annotations
+
+from typing import Annotated, Any
+
+import msgspec
+from litestar import Request, get, post
+from litestar.params import Parameter
+
+from steelyard.api.auth import caller_of
+from steelyard.api.door import check_exec
+from steelyard.api.idempotency import IdempotencyKey
+from steelyard.api.jobs import JobPath, Offset, WaitS
+from steelyard.api.logs import follow_exec
+from steelyard.api.problems import errors
+from steelyard.api.requests import refuse_findings, require_json
+from steelyard.api.services import Services, services_of
+from steelyard.api.submission import one_job
+from steelyard.errors import Conflict, NotFound, Refused
+from steelyard.model.job import Job, JobState
+from steelyard.model.usage import Usage
+from steelyard.wire.agent import ExecStart
+from steelyard.wire.api import ExecSignal, ExecSubmit, ExecView, LogChunk
+
+ExecPath = Annotated[str, Parameter(pattern="^x[0-9]{1,9}$", description="A command's name, such as x1.")]
+
+
+@get("/v1/jobs/{job:str}/usage", responses=errors(404, 409))
+async def job_usage(request: Request[Any, Any, Any], job: JobPath) -> Usage:
+    """What the job has used so far, or in all; over time in at most 120 samples."""
+    services = services_of(request)
+    row = await _find(services, job)
+    if row.state.terminal or row.state is JobState.QUEUED:
+        return row.usage or Usage()
+    answer = await services.hub.ask("usage", row.attempt_id)
+    if answer.error:
+        raise Conflict(answer.error, code="not-running")
+    return msgspec.json.decode(answer.data, type=Usage)
+
+
+@post("/v1/jobs/{job:str}/exec", status_code=201, before_request=require_json, responses=errors(404, 409, 413, 415, 422))
+async def start_exec(
+    request: Request[Any, Any, Any], job: JobPath, data: ExecSubmit, idempotency_key: IdempotencyKey
+) -> ExecView:
+    """Run a command inside the running job: in its control group, as its user, with its variables."""
+    services = services_of(request)
+    if caller_of(request) is not None:
+        # it might be another user's job, or root's
+        raise Refused("A job's own processes can't run commands inside jobs. Do it yourself.", code="not-for-jobs")
+    refuse_findings(check_exec(data.argv))
+    row = await _find(services, job)
+    if row.state not in (JobState.RUNNING, JobState.STOPPING):
+        raise Conflict(f"Job {job} is {row.state}: commands run inside jobs that run. Nothing was started.", code="not-running")
+    body = msgspec.json.encode(ExecStart(data.argv, data.rank, idempotency_key or ""))
+    answer = await services.hub.ask("exec", row.attempt_id, body=body)
+    if answer.error:
+        raise Conflict(answer.error, code="exec-refused")
+    return ExecView(answer.data.decode())
+
+
+@get("/v1/jobs/{job:str}/exec/{name:str}/logs", responses=errors(404))
+async def exec_logs(
+    request: Request[Any, Any, Any],
+    job: JobPath,
+    name: ExecPath,
+    stdout_offset: Offset = 0,
+    stderr_offset: Offset = 0,
+    wait_s: WaitS = 0.0,
+) -> LogChunk:
+    """What the command wrote since the given offsets; waits up to `wait_s` for some, or for its end."""
+    return await follow_exec(services_of(request), job, name, (stdout_offset, stderr_offset), wait_s)
+
+
+@post(
+    "/v1/jobs/{job:str}/exec/{name:str}/stop", status_code=202, before_request=require_json, responses=errors(404, 413, 415, 422)
+)
+async def stop_exec(request: Request[Any, Any, Any], job: JobPath, name: ExecPath, data: ExecSignal) -> None:
+    """Signal the command and what it started, but not the job. One that has ended is left alone."""
+    if caller_of(request) is not None:
+        raise Refused("A job's own processes can't signal commands inside jobs. Do it yourself.", code="not-for-jobs")
+    services = services_of(request)
+    row = await _find(services, job)
+    answer = await services.hub.ask("exec-stop", f"{row.attempt_id}-{name}", offset=data.signal)
+    if answer.error:
+        raise NotFound(answer.error)
+
+
+async def _find(services: Services, job: str) -> Job:
+    return await services.store.read(lambda tx: one_job(tx, job))
+
+
+INSIDE_ROUTES = (job_usage, start_exec, exec_logs, stop_exec)
