@@ -120,9 +120,11 @@ class World:
             lambda: None,
             cast(Any, SimpleNamespace(note_start=nothing, note_end=nothing)),
             cast(Any, SimpleNamespace(check=nothing)),
+            cast(Any, SimpleNamespace(prepare=no_holdings, note_start=nothing, note_end=nothing, drop=nothing, forget=nothing)),
             "/slurm",
         )
         keeper._proofs.observe = nothing
+        keeper._holdings.used = nothing
         return keeper
 
     async def settle(self) -> None:
@@ -169,6 +171,10 @@ class World:
 
 async def no_probe(job: AssignedJob) -> None:
     """No promise is watched."""
+
+
+async def no_holdings(workload: WorkloadId, *arguments: object) -> dict[str, str]:
+    return {}
 
 
 EVENTS = st.one_of(
