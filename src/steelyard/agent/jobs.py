@@ -124,6 +124,7 @@ class JobKeeper:
         self._assigned: dict[AttemptId, AssignedJob] = {}
         self._tasks: set[asyncio.Task[None]] = set()
         self._timer: asyncio.TimerHandle | None = None
+        self._soon: asyncio.Handle | None = None
         #: cores of dedicated functions
         self._reserved: list[tuple[int, ...]] = []
 
@@ -256,7 +257,13 @@ class JobKeeper:
         self._assigned = {job.attempt: job for job in assigned}
         self._step()
 
+    def _step_soon(self) -> None:
+        """One look for all starts that are done at the same moment: each look is at every attempt."""
+        if self._soon is None:
+            self._soon = asyncio.get_running_loop().call_soon(self._step)
+
     def _step(self) -> None:
+        self._soon = None
         while True:
             now_ns = self._clock.mono_ns()
             self._look_at_beats(now_ns)
@@ -334,7 +341,9 @@ class JobKeeper:
     def _forget(self, attempt: AttemptId) -> None:
         state = self._attempts.pop(attempt)
         for workload in state.workloads or [WorkloadId(attempt)]:
-            self._cleanup.remove(workload)
+            # what has ended was killed to the last process then: as a rule only the empty group is left
+            if not self._cleanup.forget(workload):
+                self._cleanup.remove(workload)
             self._of.pop(workload, None)
         self._holdings.forget(attempt)
         self._timing.release(attempt)
@@ -367,7 +376,7 @@ class JobKeeper:
                 self._proofs.observe(job, state)
                 await self._timing.start_probe(job)
         self._changed()
-        self._step()
+        self._step_soon()
 
     def _note_not_started(self, job: AssignedJob, state: Attempt, reason: Reason, detail: str, *, doubt: bool = False) -> None:
         for member in state.members:

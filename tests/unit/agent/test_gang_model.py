@@ -106,7 +106,10 @@ class World:
         )
         timing = SimpleNamespace(hold=nothing, release=nothing, adopt=nothing, observe_wakeups=nothing, start_probe=no_probe)
         timing.report_wakeups = lambda attempt: SimpleNamespace(breaches=0, worst_us=0)
-        cleanup = SimpleNamespace(remove=lambda workload: (self.runtime.kill(workload), self.runtime.forget(workload)))
+        cleanup = SimpleNamespace(
+            forget=self.runtime.forget,
+            remove=lambda workload: (self.runtime.kill(workload), self.runtime.forget(workload)),
+        )
         machine = SimpleNamespace(topology=None, cpus=(0,), numa_nodes=(), cores=(), hostname="h")
         keeper = JobKeeper(
             cast(Any, SimpleNamespace(workloads=self.folder)),
