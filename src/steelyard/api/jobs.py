@@ -38,6 +38,7 @@ WaitS = Annotated[float, Parameter(ge=0, le=WAIT_MAX_S)]
 Limit = Annotated[int, Parameter(ge=1, le=10_000)]
 Rank = Annotated[int | None, Parameter(ge=0, le=100_000)]
 AttemptNumber = Annotated[int | None, Parameter(ge=0, le=2**31)]
+StatesParameter = Annotated[str | None, Parameter(query="state", min_length=1, max_length=200)]
 Words = Annotated[str | None, Parameter(min_length=1, max_length=200)]
 
 
@@ -66,7 +67,7 @@ async def submit_job(request: Request[Any, Any, Any], data: JobSubmit, idempoten
 async def list_jobs(
     request: Request[Any, Any, Any],
     limit: Limit = 1000,
-    state: Words = None,
+    in_states: StatesParameter = None,
     array: Words = None,
     user: Words = None,
     account: Words = None,
@@ -75,7 +76,7 @@ async def list_jobs(
     """The newest jobs, oldest first: those in the given states (`RUNNING,QUEUED`), of one array, of one user, of an account or
     one below it. With `fold` an array is one row, with its elements counted; it is listed when one of them would be."""
     services = services_of(request)
-    wanted = Wanted(limit, parse_states(state), array, user, account)
+    wanted = Wanted(limit, parse_states(in_states), array, user, account)
     found = await services.store.read(lambda tx: list_folded(tx, wanted) if fold else find_wanted(tx, wanted))
     return [
         array_view(row) if isinstance(row, list) else job_view(row, services.hub.lost, services.jobs.why(row.id)) for row in found
