@@ -49,7 +49,7 @@ async def follow_job(
     services: Services, job: str, rank: int | None, attempt: int | None, offsets: tuple[int, int], wait_s: float
 ) -> LogChunk:
     """`attempt`: whose offsets they are (None: the newest's). What is unread of an earlier attempt's log comes first, then the
-    newest one's from its start. Refuses a rank that the job does not have."""
+    logs of those after it from their starts. Refuses a rank that the job does not have."""
 
     async def read() -> Source:
         row = await services.store.read(lambda tx: one_job(tx, job))
@@ -58,10 +58,10 @@ async def follow_job(
         return Source(workload, row.attempt, row.state.terminal, row.exit_code, view.state, view.reason, view.detail)
 
     now = await read()
-    if attempt and attempt < now.attempt:
-        row = await services.store.read(lambda tx: one_job(tx, job))
-        before = msgspec.structs.replace(row, attempt=attempt)
-        source = msgspec.structs.replace(now, workload=log_of(before, rank), attempt=attempt, ended=False)
+    row = await services.store.read(lambda tx: one_job(tx, job))
+    for earlier in range(attempt or now.attempt, now.attempt):
+        log = log_of(msgspec.structs.replace(row, attempt=earlier), rank)
+        source = msgspec.structs.replace(now, workload=log, attempt=earlier, ended=False)
         try:
             left = await _read_both(services, source, offsets)
         except Unreachable:

@@ -16,7 +16,7 @@ import click
 from steelyard.cli.attend import POLL_S, START, Detached, Interrupts, Patience, stream
 from steelyard.cli.follow import Followers, Printer
 from steelyard.cli.job_logs import find_end, list_elements, make_streams, poll_job, rest_after, write_taken
-from steelyard.cli.job_text import render_counts, render_used
+from steelyard.cli.job_text import Look, render_bar, render_counts, render_used
 from steelyard.cli.output import Progress, say
 from steelyard.cli.programs import SUPERVISOR, lives, load_record
 from steelyard.cli.session import find_paths, home_option, new_key, open_client, quote
@@ -29,6 +29,8 @@ from steelyard.wire.http import ApiClient
 INTERRUPT_GRACE_S = 3600.0
 #: elements of an array that are named at its end
 NAMED_MAX = 10
+#: of an array's progress
+BAR_WIDTH = 24
 #: how often progress is told where nobody looks
 PROGRESS_S = 10.0
 #: of Steelyard itself
@@ -139,7 +141,8 @@ def _attend_array(client: ApiClient, patience: Patience, job: JobView, clock: Cl
                 break
             now_ns = clock.mono_ns()
             if person or now_ns - told_ns > PROGRESS_S * 1e9:
-                progress.show(f"{job.id}: {render_counts(job.elements or {})}")
+                bar = f"{render_bar(job.elements or {}, BAR_WIDTH, Look(colour=True))} " if person else ""
+                progress.show(f"{job.id}: {bar}{render_counts(job.elements or {})}")
                 told_ns = now_ns
             rest_s = rest_after(now_ns - began_ns)
             interrupts.wait_for(lambda rest_s=rest_s: pause.wait(rest_s))

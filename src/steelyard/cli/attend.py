@@ -42,8 +42,8 @@ class Cursor(NamedTuple):
         return {"attempt": self.attempt, "stdout_offset": self.stdout, "stderr_offset": self.stderr}
 
 
-#: a log's start, and its end wherever that is
-START, END = Cursor(), Cursor(0, 2**62, 2**62)
+#: the start of the newest attempt's log and of the first one's, and the end wherever that is
+START, FIRST, END = Cursor(), Cursor(1), Cursor(0, 2**62, 2**62)
 
 
 def cursor_after(chunk: LogChunk) -> Cursor:

@@ -36,6 +36,7 @@ _COLOURS = ("cyan", "green", "yellow", "magenta", "blue", "bright_cyan", "bright
 class Stream:
     """`poll` reads on from a cursor, and waits that long (seconds) for something to come."""
 
+    #: a rank, the index of an array's element, or both: "3", "12.3"
     label: str
     poll: Callable[[Cursor, float], LogChunk]
 
@@ -98,7 +99,7 @@ class Printer:
     def _prefix(self, label: str, person: bool) -> bytes:
         if not person:
             return f"[{label}] ".encode()
-        colour = _COLOURS[list(self._open).index(label) % len(_COLOURS)]
+        colour = _COLOURS[int(label.partition(".")[0]) % len(_COLOURS)]
         return click.style(f"[{label}]".ljust(self._width + 2) + " ", fg=colour).encode()
 
 

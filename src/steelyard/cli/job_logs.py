@@ -52,17 +52,17 @@ def list_elements(client: ApiClient, array: str, states: str | None = None) -> l
     return client.fetch(list[JobView], "GET", "/v1/jobs", params=params)
 
 
-def print_array(client: ApiClient, patience: Patience, array: str) -> None:
+def print_array(client: ApiClient, patience: Patience, array: str, begin: Cursor) -> None:
     """What all elements have written so far, one after the other."""
     elements = [job for job in list_elements(client, array) if job.attempt]
-    print_streams([each for job in elements for each in make_streams(client, patience, job, str(job.array_index))])
+    print_streams([each for job in elements for each in make_streams(client, patience, job, str(job.array_index))], begin)
 
 
-def print_streams(streams: Sequence[Stream]) -> None:
+def print_streams(streams: Sequence[Stream], begin: Cursor) -> None:
     """What is in these logs, one after the other."""
     printer = Printer(max((len(stream.label) for stream in streams), default=1))
     for stream in streams:
-        cursor, before = START, None
+        cursor, before = begin, None
         while cursor != before:
             before = cursor
             chunk = stream.poll(cursor, 0.0)
@@ -71,7 +71,7 @@ def print_streams(streams: Sequence[Stream]) -> None:
     printer.finish()
 
 
-def follow_array(client: ApiClient, patience: Patience, array: str, clock: Clock) -> None:
+def follow_array(client: ApiClient, patience: Patience, array: str, clock: Clock, begin: Cursor) -> None:
     """What all elements write, as it comes, until the last has ended."""
     followers, followed, over = Followers(), set[str](), False
     printer: Printer | None = None
@@ -85,7 +85,7 @@ def follow_array(client: ApiClient, patience: Patience, array: str, clock: Clock
                 if job.attempt and job.id not in followed:
                     followed.add(job.id)
                     for stream in make_streams(client, patience, job, str(job.array_index)):
-                        followers.add(stream)
+                        followers.add(stream, begin)
             over = all(job.ended_at is not None for job in elements)
         else:
             pause_s = 1.0

@@ -185,7 +185,7 @@ def _render_demand(job: JobView) -> str:
 
 
 def _render_placement(job: JobView) -> str:
-    """ "" while it has no place."""
+    """ "" while it has no place, and for an array: each element has its own."""
     if not job.attempt or job.state == "QUEUED" or job.elements is not None:
         return ""
     parts = [f"CPUs {_runs(job.cpus)}" if job.cpus else "a share of the common cores"]
@@ -258,7 +258,9 @@ def _render_use(job: JobView, usage: Usage, look: Look) -> str:
             return ""
         most = max(known)
         spark = look.paint(render_sparkline(values, width, top), "cyan")
-        return f"{name:<7}  {spark}  {say(known[-1])} last, {say(most)} at most"
+        # what is seen last of work that has ended is its end
+        first = f"{say(known[-1])} now" if job.ended_at is None else f"{say(sum(known) / len(known))} on average"
+        return f"{name:<7}  {spark}  {first}, {say(most)} at most"
 
     lines = [
         line("cores", lambda sample: sample.cpus, lambda cores: f"{cores:.2g}", max(job.cores, 0.001)),

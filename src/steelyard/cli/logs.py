@@ -7,7 +7,7 @@ from pathlib import Path
 import click
 
 from steelyard.cli.attach import make_patience
-from steelyard.cli.attend import POLL_S, START, Patience, cursor_after, write_chunk
+from steelyard.cli.attend import FIRST, POLL_S, START, Cursor, Patience, cursor_after, write_chunk
 from steelyard.cli.follow import Followers, Printer
 from steelyard.cli.job_logs import follow_array, make_streams, poll_job, print_array, print_streams, write_taken
 from steelyard.cli.output import say
@@ -20,7 +20,7 @@ from steelyard.wire.http import ApiClient
 LOGS_HELP = """Print what a job or function wrote: its output on stdout, its errors on stderr.
 
 Of a gang whose ranks have logs of their own, and of an array, each line comes behind the rank or element that wrote it: `[3] `.
-One log alone is passed on byte for byte.
+One log alone is passed on byte for byte. Of a job that was started again the newest attempt's log is shown.
 
 \b
 Examples:
@@ -28,16 +28,18 @@ Examples:
   steelyard logs -f hello
   steelyard logs -f --rank 0 17
   steelyard logs 12_3
+  steelyard logs --all-attempts 17
 """
 
 
 @click.command(help=LOGS_HELP, short_help="Print what a job or function wrote.")
 @click.argument("job_or_function")
 @click.option("--follow", "-f", is_flag=True, help="Go on until the job has ended, or until Ctrl-C.")
+@click.option("--all-attempts", "-a", is_flag=True, help="Begin with the first attempt, not with the newest.")
 @click.option("--rank", type=click.IntRange(0), help="Of a gang: what this rank wrote, and no other.")
 @home_option
-def logs(job_or_function: str, follow: bool, rank: int | None, home: Path | None) -> None:
-    clock = SystemClock()
+def logs(job_or_function: str, follow: bool, all_attempts: bool, rank: int | None, home: Path | None) -> None:
+    clock, begin = SystemClock(), FIRST if all_attempts else START
     with open_client(home) as client:
         job = _find_job(client, job_or_function)
         if job is None:
@@ -49,15 +51,18 @@ def logs(job_or_function: str, follow: bool, rank: int | None, home: Path | None
         if job.elements is not None:
             if rank is not None:
                 raise Refused(f"{job.id} is an array: name one of its elements, such as {job.id}_0.", code="array-not-element")
-            follow_array(client, patience, job.id, clock) if follow else print_array(client, patience, job.id)
+            if follow:
+                follow_array(client, patience, job.id, clock, begin)
+            else:
+                print_array(client, patience, job.id, begin)
             return
         _say_where(job)
         if rank is not None or job.log_streams == 1:
-            _print_one(client, patience, job, rank, follow)
+            _print_one(client, patience, job, rank, follow, begin)
         elif follow:
-            _follow_ranks(client, patience, job)
+            _follow_ranks(client, patience, job, begin)
         else:
-            print_streams(make_streams(client, patience, job))
+            print_streams(make_streams(client, patience, job), begin)
 
 
 def _find_job(client: ApiClient, name: str) -> JobView | None:
@@ -84,8 +89,8 @@ def _say_where(job: JobView) -> None:
                 say(f"steelyard: its {name} to {file}")
 
 
-def _print_one(client: ApiClient, patience: Patience, job: JobView, rank: int | None, follow: bool) -> None:
-    cursor = START
+def _print_one(client: ApiClient, patience: Patience, job: JobView, rank: int | None, follow: bool, begin: Cursor) -> None:
+    cursor = begin
     while True:
         wait_s = POLL_S if follow else 0.0
         at = cursor
@@ -96,10 +101,10 @@ def _print_one(client: ApiClient, patience: Patience, job: JobView, rank: int | 
             return
 
 
-def _follow_ranks(client: ApiClient, patience: Patience, job: JobView) -> None:
+def _follow_ranks(client: ApiClient, patience: Patience, job: JobView, begin: Cursor) -> None:
     followers, printer = Followers(), Printer(len(str(job.log_streams - 1)))
     for each in make_streams(client, patience, job):
-        followers.add(each)
+        followers.add(each, begin)
     while followers.open:
         if followers.wait(POLL_S):
             write_taken(followers, printer)
