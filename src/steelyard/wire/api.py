@@ -138,8 +138,10 @@ class JobForecast(msgspec.Struct, frozen=True):
     starts_at: str | None
     reason: str | None
     detail: str
+    #: of its own; none: it would run in the common cores
     cpus: tuple[int, ...] = ()
     gpus: tuple[str, ...] = ()
+    node: str | None = None
 
 
 class WhyReason(msgspec.Struct, frozen=True):
