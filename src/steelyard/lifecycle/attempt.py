@@ -189,10 +189,9 @@ def _retry_kind(reason: Reason) -> RetryOn:
 def _try_again(job: Job, reason: Reason, detail: str, at: int, why: str, facts: dict[str, object]) -> Change:
     kind = _retry_kind(reason).value
     preempted = reason is Reason.PREEMPTED
-    if preempted:
-        told = f"gave way: {detail}" if detail else "gave way"
-    else:
-        told = f"failed: {detail or reason.value}"
+    # to which job it gives way was told when it was asked to; to which function, its agent tells now
+    gave_way = "gave way" if job.stop_reason is Reason.PREEMPTED or not detail else detail
+    told = gave_way if preempted else f"failed: {detail or reason.value}"
     sentence = f"attempt {job.attempt} {told}; another one follows"
     return requeue_job(
         job,

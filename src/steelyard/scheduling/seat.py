@@ -2,7 +2,7 @@
 
 A suspended job has its place already and can only go on there; until then it holds its memory and nothing of the cores.
 A preemptible job may also have what sleeping functions lend: cores as they are, since it gets less of them once the function
-wakes, and devices only where it can be ended before the function must have them back (its grace, and no mode suspend).
+wakes, and devices only where it can be ended before the function must have them back (its grace, no minimum runtime, no suspend).
 """
 
 from __future__ import annotations
@@ -57,9 +57,10 @@ def see_room(spec: JobSpec, room: Room) -> Room:
 
 
 def gone_s(spec: JobSpec) -> float | None:
-    """How long after it was told to give way its devices are free at the latest; None: nobody knows, or it gives way to nobody."""
-    gives_way = spec.resources.preemptible and spec.preemption.mode is not PreemptMode.SUSPEND
-    return spec.preemption.grace_s if gives_way else None
+    """How long after it was told to give way its devices are free at the latest; None: nobody knows, or not at any time."""
+    asked = spec.preemption
+    at_any_time = spec.resources.preemptible and asked.min_runtime_s == 0 and asked.mode is not PreemptMode.SUSPEND
+    return asked.grace_s if at_any_time else None
 
 
 def fill_room(room: Room, holding: Iterable[Holding]) -> Room:
@@ -78,6 +79,7 @@ def _tell_of_lent(spec: JobSpec, room: Room, seen: Room, answer: Refusal) -> Ref
     for within_s in room.lent_devices_s:
         sooner = room.seen_by(within_s)
         if sooner is not seen and isinstance(place_spec(sooner, spec), Plan):
-            told = f"it would go onto what a sleeping function lends, with --preempt-grace {within_s:g}s and not --preempt suspend"
-            return msgspec.structs.replace(answer, detail=f"{answer.detail}; {told}")
+            told = f"--preempt-grace {within_s:g}s, no --min-runtime and not --preempt suspend"
+            detail = f"{answer.detail}; with {told} it would go onto what a sleeping function lends"
+            return msgspec.structs.replace(answer, detail=detail)
     return answer
