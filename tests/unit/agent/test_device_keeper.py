@@ -197,13 +197,16 @@ def test_a_wake_waits_for_what_others_left_and_not_for_what_its_function_had(
         rig.keeper.note_end(["f.1.a"], Plan(gpus=(GPU,)))
         await asyncio.wait_for(rig.keeper.wait_free([GPU, OTHER], {"f.1.a"}), 5)
         assert rig.keeper.waiting == (GPU,)
-        while not rig.said:  # the first look is over, the next one a minute away
+        while not rig.said:
+            await asyncio.sleep(0)
+        for _ in range(20):  # the first look is over, the next one a minute away
             await asyncio.sleep(0)
         rig.keeper.note_end(["j-1.1"], Plan(gpus=(GPU,)))
         wake = asyncio.create_task(rig.keeper.wait_free([GPU], {"f.1.a"}))
         looks = rig.world.asked
-        while rig.world.asked < looks + 3:
-            await asyncio.sleep(0)
+        async with asyncio.timeout(10):
+            while rig.world.asked < looks + 3:
+                await asyncio.sleep(0)
         assert not wake.done() and rig.world.held == stranger
         rig.world.held = ()
         await asyncio.wait_for(wake, 5)

@@ -104,7 +104,7 @@ replicas: 2
     )
     assert [(document.kind, document.name, document.where) for document in found] == [
         ("job", "a", "f.yaml:1"), ("schedule", "nightly", "f.yaml:5"), ("function", "hello", "f.yaml:11"),
-        ("function", "files", "f.yaml:19"),
+        ("function", "files", "f.yaml:20"),
     ]  # fmt: skip
     assert (found[1].cron, found[1].timezone) == ("0 3 * * *", "Europe/Berlin")
     assert found[1].spec is not None and "TERM" not in found[1].spec.env

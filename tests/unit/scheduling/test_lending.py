@@ -97,6 +97,15 @@ def test_nobody_is_ended_in_vain_for_a_gpu_that_would_still_be_the_functions() -
     assert run(higher, on_gpu(), held).preempts == (("guest", "higher"),)
 
 
+def test_no_more_have_to_end_than_it_takes_with_the_lent_cores() -> None:
+    guests: list[Holding] = []
+    for name in ("a", "b", "c"):
+        job = make_job(name, resources=Resources(1.0, preemptible=True), state=JobState.RUNNING, started_at=NOW - 10)
+        guests.append(Holding(job.spec.demand, Plan(share=1.0, preemptible=True), job))
+    higher = make_job("higher", resources=Resources(2.0, preemptible=True), priority=90)
+    assert len(run(higher, on_cores(), *guests).preempts) == 1
+
+
 def test_what_was_placed_while_it_was_lent_is_found_out_once_the_function_has_woken() -> None:
     job = make_job("a", resources=WANTS_GPU, preemption=SOON)
     plan = find_seat(job, fill_room(Room(MACHINE), [on_gpu()]))
