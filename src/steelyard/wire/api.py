@@ -271,6 +271,8 @@ class FunctionView(msgspec.Struct, frozen=True):
     queued: int
     public: bool
     deployed_at: str
+    #: it sleeps, and preemptible jobs may have its cores and devices
+    lends: bool = False
     #: of the newest revision; told of one function, not in lists
     spec: FunctionSpec | None = None
 
