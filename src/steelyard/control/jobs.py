@@ -76,7 +76,7 @@ async def load(store: Store, live: LiveJobs) -> Seen:
 
 async def load_all(store: Store, live: LiveJobs) -> Seen:
     """Of a copy that was brought up to date: which dependencies have to be looked at is known only then."""
-    asked = live.take_open()
+    asked, known = live.take_open(), live.change
 
     def read(tx: Tx) -> tuple[Snapshot, tuple[int, list[Job]]]:
         machine = tx.machine()
@@ -88,7 +88,7 @@ async def load_all(store: Store, live: LiveJobs) -> Seen:
     facts, changed = await store.read(read)
     live.apply(*changed)
     holding = (*hold_jobs(live.holding), *facts.holding)
-    standings = live.settle(dict(facts.standings))
+    standings = live.settle(facts.standings, known)
     return Seen(msgspec.structs.replace(facts, queued=live.queued, holding=holding, standings=standings), live.change)
 
 
