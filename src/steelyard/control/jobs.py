@@ -22,7 +22,7 @@ from steelyard.lifecycle.job import Change, explain_wait, preempt_job, refuse_jo
 from steelyard.lifecycle.node import plan_blocked
 from steelyard.model.function import Function
 from steelyard.model.ids import FunctionName, JobId, ProjectName
-from steelyard.model.job import NO_SHARE, Job, Resources
+from steelyard.model.job import NO_SHARE, Job, JobState, Resources
 from steelyard.model.machine import Machine
 from steelyard.placement.room import Room
 from steelyard.scheduling.decide import decide as decide_queue
@@ -162,7 +162,8 @@ class JobsLoop:
         for job in (*report.started, *report.refused, *report.moved):
             self._watch.notify(f"job/{job.id}")
         pokes = [ASSIGNMENT] if report.started or report.moved else []
-        if report.skipped or report.refused:
+        if report.skipped or report.refused or any(job.state is JobState.SUSPENDED for job in report.moved):
+            # what is suspended has given up its cores already, and no report will say so
             pokes.append(JOBS)
         return pokes
 

@@ -156,7 +156,8 @@ async def carry_out(store: Store, actions: Actions) -> Report:
 
     def commit(tx: Tx) -> Report:
         stored = [(job, change) for job, change in actions.jobs if commit_change(tx, job, change, actions.now)]
-        charge_ended(tx, stored, actions.now)
+        attempts = {JobId(attempt.attempt.rpartition(".")[0]): attempt for attempt in actions.report.attempts}
+        charge_ended(tx, stored, actions.now, attempts)
         for function in actions.functions:
             tx.put_function(function)
         told = set(tx.events("machine", None, STORED_LOOK)) if actions.report.health_events else set[Event]()
