@@ -22,7 +22,7 @@ from steelyard.lifecycle.job import Change, explain_wait, preempt_job, refuse_jo
 from steelyard.lifecycle.node import plan_blocked
 from steelyard.model.function import Function
 from steelyard.model.ids import FunctionName, JobId, ProjectName
-from steelyard.model.job import NO_SHARE, Job, Plan, Resources
+from steelyard.model.job import NO_SHARE, Job, JobState, Plan, Resources
 from steelyard.model.machine import Machine
 from steelyard.placement.room import Room
 from steelyard.scheduling.decide import decide as decide_queue
@@ -80,7 +80,7 @@ async def load(store: Store, live: LiveJobs) -> Seen:
 
 async def load_all(store: Store, live: LiveJobs) -> Seen:
     """Of a copy that was brought up to date: which dependencies have to be looked at is known only then."""
-    asked = live.take_open()
+    asked, known = live.take_open(), live.change
 
     def read(tx: Tx) -> tuple[Snapshot, tuple[int, list[Job]]]:
         machine = tx.machine()
@@ -92,7 +92,7 @@ async def load_all(store: Store, live: LiveJobs) -> Seen:
     facts, changed = await store.read(read)
     live.apply(*changed)
     holding = (*hold_jobs(live.holding), *facts.holding)
-    standings = live.settle(dict(facts.standings))
+    standings = live.settle(facts.standings, known)
     return Seen(msgspec.structs.replace(facts, queued=live.queued, holding=holding, standings=standings), live.change)
 
 
@@ -166,7 +166,8 @@ class JobsLoop:
         for job in (*report.started, *report.refused, *report.moved):
             self._watch.notify(f"job/{job.id}")
         pokes = [ASSIGNMENT] if report.started or report.moved else []
-        if report.skipped or report.refused:
+        if report.skipped or report.refused or any(job.state is JobState.SUSPENDED for job in report.moved):
+            # what is suspended has given up its cores already, and no report will say so
             pokes.append(JOBS)
         return pokes
 

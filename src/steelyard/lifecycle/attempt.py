@@ -16,7 +16,7 @@ from steelyard.model.proof import Proof
 from steelyard.model.reason import Reason
 from steelyard.model.usage import Usage
 
-#: an attempt that verifiably never started is tried again this often in all; then the job fails
+#: attempts of a job that verifiably never started; then it fails
 ATTEMPTS_MAX = 3
 #: the wait before another attempt doubles up to this
 BACKOFF_MAX_S = 3600.0
@@ -223,7 +223,7 @@ def _apply_not_started(job: Job, seen: AttemptFacts, now: int) -> Change | None:
             detail="stopped before it started",
             ended_at=now,
         )
-    if reason in (Reason.NOT_STARTED, Reason.DEVICE_GONE) and job.attempt < ATTEMPTS_MAX:
+    if reason in (Reason.NOT_STARTED, Reason.DEVICE_GONE) and job.attempt - job.restarts < ATTEMPTS_MAX:
         return requeue_job(
             job,
             f"{seen.attempt} never started, another attempt follows",
