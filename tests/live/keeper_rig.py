@@ -72,7 +72,7 @@ class KeeperRig:
         self.runtime = runtime
         return JobKeeper(
             self.paths, SETTINGS, self.machine, runtime, cleanup, self.rig.cgroups, clock, self.timing,
-            self.changed.set, self.devices, Presence(None),
+            self.changed.set, self.devices, Presence(None), str(self.paths.run / "slurm"),
         )  # fmt: skip
 
     async def _take_exits(self) -> None:
