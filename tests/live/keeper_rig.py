@@ -60,6 +60,7 @@ class KeeperRig:
         self.witness.touch()
         self.witness.chmod(0o666)
         self.keeper = self._make_keeper()
+        self._dropped = False
         self._pump = asyncio.create_task(self._take_exits())
 
     def _make_keeper(self) -> JobKeeper:
@@ -78,7 +79,8 @@ class KeeperRig:
     async def _take_exits(self) -> None:
         while True:
             exited = await self.rig.exits.get()
-            self.keeper.on_exit(exited)
+            if not self._dropped:  # whoever comes next reads the record
+                self.keeper.on_exit(exited)
 
     def assign(self, *jobs: AssignedJob) -> None:
         self.assigned = {job.attempt: job for job in jobs}
@@ -110,6 +112,7 @@ class KeeperRig:
 
     def drop_agent(self) -> None:
         """It is gone from one moment to the next: its timers and tasks with it."""
+        self._dropped = True
         timer = self.keeper._timer
         if timer is not None:
             timer.cancel()
@@ -122,6 +125,7 @@ class KeeperRig:
 
     async def adopt(self, running: Running) -> None:
         self.keeper = self._make_keeper()
+        self._dropped = False
         self.keeper.adopt(self.runtime.adopt(running), self.assigned.values())
         self.keeper.reconcile(self.assigned.values())
 
