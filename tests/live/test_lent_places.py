@@ -1,4 +1,5 @@
-"""A sleeping function lends its core to a preemptible job, has it to itself again on a wake, and gives it back."""
+"""A sleeping function lends its core to a preemptible job, has it to itself again on a wake, and gives it back. A GPU, for which
+/dev/full stands in, is off a job's hands within the bound, and free, before the function starts."""
 
 from __future__ import annotations
 
@@ -6,10 +7,22 @@ import json
 import os
 import statistics
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any, cast
 
+import msgspec
 import pytest
 from apps import MANY, deploy, free_cores
+from keeper_rig import A, KeeperRig, make_job, play
 from steelyard_cluster import Cluster, wait_until
+
+from queues import small_machine
+from steelyard.agent.devices import DeviceEdge
+from steelyard.agent.lending import Lending
+from steelyard.host.machine import observe_machine
+from steelyard.model.batch import Preemption
+from steelyard.model.job import Plan
+from steelyard.model.reason import Reason
 
 pytestmark = pytest.mark.skipif(
     os.geteuid() != 0 or (os.cpu_count() or 1) < 2, reason="needs root and two cores: one core always stays shared"
@@ -91,3 +104,70 @@ def test_a_wake_takes_its_core_back_while_the_server_is_away(shared: Cluster) ->
     shared.ok("stop", job)
     shared.ok("delete", "alone")
     free_cores(shared)
+
+
+MACHINE = msgspec.structs.replace(observe_machine(), topology=small_machine(gpus=1).topology)
+GPU = MACHINE.topology.gpus[0].id if MACHINE.topology else ""
+ON_GPU = Plan(share=0.1, gpus=(GPU,), preemptible=True)
+NEVER_S = 600.0
+
+
+class StandIn(DeviceEdge):
+    """Everything is real but which file belongs to the GPU, and that its memory can be read."""
+
+    def nodes(self) -> dict[str, tuple[str, ...]]:
+        return {GPU: ("/dev/full",)}
+
+    def memory(self) -> dict[str, int]:
+        return {GPU: 0}
+
+
+def stand_in(rig: KeeperRig) -> Lending:
+    rig.devices._edge = StandIn()
+    rig.keeper._starter._presence = cast(Any, SimpleNamespace(check=lambda plan: None))
+    return Lending(lambda: None, rig.keeper.make_way, rig.devices)
+
+
+def hold_gpu(rig: KeeperRig, trap: str, preemption: Preemption) -> None:
+    script = f"exec 3</dev/full; trap '{trap}' TERM; echo holds >>{rig.witness}; while :; do sleep 0.05; done"
+    rig.assign(make_job("/bin/sh", "-c", script, plan=ON_GPU, preemption=preemption))
+
+
+def now_ns(rig: KeeperRig) -> int:
+    return rig.keeper._clock.mono_ns()
+
+
+def test_a_job_that_ignores_its_signal_is_off_the_gpu_when_the_bound_is_over() -> None:
+    async def script(rig: KeeperRig) -> None:
+        lending = stand_in(rig)
+        hold_gpu(rig, "", Preemption(grace_s=NEVER_S))
+        await rig.until_witness(1)
+        await rig.until_phase("running")
+        began_ns = now_ns(rig)
+        await lending.take_back(ON_GPU, "f", began_ns + 500_000_000)
+        took_s = (now_ns(rig) - began_ns) / 1e9
+        assert 0.5 <= took_s < 2.5, f"it took {took_s} s"
+        assert rig.pids() == [] and rig.devices.waiting == ()
+        state = await rig.until_phase("ended")
+        assert (state.reason, state.signal) == (Reason.PREEMPTED, 9) and "function f" in state.detail
+
+    play(script, MACHINE)
+
+
+def test_an_agent_that_comes_after_one_that_was_killed_during_the_wake_ends_the_job() -> None:
+    async def script(rig: KeeperRig) -> None:
+        stand_in(rig)
+        hold_gpu(rig, "", Preemption(grace_s=NEVER_S))
+        await rig.until_witness(1)
+        await rig.until_phase("running")
+        # told to end, and then the agent is killed: the request that woke the function still waits in its socket
+        rig.keeper._attempts[A].kill_at_ns = now_ns(rig) + round(NEVER_S * 1e9)
+        rig.keeper._step()
+        await rig.restart()
+        assert (await rig.until_phase("running")).reason is None
+        began_ns = now_ns(rig)
+        await stand_in(rig).take_back(ON_GPU, "f", began_ns + 200_000_000)
+        assert rig.pids() == [] and rig.devices.waiting == ()
+        assert (await rig.until_phase("ended")).reason is Reason.PREEMPTED
+
+    play(script, MACHINE)
