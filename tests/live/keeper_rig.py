@@ -63,12 +63,7 @@ class KeeperRig:
         self.witness = rig.folder / "witness"
         self.witness.touch()
         self.witness.chmod(0o666)
-<<<<<<< HEAD
         self.keeper, self.dropped = self._make_keeper(), False
-=======
-        self.keeper = self._make_keeper()
-        self._dropped = False
->>>>>>> wt-wake
         self._pump = asyncio.create_task(self._take_exits())
 
     def _make_keeper(self) -> JobKeeper:
@@ -83,22 +78,14 @@ class KeeperRig:
         usage = UsageKeeper(self.rig.cgroups, clock, None, scratch.peak_bytes)
         return JobKeeper(
             self.paths, SETTINGS, self.machine, runtime, cleanup, self.rig.cgroups, clock, self.timing,
-<<<<<<< HEAD
             self.changed.set, self.devices, Presence(None), Holdings(scratch, usage, self.rig.cgroups),
             "/nonexistent",
-=======
-            self.changed.set, self.devices, Presence(None), str(self.paths.run / "slurm"),
->>>>>>> wt-wake
         )  # fmt: skip
 
     async def _take_exits(self) -> None:
         while True:
             exited = await self.rig.exits.get()
-<<<<<<< HEAD
             if not self.dropped:
-=======
-            if not self._dropped:  # whoever comes next reads the record
->>>>>>> wt-wake
                 self.keeper.on_exit(exited)
 
     def assign(self, *jobs: AssignedJob) -> None:
@@ -130,13 +117,8 @@ class KeeperRig:
         return sorted(self.witness.read_text().splitlines())
 
     def drop_agent(self) -> None:
-<<<<<<< HEAD
         """It is gone from one moment to the next: its timers and tasks with it, and nobody hears of exits."""
         self.dropped = True
-=======
-        """It is gone from one moment to the next: its timers and tasks with it."""
-        self._dropped = True
->>>>>>> wt-wake
         timer = self.keeper._timer
         if timer is not None:
             timer.cancel()
@@ -148,12 +130,7 @@ class KeeperRig:
         await self.adopt(await self.rig.connect())
 
     async def adopt(self, running: Running) -> None:
-<<<<<<< HEAD
         self.keeper, self.dropped = self._make_keeper(), False
-=======
-        self.keeper = self._make_keeper()
-        self._dropped = False
->>>>>>> wt-wake
         self.keeper.adopt(self.runtime.adopt(running), self.assigned.values())
         self.keeper.reconcile(self.assigned.values())
 
