@@ -55,6 +55,9 @@ class FakeAgents:
     def offer(self, assignment: Assignment) -> None:
         self.offers.append(assignment)
 
+    def holds(self, assignment: Assignment) -> bool:
+        return bool(self.offers) and self.offers[-1] is assignment
+
 
 class World:
     """Store, clock and the three loops, activated by hand."""

@@ -35,6 +35,7 @@ from steelyard.agent.holdings import Holdings
 from steelyard.agent.job_files import JobFiles
 from steelyard.agent.job_proofs import JobProofs
 from steelyard.agent.job_start import KIND, JobStarter, explain_failure
+from steelyard.agent.lending import meets
 from steelyard.agent.presence import Presence
 from steelyard.agent.reconcile import (
     ALIVE,
@@ -98,11 +99,15 @@ class JobKeeper:
         presence: Presence,
         holdings: Holdings,
         slurm_bin: str,
+        may_have: Callable[[Plan], bool] = lambda plan: True,
     ) -> None:
+        """`may_have`: does every function that has these devices lend them at this moment?"""
         self._holdings = holdings
         self._timing, self._devices, self._machine = timing, devices, machine
         self._runtime, self._cleanup, self._cgroups, self._clock = runtime, cleanup, cgroups, clock
-        self._changed = changed
+        self._changed, self._may_have = changed, may_have
+        #: an attempt has ended, or was not started after all
+        self._left = asyncio.Event()
         self.files = JobFiles(paths.workloads)
         self._proofs = JobProofs(settings, machine, cgroups, timing, clock, holdings, self._shared_cpus)
         self._starter = JobStarter(
@@ -115,7 +120,7 @@ class JobKeeper:
             presence,
             holdings,
             self._share_cpus,
-            self._shared_cpus,
+            self._kept_cpus,
             lambda: [each.ports for each in self._attempts.values()],
             slurm_bin,
         )
@@ -125,8 +130,9 @@ class JobKeeper:
         self._tasks: set[asyncio.Task[None]] = set()
         self._timer: asyncio.TimerHandle | None = None
         self._soon: asyncio.Handle | None = None
-        #: cores of dedicated functions
+        #: cores of dedicated functions, and of those that sleep and lend them
         self._reserved: list[tuple[int, ...]] = []
+        self._lent: list[tuple[int, ...]] = []
 
     def workloads_in(self, *phases: str) -> set[str]:
         """Of attempts in one of these phases."""
@@ -249,6 +255,7 @@ class JobKeeper:
         self._devices.note_end(state.workloads, state.plan)
         for workload in state.workloads:
             self._holdings.drop(workload)
+        self._left.set()
 
     # -- bringing it in line
 
@@ -289,6 +296,10 @@ class JobKeeper:
 
     def _carry_out(self, action: JobAction) -> None:
         match action:
+            case Start(job) if not self._may_have(job.plan):
+                detail = "the function whose place it was lent has woken"
+                self._add(job.attempt, Attempt(Plan(), [], "not-started", Reason.PREEMPTED, detail))
+                self._changed()
             case Start(job):
                 state = Attempt(job.plan, make_members(job.attempt, job.plan, count_processes(job.spec.gang)))
                 self._add(job.attempt, state)
@@ -303,7 +314,8 @@ class JobKeeper:
                 state = self._attempts[attempt]
                 state.signalled_ns, state.signalled = self._clock.mono_ns(), signum
                 if limit is not None and state.progress.limit is None:
-                    self._save(attempt, state, msgspec.structs.replace(state.progress, limit=limit))
+                    function = state.gives_way_to
+                    self._save(attempt, state, msgspec.structs.replace(state.progress, limit=limit, function=function))
                 self._signal(state, signum)
             case Warn(attempt, signum, steps_only):
                 state = self._attempts[attempt]
@@ -390,6 +402,19 @@ class JobKeeper:
             if state.phase == "ended":
                 self._finish(job.attempt, state)
         self._timing.release(job.attempt)
+        self._left.set()
+
+    # -- giving way to functions
+
+    async def make_way(self, place: Plan, function: str, kill_at_ns: int) -> None:
+        """`function` wakes: until no job has any of the devices of `place`, on which none is started meanwhile."""
+        while guests := [each for each in self._attempts.values() if _is_there(each) and meets(each.plan, place)]:
+            for each in guests:
+                if each.kill_at_ns is None:
+                    each.kill_at_ns, each.gives_way_to = kill_at_ns, function
+            self._left.clear()
+            self._step()
+            await self._left.wait()
 
     # -- suspending
 
@@ -431,9 +456,10 @@ class JobKeeper:
                 self._cgroups.make(member.workload, plan)
                 keep_within(self._cgroups.pids(member.workload), plan.cpus)
 
-    def reserve(self, plans: Iterable[Plan]) -> None:
-        """Keep jobs off the cores of dedicated functions, older revisions that still serve among them."""
-        reserved = sorted({plan.cpus for plan in plans if plan.cpus})
+    def reserve(self, plans: Iterable[Plan], lent: Iterable[Plan] = ()) -> None:
+        """Keep jobs off the cores of dedicated functions, older revisions that still serve among them, but for those `lent`."""
+        self._lent = sorted({plan.cpus for plan in lent if plan.cpus})
+        reserved = sorted({plan.cpus for plan in plans if plan.cpus} - set(self._lent))
         if reserved != self._reserved:
             self._reserved = reserved
             self._share_cpus()
@@ -442,6 +468,10 @@ class JobKeeper:
         """What is left for all; an ended job's cores come back when the server has taken note of its end."""
         exclusive = [state.plan.cpus for state in self._attempts.values() if state.plan.cpus and not state.lent]
         return decide_shared_cpus(self._machine.cpus, [*exclusive, *self._reserved])
+
+    def _kept_cpus(self) -> tuple[int, ...]:
+        """Of those, what no function takes back when it wakes."""
+        return decide_shared_cpus(self._shared_cpus(), self._lent)
 
     def _share_cpus(self) -> None:
         shared = self._shared_cpus()
@@ -455,14 +485,14 @@ class JobKeeper:
         return [
             (member.workload, member.handle.pid, member.handle.start_time)
             for state in self._attempts.values()
-            if state.phase in ("starting", *ALIVE)
+            if _is_there(state)
             for member in state.running
             if member.handle is not None
         ]
 
     @property
     def devices_in_use(self) -> set[str]:
-        held = (state.plan for state in self._attempts.values() if state.phase in ("starting", *ALIVE))
+        held = (state.plan for state in self._attempts.values() if _is_there(state))
         return {device for plan in held for device in devices_of(plan)}
 
     def attempts(self) -> tuple[AttemptState, ...]:
@@ -524,3 +554,8 @@ class JobKeeper:
         if state.phase == RUNNING and job is not None:
             self._proofs.observe(job, state)
         return self._proofs.of(state)
+
+
+def _is_there(attempt: Attempt) -> bool:
+    """Processes of it may be on its devices."""
+    return attempt.phase in ("starting", *ALIVE)

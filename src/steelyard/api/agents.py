@@ -128,6 +128,9 @@ class AgentHub:
         if self._connection is not None:
             self._connection.offer(assignment)
 
+    def holds(self, assignment: Assignment) -> bool:
+        return self._assignment is assignment
+
     async def ask(self, what: str, workload: str, stream: str = "stdout", offset: int = 0, body: bytes = b"") -> Answer:
         """Raises Unreachable when no agent is there or it does not answer in time."""
         connection = self._connection
@@ -170,10 +173,14 @@ class AgentHub:
             restarted = await greet(self._store, hello.machine, self._clock.now_us())
         except SteelyardError as err:
             _log.error("an agent could not be greeted: %s %s", err.public, err.detail)
+            # it may be stored all the same, and the next hello says nothing new then
+            self._assignment = None
             await _close(socket, _RESTARTING)
             return
         if restarted:
             _log.warning("machine %s restarted", hello.machine.id)
+            # what was assigned before may name attempts that the machine's first report gives up
+            self._assignment = None
         await self._hold(socket)
 
     async def _hold(self, socket: Socket) -> None:

@@ -11,6 +11,7 @@ from __future__ import annotations
 import hashlib
 import hmac
 from collections.abc import Callable
+from functools import lru_cache
 from typing import Any
 
 from steelyard.api.problems import MEDIA_TYPE, make_problem
@@ -34,8 +35,10 @@ class JobTokens:
         """`attempt`: the number of a job's attempt that holds a place now."""
         self._secret = hashlib.sha256(b"steelyard job token\0" + admin_token.encode()).digest()
         self._attempt = attempt
+        #: every assignment names the tokens of all that runs
+        self.sign = lru_cache(maxsize=4096)(self._sign)
 
-    def sign(self, job: str, attempt: int) -> str:
+    def _sign(self, job: str, attempt: int) -> str:
         text = f"job.{job}.{attempt}"
         return f"{text}.{hmac.new(self._secret, text.encode(), hashlib.sha256).hexdigest()[:43]}"
 

@@ -20,6 +20,7 @@ from steelyard.lifecycle.job import make_job
 from steelyard.model.batch import ArrayPlace, Dependency
 from steelyard.model.ids import PROJECT, JobId, ProjectName
 from steelyard.model.job import Job, JobSpec, Owner
+from steelyard.model.machine import Machine
 from steelyard.store import Tx
 
 _NUMBER = re.compile(r"(?:j-)?0*(\d{1,9})(?:_(\d{1,9}))?", re.ASCII)
@@ -56,10 +57,10 @@ def insert_jobs(
 ) -> list[Job]:
     """The new jobs, in the order of their indices. Raises Refused; nothing is written then."""
     demand = None if array is None else parse_array(array)
-    spec = check_submission(tx, spec, now, root=root, project=project)
+    machine = tx.machine()
+    spec = check_submission(tx, spec, machine, now, root=root, project=project)
     id_ = JobId(f"j-{tx.bump('job'):06d}")
     places: tuple[tuple[JobId, ArrayPlace | None], ...] = ((id_, None),) if demand is None else make_places(id_, demand)
-    machine = tx.machine()
     node = "localhost" if machine is None else machine.hostname
     jobs = [fill_outputs(make_job(each, spec, owner, ProjectName(project), now, place), node) for each, place in places]
     for job in jobs:
@@ -68,11 +69,11 @@ def insert_jobs(
     return jobs
 
 
-def check_submission(tx: Tx, spec: JobSpec, now: int, *, root: bool, project: str) -> JobSpec:
+def check_submission(tx: Tx, spec: JobSpec, machine: Machine | None, now: int, *, root: bool, project: str) -> JobSpec:
     """The spec with its dependencies by their full ids, or Refused with everything that is wrong with it."""
     if not PROJECT.fullmatch(project):
         raise Refused(f"{project[:80]!r} can't be a project's name: up to 63 of a-z, 0-9 and -.", code="bad-project")
-    refuse_findings([*check_queueing(spec, now), *check_job(spec, tx.machine(), root)])
+    refuse_findings([*check_queueing(spec, now), *check_job(spec, machine, root)])
     return _resolve(tx, spec)
 
 

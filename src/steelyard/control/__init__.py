@@ -47,3 +47,7 @@ class AgentLink(Protocol):
     def offer(self, assignment: Assignment) -> None:
         """Send it now, and to every agent that connects later until a newer one is offered. Never blocks."""
         ...
+
+    def holds(self, assignment: Assignment) -> bool:
+        """Is that what an agent that connects would be sent? No longer, once a machine that restarted said hello."""
+        ...

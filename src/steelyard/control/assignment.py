@@ -2,7 +2,9 @@
 
 The generation is persistent and goes up only when the content changed, and once at the first look after a start, because what
 was sent before it is not remembered. The epoch is the server's: it goes up once per start (R10), so that an agent refuses what an
-older server still says. Never waits for the agent.
+older server still says. After a restart of the machine nothing is sent before its first report has settled what became of the
+attempts in doubt: the agent would start those that it has never heard of, while that report gives their places away.
+Never waits for the agent.
 """
 
 from __future__ import annotations
@@ -13,6 +15,7 @@ import msgspec
 
 from steelyard.control import ASSIGNMENT, AgentLink
 from steelyard.control.live import LiveJobs
+from steelyard.lifecycle.job import in_doubt
 from steelyard.model.function import ApiKey, Function
 from steelyard.model.job import Job, JobState
 from steelyard.store import Store, Tx
@@ -55,6 +58,8 @@ async def load(store: Store, live: LiveJobs, offered: Assignment | None) -> Seen
 def decide(seen: Seen, now: int, sign: Callable[[Job], str] = lambda job: "") -> Actions:
     """`now` is not used: what should run does not depend on the time. `sign` makes the token that a job's processes may show."""
     del now
+    if any(in_doubt(job) for job in seen.jobs):
+        return Actions(None)
     rendered = render_assignment(seen, sign)
     if seen.offered is not None and rendered == msgspec.structs.replace(seen.offered, generation=0):
         return Actions(None)
@@ -102,7 +107,14 @@ def render_assignment(seen: Seen, sign: Callable[[Job], str]) -> Assignment:
 async def carry_out(store: Store, agents: AgentLink, actions: Actions) -> Report:
     if actions.assignment is None:
         return Report(None)
-    generation = await store.write(lambda tx: tx.bump("assignment"))
+
+    def commit(tx: Tx) -> int | None:
+        # the machine may have restarted since this was rendered
+        return None if any(in_doubt(job) for job in tx.jobs({JobState.UNKNOWN})) else tx.bump("assignment")
+
+    generation = await store.write(commit)
+    if generation is None:
+        return Report(None)
     assignment = msgspec.structs.replace(actions.assignment, generation=generation)
     agents.offer(assignment)
     return Report(assignment)
@@ -120,7 +132,8 @@ class AssignmentLoop:
         self._offered: Assignment | None = None
 
     async def activate(self) -> Sequence[str]:
-        actions = decide(await load(self._store, self._live, self._offered), 0, self._sign)
+        offered = self._offered if self._offered is not None and self._agents.holds(self._offered) else None
+        actions = decide(await load(self._store, self._live, offered), 0, self._sign)
         report = await carry_out(self._store, self._agents, actions)
         if report.offered is not None:
             self._offered = report.offered

@@ -22,12 +22,13 @@ from steelyard.lifecycle.job import Change, explain_wait, preempt_job, refuse_jo
 from steelyard.lifecycle.node import plan_blocked
 from steelyard.model.function import Function
 from steelyard.model.ids import FunctionName, JobId, ProjectName
-from steelyard.model.job import NO_SHARE, Job, Resources
+from steelyard.model.job import NO_SHARE, Job, JobState, Plan, Resources
 from steelyard.model.machine import Machine
 from steelyard.placement.room import Room
 from steelyard.scheduling.decide import decide as decide_queue
 from steelyard.scheduling.fair_share import fair_share_ranks
 from steelyard.scheduling.preemption import choose_victims
+from steelyard.scheduling.seat import fill_room, see_room
 from steelyard.scheduling.snapshot import Decision, Holding, Snapshot, Why
 from steelyard.store import Store, Tx
 
@@ -79,7 +80,7 @@ async def load(store: Store, live: LiveJobs) -> Seen:
 
 async def load_all(store: Store, live: LiveJobs) -> Seen:
     """Of a copy that was brought up to date: which dependencies have to be looked at is known only then."""
-    asked = live.take_open()
+    asked, known = live.take_open(), live.change
 
     def read(tx: Tx) -> tuple[Snapshot, tuple[int, list[Job]]]:
         machine = tx.machine()
@@ -91,7 +92,7 @@ async def load_all(store: Store, live: LiveJobs) -> Seen:
     facts, changed = await store.read(read)
     live.apply(*changed)
     holding = (*hold_jobs(live.holding), *facts.holding)
-    standings = live.settle(dict(facts.standings))
+    standings = live.settle(facts.standings, known)
     return Seen(msgspec.structs.replace(facts, queued=live.queued, holding=holding, standings=standings), live.change)
 
 
@@ -165,7 +166,8 @@ class JobsLoop:
         for job in (*report.started, *report.refused, *report.moved):
             self._watch.notify(f"job/{job.id}")
         pokes = [ASSIGNMENT] if report.started or report.moved else []
-        if report.skipped or report.refused:
+        if report.skipped or report.refused or any(job.state is JobState.SUSPENDED for job in report.moved):
+            # what is suspended has given up its cores already, and no report will say so
             pokes.append(JOBS)
         return pokes
 
@@ -179,7 +181,7 @@ def hold_functions(
 ) -> tuple[Holding, ...]:
     """What dedicated functions hold, and older revisions. `but`: a function that is about to be placed anew."""
     newest = [
-        Holding(reserved, row.plan)
+        Holding(reserved, row.plan, lent_s=row.spec.wake_bound_s if row.lends else None)
         for row in functions
         if row.plan is not None and (reserved := row.spec.reserved) is not None and (row.project, row.name) != but
     ]
@@ -187,11 +189,19 @@ def hold_functions(
     return (*newest, *older)
 
 
+def forget_borrowed(jobs: Sequence[Holding]) -> tuple[Holding, ...]:
+    """As a function finds its own place, which it may have lent: what preemptible jobs have of cores and devices is no obstacle,
+    since a new revision has them give way before it starts."""
+    return tuple(
+        Holding(Resources(cpus=NO_SHARE, memory_bytes=held.demand.memory_bytes), Plan(memory_nodes=held.plan.memory_nodes))
+        if held.demand.preemptible
+        else held
+        for held in jobs
+    )
+
+
 def make_room(machine: Machine, holding: Sequence[Holding]) -> Room:
-    room = Room(machine)
-    for held in holding:
-        room.take(held.demand, held.plan, held.suspended)
-    return room
+    return fill_room(Room(machine), holding)
 
 
 def _commit(tx: Tx, actions: Actions) -> Report:
@@ -215,7 +225,8 @@ def _commit(tx: Tx, actions: Actions) -> Report:
         if change.error or plan is None or machine is None or room is None or before.id in newer:
             skipped += 1
             continue
-        findings = room.check(demand, plan)
+        # a function that lent this place and has woken since holds it against the job
+        findings = see_room(before.spec, room).check(demand, plan)
         if plan_blocked(machine.blocked, machine.blocked_pairs, plan) or findings:
             # Decided on what has changed since; whoever changed it pokes this loop. Looking again at once could go on for ever.
             _log.warning("the plan of job %s is dropped: %s", before.id, "; ".join(findings) or "something of it is out of use")

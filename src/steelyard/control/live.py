@@ -7,7 +7,7 @@ store counts changes itself. One copy serves all loops of a server.
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 
 from steelyard.model.batch import Dependency
 from steelyard.model.ids import JobId
@@ -29,8 +29,8 @@ class LiveJobs:
         self._queued: dict[JobId, Job] = {}
         self._holding: dict[JobId, Job] = {}
         self._standings: dict[Dependency, Standing] = {}
-        #: jobs and arrays that changed since the dependencies on them were looked at
-        self._touched: set[JobId] = set()
+        #: jobs and arrays that changed since the dependencies on them were looked at -> the change up to which that is known
+        self._touched: dict[JobId, int] = {}
 
     @property
     def queued(self) -> tuple[Job, ...]:
@@ -59,9 +59,9 @@ class LiveJobs:
             return
         self.change = change
         for job in jobs:
-            self._touched.add(job.id)
+            self._touched[job.id] = change
             if job.array is not None:
-                self._touched.add(job.array.id)
+                self._touched[job.array.id] = change
             if job.state is not JobState.QUEUED:
                 self._queued.pop(job.id, None)
             if job.state not in HOLDING:
@@ -73,19 +73,22 @@ class LiveJobs:
 
     def take_open(self) -> set[Dependency]:
         """Dependencies of queued jobs that have to be looked at: new ones, and those on jobs that changed. To be followed by
-        `settle` with what was found."""
+        `settle` with what was found; where that fails, the next look asks for the same again."""
         asked = {after for job in self._queued.values() for after in job.spec.after}
-        touched, self._touched = self._touched, set()
         self._standings = {after: standing for after, standing in self._standings.items() if after in asked}
         return {
             after
             for after in asked
-            if (standing := self._standings.get(after)) is None or (standing is Standing.WAITS and after.job in touched)
+            if (standing := self._standings.get(after)) is None or (standing is Standing.WAITS and after.job in self._touched)
         }
 
-    def settle(self, standings: dict[Dependency, Standing]) -> dict[Dependency, Standing]:
-        """Take over what was found; how every dependency of a queued job stands."""
-        self._standings.update(standings)
+    def settle(self, standings: Mapping[Dependency, Standing], change: int) -> dict[Dependency, Standing]:
+        """Take over what was found by a reading that began when `change` was the newest; how every dependency of a queued job
+        stands. What was met, or can't be any more, stays so: another look may have found that meanwhile."""
+        for after, standing in standings.items():
+            if self._standings.get(after, Standing.WAITS) is Standing.WAITS:
+                self._standings[after] = standing
+        self._touched = {job: at for job, at in self._touched.items() if at > change}
         return self._standings
 
 

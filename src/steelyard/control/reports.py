@@ -17,12 +17,11 @@ from steelyard.control.charging import charge_ended
 from steelyard.control.live import LiveJobs
 from steelyard.control.watch import Watch
 from steelyard.lifecycle.attempt import apply_attempt, lose_job
-from steelyard.lifecycle.job import Change, doubt_job
+from steelyard.lifecycle.job import Change, doubt_job, in_doubt
 from steelyard.model.function import Function
 from steelyard.model.ids import DEFAULT_PROJECT, JobId
 from steelyard.model.job import Job, JobState
 from steelyard.model.machine import Machine
-from steelyard.model.reason import Reason
 from steelyard.store import Event, Store, Tx
 from steelyard.wire import agent as wire
 
@@ -91,7 +90,7 @@ async def load(store: Store, live: LiveJobs, report: wire.Report) -> Seen:
 
     changed, machine, functions = await store.read(read)
     live.apply(*changed)
-    jobs = {job.id: job for job in live.holding if job.state is JobState.UNKNOWN and job.reason is Reason.NODE_LOST}
+    jobs = {job.id: job for job in live.holding if in_doubt(job)}
     jobs |= {id_: job for id_ in named if (job := live.job(id_)) is not None}
     ended = [id_ for id_ in named if id_ not in jobs]
     if ended:
@@ -144,7 +143,7 @@ def apply_function(before: Function, seen: wire.FunctionSeen) -> Function | None
         queued=seen.queued,
     )
     if seen.revision == before.revision:
-        after = msgspec.structs.replace(after, state=seen.state, reason=seen.reason, detail=seen.detail)
+        after = msgspec.structs.replace(after, state=seen.state, reason=seen.reason, detail=seen.detail, lends=seen.lends)
     if after == before:
         return None
     return msgspec.structs.replace(after, generation=before.generation + 1)
@@ -157,7 +156,8 @@ async def carry_out(store: Store, actions: Actions) -> Report:
 
     def commit(tx: Tx) -> Report:
         stored = [(job, change) for job, change in actions.jobs if commit_change(tx, job, change, actions.now)]
-        charge_ended(tx, stored, actions.now)
+        attempts = {JobId(attempt.attempt.rpartition(".")[0]): attempt for attempt in actions.report.attempts}
+        charge_ended(tx, stored, actions.now, attempts)
         for function in actions.functions:
             tx.put_function(function)
         told = set(tx.events("machine", None, STORED_LOOK)) if actions.report.health_events else set[Event]()
@@ -194,7 +194,8 @@ class ReportsLoop:
             self._watch.notify(f"job/{job.id}")
         for function in done.functions:
             self._watch.notify(f"function/{function.name}")
-        if done.machine or any(job.state.terminal or job.state is JobState.QUEUED for job in done.jobs):
+        lent = any(function.lends for function in done.functions)
+        if done.machine or lent or any(job.state.terminal or job.state is JobState.QUEUED for job in done.jobs):
             return (JOBS, ASSIGNMENT)
         # a report that came while this one was committed has poked this loop already
         return ()

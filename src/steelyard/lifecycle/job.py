@@ -225,6 +225,11 @@ def stop_job(job: Job, signal: int, grace_s: float, now: int) -> Change | None:
     return move(job, JobState.STOPPING, f"stop asked with signal {signal}", **wish)
 
 
+def in_doubt(job: Job) -> bool:
+    """Did the machine restart under it, and nothing has been heard of it since?"""
+    return job.state is JobState.UNKNOWN and job.reason is Reason.NODE_LOST
+
+
 def doubt_job(job: Job, detail: str) -> Change | None:
     """The machine restarted under a job that had been handed out: whether it ran on is unknown until the agent reports."""
     if job.state not in (JobState.STARTING, JobState.RUNNING, JobState.SUSPENDED, JobState.STOPPING):

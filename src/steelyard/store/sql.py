@@ -24,6 +24,7 @@ from steelyard.store.faults import accept_advice, accept_path, translate
 from steelyard.store.inspection import check_schema, inspect
 from steelyard.store.lane import Function, Lane, Outcome
 from steelyard.store.mark import COMMITS, Mark, check_rollback, load_mark, save_mark
+from steelyard.store.statement import run_text
 from steelyard.store.tables import SCHEMA
 from steelyard.store.transaction import SqlTx
 
@@ -90,7 +91,7 @@ class SqlStore:
     def _in_savepoint(self, fn: Function) -> tuple[Outcome, bool]:
         """What became of `fn`, and whether its changes are to be committed. Raises when the whole transaction is lost."""
         connection = self._writing
-        connection.exec_driver_sql("SAVEPOINT one")
+        run_text(connection, "SAVEPOINT one")
         tx = SqlTx(connection, self.path)
         try:
             outcome, keep = Outcome(fn(tx)), tx.wrote
@@ -98,11 +99,11 @@ class SqlStore:
             if tx.fault is not None:
                 raise tx.fault from err
             outcome, keep = Outcome(error=err), False
-            connection.exec_driver_sql("ROLLBACK TO one")
+            run_text(connection, "ROLLBACK TO one")
         if tx.fault is not None:
             # Swallowed by `fn`; what it did is in doubt all the same.
             raise tx.fault
-        connection.exec_driver_sql("RELEASE one")
+        run_text(connection, "RELEASE one")
         return outcome, keep
 
     def _carry_out_reads(self, fns: Sequence[Function]) -> list[Outcome]:

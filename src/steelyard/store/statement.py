@@ -62,6 +62,13 @@ class Statement:
         return Compiled(str(done), tuple(done.positiontup or ()), constants)
 
 
+def run_text(connection: sa.Connection, text: str) -> None:
+    """A statement without values, such as SAVEPOINT, by the driver itself."""
+    driver = connection.connection.dbapi_connection
+    assert driver is not None
+    driver.cursor().execute(text)
+
+
 def _run(connection: sa.Connection, compiled: Compiled, values: Mapping[str, object]) -> Any:
     """The driver's cursor. KeyError for a parameter that nobody gave: a defect of ours."""
     constants = compiled.constants

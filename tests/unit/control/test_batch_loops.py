@@ -7,9 +7,10 @@ from collections.abc import Sequence
 
 import msgspec
 
-from control_world import OWNER, World, attempt, make_world
+from control_world import MACHINE, OWNER, World, attempt, make_world
 from steelyard.api.submission import insert_jobs
-from steelyard.control import JOBS
+from steelyard.control import JOBS, assignment
+from steelyard.control.reports import greet
 from steelyard.model.batch import Dependency, DependencyKind, Preemption, PreemptMode, RetryOn, RetryRule
 from steelyard.model.ids import DEFAULT_PROJECT, JobId
 from steelyard.model.job import Job, JobSpec, JobState, Resources
@@ -163,5 +164,64 @@ def test_an_attempt_is_charged_to_its_account_once() -> None:
         await world.observe(ended)
         account = await world.store.read(lambda tx: tx.account("lab/ann"))
         assert account is not None and 199.0 < account.usage < 201.0, "2 cores for 100 seconds"
+
+    asyncio.run(story())
+
+
+def test_an_attempt_whose_end_is_the_first_that_is_heard_of_it_is_charged_for_as_long_as_it_ran() -> None:
+    async def story() -> None:
+        world = await make_world()
+        (job,) = await submit(world, account="lab/ann", retry=(RetryRule(RetryOn.ERROR, 1, 0.0),))
+        for number, code in ((1, 1), (2, 0)):
+            await world.settle()
+            begin = world.clock.now_us()
+            world.clock.advance(1000.0)
+            ended = attempt(f"{job}.{number}", "ended", exit_code=code, started_at=begin, ended_at=begin + 10_000_000)
+            await world.observe(ended)
+        account = await world.store.read(lambda tx: tx.account("lab/ann"))
+        assert account is not None and 39.0 < account.usage < 41.0, "2 cores for 10 seconds, twice"
+
+    asyncio.run(story())
+
+
+def test_nobody_waits_for_a_tick_once_a_job_was_suspended_for_it() -> None:
+    async def story() -> None:
+        world = await make_world()
+        (victim,) = await submit(world, resources=GIVES_WAY, preemption=Preemption(PreemptMode.SUSPEND))
+        await world.settle()
+        await run(world, victim)
+        (other,) = await submit(world, priority=60)
+        assert JOBS in await world.jobs.activate()
+        assert JOBS not in await world.jobs.activate()
+        assert await states(world, [victim, other]) == ["SUSPENDED", "STARTING"]
+
+    asyncio.run(story())
+
+
+def test_after_a_restart_of_the_machine_nothing_is_assigned_before_its_first_report_is_taken_note_of() -> None:
+    async def story() -> None:
+        world = await make_world()
+        (job,) = await submit(world, retry=(RetryRule(RetryOn.NODE_LOST, 1, 0.0),))
+        await world.jobs.activate()
+        await greet(world.store, msgspec.structs.replace(MACHINE, boot_id="boot-2"), world.clock.now_us())
+        await world.assignment.activate()
+        assert world.agents.offers == [], "its agent may never have heard of the attempt, and would start it now"
+        await world.observe(boot="boot-2")
+        await world.settle()
+        assert [each.attempt for each in world.agents.offers[-1].jobs] == [f"{job}.2"]
+
+    asyncio.run(story())
+
+
+def test_an_assignment_that_was_rendered_before_the_machine_restarted_is_not_sent_after_it() -> None:
+    async def story() -> None:
+        world = await make_world()
+        await submit(world)
+        await world.jobs.activate()
+        stale = assignment.decide(await assignment.load(world.store, world.live, None), 0)
+        assert stale.assignment is not None
+        await greet(world.store, msgspec.structs.replace(MACHINE, boot_id="boot-2"), world.clock.now_us())
+        await assignment.carry_out(world.store, world.agents, stale)
+        assert world.agents.offers == []
 
     asyncio.run(story())

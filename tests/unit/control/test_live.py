@@ -76,7 +76,7 @@ def test_a_dependency_is_looked_at_again_only_when_its_job_changed() -> None:
         async def look() -> tuple[set[Dependency], dict[Dependency, Standing]]:
             live.apply(*await store.read(lambda tx: tx.jobs_changed(live.change)))
             asked = live.take_open()
-            return asked, dict(live.settle(await store.read(lambda tx: read_standings(tx, asked))))
+            return asked, dict(live.settle(await store.read(lambda tx: read_standings(tx, asked)), live.change))
 
         assert await look() == ({after}, {after: Standing.WAITS})
         await store.write(lambda tx: tx.put_job(replace(make_job("c"), generation=2)))
@@ -84,5 +84,24 @@ def test_a_dependency_is_looked_at_again_only_when_its_job_changed() -> None:
         await store.write(lambda tx: tx.put_job(replace(make_job("a"), generation=2, state=JobState.SUCCEEDED)))
         assert await look() == ({after}, {after: Standing.MET})
         assert await look() == (set(), {after: Standing.MET})
+
+    asyncio.run(story())
+
+
+def test_a_dependency_that_could_not_be_read_is_asked_for_again() -> None:
+    async def story() -> None:
+        store, live = MemoryStore(), LiveJobs()
+        after = Dependency(JobId("a"), DependencyKind.OK)
+        await store.write(lambda tx: [tx.put_job(make_job("a")), tx.put_job(make_job("b", after))])
+        live.apply(*await store.read(lambda tx: tx.jobs_changed(live.change)))
+        live.settle(await store.read(lambda tx: read_standings(tx, live.take_open())), live.change)
+        await store.write(lambda tx: tx.put_job(replace(make_job("a"), generation=2, state=JobState.SUCCEEDED)))
+        live.apply(*await store.read(lambda tx: tx.jobs_changed(live.change)))
+        assert live.take_open() == {after}
+        assert live.take_open() == {after}, "the first reading came to nothing"
+        late, known = await store.read(lambda tx: read_standings(tx, [after])), live.change
+        assert live.settle(late, known) == {after: Standing.MET}
+        assert live.settle({after: Standing.WAITS}, known) == {after: Standing.MET}, "an older look that comes later"
+        assert live.take_open() == set()
 
     asyncio.run(story())

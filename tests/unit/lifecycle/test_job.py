@@ -153,6 +153,9 @@ def test_an_attempt_that_never_started_is_followed_by_another() -> None:
     report = msgspec.structs.replace(seen("not-started"), attempt=last.attempt_id)
     end = apply_attempt(last, report, NOW)
     assert end is not None and end.job.state is JobState.FAILED and end.job.reason is Reason.NOT_STARTED
+    ran_before = msgspec.structs.replace(last, restarts=ATTEMPTS_MAX - 1)
+    again = apply_attempt(ran_before, report, NOW)
+    assert again is not None and again.job.state is JobState.QUEUED, "attempts that ran don't count"
 
 
 def test_an_attempt_whose_device_went_away_is_planned_anew() -> None:

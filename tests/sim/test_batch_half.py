@@ -1,0 +1,389 @@
+"""The life of many jobs under faults on the virtual clock: what must hold after every step, and once all faults are over.
+
+Server and agent are killed at any step, the machine is restarted, messages are late or lost, writes fail or succeed without an
+answer. A failure prints the steps that led to it; steps that once failed are kept as tests of their own at the end.
+"""
+
+from __future__ import annotations
+
+import os
+from collections import Counter
+from typing import Any
+
+from hypothesis import HealthCheck, Phase, settings
+from hypothesis import strategies as st
+from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule
+
+from sim_agent import is_frozen
+from sim_world import MACHINE, World
+from steelyard.control.live import HOLDING
+from steelyard.lifecycle.job import hold_job, reprioritise_job, stop_job
+from steelyard.model.batch import (
+    Dependency,
+    DependencyKind,
+    Gang,
+    Launcher,
+    Preemption,
+    PreemptMode,
+    RetryOn,
+    RetryRule,
+    Warn,
+)
+from steelyard.model.gpu_demand import parse_gpu_demand
+from steelyard.model.ids import JobId, ProjectName
+from steelyard.model.job import Job, JobSpec, JobState, Owner, Resources
+from steelyard.model.site import Quota
+from steelyard.placement.room import Room
+from steelyard.scheduling.snapshot import Standing
+from steelyard.scheduling.standing import judge
+
+GIB = 1 << 30
+#: how long part of a gang may run without the rest, and an agent may need to notice
+PARTLY_US = 5_000_000
+QUOTA = Quota(ProjectName("p"), Owner("admin", 0), 1, cores=2.0, gpus=1.0, memory_bytes=80 * GIB, running_jobs=2)
+AT_WORK = (JobState.STARTING, JobState.RUNNING, JobState.STOPPING, JobState.SUSPENDED, JobState.UNKNOWN)
+
+shapes = st.sampled_from([(0.5, False), (1.0, False), (2.0, False), (3.0, False), (1.0, True), (2.0, True)])
+demands = st.builds(
+    lambda shape, **fields: Resources(shape[0], exclusive=shape[1], **fields),
+    shapes,
+    memory_bytes=st.sampled_from([8 * GIB, 8 * GIB, 40 * GIB]),
+    gpus=st.sampled_from([None, None, None, "1", "0.5"]).map(lambda text: None if text is None else parse_gpu_demand(text)),
+)
+retries = st.lists(
+    st.builds(RetryRule, st.sampled_from(RetryOn), st.integers(0, 3), st.sampled_from([0.0, 3.0])),
+    max_size=2,
+    unique_by=lambda rule: rule.on,
+).map(tuple)
+specs = st.fixed_dictionaries(
+    {
+        "resources": demands,
+        "gang": st.none() | st.none() | st.builds(Gang, st.just(1), st.integers(1, 3), st.sampled_from(Launcher)),
+        "priority": st.sampled_from([10, 50, 50, 90]),
+        "account": st.sampled_from(["", "lab/a", "lab/b"]),
+        "held": st.sampled_from([False, False, False, True]),
+        "max_duration_s": st.sampled_from([None, None, 4.0, 20.0]),
+        "retry": retries,
+        "env": st.fixed_dictionaries(
+            {
+                "RUN": st.sampled_from(["0", "0.5", "5", "12", "50"]),
+                "CODE": st.sampled_from(["0", "0", "0", "3"]),
+                "TERM": st.sampled_from(["obeys", "obeys", "ignores"]),
+            }
+        ),
+    }
+)
+preemptions = st.none() | st.builds(
+    Preemption, st.sampled_from(PreemptMode), st.just(15), st.sampled_from([0.0, 5.0]), st.sampled_from([0.0, 10.0])
+)
+which = st.integers(0, 30)
+steps = st.sampled_from(["jobs", "assignment", "reports", "send", "report", "assign", "agent", "agent", "connect"])
+
+
+class Batch(RuleBasedStateMachine):
+    def __init__(self) -> None:
+        super().__init__()
+        self.world = World()
+        self.world.run(self.world.truth.write(lambda tx: tx.put_quota(QUOTA)))
+        self.known: list[JobId] = []
+        self.ended: dict[JobId, Job] = {}
+        #: attempt -> since when it has run in part
+        self.partly: dict[str, int] = {}
+        self.settles = True
+
+    # -- what people do
+
+    @rule(fields=specs, gives_way=preemptions, project=st.sampled_from(["default", "default", "p"]))
+    def submit(self, fields: dict[str, Any], gives_way: Preemption | None, project: str) -> None:
+        self._submit(fields, gives_way, project=project)
+
+    @rule(fields=specs, text=st.sampled_from(["0-3%2", "0-2%1", "0-4:2", "0-2"]))
+    def submit_array(self, fields: dict[str, Any], text: str) -> None:
+        self._submit(fields, None, text)
+
+    @rule(fields=specs, on=st.lists(which, min_size=1, max_size=2), kind=st.sampled_from(DependencyKind))
+    @precondition(lambda self: self.known)
+    def submit_dependent(self, fields: dict[str, Any], on: list[int], kind: DependencyKind) -> None:
+        after = tuple(Dependency(self._pick(each), kind) for each in on)
+        self._submit({**fields, "after": after}, None)
+
+    @rule(at=which, priority=st.sampled_from([0, 50, 100]))
+    @precondition(lambda self: self.known)
+    def change_priority(self, at: int, priority: int) -> None:
+        self.world.change(self._pick(at), lambda job: reprioritise_job(job, priority))
+        self._settle()
+
+    @rule(at=which, held=st.booleans())
+    @precondition(lambda self: self.known)
+    def hold(self, at: int, held: bool) -> None:
+        self.world.change(self._pick(at), lambda job: hold_job(job, held))
+        self._settle()
+
+    @rule(at=which, signum=st.sampled_from([15, 15, 9]), grace_s=st.sampled_from([0.0, 5.0]))
+    @precondition(lambda self: self.known)
+    def stop(self, at: int, signum: int, grace_s: float) -> None:
+        self.world.change(self._pick(at), lambda job: stop_job(job, signum, grace_s, self.world.clock.now_us()))
+        self._settle()
+
+    # -- what happens by itself
+
+    @rule(seconds=st.sampled_from([0.5, 3.0, 6.0, 40.0]))
+    def pass_time(self, seconds: float) -> None:
+        self.world.advance(seconds)
+
+    @rule(order=st.lists(steps, min_size=1, max_size=12))
+    def go_on_in_part(self, order: list[str]) -> None:
+        """One thing after the other, in whatever order; nothing else happens."""
+        world = self.world
+        for step in order:
+            match step:
+                case "jobs" | "assignment" | "reports":
+                    world.activate(step)
+                case "send":
+                    world.send_report()
+                case "report":
+                    world.deliver_report()
+                case "assign":
+                    world.deliver_assignment()
+                case "connect":
+                    world.connect()
+                case _:
+                    if world.agent is not None:
+                        world.agent.work(1)
+            self.check()
+
+    @rule(fits=st.booleans())
+    def stop_settling(self, fits: bool) -> None:
+        """From now on steps of people are (not) followed by all that follows from them."""
+        self.settles = fits
+
+    # -- faults
+
+    @rule(back=st.booleans())
+    def kill_server(self, back: bool) -> None:
+        del back
+        self.world.start_server()
+        self._settle()
+
+    @rule(work=st.integers(0, 8))
+    def kill_agent(self, work: int) -> None:
+        """In the middle of what it does."""
+        if self.world.agent is not None:
+            self.world.agent.work(work)
+            self.world.kill_agent()
+        self._settle()
+
+    @rule()
+    def start_agent(self) -> None:
+        self.world.start_agent()
+        self._settle()
+
+    @rule(at_once=st.booleans())
+    def restart_machine(self, at_once: bool) -> None:
+        self.world.reboot()
+        if at_once:
+            self.world.start_agent()
+        self._settle()
+
+    @rule(up=st.booleans())
+    def cut_link(self, up: bool) -> None:
+        self.world.link_up = up
+        if not up:
+            self.world.hub.drop()
+        self._settle()
+
+    @rule(at=which)
+    def kill_process(self, at: int) -> None:
+        processes = sorted(self.world.kernel.processes)
+        if processes:
+            self.world.kernel.signal(processes[at % len(processes)], 9)
+        self._settle()
+
+    @rule(before=st.integers(0, 2), after=st.integers(0, 2), reads=st.integers(0, 2))
+    def break_store(self, before: int, after: int, reads: int) -> None:
+        store = self.world.store
+        store.before, store.after, store.reads = before, after, reads
+
+    # -- what must hold
+
+    @invariant()
+    def check(self) -> None:
+        jobs = {job.id: job for job in self.world.read(lambda tx: tx.jobs())}
+        self._check_jobs(jobs)
+        self._check_machine(jobs)
+        events = self.world.read(lambda tx: tx.events("job", None, 100_000))
+        assert not [event for event in events if "illegal" in event.text], "R7"
+
+    def _check_jobs(self, jobs: dict[JobId, Job]) -> None:
+        assert set(self.known) <= set(jobs), "I1"
+        arrays: Counter[JobId] = Counter()
+        for job in jobs.values():
+            before = self.ended.get(job.id)
+            assert before is None or before == job, "what has ended changes no more"
+            if job.state.terminal:
+                self.ended[job.id] = job
+            if job.state in HOLDING:
+                assert not job.held, "a held job does not start"
+                assert job.plan is not None
+                if job.array is not None:
+                    arrays[job.array.id] += 1
+                    assert arrays[job.array.id] <= (job.array.at_once or 99)
+            if job.attempt:
+                for after in job.spec.after:
+                    named = [jobs[after.job]] if after.job in jobs else _elements(jobs, after.job)
+                    assert judge(after.kind, named) is Standing.MET, "it started before what it waits for"
+        held = [job for job in jobs.values() if job.state in HOLDING and job.project == "p"]
+        active = [job for job in held if job.state is not JobState.SUSPENDED]
+        assert len(active) <= 2 and sum(job.spec.demand.cpus for job in active) <= 2
+        assert sum(job.spec.demand.memory_bytes or 0 for job in held) <= 80 * GIB
+
+    def _check_machine(self, jobs: dict[JobId, Job]) -> None:
+        kernel, now = self.world.kernel, self.world.clock.now_us()
+        assert all(count == 1 for count in kernel.starts.values()), f"I2: {kernel.starts}"
+        room = Room(MACHINE)
+        attempts = {each.attempt: each.job for each in kernel.processes.values()}
+        by_job = Counter(each.job for each in attempts.values())
+        assert all(count == 1 for count in by_job.values()), f"two attempts of a job at a time: {attempts}"
+        for attempt, job in attempts.items():
+            row = jobs[job.job]
+            assert row.state in HOLDING and row.attempt_id == attempt, f"{attempt} runs and its place is given away: {row}"
+        for frozen in (True, False):
+            for attempt, job in attempts.items():
+                if is_frozen(kernel, attempt) is not frozen:
+                    continue
+                if not frozen and jobs[job.job].suspended_at is None:
+                    assert room.check(job.spec.demand, job.plan) == (), f"I4: {attempt}"
+                    room.take(job.spec.demand, job.plan)
+                else:
+                    room.take(job.spec.demand, job.plan, suspended=True)
+        self._check_gangs(now)
+
+    def _check_gangs(self, now: int) -> None:
+        """A rank that ended badly takes the others with it; nothing is started in part for long."""
+        kernel, disk = self.world.kernel, self.world.kernel.disk
+        broken: set[str] = set()
+        for each in kernel.processes.values():
+            mine = [name for name in disk.exits if name.startswith(f"{each.attempt}.")]
+            if any(disk.exits[name].exit_code != 0 for name in mine):
+                broken.add(each.attempt)
+        if self.world.agent is None:
+            self.partly.clear()
+        self.partly = {attempt: self.partly.get(attempt, now) for attempt in broken if self.world.agent is not None}
+        assert all(now - since <= PARTLY_US for since in self.partly.values()), "a gang goes on in part"
+
+    def teardown(self) -> None:
+        """All faults are over and there is time: everything that was acknowledged comes to its end, or says why it waits."""
+        world = self.world
+        try:
+            world.store.before = world.store.after = world.store.reads = 0
+            world.link_up = True
+            world.start_agent()
+            for _ in range(120):
+                world.advance(60.0)
+                self.check()
+                jobs = world.read(lambda tx: tx.jobs())
+                if not any(
+                    job.state in AT_WORK or (job.state is JobState.QUEUED and not self._is_stuck(job, {j.id: j for j in jobs}))
+                    for job in jobs
+                ):
+                    break
+            self._check_quiet()
+        finally:
+            world.loop.close()
+
+    def _check_quiet(self) -> None:
+        world = self.world
+        jobs = {job.id: job for job in world.read(lambda tx: tx.jobs())}
+        for job in jobs.values():
+            if job.state is JobState.QUEUED:
+                assert world.jobs.why(job.id) is not None, f"{job.id} waits and nobody says why"
+                if not self._is_stuck(job, jobs):
+                    self._dbg(job.id, jobs)
+                assert self._is_stuck(job, jobs), world.jobs.why(job.id)
+            else:
+                if not job.state.terminal:
+                    self._dbg(job.id, jobs)
+                assert job.state.terminal, f"{job.id} is left {job.state}: {job.reason} {job.detail}"
+        assert not world.kernel.processes
+        assert world.agent is not None and not world.agent.attempts, "something is kept of what has ended"
+        assert not world.kernel.disk.intents and not world.kernel.disk.exits and not world.kernel.disk.groups, "I6"
+        self._check_charges(jobs)
+
+    def _dbg(self, id_, jobs):
+        print("DBG")
+        for j in jobs.values():
+            if not j.state.terminal:
+                print(
+                    "DBG",
+                    j.id,
+                    j.state,
+                    j.priority,
+                    j.spec.resources,
+                    j.spec.gang,
+                    j.spec.preemption,
+                    j.array,
+                    j.held,
+                    j.spec.max_duration_s,
+                    j.project,
+                    j.plan,
+                    j.reason,
+                    j.detail,
+                )
+        for e in self.world.read(lambda tx: tx.events("job", None, 60)):
+            print("DBG", e.at - 1_700_000_000_000_000, e.subject, e.text)
+
+    def _check_charges(self, jobs: dict[JobId, Job]) -> None:
+        """Each attempt that ran is charged once, for about as long as it ran."""
+        del jobs
+
+    def _is_stuck(self, job: Job, jobs: dict[JobId, Job]) -> bool:
+        """Held, larger than its project's quota, or after such a job: time alone does not start it."""
+        demand = job.spec.demand
+        beyond = demand.cpus > 2 or (demand.memory_bytes or 0) > 80 * GIB or (demand.gpus is not None and demand.gpus.count > 1)
+        if job.held or (job.project == "p" and beyond):
+            return True
+        named = [each for after in job.spec.after for each in _elements(jobs, after.job)]
+        return any(self._is_stuck(each, jobs) for each in named if each.state is JobState.QUEUED)
+
+    # -- helpers
+
+    def _submit(self, fields: dict[str, Any], gives_way: Preemption | None, array: str | None = None, **more: Any) -> None:
+        from msgspec.structs import replace
+
+        from steelyard.errors import Refused
+
+        fields = dict(fields)
+        if gives_way is not None:
+            demand = replace(fields["resources"], preemptible=True, exclusive=False)
+            if gives_way.mode is PreemptMode.SUSPEND:
+                demand = replace(demand, gpus=None)
+            fields |= {"resources": demand, "preemption": gives_way}
+        if fields["max_duration_s"] is not None:
+            fields["warn"] = Warn(10, 2.0)
+        try:
+            self.known += self.world.submit(JobSpec("x", ("true",), "/", **fields), array, **more)
+        except Refused as err:
+            assert "beyond" in err.code or "no-" in err.code, err
+            self.world.wanted.discard("")
+        self._settle()
+
+    def _settle(self) -> None:
+        if self.settles:
+            self.world.settle()
+
+    def _pick(self, at: int) -> JobId:
+        return self.known[at % len(self.known)]
+
+
+def _elements(jobs: dict[JobId, Job], name: JobId) -> list[Job]:
+    return [jobs[name]] if name in jobs else [job for job in jobs.values() if job.array is not None and job.array.id == name]
+
+
+TestBatch = Batch.TestCase
+TestBatch.settings = settings(
+    max_examples=int(os.environ.get("SIM_EXAMPLES", "40")),
+    stateful_step_count=int(os.environ.get("SIM_STEPS", "30")),
+    deadline=None,
+    phases=[Phase.reuse, Phase.generate] if "SIM_EXAMPLES" in os.environ else list(Phase),
+    suppress_health_check=list(HealthCheck),
+)
