@@ -5,7 +5,7 @@ from __future__ import annotations
 
 import os
 import sys
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 
 import click
 
@@ -62,12 +62,13 @@ def print_json(value: object) -> None:
     click.echo(msgspec.json.format(msgspec.json.encode(value), indent=2).decode())
 
 
-def print_table(columns: Sequence[str], rows: Sequence[Sequence[str]], empty: str) -> None:
-    """A listing. `empty` is said on stderr when there are no rows, so that a pipe gets nothing."""
+def print_table(columns: Sequence[str], rows: Sequence[Sequence[str]], empty: str, *, keep: Collection[str] = ()) -> None:
+    """A listing. `empty` is said on stderr when there are no rows, so that a pipe gets nothing. Where a person looks and there is
+    no room, cells are folded, but not those of the columns in `keep`: an id in two lines can't be copied."""
     if not rows:
         say(empty)
     elif person_looks():
-        _print_rich(columns, rows)
+        _print_rich(columns, rows, keep)
     else:
         click.echo(render_plain(columns, rows))
 
@@ -83,14 +84,16 @@ def _one_line(cell: str) -> str:
     return " ".join(cell.split()) or "-"
 
 
-def _print_rich(columns: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
+def _print_rich(columns: Sequence[str], rows: Sequence[Sequence[str]], keep: Collection[str]) -> None:
     from rich.console import Console
     from rich.table import Table
     from rich.text import Text
 
     table = Table(box=None, header_style="bold", pad_edge=False)
-    for name in columns:
-        table.add_column(name.upper(), overflow="fold")
+    for at, name in enumerate(columns):
+        # what may be folded gives way first; where that is not enough, rich would squeeze all alike
+        least = max(len(_one_line(cell)) for cell in (name, *(row[at] for row in rows))) if name in keep else None
+        table.add_column(name.upper(), overflow="fold", no_wrap=name in keep, min_width=least)
     for row in rows:
         table.add_row(*(Text(_one_line(cell), style=COLOURS.get(cell, "")) for cell in row))
     Console().print(table)

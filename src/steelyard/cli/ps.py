@@ -10,12 +10,16 @@ import msgspec
 
 from steelyard.cli.batch_progress import render_duration
 from steelyard.cli.job_text import age_s, elapsed_s, render_asks, render_counts, render_span
-from steelyard.cli.output import print_json, print_table
+from steelyard.cli.output import person_looks, print_json, print_table
 from steelyard.cli.session import home_option, json_option, open_client
 from steelyard.clock import SystemClock
 from steelyard.wire.api import JobView
 
-COLUMNS = ("id", "name", "state", "exit", "asks", "elapsed", "submitted", "reason")
+COLUMNS = ("id", "name", "state", "exit", "asks", "elapsed", "age", "reason")
+#: stays on one line however narrow the terminal is
+KEEP = ("id", "state", "exit", "elapsed", "age")
+#: a longer name is cut where a person looks
+NAME_MAX = 20
 
 
 class JobRow(msgspec.Struct, frozen=True):
@@ -83,8 +87,9 @@ def ps(
     chosen = any(value is not None for value in asked.values())
     print_table(
         COLUMNS,
-        make_cells(jobs, SystemClock().now_us()),
+        make_cells(jobs, SystemClock().now_us(), NAME_MAX if person_looks() else None),
         "No such jobs." if chosen else "No jobs. `steelyard run -- CMD` starts one.",
+        keep=KEEP,
     )
 
 
@@ -92,18 +97,18 @@ def make_row(job: JobView) -> JobRow:
     return JobRow(**{name: getattr(job, name) for name in JobRow.__struct_fields__})
 
 
-def make_cells(jobs: Sequence[JobView], now_us: int) -> list[tuple[str, ...]]:
-    """Rows under `COLUMNS`. Pure."""
+def make_cells(jobs: Sequence[JobView], now_us: int, name_max: int | None = None) -> list[tuple[str, ...]]:
+    """Rows under `COLUMNS`. `age` is since it was submitted. Pure."""
     return [
         (
             job.id,
-            job.name,
+            job.name if name_max is None or len(job.name) <= name_max else f"{job.name[: name_max - 1]}…",
             job.state,
             "" if job.exit_code is None else str(job.exit_code),
             render_asks(job),
             "" if (run_s := elapsed_s(job, now_us)) is None else render_span(run_s),
-            f"{render_duration(age_s(job.submitted_at, now_us))} ago",
-            job.reason or "" if job.elements is None else render_counts(job.elements),
+            render_duration(age_s(job.submitted_at, now_us)),
+            render_counts(job.elements) if job.elements is not None else "" if job.reason in (None, "exited") else job.reason,
         )
         for job in jobs
     ]

@@ -8,7 +8,7 @@ from pathlib import Path
 import click
 
 from steelyard.cli.output import print_table, say
-from steelyard.cli.ps import COLUMNS, make_cells
+from steelyard.cli.ps import COLUMNS, KEEP, NAME_MAX, make_cells
 from steelyard.cli.quantities import parse_seconds, parse_signal
 from steelyard.cli.session import find_settings, home_option, new_key, open_client, quote
 from steelyard.clock import SystemClock
@@ -74,7 +74,7 @@ def _find_own(client: ApiClient, home: Path | None, states: str, yes: bool) -> l
                 f"This would stop {len(found)} jobs or arrays, and nobody is there to be asked: say -y. Nothing was stopped.",
                 code="not-confirmed",
             )
-        print_table(COLUMNS, make_cells(found, SystemClock().now_us()), "")
+        print_table(COLUMNS, make_cells(found, SystemClock().now_us(), NAME_MAX), "", keep=KEEP)
         if not click.confirm(f"Stop what is {states.upper()} of these {len(found)}?", err=True):
             raise Refused("Nothing was stopped.", code="not-confirmed")
     return [job.id for job in found]

@@ -209,7 +209,7 @@ def test_the_list_of_jobs() -> None:
 
 def row(id_: str, state: str, asks: str, elapsed: str, reason: str) -> dict[str, str]:
     known = {"id": id_, "name": "train", "state": state, "exit": "", "asks": asks}
-    return {**known, "elapsed": elapsed, "submitted": "3m20s ago", "reason": reason}
+    return {**known, "elapsed": elapsed, "age": "3m20s", "reason": reason}
 
 
 def test_a_row_of_json_is_a_view_of_its_names() -> None:
