@@ -11,7 +11,7 @@ from pathlib import Path
 
 import msgspec
 
-from bench import bursts, decision, idle, jitter, neighbours, peers, placement, tax, wakes, warm
+from bench import bursts, decision, idle, jitter, jobs, neighbours, peers, placement, submits, tax, wakes, warm
 from bench.figures import Figure, environment, render_page, render_table
 
 Measure = Callable[[Callable[[str], None], bool], list[Figure]]
@@ -30,6 +30,10 @@ GROUPS: dict[str, Measure] = {
     "idle-moment": bursts.measure_idle_moment,
     "idle": idle.measure_idle,
     "job": wakes.measure_jobs,
+    "queue": jobs.measure_queue,
+    "throughput": jobs.measure_throughput,
+    "submits": submits.measure_submits,
+    "idle-queue": submits.measure_idle_queue,
     "jitter": jitter.measure_jitter,
 }
 PAGE = Path(__file__).resolve().parent.parent / "docs" / "benchmarks.md"

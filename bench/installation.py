@@ -51,13 +51,16 @@ class Installation:
         (folder / "app.py").write_text(text)
         return folder / "app.py"
 
+    @property
+    def token(self) -> str:
+        return (self.folder / "home" / "admin.token").read_text().strip()
+
     def api(self, method: str, path: str, body: Any = None) -> Any:
-        token = (self.folder / "home" / "admin.token").read_text().strip()
         request = urllib.request.Request(
             f"http://127.0.0.1:{self.api_port}{path}",
             method=method,
             data=None if body is None else json.dumps(body).encode(),
-            headers={"Authorization": f"Bearer {token}", "Content-Type": "application/json"},
+            headers={"Authorization": f"Bearer {self.token}", "Content-Type": "application/json"},
         )
         with urllib.request.urlopen(request, timeout=60) as answer:
             return json.loads(answer.read() or b"null")

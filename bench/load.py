@@ -88,6 +88,31 @@ async def request_once(target: Target, timeout_s: float = REQUEST_TIMEOUT_S) -> 
     return Result(status, first - begin, time.monotonic() - begin, body)
 
 
+class Connection:
+    """One kept-alive connection, one request at a time."""
+
+    def __init__(self, port: int) -> None:
+        self._port = port
+        self._streams: tuple[asyncio.StreamReader, asyncio.StreamWriter] | None = None
+
+    async def send(self, target: Target) -> tuple[int, bytes]:
+        """(status, body). A server that closed it meanwhile gets the request on a new one."""
+        if self._streams is not None and self._streams[0].at_eof():
+            self.close()
+        if self._streams is None:
+            self._streams = await asyncio.open_connection("127.0.0.1", self._port)
+        reader, writer = self._streams
+        writer.write(target.render())
+        async with asyncio.timeout(REQUEST_TIMEOUT_S):
+            status, _, body = await read_response(reader)
+        return status, body
+
+    def close(self) -> None:
+        if self._streams is not None:
+            self._streams[1].close()
+            self._streams = None
+
+
 async def run_connections(target: Target, connections: int, seconds: float) -> list[float]:
     """Latencies (s) of back-to-back requests on kept-alive connections for a fixed time. Raises on any answer but 200."""
     latencies: list[float] = []

@@ -14,14 +14,18 @@ from spawner_rig import LIMIT_S, WORK_GID, WORK_UID, Rig, open_rig, until
 
 from steelyard.agent.cleanup import Cleanup
 from steelyard.agent.devices import DeviceKeeper
+from steelyard.agent.holdings import Holdings
 from steelyard.agent.jobs import JobKeeper
 from steelyard.agent.presence import Presence
+from steelyard.agent.scratch import ScratchKeeper
 from steelyard.agent.timing import TimingKeeper
+from steelyard.agent.usage import UsageKeeper
 from steelyard.clock import SystemClock
 from steelyard.config import Paths, Settings
 from steelyard.host.journal import SettingsJournal
 from steelyard.host.machine import observe_machine
 from steelyard.host.proc import boot_id, observe_processes
+from steelyard.host.scratch import ScratchDisk
 from steelyard.model.batch import Gang
 from steelyard.model.ids import DEFAULT_PROJECT, AttemptId, JobId
 from steelyard.model.job import JobSpec, Owner, Plan
@@ -70,9 +74,12 @@ class KeeperRig:
         self.timing = TimingKeeper(self.paths, runtime, cleanup, clock, journal, root=False)
         self.devices = DeviceKeeper(self.paths.agent, lambda: (), lambda: (), lambda: None, lambda text: None)
         self.runtime = runtime
+        scratch = ScratchKeeper(ScratchDisk(self.paths.home, cgroup_tag(self), configured=self.paths.home))
+        usage = UsageKeeper(self.rig.cgroups, clock, None, scratch.peak_bytes)
         return JobKeeper(
             self.paths, SETTINGS, self.machine, runtime, cleanup, self.rig.cgroups, clock, self.timing,
-            self.changed.set, self.devices, Presence(None), "/nonexistent",
+            self.changed.set, self.devices, Presence(None), Holdings(scratch, usage, self.rig.cgroups),
+            "/nonexistent",
         )  # fmt: skip
 
     async def _take_exits(self) -> None:

@@ -8,7 +8,7 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
-from apps import MANY, deploy
+from apps import MANY, deploy, free_cores
 from steelyard_cluster import Cluster, wait_until
 
 pytestmark = pytest.mark.skipif(
@@ -50,12 +50,6 @@ def test_cores_that_another_function_holds_are_refused_at_the_door(shared: Clust
     deploy(shared, "first", MANY, "--timing", "dedicated", "--cpus", str(most))  # its own cores are no obstacle to itself
     shared.ok("delete", "first")
     free_cores(shared)
-
-
-def free_cores(cluster: Cluster) -> None:
-    """Until no deleted function holds a core: its replicas answer what they have before they end."""
-    name = json.loads(cluster.ok("nodes", "--json"))[0]["name"]
-    wait_until(lambda: not json.loads(cluster.ok("topo", name, "--json"))["used"], 20, "all cores to be free")
 
 
 def expand(text: str) -> list[int]:

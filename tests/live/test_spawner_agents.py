@@ -347,6 +347,23 @@ def test_only_one_spawner_serves_a_socket() -> None:
 # cost
 
 
+def test_ends_are_told_while_many_more_are_waiting_to_be_started() -> None:
+    async def script(rig: Rig) -> None:
+        request = spawn_request(rig, "w", "/bin/true")
+        fields = {name: getattr(request, name) for name in request.__struct_fields__}
+        starts = [
+            asyncio.ensure_future(rig.client.spawn(wire.Spawn(**{**fields, "workload": f"many.{number}"})))
+            for number in range(64)
+        ]
+        await rig.next_exit()
+        assert not all(start.done() for start in starts)
+        await asyncio.gather(*starts)
+        for _ in range(63):
+            await rig.next_exit()
+
+    play(script)
+
+
 def test_spawn_rate_and_size_are_reported(record_property: Callable[[str, object], None]) -> None:
     async def script(rig: Rig) -> None:
         request = spawn_request(rig, "w", "/bin/true")

@@ -69,8 +69,10 @@ class Progress(msgspec.Struct, frozen=True):
     frozen_since_boot_ns: int | None = None
     #: the warning before its end was sent
     warned: bool = False
-    #: the limit for which it is being ended
+    #: the limit for which it is being ended, or PREEMPTED
     limit: Reason | None = None
+    #: with PREEMPTED: the function to which it gives way
+    function: str = ""
 
 
 @dataclass
@@ -100,6 +102,9 @@ class Attempt:
     broke_with: int | None = None
     #: its whole cores are given away while it is suspended, and stay so when it goes on only to end
     lent: bool = False
+    #: a function has woken whose devices it was lent: which, and when what is left of it is killed (monotonic)
+    gives_way_to: str = ""
+    kill_at_ns: int | None = None
     #: its first process may have been started
     launched: bool = False
     #: ports that it was given
@@ -175,8 +180,10 @@ class Attempt:
         self.reason, self.detail = end.reason, end.detail
         if member.rank is not None and end.bad:
             self.detail = f"rank {member.rank} {_tell(end)}{_tell_others(self.broke_with)}."
-        if self.progress.limit is not None:
-            self.reason, self.detail = self.progress.limit, explain_limit(self.progress.limit, spec)
+        limit = self.progress.limit
+        # what finished although it was told to give way has succeeded, as where the server tells it
+        if limit is not None and (limit is not Reason.PREEMPTED or bad):
+            self.reason, self.detail = limit, explain_limit(limit, spec, self.progress.function)
 
     def note_not_started(self, reason: Reason, detail: str, now_us: int, *, doubt: bool = False) -> None:
         """The start failed and everything of it has been killed: it never ran only if no process of it did. `doubt`: nobody can
@@ -203,6 +210,7 @@ class Attempt:
             warned=self.progress.warned,
             limit=self.progress.limit,
             broken=self.broke_with is not None,
+            kill_at_ns=self.kill_at_ns,
         )
 
     def report(self, attempt: AttemptId, proof: Proof | None, usage: Usage | None = None) -> AttemptState:
@@ -286,7 +294,9 @@ def explain_end(
     return MemberEnd(exited.ended_at, reason, detail, exited.exit_code, exited.signal, peak)
 
 
-def explain_limit(limit: Reason, spec: JobSpec | None) -> str:
+def explain_limit(limit: Reason, spec: JobSpec | None, function: str = "") -> str:
+    if limit is Reason.PREEMPTED:
+        return f"gave way to the function {function}, which woke"
     after = {
         Reason.MAX_DURATION: spec.max_duration_s if spec else None,
         Reason.START_TIMEOUT: spec.start_timeout_s if spec else None,

@@ -26,6 +26,8 @@ class WakeStamps(msgspec.Struct, frozen=True):
     first_byte: int
     #: Envoy's arrival stamp, microseconds of wall clock; 0 when the request carried none
     arrival_us: int
+    #: the agent's: its place was its own again; 0 where it lends it to nobody
+    taken: int = 0
 
 
 def make_coldstart(
@@ -43,9 +45,20 @@ def make_coldstart(
     readable (the one that woke it had gone) counts from the moment the socket was seen."""
     arrival = stamps.arrival_us * 1000 - wall_minus_mono_ns if stamps.arrival_us else stamps.seen
     begin = min(arrival, stamps.seen)
-    edges = [begin, stamps.seen, stamps.sent, stamps.alive, stamps.joined, stamps.imported, stamps.entered]
+    edges = [
+        begin,
+        stamps.seen,
+        *((stamps.taken,) if stamps.taken else ()),
+        stamps.sent,
+        stamps.alive,
+        stamps.joined,
+        stamps.imported,
+        stamps.entered,
+    ]
     edges += [stamps.accepted, stamps.first_byte]
-    names = ("held", "plan", "fork", "join", "import", "enter", "serve", "first_byte")
+    names = ["held", "plan", "fork", "join", "import", "enter", "serve", "first_byte"]
+    if stamps.taken:
+        names.insert(1, "take_back")
     # A stamp that was never written (0) takes the one before it: that phase did not happen on this road.
     for at in range(1, len(edges)):
         edges[at] = max(edges[at], edges[at - 1])

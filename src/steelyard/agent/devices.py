@@ -7,6 +7,7 @@ have. Until a device is returned it stands in `waiting`, which goes into every r
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import logging
 import os
 import signal
@@ -25,6 +26,8 @@ log = logging.getLogger(__name__)
 
 FILE = "devices.json"
 LOOK_AGAIN_S = 1.0
+#: while a wake waits for a device
+LOOK_SOON_S = 0.05
 
 
 class DeviceEdge:
@@ -99,6 +102,9 @@ class DeviceKeeper:
         self._edge = edge or DeviceEdge()
         self._task: asyncio.Task[None] | None = None
         self._said: dict[str, str] = {}
+        #: how many wakes wait for a device, and what tells the looking that one does and them that one is free
+        self._hurried = 0
+        self._hurry, self._returned = asyncio.Event(), asyncio.Event()
         try:
             kept = msgspec.json.decode(self._file.read_bytes(), type=Kept)
         except (OSError, msgspec.MsgspecError):
@@ -147,8 +153,26 @@ class DeviceKeeper:
             except Exception:
                 # The last line of defence: a device must not be lost because one look broke.
                 log.exception("whether devices are free could not be looked at")
-            if self._waiting:
-                await asyncio.sleep(LOOK_AGAIN_S)
+            if self._waiting and self._hurried:
+                await asyncio.sleep(LOOK_SOON_S)
+            elif self._waiting:
+                with contextlib.suppress(TimeoutError):
+                    async with asyncio.timeout(LOOK_AGAIN_S):
+                        await self._hurry.wait()
+
+    async def wait_free(self, devices: Collection[str], own: Collection[str]) -> None:
+        """Until none of them waits for the end of other work than `own`. As long as it takes: whoever calls has a deadline."""
+        self._hurried += 1
+        self._hurry.set()
+        try:
+            while any(not set(self._waiting[each].workloads) <= set(own) for each in devices if each in self._waiting):
+                self.resume()
+                self._returned.clear()
+                await self._returned.wait()
+        finally:
+            self._hurried -= 1
+            if not self._hurried:
+                self._hurry.clear()
 
     async def _look(self) -> None:
         waits = dict(self._waiting)
@@ -160,6 +184,7 @@ class DeviceKeeper:
                 self._waiting.pop(device, None)
                 self._said.pop(device, None)
                 self._keep()
+                self._returned.set()
                 self._changed()
 
     def _judge(self, device: str, wait: Wait, look: Look, live: set[str], ended: set[str]) -> bool:

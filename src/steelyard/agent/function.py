@@ -20,6 +20,7 @@ from steelyard.agent.devices import DeviceKeeper, devices_of
 from steelyard.agent.edges import Edges
 from steelyard.agent.identity import choose_ids, explain_start
 from steelyard.agent.ledger import Ledger
+from steelyard.agent.lending import Lending
 from steelyard.agent.presence import GONE, Presence
 from steelyard.agent.readiness import POLL_S, ask_ready, make_listener
 from steelyard.agent.replica import FAILED, SERVING
@@ -61,8 +62,9 @@ class FunctionHost:
         ledger: Ledger,
         devices: DeviceKeeper,
         presence: Presence,
+        lending: Lending,
     ) -> None:
-        self._devices, self._presence = devices, presence
+        self._devices, self._presence, self._lending = devices, presence, lending
         self._edges, self.name = edges, name
         self._on_change, self._on_coldstart, self._on_awake = on_change, on_coldstart, on_awake
         self._apply_routes, self._ledger = apply_routes, ledger
@@ -121,6 +123,7 @@ class FunctionHost:
         try:
             plan = function.plan or Plan()
             self._presence.check(plan)
+            await self._take_back(function, plan)
             if devices_of(plan):
                 await self._devices.note_start(plan)
             host = await self.make_host(function, None)
@@ -161,8 +164,23 @@ class FunctionHost:
             listener = make_listener(socket_path(self._edges, function))
             self._edges.spawner.hold_socket(socket_name(function), listener.fileno())
         return RevisionHost(
-            self._edges, function, code, listener, self._presence, self._on_change, self._on_coldstart, self._on_awake
+            self._edges,
+            function,
+            code,
+            listener,
+            self._presence,
+            self._on_change,
+            self._on_coldstart,
+            self._on_awake,
+            self._lending,
         )
+
+    async def _take_back(self, function: AssignedFunction, plan: Plan) -> None:
+        """A new revision, its template too, begins on a place that the one before may have lent."""
+        before = self.routed.function.spec.wake_bound_s if self.routed is not None else None
+        bounds_s = [bound_s for bound_s in (function.spec.wake_bound_s, before) if bound_s is not None]
+        if bounds_s:
+            await self._lending.take_back(plan, self.name, self._edges.clock.mono_ns() + round(max(bounds_s) * 1e9))
 
     async def _make_ready(self, host: RevisionHost) -> None:
         if host.template is not None:
@@ -284,6 +302,15 @@ class FunctionHost:
         return awake or bool(self.draining)
 
     @property
+    def lends(self) -> bool:
+        """The newest revision sleeps, nothing rolls out or drains, and jobs may be on its cores and devices."""
+        host = self.routed
+        settled = self._task is None or self._task.done()
+        if host is None or self.newest is None or not settled or self.draining:
+            return False
+        return host.lends and host.function.revision == self.newest.revision
+
+    @property
     def hosts(self) -> list[RevisionHost]:
         found = [self.routed, self._rolling, *(host for host, _ in self.draining)]
         return [host for host in found if host is not None]
@@ -332,6 +359,7 @@ class FunctionHost:
             replicas=serving,
             waking=len(live) - serving,
             queued=host.queued + host.pending if host else 0,
+            lends=self.lends and self._failure is None,
         )
 
     def _log_tail(self) -> str:

@@ -11,6 +11,7 @@ from steelyard.agent.devices import DeviceKeeper, devices_of
 from steelyard.agent.edges import Edges
 from steelyard.agent.function import FunctionHost, socket_name, socket_path
 from steelyard.agent.ledger import Ledger
+from steelyard.agent.lending import Lending, meets
 from steelyard.agent.memory import TemplateUse, choose_evictions, choose_return
 from steelyard.agent.presence import Presence
 from steelyard.agent.replica import KIND as REPLICA
@@ -20,6 +21,7 @@ from steelyard.errors import SteelyardError
 from steelyard.gateway import GatewayDesired
 from steelyard.model.coldstart import ColdStart
 from steelyard.model.ids import FunctionName, WorkloadId
+from steelyard.model.job import Plan
 from steelyard.model.machine import HeldPlan
 from steelyard.runtime.process import Adopted, AdoptedState
 from steelyard.wire.agent import AssignedFunction, FunctionSeen, digest_keys
@@ -45,9 +47,10 @@ class FunctionKeeper:
         *,
         devices: DeviceKeeper,
         presence: Presence,
+        lending: Lending,
     ) -> None:
         self._edges, self._ledger = edges, ledger
-        self._devices, self._presence = devices, presence
+        self._devices, self._presence, self._lending = devices, presence, lending
         self._on_change, self._on_coldstart = on_change, on_coldstart
         self._hosts: dict[FunctionName, FunctionHost] = {}
         self._keys: tuple[str, ...] = ()
@@ -70,6 +73,7 @@ class FunctionKeeper:
             ledger=self._ledger,
             devices=self._devices,
             presence=self._presence,
+            lending=self._lending,
         )
         self._hosts[name] = host
         return host
@@ -267,6 +271,21 @@ class FunctionKeeper:
                 if plan is not None and plan != plans.get(revision.function.name):
                     found[HeldPlan(revision.function.name, plan)] = None
         return tuple(found)
+
+    def may_have(self, plan: Plan) -> bool:
+        """May a job be started on these devices? Functions that have any of them must be asleep and lend them."""
+        for function in self._ledger.assignment.functions:
+            if function.plan is not None and meets(function.plan, plan):
+                host = self._hosts.get(function.name)
+                if host is None or not host.lends:
+                    return False
+        awake = (revision for host in self._hosts.values() if not host.lends for revision in host.hosts)
+        return not any(meets(revision.plan, plan) for revision in awake)
+
+    @property
+    def lent(self) -> tuple[Plan, ...]:
+        """Places of functions that sleep and lend them."""
+        return tuple(host.routed.plan for host in self._hosts.values() if host.lends and host.routed is not None)
 
     def seen(self) -> tuple[FunctionSeen, ...]:
         return tuple(seen for name in sorted(self._hosts) if (seen := self._hosts[name].seen()) is not None)

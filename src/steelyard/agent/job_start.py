@@ -10,7 +10,7 @@ import asyncio
 import os
 from collections.abc import Callable, Collection
 
-from steelyard.agent.attempt import ATTEMPT, RANK, RANKS, Attempt, Member
+from steelyard.agent.attempt import ATTEMPT, RANK, RANKS, Attempt, Member, explain_limit
 from steelyard.agent.device_proof import shares_by_mps
 from steelyard.agent.devices import DeviceKeeper, devices_of
 from steelyard.agent.holdings import Holdings
@@ -33,6 +33,8 @@ from steelyard.wire.agent import AssignedJob
 from steelyard.wire.spawn import Outputs
 
 KIND = "job"
+#: code of a start that was broken off for a function that woke
+PREEMPTED = str(Reason.PREEMPTED)
 #: how a gang on one machine meets
 LOOPBACK = "127.0.0.1"
 
@@ -40,7 +42,8 @@ Ids = tuple[int, int] | None
 
 
 class JobStarter:
-    """`common_cpus` and `taken_ports` say what is so at that moment; `share_cpus` brings the common cpuset in line."""
+    """`kept_cpus` (common ones that no function lends) and `taken_ports` say what is so at that moment; `share_cpus` brings the
+    common cpuset in line."""
 
     def __init__(
         self,
@@ -53,14 +56,18 @@ class JobStarter:
         presence: Presence,
         holdings: Holdings,
         share_cpus: Callable[[], None],
-        common_cpus: Callable[[], tuple[int, ...]],
+        kept_cpus: Callable[[], tuple[int, ...]],
         taken_ports: Callable[[], Collection[range]],
         slurm_bin: str,
     ) -> None:
         self._settings, self._machine, self._runtime, self._files = settings, machine, runtime, files
         self._timing, self._devices, self._presence = timing, devices, presence
+<<<<<<< HEAD
         self._holdings = holdings
         self._share_cpus, self._common_cpus, self._taken_ports = share_cpus, common_cpus, taken_ports
+=======
+        self._share_cpus, self._kept_cpus, self._taken_ports = share_cpus, kept_cpus, taken_ports
+>>>>>>> wt-wake
         self._slurm_bin = slurm_bin
 
     def ids(self, job: AssignedJob) -> Ids:
@@ -90,6 +97,8 @@ class JobStarter:
             if attempt.broke_with is not None:
                 member.phase = "not-started"
                 continue
+            if attempt.kill_at_ns is not None:
+                raise EdgeFailed(explain_limit(Reason.PREEMPTED, job.spec, attempt.gives_way_to), code=PREEMPTED)
             attempt.launched = True
             self._holdings.note_start(job.attempt, member.workload, member.plan)
             handle = await self._runtime.launch(
@@ -141,7 +150,7 @@ class JobStarter:
 
     def _count_own_cores(self, job: AssignedJob) -> int:
         """Physical cores that nobody else may be given meanwhile: whole ones, or all common ones when it booked them all."""
-        cpus = set(job.plan.cpus or self._common_cpus())
+        cpus = set(job.plan.cpus or self._kept_cpus())
         cores = sum(not cpus.isdisjoint(core.cpus) for core in self._machine.cores)
         return cores if job.plan.cpus or job.plan.share >= cores else 0
 
@@ -186,6 +195,8 @@ def explain_failure(err: SteelyardError, job: AssignedJob, ids: Ids) -> tuple[Re
     """Why an attempt was not started, and what its owner can do about it."""
     if err.code == GONE:
         return Reason.DEVICE_GONE, err.public
+    if err.code == PREEMPTED:
+        return Reason.PREEMPTED, err.public
     if err.detail == "output":
         advice = "That folder has to be there, and that user has to be allowed to write the file. Make it, or name another file."
         return Reason.START_FAILED, f"{err.public}. {advice}"

@@ -35,6 +35,7 @@ from steelyard.agent.holdings import Holdings
 from steelyard.agent.job_files import JobFiles
 from steelyard.agent.job_proofs import JobProofs
 from steelyard.agent.job_start import KIND, JobStarter, explain_failure
+from steelyard.agent.lending import meets
 from steelyard.agent.presence import Presence
 from steelyard.agent.reconcile import (
     ALIVE,
@@ -98,11 +99,18 @@ class JobKeeper:
         presence: Presence,
         holdings: Holdings,
         slurm_bin: str,
+        may_have: Callable[[Plan], bool] = lambda plan: True,
     ) -> None:
+<<<<<<< HEAD
         self._holdings = holdings
+=======
+        """`may_have`: does every function that has these devices lend them at this moment?"""
+>>>>>>> wt-wake
         self._timing, self._devices, self._machine = timing, devices, machine
         self._runtime, self._cleanup, self._cgroups, self._clock = runtime, cleanup, cgroups, clock
-        self._changed = changed
+        self._changed, self._may_have = changed, may_have
+        #: an attempt has ended, or was not started after all
+        self._left = asyncio.Event()
         self.files = JobFiles(paths.workloads)
         self._proofs = JobProofs(settings, machine, cgroups, timing, clock, holdings, self._shared_cpus)
         self._starter = JobStarter(
@@ -115,7 +123,7 @@ class JobKeeper:
             presence,
             holdings,
             self._share_cpus,
-            self._shared_cpus,
+            self._kept_cpus,
             lambda: [each.ports for each in self._attempts.values()],
             slurm_bin,
         )
@@ -124,8 +132,14 @@ class JobKeeper:
         self._assigned: dict[AttemptId, AssignedJob] = {}
         self._tasks: set[asyncio.Task[None]] = set()
         self._timer: asyncio.TimerHandle | None = None
+<<<<<<< HEAD
+        self._soon: asyncio.Handle | None = None
         #: cores of dedicated functions
+=======
+        #: cores of dedicated functions, and of those that sleep and lend them
+>>>>>>> wt-wake
         self._reserved: list[tuple[int, ...]] = []
+        self._lent: list[tuple[int, ...]] = []
 
     def workloads_in(self, *phases: str) -> set[str]:
         """Of attempts in one of these phases."""
@@ -246,8 +260,12 @@ class JobKeeper:
         state.wakeups = self._timing.observe_wakeups(attempt) or state.wakeups
         self._timing.release(attempt)
         self._devices.note_end(state.workloads, state.plan)
+<<<<<<< HEAD
         for workload in state.workloads:
             self._holdings.drop(workload)
+=======
+        self._left.set()
+>>>>>>> wt-wake
 
     # -- bringing it in line
 
@@ -256,7 +274,13 @@ class JobKeeper:
         self._assigned = {job.attempt: job for job in assigned}
         self._step()
 
+    def _step_soon(self) -> None:
+        """One look for all starts that are done at the same moment: each look is at every attempt."""
+        if self._soon is None:
+            self._soon = asyncio.get_running_loop().call_soon(self._step)
+
     def _step(self) -> None:
+        self._soon = None
         while True:
             now_ns = self._clock.mono_ns()
             self._look_at_beats(now_ns)
@@ -282,6 +306,10 @@ class JobKeeper:
 
     def _carry_out(self, action: JobAction) -> None:
         match action:
+            case Start(job) if not self._may_have(job.plan):
+                detail = "the function whose place it was lent has woken"
+                self._add(job.attempt, Attempt(Plan(), [], "not-started", Reason.PREEMPTED, detail))
+                self._changed()
             case Start(job):
                 state = Attempt(job.plan, make_members(job.attempt, job.plan, count_processes(job.spec.gang)))
                 self._add(job.attempt, state)
@@ -296,7 +324,8 @@ class JobKeeper:
                 state = self._attempts[attempt]
                 state.signalled_ns, state.signalled = self._clock.mono_ns(), signum
                 if limit is not None and state.progress.limit is None:
-                    self._save(attempt, state, msgspec.structs.replace(state.progress, limit=limit))
+                    function = state.gives_way_to
+                    self._save(attempt, state, msgspec.structs.replace(state.progress, limit=limit, function=function))
                 self._signal(state, signum)
             case Warn(attempt, signum, steps_only):
                 state = self._attempts[attempt]
@@ -334,7 +363,9 @@ class JobKeeper:
     def _forget(self, attempt: AttemptId) -> None:
         state = self._attempts.pop(attempt)
         for workload in state.workloads or [WorkloadId(attempt)]:
-            self._cleanup.remove(workload)
+            # what has ended was killed to the last process then: as a rule only the empty group is left
+            if not self._cleanup.forget(workload):
+                self._cleanup.remove(workload)
             self._of.pop(workload, None)
         self._holdings.forget(attempt)
         self._timing.release(attempt)
@@ -367,20 +398,33 @@ class JobKeeper:
                 self._proofs.observe(job, state)
                 await self._timing.start_probe(job)
         self._changed()
-        self._step()
+        self._step_soon()
 
     def _note_not_started(self, job: AssignedJob, state: Attempt, reason: Reason, detail: str, *, doubt: bool = False) -> None:
         for member in state.members:
             self._runtime.kill(member.workload)
             self._holdings.drop(member.workload)
         if state.phase == "starting":
-            if all(member.end is not None for member in state.members):  # it did run: only the answer was lost
+            if state.members and all(member.end is not None for member in state.members):  # it did run: only the answer was lost
                 state.conclude(job.spec)
             else:
                 state.note_not_started(reason, detail, self._clock.now_us(), doubt=doubt)
             if state.phase == "ended":
                 self._finish(job.attempt, state)
         self._timing.release(job.attempt)
+        self._left.set()
+
+    # -- giving way to functions
+
+    async def make_way(self, place: Plan, function: str, kill_at_ns: int) -> None:
+        """`function` wakes: until no job has any of the devices of `place`, on which none is started meanwhile."""
+        while guests := [each for each in self._attempts.values() if _is_there(each) and meets(each.plan, place)]:
+            for each in guests:
+                if each.kill_at_ns is None:
+                    each.kill_at_ns, each.gives_way_to = kill_at_ns, function
+            self._left.clear()
+            self._step()
+            await self._left.wait()
 
     # -- suspending
 
@@ -422,9 +466,10 @@ class JobKeeper:
                 self._cgroups.make(member.workload, plan)
                 keep_within(self._cgroups.pids(member.workload), plan.cpus)
 
-    def reserve(self, plans: Iterable[Plan]) -> None:
-        """Keep jobs off the cores of dedicated functions, older revisions that still serve among them."""
-        reserved = sorted({plan.cpus for plan in plans if plan.cpus})
+    def reserve(self, plans: Iterable[Plan], lent: Iterable[Plan] = ()) -> None:
+        """Keep jobs off the cores of dedicated functions, older revisions that still serve among them, but for those `lent`."""
+        self._lent = sorted({plan.cpus for plan in lent if plan.cpus})
+        reserved = sorted({plan.cpus for plan in plans if plan.cpus} - set(self._lent))
         if reserved != self._reserved:
             self._reserved = reserved
             self._share_cpus()
@@ -433,6 +478,10 @@ class JobKeeper:
         """What is left for all; an ended job's cores come back when the server has taken note of its end."""
         exclusive = [state.plan.cpus for state in self._attempts.values() if state.plan.cpus and not state.lent]
         return decide_shared_cpus(self._machine.cpus, [*exclusive, *self._reserved])
+
+    def _kept_cpus(self) -> tuple[int, ...]:
+        """Of those, what no function takes back when it wakes."""
+        return decide_shared_cpus(self._shared_cpus(), self._lent)
 
     def _share_cpus(self) -> None:
         shared = self._shared_cpus()
@@ -446,14 +495,14 @@ class JobKeeper:
         return [
             (member.workload, member.handle.pid, member.handle.start_time)
             for state in self._attempts.values()
-            if state.phase in ("starting", *ALIVE)
+            if _is_there(state)
             for member in state.running
             if member.handle is not None
         ]
 
     @property
     def devices_in_use(self) -> set[str]:
-        held = (state.plan for state in self._attempts.values() if state.phase in ("starting", *ALIVE))
+        held = (state.plan for state in self._attempts.values() if _is_there(state))
         return {device for plan in held for device in devices_of(plan)}
 
     def attempts(self) -> tuple[AttemptState, ...]:
@@ -515,3 +564,8 @@ class JobKeeper:
         if state.phase == RUNNING and job is not None:
             self._proofs.observe(job, state)
         return self._proofs.of(state)
+
+
+def _is_there(attempt: Attempt) -> bool:
+    """Processes of it may be on its devices."""
+    return attempt.phase in ("starting", *ALIVE)

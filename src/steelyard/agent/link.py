@@ -25,6 +25,8 @@ log = logging.getLogger(__name__)
 
 RETRY_MIN_S, RETRY_MAX_S = 0.05, 2.0
 FRAME_MAX = 64 * 1024 * 1024
+#: at most that long a busy agent lets changes gather for one report
+REST_MAX_S = 0.02
 
 
 class Link:
@@ -91,10 +93,13 @@ class Link:
             await self._changed.wait()
             self._changed.clear()
             self._seq += 1
+            began_s = asyncio.get_running_loop().time()
             try:
                 await socket.send(encode(self._make_report(self._seq)))
             except WebSocketException:
                 return  # the reader sees the same end and reconnects
+            # A report tells everything, so many changes at once are one: as much time to others as it takes itself.
+            await asyncio.sleep(min(REST_MAX_S, asyncio.get_running_loop().time() - began_s))
 
     def _receive(self, socket: ClientConnection, tasks: set[asyncio.Task[None]], frame: bytes) -> None:
         match decode_from_server(frame):

@@ -23,6 +23,7 @@ from steelyard.agent.holdings import Holdings
 from steelyard.agent.jobs import KIND as JOB
 from steelyard.agent.jobs import JobKeeper
 from steelyard.agent.ledger import Ledger
+from steelyard.agent.lending import Lending
 from steelyard.agent.link import Link
 from steelyard.agent.presence import Presence
 from steelyard.agent.reconcile import ALIVE
@@ -105,10 +106,17 @@ class Agent:
             self.presence,
             self.holdings,
             str(edges.slurm_bin),
+            lambda plan: self.functions.may_have(plan),
         )
         self.execs = ExecKeeper(edges.paths, edges.runtime, edges.cleanup, edges.clock, self.jobs.find_host)
         self.functions = FunctionKeeper(
-            edges, self._ledger, self._changed, self._add_coldstart, devices=self.devices, presence=self.presence
+            edges,
+            self._ledger,
+            self._changed,
+            self._add_coldstart,
+            devices=self.devices,
+            presence=self.presence,
+            lending=Lending(self._reserve, self.jobs.make_way, self.devices),
         )
         self._link = Link(
             edges.settings,
@@ -271,9 +279,13 @@ class Agent:
         self._link.poke()
 
     def _reserve(self) -> None:
-        """When an assignment came, before anything is started; what older revisions leave free is noticed by the housekeeping."""
+        """When an assignment came, before anything is started, and when a function that lends its cores falls asleep or wakes;
+        what older revisions leave free is noticed by the housekeeping."""
         newest = [function.plan for function in self._ledger.assignment.functions if function.plan is not None]
-        self.jobs.reserve([*newest, *(held.plan for held in self.functions.held(self._ledger.assignment.functions))])
+        held = [held.plan for held in self.functions.held(self._ledger.assignment.functions)]
+        # without cpusets nobody could be moved off them again
+        lent = self.functions.lent if "cpuset" in self._edges.cgroups.controllers else ()
+        self.jobs.reserve([*newest, *held], lent)
 
     def _add_coldstart(self, row: ColdStart) -> None:
         self._coldstarts.append(row)

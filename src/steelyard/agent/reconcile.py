@@ -6,7 +6,9 @@ limits are decided here too, so that they hold while the server is away. Order o
   2. assigned, alive, must end          -> Thaw where it is frozen, Signal once per signal asked for; Kill when the grace is over
      a. a rank of it ended badly        -> all others end within `GANG_GRACE_S`, however long a later stop would give them
      b. its end is asked for            -> with the signal and the grace that were asked for
-     c. it ran into one of its limits   -> TERM
+     c. the function woke whose devices it was lent -> with its own signal and grace, as when it gives way to a job
+     d. it ran into one of its limits   -> TERM
+     and where such a function woke, all of these are killed when the function must have its devices back
   3. assigned, alive, not as suspended as it should be -> Freeze or Thaw
   4. assigned, running, the time for its warning has come -> Warn, once
   5. not assigned, alive                -> Signal TERM, then Kill: the server holds it for ended, so its cores are given away
@@ -57,6 +59,8 @@ class JobSeen(msgspec.Struct, frozen=True):
     limit: Reason | None = None
     #: of a gang: a rank ended badly before anybody wanted it to end
     broken: bool = False
+    #: a function has woken whose devices it was lent: killed then (monotonic ns), whatever else it is being ended for
+    kill_at_ns: int | None = None
 
 
 class Start(msgspec.Struct, frozen=True):
@@ -151,6 +155,9 @@ def _why_end(job: AssignedJob, state: JobSeen) -> _End | None:
         return _End(signal.SIGKILL if job.stop_signal == signal.SIGKILL else signal.SIGTERM, GANG_GRACE_S)
     if job.stop_signal is not None:
         return _End(job.stop_signal, job.stop_grace_s)
+    if state.limit is Reason.PREEMPTED or (state.limit is None and state.kill_at_ns is not None):
+        asked = job.spec.preemption
+        return _End(asked.signal, asked.grace_s, Reason.PREEMPTED)
     limit = state.limit or (find_limit(job.spec, state) if state.phase == RUNNING else None)
     return None if limit is None else _End(signal.SIGTERM, LIMIT_GRACE_S, limit)
 
@@ -175,6 +182,8 @@ def _end(attempt: AttemptId, state: JobSeen, wanted: _End, now_ns: int, actions:
         actions.append(Signal(attempt, wanted.signum, wanted.limit))
         return
     deadline = state.signalled_ns + _ns(wanted.grace_s)
+    if state.kill_at_ns is not None:
+        deadline = min(deadline, state.kill_at_ns)
     if wanted.signum == signal.SIGKILL or now_ns >= deadline:
         actions.append(Kill(attempt))
     else:

@@ -88,6 +88,8 @@ class Replica:
     start_time: int | None = None
     retiring: bool = False
     served: bool = False
+    #: when its revision had its place back that it had lent; 0: it lends nothing
+    taken_ns: int = 0
     #: on a private socket, to see whether the revision answers
     trial: bool = False
 
@@ -123,6 +125,7 @@ class Replica:
             accepted=page.accepted_ns,
             first_byte=page.first_byte_ns,
             arrival_us=page.arrival_us,
+            taken=self.taken_ns,
         )
         return make_coldstart(
             replica=self.workload,

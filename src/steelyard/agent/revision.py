@@ -20,6 +20,7 @@ from steelyard.agent.answer import refuse_waiting, render_refusal
 from steelyard.agent.device_proof import shares_by_mps
 from steelyard.agent.edges import Edges
 from steelyard.agent.identity import choose_ids, make_env
+from steelyard.agent.lending import Lending
 from steelyard.agent.presence import GONE, Presence
 from steelyard.agent.replica import FAILED, SERVING, Replica, Slot, make_slot
 from steelyard.agent.starter import start_plain
@@ -59,9 +60,13 @@ class RevisionHost:
         on_change: Callable[[], None],
         on_coldstart: Callable[[ColdStart], None],
         on_awake: Callable[[], None],
+        lending: Lending,
     ) -> None:
         self.edges, self.function, self.code, self.listener = edges, function, code, listener
-        self._presence = presence
+        self._presence, self._lending = presence, lending
+        #: its replicas that ended since it last woke
+        self._had: set[str] = set()
+        self._gave = False
         self._on_change, self._on_coldstart, self._on_awake = on_change, on_coldstart, on_awake
         self.plan = function.plan or Plan()
         self.ids = choose_ids(function.owner, function.spec.as_root, edges.settings, os.geteuid())
@@ -102,6 +107,12 @@ class RevisionHost:
         """As many connections as Envoy may have here: further requests wait in Envoy."""
         held = self.queued + sum(replica.page.connections for replica in self.live)
         return held >= self.function.spec.replicas_max * self.function.spec.concurrency
+
+    @property
+    def lends(self) -> bool:
+        """It sleeps, and others may be on its cores and devices."""
+        ready = self.opened and not self.draining and not self._closed
+        return ready and self.function.spec.wake_bound_s is not None and not self.replicas
 
     # -- asleep: the socket is watched
 
@@ -162,6 +173,8 @@ class RevisionHost:
         loop.call_later(self.function.spec.startup_deadline_s, self._check_deadline, replica)
         fd = (listener or self.listener).fileno()
         try:
+            if self.function.spec.wake_bound_s is not None and not await self._take_back(replica):
+                return replica
             if not await self._start_from_template(replica, slot, fd):
                 replica.sent_ns = self.edges.clock.mono_ns()
                 handle = await start_plain(self, slot, fd, replica.trial)
@@ -174,6 +187,13 @@ class RevisionHost:
         loop.call_later(SLOT_DELAY_S, self._prepare_slot)
         self._on_change()
         return replica
+
+    async def _take_back(self, replica: Replica) -> bool:
+        """Whoever it was lent to leaves its place first. False: the start has failed meanwhile."""
+        bound_ns = round((self.function.spec.wake_bound_s or 0.0) * 1e9)
+        await self._lending.take_back(self.plan, self.function.name, replica.seen_ns + bound_ns, self._had)
+        replica.taken_ns = self.edges.clock.mono_ns()
+        return replica.workload in self.replicas
 
     async def _start_from_template(self, replica: Replica, slot: Slot, listen_fd: int) -> bool:
         """True when forked; otherwise `replica.reason` says why the plain start must do."""
@@ -213,7 +233,10 @@ class RevisionHost:
     def _check_deadline(self, replica: Replica) -> None:
         if replica.workload in self.replicas and replica.page.state not in (SERVING, FAILED) and not replica.retiring:
             deadline_s = self.function.spec.startup_deadline_s
-            self._failed(replica, Reason.STARTUP_DEADLINE, f"It did not serve within its startup deadline of {deadline_s:g} s.")
+            detail = f"It did not serve within its startup deadline of {deadline_s:g} s."
+            if self.function.spec.wake_bound_s is not None and not replica.taken_ns:
+                detail += " The devices that it had lent are not free yet; `steelyard check` says who is on them."
+            self._failed(replica, Reason.STARTUP_DEADLINE, detail)
 
     def _failed(self, replica: Replica, reason: Reason, detail: str) -> None:
         """A start came to nothing: end what there is of it, refuse those who wait, and do not try again at once."""
@@ -311,6 +334,7 @@ class RevisionHost:
             self._begin(self.edges.clock.mono_ns(), woken=False)
         if missing <= 0:
             self.arm()
+            self._give()
 
     # -- exits and adoption
 
@@ -346,6 +370,16 @@ class RevisionHost:
         self.replicas.pop(replica.workload, None)
         replica.page.close()
         self.edges.cleanup.remove(replica.workload)
+        if self._gave:
+            self._gave, self._had = False, set()
+        self._had.add(replica.workload)
+        self._give()
+
+    def _give(self) -> None:
+        """Its last replica has ended: from now on its place is lent."""
+        if self.lends and self._had and not self._gave:
+            self._gave = True
+            self._lending.give(self.plan, self._had)
 
     def adopt_replica(self, found: Adopted) -> None:
         """A replica that an earlier agent started."""

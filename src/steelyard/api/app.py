@@ -106,7 +106,8 @@ def make_app(
             ReportsLoop(store, hub, clock, watch, live),
             AnswersLoop(store, clock),
             SchedulesLoop(store, clock),
-        )
+        ),
+        clock,
     )
     hub.attach(driver.poke)
     services = Services(store, clock, settings, bundles, hub, driver, jobs, live, watch, epoch, root)

@@ -141,9 +141,26 @@ def _check_replicas(spec: FunctionSpec) -> list[Finding]:
         findings.append(Finding("bad-replicas", f"replicas_max must be between 1 and {_REPLICAS_MAX}"))
     if not 1 <= spec.concurrency <= _CONCURRENCY_MAX:
         findings.append(Finding("bad-concurrency", f"concurrency must be between 1 and {_CONCURRENCY_MAX}"))
+    findings += _check_wake_bound(spec)
     for name, value in (("idle_timeout_s", spec.idle_timeout_s), ("startup_deadline_s", spec.startup_deadline_s)):
         if not 0 < value <= _SECONDS_MAX:
             findings.append(Finding("bad-timeout", f"{name} must be more than 0 and at most {_SECONDS_MAX} seconds"))
+    return findings
+
+
+def _check_wake_bound(spec: FunctionSpec) -> list[Finding]:
+    if spec.wake_bound_s is None:
+        return []
+    findings: list[Finding] = []
+    if spec.reserved is None:
+        text = "wake_bound lends cores and devices that a function has to itself: ask for the timing `dedicated`, or for GPUs"
+        findings.append(Finding("wake-bound-without-place", text))
+    if spec.replicas_min > 0:
+        text = "a function with replicas_min above 0 never sleeps, so it has nothing to lend: leave wake_bound out"
+        findings.append(Finding("wake-bound-never-asleep", text))
+    if not 0 < spec.wake_bound_s < spec.startup_deadline_s:
+        text = "wake_bound must be more than 0 and less than the startup deadline, which counts from the wake too"
+        findings.append(Finding("bad-wake-bound", text))
     return findings
 
 

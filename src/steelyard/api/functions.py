@@ -18,7 +18,7 @@ from steelyard.api.requests import refuse_findings, require_json
 from steelyard.api.services import Services, services_of
 from steelyard.api.views import coldstart_view, function_view
 from steelyard.control import ASSIGNMENT, JOBS
-from steelyard.control.jobs import hold_functions, hold_jobs, make_room
+from steelyard.control.jobs import forget_borrowed, hold_functions, hold_jobs, make_room
 from steelyard.control.live import HOLDING
 from steelyard.control.watch import wait_for
 from steelyard.errors import Conflict, NoRoom, NotFound, Refused, Unreachable
@@ -74,6 +74,7 @@ async def deploy_function(
                 reason=None,
                 detail="",
                 plan=plan,
+                lends=False,
             )
         tx.put_function(after)
         tx.add_event(Event(now, DEFAULT_PROJECT, services.owner.user, "function", name, f"deployed revision {revision}"))
@@ -159,12 +160,12 @@ def _reserve(tx: Tx, name: FunctionName, spec: FunctionSpec, before: Function | 
     if NODE in machine.blocked:
         raise NoRoom(f"{name} can't be deployed now: the machine is out of use; `steelyard check` says why.", code="node-drained")
     others = hold_functions(tx.functions(), machine, but=(DEFAULT_PROJECT, name))
-    room = make_room(machine, (*hold_jobs(tx.jobs(HOLDING)), *others))
+    jobs = hold_jobs(tx.jobs(HOLDING))
     if before is not None and before.plan is not None and before.spec.reserved == demand:
         out = plan_blocked(machine.blocked, machine.blocked_pairs, before.plan)
-        if not out and not room.check(demand, before.plan):
+        if not out and not make_room(machine, (*forget_borrowed(jobs), *others)).check(demand, before.plan):
             return before.plan
-    answer = room.place(demand)
+    answer = make_room(machine, (*jobs, *others)).place(demand)
     if isinstance(answer, Refusal):
         code = answer.reasons[0].value
         older = [plan.function for plan in machine.held]

@@ -76,7 +76,8 @@ def find_users(tx: Tx) -> dict[str, str]:
     for row in tx.functions():
         if row.plan is not None:
             held = [*row.plan.gpus, *row.plan.nics, *(f"cpu:{cpu}" for cpu in row.plan.cpus)]
-            used |= dict.fromkeys(held, f"function {row.name}")
+            # a job that is there has it lent
+            used |= dict.fromkeys(set(held) - used.keys(), f"function {row.name}")
     machine = tx.machine()
     for older in machine.held if machine is not None else ():
         held = [*older.plan.gpus, *older.plan.nics, *(f"cpu:{cpu}" for cpu in older.plan.cpus)]

@@ -103,7 +103,8 @@ def _forecast(snapshot: Snapshot, job: Job, now: int) -> JobForecast:
     decision: Decision = decide_now(snapshot, now)
     plan = dict(decision.starts).get(job.id)
     if plan is not None:
-        return JobForecast(True, rfc3339(now), None, "", plan.cpus, plan.gpus)
+        node = None if snapshot.machine is None else snapshot.machine.hostname
+        return JobForecast(True, rfc3339(now), None, "", plan.cpus, plan.gpus, node)
     for why in decision.never:
         if why.job == job.id:
             raise Refused(why.detail, code=why.reason.value)

@@ -135,6 +135,7 @@ def function_view(function: Function, settings: Settings, agent_lost: bool = Fal
         waking=function.waking,
         queued=function.queued,
         public=function.spec.public,
+        lends=function.lends and not agent_lost,
         deployed_at=_time(function.deployed_at),
     )
 

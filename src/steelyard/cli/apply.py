@@ -201,6 +201,7 @@ def make_function_spec(ask: FunctionAsk) -> tuple[FunctionSpec, Path | None]:
         "concurrency": ask.concurrency,
         "idle_timeout_s": ask.idle_timeout_s,
         "startup_deadline_s": ask.startup_deadline_s,
+        "wake_bound_s": ask.wake_bound_s,
     }
     return msgspec.structs.replace(spec, **{key: value for key, value in given.items() if value is not None}), code.file
 

@@ -155,10 +155,10 @@ def _render_forecast(step: Step) -> str:
         return "where and when: this server does not tell"
     first = "when these are done, it" if step.after else "it"
     places = [
-        *([f"CPUs {','.join(map(str, forecast.cpus))}"] if forecast.cpus else []),
+        *([f"CPUs {','.join(map(str, forecast.cpus))}"] if forecast.cpus else ["the common cores"] if forecast.node else []),
         *([f"GPUs {', '.join(forecast.gpus)}"] if forecast.gpus else []),
     ]
-    where = f" on {' and '.join(places)}" if places else ""
+    where = f" on {' and '.join(places)}" + (f" of {forecast.node}" if forecast.node else "") if places else ""
     if forecast.fits_now:
         return f"{first} would start now{where}"
     why = f" ({forecast.reason}: {forecast.detail})" if forecast.reason else ""

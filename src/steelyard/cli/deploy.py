@@ -49,6 +49,7 @@ Callers need a key (`steelyard keys create NAME`) unless it is --public.
 Examples:
   steelyard deploy app.py:app --name hello --public
   steelyard deploy embed.py:app --max-replicas 4 --concurrency 8 --idle-timeout 5m --memory 1GB
+  steelyard deploy chat.py:app --gpus H100:2 --wake-bound 2s --idle-timeout 10m
   steelyard deploy server.py --port 8000 --python /opt/env/bin/python
   steelyard deploy --name files --port 8000 -- python3 -m http.server 8000
 """
@@ -80,6 +81,12 @@ Examples:
 @click.option(
     "--gpus", metavar="DEMAND", help="GPUs that its replicas share, held while it is deployed: 1, H100:2, 24GB, A100:1g.10gb."
 )
+@click.option(
+    "--wake-bound",
+    metavar="TIME",
+    help="While it sleeps, lend its cores and GPUs to preemptible jobs; a wake has them back after that long at most "
+    "[default: lend nothing].",
+)
 @click.option("--memory", help="Memory limit of each replica, for example 1GB [default: none].")
 @click.option(
     "--env", "env", multiple=True, metavar="K=V", help="Set a variable (K alone takes the caller's value). May be repeated."
@@ -102,6 +109,7 @@ def deploy(
     cpus: float,
     timing: str,
     gpus: str | None,
+    wake_bound: str | None,
     memory: str | None,
     env: tuple[str, ...],
     python: str | None,
@@ -140,6 +148,7 @@ def deploy(
         concurrency=concurrency,
         idle_timeout_s=parse_seconds(idle_timeout),
         startup_deadline_s=parse_seconds(startup_deadline),
+        wake_bound_s=parse_seconds(wake_bound) if wake_bound else None,
         public=public,
         as_root=as_root,
     )

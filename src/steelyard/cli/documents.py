@@ -42,6 +42,7 @@ class FunctionAsk(msgspec.Struct, frozen=True):
     concurrency: int | None = None
     idle_timeout_s: float | None = None
     startup_deadline_s: float | None = None
+    wake_bound_s: float | None = None
     port: int | None = None
     python: str | None = None
     public: bool = False
@@ -194,6 +195,7 @@ class _Reader:
             concurrency=self._number(top, "concurrency") if "concurrency" in top else None,
             idle_timeout_s=self._seconds("idle_timeout"),
             startup_deadline_s=self._seconds("startup_deadline"),
+            wake_bound_s=self._seconds("wake_bound"),
             port=self._number(top, "port") if "port" in top else None,
             python=self._text(top, "python") if "python" in top else None,
             public=self._truth(top, "public") if "public" in top else False,
@@ -334,7 +336,7 @@ _KEYS: dict[str, tuple[str, ...]] = {
     JOB: (*_RUNS, "array", "after", "project"),
     SCHEDULE: (*(key for key in _RUNS if key != "begin"), "schedule", "timezone"),
     FUNCTION: (
-        *_COMMON, "target", "command", "workdir", "replicas", "concurrency", "idle_timeout", "startup_deadline", "port", "python",
-        "public", "as_root",
+        *_COMMON, "target", "command", "workdir", "replicas", "concurrency", "idle_timeout", "startup_deadline", "wake_bound",
+        "port", "python", "public", "as_root",
     ),
 }  # fmt: skip

@@ -26,6 +26,8 @@ class FunctionRow(msgspec.Struct, frozen=True):
     waking: int
     queued: int
     public: bool
+    #: it sleeps, and preemptible jobs may have its cores and devices
+    lends: bool = False
 
 
 class ColdStartRow(msgspec.Struct, frozen=True, omit_defaults=True):
@@ -68,7 +70,9 @@ def functions(home: Path | None, as_json: bool) -> None:
     with open_client(home) as client:
         found = client.fetch(list[FunctionView], "GET", "/v1/functions")
     if as_json:
-        print_json([FunctionRow(f.name, f.revision, f.state, f.url, f.replicas, f.waking, f.queued, f.public) for f in found])
+        print_json(
+            [FunctionRow(f.name, f.revision, f.state, f.url, f.replicas, f.waking, f.queued, f.public, f.lends) for f in found]
+        )
         return
     print_table(
         ("name", "revision", "state", "replicas", "waking", "queued", "access", "url"),
@@ -76,7 +80,7 @@ def functions(home: Path | None, as_json: bool) -> None:
             (
                 f.name,
                 str(f.revision),
-                f.state,
+                f"{f.state}, lends" if f.lends else f.state,
                 str(f.replicas),
                 str(f.waking),
                 str(f.queued),

@@ -78,7 +78,8 @@ def why(job: str, home: Path | None, as_json: bool) -> None:
     place = "" if shown.position is None else f", number {shown.position} in the queue"
     start = f", starts about {show_time(shown.starts_at)}" if shown.starts_at else ""
     click.echo(f"{shown.id} {state}{place}{start}")
-    print_table(("node", "reason", "what stands in the way"), [(r.node, r.reason, r.detail) for r in shown.reasons], "")
+    nothing = f"Nothing stands in its way. `steelyard job {shown.id}` shows how it is."
+    print_table(("node", "reason", "what stands in the way"), [(r.node, r.reason, r.detail) for r in shown.reasons], nothing)
     if shown.changes:
         click.echo("\nIt would start now with one of these (each was tried):")
     for change in shown.changes:

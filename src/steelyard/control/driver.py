@@ -11,6 +11,7 @@ import asyncio
 import logging
 from collections.abc import Sequence
 
+from steelyard.clock import Clock
 from steelyard.control import Loop
 from steelyard.errors import Conflict, SteelyardError, StoreDamaged
 
@@ -18,10 +19,13 @@ _log = logging.getLogger("steelyard.control")
 
 #: a loop that failed looks again after this, even if nobody pokes it
 RETRY_S = 1.0
+#: at most that long a busy loop lets pokes gather
+REST_MAX_S = 0.02
 
 
 class Driver:
-    def __init__(self, loops: Sequence[Loop]) -> None:
+    def __init__(self, loops: Sequence[Loop], clock: Clock) -> None:
+        self._clock = clock
         self._loops = {loop.name: loop for loop in loops}
         self._wanted = {name: asyncio.Event() for name in self._loops}
 
@@ -44,12 +48,18 @@ class Driver:
         wanted = self._wanted[loop.name]
         while True:
             wanted.clear()
+            began_ns = self._clock.mono_ns()
             wait_s = await self._activate(loop)
+            ended_ns = self._clock.mono_ns()
             try:
                 async with asyncio.timeout(wait_s):
                     await wanted.wait()
             except TimeoutError:
-                pass  # the tick: look again without having been poked
+                continue  # the tick: look again without having been poked
+            # Poked all the time, it leaves as much time to others as it takes: what comes meanwhile is one activation then.
+            rest_s = (2 * ended_ns - began_ns - self._clock.mono_ns()) / 1e9
+            if rest_s > 0:
+                await asyncio.sleep(min(rest_s, REST_MAX_S))
 
     async def _activate(self, loop: Loop) -> float:
         try:

@@ -22,17 +22,21 @@ from steelyard.lifecycle.job import Change, explain_wait, preempt_job, refuse_jo
 from steelyard.lifecycle.node import plan_blocked
 from steelyard.model.function import Function
 from steelyard.model.ids import FunctionName, JobId, ProjectName
-from steelyard.model.job import NO_SHARE, Job, JobState, Resources
+from steelyard.model.job import NO_SHARE, Job, JobState, Plan, Resources
 from steelyard.model.machine import Machine
 from steelyard.placement.room import Room
 from steelyard.scheduling.decide import decide as decide_queue
 from steelyard.scheduling.fair_share import fair_share_ranks
 from steelyard.scheduling.preemption import choose_victims
+from steelyard.scheduling.seat import fill_room, see_room
 from steelyard.scheduling.snapshot import Decision, Holding, Snapshot, Why
 from steelyard.store import Store, Tx
 
 #: jobs at the head of the queue whose reason to wait is written into their history
 EXPLAINED_MAX = 50
+
+#: with nothing to do it looks this often: deciding on ten thousand that wait costs some tens of milliseconds
+IDLE_S = 30.0
 
 _OLDER = Resources(cpus=NO_SHARE)
 
@@ -141,8 +145,8 @@ class JobsLoop:
     def tick_s(self) -> float:
         """Sooner where a backoff, or a time before which a job may not begin, is over sooner."""
         if self._look_at is None:
-            return 5.0
-        return min(5.0, max(0.0, (self._look_at - self._clock.now_us()) / 1e6))
+            return IDLE_S
+        return min(IDLE_S, max(0.0, (self._look_at - self._clock.now_us()) / 1e6))
 
     @property
     def queued(self) -> int:
@@ -177,7 +181,7 @@ def hold_functions(
 ) -> tuple[Holding, ...]:
     """What dedicated functions hold, and older revisions. `but`: a function that is about to be placed anew."""
     newest = [
-        Holding(reserved, row.plan)
+        Holding(reserved, row.plan, lent_s=row.spec.wake_bound_s if row.lends else None)
         for row in functions
         if row.plan is not None and (reserved := row.spec.reserved) is not None and (row.project, row.name) != but
     ]
@@ -185,11 +189,19 @@ def hold_functions(
     return (*newest, *older)
 
 
+def forget_borrowed(jobs: Sequence[Holding]) -> tuple[Holding, ...]:
+    """As a function finds its own place, which it may have lent: what preemptible jobs have of cores and devices is no obstacle,
+    since a new revision has them give way before it starts."""
+    return tuple(
+        Holding(Resources(cpus=NO_SHARE, memory_bytes=held.demand.memory_bytes), Plan(memory_nodes=held.plan.memory_nodes))
+        if held.demand.preemptible
+        else held
+        for held in jobs
+    )
+
+
 def make_room(machine: Machine, holding: Sequence[Holding]) -> Room:
-    room = Room(machine)
-    for held in holding:
-        room.take(held.demand, held.plan, held.suspended)
-    return room
+    return fill_room(Room(machine), holding)
 
 
 def _commit(tx: Tx, actions: Actions) -> Report:
@@ -213,7 +225,8 @@ def _commit(tx: Tx, actions: Actions) -> Report:
         if change.error or plan is None or machine is None or room is None or before.id in newer:
             skipped += 1
             continue
-        findings = room.check(demand, plan)
+        # a function that lent this place and has woken since holds it against the job
+        findings = see_room(before.spec, room).check(demand, plan)
         if plan_blocked(machine.blocked, machine.blocked_pairs, plan) or findings:
             # Decided on what has changed since; whoever changed it pokes this loop. Looking again at once could go on for ever.
             _log.warning("the plan of job %s is dropped: %s", before.id, "; ".join(findings) or "something of it is out of use")

@@ -143,7 +143,7 @@ def apply_function(before: Function, seen: wire.FunctionSeen) -> Function | None
         queued=seen.queued,
     )
     if seen.revision == before.revision:
-        after = msgspec.structs.replace(after, state=seen.state, reason=seen.reason, detail=seen.detail)
+        after = msgspec.structs.replace(after, state=seen.state, reason=seen.reason, detail=seen.detail, lends=seen.lends)
     if after == before:
         return None
     return msgspec.structs.replace(after, generation=before.generation + 1)
@@ -194,7 +194,8 @@ class ReportsLoop:
             self._watch.notify(f"job/{job.id}")
         for function in done.functions:
             self._watch.notify(f"function/{function.name}")
-        if done.machine or any(job.state.terminal or job.state is JobState.QUEUED for job in done.jobs):
+        lent = any(function.lends for function in done.functions)
+        if done.machine or lent or any(job.state.terminal or job.state is JobState.QUEUED for job in done.jobs):
             return (JOBS, ASSIGNMENT)
         # a report that came while this one was committed has poked this loop already
         return ()

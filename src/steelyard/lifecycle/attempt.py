@@ -134,7 +134,7 @@ def _apply_ended(job: Job, seen: AttemptFacts, now: int) -> Change | None:
     detail = seen.detail or _end_detail(reason, seen, exit_code)
     succeeded = exit_code == 0 and reason is Reason.EXITED
     if job.stop_reason is Reason.PREEMPTED and not succeeded:
-        reason = Reason.PREEMPTED
+        reason, detail = Reason.PREEMPTED, job.detail
     elif job.stop_signal is not None and job.stop_reason is not Reason.PREEMPTED:
         # the user wanted it to end and it ended: how it took the signal is told by the exit code
         reason = Reason.STOPPED_BY_USER
@@ -150,7 +150,7 @@ def _apply_ended(job: Job, seen: AttemptFacts, now: int) -> Change | None:
         state,
         why,
         reason=reason,
-        detail=job.detail if reason is Reason.PREEMPTED else detail,
+        detail=detail,
         started_at=seen.started_at if seen.started_at is not None else job.started_at,
         ended_at=seen.ended_at if seen.ended_at is not None else now,
         **facts,
@@ -189,7 +189,10 @@ def _retry_kind(reason: Reason) -> RetryOn:
 def _try_again(job: Job, reason: Reason, detail: str, at: int, why: str, facts: dict[str, object]) -> Change:
     kind = _retry_kind(reason).value
     preempted = reason is Reason.PREEMPTED
-    sentence = f"attempt {job.attempt} {'gave way' if preempted else f'failed: {detail or reason.value}'}; another one follows"
+    # to which job it gives way was told when it was asked to; to which function, its agent tells now
+    gave_way = "gave way" if job.stop_reason is Reason.PREEMPTED or not detail else detail
+    told = gave_way if preempted else f"failed: {detail or reason.value}"
+    sentence = f"attempt {job.attempt} {told}; another one follows"
     return requeue_job(
         job,
         f"{why}, another attempt follows",
@@ -208,6 +211,9 @@ def _apply_not_started(job: Job, seen: AttemptFacts, now: int) -> Change | None:
         return None
     if job.stop_reason is Reason.PREEMPTED:
         return requeue_job(job, f"{seen.attempt} never started", Reason.PREEMPTED, job.detail)
+    if reason is Reason.PREEMPTED and job.stop_signal is None:
+        # the function whose place it was lent has woken: no fault of the job's, however often it happens
+        return requeue_job(job, f"{seen.attempt} never started: {seen.detail}", reason, seen.detail)
     if job.stop_signal is not None:
         return move(
             job,

@@ -13,7 +13,7 @@ import msgspec
 from steelyard.model.ids import FunctionName, ProjectName
 from steelyard.model.reason import Reason
 
-PLATFORM_PHASES = ("held", "plan", "fork", "join", "serve")
+PLATFORM_PHASES = ("held", "take_back", "plan", "fork", "join", "serve")
 USER_PHASES = ("import", "enter", "first_byte")
 
 
@@ -25,9 +25,10 @@ class Road(StrEnum):
 
 
 class ColdStart(msgspec.Struct, frozen=True):
-    """One row of the ledger. `phases` in ms, in order: held (arrival at the gateway to seen by the agent), plan, fork (message to
-    child alive; for the plain road fork + exec), join (cgroup, cpus), import (0 on the template road), enter, serve (ready to
-    accept), first_byte (request accepted to response started)."""
+    """One row of the ledger. `phases` in ms, in order: held (arrival at the gateway to seen by the agent), take_back (only of a
+    function that lends its place: until that was its own again), plan, fork (message to child alive; for the plain road fork +
+    exec), join (cgroup, cpus), import (0 on the template road), enter, serve (ready to accept), first_byte (request accepted to
+    response started)."""
 
     id: str
     function: FunctionName

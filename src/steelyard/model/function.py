@@ -35,6 +35,9 @@ class FunctionSpec(msgspec.Struct, frozen=True):
     idle_timeout_s: float = 60.0
     #: from the wake until the replica must serve
     startup_deadline_s: float = 60.0
+    #: while it sleeps its cores and devices are lent to preemptible work, and a wake has them back after that long at most; None:
+    #: they are its own, also asleep
+    wake_bound_s: float | None = None
     public: bool = False
     as_root: bool = False
 
@@ -91,6 +94,8 @@ class Function(msgspec.Struct, frozen=True):
     replicas: int = 0
     waking: int = 0
     queued: int = 0
+    #: as its agent says: it sleeps, nothing of it is on its cores and devices, and `wake_bound_s` lends them
+    lends: bool = False
 
 
 class ApiKey(msgspec.Struct, frozen=True):

@@ -3,6 +3,8 @@
 
 The rules are those of `machine.py`. A question may name other rooms (`beside`): the same machine at another time, or with other
 holders. The plan then fits all of them at once. What is suspended is frozen: it holds its memory and devices, but no cores.
+What a sleeping function lends is held against everybody but work that gives way, which finds another room (`seen_by`): the
+function's cores are free in it, and its devices for work that is gone soon enough once it is told. Memory is never lent.
 Amounts of cores and of GPUs are whole millionths, so that a room is the same after a `take` and its `release`.
 """
 
@@ -10,6 +12,8 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Iterable, Sequence
+
+import msgspec
 
 from steelyard.model import words
 from steelyard.model.gpu_demand import GpuDemand
@@ -46,6 +50,10 @@ class Room:
         self._possible: dict[tuple[GpuDemand, bool], int] = {}
         #: what was said about missing devices; empty after each change of devices
         self._said: dict[tuple[GpuDemand | None, int], list[tuple[Reason, str]]] = {}
+        #: what sleeping functions lend, and how soon each must have it back
+        self._lent: tuple[tuple[Resources, Plan, float], ...] = ()
+        #: by what of `_lent` has its devices lent: the room in which all of that is free
+        self._views: dict[tuple[bool, ...], Room] = {}
         for demand, plan in running:
             self.take(demand, plan)
 
@@ -60,11 +68,37 @@ class Room:
         other._share_micro, other._memory_bytes = self._share_micro, self._memory_bytes
         other._gpus, other._instances, other._nics = self._gpus.copy(), self._instances.copy(), self._nics.copy()
         other._bound, other._possible, other._said = self._bound.copy(), self._possible.copy(), self._said.copy()
+        other._lent, other._views = self._lent, {}
         return other
 
     def take(self, demand: Resources, plan: Plan, suspended: bool = False) -> None:
         """Books what `plan` holds, fitting or not: what runs is a fact."""
         self._book(demand, plan, suspended, 1)
+
+    def lend(self, demand: Resources, plan: Plan, within_s: float) -> None:
+        """A function whose place was taken sleeps, and must have it back that long after a wake began."""
+        self._lent = (*self._lent, (demand, plan, within_s))
+        self._views.clear()
+
+    def seen_by(self, gone_s: float | None) -> Room:
+        """For work that gives way and is gone `gone_s` after it was told (None: nobody knows how long it holds its devices). It
+        follows what happens to this room; nothing may be taken in it directly."""
+        if not self._lent:
+            return self
+        key = tuple(gone_s is not None and gone_s <= within_s for _, _, within_s in self._lent)
+        if key not in self._views:
+            view = self.copy()
+            view._lent = ()
+            for (demand, plan, _), devices in zip(self._lent, key, strict=True):
+                kept = plan if devices else msgspec.structs.replace(plan, gpus=(), nics=(), mig_instances=())
+                view._book(msgspec.structs.replace(demand, memory_bytes=None), kept, False, -1)
+            self._views[key] = view
+        return self._views[key]
+
+    @property
+    def lent_devices_s(self) -> tuple[float, ...]:
+        """How soon work must be gone that takes devices lent by one of the sleeping functions; the longest first."""
+        return tuple(sorted({within_s for _, plan, within_s in self._lent if plan.gpus or plan.nics}, reverse=True))
 
     def release(self, demand: Resources, plan: Plan, suspended: bool = False) -> None:
         """Undoes a `take` with the same arguments."""
@@ -165,6 +199,8 @@ class Room:
             self._possible.clear()
         if plan.gpus or plan.nics:
             self._said.clear()
+        for view in self._views.values():
+            view._book(demand, plan, suspended, sign)
 
     def _find_blocks(self, demand: Resources, asked: DeviceDemand) -> list[tuple[Reason, str]]:
         blocks: list[tuple[Reason, str]] = []
@@ -209,6 +245,7 @@ class Room:
             memory_bytes=demand.memory_bytes,
             memory_nodes=chosen.memory_nodes if whole else (),
             timing=demand.timing,
+            preemptible=demand.preemptible,
             gpus=chosen.gpus,
             nics=chosen.nics,
             gpu_fraction=chosen.gpu_fraction,

@@ -34,6 +34,8 @@ from steelyard.runtime.spawn_child import observe_inherited, prctl, run_child
 from steelyard.runtime.spawner_peer import Peer, note, open_listener, peer_is_ours
 from steelyard.wire import spawn as wire
 
+#: requests of one agent in a row: a hundred jobs to be started must not hide that the first of them have ended
+READ_MAX = 8
 #: children that ended before a Claim came; grandchildren that were merely handed up to us pass through here too
 UNCLAIMED_MAX = 4096
 #: a start that takes longer (a slow disk under chdir or exec) is waited for beside everything else
@@ -173,8 +175,9 @@ class Spawner:
         if events & selectors.EVENT_READ:
             self._read(peer)
 
-    def _read(self, peer: Peer) -> None:
-        while (packet := peer.receive()) is not None:
+    def _read(self, peer: Peer, at_most: int = READ_MAX) -> None:
+        while at_most and (packet := peer.receive()) is not None:
+            at_most -= 1
             message, fds = packet
             try:
                 self._handle(peer, message, fds)
@@ -209,7 +212,7 @@ class Spawner:
         # its successor could be told that they never ran, only because its own question happened to be read first.
         self._accept(0)
         for peer in list(self._peers):
-            self._read(peer)
+            self._read(peer, sys.maxsize)
         children = [(child.workload, child.pid, child.start_time) for child in self._children.values()]
         # not recorded yet is not ended yet
         children += [(exited.workload, exited.pid, exited.start_time) for exited in self._unsaved.values()]

@@ -33,7 +33,7 @@ from steelyard.scheduling.order import order_jobs
 from steelyard.scheduling.preemption import gives_way_at, is_frozen_by_preemption
 from steelyard.scheduling.quota import QuotaBook
 from steelyard.scheduling.reservation import Reserved, Tenant, end_if_started, find_reservation, make_tenant
-from steelyard.scheduling.seat import find_seat, fits_quickly, take_seat
+from steelyard.scheduling.seat import fill_room, find_seat, fits_quickly, gone_s, take_seat
 from steelyard.scheduling.snapshot import Decision, Holding, Reservation, Snapshot, Why
 
 #: (the room without what is about to end, what may be ended, the job, now) -> whom to end so that the job fits; None: nobody
@@ -108,12 +108,9 @@ class _Turn:
         #: what holds room and is not about to end
         self._staying = [held for held in snapshot.holding if not _is_stopping(held)]
         #: with functions alone: what does not go in there waits for something that no end of a job brings
-        self._without_jobs = Room(machine, ((held.demand, held.plan) for held in snapshot.holding if held.job is None))
+        self._without_jobs = fill_room(Room(machine), [held for held in snapshot.holding if held.job is None])
         #: as the machine is
-        self._room = self._without_jobs.copy()
-        for held in snapshot.holding:
-            if held.job is not None:
-                self._room.take(held.demand, held.plan, held.suspended)
+        self._room = fill_room(self._without_jobs.copy(), [held for held in snapshot.holding if held.job is not None])
         #: as it will be once everything that is about to end is gone and has made room for those who wait for that
         self._soon = self._room
         stopping = [held for held in snapshot.holding if _is_stopping(held)]
@@ -126,7 +123,7 @@ class _Turn:
         self._seated: dict[JobId, Tenant] = {}
         self._reserved: Reserved | None = None
         #: what a shape was answered while nothing but `take` has happened
-        self._refused: dict[tuple[Resources, Gang | None], Refusal] = {}
+        self._refused: dict[tuple[Resources, Gang | None, float | None], Refusal] = {}
 
     def go_through(self, jobs: Sequence[Job]) -> None:
         for place, job in enumerate(jobs):
@@ -163,7 +160,7 @@ class _Turn:
     def _find_seat(self, job: Job) -> Plan | Refusal:
         if job.state is JobState.SUSPENDED:
             return find_seat(job, self._room, self._beside())
-        shape = (job.spec.resources, job.spec.gang)
+        shape = (job.spec.resources, job.spec.gang, gone_s(job.spec))
         known = self._refused.get(shape)
         if known is not None:
             return known
@@ -254,8 +251,13 @@ class _Turn:
         return self._quotas.find_block(job) if self._limited else None
 
     def _backfill(self, jobs: Sequence[Job]) -> None:
+<<<<<<< HEAD
         room, waits, refusals_left = self._room, self.waits, BACKFILL_REFUSALS
         refused: dict[tuple[Resources, Gang | None, bool], tuple[Reason, str]] = {}
+=======
+        room, waits, tries = self._room, self.waits, BACKFILL_TRIES
+        refused: dict[tuple[Resources, Gang | None, float | None, bool], tuple[Reason, str]] = {}
+>>>>>>> wt-wake
         for job in jobs:
             spec = job.spec
             if (self._limited or job.array is not None) and (why := self._find_limit(job)) is not None:
@@ -265,7 +267,7 @@ class _Turn:
                 waits.append(Why(job.id, *_BEHIND))
                 continue
             ends_before = self._ends_before(job)
-            shape = (spec.resources, spec.gang, ends_before)
+            shape = (spec.resources, spec.gang, gone_s(spec), ends_before)
             said = refused.get(shape) if job.state is not JobState.SUSPENDED else None
             if said is None:
                 beside = self._beside() if ends_before or self._reserved is None else (*self._beside(), self._reserved.room)

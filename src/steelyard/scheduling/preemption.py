@@ -26,7 +26,7 @@ from steelyard.placement.pair_value import OUT_OF_USE
 from steelyard.placement.room import Room
 from steelyard.scheduling.amounts import count_cores, count_gpus
 from steelyard.scheduling.fair_share import run_time_us
-from steelyard.scheduling.seat import find_seat
+from steelyard.scheduling.seat import find_seat, see_room
 from steelyard.scheduling.snapshot import Holding
 from steelyard.scheduling.victim_search import Candidate, find_victims
 
@@ -105,7 +105,7 @@ def _find_lacks(room: Room, job: Job) -> tuple[int, ...]:
     """Of GPUs of the kind asked, cards, millionths of cores and bytes: how much at least must become free."""
     demand = job.spec.demand
     asked = make_asked(demand)
-    free = room.largest(asked)
+    free = see_room(job.spec, room).largest(asked)
     cores = asked.cores * _MICRO if demand.whole_cores else to_micro(demand.cpus)
     return (
         0 if asked.gpus is None else asked.gpus.count - free.gpus,

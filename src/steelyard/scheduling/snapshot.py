@@ -34,6 +34,8 @@ class Holding(msgspec.Struct, frozen=True):
     plan: Plan
     #: None: a function, or an older revision of one
     job: Job | None = None
+    #: of a function that sleeps and lends its cores and devices: how soon a wake has them back; None: it lends nothing now
+    lent_s: float | None = None
 
     @property
     def suspended(self) -> bool:

@@ -21,7 +21,7 @@ from steelyard.scheduling.change import Change, ChangeKind, apply_change
 from steelyard.scheduling.eligible import ArrayCount, split_eligible
 from steelyard.scheduling.forecast import Decide, forecast_starts
 from steelyard.scheduling.quota import QuotaBook
-from steelyard.scheduling.seat import find_seat
+from steelyard.scheduling.seat import fill_room, find_seat
 from steelyard.scheduling.snapshot import Decision, Snapshot, Standing
 from steelyard.scheduling.what_if import WhatIf, gets_room, prove
 
@@ -129,10 +129,7 @@ def _find_blocks(snapshot: Snapshot, job: Job, now: int, decision: Decision) -> 
         blocks += [Block(why.reason, why.detail) for why in limits if why is not None]
     machine = snapshot.machine
     if machine is not None and NODE not in machine.blocked:
-        room = Room(machine)
-        for held in snapshot.holding:
-            room.take(held.demand, held.plan, held.suspended)
-        answer = find_seat(job, room)
+        answer = find_seat(job, fill_room(Room(machine), snapshot.holding))
         if not isinstance(answer, Plan):
             # one sentence per reason, and only the last may have a semicolon of its own
             sentences = answer.detail.split("; ", len(answer.reasons) - 1)

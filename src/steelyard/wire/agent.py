@@ -113,6 +113,8 @@ class FunctionSeen(msgspec.Struct, frozen=True):
     replicas: int = 0
     waking: int = 0
     queued: int = 0
+    #: nothing of it is on its cores and devices, and preemptible jobs may be
+    lends: bool = False
 
 
 class HealthEvent(msgspec.Struct, frozen=True):

@@ -138,8 +138,10 @@ class JobForecast(msgspec.Struct, frozen=True):
     starts_at: str | None
     reason: str | None
     detail: str
+    #: of its own; none: it would run in the common cores
     cpus: tuple[int, ...] = ()
     gpus: tuple[str, ...] = ()
+    node: str | None = None
 
 
 class WhyReason(msgspec.Struct, frozen=True):
@@ -269,6 +271,8 @@ class FunctionView(msgspec.Struct, frozen=True):
     queued: int
     public: bool
     deployed_at: str
+    #: it sleeps, and preemptible jobs may have its cores and devices
+    lends: bool = False
     #: of the newest revision; told of one function, not in lists
     spec: FunctionSpec | None = None
 

@@ -36,9 +36,19 @@ def test_a_request_later_than_the_wake_counts_from_the_wake():
     assert row.wall_ms == 6
 
 
-@given(st.lists(st.integers(0, 10**12), min_size=8, max_size=8), st.integers(0, 10**9))
-def test_phases_are_never_negative_and_always_sum_to_the_wall_time(stamps, arrival_us):
-    row = make_row(WakeStamps(*stamps, arrival_us=arrival_us and OFFSET_NS // 1000 + arrival_us))
+def test_the_time_that_taking_its_place_back_took_is_a_phase_of_its_own_where_a_place_was_lent():
+    stamps = WakeStamps(1 * MS, 9 * MS, 11 * MS, 12 * MS, 12 * MS, 14 * MS, 15 * MS, 19 * MS, 0, taken=8 * MS)
+    row = make_row(stamps)
+    assert (row.phases["take_back"], row.phases["plan"], row.phases["fork"]) == (7, 1, 2)
+    assert list(row.phases)[:3] == ["held", "take_back", "plan"]
+    assert sum(row.phases.values()) == row.wall_ms == 18
+    assert row.platform_ms == 12
+
+
+@given(st.lists(st.integers(0, 10**12), min_size=8, max_size=8), st.integers(0, 10**9), st.integers(0, 10**12))
+def test_phases_are_never_negative_and_always_sum_to_the_wall_time(stamps, arrival_us, taken):
+    row = make_row(WakeStamps(*stamps, arrival_us=arrival_us and OFFSET_NS // 1000 + arrival_us, taken=taken))
     assert all(spent >= 0 for spent in row.phases.values())
     assert sum(row.phases.values()) == pytest.approx(row.wall_ms, abs=0.01)
-    assert set(row.phases) == set(PLATFORM_PHASES) | set(USER_PHASES)
+    assert set(row.phases) | {"take_back"} == set(PLATFORM_PHASES) | set(USER_PHASES)
+    assert ("take_back" in row.phases) is bool(taken)

@@ -183,3 +183,33 @@ def test_what_another_workload_shares_is_no_stranger(tmp_path: Path) -> None:
         assert "is shared" in rig.said[-1] and not rig.world.killed_in
 
     asyncio.run(life())
+
+
+def test_a_wake_waits_for_what_others_left_and_not_for_what_its_function_had(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("steelyard.agent.devices.LOOK_AGAIN_S", 60.0)
+    monkeypatch.setattr("steelyard.agent.devices.LOOK_SOON_S", 0.0)
+
+    async def life() -> None:
+        rig = Rig(tmp_path)
+        stranger = rig.world.held = (Holder(9, 90, "python3"),)
+        rig.keeper.note_end(["f.1.a"], Plan(gpus=(GPU,)))
+        await asyncio.wait_for(rig.keeper.wait_free([GPU, OTHER], {"f.1.a"}), 5)
+        assert rig.keeper.waiting == (GPU,)
+        while not rig.said:
+            await asyncio.sleep(0)
+        for _ in range(20):  # the first look is over, the next one a minute away
+            await asyncio.sleep(0)
+        rig.keeper.note_end(["j-1.1"], Plan(gpus=(GPU,)))
+        wake = asyncio.create_task(rig.keeper.wait_free([GPU], {"f.1.a"}))
+        looks = rig.world.asked
+        async with asyncio.timeout(10):
+            while rig.world.asked < looks + 3:
+                await asyncio.sleep(0)
+        assert not wake.done() and rig.world.held == stranger
+        rig.world.held = ()
+        await asyncio.wait_for(wake, 5)
+        assert rig.keeper.waiting == ()
+
+    asyncio.run(life())

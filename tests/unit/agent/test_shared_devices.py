@@ -66,7 +66,9 @@ def make_edges(folder: Path) -> Any:
 
 
 def make_function() -> Any:
-    spec = SimpleNamespace(attr=None, as_root=False, env={}, startup_deadline_s=1.0, replicas_min=0, bundle=None, cwd="/")
+    spec = SimpleNamespace(
+        attr=None, as_root=False, env={}, startup_deadline_s=1.0, replicas_min=0, bundle=None, cwd="/", wake_bound_s=None
+    )
     return SimpleNamespace(name=FunctionName("f"), revision=1, owner=Owner("root", 0), spec=spec, plan=PLAN)
 
 
@@ -81,6 +83,7 @@ def make_revision(folder: Path, presence: Presence) -> RevisionHost:
         lambda: None,
         lambda row: None,
         lambda: None,
+        cast(Any, None),
     )
 
 
@@ -97,6 +100,7 @@ def make_host(folder: Path, devices: Devices, presence: Presence) -> FunctionHos
         cast(Any, ledger),
         cast(Any, devices),
         presence,
+        cast(Any, None),
     )
 
 
@@ -194,7 +198,13 @@ def test_a_template_counts_as_a_process_of_its_revision(tmp_path: Path) -> None:
     revision.template = cast(Any, SimpleNamespace(workload=WorkloadId("tmpl.f.1.5a")))
     assert revision.workloads == {"tmpl.f.1.5a"}
     keeper = FunctionKeeper(
-        cast(Any, None), cast(Any, None), lambda: None, lambda _: None, devices=cast(Any, None), presence=cast(Any, None)
+        cast(Any, None),
+        cast(Any, None),
+        lambda: None,
+        lambda _: None,
+        devices=cast(Any, None),
+        presence=cast(Any, None),
+        lending=cast(Any, None),
     )
     keeper._hosts = cast(Any, {"f": SimpleNamespace(hosts=[revision])})
     assert (keeper.workloads, keeper.devices_in_use) == ({"tmpl.f.1.5a"}, {GPU})

@@ -29,7 +29,13 @@ class Template:
 def make_keeper(templates: dict[str, Template], budget: int) -> FunctionKeeper:
     edges = SimpleNamespace(machine=SimpleNamespace(memory_bytes=1000), template_budget_bytes=budget)
     keeper = FunctionKeeper(
-        cast(Any, edges), cast(Any, None), lambda: None, lambda _: None, devices=cast(Any, None), presence=cast(Any, None)
+        cast(Any, edges),
+        cast(Any, None),
+        lambda: None,
+        lambda _: None,
+        devices=cast(Any, None),
+        presence=cast(Any, None),
+        lending=cast(Any, None),
     )
     hosts = {name: SimpleNamespace(hosts=[SimpleNamespace(name=name, template=item)]) for name, item in templates.items()}
     keeper._hosts = cast(Any, hosts)

@@ -68,6 +68,8 @@ JOBS: list[tuple[dict[str, object], str]] = [
     ({"as_root": True}, "not-root"),
 ]
 
+LENDER = msgspec.structs.replace(APP, resources=Resources(1, timing=Timing.DEDICATED), wake_bound_s=2.0)
+
 FUNCTIONS: list[tuple[FunctionSpec, dict[str, object], str]] = [
     (APP, {"file": None, "attr": None}, "no-program"),
     (APP, {"argv": ("x",)}, "no-program"),
@@ -91,6 +93,11 @@ FUNCTIONS: list[tuple[FunctionSpec, dict[str, object], str]] = [
     (APP, {"idle_timeout_s": 0.0}, "bad-timeout"),
     (APP, {"idle_timeout_s": float("nan")}, "bad-timeout"),
     (APP, {"startup_deadline_s": -1.0}, "bad-timeout"),
+    (APP, {"wake_bound_s": 2.0}, "wake-bound-without-place"),
+    (LENDER, {"replicas_min": 1}, "wake-bound-never-asleep"),
+    (LENDER, {"wake_bound_s": 0.0}, "bad-wake-bound"),
+    (LENDER, {"wake_bound_s": float("nan")}, "bad-wake-bound"),
+    (LENDER, {"wake_bound_s": 60.0}, "bad-wake-bound"),
     (APP, {"resources": Resources(3)}, "cores-beyond-machine"),
     (APP, {"resources": Resources(1, exclusive=True)}, "exclusive-function"),
     (APP, {"as_root": True}, "not-root"),

@@ -93,6 +93,7 @@ replicas: 0..8
 resources: {memory: 1GB}
 env: {A: b}
 idle_timeout: 5m
+wake_bound: 2s
 ---
 type: function
 name: files
@@ -103,14 +104,14 @@ replicas: 2
     )
     assert [(document.kind, document.name, document.where) for document in found] == [
         ("job", "a", "f.yaml:1"), ("schedule", "nightly", "f.yaml:5"), ("function", "hello", "f.yaml:11"),
-        ("function", "files", "f.yaml:19"),
+        ("function", "files", "f.yaml:20"),
     ]  # fmt: skip
     assert (found[1].cron, found[1].timezone) == ("0 3 * * *", "Europe/Berlin")
     assert found[1].spec is not None and "TERM" not in found[1].spec.env
     hello, files = found[2].function, found[3].function
     assert hello is not None and files is not None
     assert (hello.target, hello.replicas, hello.env, hello.idle_timeout_s) == (("/work/app.py:app",), (0, 8), {"A": "b"}, 300)
-    assert hello.resources.memory_bytes == 1_000_000_000
+    assert hello.resources.memory_bytes == 1_000_000_000 and (hello.wake_bound_s, files.wake_bound_s) == (2.0, None)
     assert (files.target, files.port, files.replicas) == (("python3", "-m", "http.server", "8000"), 8000, (2, 2))
 
 

@@ -8,6 +8,7 @@ from collections.abc import AsyncIterator, Callable, Sequence
 
 import pytest
 
+from steelyard.clock import VirtualClock
 from steelyard.control.driver import Driver
 from steelyard.control.watch import Watch, wait_for
 from steelyard.errors import Conflict, EdgeFailed, StoreDamaged
@@ -37,7 +38,7 @@ class Counter:
 
 @contextlib.asynccontextmanager
 async def running(*loops: Counter) -> AsyncIterator[Driver]:
-    driver = Driver(loops)
+    driver = Driver(loops, VirtualClock())
     task = asyncio.create_task(driver.run())
     try:
         yield driver
@@ -147,7 +148,7 @@ def test_a_damaged_store_ends_the_driver() -> None:
     async def main() -> None:
         with pytest.raises(StoreDamaged):
             async with asyncio.timeout(2):
-                await Driver((Counter("a", act), Counter("b"))).run()
+                await Driver((Counter("a", act), Counter("b")), VirtualClock()).run()
 
     asyncio.run(main())
 

@@ -155,3 +155,30 @@ def test_holding_and_priority() -> None:
     raised = reprioritise_job(queued, 90)
     assert raised is not None and raised.job.priority == 90
     assert reprioritise_job(raised.job, 90) is None
+
+
+GAVE_WAY = {"reason": Reason.PREEMPTED, "detail": "gave way to the function f, which woke", "signal": 15}
+
+
+def test_what_gave_way_to_a_function_is_queued_again_like_what_gave_way_to_a_job() -> None:
+    after = ended(make_job(), **GAVE_WAY)
+    assert (after.state, after.reason, after.not_before, after.restarts) == (JobState.QUEUED, Reason.PREEMPTED, NOW, 1)
+    assert after.retried == {"preempted": 1} and "function f" in after.detail
+    assert ended(make_job(spec=rules((RetryOn.PREEMPTED, 0, 0.0))), **GAVE_WAY).state is JobState.FAILED
+
+
+def test_what_is_cancelled_by_preemption_ends_for_good_when_a_function_wakes() -> None:
+    after = ended(make_job(spec={"preemption": Preemption(PreemptMode.CANCEL)}), **GAVE_WAY)
+    assert (after.state, after.reason) == (JobState.STOPPED, Reason.PREEMPTED) and "function f" in after.detail
+
+
+def test_a_stop_that_its_user_asked_for_wins_over_a_function_that_wakes() -> None:
+    change = stop_job(make_job(), 15, 10.0, NOW)
+    assert change is not None
+    assert (ended(change.job, **GAVE_WAY).state, ended(change.job, **GAVE_WAY).reason) == (
+        JobState.STOPPED,
+        Reason.STOPPED_BY_USER,
+    )
+    report = AttemptState(AttemptId(change.job.attempt_id), "not-started", reason=Reason.PREEMPTED)
+    never = apply_attempt(change.job, report, NOW)
+    assert never is not None and never.job.state is JobState.STOPPED
