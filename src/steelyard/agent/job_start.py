@@ -62,12 +62,8 @@ class JobStarter:
     ) -> None:
         self._settings, self._machine, self._runtime, self._files = settings, machine, runtime, files
         self._timing, self._devices, self._presence = timing, devices, presence
-<<<<<<< HEAD
         self._holdings = holdings
-        self._share_cpus, self._common_cpus, self._taken_ports = share_cpus, common_cpus, taken_ports
-=======
         self._share_cpus, self._kept_cpus, self._taken_ports = share_cpus, kept_cpus, taken_ports
->>>>>>> wt-wake
         self._slurm_bin = slurm_bin
 
     def ids(self, job: AssignedJob) -> Ids:

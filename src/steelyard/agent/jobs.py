@@ -101,11 +101,8 @@ class JobKeeper:
         slurm_bin: str,
         may_have: Callable[[Plan], bool] = lambda plan: True,
     ) -> None:
-<<<<<<< HEAD
-        self._holdings = holdings
-=======
         """`may_have`: does every function that has these devices lend them at this moment?"""
->>>>>>> wt-wake
+        self._holdings = holdings
         self._timing, self._devices, self._machine = timing, devices, machine
         self._runtime, self._cleanup, self._cgroups, self._clock = runtime, cleanup, cgroups, clock
         self._changed, self._may_have = changed, may_have
@@ -132,12 +129,8 @@ class JobKeeper:
         self._assigned: dict[AttemptId, AssignedJob] = {}
         self._tasks: set[asyncio.Task[None]] = set()
         self._timer: asyncio.TimerHandle | None = None
-<<<<<<< HEAD
         self._soon: asyncio.Handle | None = None
-        #: cores of dedicated functions
-=======
         #: cores of dedicated functions, and of those that sleep and lend them
->>>>>>> wt-wake
         self._reserved: list[tuple[int, ...]] = []
         self._lent: list[tuple[int, ...]] = []
 
@@ -260,12 +253,9 @@ class JobKeeper:
         state.wakeups = self._timing.observe_wakeups(attempt) or state.wakeups
         self._timing.release(attempt)
         self._devices.note_end(state.workloads, state.plan)
-<<<<<<< HEAD
         for workload in state.workloads:
             self._holdings.drop(workload)
-=======
         self._left.set()
->>>>>>> wt-wake
 
     # -- bringing it in line
 

@@ -19,9 +19,7 @@ from steelyard.store import Tx
 from steelyard.wire.agent import AttemptState
 
 
-def charge_ended(
-    tx: Tx, changes: Iterable[tuple[Job, Change]], now: int, attempts: Mapping[JobId, AttemptState]
-) -> None:
+def charge_ended(tx: Tx, changes: Iterable[tuple[Job, Change]], now: int, attempts: Mapping[JobId, AttemptState]) -> None:
     """`changes`: those that were stored in this transaction. `attempts`: what was reported, by job."""
     used: dict[str, float] = {}
     owners: dict[str, Job] = {}

@@ -251,13 +251,8 @@ class _Turn:
         return self._quotas.find_block(job) if self._limited else None
 
     def _backfill(self, jobs: Sequence[Job]) -> None:
-<<<<<<< HEAD
         room, waits, refusals_left = self._room, self.waits, BACKFILL_REFUSALS
-        refused: dict[tuple[Resources, Gang | None, bool], tuple[Reason, str]] = {}
-=======
-        room, waits, tries = self._room, self.waits, BACKFILL_TRIES
         refused: dict[tuple[Resources, Gang | None, float | None, bool], tuple[Reason, str]] = {}
->>>>>>> wt-wake
         for job in jobs:
             spec = job.spec
             if (self._limited or job.array is not None) and (why := self._find_limit(job)) is not None:

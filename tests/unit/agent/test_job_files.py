@@ -78,7 +78,7 @@ def test_output_of_a_rank_is_found_in_its_log_or_in_the_attempts_file(files: Job
 
 def test_what_is_no_file_of_the_user_is_said_instead_of_shown(tmp_path: Path) -> None:
     path = tmp_path / "out"
-    assert b"not there any more" in read_users_file(str(path), UID, 0, 100)[0]
+    assert b"which is not there" in read_users_file(str(path), UID, 0, 100)[0]
     path.write_text("text")
     assert read_users_file(str(path), UID, 2, 1) == (b"x", 3)
     assert read_users_file(str(path), UID, 99, 1) == (b"", 4)

@@ -108,8 +108,11 @@ class Rig:
         self.clock = VirtualClock()
         nothing = cast(Any, lambda *arguments: None)
         reading = SimpleNamespace(oom_kills=None, memory_peak_bytes=None)
+        holdings = SimpleNamespace(
+            prepare=self.prepare, note_start=nothing, note_end=nothing, drop=nothing, used=nothing, forget=nothing
+        )
         runtime = SimpleNamespace(
-            prepare=lambda workload, **fields: None,
+            prepare_all=self.prepare_all,
             launch=self.launch,
             kill=lambda workload: self.log.append(("killed", workload)),
             stop=lambda workload, signum: self.log.append(("told", workload, signum)),
@@ -128,6 +131,7 @@ class Rig:
             nothing,
             cast(Any, self),
             cast(Any, SimpleNamespace(check=nothing)),
+            cast(Any, holdings),
             "/slurm/bin",
             lambda plan: self.lends or not meets(plan, PLACE),
         )
@@ -144,6 +148,11 @@ class Rig:
 
     async def wait_free(self, devices: Collection[str], own: Collection[str]) -> None:
         self.log.append(("free", tuple(devices)))
+
+    async def prepare_all(self, wanted: Any, **fields: Any) -> None: ...
+
+    async def prepare(self, *asked: object) -> dict[str, str]:
+        return {}
 
     async def launch(self, workload: WorkloadId, **fields: Any) -> object:
         self.launching.set()
