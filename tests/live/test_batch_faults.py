@@ -81,7 +81,7 @@ def pids_of(job: str, comm: str = "sleep") -> dict[str, int]:
             name = (entry / "comm").read_text().strip()
         except OSError:
             continue
-        named = dict(each.partition("=")[::2] for each in variables)
+        named: dict[str, str] = {key: value for key, _, value in (each.partition("=") for each in variables)}
         if named.get("STEELYARD_JOB_ID") == job and name == comm:
             found[named.get("RANK", "-")] = int(entry.name)
     return found

@@ -59,7 +59,7 @@ def check_job(spec: JobSpec, machine: Machine | None, root: bool) -> list[Findin
         findings.append(Finding("bad-name", "a job's name has 1 to 100 characters and neither slashes nor control characters"))
     if not spec.argv and spec.script is None:
         findings.append(Finding("no-command", "there is no command to run: argv is empty"))
-    findings += _check_command(spec.argv, spec.env)
+    findings += _check_command(spec.argv, {**spec.env, **spec.slurm})
     findings += check_folder("cwd", spec.cwd)
     findings += _check_gang_place(spec, machine) or _check_resources(spec.resources, machine)
     findings += _check_root(spec.as_root, root)

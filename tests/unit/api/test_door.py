@@ -38,6 +38,8 @@ JOBS: list[tuple[dict[str, object], str]] = [
     ({"name": "a\nb"}, "bad-name"),
     ({"name": "x" * 101}, "bad-name"),
     ({"argv": ()}, "no-command"),
+    ({"slurm": {"A": "\0"}}, "nul-byte"),
+    ({"slurm": {"A=B": "c"}}, "bad-env"),
     ({"argv": ("",)}, "no-command"),
     ({"argv": ("a", "b\0c")}, "nul-byte"),
     ({"argv": ("a", "x" * 131_072)}, "command-too-long"),
