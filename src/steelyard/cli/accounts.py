@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from pathlib import Path
 
 import click
@@ -137,6 +138,8 @@ def set_quota(
     jobs: int | None,
     home: Path | None,
 ) -> None:
+    if not all(math.isfinite(each) for each in (cores, gpus) if each is not None):
+        raise click.UsageError("--cores and --gpus take numbers; leave an option out for no limit. Nothing was set.")
     body = QuotaPut(cores, gpus, parse_bytes(memory) if memory else None, jobs)
     with open_client(home or outer) as client:
         view = client.fetch(QuotaView, "PUT", f"/v1/quotas/{quote(project)}", body=body, key=new_key())
