@@ -359,6 +359,25 @@ def test_an_array_is_found_by_its_id(held: Held) -> None:
     assert held.read(lambda tx: tx.jobs_of_array(JobId("k"))) == []
 
 
+def test_an_array_has_one_head_in_a_list_and_does_not_push_others_out_of_it(held: Held) -> None:
+    place = ArrayPlace(JobId("j"), 0, 4, 0, 3)
+    states = [JobState.SUCCEEDED, JobState.RUNNING, JobState.QUEUED, JobState.QUEUED]
+    held.write(lambda tx: tx.put_job(make_job("a")))
+    for index, state in enumerate(states):
+        job = replace(make_job(f"j_{index}", state=state), array=replace(place, index=index))
+        held.write(lambda tx, job=job: tx.put_job(job))
+    held.write(lambda tx: tx.put_job(make_job("b", state=JobState.RUNNING)))
+
+    def ids(states: set[JobState] | None, limit: int) -> list[str]:
+        return [job.id for job in held.read(lambda tx: tx.job_heads(states, limit))]
+
+    assert ids(None, 10) == ["a", "j_3", "b"]
+    assert ids(None, 2) == ["j_3", "b"]
+    assert ids({JobState.RUNNING}, 10) == ["j_1", "b"]
+    assert ids({JobState.QUEUED}, 10) == ["a", "j_3"]
+    assert ids({JobState.FAILED}, 10) == ids(None, 0) == []
+
+
 def test_accounts_and_quotas_come_back_as_they_were_put(held: Held) -> None:
     account = Account("lab/ann", DEFAULT_PROJECT, OWNER, 1, shares=2.5, usage=7.25, usage_at=9)
     quota = Quota(DEFAULT_PROJECT, OWNER, 1, cores=4, running_jobs=2)

@@ -12,13 +12,13 @@ from litestar.params import Parameter
 from steelyard.api.auth import caller_of
 from steelyard.api.door import check_fields
 from steelyard.api.idempotency import IdempotencyKey, mutate
+from steelyard.api.listing import Wanted, find_wanted, list_folded, parse_states
 from steelyard.api.logs import WAIT_MAX_S, follow_job
 from steelyard.api.problems import errors
 from steelyard.api.requests import refuse_findings, require_json
 from steelyard.api.services import Services, services_of
 from steelyard.api.submission import find_jobs, insert_jobs, one_job, parse_job_id
-from steelyard.api.views import array_view, job_view
-from steelyard.clock import rfc3339
+from steelyard.api.views import array_view, event_view, job_view
 from steelyard.control import ASSIGNMENT, JOBS
 from steelyard.control.changes import commit_change
 from steelyard.errors import NoRoom, Refused, Unreachable
@@ -37,6 +37,9 @@ Offset = Annotated[int, Parameter(ge=0, le=2**62)]
 WaitS = Annotated[float, Parameter(ge=0, le=WAIT_MAX_S)]
 Limit = Annotated[int, Parameter(ge=1, le=10_000)]
 Rank = Annotated[int | None, Parameter(ge=0, le=100_000)]
+AttemptNumber = Annotated[int | None, Parameter(ge=0, le=2**31)]
+StatesParameter = Annotated[str | None, Parameter(query="state", min_length=1, max_length=200)]
+Words = Annotated[str | None, Parameter(min_length=1, max_length=200)]
 
 
 @post("/v1/jobs", status_code=201, before_request=require_json, responses=errors(404, 413, 415, 422, 429, 507))
@@ -60,12 +63,24 @@ async def submit_job(request: Request[Any, Any, Any], data: JobSubmit, idempoten
     return answer
 
 
-@get("/v1/jobs", responses=errors())
-async def list_jobs(request: Request[Any, Any, Any], limit: Limit = 1000) -> list[JobView]:
-    """The newest jobs, oldest first."""
+@get("/v1/jobs", responses=errors(404, 422))
+async def list_jobs(
+    request: Request[Any, Any, Any],
+    limit: Limit = 1000,
+    in_states: StatesParameter = None,
+    array: Words = None,
+    user: Words = None,
+    account: Words = None,
+    fold: bool = False,
+) -> list[JobView]:
+    """The newest jobs, oldest first: those in the given states (`RUNNING,QUEUED`), of one array, of one user, of an account or
+    one below it. With `fold` an array is one row, with its elements counted; it is listed when one of them would be."""
     services = services_of(request)
-    jobs = await services.store.read(lambda tx: tx.jobs(limit=limit))
-    return [job_view(job, services.hub.lost, services.jobs.why(job.id)) for job in jobs]
+    wanted = Wanted(limit, parse_states(in_states), array, user, account)
+    found = await services.store.read(lambda tx: list_folded(tx, wanted) if fold else find_wanted(tx, wanted))
+    return [
+        array_view(row) if isinstance(row, list) else job_view(row, services.hub.lost, services.jobs.why(row.id)) for row in found
+    ]
 
 
 @get("/v1/jobs/{job:str}", responses=errors(404))
@@ -85,7 +100,12 @@ async def stop(
     """Ask a job to end, or all elements of an array. Asking a job that has ended changes nothing; a second stop may name a harder
     signal."""
     now = services_of(request).clock.now_us()
-    return await _change(request, job, idempotency_key, now, lambda row: stop_job(row, data.signal, data.grace_s, now))
+    only = parse_states(",".join(data.only_states)) if data.only_states else None
+
+    def change(row: Job) -> Change | None:
+        return stop_job(row, data.signal, data.grace_s, now) if only is None or row.state in only else None
+
+    return await _change(request, job, idempotency_key, now, change)
 
 
 @post("/v1/jobs/{job:str}/hold", status_code=202, responses=errors(404, 422, 507))
@@ -119,10 +139,12 @@ async def job_logs(
     stderr_offset: Offset = 0,
     wait_s: WaitS = 0.0,
     rank: Rank = None,
+    attempt: AttemptNumber = None,
 ) -> LogChunk:
     """Output since the given offsets; waits up to `wait_s` for some, or for the end of the job. Of a gang whose ranks have logs
-    of their own, `rank` says which (0 otherwise)."""
-    return await follow_job(services_of(request), job, rank, (stdout_offset, stderr_offset), wait_s)
+    of their own, `rank` says which (0 otherwise). `attempt` says whose log the offsets are of, so that nothing is missed when the
+    job is started again meanwhile; answers say it too. An offset beyond the end means the end."""
+    return await follow_job(services_of(request), job, rank, attempt, (stdout_offset, stderr_offset), wait_s)
 
 
 @get("/v1/jobs/{job:str}/proof", responses=errors(404))
@@ -154,7 +176,7 @@ async def job_events(request: Request[Any, Any, Any], job: JobPath) -> list[Even
 
     def read(tx: Tx) -> list[EventView]:
         id_ = one_job(tx, job).id
-        return [EventView(rfc3339(event.at) or "", event.text) for event in tx.events(kind="job", subject=id_)]
+        return [event_view(event) for event in tx.events(kind="job", subject=id_)]
 
     return await services_of(request).store.read(read)
 

@@ -35,6 +35,8 @@ class Source(msgspec.Struct, frozen=True):
 
     #: what the agent calls it; None when nothing was ever started
     workload: str | None
+    #: of a job: whose log it is
+    attempt: int
     #: no process of it will write any more
     ended: bool
     exit_code: int | None
@@ -43,24 +45,43 @@ class Source(msgspec.Struct, frozen=True):
     detail: str
 
 
-async def follow_job(services: Services, job: str, rank: int | None, offsets: tuple[int, int], wait_s: float) -> LogChunk:
-    """Refuses a rank that the job does not have."""
+async def follow_job(
+    services: Services, job: str, rank: int | None, attempt: int | None, offsets: tuple[int, int], wait_s: float
+) -> LogChunk:
+    """`attempt`: whose offsets they are (None: the newest's). What is unread of an earlier attempt's log comes first, then the
+    logs of those after it from their starts. Refuses a rank that the job does not have."""
 
     async def read() -> Source:
         row = await services.store.read(lambda tx: one_job(tx, job))
         view = job_view(row, services.hub.lost, services.jobs.why(row.id))
-        workload = log_of(row, rank) if row.attempt else None
-        return Source(workload, row.state.terminal, row.exit_code, view.state, view.reason, view.detail)
+        workload = log_of(row, rank)
+        return Source(workload, row.attempt, row.state.terminal, row.exit_code, view.state, view.reason, view.detail)
 
-    return await _follow(services, f"job/{parse_job_id(job)}", read, offsets, wait_s)
+    now = await read()
+    row = await services.store.read(lambda tx: one_job(tx, job))
+    for earlier in range(attempt or now.attempt, now.attempt):
+        log = log_of(msgspec.structs.replace(row, attempt=earlier), rank)
+        source = msgspec.structs.replace(now, workload=log, attempt=earlier, ended=False)
+        try:
+            left = await _read_both(services, source, offsets)
+        except Unreachable:
+            if wait_s <= 0:
+                raise
+            return _empty(source, offsets, silent=True)
+        if left.stdout or left.stderr:
+            return left
+        offsets = (0, 0)
+    return await _follow(services, f"job/{parse_job_id(job)}", read, offsets, wait_s, now.attempt)
 
 
-def log_of(job: Job, rank: int | None) -> str:
-    """What the agent calls the log of a rank."""
+def log_of(job: Job, rank: int | None) -> str | None:
+    """What the agent calls the log of a rank; None before its first attempt."""
     streams = job.spec.log_streams
     if rank is not None and rank >= streams:
         has = "one log for all its processes" if streams == 1 else f"ranks 0 to {streams - 1}"
         raise Refused(f"Job {job.id} has {has}; there is no rank {rank}.", code="no-such-rank")
+    if not job.attempt:
+        return None
     return job.attempt_id if not job.spec.logs_by_rank else f"{job.attempt_id}.{rank or 0}"
 
 
@@ -74,11 +95,11 @@ async def follow_exec(services: Services, job: str, name: str, offsets: tuple[in
             answer = await services.hub.ask("exec-state", workload)
         except Unreachable:
             # its output can't be read either, and what is read of that says so
-            return Source(workload, False, None, "UNKNOWN", Reason.AGENT_UNREACHABLE.value, "")
+            return Source(workload, 0, False, None, "UNKNOWN", Reason.AGENT_UNREACHABLE.value, "")
         if answer.error:
             raise NotFound(answer.error)
         state = msgspec.json.decode(answer.data, type=ExecState)
-        return Source(workload, state.ended, state.exit_code, "ENDED" if state.ended else "RUNNING", None, state.detail)
+        return Source(workload, 0, state.ended, state.exit_code, "ENDED" if state.ended else "RUNNING", None, state.detail)
 
     return await _follow(services, f"job/{parse_job_id(job)}", read, offsets, wait_s)
 
@@ -89,7 +110,7 @@ async def follow_function(services: Services, name: str, offsets: tuple[int, int
         if row is None:
             raise NotFound(f"There is no function {name}. `steelyard functions` lists them.")
         view = function_view(row, services.settings, services.hub.lost)
-        return Source(name, False, None, view.state, view.reason, view.detail)
+        return Source(name, 0, False, None, view.state, view.reason, view.detail)
 
     async def read() -> Source:
         return await services.store.read(load)
@@ -98,14 +119,23 @@ async def follow_function(services: Services, name: str, offsets: tuple[int, int
 
 
 async def _follow(
-    services: Services, subject: str, read: Callable[[], Awaitable[Source]], offsets: tuple[int, int], wait_s: float
+    services: Services,
+    subject: str,
+    read: Callable[[], Awaitable[Source]],
+    offsets: tuple[int, int],
+    wait_s: float,
+    attempt: int = 0,
 ) -> LogChunk:
+    """`attempt`: whose offsets they are; 0: they are the start of any."""
     deadline_ns = services.clock.mono_ns() + int(wait_s * 1e9)
     poll_s = POLL_FIRST_S
     with services.watch.subscribe(subject) as news:
         while True:
             # the state is read before the log: what a job that had ended by then wrote is all in the log
             source = await read()
+            if attempt and source.attempt != attempt:
+                # another attempt has begun meanwhile; the client asks again, and says whose offsets it has
+                return _empty(msgspec.structs.replace(source, attempt=attempt, ended=False), offsets)
             left_s = (deadline_ns - services.clock.mono_ns()) / 1e9
             over = left_s <= 0 or services.watch.stopping
             try:
@@ -143,6 +173,7 @@ async def _read_both(services: Services, source: Source, offsets: tuple[int, int
         state=source.state,
         reason=source.reason,
         detail=source.detail,
+        attempt=source.attempt,
     )
 
 
@@ -158,4 +189,5 @@ def _empty(source: Source, offsets: tuple[int, int], silent: bool = False) -> Lo
         state=source.state,
         reason=Reason.AGENT_UNREACHABLE.value if silent else source.reason,
         detail="the machine's agent is not connected; its logs can't be read now" if silent else source.detail,
+        attempt=source.attempt,
     )

@@ -22,7 +22,13 @@ async def require_json(request: Request[Any, Any, Any]) -> None:
 
 def refuse_unknown_query(connection: ASGIConnection[Any, Any, Any, Any], handler: BaseRouteHandler) -> None:
     """A misspelt parameter is named instead of silently ignored, as fields of bodies are."""
-    known = set(handler.parsed_fn_signature.parameters) - {"request", "data", "idempotency_key", *connection.path_params}
+    not_query = {"request", "data", "idempotency_key", *connection.path_params}
+    # a name that the framework keeps for itself goes by another one inside
+    known = {
+        getattr(field.kwarg_definition, "query", None) or name
+        for name, field in handler.parsed_fn_signature.parameters.items()
+        if name not in not_query
+    }
     unknown = sorted(set(connection.query_params) - known)
     if unknown:
         raise Refused(f"There is no parameter {unknown[0][:80]!r} here.", code="unknown-parameter")

@@ -13,13 +13,15 @@ import msgspec
 
 from steelyard.clock import rfc3339
 from steelyard.config import Settings
+from steelyard.lifecycle.history import read_event
 from steelyard.model.coldstart import ColdStart
 from steelyard.model.function import ApiKey, Function, FunctionState
 from steelyard.model.job import Job, JobState
 from steelyard.model.reason import Reason
 from steelyard.model.site import Schedule
 from steelyard.scheduling.snapshot import Why
-from steelyard.wire.api import ColdStartView, FunctionView, JobView, KeyView, ScheduleView
+from steelyard.store import Event
+from steelyard.wire.api import ColdStartView, EventView, FunctionView, JobView, KeyView, ScheduleView
 
 #: the agent is called lost after this long without a connection
 AGENT_LOST_S = 15.0
@@ -85,6 +87,13 @@ def job_view(job: Job, agent_lost: bool = False, why: Why | None = None) -> JobV
         stderr=spec.stderr,
         usage=job.usage,
         rank_ends=job.ranks,
+        whole_cores=demand.whole_cores,
+        timing=demand.timing.value,
+        preemptible=demand.preemptible,
+        scratch_bytes=demand.scratch_bytes,
+        memory_nodes=() if plan is None else plan.memory_nodes,
+        nic_ids=() if plan is None else plan.nics,
+        suspended_s=job.suspended_s,
     )
 
 
@@ -110,10 +119,18 @@ def array_view(jobs: Sequence[Job]) -> JobView:
         ended_at=rfc3339(max(ended, default=None)) if state.terminal else None,
         cpus=(),
         gpu_ids=(),
+        nic_ids=(),
+        memory_nodes=(),
+        peak_memory_bytes=None,
         usage=None,
         rank_ends=(),
         elements={state.value: count for state, count in sorted(counts.items())},
     )
+
+
+def event_view(event: Event) -> EventView:
+    state, why = read_event(event.text)
+    return EventView(_time(event.at), event.text, None if state is None else state.value, why)
 
 
 def function_view(function: Function, settings: Settings, agent_lost: bool = False) -> FunctionView:

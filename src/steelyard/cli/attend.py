@@ -1,7 +1,7 @@
 """How does a command line attend work that runs elsewhere? It streams both outputs, forwards Ctrl-C, outlives an absent server
 for a while, and ends with the work's exit code.
 
-Used by `run` and `exec`; what they ask for differs, how they wait does not.
+Used by `run`, `attach` and `exec`; what they ask for differs, how they wait does not. Many logs at once are `follow.py`'s.
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ import sys
 import threading
 from collections.abc import Callable
 from types import FrameType
-from typing import TypeVar
+from typing import NamedTuple, TypeVar
 
 from steelyard.cli.output import say
 from steelyard.clock import Clock
@@ -26,37 +26,87 @@ AWAY_S = 120.0
 POLL_S = 20.0
 
 
+class Detached(Exception):
+    """The person let go of work that goes on. Never leaves `cli`."""
+
+
+class Cursor(NamedTuple):
+    """How far a log has been read: in which attempt's, and up to where in each stream."""
+
+    attempt: int = 0
+    stdout: int = 0
+    stderr: int = 0
+
+    @property
+    def params(self) -> dict[str, int]:
+        return {"attempt": self.attempt, "stdout_offset": self.stdout, "stderr_offset": self.stderr}
+
+
+#: the start of the newest attempt's log and of the first one's, and the end wherever that is
+START, FIRST, END = Cursor(), Cursor(1), Cursor(0, 2**62, 2**62)
+
+
+def cursor_after(chunk: LogChunk) -> Cursor:
+    return Cursor(chunk.attempt, chunk.stdout_offset, chunk.stderr_offset)
+
+
 class Patience:
-    """Calls again while the server is away, for a bounded time; at once gives up where nobody is there to bring it back."""
+    """Calls again while the server is away, for a bounded time; at once gives up where nobody is there to bring it back. Several
+    threads may call; an absence is said once."""
 
     def __init__(self, clock: Clock, supervised: Callable[[], bool]) -> None:
         self._clock = clock
         self._supervised = supervised
         self._pause = threading.Event()
+        self._saying = threading.Lock()
+        self._said = False
 
     def call(self, attempt: Callable[[], T], what: str) -> T:
         deadline_ns: int | None = None
         while True:
             try:
-                return attempt()
+                answer = attempt()
+                self._said = False
+                return answer
             except Unreachable as err:
                 if deadline_ns is None:
                     deadline_ns = self._clock.mono_ns() + int(AWAY_S * 1e9)
                     if self._supervised():
-                        say(f"steelyard: the server is away; {what} goes on when it is back")
+                        self._say(f"steelyard: the server is away; {what} goes on when it is back")
                 if not self._supervised() or self._clock.mono_ns() > deadline_ns:
                     raise err
                 self._pause.wait(0.1)
 
+    def _say(self, text: str) -> None:
+        with self._saying:
+            if not self._said:
+                self._said = True
+                say(text)
+
 
 class Interrupts:
-    """Turns the first SIGINT or SIGTERM into that signal for the work and the second into SIGKILL. Only a wait is broken off by
-    it, so that no output is lost or printed twice."""
+    """Turns the first SIGINT or SIGTERM into that signal for the work and the second into SIGKILL; with `leave`, SIGQUIT (Ctrl-\\
+    on a terminal) into Detached. Only a wait is broken off by it, so that no output is lost or printed twice."""
 
-    def __init__(self) -> None:
+    def __init__(self, stop: Callable[[int, int], None], leave: bool = False) -> None:
         self.pending: list[int] = []
+        #: that was forwarded first; 0: none
+        self.first_signal = 0
+        self._stop = stop
+        self._told = 0
         self._waiting = False
-        self._previous = {signum: signal.signal(signum, self._note) for signum in (signal.SIGINT, signal.SIGTERM)}
+        caught = (signal.SIGINT, signal.SIGTERM, *((signal.SIGQUIT,) if leave else ()))
+        self._previous = {signum: signal.signal(signum, self._note) for signum in caught}
+
+    def forward(self) -> None:
+        """Hand on what came. Raises Detached."""
+        while self.pending:
+            signum = self.pending.pop(0)
+            if signum == signal.SIGQUIT:
+                raise Detached
+            self._told += 1
+            self.first_signal = self.first_signal or signum
+            self._stop(signum if self._told == 1 else signal.SIGKILL, self._told)
 
     def _note(self, signum: int, _frame: FrameType | None) -> None:
         self.pending.append(signum)
@@ -81,27 +131,28 @@ class Interrupts:
 
 
 def stream(
-    patience: Patience, poll: Callable[[tuple[int, int]], LogChunk], stop: Callable[[int, int], None]
+    patience: Patience,
+    poll: Callable[[Cursor], LogChunk],
+    stop: Callable[[int, int], None],
+    *,
+    begin: Cursor = START,
+    leave: bool = False,
 ) -> tuple[LogChunk, int]:
-    """Stream until it has ended. `poll` reads from both offsets, `stop` sends a signal (and is told how many came so far).
-    Returns the last chunk, and the first signal that was forwarded (0: none). Raises Unreachable when the server stays away."""
-    interrupts = Interrupts()
-    offsets = (0, 0)
-    told, first_signal = 0, 0
+    """Stream until it has ended. `poll` reads on from a cursor, `stop` sends a signal (and is told how many came so far). Returns
+    the last chunk, and the first signal that was forwarded (0: none). Raises Unreachable when the server stays away, and with
+    `leave` Detached."""
+    interrupts = Interrupts(stop, leave)
+    cursor = begin
     try:
         while True:
-            while interrupts.pending:
-                signum = interrupts.pending.pop(0)
-                told += 1
-                first_signal = first_signal or signum
-                stop(signum if told == 1 else signal.SIGKILL, told)
-            chunk = interrupts.wait_for(lambda at=offsets: patience.call(lambda: poll(at), "its output"))
+            interrupts.forward()
+            chunk = interrupts.wait_for(lambda at=cursor: patience.call(lambda: poll(at), "its output"))
             if chunk is None:
                 continue
-            offsets = (chunk.stdout_offset, chunk.stderr_offset)
+            cursor = cursor_after(chunk)
             write_chunk(chunk)
             if chunk.ended:
-                return chunk, first_signal
+                return chunk, interrupts.first_signal
     finally:
         interrupts.restore()
 

@@ -21,10 +21,9 @@ import msgspec
 
 from steelyard.cli.batch_files import STATE_VERSION, Answer, Files, Input, Output, State, make_files
 from steelyard.cli.batch_progress import Meter, render_duration
-from steelyard.cli.jobs import quote
 from steelyard.cli.output import Progress, print_json, say
 from steelyard.cli.quantities import parse_seconds
-from steelyard.cli.session import find_settings, home_option, json_option, new_key, open_client
+from steelyard.cli.session import find_settings, home_option, json_option, new_key, open_client, quote
 from steelyard.clock import SystemClock
 from steelyard.errors import Conflict, NotFound, Refused, SteelyardError, Unauthorized
 from steelyard.wire.api import FunctionView, KeyCreate, KeyView

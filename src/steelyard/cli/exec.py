@@ -8,7 +8,7 @@ from pathlib import Path
 
 import click
 
-from steelyard.cli.attend import POLL_S, Patience, stream
+from steelyard.cli.attend import POLL_S, Cursor, Patience, stream
 from steelyard.cli.output import say
 from steelyard.cli.programs import SUPERVISOR, lives, load_record
 from steelyard.cli.session import find_paths, home_option, new_key, open_client
@@ -48,8 +48,8 @@ def run_inside(rank: int | None, home: Path | None, job: str, command: tuple[str
 
 
 def _attend(client: ApiClient, patience: Patience, path: str) -> int:
-    def poll(offsets: tuple[int, int]) -> LogChunk:
-        params = {"stdout_offset": offsets[0], "stderr_offset": offsets[1], "wait_s": POLL_S}
+    def poll(cursor: Cursor) -> LogChunk:
+        params = {"stdout_offset": cursor.stdout, "stderr_offset": cursor.stderr, "wait_s": POLL_S}
         return client.fetch(LogChunk, "GET", f"{path}/logs", params=params, wait_s=POLL_S)
 
     def stop(signum: int, told: int) -> None:

@@ -1,5 +1,5 @@
 """Which command is meant? Names every command without importing any, runs one, and turns what went wrong into one sentence and an
-exit code: 0 done, 1 it failed, 2 refused, 3 Steelyard not reachable; `run` and `exec` answer 125 for all three.
+exit code: 0 done, 1 it failed, 2 refused, 3 Steelyard not reachable; `run`, `exec` and `attach` answer 125 for all three.
 """
 
 from __future__ import annotations
@@ -43,12 +43,14 @@ COMMANDS: dict[str, Entry] = {
     "check": Entry("Machines", "steelyard.cli.check:check", "Look for what is wrong with this machine."),
     "run": Entry("Jobs", "steelyard.cli.run:run", "Run a command as a job, with its output and exit code."),
     "submit": Entry("Jobs", "steelyard.cli.submit:submit", "Submit a script that was written for sbatch."),
-    "ps": Entry("Jobs", "steelyard.cli.jobs:ps", "List jobs."),
+    "ps": Entry("Jobs", "steelyard.cli.ps:ps", "List jobs."),
+    "job": Entry("Jobs", "steelyard.cli.job:job", "Show all of a job: what it asked, got, did and used."),
     "queue": Entry("Jobs", "steelyard.cli.queue:queue", "List waiting jobs, with position and estimated start."),
     "why": Entry("Jobs", "steelyard.cli.queue:why", "Say why a job waits, and what would start it now."),
-    "logs": Entry("Jobs", "steelyard.cli.jobs:logs", "Print what a job or function wrote."),
+    "logs": Entry("Jobs", "steelyard.cli.logs:logs", "Print what a job or function wrote."),
+    "attach": Entry("Jobs", "steelyard.cli.attach:attach", "Follow a running job, and answer with its exit code."),
     "exec": Entry("Jobs", "steelyard.cli.exec:run_inside", "Run a command inside a running job."),
-    "stop": Entry("Jobs", "steelyard.cli.jobs:stop", "Stop a job."),
+    "stop": Entry("Jobs", "steelyard.cli.stop:stop", "Stop jobs."),
     "apply": Entry("Jobs", "steelyard.cli.apply:apply", "Make what a YAML file says true, after showing the plan."),
     "schedules": Entry("Jobs", "steelyard.cli.schedules:schedules", "List, create and delete schedules of jobs."),
     "hold": Entry("Jobs", "steelyard.cli.queue:hold", "Keep a waiting job from starting."),
@@ -56,7 +58,7 @@ COMMANDS: dict[str, Entry] = {
     "priority": Entry("Jobs", "steelyard.cli.queue:priority", "Give a job another priority."),
     "accounts": Entry("Jobs", "steelyard.cli.accounts:accounts", "List accounts with shares and usage, and set shares."),
     "quotas": Entry("Jobs", "steelyard.cli.accounts:quotas", "List, set and delete what projects may hold."),
-    "proof": Entry("Jobs", "steelyard.cli.jobs:proof", "Show what a job asked for beside what it got."),
+    "proof": Entry("Jobs", "steelyard.cli.proof:proof", "Show what a job asked for beside what it got."),
     "deploy": Entry("Functions", "steelyard.cli.deploy:deploy", "Deploy an ASGI app or a server as a function."),
     "functions": Entry("Functions", "steelyard.cli.functions:functions", "List functions."),
     "delete": Entry("Functions", "steelyard.cli.functions:delete", "Delete a function."),
@@ -156,8 +158,8 @@ def main(argv: list[str] | None = None) -> None:
 
 
 def _refused(arguments: list[str], code: int) -> int:
-    """`run` and `exec` keep all codes but one for the command."""
-    return RUN_REFUSED if _command(arguments) in ("run", "exec") else code
+    """`run`, `exec` and `attach` keep all codes but one for the command."""
+    return RUN_REFUSED if _command(arguments) in ("run", "exec", "attach") else code
 
 
 def _command(arguments: list[str]) -> str:

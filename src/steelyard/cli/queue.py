@@ -6,6 +6,7 @@ from pathlib import Path
 
 import click
 
+from steelyard.cli.job_text import render_asks
 from steelyard.cli.output import COLOURS, person_looks, print_json, print_table, say, show_time
 from steelyard.cli.session import home_option, json_option, new_key, open_client, quote
 from steelyard.wire.api import JobPriority, JobView, QueueView, WhyView
@@ -138,13 +139,3 @@ def _post(home: Path | None, job: str, what: str, body: JobPriority | None = Non
     click.echo(f"{view.id} {view.state}" + (f" {view.reason}" if view.reason else ""))
     if what == "hold" and view.state != "QUEUED":
         say(f"{view.id} does not wait any more, so there is nothing to hold. `steelyard stop` ends it.")
-
-
-def render_asks(job: JobView) -> str:
-    """ "2 cores, 4 GPUs, 3 x 2 ranks"."""
-    parts = [f"{job.cores:g} {'core' if job.cores == 1 else 'cores'}"]
-    if job.gpus:
-        parts.append(f"{job.gpus} {'GPU' if job.gpus == 1 else 'GPUs'}")
-    if job.ranks > 1:
-        parts.append(f"{job.ranks} ranks" if job.nodes == 1 else f"{job.ranks} ranks on {job.nodes} nodes")
-    return ", ".join(parts)

@@ -11,9 +11,8 @@ import click
 import msgspec
 
 from steelyard.cli.job_options import job_options, make_spec
-from steelyard.cli.jobs import quote
 from steelyard.cli.output import print_json, print_table
-from steelyard.cli.session import home_option, json_option, new_key, open_client
+from steelyard.cli.session import home_option, json_option, new_key, open_client, quote
 from steelyard.clock import SystemClock
 from steelyard.errors import Refused
 from steelyard.wire.api import SchedulePut, ScheduleView

@@ -11,18 +11,15 @@ import click
 
 from steelyard.api.sbatch_script import Submission, read_script
 from steelyard.api.sbatch_text import SCRIPT_MAX_BYTES
-from steelyard.cli.attend import Patience
+from steelyard.cli.attach import attend, make_patience
 from steelyard.cli.output import print_json, print_table, say
-from steelyard.cli.programs import SUPERVISOR, lives, load_record
-from steelyard.cli.run import attend
-from steelyard.cli.session import find_paths, home_option, json_option, new_key, open_client
+from steelyard.cli.session import home_option, json_option, new_key, open_client
 from steelyard.clock import SystemClock
 from steelyard.errors import Refused
-from steelyard.lifecycle.array import parse_array
 from steelyard.runtime.slurm.getopt import NONE, Given, NotUnderstood, Option
 from steelyard.runtime.slurm.sbatch import clean
 from steelyard.runtime.slurm.sbatch_table import read_sbatch
-from steelyard.wire.api import ScriptSubmit, ScriptSubmitted
+from steelyard.wire.api import JobView, ScriptSubmit, ScriptSubmitted
 
 SUBMIT_HELP = """Submit a script that was written for sbatch.
 
@@ -87,10 +84,9 @@ def submit(
     if test_only:
         _show(read_script(data, SystemClock().now_us()), as_json)
         return
-    paths, clock = find_paths(home), SystemClock()
+    clock = SystemClock()
     with open_client(home) as client:
-        patience = Patience(clock, lambda: lives(load_record(paths, SUPERVISOR)))
-        key = new_key()
+        patience, key = make_patience(home, clock), new_key()
         answer = patience.call(
             lambda: client.fetch(ScriptSubmitted, "POST", "/v1/scripts", body=data, key=key), "submitting the script"
         )
@@ -102,9 +98,8 @@ def submit(
             click.echo(answer.id if parsable else f"Submitted batch job {answer.id}")
         sys.stdout.flush()
         if wait:
-            indices = () if answer.array is None else parse_array(answer.array).indices
-            jobs = [f"{answer.id}_{index}" for index in indices] or [answer.id]
-            sys.exit(max(attend(client, patience, job) for job in jobs))
+            job = patience.call(lambda: client.fetch(JobView, "GET", f"/v1/jobs/{answer.id}"), "its output")
+            sys.exit(attend(client, patience, job, clock))
 
 
 def _read(words: tuple[str, ...], wrapped: bool) -> tuple[str, str]:

@@ -60,6 +60,10 @@ class Tx(Protocol):
         """All jobs in the given states; with `limit`, the newest that many (still oldest first)."""
         ...
 
+    def job_heads(self, states: Collection[JobState] | None, limit: int) -> list[Job]:
+        """Like `jobs`, but of each array only the newest of its elements that are in these states."""
+        ...
+
     def jobs_of_array(self, array: JobId) -> list[Job]:
         """The elements of an array; none when there is no such array."""
         ...

@@ -67,6 +67,15 @@ class MemoryTx:
         found = [job for job in self._content.jobs.values() if states is None or job.state in states]
         return found if limit is None else _newest(found, limit)
 
+    def job_heads(self, states: Collection[JobState] | None, limit: int) -> list[Job]:
+        # the last element of an array overwrites those before it, at its own place
+        heads: dict[JobId, Job] = {}
+        for job in self.jobs(states):
+            key = job.id if job.array is None else JobId(f"{job.array.id}_")
+            heads.pop(key, None)
+            heads[key] = job
+        return _newest(list(heads.values()), limit)
+
     def jobs_of_array(self, array: JobId) -> list[Job]:
         return [job for job in self._content.jobs.values() if job.array is not None and job.array.id == array]
 

@@ -65,6 +65,10 @@ class SqlTx:
         statement = sql.JOBS_NEWEST if states is None else sql.JOBS_IN_NEWEST
         return self._all(_decode_job, statement, {**wanted, "limit": max(0, limit)})[::-1]
 
+    def job_heads(self, states: Collection[JobState] | None, limit: int) -> list[Job]:
+        wanted: dict[str, object] = {"limit": max(0, limit)} | ({} if states is None else {"states": list(states)})
+        return self._all(_decode_job, sql.JOB_HEADS if states is None else sql.JOB_HEADS_IN, wanted)[::-1]
+
     def jobs_of_array(self, array: JobId) -> list[Job]:
         return self._all(_decode_job, sql.JOBS_OF_ARRAY, {"array": array})
 

@@ -27,6 +27,8 @@ class JobSubmit(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 class JobStop(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     signal: Annotated[int, Meta(ge=1, le=64)] = 15
     grace_s: Annotated[float, Meta(ge=0, le=3600)] = 10.0
+    #: jobs (or elements of the array) in other states than these are left alone; none named: any state
+    only_states: tuple[str, ...] = ()
 
 
 class ExecSubmit(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
@@ -120,6 +122,16 @@ class JobView(msgspec.Struct, frozen=True):
     stderr: str | None = None
     usage: Usage | None = None
     rank_ends: tuple[RankEnd, ...] = ()
+    #: its cores are whole ones, nobody else's
+    whole_cores: bool = False
+    timing: str = "best-effort"
+    preemptible: bool = False
+    scratch_bytes: int | None = None
+    #: of its placement
+    memory_nodes: tuple[int, ...] = ()
+    nic_ids: tuple[str, ...] = ()
+    #: frozen so long in all, by preemption
+    suspended_s: float = 0.0
 
 
 class QueueView(msgspec.Struct, frozen=True):
@@ -235,6 +247,10 @@ class EventView(msgspec.Struct, frozen=True):
 
     at: str
     text: str
+    #: that it was in from then on; None: its state stayed as it was
+    state: str | None = None
+    #: what is said beside the state
+    why: str = ""
 
 
 class LogChunk(msgspec.Struct, frozen=True):
@@ -249,6 +265,8 @@ class LogChunk(msgspec.Struct, frozen=True):
     state: str
     reason: str | None
     detail: str
+    #: whose log it is: offsets count from the start of that attempt's. 0: there is no attempt yet, or it is no job's
+    attempt: int = 0
 
 
 class FunctionDeploy(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
