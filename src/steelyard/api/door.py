@@ -9,6 +9,7 @@ from __future__ import annotations
 import math
 import re
 from collections.abc import Iterator, Mapping, Sequence
+from functools import lru_cache
 from typing import cast
 
 import msgspec
@@ -99,8 +100,14 @@ def check_function(name: str, spec: FunctionSpec, machine: Machine | None, root:
 def check_fields(raw: bytes, model: type[msgspec.Struct]) -> list[Finding]:
     """Names inside `spec`, at any depth, that no field has: a misspelt option is named instead of silently dropped."""
     spec = msgspec.json.decode(raw, type=dict[str, object]).get("spec")
-    unknown = _find_unknown(spec, msgspec.inspect.type_info(model), "")
+    unknown = _find_unknown(spec, _describe(model), "")
     return [Finding("unknown-field", f"spec has no field {name[:80]!r}") for name in unknown]
+
+
+@lru_cache(maxsize=8)
+def _describe(model: type[msgspec.Struct]) -> msgspec.inspect.Type:
+    """A millisecond of work, for each request the same."""
+    return msgspec.inspect.type_info(model)
 
 
 def _find_unknown(value: object, kind: msgspec.inspect.Type, at: str) -> Iterator[str]:
