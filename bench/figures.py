@@ -93,8 +93,9 @@ def render_page(entries: Sequence[Entry], machine: dict[str, str]) -> str:
     lines = [
         "# Benchmarks",
         "",
-        'Written by `make bench`; `ARGS="--only NAME"` measures some of it again. Rounds are interleaved with the peer\'s in the same run;',
-        "values are medians unless a percentile is named; ratios are medians of pairs, with their 95 % interval.",
+        'Written by `make bench`; `ARGS="--only NAME"` measures some of it again. Rounds are interleaved with the',
+        "peer's in the same run; values are medians unless a percentile is named; ratios are medians of pairs, with",
+        "their 95 % interval.",
         "",
         "| machine | |",
         "| --- | --- |",
