@@ -41,7 +41,8 @@ Times are RFC 3339 in UTC with microseconds. A value that is not known, or not t
 | command | shape |
 | --- | --- |
 | `status` | `{"state", "api_url", "gateway_url", "version", "programs": [{"name", "pid", "rss_bytes", "state"}]}` |
-| `ps` | `[{"id", "name", "state", "reason", "exit_code", "submitted_at", "started_at", "ended_at"}]` |
+| `ps` | `[{"id", "name", "state", "reason", "exit_code", "submitted_at", "started_at", "ended_at", "detail", "project", "owner", "account", "priority", "cores", "memory_bytes", "gpus", "ranks", "restarts", "array", "array_index", "elements"}]`; `elements` is `{"RUNNING": 8, …}` of an array, which is one row unless `-e` |
+| `job` | `{"job": {"id", "state", …}, "events": [{"at", "text", "state", "why"}], "usage": {"cpu_s", "memory_peak_bytes", "samples": [{"at_s", "cpus", "memory_bytes", …}], …}, "efficiency", "failed": []}`; `job` is the API's `JobView`, `failed` those of an array's elements that did not end well |
 | `proof` | `{"state": "MATCH, DRIFTED, PARTIAL or UNKNOWN", "asked": {}, "got": {}, "differences": []}` |
 | `functions` | `[{"name", "revision", "state", "url", "replicas", "waking", "queued", "public"}]` |
 | `coldstarts` | `[{"function", "revision", "at", "road", "reason", "wall_ms", "platform_ms", "user_ms", "phases": {}}]` |

@@ -8,13 +8,13 @@ from __future__ import annotations
 import signal
 import sys
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import click
 
-from steelyard.cli.attend import POLL_S, START, Detached, Interrupts, Patience, stream
-from steelyard.cli.follow import Followers, Printer
+from steelyard.cli.attend import POLL_S, START, Cursor, Detached, Interrupts, Patience, stream
+from steelyard.cli.follow import Followers, Printer, Stream
 from steelyard.cli.job_logs import find_end, list_elements, make_streams, poll_job, rest_after, write_taken
 from steelyard.cli.job_text import Look, render_bar, render_counts, render_used
 from steelyard.cli.output import Progress, say
@@ -56,11 +56,10 @@ def attach(job: str, whole: bool, home: Path | None) -> None:
     clock = SystemClock()
     with open_client(home) as client:
         view = client.fetch(JobView, "GET", f"/v1/jobs/{quote(job)}")
-        if view.ended_at is None:
-            say(f"steelyard: attached to {view.id}, which is {view.state}. Ctrl-C is forwarded, Ctrl-\\ leaves it running.")
-        elif not whole:
-            say(f"steelyard: {view.id} has ended already: {view.state}. `steelyard logs {view.id}` shows what it wrote.")
-        sys.exit(attend(client, make_patience(home, clock), view, clock, whole=whole))
+        words = f"steelyard: attached to {view.id}, which is {view.state}. Ctrl-C is forwarded, Ctrl-\\ leaves it running."
+        if view.ended_at is not None:
+            words = f"steelyard: {view.id} has ended already: {view.state}. `steelyard logs {view.id}` shows what it wrote."
+        sys.exit(attend(client, make_patience(home, clock), view, clock, whole=whole, words=words))
 
 
 def make_patience(home: Path | None, clock: Clock) -> Patience:
@@ -68,15 +67,25 @@ def make_patience(home: Path | None, clock: Clock) -> Patience:
     return Patience(clock, lambda: lives(load_record(paths, SUPERVISOR)))
 
 
-def attend(client: ApiClient, patience: Patience, job: JobView, clock: Clock, *, whole: bool = True) -> int:
-    """Stream until it has ended; its exit code, or 0 when the person let go of it. `whole`: from its first output on."""
+def attend(
+    client: ApiClient, patience: Patience, job: JobView, clock: Clock, *, whole: bool = True, words: str | None = None
+) -> int:
+    """Stream until it has ended; its exit code, or 0 when the person let go of it. `whole`: from its first output on; otherwise
+    from now on. `words` are said when nothing that it writes will be missed any more."""
+    interrupts = Interrupts(make_stop(client, patience, job.id), leave=True)
     try:
+        ranks = (None,) if job.log_streams == 1 else range(job.log_streams)
+        begins = [START] * len(ranks)
+        if not whole and job.elements is None:
+            begins = [patience.call(lambda at=rank: find_end(client, job.id, at), "its output") for rank in ranks]
+        if words is not None:
+            say(words)
         if job.elements is not None:
-            return _attend_array(client, patience, job, clock)
+            return _attend_array(client, patience, job, interrupts, clock)
         if job.log_streams == 1:
-            code = _attend_one(client, patience, job, whole)
+            chunk = stream(patience, lambda cursor: poll_job(client, job.id, cursor, POLL_S), interrupts, begins[0])
         else:
-            code = _attend_gang(client, patience, job, whole)
+            chunk = _attend_gang(make_streams(client, patience, job), begins, interrupts)
     except Detached:
         say(f"\nsteelyard: let go of {job.id}, which goes on. `steelyard attach {job.id}` follows it again.")
         return 0
@@ -85,48 +94,29 @@ def attend(client: ApiClient, patience: Patience, job: JobView, clock: Clock, *,
             f"Steelyard has been away too long. Job {job.id} was accepted and goes on without us: `steelyard logs -f "
             f"{job.id}` when it is back."
         ) from None
+    finally:
+        interrupts.restore()
+    code = _conclude(chunk, job, interrupts.first_signal)
     if sys.stderr.isatty():
         _say_used(client, patience, job.id)
     return code
 
 
-def _attend_one(client: ApiClient, patience: Patience, job: JobView, whole: bool) -> int:
-    begin = START if whole else patience.call(lambda: find_end(client, job.id), "its output")
-    chunk, first_signal = stream(
-        patience,
-        lambda cursor: poll_job(client, job.id, cursor, POLL_S),
-        make_stop(client, patience, job.id),
-        begin=begin,
-        leave=True,
-    )
-    return conclude(chunk, job, first_signal)
+def _attend_gang(streams: Sequence[Stream], begins: Sequence[Cursor], interrupts: Interrupts) -> LogChunk:
+    """The last chunk of one of them: the end of any says how the whole gang went."""
+    followers, printer, last = Followers(), Printer(len(str(len(streams) - 1))), list[LogChunk]()
+    for each, begin in zip(streams, begins, strict=True):
+        followers.add(each, begin)
+    while followers.open:
+        interrupts.forward()
+        if interrupts.wait_for(lambda: followers.wait(POLL_S)):
+            last = write_taken(followers, printer) or last
+    return last[-1]
 
 
-def _attend_gang(client: ApiClient, patience: Patience, job: JobView, whole: bool) -> int:
-    followers, printer, last = Followers(), Printer(len(str(job.log_streams - 1))), list[LogChunk]()
-    interrupts = Interrupts(make_stop(client, patience, job.id), leave=True)
-    try:
-        for rank, each in enumerate(make_streams(client, patience, job)):
-            end = None if whole else patience.call(lambda at=rank: find_end(client, job.id, at), "its output")
-            followers.add(each, end or START)
-        while followers.open:
-            interrupts.forward()
-            if interrupts.wait_for(lambda: followers.wait(POLL_S)):
-                write_taken(followers, printer, last.append)
-                # the end of any of them says how the whole gang went
-                last = [chunk for chunk in last if chunk.ended][:1]
-    finally:
-        interrupts.restore()
-    code = conclude(last[0], job, interrupts.first_signal)
-    if code and last[0].detail:
-        say(f"steelyard: {last[0].detail}")
-    return code
-
-
-def _attend_array(client: ApiClient, patience: Patience, job: JobView, clock: Clock) -> int:
+def _attend_array(client: ApiClient, patience: Patience, job: JobView, interrupts: Interrupts, clock: Clock) -> int:
     """Tells its progress; the highest exit code of its elements."""
-    interrupts, progress = Interrupts(make_stop(client, patience, job.id), leave=True), Progress()
-    pause, person, told_ns = threading.Event(), sys.stderr.isatty(), clock.mono_ns()
+    progress, pause, person, told_ns = Progress(), threading.Event(), sys.stderr.isatty(), clock.mono_ns()
     path = f"/v1/jobs/{quote(job.id)}"
 
     def look() -> JobView:
@@ -148,12 +138,10 @@ def _attend_array(client: ApiClient, patience: Patience, job: JobView, clock: Cl
             interrupts.wait_for(lambda rest_s=rest_s: pause.wait(rest_s))
     finally:
         progress.clear()
-        interrupts.restore()
     say(f"steelyard: {job.id}: {render_counts(job.elements or {})}")
     failed = list_elements(client, job.id, "FAILED,STOPPED")
     for each in failed[:NAMED_MAX]:
-        how = each.detail or each.reason or each.state
-        say(f"steelyard: {each.id} {each.state}: {how}")
+        say(f"steelyard: {each.id} {each.state}: {each.detail or each.reason or ''}")
     if len(failed) > NAMED_MAX:
         say(f"steelyard: and {len(failed) - NAMED_MAX} more; `steelyard job {job.id}` lists them.")
     if interrupts.first_signal and job.exit_code is None:
@@ -177,12 +165,15 @@ def make_stop(client: ApiClient, patience: Patience, job: str) -> Callable[[int,
     return stop
 
 
-def conclude(chunk: LogChunk, job: JobView, first_signal: int) -> int:
+def _conclude(chunk: LogChunk, job: JobView, first_signal: int) -> int:
     if first_signal and chunk.exit_code is None:
         # it never ran: what a shell says of a command that a signal ended
         return 128 + first_signal
     if chunk.reason == "oom-killed":
         say(f"steelyard: job {job.id} was ended by the kernel at its memory limit. {chunk.detail}")
+    elif chunk.exit_code and job.ranks > 1 and chunk.detail:
+        # which of its ranks it was
+        say(f"steelyard: {chunk.detail}")
     if chunk.exit_code is not None:
         return chunk.exit_code
     if chunk.state == "SUCCEEDED":

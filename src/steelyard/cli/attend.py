@@ -86,7 +86,8 @@ class Patience:
 
 class Interrupts:
     """Turns the first SIGINT or SIGTERM into that signal for the work and the second into SIGKILL; with `leave`, SIGQUIT (Ctrl-\\
-    on a terminal) into Detached. Only a wait is broken off by it, so that no output is lost or printed twice."""
+    on a terminal) into Detached. Only a wait is broken off by it, so that no output is lost or printed twice. `stop` sends a
+    signal, and is told how many came so far. In force until `restore`."""
 
     def __init__(self, stop: Callable[[int, int], None], leave: bool = False) -> None:
         self.pending: list[int] = []
@@ -130,31 +131,18 @@ class Interrupts:
             signal.signal(signum, handler)
 
 
-def stream(
-    patience: Patience,
-    poll: Callable[[Cursor], LogChunk],
-    stop: Callable[[int, int], None],
-    *,
-    begin: Cursor = START,
-    leave: bool = False,
-) -> tuple[LogChunk, int]:
-    """Stream until it has ended. `poll` reads on from a cursor, `stop` sends a signal (and is told how many came so far). Returns
-    the last chunk, and the first signal that was forwarded (0: none). Raises Unreachable when the server stays away, and with
-    `leave` Detached."""
-    interrupts = Interrupts(stop, leave)
+def stream(patience: Patience, poll: Callable[[Cursor], LogChunk], interrupts: Interrupts, begin: Cursor = START) -> LogChunk:
+    """Stream until it has ended; the last chunk. `poll` reads on from a cursor. Raises Unreachable when the server stays away,
+    and Detached where `interrupts` know of leaving."""
     cursor = begin
-    try:
-        while True:
-            interrupts.forward()
-            chunk = interrupts.wait_for(lambda at=cursor: patience.call(lambda: poll(at), "its output"))
-            if chunk is None:
-                continue
+    while True:
+        interrupts.forward()
+        chunk = interrupts.wait_for(lambda at=cursor: patience.call(lambda: poll(at), "its output"))
+        if chunk is not None:
             cursor = cursor_after(chunk)
             write_chunk(chunk)
             if chunk.ended:
-                return chunk, interrupts.first_signal
-    finally:
-        interrupts.restore()
+                return chunk
 
 
 def write_chunk(chunk: LogChunk) -> None:

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import click
 
-from steelyard.cli.attend import POLL_S, Cursor, Patience, stream
+from steelyard.cli.attend import POLL_S, Cursor, Interrupts, Patience, stream
 from steelyard.cli.output import say
 from steelyard.cli.programs import SUPERVISOR, lives, load_record
 from steelyard.cli.session import find_paths, home_option, new_key, open_client
@@ -61,7 +61,11 @@ def _attend(client: ApiClient, patience: Patience, path: str) -> int:
             # it ended in the meantime; the stream will say how
             say(f"steelyard: {err.public}")
 
-    chunk, _ = stream(patience, poll, stop)
+    interrupts = Interrupts(stop)
+    try:
+        chunk = stream(patience, poll, interrupts)
+    finally:
+        interrupts.restore()
     if chunk.exit_code is None:
         raise SteelyardError(chunk.detail or "The command ended, and how is not known.")
     return chunk.exit_code

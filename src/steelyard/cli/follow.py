@@ -60,8 +60,8 @@ class Lines:
 
     def finish(self) -> list[bytes]:
         """What stands without an end."""
-        rest, self._rest = self._rest.removesuffix(b"\r"), b""
-        return [rest] if rest else []
+        rest, self._rest = self._rest, b""
+        return [rest.removesuffix(b"\r")] if rest else []
 
 
 class Printer:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 
 from steelyard.cli.attend import END, START, Cursor, Patience, cursor_after
 from steelyard.cli.follow import Followers, Printer, Stream
@@ -108,11 +108,12 @@ def _write_for(followers: Followers, printer: Printer, clock: Clock, pause_s: fl
                 return
 
 
-def write_taken(followers: Followers, printer: Printer, note: Callable[[LogChunk], None] | None = None) -> None:
-    for stream, chunk in followers.take():
+def write_taken(followers: Followers, printer: Printer) -> list[LogChunk]:
+    """Write what came; the last chunks of those that ended."""
+    taken = followers.take()
+    for stream, chunk in taken:
         printer.write(stream.label, chunk)
-        if note is not None:
-            note(chunk)
+    return [chunk for _, chunk in taken if chunk.ended]
 
 
 def _label(job: JobView) -> str:

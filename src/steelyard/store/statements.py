@@ -48,17 +48,11 @@ JOBS_NEWEST = Statement(_jobs_newest)
 JOBS_IN = Statement(_jobs.order_by(_job.seq).where(_in_states))
 JOBS_IN_NEWEST = Statement(_jobs_newest.where(_in_states))
 _other = tables.job.alias("other").c
-_newest_of_array = sa.select(sa.func.max(_other.seq)).where(_other.array_id == _job.array_id)
-JOB_HEADS = Statement(_jobs_newest.where(sa.or_(_job.array_id.is_(None), _job.seq == _newest_of_array.scalar_subquery())))
-JOB_HEADS_IN = Statement(
-    _jobs_newest.where(
-        _in_states,
-        sa.or_(
-            _job.array_id.is_(None),
-            _job.seq == _newest_of_array.where(_other.state.in_(_p("states", expanding=True))).scalar_subquery(),
-        ),
-    )
-)
+#: looked for forwards from each row, so that all rows together look at an array's elements about once
+_later = sa.select(sa.literal(1)).where(_other.array_id == _job.array_id, _other.seq > _job.seq)
+_later_in = _later.where(_other.state.in_(_p("states", expanding=True)))
+JOB_HEADS = Statement(_jobs_newest.where(~_later.exists()))
+JOB_HEADS_IN = Statement(_jobs_newest.where(_in_states, ~_later_in.exists()))
 JOBS_OF_ARRAY = Statement(_jobs.order_by(_job.seq).where(_job.array_id == _p("array")))
 LAST_CHANGE = Statement(sa.select(sa.func.coalesce(sa.func.max(_job.change), 0)))
 JOBS_CHANGED = Statement(_jobs.where(_job.change > _p("since")).order_by(_job.seq))
