@@ -1,4 +1,4 @@
-"""`python -m bench [--only NAME ...] [--quick]`: JSON lines on stdout, a table on stderr, and docs/benchmarks.md."""
+"""`python -m bench [--only NAME ...] [--quick]`: JSON lines on stdout, a table on stderr, the page docs/benchmarks.md."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from pathlib import Path
 import msgspec
 
 from bench import bursts, decision, idle, jitter, jobs, neighbours, peers, placement, submits, tax, wakes, warm
-from bench.figures import Figure, environment, render_page, render_table
+from bench.figures import Figure, environment, make_entry, merge_entries, read_page, render_page, render_table
 
 Measure = Callable[[Callable[[str], None], bool], list[Figure]]
 
@@ -41,9 +41,7 @@ PAGE = Path(__file__).resolve().parent.parent / "docs" / "benchmarks.md"
 
 def main() -> int:
     parser = argparse.ArgumentParser(prog="bench", description="Measure every promised figure on this machine.")
-    parser.add_argument(
-        "--only", nargs="*", choices=GROUPS, default=list(GROUPS), help="groups to measure; the page is not written"
-    )
+    parser.add_argument("--only", nargs="*", choices=GROUPS, default=list(GROUPS), help="groups to measure")
     parser.add_argument("--quick", action="store_true", help="few rounds, no page: to see that it works")
     options = parser.parse_args()
     figures: list[Figure] = []
@@ -58,13 +56,19 @@ def main() -> int:
             print(msgspec.json.encode(figure).decode(), flush=True)
         figures += found
     print(render_table(figures), file=sys.stderr)
-    if not options.quick and options.only == list(GROUPS):
-        machine = environment() | {
-            f"peer: {name}": peers.version(name) for name in ("ray", "gunicorn", "uvicorn") if peers.PYTHON.exists()
-        }
-        PAGE.write_text(render_page(figures, machine, datetime.datetime.now(datetime.UTC).date().isoformat()))
-        print(f"written: {PAGE}", file=sys.stderr)
+    if not options.quick:
+        _write_page(figures)
     return 0 if all(figure.held is not False for figure in figures) else 1
+
+
+def _write_page(figures: list[Figure]) -> None:
+    """What was measured takes its place on the page; everything else stays as it was, with its own day."""
+    before, entries = read_page(PAGE.read_text()) if PAGE.exists() else ({}, [])
+    peer_versions = {f"peer: {name}": peers.version(name) for name in ("ray", "gunicorn", "uvicorn") if peers.PYTHON.exists()}
+    today = datetime.datetime.now(datetime.UTC).date().isoformat()
+    newer = [make_entry(figure, today) for figure in figures]
+    PAGE.write_text(render_page(merge_entries(entries, newer), before | environment() | peer_versions))
+    print(f"written: {PAGE}", file=sys.stderr)
 
 
 def _progress(text: str) -> None:

@@ -8,6 +8,7 @@ import platform
 import statistics
 from collections.abc import Sequence
 from pathlib import Path
+from typing import NamedTuple
 
 import msgspec
 
@@ -78,30 +79,66 @@ def render_table(figures: Sequence[Figure]) -> str:
     return "\n".join("  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip() for row in rows)
 
 
-def render_page(figures: Sequence[Figure], machine: dict[str, str], date: str) -> str:
+class Entry(NamedTuple):
+    """A figure as it stands on the page."""
+
+    name: str
+    #: cells of its row: figure, measured, must reach, held, day
+    row: tuple[str, ...]
+    body: str
+
+
+def render_page(entries: Sequence[Entry], machine: dict[str, str]) -> str:
     """docs/benchmarks.md."""
     lines = [
         "# Benchmarks",
         "",
-        f"Measured on {date} by `make bench`, which writes this page. Rounds are interleaved with the peer's in the same run;",
-        "values are medians unless a percentile is named; ratios are medians of pairs, with their 95 % interval.",
+        'Written by `make bench`; `ARGS="--only NAME"` measures some of it again. Rounds are interleaved with the',
+        "peer's in the same run; values are medians unless a percentile is named; ratios are medians of pairs, with",
+        "their 95 % interval.",
         "",
         "| machine | |",
         "| --- | --- |",
         *(f"| {name} | {value} |" for name, value in machine.items()),
         "",
-        "| figure | measured | must reach | held |",
-        "| --- | --- | --- | --- |",
-        *(f"| {figure.what} | {_value(figure)} | {figure.goal} | {_held(figure)} |" for figure in figures),
+        "| figure | measured | must reach | held | on |",
+        "| --- | --- | --- | --- | --- |",
+        *(f"| {' | '.join(entry.row)} |" for entry in entries),
         "",
         "## What stands behind each figure",
         "",
     ]
-    for figure in figures:
-        lines += [f"### {figure.name}", "", figure.detail or figure.what + ".", ""]
-        if figure.more:
-            lines += ["| | |", "| --- | --- |", *(f"| {name} | {_number(value)} |" for name, value in figure.more.items()), ""]
+    for entry in entries:
+        lines += [f"### {entry.name}", "", entry.body, ""]
     return "\n".join(lines)
+
+
+def make_entry(figure: Figure, date: str) -> Entry:
+    lines = [figure.detail or figure.what + "."]
+    if figure.more:
+        lines += ["", "| | |", "| --- | --- |", *(f"| {name} | {_number(value)} |" for name, value in figure.more.items())]
+    return Entry(figure.name, (figure.what, _value(figure), figure.goal, _held(figure), date), "\n".join(lines))
+
+
+def read_page(page: str) -> tuple[dict[str, str], list[Entry]]:
+    """The machine and the entries of a page that `render_page` wrote: rows and sections are in the same order."""
+    head, _, tail = page.partition("## What stands behind each figure")
+    tables = [block for block in head.split("\n\n") if block.startswith("|")]
+    machine, rows = ([_cells(line) for line in table.splitlines()[2:]] for table in tables)
+    sections = [part.partition("\n") for part in tail.split("\n### ")[1:]]
+    entries = [Entry(name.strip(), tuple(row), body.strip()) for row, (name, _, body) in zip(rows, sections, strict=True)]
+    return {cells[0]: cells[1] for cells in machine}, entries
+
+
+def merge_entries(before: Sequence[Entry], newer: Sequence[Entry]) -> list[Entry]:
+    """Measured again in the place where they stood, new ones at the end."""
+    found = {entry.name: entry for entry in newer}
+    kept = [found.pop(entry.name, entry) for entry in before]
+    return [*kept, *found.values()]
+
+
+def _cells(line: str) -> list[str]:
+    return [cell.strip() for cell in line.strip().strip("|").split(" | ")]
 
 
 def _value(figure: Figure) -> str:

@@ -1,4 +1,4 @@
-"""A machine and its agent on the virtual clock: the real decisions and records of an attempt, over processes that are only counted.
+"""A machine and its agent on the virtual clock: real decisions and records of attempts, over processes that are only counted.
 
 What a crash leaves is apart from what it takes: `Kernel` and `Disk` outlive the agent, a reboot takes the kernel's processes. The
 agent may end between any two steps of a start. What is not simulated: cores, files of jobs, the spawner's own death.
@@ -29,7 +29,6 @@ from steelyard.agent.attempt import (
 from steelyard.agent.reconcile import (
     ALIVE,
     RUNNING,
-    SUSPENDED,
     Forget,
     Freeze,
     Kill,
@@ -45,7 +44,7 @@ from steelyard.lifecycle.launch import count_processes
 from steelyard.model.ids import AttemptId, MachineId, WorkloadId
 from steelyard.model.job import Plan
 from steelyard.model.reason import Reason
-from steelyard.runtime.process import AdoptedState, Evidence, decide_adoption
+from steelyard.runtime.process import Adopted, AdoptedState, Evidence, decide_adoption
 from steelyard.runtime.records import Handle, Intent
 from steelyard.wire.agent import AssignedJob, Assignment, Report
 from steelyard.wire.spawn import Exited
@@ -94,8 +93,10 @@ class Kernel:
         self.starts: Counter[WorkloadId] = Counter()
         #: ends that no agent has been told of
         self.news: list[Exited] = []
-        #: attempt -> core-seconds are charged for that long, microseconds
-        self.ran_us: Counter[AttemptId] = Counter()
+        #: attempt -> what it was, when its first process began and when its last one ended
+        self.lives: dict[AttemptId, tuple[AssignedJob, int, int]] = {}
+        #: attempts that a restart of the machine ended
+        self.lost: set[AttemptId] = set()
 
     def spawn(self, workload: WorkloadId, attempt: AttemptId, job: AssignedJob, plan: Plan) -> Process:
         now = self.clock.now_us()
@@ -140,6 +141,7 @@ class Kernel:
 
     def reboot(self) -> None:
         for each in list(self.processes.values()):
+            self.lost.add(each.attempt)
             self._stop(each)
         self.disk.groups.clear()
         self.news.clear()
@@ -147,7 +149,8 @@ class Kernel:
 
     def _stop(self, each: Process) -> None:
         del self.processes[each.workload]
-        self.ran_us[each.attempt] = max(self.ran_us[each.attempt], self.clock.now_us() - each.started_at)
+        begin = self.lives[each.attempt][1] if each.attempt in self.lives else each.started_at
+        self.lives[each.attempt] = (each.job, begin, self.clock.now_us())
 
     def _end(self, each: Process, code: int | None, signum: int | None) -> None:
         self._stop(each)
@@ -212,7 +215,7 @@ class ModelAgent:
         disk, kernel = self._disk, self._kernel
         kernel.news.clear()
         self._assigned = {job.attempt: job for job in disk.assignment.jobs}
-        groups: dict[AttemptId, list] = {}  # type: ignore[type-arg]
+        groups: dict[AttemptId, list[Adopted]] = {}
         for workload in sorted({*disk.intents, *disk.exits}):
             found = decide_adoption(self._observe(workload), boot_id=kernel.boot_id, spawner=SPAWNER, now_us=self._clock.now_us())
             if found.handle is not None and found.state is AdoptedState.RUNNING:
@@ -238,7 +241,7 @@ class ModelAgent:
             in_cgroup=() if lives is None else (lives,),
         )
 
-    def _adopt_attempt(self, attempt: AttemptId, items: list) -> None:  # type: ignore[type-arg]
+    def _adopt_attempt(self, attempt: AttemptId, items: list[Adopted]) -> None:
         job, now = self._assigned.get(attempt), self._clock.now_us()
         members = find_members(attempt, items)
         plan = job.plan if job is not None else join_plans([member.plan for member in members])
@@ -408,6 +411,3 @@ def _labels(job: AssignedJob, rank: int, ranks: int) -> dict[str, str]:
 def is_frozen(kernel: Kernel, attempt: AttemptId) -> bool:
     mine = [each for each in kernel.processes.values() if each.attempt == attempt]
     return bool(mine) and all(each.frozen for each in mine)
-
-
-__all__ = ["SUSPENDED", "Disk", "Kernel", "ModelAgent", "Process", "is_frozen"]

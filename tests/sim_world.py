@@ -39,8 +39,6 @@ MACHINE = small_machine(cores_per_node=2, gpus=2)
 OWNER = Owner("u", 1)
 #: activations that may follow each other without anything new from outside
 ROUNDS_MAX = 200
-#: the supervisor brings back what has died
-RESTART_S = 1.0
 
 
 class FaultyStore:
@@ -114,7 +112,6 @@ class World:
         self.agent: ModelAgent | None = None
         self.link_up = True
         self.number = 0
-        self.rounds = 0
         self.start_server()
         self.start_agent()
 

@@ -227,7 +227,7 @@ def test_an_agent_killed_at_each_step_of_a_start_leaves_all_or_none(failpoint: s
         state = await rig.until_phase(phase)
         assert len(rig.pids()) == (3 if phase == "running" else 0)
         if phase == "ended":
-            assert state.reason is Reason.START_FAILED
+            assert state.reason is Reason.NODE_LOST
             assert f"when {started} of 3 ranks had been started" in state.detail
         elif phase == "running":
             await rig.until_witness(3)

@@ -328,7 +328,8 @@ def judge_members(members: Iterable[Member]) -> tuple[str, Reason | None, str]:
     if absent:
         ran = len(phases) - absent
         detail = f"The agent was restarted when {ran} of {len(phases)} ranks had been started; they were ended."
-        return "ended", Reason.START_FAILED, detail
+        # no fault of the job's: its rule for lost nodes says whether it is tried again
+        return "ended", Reason.NODE_LOST, detail
     return (RUNNING if RUNNING in phases else "ended"), None, ""
 
 

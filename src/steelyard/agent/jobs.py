@@ -370,8 +370,8 @@ class JobKeeper:
         except SteelyardError as err:
             reason, detail = explain_failure(err, job, self._starter.ids(job))
             away = isinstance(err, Unreachable)
-            if away and not state.launched:
-                reason = Reason.NOT_STARTED
+            if away:
+                reason = Reason.NODE_LOST if state.launched else Reason.NOT_STARTED
             self._note_not_started(job, state, reason, detail, doubt=away and state.launched)
         except Exception as err:
             # A defect of ours: the user must not wait for ever, and the log must name it.

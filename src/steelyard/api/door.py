@@ -8,9 +8,12 @@ from __future__ import annotations
 
 import math
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from functools import lru_cache
+from typing import cast
 
 import msgspec
+import msgspec.inspect
 
 from steelyard.model.function import FunctionSpec
 from steelyard.model.gpu_demand import check_gpu_demand
@@ -57,7 +60,7 @@ def check_job(spec: JobSpec, machine: Machine | None, root: bool) -> list[Findin
         findings.append(Finding("bad-name", "a job's name has 1 to 100 characters and neither slashes nor control characters"))
     if not spec.argv and spec.script is None:
         findings.append(Finding("no-command", "there is no command to run: argv is empty"))
-    findings += _check_command(spec.argv, spec.env)
+    findings += _check_command(spec.argv, {**spec.env, **spec.slurm})
     findings += check_folder("cwd", spec.cwd)
     findings += _check_gang_place(spec, machine) or _check_resources(spec.resources, machine)
     findings += _check_root(spec.as_root, root)
@@ -95,15 +98,35 @@ def check_function(name: str, spec: FunctionSpec, machine: Machine | None, root:
 
 
 def check_fields(raw: bytes, model: type[msgspec.Struct]) -> list[Finding]:
-    """Names inside `spec` that no field has: a misspelt option is named instead of silently dropped."""
+    """Names inside `spec`, at any depth, that no field has: a misspelt option is named instead of silently dropped."""
     spec = msgspec.json.decode(raw, type=dict[str, object]).get("spec")
-    if not isinstance(spec, dict):
-        return []
-    unknown = sorted(set(spec) - set(model.__struct_fields__))
-    resources = spec.get("resources")
-    if isinstance(resources, dict):
-        unknown += [f"resources.{name}" for name in sorted(set(resources) - set(Resources.__struct_fields__))]
-    return [Finding("unknown-field", f"spec has no field {name!r}") for name in unknown]
+    unknown = _find_unknown(spec, _describe(model), "")
+    return [Finding("unknown-field", f"spec has no field {name[:80]!r}") for name in unknown]
+
+
+@lru_cache(maxsize=8)
+def _describe(model: type[msgspec.Struct]) -> msgspec.inspect.Type:
+    """A millisecond of work, for each request the same."""
+    return msgspec.inspect.type_info(model)
+
+
+def _find_unknown(value: object, kind: msgspec.inspect.Type, at: str) -> Iterator[str]:
+    match kind, value:
+        case msgspec.inspect.UnionType(types=types), _:
+            for each in types:
+                yield from _find_unknown(value, each, at)
+        case msgspec.inspect.VarTupleType(item_type=item), list():
+            for place, each in enumerate(cast("list[object]", value)):
+                yield from _find_unknown(each, item, f"{at.removesuffix('.')}[{place}].")
+        case msgspec.inspect.StructType(fields=fields), dict():
+            kinds = {field.encode_name: field.type for field in fields}
+            for name, each in sorted(cast("dict[str, object]", value).items()):
+                if name in kinds:
+                    yield from _find_unknown(each, kinds[name], f"{at}{name}.")
+                else:
+                    yield f"{at}{name}"
+        case _:
+            return
 
 
 def _check_program(spec: FunctionSpec) -> list[Finding]:

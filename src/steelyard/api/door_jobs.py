@@ -26,6 +26,8 @@ def check_queueing(spec: JobSpec, now: int) -> list[Finding]:
         findings.append(Finding("bad-priority", f"priority is a whole number from 0 to {PRIORITY_MAX}"))
     if spec.account and not ACCOUNT.fullmatch(spec.account):
         findings.append(Finding("bad-account", "an account is named like lab/alice: up to 8 levels of letters, digits and ._@-"))
+    if spec.begin_at is not None and spec.begin_at < 0:
+        findings.append(Finding("bad-begin", "begin_at is before 1970; it is in microseconds since then"))
     if spec.begin_at is not None and spec.begin_at > now + round(_SECONDS_MAX * 1e6):
         findings.append(Finding("bad-begin", "begin_at is more than ten years ahead; it is in microseconds since 1970"))
     if len(spec.after) > _AFTER_MAX:

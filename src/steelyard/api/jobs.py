@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Annotated, Any
 
 import msgspec
@@ -21,7 +21,7 @@ from steelyard.api.submission import find_jobs, insert_jobs, one_job, parse_job_
 from steelyard.api.views import array_view, event_view, job_view
 from steelyard.control import ASSIGNMENT, JOBS
 from steelyard.control.changes import commit_change
-from steelyard.errors import NoRoom, Refused, Unreachable
+from steelyard.errors import NoRoom, Refused, Unauthorized, Unreachable
 from steelyard.lifecycle.job import Change, hold_job, reprioritise_job, stop_job
 from steelyard.model.ids import JobId
 from steelyard.model.job import Job, JobSpec, Owner
@@ -185,11 +185,12 @@ async def _change(
     request: Request[Any, Any, Any], job: str, key: str | None, now: int, change: Callable[[Job], Change | None]
 ) -> Response[JobView]:
     """Change a job, or every element of an array for which there is something to change."""
-    services = services_of(request)
+    services, caller = services_of(request), caller_of(request)
     touched: list[str] = []
 
     def commit(tx: Tx) -> JobView:
         rows = find_jobs(tx, job)
+        _check_owner(tx, caller, rows)
         after: list[Job] = []
         for row in rows:
             changed = change(row)
@@ -204,6 +205,13 @@ async def _change(
         services.watch.notify(f"job/{each}")
     services.driver.poke(ASSIGNMENT, JOBS)
     return answer
+
+
+def _check_owner(tx: Tx, caller: str | None, rows: Sequence[Job]) -> None:
+    """A job's processes may change what its owner's jobs are, and nobody else's."""
+    asking = None if caller is None else tx.job(JobId(caller))
+    if asking is not None and any(row.owner != asking.owner for row in rows):
+        raise Unauthorized(f"{rows[0].id} belongs to {rows[0].owner.user}, and {caller} to {asking.owner.user}.")
 
 
 def check_room(services: Services) -> None:

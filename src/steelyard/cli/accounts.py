@@ -6,6 +6,7 @@ from pathlib import Path
 
 import click
 
+from steelyard.cli.numbers import NumberRange
 from steelyard.cli.output import print_json, print_table
 from steelyard.cli.quantities import parse_bytes, render_bytes
 from steelyard.cli.session import home_option, json_option, new_key, open_client, quote
@@ -65,7 +66,7 @@ Examples:
 
 @accounts.command("set", help=SET_HELP)
 @click.argument("name")
-@click.option("--shares", type=click.FloatRange(0, min_open=True), required=True, help="More shares, more of the site.")
+@click.option("--shares", type=NumberRange(0, min_open=True), required=True, help="More shares, more of the site.")
 @home_option
 @click.pass_obj
 def set_account(outer: Path | None, name: str, shares: float, home: Path | None) -> None:
@@ -122,8 +123,8 @@ def quotas(ctx: click.Context, home: Path | None, as_json: bool) -> None:
     help="Set a project's quota: what is not named has no limit.\n\n\b\nExamples:\n  steelyard quotas set default --gpus 8",
 )
 @click.argument("project")
-@click.option("--cores", type=click.FloatRange(0), help="Cores of all its running jobs together.")
-@click.option("--gpus", type=click.FloatRange(0), help="GPUs, shares counted as parts.")
+@click.option("--cores", type=NumberRange(0), help="Cores of all its running jobs together.")
+@click.option("--gpus", type=NumberRange(0), help="GPUs, shares counted as parts.")
 @click.option("--memory", help="Memory, for example 500GB.")
 @click.option("--jobs", type=click.IntRange(0), help="Running jobs.")
 @home_option

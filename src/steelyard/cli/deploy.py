@@ -17,6 +17,7 @@ from typing import NamedTuple
 import click
 import msgspec
 
+from steelyard.cli.numbers import Number
 from steelyard.cli.output import Progress, say
 from steelyard.cli.quantities import parse_bytes, parse_seconds
 from steelyard.cli.session import home_option, new_key, open_client
@@ -70,7 +71,7 @@ Examples:
 )
 @click.option("--idle-timeout", default="60s", show_default=True, help="Asleep after that long without a request.")
 @click.option("--startup-deadline", default="60s", show_default=True, help="A replica that does not serve by then has failed.")
-@click.option("--cpus", type=float, default=1.0, show_default=True, help="Cores' worth of share for each replica.")
+@click.option("--cpus", type=Number(), default=1.0, show_default=True, help="Cores' worth of share for each replica.")
 @click.option(
     "--timing",
     type=click.Choice([Timing.BEST_EFFORT.value, Timing.DEDICATED.value]),

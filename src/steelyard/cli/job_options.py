@@ -12,6 +12,7 @@ from typing import Any, TypeVar
 
 import click
 
+from steelyard.cli.numbers import Number
 from steelyard.cli.quantities import parse_bytes, parse_seconds, parse_signal
 from steelyard.errors import Refused
 from steelyard.model.batch import (
@@ -45,7 +46,7 @@ def _choices(kind: Any) -> click.Choice:
 
 _OPTIONS = (
     click.option(
-        "--cpus", type=float, default=1.0, show_default=True, help="Cores: a share in common, or whole ones with --exclusive."
+        "--cpus", type=Number(), default=1.0, show_default=True, help="Cores: a share in common, or whole ones with --exclusive."
     ),
     click.option("--exclusive", is_flag=True, help="Whole physical cores that nobody else runs on."),
     click.option(

@@ -66,7 +66,8 @@ class SqlTx:
         return self._all(_decode_job, statement, {**wanted, "limit": max(0, limit)})[::-1]
 
     def job_heads(self, states: Collection[JobState] | None, limit: int) -> list[Job]:
-        wanted: dict[str, object] = {"limit": max(0, limit)} | ({} if states is None else {"states": list(states)})
+        wanted: dict[str, object] = {"limit": max(0, limit)}
+        wanted |= {} if states is None else {"states": list(states)}
         return self._all(_decode_job, sql.JOB_HEADS if states is None else sql.JOB_HEADS_IN, wanted)[::-1]
 
     def jobs_of_array(self, array: JobId) -> list[Job]:

@@ -191,7 +191,7 @@ def test_a_spawner_that_is_away_costs_an_attempt_only_what_it_may_have_started(t
     rig.start_fails = Unreachable("the spawner is not connected")
     asyncio.run(rig.run_job())
     state = rig.keeper.attempts()[0]
-    assert (state.phase, state.reason) == ("ended", Reason.START_FAILED), "it was asked for: it may have run"
+    assert (state.phase, state.reason) == ("ended", Reason.NODE_LOST), "it was asked for: it may have run"
     early = Rig(tmp_path / "early")
 
     async def refuse(wanted: object, **fields: object) -> None:

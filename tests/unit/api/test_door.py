@@ -38,6 +38,8 @@ JOBS: list[tuple[dict[str, object], str]] = [
     ({"name": "a\nb"}, "bad-name"),
     ({"name": "x" * 101}, "bad-name"),
     ({"argv": ()}, "no-command"),
+    ({"slurm": {"A": "\0"}}, "nul-byte"),
+    ({"slurm": {"A=B": "c"}}, "bad-env"),
     ({"argv": ("",)}, "no-command"),
     ({"argv": ("a", "b\0c")}, "nul-byte"),
     ({"argv": ("a", "x" * 131_072)}, "command-too-long"),
@@ -155,3 +157,18 @@ def test_what_is_out_of_use_now_is_waited_for_and_not_refused() -> None:
     sick = msgspec.structs.replace(MACHINE, blocked=("cpu:1", "node", "numa:0"))
     assert check_job(msgspec.structs.replace(JOB, resources=Resources(1, exclusive=True)), sick, root=False) == []
     assert check_job(msgspec.structs.replace(JOB, resources=Resources(2)), sick, root=False) == []
+
+
+@pytest.mark.parametrize(
+    ("spec", "named"),
+    [
+        ({"preemption": {"mode": "suspend", "grace": 3}}, "preemption.grace"),
+        ({"retry": [{"on": "error", "times": 1}, {"on": "oom", "times": 1, "backoff": 9}]}, "retry[1].backoff"),
+        ({"resources": {"gpus": {"count": 1, "modle": "x"}}}, "resources.gpus.modle"),
+        ({"gang": {"rank": 1}, "env": {"any": "name"}, "warn": None}, "gang.rank"),
+        ({"after": [{"job": "j-1", "kinds": "ok"}]}, "after[0].kinds"),
+    ],
+)
+def test_a_misspelt_option_is_named_however_deep_it_stands(spec: dict[str, object], named: str) -> None:
+    findings = check_fields(msgspec.json.encode({"spec": spec}), JobSpec)
+    assert [finding.text for finding in findings] == [f"spec has no field {named!r}"]

@@ -22,6 +22,8 @@ REFUSED: list[tuple[dict[str, object], str]] = [
     ({"account": "a//b"}, "bad-account"),
     ({"account": "/".join("abcdefghi")}, "bad-account"),
     ({"begin_at": NOW + 11 * 365 * 86_400_000_000}, "bad-begin"),
+    ({"begin_at": -1}, "bad-begin"),
+    ({"begin_at": -(2**63)}, "bad-begin"),
     ({"after": tuple(Dependency(JobId(f"j-{n}")) for n in range(1001))}, "too-many-dependencies"),
     ({"gang": Gang(0, 1)}, "bad-gang"),
     ({"gang": Gang(1, 0)}, "bad-gang"),
