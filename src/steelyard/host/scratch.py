@@ -31,8 +31,6 @@ from steelyard.model.ids import WorkloadId
 
 log = logging.getLogger(__name__)
 
-#: the smallest that ext4 makes sense of
-SCRATCH_MIN_BYTES = 1 << 20
 #: names that are looked at in one look at a folder without a file system of its own
 ENTRIES_MAX = 100_000
 #: files that are deleted before an unmount, so that what nobody will read is not written to the disk first

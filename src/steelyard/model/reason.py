@@ -44,7 +44,6 @@ class Reason(StrEnum):
     OOM_KILLED = "oom-killed"
     STOPPED_BY_USER = "stopped-by-user"
     START_FAILED = "start-failed"
-    MEMBER_FAILED = "member-failed"
     MAX_DURATION = "max-duration"
     START_TIMEOUT = "start-timeout"
     HEARTBEAT_TIMEOUT = "heartbeat-timeout"
