@@ -1,9 +1,9 @@
 """What should the agent be doing? Renders everything desired of it into one `Assignment`.
 
-The generation is persistent and goes up only when the content changed, and once at the first look after a start, because what
-was sent before it is not remembered. The epoch is the server's: it goes up once per start (R10), so that an agent refuses what an
-older server still says. After a restart of the machine nothing is sent before its first report has settled what became of the
-attempts in doubt: the agent would start those that it has never heard of, while that report gives their places away.
+The epoch is the server's: it is kept in the store and goes up once per start (R10), so that an agent refuses what an older server
+still says. Within an epoch the generation goes up with each change of the content; it counts from 1 in each, so that telling the
+agent something costs no write. After a restart of the machine nothing is sent before its first report has settled what became of
+the attempts in doubt: the agent would start those that it has never heard of, while that report gives their places away.
 Never waits for the agent.
 """
 
@@ -67,7 +67,7 @@ def decide(seen: Seen, now: int, sign: Callable[[Job], str] = lambda job: "") ->
 
 
 def render_assignment(seen: Seen, sign: Callable[[Job], str]) -> Assignment:
-    """Oldest first; generation 0 stands for "not committed yet"."""
+    """Oldest first; generation 0 stands for "not offered yet"."""
     return Assignment(
         epoch=seen.epoch,
         generation=0,
@@ -104,16 +104,12 @@ def render_assignment(seen: Seen, sign: Callable[[Job], str]) -> Assignment:
     )
 
 
-async def carry_out(store: Store, agents: AgentLink, actions: Actions) -> Report:
+async def carry_out(store: Store, agents: AgentLink, actions: Actions, generation: int) -> Report:
+    """`generation`: one more than the last that this server offered."""
     if actions.assignment is None:
         return Report(None)
-
-    def commit(tx: Tx) -> int | None:
-        # the machine may have restarted since this was rendered
-        return None if any(in_doubt(job) for job in tx.jobs({JobState.UNKNOWN})) else tx.bump("assignment")
-
-    generation = await store.write(commit)
-    if generation is None:
+    # the machine may have restarted since this was rendered
+    if await store.read(lambda tx: any(in_doubt(job) for job in tx.jobs({JobState.UNKNOWN}))):
         return Report(None)
     assignment = msgspec.structs.replace(actions.assignment, generation=generation)
     agents.offer(assignment)
@@ -130,11 +126,13 @@ class AssignmentLoop:
         self._live = live
         self._sign = sign
         self._offered: Assignment | None = None
+        self._generation = 0
 
     async def activate(self) -> Sequence[str]:
         offered = self._offered if self._offered is not None and self._agents.holds(self._offered) else None
         actions = decide(await load(self._store, self._live, offered), 0, self._sign)
-        report = await carry_out(self._store, self._agents, actions)
+        report = await carry_out(self._store, self._agents, actions, self._generation + 1)
         if report.offered is not None:
             self._offered = report.offered
+            self._generation = report.offered.generation
         return ()

@@ -121,7 +121,7 @@ class Tx(Protocol):
     def put_machine(self, machine: Machine) -> None: ...
 
     def counter(self, name: str) -> int:
-        """A persistent counter, 0 when never bumped: "epoch" (of leaders), "assignment" (generation), "job" (ids)."""
+        """A persistent counter, 0 when never bumped: "epoch" (of leaders), "job" (ids)."""
         ...
 
     def bump(self, name: str) -> int:

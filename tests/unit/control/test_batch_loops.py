@@ -221,7 +221,7 @@ def test_an_assignment_that_was_rendered_before_the_machine_restarted_is_not_sen
         stale = assignment.decide(await assignment.load(world.store, world.live, None), 0)
         assert stale.assignment is not None
         await greet(world.store, msgspec.structs.replace(MACHINE, boot_id="boot-2"), world.clock.now_us())
-        await assignment.carry_out(world.store, world.agents, stale)
+        await assignment.carry_out(world.store, world.agents, stale, 1)
         assert world.agents.offers == []
 
     asyncio.run(story())
