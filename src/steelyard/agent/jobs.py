@@ -385,8 +385,12 @@ class JobKeeper:
                 self._finish(job.attempt, state)
             elif state.phase == "starting":
                 state.phase = RUNNING
-                self._proofs.observe(job, state)
-                await self._timing.start_probe(job)
+                # It is told before it is looked at; what has ended by then can't be.
+                self._changed()
+                await asyncio.sleep(0)
+                if state.phase == RUNNING:
+                    self._proofs.observe(job, state)
+                    await self._timing.start_probe(job)
         self._changed()
         self._step_soon()
 
