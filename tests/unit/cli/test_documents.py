@@ -20,7 +20,7 @@ NOW = datetime(2026, 1, 1, tzinfo=UTC)
 
 
 def read(text: str) -> list[Document]:
-    return read_documents(text.encode(), "f.yaml", "/work", NOW)
+    return read_documents(text.encode(), "f.yaml", "/srv", NOW)
 
 
 def job(text: str) -> Document:
@@ -55,7 +55,7 @@ after: [ok:prepare, any:17]
     assert (spec.resources.timing, spec.resources.exclusive, spec.resources.preemptible) == (Timing.DEDICATED, True, True)
     assert spec.gang == Gang(2, 4, Launcher.TORCHRUN)
     assert (spec.env["YES"], spec.env["NUMBER"]) == ("no", "0190")
-    assert (spec.cwd, spec.priority, spec.account, spec.max_duration_s) == ("/work/code", 70, "lab/ann", 5400)
+    assert (spec.cwd, spec.priority, spec.account, spec.max_duration_s) == ("/srv/code", 70, "lab/ann", 5400)
     assert [(rule.on, rule.times, rule.backoff_s) for rule in spec.retry] == [(RetryOn.ERROR, 3, 30), (RetryOn.OOM, 1, 10)]
     assert spec.after == (Dependency(JobId("prepare")), Dependency(JobId("17"), DependencyKind.ANY))
     assert document.array == "0-9%2"
@@ -65,7 +65,7 @@ def test_commands_are_one_script_that_stops_at_the_first_error() -> None:
     spec = job("commands:\n  - make\n  - ./a.out | tee log\n").spec
     assert spec is not None
     assert spec.argv == ("/bin/sh", "-c", "set -e\nmake\n./a.out | tee log")
-    assert (spec.name, spec.cwd) == ("x", "/work")
+    assert (spec.name, spec.cwd) == ("x", "/srv")
 
 
 def test_a_plain_number_of_retries_is_for_errors() -> None:
@@ -110,7 +110,7 @@ replicas: 2
     assert found[1].spec is not None and "TERM" not in found[1].spec.env
     hello, files = found[2].function, found[3].function
     assert hello is not None and files is not None
-    assert (hello.target, hello.replicas, hello.env, hello.idle_timeout_s) == (("/work/app.py:app",), (0, 8), {"A": "b"}, 300)
+    assert (hello.target, hello.replicas, hello.env, hello.idle_timeout_s) == (("/srv/app.py:app",), (0, 8), {"A": "b"}, 300)
     assert hello.resources.memory_bytes == 1_000_000_000 and (hello.wake_bound_s, files.wake_bound_s) == (2.0, None)
     assert (files.target, files.port, files.replicas) == (("python3", "-m", "http.server", "8000"), 8000, (2, 2))
 
