@@ -101,6 +101,8 @@ def make_careful_pickler(home_is_main: bool) -> Any:
         def reducer_override(self, obj: Any) -> Any:
             if home_is_main and getattr(obj, "__module__", None) == _MAIN and _named_in_main(obj):
                 return find_at_home, (obj.__qualname__,)
+            if isinstance(obj, io.TextIOWrapper) and obj not in (sys.stdout, sys.stderr):
+                raise TypeError("cannot pickle an open file")  # cloudpickle would send what is in it
             return super().reducer_override(obj)
 
     return Careful
