@@ -1,5 +1,5 @@
-"""What does FILE.py declare, and how is something in it called? Loads a user's app in this process where the code's interpreter is
-this one's, else in a process of that interpreter (`sdk/command.py` does the work in both).
+"""What does FILE.py declare, and how is something in it called? Loads a user's app in this process where the code's interpreter
+is this one's, else in a process of that interpreter (`sdk/command.py` does the work in both).
 
 Nothing is deployed here. What the user's code does wrong leaves as Refused, with the traceback in its text where there is one.
 """
@@ -206,5 +206,3 @@ def _raise(code: str, text: str) -> None:
     if code == "import-failed":
         raise UserCodeFailed(text)
     raise Refused(f"{text}\nNothing was started." if "\n" in text else f"{text} Nothing was started.", code=code)
-
-

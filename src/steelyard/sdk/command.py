@@ -172,7 +172,7 @@ def render_error(err: BaseException, entrypoint: bool) -> str:
 def _import(root: str, relative: str, file: str) -> ModuleType:
     user = _runner_user()
     try:
-        return user._import_file(root, relative)
+        return user.import_file(root, relative)
     except user.UserCodeFailed as failed:
         err = failed.__cause__
         if isinstance(err, SyntaxError):
