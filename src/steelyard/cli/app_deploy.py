@@ -11,8 +11,10 @@ from typing import Any, NamedTuple
 
 import msgspec
 
-from steelyard.cli.app_file import AppFile, Declared
+from steelyard.cli.app_file import AppFile, Declared, check_python
+from steelyard.cli.job_options import parse_env
 from steelyard.cli.output import Progress, say
+from steelyard.cli.quantities import parse_bytes, parse_seconds
 from steelyard.cli.session import new_key
 from steelyard.errors import Refused
 from steelyard.model.function import FunctionSpec, FunctionState
@@ -37,6 +39,17 @@ class Wanted(NamedTuple):
     declared: Declared
 
 
+class DeployedRow(msgspec.Struct, frozen=True, omit_defaults=True):
+    """The shape of `deploy --json`."""
+
+    name: str
+    revision: int
+    #: ready, failed, overtaken (by a newer revision), vanished (deployed, but no longer declared), deleted
+    state: str
+    url: str
+    detail: str = ""
+
+
 def make_wanted(app: AppFile, bundle: str, suffix: str = "", override: Mapping[str, Any] | None = None) -> list[Wanted]:
     """In the order of the file. `override` holds options of the command line, which win. Raises Refused."""
     return [
@@ -46,8 +59,6 @@ def make_wanted(app: AppFile, bundle: str, suffix: str = "", override: Mapping[s
 
 
 def make_app_spec(app: AppFile, declared: Declared, bundle: str, override: Mapping[str, Any]) -> FunctionSpec:
-    from steelyard.cli.deploy import check_python
-
     file = Path(declared.file)
     if not file.is_relative_to(app.root):
         raise Refused(
@@ -83,6 +94,24 @@ def make_app_spec(app: AppFile, declared: Declared, bundle: str, override: Mappi
     return msgspec.convert({**msgspec.to_builtins(spec), **fields}, FunctionSpec)
 
 
+def make_override(asked: Mapping[str, Any]) -> dict[str, Any]:
+    """Options of the command line by the names that the SDK's have. Raises Refused."""
+    read: dict[str, tuple[str, Callable[[Any], Any]]] = {
+        "memory": ("memory_bytes", parse_bytes),
+        "env": ("env", parse_env),
+        "min_replicas": ("replicas_min", int),
+        "max_replicas": ("replicas_max", int),
+        "idle_timeout": ("idle_timeout_s", parse_seconds),
+        "startup_deadline": ("startup_deadline_s", parse_seconds),
+        "wake_bound": ("wake_bound_s", parse_seconds),
+    }
+    made: dict[str, Any] = {}
+    for option, value in asked.items():
+        name, convert = read.get(option, (option, lambda same: same))
+        made[name] = convert(value)
+    return made
+
+
 def upload_code(client: ApiClient, folder: Path, progress: Progress) -> str:
     """Capture the folder and send it where the server does not have it; its sha256."""
     from steelyard.cli.bundle import capture_folder
@@ -100,9 +129,8 @@ def upload_code(client: ApiClient, folder: Path, progress: Progress) -> str:
     return bundle.sha256
 
 
-def put_function(client: ApiClient, wanted: Wanted, lease_s: float | None = None) -> FunctionView:
-    body = FunctionDeploy(wanted.spec, lease_s)
-    return client.fetch(FunctionView, "PUT", f"/v1/functions/{wanted.name}", body=body, key=new_key())
+def put_function(client: ApiClient, name: str, spec: FunctionSpec, lease_s: float | None = None) -> FunctionView:
+    return client.fetch(FunctionView, "PUT", f"/v1/functions/{name}", body=FunctionDeploy(spec, lease_s), key=new_key())
 
 
 def wait_settled(client: ApiClient, view: FunctionView, show: Callable[[str], None]) -> FunctionView:
@@ -115,10 +143,8 @@ def wait_settled(client: ApiClient, view: FunctionView, show: Callable[[str], No
 
 
 def explain_failure(view: FunctionView, revision: int) -> str:
-    """Two parts: what the code said, and what that means for its callers."""
     serves = f"Revision {view.routed_revision} goes on serving." if view.routed_revision else "Nothing serves it."
-    said = f"{view.detail.rstrip()}\n" if view.detail else ""
-    return f"{said}{view.name} revision {revision} FAILED ({view.reason}). {serves} Mend the code and deploy again."
+    return f"{view.name} revision {revision} FAILED ({view.reason}). {serves} Mend the code and deploy again."
 
 
 def find_app(client: ApiClient, app: str) -> list[FunctionView]:

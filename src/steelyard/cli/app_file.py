@@ -19,6 +19,7 @@ from typing import IO, Any
 import click
 import msgspec
 
+from steelyard.cli.session import find_settings
 from steelyard.errors import Refused, SteelyardError
 from steelyard.sdk.command import LoadFailed, Prepared, Program, split_root
 
@@ -63,6 +64,9 @@ class AppFile(msgspec.Struct, frozen=True):
     root: Path
     python: str
     description: Description
+
+    def with_functions(self, functions: tuple[Declared, ...]) -> AppFile:
+        return msgspec.structs.replace(self, description=Description(self.description.app, functions))
 
 
 class UserCodeFailed(SteelyardError):
@@ -181,6 +185,23 @@ class _Child:
         """An order that never comes ends it."""
         self._orders.close()
         self._process.wait()
+
+
+def check_python(python: str | None) -> str:
+    """Absolute, but not with links followed: an environment's interpreter is a link, and following it loses the environment."""
+    interpreter = os.path.abspath(python or sys.executable)
+    if not os.path.isfile(interpreter) or not os.access(interpreter, os.X_OK):
+        raise Refused(f"The interpreter {interpreter} is no program. Nothing was deployed.", code="no-such-python")
+    return interpreter
+
+
+def lib_dir_for(home: Path | None, interpreter: str) -> Path | None:
+    """What another interpreter needs of us; None for this one."""
+    if same_interpreter(interpreter):
+        return None
+    from steelyard.runtime.template import make_lib_dir
+
+    return make_lib_dir(find_settings(home)[0].home / "runner")
 
 
 def same_interpreter(python: str) -> bool:

@@ -59,7 +59,7 @@ COMMANDS: dict[str, Entry] = {
     "accounts": Entry("Jobs", "steelyard.cli.accounts:accounts", "List accounts with shares and usage, and set shares."),
     "quotas": Entry("Jobs", "steelyard.cli.accounts:quotas", "List, set and delete what projects may hold."),
     "proof": Entry("Jobs", "steelyard.cli.proof:proof", "Show what a job asked for beside what it got."),
-    "deploy": Entry("Functions", "steelyard.cli.deploy:deploy", "Deploy an ASGI app or a server as a function."),
+    "deploy": Entry("Functions", "steelyard.cli.deploy:deploy", "Deploy an app, a web app or a server."),
     "functions": Entry("Functions", "steelyard.cli.functions:functions", "List functions."),
     "delete": Entry("Functions", "steelyard.cli.functions:delete", "Delete a function."),
     "keys": Entry("Functions", "steelyard.cli.functions:keys", "List, create and delete API keys."),

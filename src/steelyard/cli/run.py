@@ -74,9 +74,9 @@ class RunCommand(click.Command):
             opts, _, _ = parser.parse_args(list(args))
         except click.UsageError:
             return None
-        # an argument takes all the words that are left
-        left = opts.get("command") or ()
-        return len(args) - len(left) if left else None
+        # an argument takes all the words that are left; without any, what click answers is of no use
+        left: Any = opts.get("command")
+        return len(args) - len(left) if isinstance(left, tuple | list) and left else None
 
 
 @click.command(

@@ -15,13 +15,14 @@ from typing import Any
 
 import click
 
-from steelyard.cli.app_deploy import explain_failure, make_wanted, put_function, upload_code, wait_settled
-from steelyard.cli.app_file import Call, UserCodeFailed, same_interpreter
+from steelyard.cli.app_deploy import make_override, make_wanted, put_function, upload_code, wait_settled
+from steelyard.cli.app_file import Call, UserCodeFailed, check_python, lib_dir_for
 from steelyard.cli.ephemeral import LEASE_S, Ended, Lease, ended_by_signals, make_suffix
 from steelyard.cli.function_logs import FunctionLogs
 from steelyard.cli.output import Progress, say
 from steelyard.cli.session import find_settings, open_client, read_token
 from steelyard.errors import Refused
+from steelyard.model.reason import Reason
 from steelyard.wire.http import ApiClient
 
 
@@ -29,14 +30,12 @@ def run_function(
     home: Path | None, target: str, words: tuple[str, ...], python: str | None, as_json: bool, asked: Mapping[str, Any]
 ) -> int:
     """`asked`: the options that were given, as `job_options` reads them. Raises Refused before anything has started."""
-    from steelyard.cli.deploy import check_python
-
     file_name, _, name = target.rpartition(":") if ".py:" in target else (target, "", "")
     file = Path(os.path.abspath(file_name))
     if not file.is_file():
         raise Refused(f"There is no file {file_name}. Nothing was started. A command is run as `-- CMD`.", code="no-such-file")
     interpreter = check_python(python)
-    override = _make_override(asked)
+    override = make_override(asked)
     try:
         with closing(Call(file, interpreter, name, words, lib_dir_for(home, interpreter))) as call:
             environ = make_environ(home)
@@ -61,27 +60,21 @@ def _run(client: ApiClient, call: Call, environ: Mapping[str, str], as_json: boo
         views = []
         for each in wanted:
             lease.add(each.name)
-            views.append(put_function(client, each, LEASE_S))
+            views.append(put_function(client, each.name, each.spec, LEASE_S))
         for view in views:
             settled = wait_settled(client, view, progress.show)
             progress.clear()
             if settled.routed_revision != view.revision:
-                raise UserCodeFailed(explain_failure(settled, view.revision))
+                why = f"{view.name} could not be started ({settled.reason})."
+                if settled.reason == Reason.IMPORT_FAILED:
+                    raise UserCodeFailed(f"{settled.detail.rstrip()}\nsteelyard: {why}")
+                raise Refused(f"{why} {settled.detail.rstrip()}", code="start-failed")
         with FunctionLogs(client, width) as logs:
             for each in wanted:
                 logs.add(each.name, each.declared.fn)
             code = call.run(suffix, environ, as_json)
             sys.stdout.flush()
         return code
-
-
-def _make_override(asked: Mapping[str, Any]) -> dict[str, Any]:
-    """Options of the command line by the names that the SDK's have."""
-    from steelyard.cli.job_options import parse_env
-    from steelyard.cli.quantities import parse_bytes
-
-    read = {"memory": lambda value: ("memory_bytes", parse_bytes(value)), "env": lambda value: ("env", parse_env(value))}
-    return dict(read[name](value) if name in read else (name, value) for name, value in asked.items())
 
 
 def make_environ(home: Path | None) -> dict[str, str]:
@@ -92,12 +85,3 @@ def make_environ(home: Path | None) -> dict[str, str]:
         "STEELYARD_API": settings.api_url,
         "STEELYARD_TOKEN": read_token(paths.admin_token),
     }
-
-
-def lib_dir_for(home: Path | None, interpreter: str) -> Path | None:
-    """What another interpreter needs of us; None for this one."""
-    if same_interpreter(interpreter):
-        return None
-    from steelyard.runtime.template import make_lib_dir
-
-    return make_lib_dir(find_settings(home)[0].home / "runner")

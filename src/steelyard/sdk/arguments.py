@@ -200,7 +200,8 @@ def _read_word(word: str, kind: Any, where: str) -> Any:
             return kind(word)
     except (ValueError, StopIteration):
         raise ArgumentError(f"{where}: {word!r} is not {_show(kind)}.") from None
-    return _convert(_read_json(word, kind, where, or_text=typing.get_origin(kind) is not None), kind, where)
+    text_will_do = typing.get_origin(kind) in (typing.Union, types.UnionType) and str in typing.get_args(kind)
+    return _convert(_read_json(word, kind, where, or_text=text_will_do), kind, where)
 
 
 def _read_json(word: str, kind: Any, where: str, *, or_text: bool = False) -> Any:

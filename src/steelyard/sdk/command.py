@@ -180,7 +180,7 @@ def _import(root: str, relative: str, file: str) -> ModuleType:
         if isinstance(err, ModuleNotFoundError) and err.name:
             raise LoadFailed(
                 "missing-package",
-                f"{_where(err, root)} imports {err.name!r}, which {sys.executable} does not have. Install it there, or name "
+                f"{_where(err, root)}, imports {err.name!r}, which {sys.executable} does not have. Install it there, or name "
                 "another interpreter with --python.",
             ) from None
         if isinstance(err, DeclarationError):
@@ -206,7 +206,7 @@ def _runner_user() -> Any:
 def _where(err: BaseException, root: str) -> str:
     """The user's line that raised it: "app.py, line 3"."""
     frames = [frame for frame in traceback.extract_tb(err.__traceback__) if frame.filename.startswith(root + os.sep)]
-    return f"{os.path.relpath(frames[-1].filename, root)}, line {frames[-1].lineno}," if frames else "The code"
+    return f"{os.path.relpath(frames[-1].filename, root)}, line {frames[-1].lineno}" if frames else "The code"
 
 
 def _render_syntax(err: SyntaxError) -> str:
