@@ -129,7 +129,7 @@ class World:
         self.live = LiveJobs()
         watch = Watch()
         self.jobs = JobsLoop(self.store, self.clock, watch, self.live)
-        assignment = AssignmentLoop(self.store, self.hub, self.live)
+        assignment = AssignmentLoop(self.store, self.hub, self.live, WorkloadTokens("", self.live.attempt))
         reports = ReportsLoop(self.store, self.hub, self.clock, watch, self.live)
         self.loops = {JOBS: self.jobs, ASSIGNMENT: assignment, REPORTS: reports}
         self.wanted = {JOBS, ASSIGNMENT}

@@ -40,6 +40,8 @@ class FunctionSpec(msgspec.Struct, frozen=True):
     wake_bound_s: float | None = None
     public: bool = False
     as_root: bool = False
+    #: further attempts of a call after a lost replica, a timeout or an exception
+    retries: int = 0
 
     @property
     def queue_max(self) -> int:

@@ -130,7 +130,7 @@ def test_the_generation_goes_up_only_with_the_content_and_the_epoch_with_the_ser
         await world.assignment.activate()
         assert [(offer.epoch, offer.generation) for offer in world.agents.offers] == [(1, 1), (1, 2)]
         assert await begin_epoch(world.store) == 2
-        again = AssignmentLoop(world.store, world.agents, world.live)
+        again = AssignmentLoop(world.store, world.agents, world.live, world.tokens)
         await again.activate()
         assert (world.agents.offers[-1].epoch, world.agents.offers[-1].generation) == (2, 1)
         assert world.agents.offers[-1].jobs == world.agents.offers[-2].jobs
