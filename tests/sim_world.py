@@ -15,6 +15,7 @@ import msgspec
 
 from queues import small_machine
 from sim_agent import Disk, Kernel, ModelAgent
+from steelyard.api.auth import WorkloadTokens
 from steelyard.api.submission import insert_jobs
 from steelyard.clock import VirtualClock
 from steelyard.control import ASSIGNMENT, JOBS, REPORTS

@@ -26,6 +26,7 @@ from steelyard.api.functions import FUNCTION_ROUTES
 from steelyard.api.inside import INSIDE_ROUTES
 from steelyard.api.jobs import JOB_ROUTES
 from steelyard.api.keys import KEY_ROUTES
+from steelyard.api.leases import LEASE_ROUTES
 from steelyard.api.nodes import NODE_ROUTES
 from steelyard.api.problems import answer_error
 from steelyard.api.queue import QUEUE_ROUTES
@@ -42,6 +43,7 @@ from steelyard.control.calls import CallsLoop, Carrier
 from steelyard.control.driver import Driver
 from steelyard.control.jobs import JobsLoop
 from steelyard.control.kept_calls import KeptCallsLoop
+from steelyard.control.leases import LeasesLoop
 from steelyard.control.live import LiveJobs
 from steelyard.control.reports import ReportsLoop
 from steelyard.control.schedules import SchedulesLoop
@@ -64,6 +66,7 @@ ROUTES = (
     *ACCOUNT_ROUTES,
     *FUNCTION_ROUTES,
     *CALL_ROUTES,
+    *LEASE_ROUTES,
     *BUNDLE_ROUTES,
     *KEY_ROUTES,
     *NODE_ROUTES,
@@ -117,6 +120,7 @@ def make_app(
             SchedulesLoop(store, clock),
             calls,
             KeptCallsLoop(store, clock, call_files),
+            LeasesLoop(store, clock, watch),
         ),
         clock,
     )
@@ -126,29 +130,11 @@ def make_app(
         store, clock, settings, bundles, call_files, hub, driver, jobs, live, calls, tokens, watch, epoch, root
     )  # fmt: skip
 
-    @contextlib.asynccontextmanager
-    async def run_loops(app: Litestar) -> AsyncGenerator[None, None]:
-        del app
-
-        def ended(task: asyncio.Task[None]) -> None:
-            if not task.cancelled() and (err := task.exception()) is not None:
-                _log.critical("the control loops ended: %s", err)
-                on_failure(err)
-
-        task = asyncio.create_task(driver.run(), name="driver")
-        task.add_done_callback(ended)
-        try:
-            yield
-        finally:
-            task.cancel()
-            await asyncio.gather(task, return_exceptions=True)
-            await calls.close()
-
     app = Litestar(
         route_handlers=[*ROUTES, get_document],
         guards=[refuse_unknown_query],
         exception_handlers={Exception: answer_error},
-        lifespan=[run_loops],
+        lifespan=[lambda app: _run_loops(driver, calls, on_failure)],
         state=State({"services": services, "described": ROUTES}),
         openapi_config=None,
         request_max_body_size=BODY_MAX_BYTES,
@@ -156,3 +142,20 @@ def make_app(
         debug=False,
     )
     return App(services, TokenGate(app, admin_token, agent_token, tokens))
+
+
+@contextlib.asynccontextmanager
+async def _run_loops(driver: Driver, calls: CallsLoop, on_failure: Callable[[BaseException], None]) -> AsyncGenerator[None, None]:
+    def ended(task: asyncio.Task[None]) -> None:
+        if not task.cancelled() and (err := task.exception()) is not None:
+            _log.critical("the control loops ended: %s", err)
+            on_failure(err)
+
+    task = asyncio.create_task(driver.run(), name="driver")
+    task.add_done_callback(ended)
+    try:
+        yield
+    finally:
+        task.cancel()
+        await asyncio.gather(task, return_exceptions=True)
+        await calls.close()

@@ -164,6 +164,7 @@ async def cancel(request: Request[Any, Any, Any], call: CallPath, idempotency_ke
     """Waiting, it is not carried out any more; running, its connection is closed. One that has ended is left as it is."""
     services, caller = services_of(request), caller_of(request)
     now = services.clock.now_us()
+    cancelled: list[CallId] = []
 
     def commit(tx: Tx) -> CallView:
         row = _found(tx, call, caller)
@@ -171,9 +172,12 @@ async def cancel(request: Request[Any, Any, Any], call: CallPath, idempotency_ke
         if change is None:
             return call_view(row)
         commit_call(tx, change, now)
+        cancelled.append(row.id)
         return call_view(change.call)
 
     answer = await mutate(request, idempotency_key, 202, commit)
+    if CallId(call) in cancelled:
+        await asyncio.to_thread(services.call_files.forget_input, CallId(call))
     services.watch.notify(f"call/{call}")
     services.driver.poke(CALLS)
     return answer

@@ -65,7 +65,7 @@ async def _serve(paths: Paths, settings: Settings, listening: socket.socket, adm
     try:
         failures: list[BaseException] = []
         await sweep_calls(store, calls)
-        carrier = GatewayCarrier(settings.gateway_url)
+        carrier = GatewayCarrier(settings)
         app = make_app(
             store=store,
             clock=SystemClock(),
@@ -82,7 +82,7 @@ async def _serve(paths: Paths, settings: Settings, listening: socket.socket, adm
         try:
             await _run_uvicorn(app, settings, listening, failures)
         finally:
-            await carrier.close()
+            carrier.close()
         if failures:
             raise failures[0]
     finally:

@@ -17,6 +17,7 @@ ASSIGNMENT = "assignment"
 REPORTS = "reports"
 SCHEDULES = "schedules"
 CALLS = "calls"
+LEASES = "leases"
 
 
 class Loop(Protocol):

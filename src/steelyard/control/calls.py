@@ -32,7 +32,7 @@ from steelyard.lifecycle.call import (
     settle_call,
     start_call,
 )
-from steelyard.model.call import Call
+from steelyard.model.call import Call, CallState
 from steelyard.model.ids import DEFAULT_PROJECT, CallId, FunctionName
 from steelyard.model.job import Owner
 from steelyard.scaling.pace import Pace, quicken, slow
@@ -212,11 +212,13 @@ class CallsLoop:
                 task.cancel()
         self._start([call for call in report.committed if call.id in set(actions.start)])
         ended = [call.id for call in report.committed if call.state.terminal]
-        for id_ in ended:
-            self._watch.notify(f"call/{id_}")
         if ended:
             await asyncio.to_thread(self._forget_inputs, ended)
-        return [CALLS] if self._landed or len(actions.changes) >= CHANGES_MAX else []
+        for id_ in ended:
+            self._watch.notify(f"call/{id_}")
+        # what was queued again was none of those that wait when this look began
+        queued = any(call.state is CallState.QUEUED for call in report.committed)
+        return [CALLS] if queued or self._landed or len(actions.changes) >= CHANGES_MAX else []
 
     async def close(self) -> None:
         """Let go of what is asked: the next server asks again."""
