@@ -1,4 +1,4 @@
-"""Where does a process of the runner begin? `main` reads STEELYARD_RUNNER (JSON) and becomes a template or, on the plain
+"""Where does a process of the runner begin? `main` reads STEELYARD_RUNNER (JSON) and becomes a base template or, on the plain
 road, one replica.
 
 Never returns: the process ends with the template's or replica's exit code.
@@ -30,7 +30,7 @@ def main() -> None:
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper):
             stream.reconfigure(line_buffering=True)  # what user code prints is in the log at once
-    if config["mode"] == "template":
+    if config["mode"] == "base":
         from .template import Template
 
         code = Template(config).run()
