@@ -17,8 +17,8 @@ import time
 from collections.abc import Callable, Coroutine, Sequence
 from pathlib import Path
 
-from steelyard.runtime.runner.page import FAILED, SERVING, Page
 from steelyard.runtime.lib_dir import make_lib_dir
+from steelyard.runtime.runner.page import FAILED, SERVING, Page
 from steelyard.runtime.template import (
     SINGLE_THREAD_ENV,
     Forked,
@@ -106,7 +106,7 @@ class Bed:
 
     def make_load(self, env: dict[str, str] | None = None, **more: object) -> Load:
         settings: dict[str, object] = {"file": "app.py", "attr": "app", "concurrency": self.concurrency, **more}
-        return Load({"PATH": os.environ["PATH"], **(env or {})}, str(self.code), **settings)  # type: ignore[arg-type]
+        return Load("fn", {"PATH": os.environ["PATH"], **(env or {})}, str(self.code), **settings)  # type: ignore[arg-type]
 
     def start_base(self, python: str = sys.executable, env: dict[str, str] | None = None, **config: object) -> None:
         control = self._listen("control")

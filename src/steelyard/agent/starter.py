@@ -23,7 +23,7 @@ async def start_plain(host: RevisionHost, slot: Slot, listen_fd: int, private: b
     """Raises EdgeFailed (code start-failed) with the step that failed."""
     spec = host.function.spec
     if spec.attr is not None:
-        load = make_load(spec, host.code, host.env)
+        load = make_load(host.function.name, spec, host.code, host.env)
         argv, env = replica_command(
             spec.python, load, lib_dir=host.edges.lib_dir, listen_fd=LISTEN_FD, page_fd=PAGE_FD, private=private
         )

@@ -17,7 +17,7 @@ from steelyard.agent.template_process import REVISION, Ids, TemplateProcess, ado
 from steelyard.agent.template_tree import Environment, TemplateTree, Wanted
 from steelyard.errors import EdgeFailed, SteelyardError
 from steelyard.model.function import FunctionSpec
-from steelyard.model.ids import WorkloadId
+from steelyard.model.ids import FunctionName, WorkloadId
 from steelyard.model.reason import Reason
 from steelyard.runtime.process import Adopted
 from steelyard.runtime.runner.template import SPARE_KEEP_S
@@ -38,8 +38,8 @@ SPARE_BYTES = 3_500_000
 ENVIRONMENT_WAIT_S = 60.0
 
 
-def make_load(spec: FunctionSpec, code: Path, env: dict[str, str]) -> Load:
-    return Load(env, str(code), spec.file or "", spec.attr or "", spec.concurrency)
+def make_load(name: FunctionName, spec: FunctionSpec, code: Path, env: dict[str, str]) -> Load:
+    return Load(name, env, str(code), spec.file or "", spec.attr or "", spec.concurrency)
 
 
 class TemplateKeeper:
@@ -57,7 +57,7 @@ class TemplateKeeper:
     ) -> None:
         self._edges, self._tree, self._function, self._logs, self._ids = edges, tree, function, logs, ids
         spec = function.spec
-        self.wanted = Wanted(function.name, spec.python, ids, make_load(spec, code, SINGLE_THREAD_ENV | env))
+        self.wanted = Wanted(function.name, spec.python, ids, make_load(function.name, spec, code, SINGLE_THREAD_ENV | env))
         #: what it was grown from, or would be; None: not looked at yet
         self.environment: Environment | None = None
         self.process: TemplateProcess | None = None

@@ -17,6 +17,8 @@ from steelyard.runtime.runner.isolate import LIB_NAMES
 
 #: what the runner needs; the others of LIB_NAMES make it faster
 _NEEDED = ("uvicorn", "h11")
+#: what user code finds there when its own environment has no such package
+_OFFERED = ("cloudpickle",)
 
 
 def make_lib_dir(dest: Path) -> Path:
@@ -24,7 +26,7 @@ def make_lib_dir(dest: Path) -> Path:
     Symbolic links where every user of the machine can follow them, copies elsewhere. Made once per content; returns the
     folder. EdgeFailed when a package is missing."""
     targets = {"steelyard": Path(steelyard.__file__).parent}
-    for name in LIB_NAMES:
+    for name in (*LIB_NAMES, *_OFFERED):
         spec = importlib.util.find_spec(name)
         if spec is not None and spec.origin is not None:
             origin = Path(spec.origin)

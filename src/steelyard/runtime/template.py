@@ -43,6 +43,8 @@ _BOOT = (
 class Load(msgspec.Struct, frozen=True):
     """What a process imports and knows to be of a revision."""
 
+    #: the function's name
+    function: str
     #: all of it: nothing of the template's own stays
     env: dict[str, str]
     code_dir: str

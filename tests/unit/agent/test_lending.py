@@ -411,7 +411,7 @@ def test_a_job_may_have_devices_whose_functions_all_sleep_and_lend() -> None:
 
 def test_a_function_lends_only_with_nothing_under_way(tmp_path: Path) -> None:
     nothing = cast(Any, None)
-    host = FunctionHost(nothing, FunctionName("f"), nothing, nothing, nothing, nothing, nothing, nothing, nothing, nothing)
+    host = FunctionHost(nothing, FunctionName("f"), *[nothing] * 9)
     assert not host.lends
     newest = SimpleNamespace(revision=1)
     host.newest = cast(Any, newest)

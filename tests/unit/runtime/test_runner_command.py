@@ -12,8 +12,7 @@ import msgspec
 from steelyard.runtime.relay import RelayConfig, find_arrival, relay_command
 from steelyard.runtime.template import SINGLE_THREAD_ENV, Load, base_command, replica_command
 
-
-LOAD = Load({"A": "b"}, "/code", "app.py", "app", 8)
+LOAD = Load("fn", {"A": "b"}, "/code", "app.py", "app", 8)
 
 
 def test_a_base_template_is_told_nothing_of_any_function() -> None:

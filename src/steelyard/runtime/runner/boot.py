@@ -16,6 +16,7 @@ from typing import Any
 
 from . import page as pages
 from . import user
+from .grow import load_app
 from .isolate import import_server
 from .join import leave
 from .page import Page
@@ -56,7 +57,7 @@ def run_plain(config: dict[str, Any], alive_ns: int) -> int:
     page.joined_ns = time.monotonic_ns()
     page.state = pages.JOINED
     try:
-        app = user.load_app(config["code_dir"], config["file"], config["attr"])
+        app = load_app(config)
         page.imported_ns = time.monotonic_ns()
         page.state = pages.IMPORTED
         user.run_hooks(shared=True)

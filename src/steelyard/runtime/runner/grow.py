@@ -89,13 +89,18 @@ def make_revision(asked: dict[str, Any]) -> dict[str, Any]:
     except OSError as err:
         raise Failed(str(err), step="chdir") from err
     try:
-        app = user.load_app(asked["code_dir"], asked["file"], asked["attr"])
+        app = load_app(asked)
         imported = time.monotonic_ns()
         user.run_hooks(shared=True)
     except user.UserCodeFailed as err:
         raise Failed(str(err)) from err
     entered = time.monotonic_ns()
     return {"app": app, "import_ms": (imported - began) / 1e6, "enter_ms": (entered - imported) / 1e6}
+
+
+def load_app(asked: dict[str, Any]) -> Any:
+    """The app of the revision that an order names."""
+    return user.load_app(asked["code_dir"], asked["file"], asked["attr"], asked["function"], asked["concurrency"])
 
 
 def enter_folder(folder: str) -> None:

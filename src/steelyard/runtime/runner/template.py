@@ -32,7 +32,7 @@ from typing import Any
 from . import page as pages
 from . import user
 from .fork import SiblingFork, start_time
-from .grow import Failed, Seed, become, enter_folder, make_base, take_environment
+from .grow import Failed, Seed, become, enter_folder, load_app, make_base, take_environment
 from .imports import find_installed, installation_stamp, learn, scan, top_level
 from .join import join, reseed_numpy
 from .page import Page
@@ -359,7 +359,7 @@ class Template:
             try:
                 take_environment(revision["env"])
                 enter_folder(revision["code_dir"])
-                self._app = user.load_app(revision["code_dir"], revision["file"], revision["attr"])
+                self._app = load_app(revision)
                 page.imported_ns = time.monotonic_ns()
                 page.state = pages.IMPORTED
                 user.run_hooks(shared=True)
