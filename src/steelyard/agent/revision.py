@@ -28,6 +28,7 @@ from steelyard.agent.template import TemplateKeeper
 from steelyard.agent.template_tree import TemplateTree
 from steelyard.errors import SteelyardError, Unreachable
 from steelyard.lifecycle.environment import make_environment
+from steelyard.lifecycle.launch import tell_api
 from steelyard.model.coldstart import ColdStart, Road
 from steelyard.model.ids import WorkloadId
 from steelyard.model.job import Plan
@@ -76,7 +77,8 @@ class RevisionHost:
         # one home for all: what is read when an interpreter starts must not differ from function to function
         home = str(code if function.spec.bundle is None else edges.paths.unpacked)
         env = make_env(function.spec.env, home, self.ids, function.owner)
-        self.env = make_environment(self.plan, edges.machine.topology, env, threads=False, mps=shares_by_mps(self.plan))
+        place = make_environment(self.plan, edges.machine.topology, env, threads=False, mps=shares_by_mps(self.plan))
+        self.env = place | tell_api(edges.settings.api_url, function.token, edges.settings.tls_cert or "")
         self.template: TemplateKeeper | None = None
         if function.spec.attr is not None:
             self.template = TemplateKeeper(edges, tree, function, code, self.logs, self.env, self.ids)
