@@ -69,7 +69,7 @@ def make_function() -> Any:
     spec = SimpleNamespace(
         attr=None, as_root=False, env={}, startup_deadline_s=1.0, replicas_min=0, bundle=None, cwd="/", wake_bound_s=None
     )
-    return SimpleNamespace(name=FunctionName("f"), revision=1, owner=Owner("root", 0), spec=spec, plan=PLAN)
+    return SimpleNamespace(name=FunctionName("f"), revision=1, owner=Owner("root", 0), spec=spec, plan=PLAN, token="")
 
 
 def make_revision(folder: Path, presence: Presence) -> RevisionHost:
