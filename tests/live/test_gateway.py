@@ -22,7 +22,9 @@ from steelyard.gateway.render import render_clusters, render_routes, render_stat
 
 
 def public(*clusters: Cluster) -> GatewayDesired:
-    return GatewayDesired(clusters, tuple(Route(cluster.name.split(".")[0], ((cluster.name, 100),), True) for cluster in clusters))
+    return GatewayDesired(
+        clusters, tuple(Route(cluster.name.split(".")[0], ((cluster.name, 100),), True) for cluster in clusters)
+    )
 
 
 async def until(condition: object, deadline_s: float = 10.0) -> None:

@@ -85,6 +85,7 @@ def make_revision(folder: Path, presence: Presence) -> RevisionHost:
         lambda row: None,
         lambda: None,
         cast(Any, None),
+        cast(Any, None),
     )
 
 
@@ -101,6 +102,7 @@ def make_host(folder: Path, devices: Devices, presence: Presence) -> FunctionHos
         cast(Any, ledger),
         cast(Any, devices),
         presence,
+        cast(Any, None),
         cast(Any, None),
     )
 
