@@ -123,7 +123,11 @@ class FunctionHost:
     def _start(self, work: Coroutine[None, None, None]) -> None:
         task = asyncio.get_running_loop().create_task(work)
         self._turns.add(task)
-        task.add_done_callback(self._turns.discard)
+        task.add_done_callback(self._turned)
+
+    def _turned(self, task: asyncio.Task[None]) -> None:
+        self._turns.discard(task)
+        self._on_change()
 
     async def _turn(self) -> None:
         """One look: what is ready gets its routes, what is left is drained, what is missing is made ready. One at a time."""
@@ -145,7 +149,6 @@ class FunctionHost:
             if plan.make_ready in self.desired and free and not self._closed:
                 self._rollout_of = plan.make_ready
                 self._rollout = asyncio.get_running_loop().create_task(self._roll_out(self.desired[plan.make_ready]))
-        self._on_change()
 
     async def _turn_later(self) -> None:
         await asyncio.sleep(RETRY_S)

@@ -114,9 +114,11 @@ class Rollout(msgspec.Struct, frozen=True):
     errors_max: float
     #: when it took traffic; None: it has not yet
     since: int | None = None
-    #: what the others had counted by then
+    #: what the others, and it by a tag, had counted by then
     old_requests: int = 0
     old_errors: int = 0
+    new_requests: int = 0
+    new_errors: int = 0
 
 
 class FunctionState(StrEnum):
@@ -199,6 +201,8 @@ class Revision(msgspec.Struct, frozen=True):
     by: str
     #: share of failed requests above which it is gone back from while it is watched; None: never
     errors_max: float | None = None
+    #: what it had, or has, to itself
+    plan: Plan | None = None
     #: DEPLOYING until it is known how it went; never RETIRED, which is a matter of routes
     state: RevisionState = RevisionState.DEPLOYING
     #: of FAILED and ROLLED_BACK

@@ -128,6 +128,7 @@ def decide_rollback(now: int, rollout: Rollout, new: Counts, old: Counts) -> tup
         return Verdict.WATCH, ""
     if new.failed_starts >= FAILED_STARTS_MAX:
         return Verdict.BACK, f"{new.failed_starts} starts of its replicas failed"
+    new = Counts(new.requests - rollout.new_requests, new.errors - rollout.new_errors)
     if new.requests >= REQUESTS_MIN and new.errors >= ERRORS_MIN:
         lately = Counts(old.requests - rollout.old_requests, old.errors - rollout.old_errors)
         usual = lately if lately.requests >= REQUESTS_MIN else old
