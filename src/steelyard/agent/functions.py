@@ -17,8 +17,8 @@ from steelyard.agent.presence import Presence
 from steelyard.agent.replica import KIND as REPLICA
 from steelyard.agent.revision import RevisionHost
 from steelyard.agent.template import TemplateKeeper
+from steelyard.agent.template_process import BASE, TemplateProcess
 from steelyard.agent.template_process import KIND as TEMPLATE
-from steelyard.agent.template_process import TemplateProcess
 from steelyard.agent.template_show import show_templates
 from steelyard.agent.template_tree import TemplateTree
 from steelyard.errors import SteelyardError
@@ -355,7 +355,8 @@ class FunctionKeeper:
         def kind(node: TemplateProcess) -> NodeUse:
             if children.get(node.workload):
                 return NodeUse.PARENT
-            return NodeUse.WANTED if node.key in wanted else NodeUse.UNWANTED
+            # bases are small, and whatever is deployed next would wait for one
+            return NodeUse.WANTED if node.key in wanted or node.role == BASE else NodeUse.UNWANTED
 
         return [TemplateUse(key, node.own_bytes, node.last_used_ns, kind(node)) for key, node in self.tree.nodes.items()]
 
