@@ -32,7 +32,7 @@ Say = Callable[[str], None]
 WORKLOADS_PYTHON = Path(__file__).resolve().parent.parent / ".venv-workloads" / "bin" / "python"
 #: what the modules of an environment import; five of twenty have torch
 PACKAGES = (
-    "torch", "numpy", "pydantic", "scipy.sparse", "jinja2", "sympy", "networkx", "numpy, pydantic", "msgspec", "numpy, einops"
+    "torch", "numpy", "pydantic", "scipy.sparse", "jinja2", "sympy", "networkx", "numpy, pydantic", "fsspec", "numpy, einops"
 )  # fmt: skip
 APP = """
 import json, os

@@ -11,8 +11,8 @@ from enum import IntEnum
 
 import msgspec
 
-#: an environment that nothing deployed wants any more goes after so long; any that has no children, and a base, is the first to go
-#: for others after that
+#: an environment that nothing deployed wants any more goes after so long; after the other, whatever has no children is the first
+#: to make room
 UNWANTED_NS = 60 * 1_000_000_000
 STALE_NS = 1800 * 1_000_000_000
 
