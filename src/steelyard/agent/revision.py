@@ -27,6 +27,7 @@ from steelyard.agent.starter import start_plain
 from steelyard.agent.template import TemplateKeeper
 from steelyard.errors import SteelyardError, Unreachable
 from steelyard.lifecycle.environment import make_environment
+from steelyard.lifecycle.launch import tell_api
 from steelyard.model.coldstart import ColdStart, Road
 from steelyard.model.ids import WorkloadId
 from steelyard.model.job import Plan
@@ -72,7 +73,8 @@ class RevisionHost:
         self.ids = choose_ids(function.owner, function.spec.as_root, edges.settings, os.geteuid())
         self.logs = f"fn.{function.name}"
         env = make_env(function.spec.env, str(code), self.ids, function.owner)
-        self.env = make_environment(self.plan, edges.machine.topology, env, threads=False, mps=shares_by_mps(self.plan))
+        place = make_environment(self.plan, edges.machine.topology, env, threads=False, mps=shares_by_mps(self.plan))
+        self.env = place | tell_api(edges.settings.api_url, function.token, edges.settings.tls_cert or "")
         self.template: TemplateKeeper | None = None
         if function.spec.attr is not None:
             self.template = TemplateKeeper(edges, function, code, self.logs, self.env, self.ids)

@@ -17,7 +17,7 @@ from steelyard.api.problems import errors
 from steelyard.api.requests import refuse_findings, require_json
 from steelyard.api.services import Services, services_of
 from steelyard.api.views import coldstart_view, function_view
-from steelyard.control import ASSIGNMENT, JOBS, LEASES
+from steelyard.control import ASSIGNMENT, CALLS, JOBS, LEASES
 from steelyard.control.jobs import forget_borrowed, hold_functions, hold_jobs, make_room
 from steelyard.control.live import HOLDING
 from steelyard.control.watch import wait_for
@@ -128,7 +128,7 @@ async def delete_function(request: Request[Any, Any, Any], name: FunctionPath, i
 
     answer = await mutate(request, idempotency_key, 204, commit)
     services.watch.notify(f"function/{name}")
-    services.driver.poke(JOBS, ASSIGNMENT)
+    services.driver.poke(JOBS, ASSIGNMENT, CALLS)
     return answer
 
 

@@ -62,6 +62,7 @@ class Reason(StrEnum):
     GATEWAY_REJECTED = "gateway-rejected"
     # calls
     RAISED = "raised"
+    CALL_TIMEOUT = "call-timeout"
     REPLICA_LOST = "replica-lost"
     CALL_REFUSED = "call-refused"
     FUNCTION_GONE = "function-gone"

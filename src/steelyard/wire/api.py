@@ -319,6 +319,39 @@ class FunctionView(msgspec.Struct, frozen=True):
     spec: FunctionSpec | None = None
 
 
+class CallView(msgspec.Struct, frozen=True):
+    """A durable call. Its result, where there is one, is had at `/result`, also of one that FAILED: the function's exception."""
+
+    id: str
+    function: str
+    method: str
+    project: str
+    owner: str
+    generation: int
+    state: str
+    reason: str | None
+    detail: str
+    attempt: int
+    submitted_at: str
+    started_at: str | None
+    ended_at: str | None
+    #: until when it is kept; None while it has not ended
+    kept_until: str | None
+    input_bytes: int
+    #: None while there is none
+    result_bytes: int | None
+    #: content type of the result
+    result_type: str
+    schedule: str = ""
+
+
+class CallKey(msgspec.Struct, frozen=True):
+    """How the caller's own processes call private functions: `Authorization: Bearer <key>` at `<gateway>/<function>/`."""
+
+    gateway: str
+    key: str
+
+
 class ColdStartView(msgspec.Struct, frozen=True):
     function: str
     revision: int

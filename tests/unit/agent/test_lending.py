@@ -123,7 +123,7 @@ class Rig:
             cast(Any, SimpleNamespace(topology=make_hgx(), cpus=(0, 1), numa_nodes=(), cores=(), hostname="h")),
             cast(Any, runtime),
             cast(Any, None),
-            cast(Any, SimpleNamespace(kill=nothing, read=lambda workload: reading)),
+            cast(Any, SimpleNamespace(kill=nothing, remove=lambda workload: True, read=lambda workload: reading)),
             self.clock,
             cast(
                 Any, SimpleNamespace(hold=nothing, release=nothing, observe_wakeups=nothing, report_wakeups=lambda _: Wakeups())
