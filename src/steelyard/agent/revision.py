@@ -29,7 +29,7 @@ from steelyard.errors import SteelyardError, Unreachable
 from steelyard.lifecycle.environment import make_environment
 from steelyard.lifecycle.launch import tell_api
 from steelyard.model.coldstart import ColdStart, Road
-from steelyard.model.ids import WorkloadId
+from steelyard.model.ids import WorkloadId, name_logs
 from steelyard.model.job import Plan
 from steelyard.model.reason import Reason
 from steelyard.runtime.process import Adopted
@@ -71,7 +71,7 @@ class RevisionHost:
         self._on_change, self._on_coldstart, self._on_awake = on_change, on_coldstart, on_awake
         self.plan = function.plan or Plan()
         self.ids = choose_ids(function.owner, function.spec.as_root, edges.settings, os.geteuid())
-        self.logs = f"fn.{function.name}"
+        self.logs = name_logs(function.name)
         env = make_env(function.spec.env, str(code), self.ids, function.owner)
         place = make_environment(self.plan, edges.machine.topology, env, threads=False, mps=shares_by_mps(self.plan))
         self.env = place | tell_api(edges.settings.api_url, function.token, edges.settings.tls_cert or "")
