@@ -43,7 +43,9 @@ class Saves:
         while True:
             came = self._came.get()
             if isinstance(came, Exception):
-                raise EdgeFailed(f"{self._root} can't be watched any more: {came}.") from came
+                raise EdgeFailed(
+                    f"{self._root} can't be watched: {came}. Where it has very many folders, raise fs.inotify.max_user_watches."
+                ) from came
             files |= came.files
             if self._came.empty():
                 return Save(came.at_ns, frozenset(files))

@@ -44,7 +44,7 @@ class Target(NamedTuple):
         return transport.make_request(gateway.place, "POST", path, gateway.key, body, CONTENT_TYPE)
 
     def main_is(self, reply: Reply) -> str:
-        return reply.header(b"x-steelyard-module") if self.home_is_main else ""
+        return (reply.header(b"x-steelyard-module") or payload.name_of_main()) if self.home_is_main else ""
 
 
 class _TryAgain(Exception):

@@ -245,8 +245,6 @@ class Mapping:
         """The request is over. `failure`: the answer broke off or was none; else its inputs were answered, or not begun."""
         self._flying.discard(batch)
         if failure is None:
-            if len(batch.entries) == 1:  # without a DONE: the time on the way counts, too
-                self._note(batch, int((now_s - batch.sent_s) * 1e9))
             failure = Failure(Error("its replica is being replaced"), again=True)
         elif failure.again:
             self._brake = min(4, self._brake + 1)

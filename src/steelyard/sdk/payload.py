@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import io
 import json
+import os
 import pickle
 import sys
 import traceback
@@ -116,6 +117,11 @@ def _named_in_main(obj: Any) -> bool:
     for part in name.split("."):
         found = getattr(found, part, None)
     return found is obj
+
+
+def name_of_main() -> str:
+    """As a replica names the module of this `__main__`'s file."""
+    return os.path.splitext(os.path.basename(getattr(sys.modules.get(_MAIN), "__file__", None) or ""))[0]
 
 
 def find_at_home(name: str) -> Any:

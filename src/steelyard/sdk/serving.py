@@ -117,6 +117,7 @@ class CallApp:
                 if not work.gone:
                     await _problem(send, 503, "not-begun", "The replica is being replaced. Nothing was executed; try again.")
                 return
+            buffers += _ending(work)
             length = sum(map(len, buffers))
             await _begin(send, [*self._headers, (b"content-length", str(length).encode())])
             await _send_buffers(send, buffers, last=True)
@@ -133,8 +134,7 @@ class CallApp:
             await work.wakeup.wait()
             buffers, waiting = work.drain()
         if not work.gone:
-            ending = frames.encode(frames.DONE, work.total, [work.ran_ns.to_bytes(8, "little")])
-            await _send_buffers(send, ending, last=True)
+            await _send_buffers(send, _ending(work), last=True)
 
 
 async def _read_inputs(receive: Any) -> list[frames.Frame] | None:
@@ -153,6 +153,10 @@ async def _read_inputs(receive: Any) -> list[frames.Frame] | None:
             break
     sound = reader.empty and all(frame.kind == frames.CALL and frame.segments for frame in inputs)
     return inputs if sound and [frame.id for frame in inputs] == list(range(len(inputs))) else []
+
+
+def _ending(work: Work) -> list[Buffer]:
+    return frames.encode(frames.DONE, work.total, [work.ran_ns.to_bytes(8, "little")])
 
 
 async def _begin(send: Send, headers: list[tuple[bytes, bytes]]) -> None:
