@@ -22,7 +22,7 @@ from steelyard.model.gpu_demand import parse_gpu_demand
 from steelyard.model.ids import NAME
 from steelyard.model.job import Resources
 from steelyard.model.timing import Timing
-from steelyard.wire.api import FunctionDeploy, FunctionView
+from steelyard.wire.api import FunctionDeploy, FunctionSchedule, FunctionView
 from steelyard.wire.http import ApiClient
 
 #: one long poll, and one between two looks at something else
@@ -129,8 +129,12 @@ def upload_code(client: ApiClient, folder: Path, progress: Progress) -> str:
     return bundle.sha256
 
 
-def put_function(client: ApiClient, name: str, spec: FunctionSpec, lease_s: float | None = None) -> FunctionView:
-    return client.fetch(FunctionView, "PUT", f"/v1/functions/{name}", body=FunctionDeploy(spec, lease_s), key=new_key())
+def put_function(
+    client: ApiClient, name: str, spec: FunctionSpec, lease_s: float | None = None, schedule: Mapping[str, Any] | None = None
+) -> FunctionView:
+    """`schedule`: as the app's description tells it."""
+    body = FunctionDeploy(spec, lease_s, None if schedule is None else msgspec.convert(schedule, FunctionSchedule))
+    return client.fetch(FunctionView, "PUT", f"/v1/functions/{name}", body=body, key=new_key())
 
 
 def wait_settled(
