@@ -5,13 +5,11 @@ from __future__ import annotations
 import asyncio
 import logging
 import os
-import sys
 from collections.abc import Callable, Iterable
 
 from steelyard.agent.devices import DeviceKeeper, devices_of
 from steelyard.agent.edges import Edges
 from steelyard.agent.function import FunctionHost, socket_name, socket_path
-from steelyard.agent.identity import choose_ids, make_env
 from steelyard.agent.ledger import Ledger
 from steelyard.agent.lending import Lending, meets
 from steelyard.agent.memory import NodeUse, TemplateUse, choose_evictions, choose_return
@@ -22,16 +20,15 @@ from steelyard.agent.template import TemplateKeeper
 from steelyard.agent.template_process import BASE, TemplateProcess
 from steelyard.agent.template_process import KIND as TEMPLATE
 from steelyard.agent.template_show import show_templates
-from steelyard.agent.template_tree import TemplateTree, Wanted
+from steelyard.agent.template_tree import TemplateTree
 from steelyard.errors import SteelyardError
 from steelyard.gateway import GatewayDesired
 from steelyard.model.coldstart import ColdStart
 from steelyard.model.ids import FunctionName, WorkloadId
-from steelyard.model.job import Owner, Plan
+from steelyard.model.job import Plan
 from steelyard.model.machine import HeldPlan
 from steelyard.model.template import TemplateSeen
 from steelyard.runtime.process import Adopted, AdoptedState
-from steelyard.runtime.template import Load
 from steelyard.wire.agent import AssignedFunction, FunctionSeen, digest_keys
 from steelyard.wire.spawn import Exited
 
@@ -70,7 +67,6 @@ class FunctionKeeper:
         self._ticking = False
         self._pending_asked_ns = 0
         self._pending_task: asyncio.Task[None] | None = None
-        self._warming: asyncio.Task[None] | None = None
 
     def _make_host(self, name: FunctionName) -> FunctionHost:
         host = FunctionHost(
@@ -202,18 +198,10 @@ class FunctionKeeper:
                 revision.template.rebuild()
             revision.start_min()
             self._wake_ticker()
-        self._warming = asyncio.get_running_loop().create_task(self.tree.warm_up(self._usual()))
         try:
             await self.apply_routes()
         except SteelyardError as err:
             log.warning("Envoy did not take what is routed yet: %s", err)
-
-    def _usual(self) -> Wanted:
-        """What the administrator's next function will be, if nothing else is said."""
-        owner, settings = Owner(self._edges.settings.admin_user, self._edges.settings.admin_uid), self._edges.settings
-        ids = choose_ids(owner, False, settings, os.geteuid())
-        env = make_env({}, str(self._edges.paths.unpacked), ids, owner)
-        return Wanted(FunctionName(""), sys.executable, ids, Load("", env, "", "", "", 1))
 
     async def _adopt_draining(self, held: dict[str, int], revisions: dict[str, RevisionHost]) -> None:
         for function in self._ledger.draining:
@@ -374,8 +362,6 @@ class FunctionKeeper:
         return [TemplateUse(key, node.own_bytes, node.last_used_ns, kind(node)) for key, node in self.tree.nodes.items()]
 
     def close(self) -> None:
-        if self._warming is not None:
-            self._warming.cancel()
         for host in self._hosts.values():
             host.close()
 

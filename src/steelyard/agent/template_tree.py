@@ -141,13 +141,6 @@ class TemplateTree:
         fit = self.fit(base, environment or Environment())
         return environment_key(base, wanted.load.env, fit) if fit.packages else base
 
-    async def warm_up(self, wanted: Wanted) -> None:
-        """Make the base before anybody waits for it."""
-        try:
-            await self._base(wanted)
-        except (SteelyardError, OSError) as err:
-            log.info("no base template was made ahead: %s", err)
-
     # -- making
 
     async def _base(self, wanted: Wanted) -> TemplateProcess:
