@@ -336,8 +336,9 @@ class FunctionHost:
 
     @property
     def hosts(self) -> list[RevisionHost]:
+        """Those that are reached come first, the newest of them before the others."""
         rolling = [self._rolling] if self._rolling is not None else []
-        return [*self.ready.values(), *rolling, *(host for host, _ in self.draining)]
+        return [*(self.ready[key] for key in sorted(self.ready, reverse=True)), *rolling, *(host for host, _ in self.draining)]
 
     def gateway(self) -> tuple[list[Cluster], list[Route]]:
         """What Envoy should know of the revisions that are reached."""

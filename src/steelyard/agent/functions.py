@@ -17,8 +17,9 @@ from steelyard.agent.presence import Presence
 from steelyard.agent.replica import KIND as REPLICA
 from steelyard.agent.revision import RevisionHost
 from steelyard.agent.template import TemplateKeeper
+from steelyard.agent.template_process import BASE, TemplateProcess
 from steelyard.agent.template_process import KIND as TEMPLATE
-from steelyard.agent.template_process import TemplateProcess
+from steelyard.agent.template_show import show_templates
 from steelyard.agent.template_tree import TemplateTree
 from steelyard.agent.trial import socket_name, socket_path
 from steelyard.errors import SteelyardError
@@ -27,6 +28,7 @@ from steelyard.model.coldstart import ColdStart
 from steelyard.model.ids import FunctionName, WorkloadId
 from steelyard.model.job import Plan
 from steelyard.model.machine import HeldPlan
+from steelyard.model.template import TemplateSeen
 from steelyard.runtime.process import Adopted, AdoptedState
 from steelyard.wire.agent import AssignedFunction, FunctionSeen, digest_keys
 from steelyard.wire.spawn import Exited
@@ -302,7 +304,20 @@ class FunctionKeeper:
     def seen(self) -> tuple[FunctionSeen, ...]:
         return tuple(seen for name in sorted(self._hosts) if (seen := self._hosts[name].seen()) is not None)
 
-    # -- memory
+    # -- templates
+
+    async def show_templates(self, name: FunctionName) -> tuple[TemplateSeen, ...] | None:
+        """Of the newest revision that is reached, from the base on; empty for a command, None for a function that is not here."""
+        host = self._hosts.get(name)
+        revision = next(iter(host.hosts), None) if host is not None else None
+        if revision is None:
+            return None
+        if revision.template is None:
+            return ()
+        return await show_templates(revision.template, self.tree, self._children(self._templates()))
+
+    def _children(self, templates: dict[str, TemplateKeeper]) -> dict[str, int]:
+        return self.tree.children(each.process for each in templates.values() if each.process is not None)
 
     def check_memory(self, available_bytes: int) -> None:
         """Evict templates when they hold more than their budget or the machine runs short; bring back one that was missed since
@@ -335,13 +350,15 @@ class FunctionKeeper:
         """Environments and bases, named by their keys."""
         if not self.tree.nodes:
             return []
-        children = self.tree.children(each.process for each in templates.values() if each.process is not None)
+        children = self._children(templates)
         wanted = {self.tree.environment_of(each.wanted, each.environment) for each in templates.values()}
+        unknown = any(each.environment is None for each in templates.values())  # taken over, and not looked at since
 
         def kind(node: TemplateProcess) -> NodeUse:
             if children.get(node.workload):
                 return NodeUse.PARENT
-            return NodeUse.WANTED if node.key in wanted else NodeUse.UNWANTED
+            # bases are small, and whatever is deployed next would wait for one
+            return NodeUse.WANTED if unknown or node.key in wanted or node.role == BASE else NodeUse.UNWANTED
 
         return [TemplateUse(key, node.own_bytes, node.last_used_ns, kind(node)) for key, node in self.tree.nodes.items()]
 
