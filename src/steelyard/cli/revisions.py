@@ -131,9 +131,10 @@ def rollback(name: str, revision: int | None, home: Path | None) -> None:
 
     progress = Progress()
     with open_client(home) as client:
-        path = f"/v1/functions/{quote(name)}/rollback"
-        view = client.fetch(FunctionView, "POST", path, body=RollbackRequest(revision), key=new_key())
-        target = revision or view.revision
+        path = f"/v1/functions/{quote(name)}"
+        view = client.fetch(FunctionView, "POST", f"{path}/rollback", body=RollbackRequest(revision), key=new_key())
+        rows = client.fetch(list[RevisionView], "GET", f"{path}/revisions")
+        target = max((row.revision for row in rows if row.percent_wanted), default=view.revision)
         settled = wait_settled(client, view, progress.show)
         progress.clear()
     if is_reached(settled, target):

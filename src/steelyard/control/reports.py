@@ -202,4 +202,4 @@ class ReportsLoop:
         if done.machine or lent or any(job.state.terminal or job.state is JobState.QUEUED for job in done.jobs):
             pokes += [JOBS, ASSIGNMENT]
         # a report that came while this one was committed has poked this loop already
-        return pokes
+        return tuple(pokes)
