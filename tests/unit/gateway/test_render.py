@@ -156,3 +156,18 @@ def test_shape_is_about_kinds_not_about_numbers() -> None:
         GatewayDesired((cluster("a.1", per_connection=1),), one.routes, one.keys),
     )
     assert len({shape_of(desired) for desired in (one, *others)}) == 5
+
+
+def test_shares_are_weights_and_a_tag_has_an_address_of_its_own() -> None:
+    routes = (Route("a", (("a.1", 90), ("a.2", 10)), True), Route("a", (("a.2", 100),), True, "next"))
+    desired = GatewayDesired((cluster("a.1"), cluster("a.2")), routes)
+    _, rendered = static(desired)
+    shared = {"clusters": [{"name": "a.1", "weight": 90}, {"name": "a.2", "weight": 10}]}
+    actions = [*find(rendered, "route")]
+    assert [action["weighted_clusters"] for action in actions if "weighted_clusters" in action] == [shared] * 3
+    assert {action["cluster"] for action in actions if "cluster" in action} == {"a.2"}
+    hosts = {host["name"]: host["domains"] for host in rendered["virtual_hosts"]}
+    assert hosts == {"paths": ["*"], "host-a": ["a.localhost"], "host-next--a": ["next--a.localhost"]}
+    (paths,) = find(rendered, "prefix_match_map")
+    assert paths["map"].keys() == {"/a", "/a@next"}
+    assert is_whole(render_routes(desired))
