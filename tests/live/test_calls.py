@@ -233,7 +233,7 @@ def test_a_function_brings_its_schedule_along_and_takes_it_away_again(server: Se
             assert time.monotonic() < deadline
             time.sleep(0.01)
         assert {(asked.path, asked.body, asked.headers["content-type"]) for asked in gateway.asked} == {
-            ("/tick/.steelyard/call", b"", "application/json")
+            ("/tick/.steelyard/call", b"{}", "application/json")
         }
         [shown] = server.http.get("/v1/schedules").json()
         assert (shown["name"], shown["function"], shown["every_s"], shown["spec"]) == ("tick", "tick", 1, None)
