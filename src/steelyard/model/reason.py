@@ -75,6 +75,7 @@ class Reason(StrEnum):
     # roads of a wake
     TEMPLATE_READY = "template-ready"
     TEMPLATE_HAS_THREADS = "template-has-threads"
+    TEMPLATE_UNSAFE = "template-unsafe"
     TEMPLATE_NOT_READY = "template-not-ready"
     TEMPLATE_EVICTED = "template-evicted"
     TEMPLATE_DIED = "template-died"
