@@ -149,10 +149,13 @@ class RevisionHost:
         """Nothing could even be prepared. While the spawner is away callers wait for it; a full disk is told to them."""
         log.warning("%s: no slot: %s", self.name, err)
         if isinstance(err, Unreachable):
-            asyncio.get_running_loop().call_later(SPAWNER_WAIT_S, self.arm)
+            self._await_spawner()
             return
         gone = isinstance(err, SteelyardError) and err.code == GONE
         self._count_failure(Reason.DEVICE_GONE if gone else Reason.START_FAILED, getattr(err, "public", str(err)))
+
+    def _await_spawner(self) -> None:
+        asyncio.get_running_loop().call_later(SPAWNER_WAIT_S, self.arm)
 
     async def _start(self, seen_ns: int, woken: bool, listener: socket.socket | None = None) -> Replica:
         try:
@@ -180,7 +183,13 @@ class RevisionHost:
                 handle = await start_plain(self, slot, fd, replica.trial)
                 replica.road, replica.pid, replica.start_time = Road.PLAIN, handle.pid, handle.start_time
         except (SteelyardError, OSError) as err:
-            self._failed(replica, Reason.START_FAILED, getattr(err, "public", str(err)))
+            if replica.trial or self.edges.spawner.serves(slot.spawner):
+                self._failed(replica, Reason.START_FAILED, getattr(err, "public", str(err)))
+            else:
+                log.warning("%s: the spawner went while %s was started: %s", self.name, replica.workload, err)
+                self._remove(replica)
+                self._await_spawner()  # so do those who wait
+                self._on_change()
             return replica
         finally:
             slot.close_fds()
@@ -212,12 +221,11 @@ class RevisionHost:
             return False
         replica.pid, replica.start_time = forked.pid, forked.start_time
         self.edges.runtime.claim(slot.workload, forked.pid, forked.start_time)
+        if not self.edges.spawner.serves(slot.spawner):
+            raise Unreachable("It was forked under a spawner that has gone.", code="spawner-unreachable")
         return True
 
     def _take_slot(self) -> Slot:
-        if self._slot is not None and self._slot.spawner != self.edges.spawner.instance:
-            # A caller may wake us between the new spawner's hello and `on_new_spawner`.
-            self.drop_slot()
         slot, self._slot = self._slot, None
         return slot or make_slot(self.edges, self.function, self.edges.paths.workloads / self.logs, self.ids)
 
@@ -351,7 +359,7 @@ class RevisionHost:
             # No request did this: it would die again at once, and again.
             self._failed(replica, Reason.CRASH_LOOP, "It ended by itself before any request reached it.")
             return True
-        if not served and not retiring:
+        if not served and not retiring and (trial or not exited.unseen):
             how = f"signal {exited.signal}" if exited.signal else f"exit code {exited.exit_code}"
             self._failed(replica, Reason.START_FAILED, replica.page.error or f"It ended before it served ({how}).")
             return True

@@ -13,7 +13,7 @@ from pathlib import Path
 
 from steelyard.agent.edges import Edges
 from steelyard.agent.replica import Slot
-from steelyard.errors import SteelyardError
+from steelyard.errors import SteelyardError, Unreachable
 from steelyard.host.proc import rss_bytes
 from steelyard.model.ids import WorkloadId
 from steelyard.model.job import Plan
@@ -70,6 +70,7 @@ class TemplateKeeper:
         """Start the process and wait until the user's modules are imported. The status says failed with a traceback, or ready
         (maybe with threads that forbid forking: then wakes take the plain start). Raises EdgeFailed when it can't be started."""
         edges, function, spec = self._edges, self._function, self._function.spec
+        spawner = edges.spawner.instance
         stamp = f"{edges.clock.now_us():x}"
         workload = WorkloadId(f"tmpl.{function.name}.{function.revision}.{stamp}")
         path = self._socket_path(workload)
@@ -106,6 +107,9 @@ class TemplateKeeper:
         finally:
             listener.close()
         self.workload, self.pid = workload, handle.pid
+        if not edges.spawner.serves(spawner):
+            self._forget()
+            raise Unreachable("The spawner went while the template was started.", code="spawner-unreachable")
         return await self._connect(workload, spec.startup_deadline_s)
 
     async def adopt(self, found: Adopted) -> None:
@@ -169,11 +173,13 @@ class TemplateKeeper:
 
     def _lost(self, reason: Reason) -> None:
         self.reason = reason
-        if self._closed:
-            return
         delay_s = min(REBUILD_MAX_S, REBUILD_MIN_S * 2**self._deaths)
         self._deaths += 1
-        self._rebuild = asyncio.get_running_loop().call_later(delay_s, self.rebuild)
+        self._rebuild_in(delay_s)
+
+    def _rebuild_in(self, delay_s: float) -> None:
+        if not self._closed:
+            self._rebuild = asyncio.get_running_loop().call_later(delay_s, self.rebuild)
 
     def rebuild(self) -> None:
         """Start a new one in the background (after death or eviction)."""
@@ -185,6 +191,8 @@ class TemplateKeeper:
         self.reason, self.missed_ns = Reason.TEMPLATE_NOT_READY, None
         try:
             await self.start()
+        except Unreachable:
+            self._rebuild_in(REBUILD_MIN_S)  # no fault of its own: it waits for the spawner
         except (SteelyardError, OSError) as err:
             log.warning("template of %s could not be rebuilt: %s", self._function.name, err)
             self._lost(Reason.TEMPLATE_DIED)
@@ -209,6 +217,14 @@ class TemplateKeeper:
             self._task.cancel()
         self._end()
         self._forget()  # nobody passes its exit on to us any more
+
+    def abandon(self) -> None:
+        """Its spawner is gone: what it forked now would have no parent that records its end, so it is asked no more. It is killed
+        when there is a new spawner, for a replica that it has just forked may still be in its control group."""
+        if self.ready:
+            self.reason = Reason.TEMPLATE_DIED
+        elif self.workload is not None and self._client is None:
+            self.kill()  # before it is ready
 
     def kill(self) -> None:
         """End it without waiting for its exit record (there may be nobody to write one), and build another."""
