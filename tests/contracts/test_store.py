@@ -6,7 +6,7 @@ import asyncio
 import shutil
 import tempfile
 import threading
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -16,123 +16,29 @@ from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, rule
 from msgspec.structs import replace
 
-import machines
 from steelyard.errors import Conflict, EdgeFailed, SteelyardError
 from steelyard.model.batch import ArrayPlace
-from steelyard.model.coldstart import ColdStart, Road
-from steelyard.model.function import ApiKey, Function, FunctionSpec, FunctionState
-from steelyard.model.ids import DEFAULT_PROJECT, FunctionName, JobId, MachineId, ProjectName
-from steelyard.model.job import Job, JobSpec, JobState, Owner, Plan, Resources
-from steelyard.model.machine import Core, Machine
-from steelyard.model.reason import Reason
+from steelyard.model.call import CallState
+from steelyard.model.ids import DEFAULT_PROJECT, FunctionName, JobId, ProjectName
+from steelyard.model.job import JobState
 from steelyard.model.site import Account, Quota, Schedule
-from steelyard.store import Event, Store, StoredAnswer, Tx
+from steelyard.store import Tx
 from steelyard.store.memory import MemoryStore
 from steelyard.store.sql import open_store
-
-Fn = Callable[[Tx], Any]
-OWNER = Owner("ann", 1000)
-NAME = FunctionName("embed")
-
-
-def make_job(name: str = "a", generation: int = 1, state: JobState = JobState.QUEUED) -> Job:
-    return Job(
-        id=JobId(name),
-        project=DEFAULT_PROJECT,
-        owner=OWNER,
-        generation=generation,
-        attempt=generation - 1,
-        spec=JobSpec(
-            name="näme",
-            argv=("sh", "-c", 'echo "\n"'),
-            cwd="/",
-            env={"A": "ü\t"},
-            resources=Resources(0.01, 1 << 40, exclusive=True),
-        ),
-        state=state,
-        submitted_at=1_700_000_000_000_000,
-        plan=Plan(cpus=(1, 3), share=0.01, memory_nodes=(0,)) if generation > 1 else None,
-        reason=Reason.NO_CORES_LEFT if generation > 1 else None,
-    )
-
-
-def make_function(name: str = NAME, generation: int = 1, project: str = DEFAULT_PROJECT) -> Function:
-    return Function(
-        name=FunctionName(name),
-        project=ProjectName(project),
-        owner=OWNER,
-        generation=generation,
-        revision=generation,
-        spec=FunctionSpec(file="app.py", attr="app", env={"K": "v"}),
-        deployed_at=generation,
-        state=FunctionState.SLEEPING,
-    )
-
-
-def make_key(name: str = "k", generation: int = 1) -> ApiKey:
-    return ApiKey(
-        name=name, project=DEFAULT_PROJECT, owner=OWNER, generation=generation, secret=f"s-{name}-{generation}", created_at=5
-    )
-
-
-def make_coldstart(number: int, function: str = NAME) -> ColdStart:
-    return ColdStart(
-        id=f"c{number}",
-        function=FunctionName(function),
-        project=DEFAULT_PROJECT,
-        revision=1,
-        at=number,
-        road=Road.TEMPLATE,
-        reason=Reason.TEMPLATE_READY,
-        wall_ms=3.25,
-        phases={"held": 0.5, "fork": 2.75},
-        user_phases={"weights": 1.5},
-    )
-
-
-def make_answer(key: str = "x", at: int = 10, project: str = DEFAULT_PROJECT) -> StoredAnswer:
-    return StoredAnswer(key=key, project=ProjectName(project), request_hash="h", status=201, body=b"\x00\xff{}", at=at)
-
-
-def make_event(number: int, kind: str = "job", subject: str = "a") -> Event:
-    return Event(at=number, project=DEFAULT_PROJECT, owner="ann", kind=kind, subject=subject, text=f"text {number}")
-
-
-def make_machine(name: str = "m", boot: str = "b") -> Machine:
-    return machines.make_machine(id=MachineId(name), boot_id=boot, cores=(Core((0, 1)),), memory_bytes=1 << 34)
-
-
-class Held:
-    """A store with the event loop it is used from."""
-
-    def __init__(self, store: Store) -> None:
-        self.store = store
-        self.runner = asyncio.Runner()
-
-    def write(self, fn: Fn) -> Any:
-        return self.runner.run(self.store.write(fn))
-
-    def read(self, fn: Fn) -> Any:
-        return self.runner.run(self.store.read(fn))
-
-    def write_together(self, fns: Sequence[Fn]) -> list[Any]:
-        """All asked for before any is answered; exceptions in place of values."""
-
-        async def ask() -> list[Any]:
-            return await asyncio.gather(*(self.store.write(fn) for fn in fns), return_exceptions=True)
-
-        return self.runner.run(ask())
-
-    def close(self) -> None:
-        self.runner.run(self.store.close())
-        self.runner.close()
-
-
-@pytest.fixture(params=["memory", "sql"])
-def held(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Held]:
-    opened = Held(MemoryStore() if request.param == "memory" else open_store(tmp_path / "server" / "steelyard.db"))
-    yield opened
-    opened.close()
+from stores import (
+    NAME,
+    OWNER,
+    Fn,
+    Held,
+    make_answer,
+    make_call,
+    make_coldstart,
+    make_event,
+    make_function,
+    make_job,
+    make_key,
+    make_machine,
+)
 
 
 def test_objects_come_back_as_they_were_put(held: Held) -> None:
@@ -471,6 +377,9 @@ def _content(tx: Tx) -> list[object]:
         tx.functions(),
         *(tx.function(DEFAULT_PROJECT, FunctionName(name)) for name in names),
         tx.keys(),
+        tx.calls(),
+        tx.calls(FunctionName("a"), {CallState.SUCCEEDED}, 2),
+        [call.id for call in tx.calls_changed(0)[1]],
         tx.coldstarts(),
         tx.coldstarts(FunctionName("a"), 2),
         tx.events(),
@@ -491,13 +400,15 @@ _changes: st.SearchStrategy[Fn] = st.one_of(
     st.builds(lambda n, g: lambda tx: tx.put_function(make_function(n, g)), _names, _generations),
     st.builds(lambda n: lambda tx: tx.delete_function(DEFAULT_PROJECT, FunctionName(n)), _names),
     st.builds(lambda n, g: lambda tx: tx.put_key(make_key(n, g)), _names, _generations),
+    st.builds(lambda n, g, e: lambda tx: tx.put_call(make_call(n, g, e, n)), _names, _generations, st.none() | st.integers(0, 9)),
+    st.builds(lambda at, most: lambda tx: tx.forget_calls(at, most), st.integers(0, 9), st.integers(0, 3)),
     st.builds(lambda n: lambda tx: tx.delete_key(DEFAULT_PROJECT, n), _names),
     st.builds(
         lambda ns, f: lambda tx: tx.add_coldstarts([make_coldstart(n, f) for n in ns]), st.lists(st.integers(0, 9)), _names
     ),
     st.builds(lambda n, at: lambda tx: tx.put_answer(make_answer(n, at)), _names, st.integers(0, 5)),
     st.builds(lambda at: lambda tx: tx.forget_answers(at), st.integers(0, 6)),
-    st.builds(lambda n, k: lambda tx: tx.add_event(make_event(1, k, n)), _names, st.sampled_from(["job", "key"])),
+    st.builds(lambda n, k: lambda tx: tx.add_event(make_event(1, k, n)), _names, st.sampled_from(["job", "key", "call"])),
     st.builds(lambda n, b: lambda tx: tx.put_machine(make_machine(n, b)), _names, _names),
     st.builds(lambda n: lambda tx: tx.bump(n), _names),
 )

@@ -16,6 +16,8 @@ JobId = NewType("JobId", str)
 WorkloadId = NewType("WorkloadId", str)
 AttemptId = NewType("AttemptId", str)
 MachineId = NewType("MachineId", str)
+#: a durable call of a function
+CallId = NewType("CallId", str)
 
 DEFAULT_PROJECT = ProjectName("default")
 

@@ -60,6 +60,17 @@ class Reason(StrEnum):
     STARTUP_DEADLINE = "startup-deadline"
     CRASH_LOOP = "crash-loop"
     GATEWAY_REJECTED = "gateway-rejected"
+    # calls
+    RAISED = "raised"
+    REPLICA_LOST = "replica-lost"
+    CALL_REFUSED = "call-refused"
+    FUNCTION_GONE = "function-gone"
+    FUNCTION_BUSY = "function-busy"
+    GATEWAY_LOST = "gateway-lost"
+    SERVER_RESTARTED = "server-restarted"
+    DISK_FULL = "disk-full"
+    CANCELLED_BY_USER = "cancelled-by-user"
+    EXPIRED = "expired"
     # roads of a wake
     TEMPLATE_READY = "template-ready"
     TEMPLATE_HAS_THREADS = "template-has-threads"

@@ -17,9 +17,10 @@ from typing import Protocol, TypeVar
 
 import msgspec
 
+from steelyard.model.call import Call, CallState
 from steelyard.model.coldstart import ColdStart
 from steelyard.model.function import ApiKey, Function
-from steelyard.model.ids import FunctionName, JobId, ProjectName
+from steelyard.model.ids import CallId, FunctionName, JobId, ProjectName
 from steelyard.model.job import Job, JobState
 from steelyard.model.machine import Machine
 from steelyard.model.site import Account, Quota, Schedule
@@ -45,7 +46,7 @@ class Event(msgspec.Struct, frozen=True):
     at: int
     project: ProjectName
     owner: str
-    #: "job", "function", "key", "machine", "schedule"
+    #: "job", "function", "key", "machine", "schedule", "call"
     kind: str
     subject: str
     #: what happened, e.g. "submitted", "QUEUED -> STARTING"
@@ -91,6 +92,26 @@ class Tx(Protocol):
     def functions(self) -> list[Function]: ...
     def put_function(self, function: Function) -> None: ...
     def delete_function(self, project: ProjectName, name: FunctionName) -> bool: ...
+
+    def call(self, call: CallId) -> Call | None: ...
+    def calls(
+        self, function: FunctionName | None = None, states: Collection[CallState] | None = None, limit: int = 1000
+    ) -> list[Call]:
+        """The newest that many."""
+        ...
+
+    def calls_changed(self, since: int) -> tuple[int, list[Call]]:
+        """As `jobs_changed`."""
+        ...
+
+    def put_call(self, call: Call) -> None: ...
+    def call_ids(self) -> set[CallId]:
+        """Of all that are kept."""
+        ...
+
+    def forget_calls(self, before: int, limit: int) -> list[CallId]:
+        """Delete those that ended before, with their history; at most so many, not the one that changed last. Answers which."""
+        ...
 
     def keys(self) -> list[ApiKey]: ...
     def put_key(self, key: ApiKey) -> None: ...

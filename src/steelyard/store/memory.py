@@ -11,9 +11,10 @@ from collections.abc import Callable, Collection, Sequence
 from typing import TypeVar
 
 from steelyard.errors import Conflict, EdgeFailed
+from steelyard.model.call import Call, CallState
 from steelyard.model.coldstart import ColdStart
 from steelyard.model.function import ApiKey, Function
-from steelyard.model.ids import FunctionName, JobId, MachineId, ProjectName
+from steelyard.model.ids import CallId, FunctionName, JobId, MachineId, ProjectName
 from steelyard.model.job import Job, JobState
 from steelyard.model.machine import Machine
 from steelyard.model.site import Account, Quota, Schedule
@@ -33,6 +34,9 @@ class _Content:
         #: job -> number of its last change, and the newest number given
         self.changes: dict[JobId, int] = {}
         self.change = 0
+        self.calls: dict[CallId, Call] = {}
+        self.call_changes: dict[CallId, int] = {}
+        self.call_change = 0
         self.accounts: dict[str, Account] = {}
         self.quotas: dict[ProjectName, Quota] = {}
         self.schedules: dict[tuple[ProjectName, str], Schedule] = {}
@@ -123,7 +127,7 @@ class MemoryTx:
     def delete_schedule(self, project: ProjectName, name: str) -> bool:
         return self._drop(self._content.schedules, [(project, name)]) > 0
 
-    # functions and keys
+    # functions
 
     def function(self, project: ProjectName, name: FunctionName) -> Function | None:
         return self._content.functions.get((project, name))
@@ -136,6 +140,49 @@ class MemoryTx:
 
     def delete_function(self, project: ProjectName, name: FunctionName) -> bool:
         return self._drop(self._content.functions, [(project, name)]) > 0
+
+    # calls
+
+    def call(self, call: CallId) -> Call | None:
+        return self._content.calls.get(call)
+
+    def calls(
+        self, function: FunctionName | None = None, states: Collection[CallState] | None = None, limit: int = 1000
+    ) -> list[Call]:
+        found = [
+            call
+            for call in self._content.calls.values()
+            if (function is None or call.function == function) and (states is None or call.state in states)
+        ]
+        return _newest(found, limit)
+
+    def calls_changed(self, since: int) -> tuple[int, list[Call]]:
+        newest, calls = self._content.call_change, self._content.calls.values()
+        if since <= 0:
+            return newest, [call for call in calls if not call.state.terminal]
+        return newest, [call for call in calls if self._content.call_changes[call.id] > since]
+
+    def put_call(self, call: Call) -> None:
+        self._put_object(f"Call {call.id}", self._content.calls, call.id, call)
+        self._content.call_change += 1
+        self._set(self._content.call_changes, call.id, self._content.call_change)
+
+    def call_ids(self) -> set[CallId]:
+        return set(self._content.calls)
+
+    def forget_calls(self, before: int, limit: int) -> list[CallId]:
+        newest = max(self._content.call_changes.values(), default=0)
+        ended = [call for call in self._content.calls.values() if call.ended_at is not None and call.ended_at < before]
+        ended.sort(key=lambda call: call.ended_at or 0)
+        ids = [call.id for call in ended if self._content.call_changes[call.id] < newest][: max(0, limit)]
+        self._drop(self._content.calls, ids)
+        self._drop(self._content.call_changes, ids)
+        history = self._content.events
+        self._content.events = [event for event in history if event.kind != "call" or event.subject not in ids]
+        self._undo.append(lambda: setattr(self._content, "events", history))
+        return ids
+
+    # keys
 
     def keys(self) -> list[ApiKey]:
         return list(self._content.keys.values())

@@ -15,8 +15,7 @@ _acc, _quo, _sched = tables.account.c, tables.quota.c, tables.schedule.c
 _cold, _ans, _ev = tables.coldstart.c, tables.answer.c, tables.event.c
 _machine, _counter = tables.machine.c, tables.counter.c
 
-#: an index that is read from its end: a few microseconds, and no row of its own to lock
-_NEXT_CHANGE = sa.select(sa.func.coalesce(sa.func.max(_job.change), 0) + 1).scalar_subquery()
+_call = tables.call.c
 
 #: (insert unless there, update of exactly the generation before, stored generation)
 Put = tuple[Statement, Statement, Statement]
@@ -31,7 +30,8 @@ def _put(table: sa.Table, *identity: str) -> Put:
     same = sa.and_(*(table.c[name] == _p(f"id_{name}") for name in identity))
     columns = _columns(table)
     if "change" in columns:
-        columns["change"] = _NEXT_CHANGE
+        # an index that is read from its end: a few microseconds, and no row of its own to lock
+        columns["change"] = sa.select(sa.func.coalesce(sa.func.max(table.c.change), 0) + 1).scalar_subquery()
     return (
         Statement(upsert(table).values(columns).on_conflict_do_nothing()),
         Statement(sa.update(table).where(same, table.c.generation == _p("generation_before")).values(columns)),
@@ -57,6 +57,30 @@ JOBS_OF_ARRAY = Statement(_jobs.order_by(_job.seq).where(_job.array_id == _p("ar
 LAST_CHANGE = Statement(sa.select(sa.func.coalesce(sa.func.max(_job.change), 0)))
 JOBS_CHANGED = Statement(_jobs.where(_job.change > _p("since")).order_by(_job.seq))
 PUT_JOB = _put(tables.job, "id")
+
+_calls = sa.select(_call.body, _call.body_crc)
+_calls_newest = _calls.order_by(_call.seq.desc()).limit(_p("limit"))
+_calls_in = _call.state.in_(_p("states", expanding=True))
+CALL = Statement(_calls.where(_call.id == _p("id")))
+#: by what is asked for: (the function, the states)
+CALLS_NEWEST = {
+    (False, False): Statement(_calls_newest),
+    (True, False): Statement(_calls_newest.where(_call.function == _p("function"))),
+    (False, True): Statement(_calls_newest.where(_calls_in)),
+    (True, True): Statement(_calls_newest.where(_call.function == _p("function"), _calls_in)),
+}
+CALLS_IN = Statement(_calls.order_by(_call.seq).where(_calls_in))
+LAST_CALL_CHANGE = Statement(sa.select(sa.func.coalesce(sa.func.max(_call.change), 0)))
+CALLS_CHANGED = Statement(_calls.where(_call.change > _p("since")).order_by(_call.seq))
+PUT_CALL = _put(tables.call, "id")
+CALL_IDS = Statement(sa.select(_call.id))
+#: never the row that changed last: the number of its change would be given once more
+_older = _call.change < sa.select(sa.func.max(_call.change)).scalar_subquery()
+CALLS_ENDED = Statement(
+    sa.select(_call.id).where(_call.ended_at < _p("before"), _older).order_by(_call.ended_at, _call.seq).limit(_p("limit"))
+)
+DELETE_CALL = Statement(sa.delete(tables.call).where(_call.id == _p("id")))
+DELETE_EVENTS = Statement(sa.delete(tables.event).where(_ev.kind == _p("kind"), _ev.subject == _p("subject")))
 
 _one_function = sa.and_(_fn.project == _p("project"), _fn.name == _p("name"))
 FUNCTION = Statement(sa.select(_fn.body, _fn.body_crc).where(_one_function))

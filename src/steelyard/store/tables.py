@@ -10,7 +10,7 @@ from __future__ import annotations
 import sqlalchemy as sa
 
 #: the newest migration, which this code needs; revisions are numbers, so that newer and older can be told apart
-SCHEMA = "0003"
+SCHEMA = "0004"
 
 metadata = sa.MetaData()
 
@@ -99,6 +99,24 @@ schedule = sa.Table(
     *_ownership(known=True),
     *_content(),
     sa.Index("schedule_by_name", "project", "name", unique=True),
+)
+
+call = sa.Table(
+    "call",
+    metadata,
+    sa.Column("seq", sa.Integer, primary_key=True),
+    sa.Column("id", sa.Text, nullable=False, unique=True),
+    *_ownership(known=True),
+    sa.Column("function", sa.Text, nullable=False),
+    sa.Column("state", sa.Text, nullable=False),
+    sa.Column("ended_at", sa.Integer, nullable=True),
+    #: goes up with every change of any call
+    sa.Column("change", sa.Integer, nullable=False),
+    *_content(),
+    sa.Index("call_by_state", "state", "seq"),
+    sa.Index("call_by_function", "function", "seq"),
+    sa.Index("call_by_end", "ended_at"),
+    sa.Index("call_by_change", "change", unique=True),
 )
 
 coldstart = sa.Table(

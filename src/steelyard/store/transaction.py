@@ -17,9 +17,10 @@ import sqlalchemy as sa
 from sqlalchemy.exc import SQLAlchemyError
 
 from steelyard.errors import Conflict, SteelyardError
+from steelyard.model.call import Call, CallState
 from steelyard.model.coldstart import ColdStart
 from steelyard.model.function import ApiKey, Function
-from steelyard.model.ids import FunctionName, JobId, ProjectName
+from steelyard.model.ids import CallId, FunctionName, JobId, ProjectName
 from steelyard.model.job import Job, JobState
 from steelyard.model.machine import Machine
 from steelyard.model.site import Account, Quota, Schedule
@@ -38,6 +39,7 @@ _decode_key = msgspec.json.Decoder(ApiKey)
 _decode_account = msgspec.json.Decoder(Account)
 _decode_quota = msgspec.json.Decoder(Quota)
 _decode_schedule = msgspec.json.Decoder(Schedule)
+_decode_call = msgspec.json.Decoder(Call)
 _decode_coldstart = msgspec.json.Decoder(ColdStart)
 _decode_machine = msgspec.json.Decoder(Machine)
 
@@ -116,7 +118,7 @@ class SqlTx:
     def delete_schedule(self, project: ProjectName, name: str) -> bool:
         return self._change(sql.DELETE_SCHEDULE, {"project": project, "name": name}) > 0
 
-    # functions and keys
+    # functions
 
     def function(self, project: ProjectName, name: FunctionName) -> Function | None:
         return self._one(_decode_function, sql.FUNCTION, {"project": project, "name": name})
@@ -135,6 +137,42 @@ class SqlTx:
 
     def delete_function(self, project: ProjectName, name: FunctionName) -> bool:
         return self._change(sql.DELETE_FUNCTION, {"project": project, "name": name}) > 0
+
+    # calls
+
+    def call(self, call: CallId) -> Call | None:
+        return self._one(_decode_call, sql.CALL, {"id": call})
+
+    def calls(
+        self, function: FunctionName | None = None, states: Collection[CallState] | None = None, limit: int = 1000
+    ) -> list[Call]:
+        wanted: dict[str, object] = {"limit": max(0, limit)}
+        wanted |= {} if function is None else {"function": function}
+        wanted |= {} if states is None else {"states": list(states)}
+        return self._all(_decode_call, sql.CALLS_NEWEST[function is not None, states is not None], wanted)[::-1]
+
+    def calls_changed(self, since: int) -> tuple[int, list[Call]]:
+        newest = self._number(sql.LAST_CALL_CHANGE) or 0
+        if since <= 0:
+            living = [state for state in CallState if not state.terminal]
+            return newest, self._all(_decode_call, sql.CALLS_IN, {"states": living})
+        return newest, self._all(_decode_call, sql.CALLS_CHANGED, {"since": since}) if newest > since else []
+
+    def put_call(self, call: Call) -> None:
+        row = {"id": call.id, "function": call.function, "state": call.state, "ended_at": call.ended_at}
+        self._put_object(f"Call {call.id}", sql.PUT_CALL, ("id",), call, row)
+
+    def call_ids(self) -> set[CallId]:
+        return {row[0] for row in self._rows(sql.CALL_IDS)}
+
+    def forget_calls(self, before: int, limit: int) -> list[CallId]:
+        ids = [CallId(row[0]) for row in self._rows(sql.CALLS_ENDED, {"before": before, "limit": limit})]
+        for id_ in ids:
+            self._change(sql.DELETE_CALL, {"id": id_})
+            self._change(sql.DELETE_EVENTS, {"kind": "call", "subject": id_})
+        return ids
+
+    # keys
 
     def keys(self) -> list[ApiKey]:
         return self._all(_decode_key, sql.KEYS)
@@ -239,7 +277,7 @@ class SqlTx:
         what: str,
         statements: sql.Put,
         identity: Sequence[str],
-        thing: Job | Function | ApiKey | Account | Quota | Schedule,
+        thing: Job | Function | ApiKey | Account | Quota | Schedule | Call,
         columns: Mapping[str, object],
     ) -> None:
         insert, update, generation = statements

@@ -1,0 +1,59 @@
+"""What does a class ask to be run around its work? Its `@sy.enter` and `@sy.exit` methods, those of bases first."""
+
+from __future__ import annotations
+
+import asyncio
+import inspect
+from collections.abc import Callable
+from typing import Any
+
+from steelyard.sdk.declare import read_marks
+from steelyard.sdk.errors import DeclarationError
+
+
+def enters_of(target: type) -> list[tuple[bool, str]]:
+    """(shared, method's name): those for the template first, as they run."""
+    found: dict[str, bool] = {}
+    for name, value in _methods(target):
+        found.pop(name, None)
+        enter = read_marks(value).enter
+        if enter is not None:
+            found[name] = enter == "shared"
+    return sorted(((shared, name) for name, shared in found.items()), key=lambda pair: not pair[0])
+
+
+def exits_of(target: type) -> list[str]:
+    found: dict[str, None] = {}
+    for name, value in _methods(target):
+        found.pop(name, None)
+        if read_marks(value).exit:
+            found[name] = None
+    return list(found)
+
+
+def make_instance(target: type) -> Any:
+    """DeclarationError when its constructor needs arguments, which nobody would give it."""
+    try:
+        inspect.signature(target).bind()
+    except TypeError:
+        raise DeclarationError(
+            f"{target.__module__}.{target.__qualname__} can't be made without arguments, and replicas make it so. "
+            "Give its constructor defaults, or read settings from the environment."
+        ) from None
+    except ValueError:
+        pass  # compiled code that doesn't tell
+    return target()
+
+
+def enter_locally(target: type) -> Any:
+    """An instance in this process, as a replica would have it."""
+    instance = make_instance(target)
+    for _, name in enters_of(target):
+        result = getattr(instance, name)()
+        if inspect.iscoroutine(result):
+            asyncio.run(result)
+    return instance
+
+
+def _methods(target: type) -> list[tuple[str, Callable[..., Any]]]:
+    return [(name, value) for cls in reversed(target.__mro__) for name, value in vars(cls).items() if inspect.isfunction(value)]
