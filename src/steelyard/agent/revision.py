@@ -84,6 +84,8 @@ class RevisionHost:
         self.failure: tuple[Reason, str] | None = None
         self._slot: Slot | None = None
         self._armed = False
+        #: starts whose replica is not among `replicas` yet
+        self._begun = 0
         self._failures = 0
         self._refuse_until_ns = 0
         self._tasks: set[asyncio.Task[object]] = set()
@@ -139,9 +141,11 @@ class RevisionHost:
     # -- starting
 
     def _begin(self, seen_ns: int, woken: bool) -> None:
+        self._begun += 1
         self._spawn_task(self._try_start(seen_ns, woken))
 
     async def _try_start(self, seen_ns: int, woken: bool) -> None:
+        self._begun -= 1
         with contextlib.suppress(SteelyardError, OSError):  # `_no_slot` has seen to those who wait
             await self._start(seen_ns, woken)
 
@@ -193,6 +197,8 @@ class RevisionHost:
             return replica
         finally:
             slot.close_fds()
+        if replica.retiring:  # told so before it had a process that could hear it
+            self._retire(replica)
         loop.call_later(SLOT_DELAY_S, self._prepare_slot)
         self._on_change()
         return replica
@@ -279,6 +285,8 @@ class RevisionHost:
         may_sleep = self.draining or self.function.spec.replicas_min == 0
         if self._closed or (self._armed and not self.replicas and may_sleep):
             return False
+        if self._begun:
+            return True  # counted now, they would be started once more
         now_ns = self.edges.clock.mono_ns()
         for replica in list(self.replicas.values()):
             self._look(replica)

@@ -1,4 +1,5 @@
-"""The spawner goes and another comes: callers of sleeping functions wait for it, and nothing is left that nobody watches."""
+"""A start is under way when the spawner goes and another comes, when its replica is retired, when the tick looks: callers of
+sleeping functions are answered, nothing is left that nobody watches, and no more is started than there may be."""
 
 from __future__ import annotations
 
@@ -75,7 +76,7 @@ class Client:
         return await self.answer
 
     def close(self) -> None:
-        if not self.answer.done():
+        if self.asked and not self.answer.done():
             self.answer.set_exception(EdgeFailed("gone", code="template-gone"))
 
 
@@ -94,6 +95,7 @@ class World:
             paths=SimpleNamespace(workloads=folder, template_sockets=folder),
             runtime=SimpleNamespace(
                 claim=lambda workload, pid, start_time: note(("claimed", pid)),
+                signal_leader=lambda workload, signum: note(("told", workload)),
                 kill=lambda workload: note(("killed", workload)),
                 start=self.start_template,
             ),
@@ -130,7 +132,8 @@ class World:
         self.functions._hosts = cast(Any, {"f": SimpleNamespace(hosts=[self.host])})
 
     def make_slot(self) -> Any:
-        page = SimpleNamespace(close=lambda: None, state=0, first_byte_ns=0, accepted=0, error="")
+        numbers = dict.fromkeys(("state", "first_byte_ns", "accepted", "connections", "busy", "last_active_ns"), 0)
+        page = SimpleNamespace(close=lambda: None, error="", **numbers)
         return SimpleNamespace(
             workload=W, page=page, page_fd=0, log_fds=(0, 0), cgroup_fds=[], cpus=(), close_fds=lambda: None,
             spawner=self.spawner.instance,
@@ -378,5 +381,32 @@ def test_a_pid_that_is_somebody_elses_by_now_means_that_it_ended(tmp_path: Path)
         agent.jobs = cast(Any, SimpleNamespace(running=[("old", os.getpid(), 0)], on_lost=lost.append))
         agent._watch_orphans()
         assert lost == ["old"] and not agent._orphans
+
+    play(tmp_path, script)
+
+
+def test_a_replica_that_is_retired_before_it_has_a_process_is_told_when_it_has_one(tmp_path: Path) -> None:
+    """The first signal reached nobody: it would serve on, and its revision never be gone."""
+
+    async def script(world: World) -> None:
+        wake = asyncio.create_task(world.host._start(0, woken=True))
+        await turns()
+        [replica] = world.host.replicas.values()
+        world.host._retire(replica)
+        world.log.clear()
+        world.client.answer.set_result(Forked(77, 7))
+        await wake
+        assert world.log == [("claimed", 77), ("told", W)]
+
+    play(tmp_path, script)
+
+
+def test_a_tick_right_after_a_crash_starts_no_second_replica(tmp_path: Path) -> None:
+    async def script(world: World) -> None:
+        world.function.spec.replicas_min = 1
+        world.host.start_min()
+        assert world.host.tick() and world.host._begun == 1, "it is not counted yet"
+        await turns()
+        assert world.host.tick() and (world.host._begun, world.client.asked, len(world.host.replicas)) == (0, 1, 1)
 
     play(tmp_path, script)
