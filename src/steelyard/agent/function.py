@@ -26,6 +26,7 @@ from steelyard.agent.presence import GONE, Presence
 from steelyard.agent.readiness import POLL_S, ask_ready, make_listener
 from steelyard.agent.replica import FAILED, SERVING
 from steelyard.agent.revision import RevisionHost
+from steelyard.agent.template_tree import TemplateTree
 from steelyard.errors import SteelyardError, Unreachable
 from steelyard.gateway import Cluster, Route
 from steelyard.model.coldstart import ColdStart
@@ -64,8 +65,9 @@ class FunctionHost:
         devices: DeviceKeeper,
         presence: Presence,
         lending: Lending,
+        tree: TemplateTree,
     ) -> None:
-        self._devices, self._presence, self._lending = devices, presence, lending
+        self._devices, self._presence, self._lending, self._tree = devices, presence, lending, tree
         self._edges, self.name = edges, name
         self._on_change, self._on_coldstart, self._on_awake = on_change, on_coldstart, on_awake
         self._apply_routes, self._ledger = apply_routes, ledger
@@ -174,6 +176,7 @@ class FunctionHost:
             self._on_coldstart,
             self._on_awake,
             self._lending,
+            self._tree,
         )
 
     async def _take_back(self, function: AssignedFunction, plan: Plan) -> None:

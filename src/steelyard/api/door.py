@@ -37,6 +37,7 @@ _COMMAND_MAX = PACKET_MAX - 20_000
 _SECONDS_MAX = 30 * 24 * 3600
 _REPLICAS_MAX = 1000
 #: listen(4096): more connections than that can't wait at one socket
+_RETRIES_MAX = 100
 _CONCURRENCY_MAX = 4096
 _MEMORY_MIN = 1 << 20
 #: below this a program could not even be read from its disk
@@ -78,6 +79,10 @@ def check_function(name: str, spec: FunctionSpec, machine: Machine | None, root:
     if not NAME.fullmatch(name):
         text = f"{name[:80]!r} can't be a function's name (a host name): up to 63 of a-z, 0-9 and -, no - at the ends"
         findings.append(Finding("bad-name", text))
+    if spec.app and not NAME.fullmatch(spec.app):
+        findings.append(Finding("bad-app", f"{spec.app[:80]!r} can't be the name of an app: up to 63 of a-z, 0-9 and -"))
+    if len(spec.origin) > 4096 or "\0" in spec.origin:
+        findings.append(Finding("bad-origin", "origin is the path of the file that declares the app"))
     findings += _check_program(spec)
     findings += _check_command(spec.argv, spec.env)
     if spec.resources.exclusive:
@@ -168,6 +173,10 @@ def _check_replicas(spec: FunctionSpec) -> list[Finding]:
     for name, value in (("idle_timeout_s", spec.idle_timeout_s), ("startup_deadline_s", spec.startup_deadline_s)):
         if not 0 < value <= _SECONDS_MAX:
             findings.append(Finding("bad-timeout", f"{name} must be more than 0 and at most {_SECONDS_MAX} seconds"))
+    if spec.timeout_s is not None and not 0 < spec.timeout_s <= _SECONDS_MAX:
+        findings.append(Finding("bad-timeout", f"timeout_s must be more than 0 and at most {_SECONDS_MAX} seconds"))
+    if not 0 <= spec.retries <= _RETRIES_MAX:
+        findings.append(Finding("bad-retries", f"retries must be between 0 and {_RETRIES_MAX}"))
     return findings
 
 

@@ -41,7 +41,7 @@ COMMANDS: dict[str, Entry] = {
     "devices": Entry("Machines", "steelyard.cli.nodes:devices", "List GPUs, network cards and disks, and who uses them."),
     "jitter": Entry("Machines", "steelyard.cli.jitter:jitter", "Measure how late timers wake up, class by class."),
     "check": Entry("Machines", "steelyard.cli.check:check", "Look for what is wrong with this machine."),
-    "run": Entry("Jobs", "steelyard.cli.run:run", "Run a command as a job, with its output and exit code."),
+    "run": Entry("Jobs", "steelyard.cli.run:run", "Run a command as a job, or a function of an app."),
     "submit": Entry("Jobs", "steelyard.cli.submit:submit", "Submit a script that was written for sbatch."),
     "ps": Entry("Jobs", "steelyard.cli.ps:ps", "List jobs."),
     "job": Entry("Jobs", "steelyard.cli.job:job", "Show all of a job: what it asked, got, did and used."),
@@ -59,7 +59,7 @@ COMMANDS: dict[str, Entry] = {
     "accounts": Entry("Jobs", "steelyard.cli.accounts:accounts", "List accounts with shares and usage, and set shares."),
     "quotas": Entry("Jobs", "steelyard.cli.accounts:quotas", "List, set and delete what projects may hold."),
     "proof": Entry("Jobs", "steelyard.cli.proof:proof", "Show what a job asked for beside what it got."),
-    "deploy": Entry("Functions", "steelyard.cli.deploy:deploy", "Deploy an ASGI app or a server as a function."),
+    "deploy": Entry("Functions", "steelyard.cli.deploy:deploy", "Deploy an app, a web app or a server."),
     "functions": Entry("Functions", "steelyard.cli.functions:functions", "List functions."),
     "delete": Entry("Functions", "steelyard.cli.functions:delete", "Delete a function."),
     "keys": Entry("Functions", "steelyard.cli.functions:keys", "List, create and delete API keys."),
@@ -70,8 +70,8 @@ COMMANDS: dict[str, Entry] = {
 #: programs that `up` starts; not for people, so `--help` does not show them
 PROGRAMS: dict[str, str] = {
     "supervise": "steelyard.cli.up:supervise",
-    "server": "steelyard.cli.serve:server",
-    "agent": "steelyard.cli.serve:agent",
+    "server": "steelyard.cli.program_commands:server",
+    "agent": "steelyard.cli.program_commands:agent",
 }
 
 _HELP = """Steelyard turns this machine into a serverless platform for functions and jobs, with no hypervisor in the path.

@@ -16,6 +16,8 @@ JOBS = "jobs"
 ASSIGNMENT = "assignment"
 REPORTS = "reports"
 SCHEDULES = "schedules"
+CALLS = "calls"
+LEASES = "leases"
 
 
 class Loop(Protocol):

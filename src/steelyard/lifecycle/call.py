@@ -45,6 +45,8 @@ class Came(StrEnum):
     CUT = "cut"
     #: the answer could not be kept
     UNKEPT = "unkept"
+    #: the input is not on disk any more
+    LOST_INPUT = "lost-input"
 
 
 class Outcome(msgspec.Struct, frozen=True):
@@ -105,6 +107,10 @@ def settle_call(call: Call, outcome: Outcome, now: int, jitter: float) -> CallCh
             return _return(call, Reason.GATEWAY_LOST, "the gateway went away before the answer came", now)
         case Came.UNKEPT:
             return _return(call, Reason.DISK_FULL, _join("the answer could not be kept", outcome.detail), now)
+        case Came.LOST_INPUT:
+            return _end(
+                call, CallState.FAILED, now, Reason.CALL_REFUSED, "its input is gone from the server's disk; call it again"
+            )
         case Came.ANSWERED:
             return _settle_answer(call, outcome, now, jitter)
 
@@ -118,11 +124,11 @@ def _settle_answer(call: Call, outcome: Outcome, now: int, jitter: float) -> Cal
         return _queue(call, Reason.FUNCTION_BUSY, said, None)
     if status == 503:
         return _return(call, Reason.START_FAILED, said, now)
-    if is_unrouted(outcome):
+    if _is_unrouted(outcome):
         return _queue(call, Reason.FUNCTION_BUSY, "the gateway does not know it yet", None)
     if outcome.raised or status >= 500:
         lost = status == 502 and not outcome.raised
-        reason = Reason.REPLICA_LOST if lost else Reason.RAISED
+        reason = Reason.REPLICA_LOST if lost else Reason.CALL_TIMEOUT if outcome.code == "timeout" else Reason.RAISED
         said = said if not outcome.raised else outcome.detail or "it raised an exception"
         if call.retried < call.retries:
             pause_s = min(RETRY_MAX_S, RETRY_FIRST_S * 2**call.retried) * (0.5 + jitter / 2)
@@ -131,7 +137,12 @@ def _settle_answer(call: Call, outcome: Outcome, now: int, jitter: float) -> Cal
     return _end(call, CallState.FAILED, now, Reason.CALL_REFUSED, said, **result)
 
 
-def is_unrouted(outcome: Outcome) -> bool:
+def is_refusal(outcome: Outcome) -> bool:
+    """Nobody answered it; asking the function again at once would end the same way."""
+    return outcome.came is not Came.ANSWERED or outcome.status in (429, 503) or _is_unrouted(outcome)
+
+
+def _is_unrouted(outcome: Outcome) -> bool:
     """The gateway's own words: it has not heard yet of the function, or of the key that calls it."""
     return outcome.code in ("function-not-found", "key-required")
 

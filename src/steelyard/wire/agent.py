@@ -63,6 +63,8 @@ class AssignedFunction(msgspec.Struct, frozen=True):
     spec: FunctionSpec
     #: cores that a dedicated function's replicas have to themselves; None: the common ones
     plan: Plan | None = None
+    #: what its replicas may show the API: to call functions of the owner
+    token: str = ""
 
 
 class Assignment(msgspec.Struct, frozen=True, tag=True):

@@ -16,6 +16,9 @@ from steelyard.model.job import JobSpec
 from steelyard.model.machine import Machine
 from steelyard.model.usage import Usage
 
+#: an ephemeral function outlives whoever made it by that long at most
+LEASE_MAX_S = 3600
+
 
 class JobSubmit(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     spec: JobSpec
@@ -271,6 +274,20 @@ class LogChunk(msgspec.Struct, frozen=True):
 
 class FunctionDeploy(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     spec: FunctionSpec
+    #: an ephemeral function: deleted after that long unless its lease is renewed; None: it stays
+    lease_s: Annotated[float, Meta(gt=0, le=LEASE_MAX_S)] | None = None
+
+
+class LeaseRenewal(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """Of ephemeral functions, all or none. `lease_s` counts from now; 0 deletes them."""
+
+    names: Annotated[tuple[str, ...], Meta(max_length=1000)]
+    lease_s: Annotated[float, Meta(ge=0, le=LEASE_MAX_S)]
+
+
+class LeaseView(msgspec.Struct, frozen=True):
+    #: those that are there still; the others have expired or were deleted
+    names: tuple[str, ...]
 
 
 class FunctionView(msgspec.Struct, frozen=True):
@@ -291,8 +308,48 @@ class FunctionView(msgspec.Struct, frozen=True):
     deployed_at: str
     #: it sleeps, and preemptible jobs may have its cores and devices
     lends: bool = False
+    #: the app that declares it, and the file it was declared in; empty for a function by itself
+    app: str = ""
+    origin: str = ""
+    #: `call` or `http`
+    interface: str = "http"
+    #: of an ephemeral function: deleted then unless its lease is renewed
+    expires_at: str | None = None
     #: of the newest revision; told of one function, not in lists
     spec: FunctionSpec | None = None
+
+
+class CallView(msgspec.Struct, frozen=True):
+    """A durable call. Its result, where there is one, is had at `/result`, also of one that FAILED: the function's exception."""
+
+    id: str
+    function: str
+    method: str
+    project: str
+    owner: str
+    generation: int
+    state: str
+    reason: str | None
+    detail: str
+    attempt: int
+    submitted_at: str
+    started_at: str | None
+    ended_at: str | None
+    #: until when it is kept; None while it has not ended
+    kept_until: str | None
+    input_bytes: int
+    #: None while there is none
+    result_bytes: int | None
+    #: content type of the result
+    result_type: str
+    schedule: str = ""
+
+
+class CallKey(msgspec.Struct, frozen=True):
+    """How the caller's own processes call private functions: `Authorization: Bearer <key>` at `<gateway>/<function>/`."""
+
+    gateway: str
+    key: str
 
 
 class ColdStartView(msgspec.Struct, frozen=True):
