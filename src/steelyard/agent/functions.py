@@ -19,6 +19,7 @@ from steelyard.agent.revision import RevisionHost
 from steelyard.agent.template import TemplateKeeper
 from steelyard.agent.template_process import KIND as TEMPLATE
 from steelyard.agent.template_process import TemplateProcess
+from steelyard.agent.template_show import show_templates
 from steelyard.agent.template_tree import TemplateTree
 from steelyard.errors import SteelyardError
 from steelyard.gateway import GatewayDesired
@@ -26,6 +27,7 @@ from steelyard.model.coldstart import ColdStart
 from steelyard.model.ids import FunctionName, WorkloadId
 from steelyard.model.job import Plan
 from steelyard.model.machine import HeldPlan
+from steelyard.model.template import TemplateSeen
 from steelyard.runtime.process import Adopted, AdoptedState
 from steelyard.wire.agent import AssignedFunction, FunctionSeen, digest_keys
 from steelyard.wire.spawn import Exited
@@ -307,7 +309,20 @@ class FunctionKeeper:
     def seen(self) -> tuple[FunctionSeen, ...]:
         return tuple(seen for name in sorted(self._hosts) if (seen := self._hosts[name].seen()) is not None)
 
-    # -- memory
+    # -- templates
+
+    async def show_templates(self, name: FunctionName) -> tuple[TemplateSeen, ...] | None:
+        """Of the revision that has the traffic, from the base on; empty for a command, None for a function that is not here."""
+        host = self._hosts.get(name)
+        revision = host.routed or next(iter(host.hosts), None) if host is not None else None
+        if revision is None:
+            return None
+        if revision.template is None:
+            return ()
+        return await show_templates(revision.template, self.tree, self._children(self._templates()))
+
+    def _children(self, templates: dict[str, TemplateKeeper]) -> dict[str, int]:
+        return self.tree.children(each.process for each in templates.values() if each.process is not None)
 
     def check_memory(self, available_bytes: int) -> None:
         """Evict templates when they hold more than their budget or the machine runs short; bring back one that was missed since
@@ -340,7 +355,7 @@ class FunctionKeeper:
         """Environments and bases, named by their keys."""
         if not self.tree.nodes:
             return []
-        children = self.tree.children(each.process for each in templates.values() if each.process is not None)
+        children = self._children(templates)
         wanted = {self.tree.environment_of(each.wanted, each.environment) for each in templates.values()}
 
         def kind(node: TemplateProcess) -> NodeUse:

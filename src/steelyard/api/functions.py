@@ -27,6 +27,7 @@ from steelyard.model.function import Function, FunctionSpec, FunctionState
 from steelyard.model.health import NODE
 from steelyard.model.ids import DEFAULT_PROJECT, FunctionName
 from steelyard.model.job import Plan
+from steelyard.model.template import TemplateSeen
 from steelyard.placement.refusal import Refusal
 from steelyard.store import Event, Tx
 from steelyard.wire.api import ColdStartView, FunctionDeploy, FunctionView, LogChunk
@@ -115,6 +116,18 @@ async def get_function(request: Request[Any, Any, Any], name: FunctionPath, wait
             await wait_for(news, left_s)
 
 
+@get("/v1/functions/{name:str}/template", responses=errors(404, 409, 503))
+async def get_template(request: Request[Any, Any, Any], name: FunctionPath) -> list[TemplateSeen]:
+    """The templates that its replicas are forked from, from the base to its revision; empty for a command."""
+    services = services_of(request)
+    if await services.store.read(lambda tx: tx.function(DEFAULT_PROJECT, FunctionName(name))) is None:
+        raise NotFound(f"There is no function {name}. `steelyard functions` lists them.")
+    answer = await services.hub.ask("template", name)
+    if answer.error:
+        raise Conflict(answer.error, code="not-here-yet")
+    return msgspec.json.decode(answer.data, type=list[TemplateSeen])
+
+
 @delete("/v1/functions/{name:str}", status_code=204, responses=errors(404, 422, 507))
 async def delete_function(request: Request[Any, Any, Any], name: FunctionPath, idempotency_key: IdempotencyKey) -> Response[None]:
     """Its requests in flight are answered; then its replicas end."""
@@ -188,6 +201,7 @@ FUNCTION_ROUTES = (
     deploy_function,
     list_functions,
     get_function,
+    get_template,
     delete_function,
     function_logs,
     list_coldstarts,

@@ -199,7 +199,7 @@ def lib_dir_for(home: Path | None, interpreter: str) -> Path | None:
     """What another interpreter needs of us; None for this one."""
     if same_interpreter(interpreter):
         return None
-    from steelyard.runtime.template import make_lib_dir
+    from steelyard.runtime.lib_dir import make_lib_dir
 
     return make_lib_dir(find_settings(home)[0].home / "runner")
 
