@@ -241,19 +241,13 @@ class FunctionKeeper:
             return
         self._edges.cleanup.remove(item.workload)
 
-    def on_spawner_lost(self) -> None:
-        """Before the next one can be reached: nothing that was prepared under this one may be started under that one."""
-        for host in self._hosts.values():
-            for revision in host.hosts:
-                revision.drop_slot()
-                if revision.template is not None:
-                    revision.template.abandon()
-
     def on_new_spawner(self) -> None:
-        """It holds nothing yet: give it a copy of every listening socket. Templates of the old one are replaced."""
+        """A new spawner holds nothing yet: give it a copy of every listening socket. Templates of the old one are replaced, since
+        what they fork would have no parent that records its exit; until then they are asked no more."""
         self.tree.end_all()
         for host in self._hosts.values():
             for revision in host.hosts:
+                revision.drop_slot()
                 if revision.template is not None and revision.template.workload is not None:
                     revision.template.kill()
                 self._edges.spawner.hold_socket(socket_name(revision.function), revision.listener.fileno())

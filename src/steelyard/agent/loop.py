@@ -172,7 +172,6 @@ class Agent:
             await self._edges.spawner.closed.wait()
             log.warning("the spawner is gone; what runs goes on, its exits will be reported as unknown")
             self._watch_orphans()
-            self.functions.on_spawner_lost()
             held, _ = await self._connect_spawner()
             for fd in held.values():
                 os.close(fd)

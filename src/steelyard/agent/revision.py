@@ -239,6 +239,9 @@ class RevisionHost:
         return True
 
     def _take_slot(self) -> Slot:
+        if self._slot is not None and not self.edges.spawner.serves(self._slot.spawner):
+            # A caller may wake us between the new spawner's hello and `on_new_spawner`.
+            self.drop_slot()
         slot, self._slot = self._slot, None
         return slot or make_slot(self.edges, self.function, self.edges.paths.workloads / self.logs, self.ids)
 

@@ -278,12 +278,6 @@ class TemplateKeeper:
                 task.cancel()
         self._end()
 
-    def abandon(self) -> None:
-        """Its spawner is gone, so it is asked no more. It is killed when there is a new one, for a replica that it has just forked
-        may still be in its control group."""
-        if self.ready:
-            self.reason = Reason.TEMPLATE_DIED
-
     def kill(self) -> None:
         """End it without waiting for its exit record (there may be nobody to write one), and build another."""
         self._end()

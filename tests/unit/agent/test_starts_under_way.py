@@ -12,21 +12,27 @@ from pathlib import Path
 from types import SimpleNamespace
 from typing import Any, cast
 
+import msgspec
 import pytest
 
 from steelyard.agent import revision as revision_module
+from steelyard.agent import template_process
 from steelyard.agent.functions import FunctionKeeper
 from steelyard.agent.loop import Agent
 from steelyard.agent.revision import RevisionHost
 from steelyard.agent.template import TemplateKeeper
+from steelyard.agent.template_process import BASE, REVISION, TemplateProcess
+from steelyard.agent.template_tree import Environment
 from steelyard.clock import VirtualClock
 from steelyard.config import Settings
 from steelyard.errors import EdgeFailed, SteelyardError, Unreachable
-from steelyard.model.ids import FunctionName, WorkloadId
+from steelyard.model.function import FunctionSpec
+from steelyard.model.ids import DEFAULT_PROJECT, FunctionName, WorkloadId
 from steelyard.model.job import Owner
 from steelyard.model.reason import Reason
 from steelyard.runtime.procstat import observe_process
-from steelyard.runtime.template import Forked, ForkRefused
+from steelyard.runtime.template import Forked, ForkRefused, TemplateStatus
+from steelyard.wire.agent import AssignedFunction
 from steelyard.wire.spawn import Exited, Running
 
 SETTINGS = Settings(1, "127.0.0.1", 1, "127.0.0.1", 2, work_uid=64000, work_gid=64001, admin_user="root", admin_uid=0)
@@ -69,6 +75,7 @@ class Client:
 
     def __init__(self) -> None:
         self.asked = 0
+        self.closed = asyncio.Event()
         self.answer: asyncio.Future[Forked] = asyncio.get_running_loop().create_future()
 
     async def fork(self, **order: object) -> Forked:
@@ -76,6 +83,7 @@ class Client:
         return await self.answer
 
     def close(self) -> None:
+        self.closed.set()
         if self.asked and not self.answer.done():
             self.answer.set_exception(EdgeFailed("gone", code="template-gone"))
 
@@ -96,7 +104,6 @@ class World:
             runtime=SimpleNamespace(
                 claim=lambda workload, pid, start_time: note(("claimed", pid)),
                 signal_leader=lambda workload, signum: note(("told", workload)),
-                kill=lambda workload: note(("killed", workload)),
                 start=self.start_template,
             ),
             cleanup=SimpleNamespace(
@@ -105,44 +112,39 @@ class World:
             queue=SimpleNamespace(length=lambda fd: 0),
             lib_dir=folder,
         )
-        spec = SimpleNamespace(
-            attr="app", file="a.py", python="python", as_root=False, env={}, startup_deadline_s=60.0, replicas_min=0,
-            replicas_max=1, concurrency=8, wake_bound_s=None,
-        )  # fmt: skip
-        self.function = SimpleNamespace(name=FunctionName("f"), revision=1, owner=Owner("root", 0), spec=spec, plan=None)
+        spec = FunctionSpec(file="a.py", attr="app", python="/nonexistent/python", cwd="/srv", replicas_max=1)
+        function = AssignedFunction(FunctionName("f"), DEFAULT_PROJECT, Owner("root", 0), 1, spec)
         nothing = cast(Any, lambda *arguments: None)
         self.listener = socket.socket(socket.AF_UNIX)
         self.listener.bind(str(folder / "f.sock"))
         self.listener.listen()
-        self.host = RevisionHost(
-            cast(Any, self.edges), cast(Any, self.function), folder, self.listener,
-            cast(Any, SimpleNamespace(check=nothing)), nothing, nothing, nothing, cast(Any, SimpleNamespace(give=nothing)),
-        )  # fmt: skip
-        self.host.opened = True
-        self.host._prepare_slot = lambda: None
-        self.host._take_slot = cast(Any, self.make_slot)
-        assert self.host.template is not None
-        self.template: TemplateKeeper = self.host.template
-        self.client = Client()
-        self.template.workload, self.template._client = WorkloadId("tmpl.f.1.a"), cast(Any, self.client)
-        self.template.reason = Reason.TEMPLATE_READY
         self.functions = FunctionKeeper(
             cast(Any, self.edges), cast(Any, None), nothing, nothing, devices=nothing, presence=nothing, lending=nothing
         )
-        self.functions._hosts = cast(Any, {"f": SimpleNamespace(hosts=[self.host])})
-
-    def make_slot(self) -> Any:
-        numbers = dict.fromkeys(("state", "first_byte_ns", "accepted", "connections", "busy", "last_active_ns"), 0)
-        page = SimpleNamespace(close=lambda: None, error="", **numbers)
-        return SimpleNamespace(
-            workload=W, page=page, page_fd=0, log_fds=(0, 0), cgroup_fds=[], cpus=(), close_fds=lambda: None,
-            spawner=self.spawner.instance,
+        self.host = RevisionHost(
+            cast(Any, self.edges), function, folder, self.listener,
+            cast(Any, SimpleNamespace(check=nothing)), nothing, nothing, nothing, cast(Any, SimpleNamespace(give=nothing)),
+            self.functions.tree,
         )  # fmt: skip
+        self.functions._hosts = cast(Any, {"f": SimpleNamespace(hosts=[self.host])})
+        self.host.opened = True
+        assert self.host.template is not None
+        self.template: TemplateKeeper = self.host.template
+        base = self.functions.tree.base_key(self.template.wanted)
+        self.client, self.base_client = Client(), Client()
+        self.functions.tree.nodes[base] = self.make_process("tmpl-base.a", BASE, base, self.base_client)
+        self.template.process = self.make_process("tmpl.f.1.a", REVISION, "", self.client)
+        self.template.environment, self.template.reason = Environment(), Reason.TEMPLATE_READY
+
+    def make_process(self, name: str, role: str, key: str, client: Client) -> TemplateProcess:
+        process = TemplateProcess(cast(Any, self.edges), WorkloadId(name), role, key, None)
+        process.client = cast(Any, client)
+        return process
 
     async def start_template(self, workload: WorkloadId, **more: object) -> Any:
-        self.log.append(("template", workload))
-        await asyncio.sleep(0)
-        return SimpleNamespace(pid=1, start_time=1)
+        if not self.spawner.connected:
+            raise Unreachable("away")
+        raise EdgeFailed("no interpreter here", code="start-failed")
 
     async def until_armed(self) -> None:
         while not self.host._armed:
@@ -153,9 +155,19 @@ class World:
         assert not self.host.replicas and self.host.failure is None and self.host._failures == 0
 
 
+def make_slot(edges: Any, *rest: object) -> Any:
+    numbers = dict.fromkeys(("state", "first_byte_ns", "accepted", "connections", "busy", "last_active_ns"), 0)
+    page = SimpleNamespace(close=lambda: None, error="", **numbers)
+    return SimpleNamespace(
+        workload=W, page=page, page_fd=0, log_fds=(0, 0), cgroup_fds=[], cpus=(), close_fds=lambda: None,
+        spawner=edges.spawner.instance,
+    )  # fmt: skip
+
+
 @pytest.fixture(autouse=True)
-def soon(monkeypatch: pytest.MonkeyPatch) -> None:
+def at_once(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(revision_module, "SPAWNER_WAIT_S", 0.0)
+    monkeypatch.setattr(revision_module, "make_slot", make_slot)
 
 
 def play(folder: Path, script: Any) -> None:
@@ -208,16 +220,18 @@ def test_a_wake_while_the_new_spawner_says_hello_asks_no_template_of_the_old_one
 
         monkeypatch.setattr(revision_module, "start_plain", start_plain)
         with kept_by(make_agent(world)):
+            world.host._prepare_slot()
             await turns()
             world.spawner.go()
             await turns()
             assert world.spawner.serves("2:2"), "it is connected and has not answered"
             replica = await world.host._start(0, woken=True)
-            assert (world.client.asked, plain, replica.reason) == (0, ["2:2"], Reason.TEMPLATE_DIED)
+            assert (world.client.asked, world.base_client.asked, plain) == (0, 0, ["2:2"])
+            assert replica.reason is Reason.TEMPLATE_DIED
             assert world.template.workload is not None, "what it forked last may not have left its control group yet"
             world.spawner.answers.set()
             await turns()
-            assert ("killed", "tmpl.f.1.a") in world.log and world.template.workload is None
+            assert ("removed", "tmpl.f.1.a") in world.log and world.template.workload is None
             assert world.spawner.held == ["f.1"] and world.log[-1] == "jobs"
 
     play(tmp_path, script)
@@ -245,7 +259,8 @@ def test_a_plain_start_that_went_with_its_spawner_is_no_failure(tmp_path: Path, 
             raise error
 
         monkeypatch.setattr(revision_module, "start_plain", start_plain)
-        world.template.abandon()
+        world.template.kill()
+        world.functions.tree.end_all()
         await world.host._start(0, woken=True)
         world.check_waits()
         await world.until_armed()
@@ -260,7 +275,8 @@ def test_a_start_that_fails_under_a_living_spawner_is_told_to_those_who_wait(tmp
 
         monkeypatch.setattr(revision_module, "start_plain", start_plain)
         monkeypatch.setattr(revision_module, "refuse_waiting", refuse := Refusals())
-        world.template.abandon()
+        world.template.kill()
+        world.functions.tree.end_all()
         await world.host._start(0, woken=True)
         await turns()
         assert world.host.failure == (Reason.START_FAILED, "exec: no such file") and refuse.count == 1
@@ -292,46 +308,68 @@ def test_a_replica_that_ended_unseen_before_it_served_is_started_again(tmp_path:
     play(tmp_path, script)
 
 
-def test_a_template_that_came_up_under_a_spawner_that_has_gone_is_ended(tmp_path: Path) -> None:
+class ReadyClient:
+    """Says that it is ready when the spawner has gone."""
+
+    def __init__(self, world: World) -> None:
+        self.world, self.closed = world, asyncio.Event()
+
+    async def connect(self) -> None:
+        pass
+
+    async def status(self, timeout_s: float) -> TemplateStatus:
+        self.world.spawner.instance = "2:2"
+        return TemplateStatus(state="ready")
+
+    def close(self) -> None:
+        self.closed.set()
+
+
+def test_a_template_that_came_up_under_a_spawner_that_has_gone_is_ended(tmp_path: Path, monkeypatch) -> None:
     async def script(world: World) -> None:
-        world.template._forget()
-        building = asyncio.create_task(world.template.start())
-        await asyncio.sleep(0)
-        assert world.log[-1][0] == "template"  # type: ignore[index]
-        world.spawner.instance = "2:2"
+        monkeypatch.setattr(template_process, "TemplateClient", lambda path: ReadyClient(world))
+        process = TemplateProcess(cast(Any, world.edges), WorkloadId("tmpl-base.b"), BASE, "b", None)
         with pytest.raises(Unreachable):
-            await building
-        assert world.template.workload is None and world.log[-1][0] == "removed"  # type: ignore[index]
-
-    play(tmp_path, script)
-
-
-def test_a_template_that_still_imports_is_replaced_at_once(tmp_path: Path) -> None:
-    async def script(world: World) -> None:
-        world.template._client, world.template.reason = None, Reason.TEMPLATE_NOT_READY
-        world.template.abandon()
-        assert world.template.workload is None and ("killed", "tmpl.f.1.a") in world.log
+            await process._await_ready(1.0)
+        assert world.log[-1] == ("removed", "tmpl-base.b") and not process.forks
 
     play(tmp_path, script)
 
 
 def test_waiting_for_a_spawner_does_not_count_as_a_death_of_the_template(tmp_path: Path) -> None:
     async def script(world: World) -> None:
-        async def away(*arguments: object, **more: object) -> Any:
-            raise Unreachable("away")
-
-        world.edges.runtime.start = away
-        world.template._forget()
+        world.spawner.go()
+        world.template.process = world.template.environment = None
         await world.template._build_again()
         assert world.template._deaths == 0 and world.template._rebuild is not None
+        assert ("removed", "tmpl-base.a") in world.log, "a base of the old spawner is of no use"
 
     play(tmp_path, script)
 
 
-def test_what_an_abandoned_template_is_asked_it_refuses(tmp_path: Path) -> None:
+def test_packages_are_not_to_blame_for_an_environment_that_went_with_its_spawner(tmp_path: Path) -> None:
+    """They would be imported by each wake for ten minutes."""
+
     async def script(world: World) -> None:
-        world.template.abandon()
-        assert await world.template.fork(world.make_slot(), 0, False) == ForkRefused("template-died", "")
+        def prepare(workload: WorkloadId, **more: object) -> None:
+            world.spawner.go()
+            raise Unreachable("gone")
+
+        world.edges.runtime.prepare = prepare
+        with pytest.raises(Unreachable):
+            await world.functions.tree.parent(world.template.wanted, Environment(("numpy",)))
+        assert not world.functions.tree._failed
+
+    play(tmp_path, script)
+
+
+def test_a_template_of_the_old_spawner_is_asked_nothing(tmp_path: Path) -> None:
+    async def script(world: World) -> None:
+        world.spawner.instance = "2:2"
+        slot = make_slot(world.edges)
+        assert await world.template.fork(slot, 0, False) == ForkRefused("template-died", "")
+        assert not isinstance(await world.template.fork_from_environment(slot, 0, False), Forked)
+        assert world.client.asked == world.base_client.asked == 0
 
     play(tmp_path, script)
 
@@ -403,7 +441,8 @@ def test_a_replica_that_is_retired_before_it_has_a_process_is_told_when_it_has_o
 
 def test_a_tick_right_after_a_crash_starts_no_second_replica(tmp_path: Path) -> None:
     async def script(world: World) -> None:
-        world.function.spec.replicas_min = 1
+        spec = msgspec.structs.replace(world.host.function.spec, replicas_min=1)
+        world.host.function = msgspec.structs.replace(world.host.function, spec=spec)
         world.host.start_min()
         assert world.host.tick() and world.host._begun == 1, "it is not counted yet"
         await turns()
