@@ -31,7 +31,7 @@ from steelyard.errors import SteelyardError, Unreachable
 from steelyard.gateway import Cluster, Route
 from steelyard.model.coldstart import ColdStart
 from steelyard.model.function import FunctionState
-from steelyard.model.ids import FunctionName
+from steelyard.model.ids import FunctionName, name_logs
 from steelyard.model.job import Plan
 from steelyard.model.reason import Reason
 from steelyard.wire.agent import AssignedFunction, FunctionSeen
@@ -368,7 +368,7 @@ class FunctionHost:
         )
 
     def _log_tail(self) -> str:
-        path = self._edges.paths.workloads / f"fn.{self.name}" / "stderr"
+        path = self._edges.paths.workloads / name_logs(self.name) / "stderr"
         try:
             with path.open("rb") as file:
                 file.seek(max(0, os.fstat(file.fileno()).st_size - 4000))

@@ -30,7 +30,7 @@ from steelyard.errors import SteelyardError, Unreachable
 from steelyard.lifecycle.environment import make_environment
 from steelyard.lifecycle.launch import tell_api
 from steelyard.model.coldstart import ColdStart, Road
-from steelyard.model.ids import WorkloadId
+from steelyard.model.ids import WorkloadId, name_logs
 from steelyard.model.job import Plan
 from steelyard.model.reason import Reason
 from steelyard.runtime.process import Adopted
@@ -73,7 +73,7 @@ class RevisionHost:
         self._on_change, self._on_coldstart, self._on_awake = on_change, on_coldstart, on_awake
         self.plan = function.plan or Plan()
         self.ids = choose_ids(function.owner, function.spec.as_root, edges.settings, os.geteuid())
-        self.logs = f"fn.{function.name}"
+        self.logs = name_logs(function.name)
         # one home for all: what is read when an interpreter starts must not differ from function to function
         home = str(code if function.spec.bundle is None else edges.paths.unpacked)
         env = make_env(function.spec.env, home, self.ids, function.owner)

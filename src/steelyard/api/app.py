@@ -20,7 +20,7 @@ from steelyard.api.accounts import ACCOUNT_ROUTES
 from steelyard.api.agents import AgentHub
 from steelyard.api.auth import TokenGate, WorkloadTokens
 from steelyard.api.bundles import BUNDLE_ROUTES
-from steelyard.api.calls import CALL_ROUTES
+from steelyard.api.calls import CALL_ROUTES, new_call_id
 from steelyard.api.document import get_document
 from steelyard.api.functions import FUNCTION_ROUTES
 from steelyard.api.inside import INSIDE_ROUTES
@@ -117,7 +117,7 @@ def make_app(
             AssignmentLoop(store, hub, live, tokens),
             ReportsLoop(store, hub, clock, watch, live),
             AnswersLoop(store, clock),
-            SchedulesLoop(store, clock),
+            SchedulesLoop(store, clock, new_call_id),
             calls,
             KeptCallsLoop(store, clock, call_files),
             LeasesLoop(store, clock, watch),

@@ -211,7 +211,7 @@ def key_view(key: ApiKey, with_secret: bool = False) -> KeyView:
     )
 
 
-def schedule_view(row: Schedule, next_at: int | None, last: Job | None) -> ScheduleView:
+def schedule_view(row: Schedule, next_at: int | None, last: Job | Call | None) -> ScheduleView:
     return ScheduleView(
         name=row.name,
         project=row.project,
@@ -224,6 +224,9 @@ def schedule_view(row: Schedule, next_at: int | None, last: Job | None) -> Sched
         last_job=row.last_job,
         last_state=None if last is None else last.state.value,
         spec=row.spec,
+        function=row.function,
+        every_s=row.every_s,
+        last_call=row.last_call,
     )
 
 

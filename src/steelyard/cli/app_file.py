@@ -19,6 +19,7 @@ from typing import IO, Any
 import click
 import msgspec
 
+import steelyard
 from steelyard.cli.session import find_settings
 from steelyard.errors import Refused, SteelyardError
 from steelyard.sdk.command import LoadFailed, Prepared, Program, split_root
@@ -108,6 +109,13 @@ def load_app(file: Path, python: str, lib_dir: Path | None = None) -> AppFile:
         with _told():
             description = Program(str(file)).describe()
         return _make(file, python, description)
+    with contextlib.closing(_Child(python, lib_dir, "describe", str(file))) as child:
+        return _make(file, python, child.description)
+
+
+def load_app_apart(file: Path, python: str, home: Path | None) -> AppFile:
+    """Like `load_app`, always in a process of its own: what the file was before has left no trace in it."""
+    lib_dir = lib_dir_for(home, python) or Path(steelyard.__file__).parents[1]
     with contextlib.closing(_Child(python, lib_dir, "describe", str(file))) as child:
         return _make(file, python, child.description)
 

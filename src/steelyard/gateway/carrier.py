@@ -38,7 +38,8 @@ class GatewayCarrier:
 
     async def carry(self, call: Call, key: str, input: Path, result: Path) -> Outcome:
         try:
-            body = await asyncio.to_thread(os.open, input, os.O_RDONLY | os.O_CLOEXEC)
+            # one without input has no file
+            body = await asyncio.to_thread(os.open, input if call.input_bytes else os.devnull, os.O_RDONLY | os.O_CLOEXEC)
         except OSError as err:
             return Outcome(Came.LOST_INPUT, detail=str(err))
         try:
