@@ -78,9 +78,11 @@ class UserCodeFailed(SteelyardError):
 
 
 def declares_app(file: Path) -> bool:
-    """Does a Python file look like one with an app of ours? By its text alone: plain ASGI apps are not imported here. Refused
-    when it is no Python."""
+    """Does a Python file look like one with an app of ours? By its text alone: an ASGI app is not imported here, and a program
+    would run. It decorates functions, or takes an `app` from another file. Refused when it is no Python."""
     for node in ast.walk(parse_file(file)):
+        if isinstance(node, ast.ImportFrom) and any((name.asname or name.name) == "app" for name in node.names):
+            return True
         if not isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef | ast.ClassDef):
             continue
         for decorator in node.decorator_list:
