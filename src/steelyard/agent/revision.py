@@ -228,7 +228,11 @@ class RevisionHost:
         if not isinstance(forked, Forked):
             replica.reason, replica.road = Reason(forked.reason), Road.ENVIRONMENT
             template.miss()
-            forked = await template.fork_from_environment(slot, listen_fd, replica.trial)
+            parent = await template.find_parent()
+            if replica.workload not in self.replicas:
+                return True  # given up meanwhile, and those who waited were told
+            if parent is not None:
+                forked = await template.fork_from(parent, slot, listen_fd, replica.trial)
         if not isinstance(forked, Forked):
             log.info("%s: plain start: %s %s", self.name, forked.reason, forked.detail)
             return False

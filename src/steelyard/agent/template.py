@@ -1,7 +1,7 @@
 """Is there a template to fork for this revision, and if not, why? Starts it, adopts it, notices its death, rebuilds, evicts; and
 says what else a replica may be forked from: the environment that the template itself comes from.
 
-Never forks by itself: `fork` and `fork_from_environment` are called by the wake.
+Never forks by itself: `fork` and `fork_from` are called by the wake.
 """
 
 from __future__ import annotations
@@ -140,7 +140,8 @@ class TemplateKeeper:
         self.process = process
         if not status.threads and not status.unsafe:
             self.reason = Reason.TEMPLATE_READY
-            self._learning = asyncio.get_running_loop().create_task(self._learn(process, LEARN_DELAY_S))
+            if self._learning is None and self.environment is not None:  # once, by whoever made the first
+                self._learning = asyncio.get_running_loop().create_task(self._learn(process, LEARN_DELAY_S))
             return
         self.reason = Reason.TEMPLATE_HAS_THREADS if status.threads else Reason.TEMPLATE_UNSAFE
         self._learning = asyncio.get_running_loop().create_task(self._learn_and_end(process))
@@ -185,13 +186,17 @@ class TemplateKeeper:
             return ForkRefused(reason=str(self.reason), detail="")
         return await self._fork(self.process, slot, listen_fd, private, None)
 
-    async def fork_from_environment(self, slot: Slot, listen_fd: int, private: bool) -> Forked | ForkRefused:
-        """One replica that imports the user's module itself, in an environment that has the packages imported."""
+    async def find_parent(self) -> TemplateProcess | None:
+        """Its environment, made when there is none: with the packages imported, which may take seconds."""
         try:
             async with asyncio.timeout(ENVIRONMENT_WAIT_S):
-                parent = await self._tree.parent(self.wanted, await self._find_environment())
+                return await self._tree.parent(self.wanted, await self._find_environment())
         except (SteelyardError, OSError, TimeoutError) as err:
-            return ForkRefused(reason=str(Reason.TEMPLATE_NOT_READY), detail=str(err))
+            log.warning("no environment for %s: %s", self._function.name, err)
+            return None
+
+    async def fork_from(self, parent: TemplateProcess, slot: Slot, listen_fd: int, private: bool) -> Forked | ForkRefused:
+        """One replica that imports the user's module itself, from what `find_parent` found."""
         return await self._fork(parent, slot, listen_fd, private, self.wanted.load)
 
     async def _fork(

@@ -165,7 +165,8 @@ class TemplateProcess:
             raise Unreachable(f"The spawner went while {self.workload} was started.", code="spawner-unreachable")
         self.client = client
         memory = observe_memory(self.pid) if self.pid is not None else None
-        self.own_bytes = memory.private if memory else 0
+        # an adopted one has shared its pages with its children since: what its packages took is not less for that
+        self.own_bytes = max(memory.private if memory else 0, sum(each.bytes for each in self.status.packages))
         self.used()
         return self.status
 
