@@ -243,7 +243,7 @@ class FunctionKeeper:
 
     def on_new_spawner(self) -> None:
         """A new spawner holds nothing yet: give it a copy of every listening socket. Templates of the old one are replaced, since
-        what they fork would have no parent that records its exit."""
+        what they fork would have no parent that records its exit; until then they are asked no more."""
         self.tree.end_all()
         for host in self._hosts.values():
             for revision in host.hosts:
