@@ -29,6 +29,7 @@ from steelyard.api.nodes import NODE_ROUTES
 from steelyard.api.problems import answer_error
 from steelyard.api.queue import QUEUE_ROUTES
 from steelyard.api.requests import refuse_unknown_query
+from steelyard.api.scaling import SCALING_ROUTES
 from steelyard.api.schedules import SCHEDULE_ROUTES
 from steelyard.api.scripts import SCRIPT_ROUTES
 from steelyard.api.services import Services
@@ -60,6 +61,7 @@ ROUTES = (
     *SCHEDULE_ROUTES,
     *ACCOUNT_ROUTES,
     *FUNCTION_ROUTES,
+    *SCALING_ROUTES,
     *LEASE_ROUTES,
     *BUNDLE_ROUTES,
     *KEY_ROUTES,

@@ -319,6 +319,36 @@ class FunctionView(msgspec.Struct, frozen=True):
     spec: FunctionSpec | None = None
 
 
+class ScalingStep(msgspec.Struct, frozen=True):
+    """The number of replicas changed."""
+
+    at: str | None
+    before: int
+    after: int
+    text: str
+
+
+class RevisionScaling(msgspec.Struct, frozen=True):
+    """Why one revision has as many replicas as it has."""
+
+    revision: int
+    serving: int
+    starting: int
+    wanted: int
+    text: str
+    #: the oldest first
+    changes: tuple[ScalingStep, ...]
+
+
+class FunctionWhyView(msgspec.Struct, frozen=True):
+    name: str
+    state: str
+    #: of what failed
+    reason: str | None
+    detail: str
+    revisions: tuple[RevisionScaling, ...]
+
+
 class ColdStartView(msgspec.Struct, frozen=True):
     function: str
     revision: int
