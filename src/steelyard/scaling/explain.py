@@ -26,12 +26,11 @@ def _render_rule(spec: FunctionSpec, told: ReplicasDecision) -> str:
         case Rule.BACKLOG:
             return f"{wait} and {places}: {count(told.asked, 'replica')} take all of them at once."
         case Rule.TARGET_WAIT:
-            target_ms = (spec.target_wait_s or 0.0) * 1000
             places_now = max(1, told.present * spec.concurrency)
             last_ms = told.waiting * told.service_ms / places_now
             return (
-                f"{wait}, a request takes {told.service_ms:.0f} ms: the last would wait {last_ms:.0f} ms, target {target_ms:.0f} ms: "
-                f"{count(told.asked, 'replica')}."
+                f"{wait}, and a request takes {told.service_ms:.0f} ms: the last would wait {last_ms:.0f} ms, with a target of "
+                f"{spec.target_wait_ms or 0:.0f} ms: {count(told.asked, 'replica')}."
             )
         case Rule.TARGET_BUSY:
             return f"{places}, target {spec.target_busy:.0%}: {count(told.asked, 'replica')}."
@@ -39,9 +38,8 @@ def _render_rule(spec: FunctionSpec, told: ReplicasDecision) -> str:
             metric = spec.scale_on.metric if spec.scale_on is not None else "its metric"
             return f"{metric} asks for {count(told.asked, 'replica')}."
         case Rule.BUFFER:
-            return (
-                f"{places}, and {spec.buffer_replicas} kept ready beyond that (buffer-replicas): {count(told.asked, 'replica')}."
-            )
+            ready = f"{spec.buffer_replicas} kept ready beyond that (buffer-replicas)"
+            return f"{places}, and {ready}: {count(told.asked, 'replica')}."
         case Rule.KEPT:
             kept = "a panic a moment ago" if told.memory.panic_until_ns else f"the last {spec.idle_timeout_s:g} s (idle-timeout)"
             return f"{places}: fewer would do now, but more were needed in {kept}."
