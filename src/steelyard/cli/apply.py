@@ -15,6 +15,7 @@ from typing import NamedTuple
 import click
 import msgspec
 
+from steelyard.cli.app_file import check_python
 from steelyard.cli.apply_plan import (
     CREATE,
     UNCHANGED,
@@ -26,7 +27,7 @@ from steelyard.cli.apply_plan import (
     order_documents,
     render_steps,
 )
-from steelyard.cli.deploy import check_python, hand_over, read_target
+from steelyard.cli.deploy import hand_over, read_target
 from steelyard.cli.documents import FUNCTION, JOB, Document, FunctionAsk, read_documents
 from steelyard.cli.output import print_json, say
 from steelyard.cli.session import home_option, json_option, new_key, open_client

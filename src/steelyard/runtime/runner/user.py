@@ -28,7 +28,7 @@ def load_app(code_dir: str, file: str, attr: str, function: str = "", concurrenc
     """The ASGI app named by `attr` (dots allowed) in `file`, which is relative to `code_dir`. What is declared with the SDK is no
     app itself and makes one (`__steelyard_app__`). `function` is the name that it is deployed under, `concurrency` as there."""
     os.environ["STEELYARD_FUNCTION"] = function
-    module = _import_file(code_dir, file)
+    module = import_file(code_dir, file)
     found: Any = module
     for part in attr.split("."):
         try:
@@ -114,7 +114,7 @@ def _is_ours(filename: str) -> bool:
     return filename.startswith((RUNNER_FOLDER, "<frozen importlib"))
 
 
-def _import_file(code_dir: str, file: str) -> ModuleType:
+def import_file(code_dir: str, file: str) -> ModuleType:
     path = os.path.join(code_dir, file)
     if not os.path.isfile(path):
         raise UserCodeFailed(f"There is no file {file} in the deployed code.")
