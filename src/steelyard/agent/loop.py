@@ -338,6 +338,11 @@ class Agent:
             return Answer(id=ask.id, data=msgspec.json.encode(usage))
         if ask.what == "scaling":
             return Answer(id=ask.id, data=msgspec.json.encode(self.functions.scaling(FunctionName(ask.workload))))
+        if ask.what == "template":
+            line = await self.functions.show_templates(FunctionName(ask.workload))
+            if line is None:
+                return Answer(id=ask.id, error="This function is not on its machine yet. Try again in a moment.")
+            return Answer(id=ask.id, data=msgspec.json.encode(line))
         if ask.what.startswith("exec"):
             return await self._answer_exec(ask)
         if ask.what in ("health", "readmit", "keep-hardware"):

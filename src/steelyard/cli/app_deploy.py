@@ -22,11 +22,11 @@ from steelyard.model.gpu_demand import parse_gpu_demand
 from steelyard.model.ids import NAME
 from steelyard.model.job import Resources
 from steelyard.model.timing import Timing
-from steelyard.wire.api import FunctionDeploy, FunctionView
+from steelyard.wire.api import FunctionDeploy, FunctionSchedule, FunctionView
 from steelyard.wire.http import ApiClient
 
-#: one long poll
-POLL_S = 10.0
+#: one long poll, and one between two looks at something else
+POLL_S, LOOK_S = 10.0, 0.2
 #: options that are parts of `Resources`
 _RESOURCES = ("cpus", "memory_bytes", "timing", "gpus")
 
@@ -130,16 +130,24 @@ def upload_code(client: ApiClient, folder: Path, progress: Progress) -> str:
     return bundle.sha256
 
 
-def put_function(client: ApiClient, name: str, spec: FunctionSpec, lease_s: float | None = None) -> FunctionView:
-    return client.fetch(FunctionView, "PUT", f"/v1/functions/{name}", body=FunctionDeploy(spec, lease_s), key=new_key())
+def put_function(
+    client: ApiClient, name: str, spec: FunctionSpec, lease_s: float | None = None, schedule: Mapping[str, Any] | None = None
+) -> FunctionView:
+    """`schedule`: as the app's description tells it."""
+    body = FunctionDeploy(spec, lease_s, None if schedule is None else msgspec.convert(schedule, FunctionSchedule))
+    return client.fetch(FunctionView, "PUT", f"/v1/functions/{name}", body=body, key=new_key())
 
 
-def wait_settled(client: ApiClient, view: FunctionView, show: Callable[[str], None]) -> FunctionView:
-    """Until the revision gets the traffic, has failed, or another deploy has overtaken it."""
-    revision = view.revision
+def wait_settled(
+    client: ApiClient, view: FunctionView, show: Callable[[str], None], enough: Callable[[], bool] | None = None
+) -> FunctionView:
+    """Until the revision gets the traffic, has failed, another deploy has overtaken it, or `enough` says so (asked often)."""
+    revision, poll_s = view.revision, POLL_S if enough is None else LOOK_S
     while view.revision == revision and view.routed_revision != revision and view.state != FunctionState.FAILED:
+        if enough is not None and enough():
+            break
         show(f"{view.name} revision {revision}: {view.detail or 'being made ready'}")
-        view = client.fetch(FunctionView, "GET", f"/v1/functions/{view.name}", params={"wait_s": POLL_S}, wait_s=POLL_S)
+        view = client.fetch(FunctionView, "GET", f"/v1/functions/{view.name}", params={"wait_s": poll_s}, wait_s=poll_s)
     return view
 
 

@@ -155,7 +155,7 @@ def _plan_schedule(client: ApiClient, document: Document) -> Planned:
     except NotFound:
         changes = (Change("cron", None, put.cron), Change("timezone", None, put.timezone), *find_asked(document.spec))
         return Planned(document, Step(document.kind, document.name, CREATE, changes, command=command))
-    changes = find_changes(SchedulePut(view.cron, view.spec, view.timezone), put)
+    changes = find_changes(SchedulePut(view.cron, view.spec, view.timezone, view.function, view.every_s), put)
     return Planned(document, Step(document.kind, document.name, UPDATE if changes else UNCHANGED, changes, command=command))
 
 

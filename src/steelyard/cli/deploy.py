@@ -134,7 +134,7 @@ def deploy(
     ctx: click.Context, home: Path | None, as_json: bool, target: tuple[str, ...], replace: bool, prune: bool, **asked: Any
 ) -> None:
     code = read_target(target, asked["port"], apps=True)
-    if code.file is not None and asked["port"] is None and (code.attr is None or declares_app(code.file)):
+    if code.file is not None and asked["port"] is None and declares_app(code.file):
         from steelyard.cli.deploy_app import AppDeploy, deploy_app
 
         given = {name: asked[name] for name in asked if ctx.get_parameter_source(name) is ParameterSource.COMMANDLINE}
@@ -247,10 +247,10 @@ def read_target(words: tuple[str, ...], port: int | None, *, apps: bool = False)
         raise Refused(f"There is no file {file_name}. Nothing was deployed.", code="no-such-file")
     if colon and not all(part.isidentifier() for part in attr.split(".")):
         raise Refused(f"{attr!r} can't be the name of an app. Write FILE.py:APP, for example app.py:app.", code="bad-target")
-    if not colon and port is None and not apps:
+    if not colon and port is None and not (apps and declares_app(file)):
         raise Refused(
-            f"{file_name} needs an app or a port: `{file_name}:APP` for an ASGI app, or --port for a program that "
-            "opens one. Nothing was deployed.",
+            f"{file_name} needs an app or a port: app = sy.App(...) and decorated functions in it, `{file_name}:APP` for an ASGI "
+            "app, or --port for a program that opens one. Nothing was deployed.",
             code="bad-target",
         )
     parse_file(file)

@@ -124,7 +124,7 @@ def _deploy_all(client: ApiClient, wanted: Sequence[Wanted], progress: Progress)
     views: list[FunctionView] = []
     for each in wanted:
         try:
-            views.append(put_function(client, each.name, each.spec))
+            views.append(put_function(client, each.name, each.spec, schedule=each.declared.schedule))
         except Refused as err:
             rows.append(DeployedRow(each.name, 0, "failed", "", err.public))
     try:

@@ -52,7 +52,7 @@ COMMANDS: dict[str, Entry] = {
     "exec": Entry("Jobs", "steelyard.cli.exec:run_inside", "Run a command inside a running job."),
     "stop": Entry("Jobs", "steelyard.cli.stop:stop", "Stop jobs."),
     "apply": Entry("Jobs", "steelyard.cli.apply:apply", "Make what a YAML file says true, after showing the plan."),
-    "schedules": Entry("Jobs", "steelyard.cli.schedules:schedules", "List, create and delete schedules of jobs."),
+    "schedules": Entry("Jobs", "steelyard.cli.schedules:schedules", "List, create and delete schedules of jobs and functions."),
     "hold": Entry("Jobs", "steelyard.cli.queue:hold", "Keep a waiting job from starting."),
     "release": Entry("Jobs", "steelyard.cli.queue:release", "Let a held job start when its turn comes."),
     "priority": Entry("Jobs", "steelyard.cli.queue:priority", "Give a job another priority."),
@@ -60,10 +60,13 @@ COMMANDS: dict[str, Entry] = {
     "quotas": Entry("Jobs", "steelyard.cli.accounts:quotas", "List, set and delete what projects may hold."),
     "proof": Entry("Jobs", "steelyard.cli.proof:proof", "Show what a job asked for beside what it got."),
     "deploy": Entry("Functions", "steelyard.cli.deploy:deploy", "Deploy an app, a web app or a server."),
+    "serve": Entry("Functions", "steelyard.cli.serve:serve", "Serve an app while you work on it."),
     "functions": Entry("Functions", "steelyard.cli.functions:functions", "List functions."),
+    "calls": Entry("Functions", "steelyard.cli.calls:calls", "List, show and cancel durable calls."),
     "delete": Entry("Functions", "steelyard.cli.functions:delete", "Delete a function."),
     "keys": Entry("Functions", "steelyard.cli.functions:keys", "List, create and delete API keys."),
     "batch": Entry("Functions", "steelyard.cli.batch:batch", "Ask a function once per line of a file, in order."),
+    "template": Entry("Functions", "steelyard.cli.template:template", "Show what a function's replicas are forked from."),
     "coldstarts": Entry("Functions", "steelyard.cli.functions:coldstarts", "Show what each wake cost, phase by phase."),
 }
 
