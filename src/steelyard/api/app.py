@@ -24,6 +24,7 @@ from steelyard.api.functions import FUNCTION_ROUTES
 from steelyard.api.inside import INSIDE_ROUTES
 from steelyard.api.jobs import JOB_ROUTES
 from steelyard.api.keys import KEY_ROUTES
+from steelyard.api.leases import LEASE_ROUTES
 from steelyard.api.nodes import NODE_ROUTES
 from steelyard.api.problems import answer_error
 from steelyard.api.queue import QUEUE_ROUTES
@@ -38,6 +39,7 @@ from steelyard.control.answers import AnswersLoop
 from steelyard.control.assignment import AssignmentLoop
 from steelyard.control.driver import Driver
 from steelyard.control.jobs import JobsLoop
+from steelyard.control.leases import LeasesLoop
 from steelyard.control.live import LiveJobs
 from steelyard.control.reports import ReportsLoop
 from steelyard.control.schedules import SchedulesLoop
@@ -58,6 +60,7 @@ ROUTES = (
     *SCHEDULE_ROUTES,
     *ACCOUNT_ROUTES,
     *FUNCTION_ROUTES,
+    *LEASE_ROUTES,
     *BUNDLE_ROUTES,
     *KEY_ROUTES,
     *NODE_ROUTES,
@@ -106,6 +109,7 @@ def make_app(
             ReportsLoop(store, hub, clock, watch, live),
             AnswersLoop(store, clock),
             SchedulesLoop(store, clock),
+            LeasesLoop(store, clock, watch),
         ),
         clock,
     )

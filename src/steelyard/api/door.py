@@ -78,6 +78,10 @@ def check_function(name: str, spec: FunctionSpec, machine: Machine | None, root:
     if not NAME.fullmatch(name):
         text = f"{name[:80]!r} can't be a function's name (a host name): up to 63 of a-z, 0-9 and -, no - at the ends"
         findings.append(Finding("bad-name", text))
+    if spec.app and not NAME.fullmatch(spec.app):
+        findings.append(Finding("bad-app", f"{spec.app[:80]!r} can't be the name of an app: up to 63 of a-z, 0-9 and -"))
+    if len(spec.origin) > 4096 or "\0" in spec.origin:
+        findings.append(Finding("bad-origin", "origin is the path of the file that declares the app"))
     findings += _check_program(spec)
     findings += _check_command(spec.argv, spec.env)
     if spec.resources.exclusive:

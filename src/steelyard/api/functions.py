@@ -17,7 +17,7 @@ from steelyard.api.problems import errors
 from steelyard.api.requests import refuse_findings, require_json
 from steelyard.api.services import Services, services_of
 from steelyard.api.views import coldstart_view, function_view
-from steelyard.control import ASSIGNMENT, JOBS
+from steelyard.control import ASSIGNMENT, JOBS, LEASES
 from steelyard.control.jobs import forget_borrowed, hold_functions, hold_jobs, make_room
 from steelyard.control.live import HOLDING
 from steelyard.control.watch import wait_for
@@ -42,6 +42,7 @@ async def deploy_function(
     services = services_of(request)
     refuse_findings(check_fields(await request.body(), FunctionSpec))
     now = services.clock.now_us()
+    expires_at = None if data.lease_s is None else now + round(data.lease_s * 1e6)
     name_ = FunctionName(name)
 
     def deploy(tx: Tx) -> FunctionView:
@@ -50,6 +51,8 @@ async def deploy_function(
         before = tx.function(DEFAULT_PROJECT, name_)
         if before is not None and before.owner != services.owner:
             raise Conflict(f"The name {name} is taken by a function of {before.owner.user}. Choose another.", code="name-taken")
+        if before is not None and before.expires_at is None and expires_at is not None:
+            raise Conflict(f"{name} is deployed to stay: it can't be made ephemeral. Choose another name.", code="name-taken")
         plan = _reserve(tx, name_, data.spec, before)
         # revisions are never numbered twice, even when the function was deleted in between: their replicas carry the number
         revision = tx.bump(f"revision/{DEFAULT_PROJECT}/{name}")
@@ -62,6 +65,7 @@ async def deploy_function(
             spec=data.spec,
             deployed_at=now,
             plan=plan,
+            expires_at=expires_at,
         )
         if before is not None:
             after = msgspec.structs.replace(
@@ -75,6 +79,7 @@ async def deploy_function(
                 detail="",
                 plan=plan,
                 lends=False,
+                expires_at=expires_at,
             )
         tx.put_function(after)
         tx.add_event(Event(now, DEFAULT_PROJECT, services.owner.user, "function", name, f"deployed revision {revision}"))
@@ -82,7 +87,7 @@ async def deploy_function(
 
     answer = await mutate(request, idempotency_key, 200, deploy)
     services.watch.notify(f"function/{name}")
-    services.driver.poke(JOBS, ASSIGNMENT)
+    services.driver.poke(JOBS, ASSIGNMENT, *([] if data.lease_s is None else [LEASES]))
     return answer
 
 

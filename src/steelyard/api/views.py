@@ -153,6 +153,10 @@ def function_view(function: Function, settings: Settings, agent_lost: bool = Fal
         queued=function.queued,
         public=function.spec.public,
         lends=function.lends and not agent_lost,
+        app=function.spec.app,
+        origin=function.spec.origin,
+        interface=function.spec.interface,
+        expires_at=rfc3339(function.expires_at),
         deployed_at=_time(function.deployed_at),
     )
 

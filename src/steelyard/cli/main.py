@@ -70,8 +70,8 @@ COMMANDS: dict[str, Entry] = {
 #: programs that `up` starts; not for people, so `--help` does not show them
 PROGRAMS: dict[str, str] = {
     "supervise": "steelyard.cli.up:supervise",
-    "server": "steelyard.cli.serve:server",
-    "agent": "steelyard.cli.serve:agent",
+    "server": "steelyard.cli.program_commands:server",
+    "agent": "steelyard.cli.program_commands:agent",
 }
 
 _HELP = """Steelyard turns this machine into a serverless platform for functions and jobs, with no hypervisor in the path.

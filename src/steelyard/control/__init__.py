@@ -16,6 +16,7 @@ JOBS = "jobs"
 ASSIGNMENT = "assignment"
 REPORTS = "reports"
 SCHEDULES = "schedules"
+LEASES = "leases"
 
 
 class Loop(Protocol):

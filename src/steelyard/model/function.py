@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from enum import StrEnum
+from typing import Literal
 
 import msgspec
 
@@ -40,6 +41,12 @@ class FunctionSpec(msgspec.Struct, frozen=True):
     wake_bound_s: float | None = None
     public: bool = False
     as_root: bool = False
+    #: the app that declares it, and the file it was declared in (a path of whoever deployed it): apps of one name are told apart
+    #: by it; both empty for a function by itself
+    app: str = ""
+    origin: str = ""
+    #: `call`: made for `.remote()` and `steelyard call`; `http`: a web app, asked by anything that speaks HTTP
+    interface: Literal["http", "call"] = "http"
 
     @property
     def queue_max(self) -> int:
@@ -96,6 +103,8 @@ class Function(msgspec.Struct, frozen=True):
     queued: int = 0
     #: as its agent says: it sleeps, nothing of it is on its cores and devices, and `wake_bound_s` lends them
     lends: bool = False
+    #: of an ephemeral function (`run`, `serve`): deleted then unless its lease is renewed; microseconds, wall clock
+    expires_at: int | None = None
 
 
 class ApiKey(msgspec.Struct, frozen=True):

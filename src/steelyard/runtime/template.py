@@ -29,6 +29,8 @@ from steelyard.runtime.runner.spare import PACKET_MAX
 
 #: what the runner needs; the others of LIB_NAMES make it faster
 _NEEDED = ("uvicorn", "h11")
+#: what user code finds there when its own environment has no such package
+_OFFERED = ("cloudpickle",)
 #: one thread per library: a template with more could not be forked. Users' own settings may override; then the fork is refused.
 SINGLE_THREAD_ENV = dict.fromkeys(
     (
@@ -89,7 +91,7 @@ def make_lib_dir(dest: Path) -> Path:
     Symbolic links where every user of the machine can follow them, copies elsewhere. Made once per content; returns the
     folder. EdgeFailed when a package is missing."""
     targets = {"steelyard": Path(steelyard.__file__).parent}
-    for name in LIB_NAMES:
+    for name in (*LIB_NAMES, *_OFFERED):
         spec = importlib.util.find_spec(name)
         if spec is not None and spec.origin is not None:
             origin = Path(spec.origin)

@@ -124,6 +124,11 @@ class App:
 
         return declare if target is None else declare(target)
 
+    def adopt_suffix(self, base_name: str, deployed_name: str) -> None:
+        """In a replica: what its own name says about those of the others."""
+        if deployed_name.startswith(base_name):
+            self.suffix = deployed_name[len(base_name) :]
+
     def _add(self, target: Any, kind: Any, options: dict[str, Any]) -> Any:
         where = f"{target.__module__}.{target.__qualname__}"
         short = target.__qualname__.rpartition("<locals>.")[2]

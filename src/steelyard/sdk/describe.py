@@ -89,6 +89,19 @@ def interface_of(handle: Function[..., Any] | Cls) -> tuple[str, int | None]:
     return ("http" if webs else "call"), None
 
 
+def concurrency_of(handle: Function[..., Any] | Cls) -> int:
+    """Inputs or requests that one replica works on at a time."""
+    marks = [read_marks(handle), *_marks(handle).values()]
+    said = handle.options.get("concurrency") or max(one.concurrency or 0 for one in marks)
+    # a batch can only be gathered from inputs that are let in together
+    batch = max((one.batched.max_size for one in marks if one.batched), default=0)
+    return said or max(batch, CONCURRENCY_CALL if interface_of(handle)[0] == "call" else CONCURRENCY_HTTP)
+
+
+def replicas_max_of(handle: Function[..., Any] | Cls) -> int:
+    return handle.options.get("replicas_max") or max(REPLICAS_MAX, handle.options.get("replicas_min", 0))
+
+
 def describe_parameters(function: Any, skip: int = 0) -> list[dict[str, Any]]:
     """Of a function, without its first `skip`."""
     try:
@@ -113,12 +126,8 @@ def _describe_function(short: str, handle: Function[..., Any] | Cls, module: Mod
     options = dict(handle.options)
     schedule = options.pop("schedule", None)
     marks = _marks(handle)
-    concurrency = read_marks(handle).concurrency or next((one.concurrency for one in marks.values() if one.concurrency), None)
-    batch = max((one.batched.max_size for one in marks.values() if one.batched), default=0)
-    # a batch can only be gathered from inputs that are let in together
-    default = max(batch, CONCURRENCY_CALL if interface == "call" else CONCURRENCY_HTTP)
-    options.setdefault("concurrency", concurrency or default)
-    options.setdefault("replicas_max", max(REPLICAS_MAX, options.get("replicas_min", 0)))
+    options["concurrency"] = concurrency_of(handle)
+    options["replicas_max"] = replicas_max_of(handle)
     skip = 1 if isinstance(handle, Cls) else 0
     targets = methods_of(handle.target) if isinstance(handle, Cls) else {"": handle.target}
     return {

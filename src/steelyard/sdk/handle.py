@@ -60,6 +60,12 @@ class Function(Generic[P, R]):
 
     __call__ = local
 
+    def __steelyard_app__(self, function: str = "", concurrency: int | None = None) -> Any:
+        """What a replica serves; asked by the runner."""
+        from steelyard.sdk.serving import make_app
+
+        return make_app(self, function, concurrency)
+
 
 class GeneratorFunction(Function[P, Iterator[Y]], Generic[P, Y]):
     """A function that yields."""
@@ -92,6 +98,12 @@ class Cls:
 
     def __call__(self) -> Instance:
         return Instance(self)
+
+    def __steelyard_app__(self, function: str = "", concurrency: int | None = None) -> Any:
+        """What a replica serves; asked by the runner."""
+        from steelyard.sdk.serving import make_app
+
+        return make_app(self, function, concurrency)
 
 
 class Instance:

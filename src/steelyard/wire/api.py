@@ -16,6 +16,9 @@ from steelyard.model.job import JobSpec
 from steelyard.model.machine import Machine
 from steelyard.model.usage import Usage
 
+#: an ephemeral function outlives whoever made it by that long at most
+LEASE_MAX_S = 3600
+
 
 class JobSubmit(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     spec: JobSpec
@@ -271,6 +274,20 @@ class LogChunk(msgspec.Struct, frozen=True):
 
 class FunctionDeploy(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     spec: FunctionSpec
+    #: an ephemeral function: deleted after that long unless its lease is renewed; None: it stays
+    lease_s: Annotated[float, Meta(gt=0, le=LEASE_MAX_S)] | None = None
+
+
+class LeaseRenewal(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """Of ephemeral functions, all or none. `lease_s` counts from now; 0 deletes them."""
+
+    names: Annotated[tuple[str, ...], Meta(max_length=1000)]
+    lease_s: Annotated[float, Meta(ge=0, le=LEASE_MAX_S)]
+
+
+class LeaseView(msgspec.Struct, frozen=True):
+    #: those that are there still; the others have expired or were deleted
+    names: tuple[str, ...]
 
 
 class FunctionView(msgspec.Struct, frozen=True):
@@ -291,6 +308,13 @@ class FunctionView(msgspec.Struct, frozen=True):
     deployed_at: str
     #: it sleeps, and preemptible jobs may have its cores and devices
     lends: bool = False
+    #: the app that declares it, and the file it was declared in; empty for a function by itself
+    app: str = ""
+    origin: str = ""
+    #: `call` or `http`
+    interface: str = "http"
+    #: of an ephemeral function: deleted then unless its lease is renewed
+    expires_at: str | None = None
     #: of the newest revision; told of one function, not in lists
     spec: FunctionSpec | None = None
 

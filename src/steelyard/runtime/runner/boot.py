@@ -56,7 +56,7 @@ def run_plain(config: dict[str, Any], alive_ns: int) -> int:
     page.joined_ns = time.monotonic_ns()
     page.state = pages.JOINED
     try:
-        app = user.load_app(config["code_dir"], config["file"], config["attr"])
+        app = user.load_app(config["code_dir"], config["file"], config["attr"], config["function"], config["concurrency"])
         page.imported_ns = time.monotonic_ns()
         page.state = pages.IMPORTED
         user.run_hooks(shared=True)

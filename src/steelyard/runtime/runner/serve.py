@@ -129,6 +129,8 @@ class Serving:
         self.acceptor.start()
         await self.ended
         await lifespan.shutdown()
+        if not warming:
+            await user.run_exits()
         return 0
 
     def retire(self) -> None:

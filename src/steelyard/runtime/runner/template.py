@@ -92,7 +92,7 @@ class Template:
         began = time.monotonic_ns()
         server: Server = import_server(config["lib_dir"], compiled=config.get("compiled", True))
         sys.path.append(config["lib_dir"])
-        self._app = user.load_app(config["code_dir"], config["file"], config["attr"])
+        self._app = user.load_app(config["code_dir"], config["file"], config["attr"], config["function"], config["concurrency"])
         imported = time.monotonic_ns()
         user.run_hooks(shared=True)
         entered = time.monotonic_ns()

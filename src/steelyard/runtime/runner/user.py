@@ -24,8 +24,10 @@ class UserCodeFailed(Exception):
     """The user's code can't be served. The text is for the user: a sentence or a traceback."""
 
 
-def load_app(code_dir: str, file: str, attr: str) -> Any:
-    """The object named by `attr` (dots allowed) in `file`, which is relative to `code_dir`."""
+def load_app(code_dir: str, file: str, attr: str, function: str = "", concurrency: int | None = None) -> Any:
+    """The ASGI app named by `attr` (dots allowed) in `file`, which is relative to `code_dir`. What is declared with the SDK is no
+    app itself and makes one (`__steelyard_app__`). `function` is the name that it is deployed under, `concurrency` as there."""
+    os.environ["STEELYARD_FUNCTION"] = function
     module = _import_file(code_dir, file)
     found: Any = module
     for part in attr.split("."):
@@ -33,6 +35,12 @@ def load_app(code_dir: str, file: str, attr: str) -> Any:
             found = getattr(found, part)
         except AttributeError:
             raise UserCodeFailed(f"{file} has no attribute '{attr}'.{_candidates(module)}") from None
+    make = getattr(found, "__steelyard_app__", None)
+    if make is not None:
+        try:
+            return make(function, concurrency)
+        except BaseException as err:
+            raise UserCodeFailed(user_traceback(err)) from err
     _check_app(found, f"{file}:{attr}")
     return found
 
@@ -60,6 +68,18 @@ def run_hooks(shared: bool) -> list[Any]:
             )
         pending.append(result)
     return pending
+
+
+async def run_exits() -> None:
+    """Run `@sy.exit` hooks, the last registered first. What one raises is logged and keeps none of the others from running."""
+    hooks: list[Any] = list(getattr(sys.modules.get("steelyard.sdk"), "exits", ()))
+    for hook in reversed(hooks):
+        try:
+            result: Any = hook()
+            if inspect.isawaitable(result):
+                await result
+        except BaseException as err:
+            sys.stderr.write(f"@sy.exit on '{getattr(hook, '__qualname__', hook)}' failed:\n{user_traceback(err)}")
 
 
 def recorded_phases() -> dict[str, float]:

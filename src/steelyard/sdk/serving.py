@@ -1,0 +1,180 @@
+"""How does a replica answer calls? The ASGI app that is made of a declared function or class.
+
+Made in the template, so that replicas share it: the class's instance, what `@sy.enter(shared=True)` loaded. Requests to
+`/.steelyard/call[/<method>]` carry inputs (`frames.py`), which the executor runs; everything else goes to the web app, if there
+is one.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import sys
+from collections.abc import Callable
+from typing import Any
+
+import steelyard.sdk as sdk
+from steelyard.sdk import frames, payload
+from steelyard.sdk.describe import concurrency_of, replicas_max_of
+from steelyard.sdk.executor import Executor, Method, Work, release
+from steelyard.sdk.frames import CALL_PATH, CONTENT_TYPE, Buffer
+from steelyard.sdk.handle import Cls, Function, methods_of
+from steelyard.sdk.lifecycle import enters_of, exits_of, make_instance
+
+#: a request that takes longer is watched for a caller that goes away
+WATCH_S = 0.05
+#: larger segments are sent in pieces, so that flow control has a say
+PIECE_BYTES = 1 << 18
+
+Send = Callable[[Any], Any]
+
+
+def make_app(handle: Function[..., Any] | Cls, function: str, concurrency: int | None = None) -> CallApp:
+    """What the replica serves. `function` is the name it is deployed under, which also tells its siblings' names."""
+    if function:
+        handle.app.adopt_suffix(handle.base_name, function)
+    payload.home = sys.modules.get(handle.__module__)
+    timeout_s = handle.options.get("timeout_s")
+    executor = Executor(concurrency or concurrency_of(handle))
+    if isinstance(handle, Cls):
+        instance = make_instance(handle.target)
+        for shared, name in enters_of(handle.target):
+            sdk.hooks.append((shared, getattr(instance, name)))
+        sdk.exits.extend(getattr(instance, name) for name in exits_of(handle.target))
+        targets = {name: getattr(instance, name) for name in methods_of(handle.target)}
+    else:
+        targets = {"": handle.target}
+    label = handle.__qualname__
+    methods = {
+        name: Method(name, target, f"{label}.{name}()".replace(".()", "()"), timeout_s) for name, target in targets.items()
+    }
+    return CallApp(executor, methods, handle.__module__, concurrency_of(handle) * replicas_max_of(handle))
+
+
+class CallApp:
+    def __init__(self, executor: Executor, methods: dict[str, Method], module: str, width: int) -> None:
+        self.executor = executor
+        self.methods = methods
+        #: inputs that all replicas together can work on, and the module that the function is in: for callers
+        self._headers = [
+            (b"content-type", CONTENT_TYPE.encode()),
+            (b"x-steelyard-width", str(width).encode()),
+            (b"x-steelyard-module", module.encode()),
+        ]
+
+    async def __call__(self, scope: Any, receive: Any, send: Send) -> None:
+        if scope["type"] == "lifespan":
+            return
+        path = scope["path"].removeprefix(scope.get("root_path", "")) if scope["type"] == "http" else ""
+        if path == CALL_PATH or path.startswith(f"{CALL_PATH}/"):
+            await self._answer(scope, receive, send, path[len(CALL_PATH) + 1 :])
+            return
+        await _problem(send, 404, "not-found", "Nothing is served here: this function takes calls.")
+
+    async def _answer(self, scope: Any, receive: Any, send: Send, name: str) -> None:
+        kind = next((value for header, value in scope["headers"] if header == b"content-type"), b"")
+        if scope["method"] != "POST" or kind != CONTENT_TYPE.encode():
+            await _problem(send, 415, "not-a-call", f"A call is a POST of {CONTENT_TYPE}.")
+            return
+        method = self.methods.get(name)
+        if method is None:
+            offered = ", ".join(self.methods) or "none"
+            await _problem(send, 404, "no-method", f"There is no method '{name}'. Methods: {offered}.")
+            return
+        inputs = await _read_inputs(receive)
+        if inputs is None:
+            return  # the caller has gone
+        if not inputs:
+            await _problem(send, 422, "not-a-call", "The body is no sequence of frames with an input in it.")
+            return
+        work = self.executor.start(method, inputs)
+        gone = asyncio.get_running_loop().call_later(WATCH_S, self._watch, work, receive)
+        try:
+            await self._send(work, send)
+        finally:
+            gone.cancel()
+            self.executor.finish(work)
+
+    def _watch(self, work: Work, receive: Any) -> None:
+        work.watcher = asyncio.ensure_future(self._await_end(work, receive))
+
+    async def _await_end(self, work: Work, receive: Any) -> None:
+        while (await receive())["type"] != "http.disconnect":
+            pass
+        if not work.closed:
+            work.gone = True
+            self.executor.finish(work)
+
+    async def _send(self, work: Work, send: Send) -> None:
+        """One body when everything is there at once, else a stream."""
+        await work.wakeup.wait()
+        buffers, waiting = work.drain()
+        if work.total == 1 and work.complete:
+            late, more = work.drain()  # between the two looks
+            buffers += late
+            release(waiting + more)
+            if not buffers:
+                if not work.gone:
+                    await _problem(send, 503, "not-begun", "The replica is being replaced. Nothing was executed; try again.")
+                return
+            length = sum(map(len, buffers))
+            await _begin(send, [*self._headers, (b"content-length", str(length).encode())])
+            await _send_buffers(send, buffers, last=True)
+            return
+        await _begin(send, self._headers)
+        while True:
+            done = work.complete
+            late, more = work.drain()
+            if buffers or late:
+                await _send_buffers(send, buffers + late)
+            release(waiting + more)
+            if done:
+                break
+            await work.wakeup.wait()
+            buffers, waiting = work.drain()
+        if not work.gone:
+            ending = frames.encode(frames.DONE, work.total, [work.ran_ns.to_bytes(8, "little")])
+            await _send_buffers(send, ending, last=True)
+
+
+async def _read_inputs(receive: Any) -> list[frames.Frame] | None:
+    """None: the caller has gone. Empty: what came makes no sense."""
+    reader = frames.FrameReader()
+    inputs: list[frames.Frame] = []
+    while True:
+        message = await receive()
+        if message["type"] == "http.disconnect":
+            return None
+        try:
+            inputs += reader.feed(message.get("body", b""))
+        except frames.FramingError:
+            return []
+        if not message.get("more_body"):
+            break
+    sound = reader.empty and all(frame.kind == frames.CALL and frame.segments for frame in inputs)
+    return inputs if sound and [frame.id for frame in inputs] == list(range(len(inputs))) else []
+
+
+async def _begin(send: Send, headers: list[tuple[bytes, bytes]]) -> None:
+    await send({"type": "http.response.start", "status": 200, "headers": headers})
+
+
+async def _send_buffers(send: Send, buffers: list[Buffer], last: bool = False) -> None:
+    pieces = frames.join(buffers)
+    for number, piece in enumerate(pieces):
+        final = last and number == len(pieces) - 1
+        if len(piece) <= PIECE_BYTES:
+            await send({"type": "http.response.body", "body": piece, "more_body": not final})
+            continue
+        view = memoryview(piece)
+        for at in range(0, len(view), PIECE_BYTES):
+            more = not final or at + PIECE_BYTES < len(view)
+            await send({"type": "http.response.body", "body": bytes(view[at : at + PIECE_BYTES]), "more_body": more})
+
+
+async def _problem(send: Send, status: int, code: str, detail: str) -> None:
+    title = {404: "Not Found", 415: "Unsupported Media Type", 422: "Unprocessable", 503: "Service Unavailable"}[status]
+    body = json.dumps({"type": "about:blank", "title": title, "status": status, "detail": detail, "code": code}).encode()
+    headers = [(b"content-type", b"application/problem+json"), (b"content-length", str(len(body)).encode())]
+    await send({"type": "http.response.start", "status": status, "headers": headers})
+    await send({"type": "http.response.body", "body": body})
