@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
-from steelyard.sdk.arguments import Signature
+from steelyard.sdk.signature import Signature
 from steelyard.sdk.convert import FieldError
 
 if TYPE_CHECKING:
