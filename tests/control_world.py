@@ -6,6 +6,7 @@ from collections.abc import Sequence
 
 import msgspec
 
+from steelyard.api.auth import WorkloadTokens
 from steelyard.clock import VirtualClock
 from steelyard.control.assignment import AssignmentLoop
 from steelyard.control.jobs import JobsLoop
@@ -68,8 +69,9 @@ class World:
         self.watch = Watch()
         self.agents = FakeAgents()
         self.live = LiveJobs()
+        self.tokens = WorkloadTokens("", self.live.attempt)
         self.jobs = JobsLoop(self.store, self.clock, self.watch, self.live)
-        self.assignment = AssignmentLoop(self.store, self.agents, self.live)
+        self.assignment = AssignmentLoop(self.store, self.agents, self.live, self.tokens)
         self.reports = ReportsLoop(self.store, self.agents, self.clock, self.watch, self.live)
         self.seq = 0
 

@@ -15,6 +15,7 @@ import msgspec
 
 from queues import small_machine
 from sim_agent import Disk, Kernel, ModelAgent
+from steelyard.api.auth import WorkloadTokens
 from steelyard.api.submission import insert_jobs
 from steelyard.clock import VirtualClock
 from steelyard.control import ASSIGNMENT, JOBS, REPORTS
@@ -129,7 +130,7 @@ class World:
         self.live = LiveJobs()
         watch = Watch()
         self.jobs = JobsLoop(self.store, self.clock, watch, self.live)
-        assignment = AssignmentLoop(self.store, self.hub, self.live)
+        assignment = AssignmentLoop(self.store, self.hub, self.live, WorkloadTokens("", self.live.attempt))
         reports = ReportsLoop(self.store, self.hub, self.clock, watch, self.live)
         self.loops = {JOBS: self.jobs, ASSIGNMENT: assignment, REPORTS: reports}
         self.wanted = {JOBS, ASSIGNMENT}

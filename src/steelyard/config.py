@@ -56,6 +56,11 @@ class Paths(msgspec.Struct, frozen=True):
         return self.home / "server" / "bundles"
 
     @property
+    def calls(self) -> Path:
+        """Inputs and results of durable calls, owned by the server."""
+        return self.home / "server" / "calls"
+
+    @property
     def agent(self) -> Path:
         """The agent's durable state: assignment.json, intents/, handles/, exits/, ledger/."""
         return self.home / "agent"

@@ -79,16 +79,16 @@ class ModelKernel(CgroupFiles):
         self.files.update({f"{root}/cgroup.controllers": controllers, f"{root}/cgroup.subtree_control": ""})
         return root
 
-    def make(self, folder: str) -> None:
+    def make(self, folder: str) -> bool:
         parent = os.path.dirname(folder)
         if parent not in self.members:
             raise OSError(errno.ENOENT, "no such group", folder)
         if folder in self.members:
-            return
+            return False
         self.kinds[folder], self.members[folder] = self.kinds[parent], set()
         if not self.kinds[folder].startswith("unified"):
             self.files.update({f"{folder}/{name}": text for name, text in V1_FILES[self.kinds[folder]].items()})
-            return
+            return True
         enabled = self.files[f"{parent}/cgroup.subtree_control"]
         self.files.update({f"{folder}/cgroup.controllers": enabled, f"{folder}/cgroup.subtree_control": ""})
         self.files.update({f"{folder}/{name}": text for name, text in V2_ALWAYS.items()})
@@ -96,6 +96,7 @@ class ModelKernel(CgroupFiles):
             self.files[f"{folder}/cgroup.kill"] = ""
         for controller in enabled.split():
             self.files.update({f"{folder}/{name}": text for name, text in V2_FILES[controller].items()})
+        return True
 
     def remove(self, folder: str) -> bool:
         if folder not in self.members:

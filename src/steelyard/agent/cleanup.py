@@ -25,7 +25,9 @@ class Cleanup:
     def forget(self, workload: WorkloadId) -> bool:
         """For a workload that never had a process, or has none any more."""
         (self._paths.pages / workload).unlink(missing_ok=True)
-        shutil.rmtree(self.relay_folder(workload), ignore_errors=True)
+        relay = self.relay_folder(workload)
+        if relay.exists():
+            shutil.rmtree(relay, ignore_errors=True)
         if not self._runtime.forget(workload):
             self._left.add(workload)
             return False

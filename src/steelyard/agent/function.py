@@ -25,11 +25,12 @@ from steelyard.agent.presence import GONE, Presence
 from steelyard.agent.readiness import POLL_S, ask_ready, make_listener
 from steelyard.agent.replica import FAILED, SERVING
 from steelyard.agent.revision import RevisionHost
+from steelyard.agent.template_tree import TemplateTree
 from steelyard.errors import SteelyardError
 from steelyard.gateway import Cluster, Route
 from steelyard.model.coldstart import ColdStart
 from steelyard.model.function import FunctionState
-from steelyard.model.ids import FunctionName
+from steelyard.model.ids import FunctionName, name_logs
 from steelyard.model.job import Plan
 from steelyard.model.reason import Reason
 from steelyard.wire.agent import AssignedFunction, FunctionSeen
@@ -63,8 +64,9 @@ class FunctionHost:
         devices: DeviceKeeper,
         presence: Presence,
         lending: Lending,
+        tree: TemplateTree,
     ) -> None:
-        self._devices, self._presence, self._lending = devices, presence, lending
+        self._devices, self._presence, self._lending, self._tree = devices, presence, lending, tree
         self._edges, self.name = edges, name
         self._on_change, self._on_coldstart, self._on_awake = on_change, on_coldstart, on_awake
         self._apply_routes, self._ledger = apply_routes, ledger
@@ -173,6 +175,7 @@ class FunctionHost:
             self._on_coldstart,
             self._on_awake,
             self._lending,
+            self._tree,
         )
 
     async def _take_back(self, function: AssignedFunction, plan: Plan) -> None:
@@ -363,7 +366,7 @@ class FunctionHost:
         )
 
     def _log_tail(self) -> str:
-        path = self._edges.paths.workloads / f"fn.{self.name}" / "stderr"
+        path = self._edges.paths.workloads / name_logs(self.name) / "stderr"
         try:
             with path.open("rb") as file:
                 file.seek(max(0, os.fstat(file.fileno()).st_size - 4000))

@@ -12,17 +12,22 @@ from steelyard.agent.edges import Edges
 from steelyard.agent.function import FunctionHost, socket_name, socket_path
 from steelyard.agent.ledger import Ledger
 from steelyard.agent.lending import Lending, meets
-from steelyard.agent.memory import TemplateUse, choose_evictions, choose_return
+from steelyard.agent.memory import NodeUse, TemplateUse, choose_evictions, choose_return
 from steelyard.agent.presence import Presence
 from steelyard.agent.replica import KIND as REPLICA
 from steelyard.agent.revision import RevisionHost
-from steelyard.agent.template import KIND as TEMPLATE
+from steelyard.agent.template import TemplateKeeper
+from steelyard.agent.template_process import KIND as TEMPLATE
+from steelyard.agent.template_process import TemplateProcess
+from steelyard.agent.template_show import show_templates
+from steelyard.agent.template_tree import TemplateTree
 from steelyard.errors import SteelyardError
 from steelyard.gateway import GatewayDesired
 from steelyard.model.coldstart import ColdStart
 from steelyard.model.ids import FunctionName, WorkloadId
 from steelyard.model.job import Plan
 from steelyard.model.machine import HeldPlan
+from steelyard.model.template import TemplateSeen
 from steelyard.runtime.process import Adopted, AdoptedState
 from steelyard.wire.agent import AssignedFunction, FunctionSeen, digest_keys
 from steelyard.wire.spawn import Exited
@@ -52,6 +57,7 @@ class FunctionKeeper:
         self._edges, self._ledger = edges, ledger
         self._devices, self._presence, self._lending = devices, presence, lending
         self._on_change, self._on_coldstart = on_change, on_coldstart
+        self.tree = TemplateTree(edges, ledger)
         self._hosts: dict[FunctionName, FunctionHost] = {}
         self._keys: tuple[str, ...] = ()
         self._gateway_lock = asyncio.Lock()
@@ -74,6 +80,7 @@ class FunctionKeeper:
             devices=self._devices,
             presence=self._presence,
             lending=self._lending,
+            tree=self.tree,
         )
         self._hosts[name] = host
         return host
@@ -162,7 +169,8 @@ class FunctionKeeper:
     # -- truth from the machine
 
     def on_exit(self, exited: Exited) -> bool:
-        return any(revision.on_exit(exited) for host in list(self._hosts.values()) for revision in host.hosts)
+        revisions = (revision for host in list(self._hosts.values()) for revision in host.hosts)
+        return any(revision.on_exit(exited) for revision in revisions) or self.tree.on_exit(exited)
 
     async def adopt(self, held: dict[str, int], found: Iterable[Adopted], keys: tuple[str, ...]) -> None:
         """After a restart: route what was routed, take over sockets, replicas and templates, end what belongs to nobody."""
@@ -212,6 +220,7 @@ class FunctionKeeper:
         paths = self._edges.paths
         kept = {socket_path(self._edges, revision.function) for revision in revisions}
         kept |= {revision.template.socket for revision in revisions if revision.template is not None}
+        kept |= {node.socket_path for node in self.tree.nodes.values()}
         for path in [*paths.function_sockets.iterdir(), *paths.template_sockets.iterdir()]:
             if path not in kept:
                 path.unlink(missing_ok=True)
@@ -228,11 +237,14 @@ class FunctionKeeper:
             if kind == TEMPLATE and revision.template is not None and item.watched:
                 await revision.template.adopt(item)
                 return
+        if kind == TEMPLATE and item.state is AdoptedState.RUNNING and item.watched and await self.tree.adopt(item):
+            return
         self._edges.cleanup.remove(item.workload)
 
     def on_new_spawner(self) -> None:
         """A new spawner holds nothing yet: give it a copy of every listening socket. Templates of the old one are replaced, since
         what they fork would have no parent that records its exit."""
+        self.tree.end_all()
         for host in self._hosts.values():
             for revision in host.hosts:
                 revision.drop_slot()
@@ -247,7 +259,8 @@ class FunctionKeeper:
     @property
     def workloads(self) -> set[str]:
         """Replicas and templates that may have a process now."""
-        return {each for host in self._hosts.values() for revision in host.hosts for each in revision.workloads}
+        mine = {each for host in self._hosts.values() for revision in host.hosts for each in revision.workloads}
+        return mine | self.tree.workloads
 
     @property
     def devices_in_use(self) -> set[str]:
@@ -290,32 +303,66 @@ class FunctionKeeper:
     def seen(self) -> tuple[FunctionSeen, ...]:
         return tuple(seen for name in sorted(self._hosts) if (seen := self._hosts[name].seen()) is not None)
 
-    # -- memory
+    # -- templates
+
+    async def show_templates(self, name: FunctionName) -> tuple[TemplateSeen, ...] | None:
+        """Of the revision that has the traffic, from the base on; empty for a command, None for a function that is not here."""
+        host = self._hosts.get(name)
+        revision = host.routed or next(iter(host.hosts), None) if host is not None else None
+        if revision is None:
+            return None
+        if revision.template is None:
+            return ()
+        return await show_templates(revision.template, self.tree, self._children(self._templates()))
+
+    def _children(self, templates: dict[str, TemplateKeeper]) -> dict[str, int]:
+        return self.tree.children(each.process for each in templates.values() if each.process is not None)
 
     def check_memory(self, available_bytes: int) -> None:
         """Evict templates when they hold more than their budget or the machine runs short; bring back one that was missed since
-        when there is room again."""
-        templates = {
-            revision.name: revision.template for host in self._hosts.values() for revision in host.hosts if revision.template
-        }
-        uses = [TemplateUse(name, item.rss, item.last_used_ns) for name, item in templates.items() if item.pid is not None]
+        when there is room, or when others were not wanted for longer."""
+        templates = self._templates()
+        uses = [*self._uses_of_nodes(templates), *(_use(name, each) for name, each in templates.items() if each.process)]
         reserve = round(self._edges.machine.memory_bytes * RESERVE_SHARE)
-        budget = self._edges.template_budget_bytes
-        evicted = choose_evictions(uses, budget, available_bytes, reserve)
+        now_ns, budget = self._edges.clock.mono_ns(), self._edges.template_budget_bytes
+        evicted = choose_evictions(uses, now_ns, budget, available_bytes, reserve)
+        if not evicted:
+            missed = [
+                TemplateUse(name, each.evicted_bytes, each.missed_ns)
+                for name, each in templates.items()
+                if each.missed_ns is not None and each.process is None
+            ]
+            back, evicted = choose_return(missed, uses, budget, available_bytes - reserve)
+            if back is not None:
+                templates[back].rebuild()
         for name in evicted:
-            log.info("template of %s evicted: %d bytes available", name, available_bytes)
-            templates[name].evict()
-        if evicted:
-            return
-        missed = [
-            TemplateUse(name, item.evicted_bytes, item.missed_ns)
-            for name, item in templates.items()
-            if item.missed_ns is not None and item.pid is None
-        ]
-        back = choose_return(missed, sum(use.rss_bytes for use in uses), budget, available_bytes - reserve)
-        if back is not None:
-            templates[back].rebuild()
+            log.info("template %s evicted: %d bytes available", name, available_bytes)
+            if name in templates:
+                templates[name].evict()
+            elif (node := self.tree.nodes.get(name)) is not None:
+                self.tree.end(node)
+
+    def _templates(self) -> dict[str, TemplateKeeper]:
+        return {revision.name: revision.template for host in self._hosts.values() for revision in host.hosts if revision.template}
+
+    def _uses_of_nodes(self, templates: dict[str, TemplateKeeper]) -> list[TemplateUse]:
+        """Environments and bases, named by their keys."""
+        if not self.tree.nodes:
+            return []
+        children = self._children(templates)
+        wanted = {self.tree.environment_of(each.wanted, each.environment) for each in templates.values()}
+
+        def kind(node: TemplateProcess) -> NodeUse:
+            if children.get(node.workload):
+                return NodeUse.PARENT
+            return NodeUse.WANTED if node.key in wanted else NodeUse.UNWANTED
+
+        return [TemplateUse(key, node.own_bytes, node.last_used_ns, kind(node)) for key, node in self.tree.nodes.items()]
 
     def close(self) -> None:
         for host in self._hosts.values():
             host.close()
+
+
+def _use(name: str, template: TemplateKeeper) -> TemplateUse:
+    return TemplateUse(name, template.own_bytes, template.last_used_ns)

@@ -34,9 +34,9 @@ class Holdings:
         """Before it is started, because a short one ends before that is known; or once it is found by a restarted agent."""
         self.usage.note_start(attempt, workload, plan, started_at)
 
-    def note_end(self, workload: WorkloadId, exited: Exited | None) -> None:
-        """Its first process has ended, and its group is still there."""
-        self.usage.note_end(workload, exited)
+    def note_end(self, workload: WorkloadId, exited: Exited | None) -> int | None:
+        """Its first process has ended, and its group is still there. Returns the most memory that it had, where that is known."""
+        return self.usage.note_end(workload, exited)
 
     def drop(self, workload: WorkloadId) -> None:
         """Nothing of it runs any more, or ever did."""

@@ -232,10 +232,11 @@ class JobKeeper:
     def _end(self, attempt: AttemptId, state: Attempt, member: Member, exited: Exited | None) -> None:
         if member.end is not None:
             return
-        end = self._explain(member, exited)
-        self._holdings.note_end(member.workload, exited)
-        # What the main process left behind ends with it, before its cores are given to somebody else.
-        self._cgroups.kill(member.workload)
+        end = self._explain(member, exited, self._holdings.note_end(member.workload, exited))
+        # What the main process left behind ends with it, before its cores are given to somebody else. The kernel removes no group
+        # in which anything lives, so that is the cheapest look; without an exit record the group is what tells of it.
+        if exited is None or not self._cgroups.remove(member.workload):
+            self._cgroups.kill(member.workload)
         if state.note_end(member, end):
             job = self._assigned.get(attempt)
             state.conclude(job.spec if job is not None else None)
@@ -244,7 +245,11 @@ class JobKeeper:
             self._step()
         self._changed()
 
-    def _explain(self, member: Member, exited: Exited | None) -> MemberEnd:
+    def _explain(self, member: Member, exited: Exited | None, peak_bytes: int | None = None) -> MemberEnd:
+        """`peak_bytes`: the most memory that it had, where that was read already."""
+        if peak_bytes is not None and exited is not None and exited.signal is None:
+            # It ended by itself, and not at its memory limit: nothing else is asked of the group.
+            return explain_end(exited, None, peak_bytes, member.plan, self._clock.now_us())
         reading = self._cgroups.read(member.workload)
         return explain_end(exited, reading.oom_kills, reading.memory_peak_bytes, member.plan, self._clock.now_us())
 

@@ -1,5 +1,5 @@
 """What must the agent still know after a kill -9? The newest assignment and, per function, the revision that Envoy routes to;
-and the earlier revisions that still hold requests.
+the earlier revisions that still hold requests; and, only to be fast, which packages a function's code was seen to import.
 
 One file each, written whole by temp + fsync + rename. Intents, handles and exits are `runtime.records`' business.
 A damaged file stops the agent with its name: guessing here could start a job twice.
@@ -23,6 +23,7 @@ T = TypeVar("T")
 ASSIGNMENT = "assignment.json"
 ROUTED = "routed.json"
 DRAINING = "draining.json"
+LEARNED = "learned.json"
 
 
 class Ledger:
@@ -34,6 +35,7 @@ class Ledger:
         self.assignment = _load(folder / ASSIGNMENT, Assignment, Assignment(epoch=0, generation=0))
         self.routed: dict[FunctionName, AssignedFunction] = _load(folder / ROUTED, dict[FunctionName, AssignedFunction], {})
         self.draining: tuple[AssignedFunction, ...] = _load(folder / DRAINING, tuple[AssignedFunction, ...], ())
+        self.learned: dict[FunctionName, tuple[str, ...]] = _load(folder / LEARNED, dict[FunctionName, tuple[str, ...]], {})
 
     async def accept(self, assignment: Assignment) -> bool:
         """Keep a newer assignment (fsynced). False for one older than what is already here: it must not be acted on. Not to be
@@ -63,6 +65,15 @@ class Ledger:
         if draining != self.draining:
             write_file(self._folder / DRAINING, msgspec.json.encode(draining))
             self.draining = draining
+
+    def set_learned(self, name: FunctionName, packages: tuple[str, ...]) -> None:
+        """Remember which packages the function's newest code imports (none: forget it)."""
+        learned = {key: value for key, value in self.learned.items() if key != name and key in self.routed}
+        if packages:
+            learned[name] = packages
+        if learned != self.learned:
+            write_file(self._folder / LEARNED, msgspec.json.encode(learned))
+            self.learned = learned
 
 
 def _load(path: Path, kind: type[T], default: T) -> T:

@@ -34,7 +34,7 @@ from steelyard.agent.usage import UsageKeeper
 from steelyard.errors import SteelyardError
 from steelyard.model.coldstart import ColdStart
 from steelyard.model.health import NODE
-from steelyard.model.ids import AttemptId, WorkloadId
+from steelyard.model.ids import AttemptId, FunctionName, WorkloadId
 from steelyard.runtime.logs import rotate
 from steelyard.runtime.process import Adopted
 from steelyard.wire import WIRE_VERSION
@@ -336,6 +336,11 @@ class Agent:
             if usage is None:
                 return Answer(id=ask.id, error="No process of this job has run yet, or its records are gone.")
             return Answer(id=ask.id, data=msgspec.json.encode(usage))
+        if ask.what == "template":
+            line = await self.functions.show_templates(FunctionName(ask.workload))
+            if line is None:
+                return Answer(id=ask.id, error="This function is not on its machine yet. Try again in a moment.")
+            return Answer(id=ask.id, data=msgspec.json.encode(line))
         if ask.what.startswith("exec"):
             return await self._answer_exec(ask)
         if ask.what in ("health", "readmit", "keep-hardware"):

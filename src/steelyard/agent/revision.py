@@ -25,10 +25,12 @@ from steelyard.agent.presence import GONE, Presence
 from steelyard.agent.replica import FAILED, SERVING, Replica, Slot, make_slot
 from steelyard.agent.starter import start_plain
 from steelyard.agent.template import TemplateKeeper
+from steelyard.agent.template_tree import TemplateTree
 from steelyard.errors import SteelyardError, Unreachable
 from steelyard.lifecycle.environment import make_environment
+from steelyard.lifecycle.launch import tell_api
 from steelyard.model.coldstart import ColdStart, Road
-from steelyard.model.ids import WorkloadId
+from steelyard.model.ids import WorkloadId, name_logs
 from steelyard.model.job import Plan
 from steelyard.model.reason import Reason
 from steelyard.runtime.process import Adopted
@@ -61,6 +63,7 @@ class RevisionHost:
         on_coldstart: Callable[[ColdStart], None],
         on_awake: Callable[[], None],
         lending: Lending,
+        tree: TemplateTree,
     ) -> None:
         self.edges, self.function, self.code, self.listener = edges, function, code, listener
         self._presence, self._lending = presence, lending
@@ -70,12 +73,15 @@ class RevisionHost:
         self._on_change, self._on_coldstart, self._on_awake = on_change, on_coldstart, on_awake
         self.plan = function.plan or Plan()
         self.ids = choose_ids(function.owner, function.spec.as_root, edges.settings, os.geteuid())
-        self.logs = f"fn.{function.name}"
-        env = make_env(function.spec.env, str(code), self.ids, function.owner)
-        self.env = make_environment(self.plan, edges.machine.topology, env, threads=False, mps=shares_by_mps(self.plan))
+        self.logs = name_logs(function.name)
+        # one home for all: what is read when an interpreter starts must not differ from function to function
+        home = str(code if function.spec.bundle is None else edges.paths.unpacked)
+        env = make_env(function.spec.env, home, self.ids, function.owner)
+        place = make_environment(self.plan, edges.machine.topology, env, threads=False, mps=shares_by_mps(self.plan))
+        self.env = place | tell_api(edges.settings.api_url, function.token, edges.settings.tls_cert or "")
         self.template: TemplateKeeper | None = None
         if function.spec.attr is not None:
-            self.template = TemplateKeeper(edges, function, code, self.logs, self.env, self.ids)
+            self.template = TemplateKeeper(edges, tree, function, code, self.logs, self.env, self.ids)
         self.replicas: dict[WorkloadId, Replica] = {}
         self.queued = 0
         #: requests that wait in Envoy, beyond what the replicas and the socket may hold
@@ -196,19 +202,20 @@ class RevisionHost:
         return replica.workload in self.replicas
 
     async def _start_from_template(self, replica: Replica, slot: Slot, listen_fd: int) -> bool:
-        """True when forked; otherwise `replica.reason` says why the plain start must do."""
-        if self.template is None:
+        """True when forked, from the revision's template or from its environment; otherwise the plain start must do. Why it was
+        not the template says `replica.reason`."""
+        template = self.template
+        if template is None:
             replica.reason = Reason.COMMAND_HAS_NO_TEMPLATE
             return False
-        if not self.template.ready:
-            replica.reason = self.template.reason
-            self.template.miss()
-            return False
         replica.sent_ns = self.edges.clock.mono_ns()
-        forked = await self.template.fork(slot, listen_fd, replica.trial)
+        forked = await template.fork(slot, listen_fd, replica.trial)
+        if not isinstance(forked, Forked):
+            replica.reason, replica.road = Reason(forked.reason), Road.ENVIRONMENT
+            template.miss()
+            forked = await template.fork_from_environment(slot, listen_fd, replica.trial)
         if not isinstance(forked, Forked):
             log.info("%s: plain start: %s %s", self.name, forked.reason, forked.detail)
-            replica.reason = Reason(forked.reason)
             return False
         replica.pid, replica.start_time = forked.pid, forked.start_time
         self.edges.runtime.claim(slot.workload, forked.pid, forked.start_time)

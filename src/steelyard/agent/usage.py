@@ -82,11 +82,12 @@ class UsageKeeper:
         life.used.setdefault(workload, _Used())
         self._of[workload] = attempt
 
-    def note_end(self, workload: WorkloadId, exited: Exited | None) -> None:
-        """Its first process has ended; its group is still there. Without an exit record the last look is all there is."""
+    def note_end(self, workload: WorkloadId, exited: Exited | None) -> int | None:
+        """Its first process has ended; its group is still there. Without an exit record the last look is all there is. Returns
+        the most memory that it had; None where that is not known."""
         attempt = self._of.get(workload)
         if attempt is None or (used := (life := self._lives[attempt]).used[workload]).ended:
-            return
+            return None
         self._look(workload, used)
         used.ended, used.memory_bytes = True, 0
         if exited is not None and exited.start_time:
@@ -96,6 +97,7 @@ class UsageKeeper:
             used.written_bytes = _most(used.written_bytes, exited.written_bytes)
         if all(each.ended for each in life.used.values()):
             self._add(life)
+        return used.memory_peak_bytes
 
     async def sample(self) -> None:
         """Look at everything that is due. Called once a second while anything runs."""

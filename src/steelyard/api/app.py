@@ -8,6 +8,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import logging
+import random
 from collections.abc import AsyncGenerator, Callable
 from pathlib import Path
 from typing import Any
@@ -17,8 +18,9 @@ from litestar.datastructures import State
 
 from steelyard.api.accounts import ACCOUNT_ROUTES
 from steelyard.api.agents import AgentHub
-from steelyard.api.auth import JobTokens, TokenGate
+from steelyard.api.auth import TokenGate, WorkloadTokens
 from steelyard.api.bundles import BUNDLE_ROUTES
+from steelyard.api.calls import CALL_ROUTES, new_call_id
 from steelyard.api.document import get_document
 from steelyard.api.functions import FUNCTION_ROUTES
 from steelyard.api.inside import INSIDE_ROUTES
@@ -37,14 +39,17 @@ from steelyard.clock import Clock
 from steelyard.config import Settings
 from steelyard.control.answers import AnswersLoop
 from steelyard.control.assignment import AssignmentLoop
+from steelyard.control.calls import CallsLoop, Carrier
 from steelyard.control.driver import Driver
 from steelyard.control.jobs import JobsLoop
+from steelyard.control.kept_calls import KeptCallsLoop
 from steelyard.control.leases import LeasesLoop
 from steelyard.control.live import LiveJobs
 from steelyard.control.reports import ReportsLoop
 from steelyard.control.schedules import SchedulesLoop
 from steelyard.control.watch import Watch
 from steelyard.store import Store
+from steelyard.store.call_files import CallFiles
 
 _log = logging.getLogger("steelyard.api")
 
@@ -60,6 +65,7 @@ ROUTES = (
     *SCHEDULE_ROUTES,
     *ACCOUNT_ROUTES,
     *FUNCTION_ROUTES,
+    *CALL_ROUTES,
     *LEASE_ROUTES,
     *BUNDLE_ROUTES,
     *KEY_ROUTES,
@@ -89,6 +95,8 @@ def make_app(
     clock: Clock,
     settings: Settings,
     bundles: Path,
+    call_files: CallFiles,
+    carrier: Carrier,
     admin_token: str,
     agent_token: str,
     epoch: int,
@@ -100,44 +108,33 @@ def make_app(
     watch = Watch()
     hub = AgentHub(store, clock)
     live = LiveJobs()
-    tokens = JobTokens(admin_token, live.attempt)
+    tokens = WorkloadTokens(admin_token, live.attempt)
     jobs = JobsLoop(store, clock, watch, live)
+    calls = CallsLoop(store, clock, watch, call_files, carrier, tokens.call_key, random.random)
     driver = Driver(
         (
             jobs,
-            AssignmentLoop(store, hub, live, lambda job: tokens.sign(job.id, job.attempt)),
+            AssignmentLoop(store, hub, live, tokens),
             ReportsLoop(store, hub, clock, watch, live),
             AnswersLoop(store, clock),
-            SchedulesLoop(store, clock),
+            SchedulesLoop(store, clock, new_call_id),
+            calls,
+            KeptCallsLoop(store, clock, call_files),
             LeasesLoop(store, clock, watch),
         ),
         clock,
     )
     hub.attach(driver.poke)
-    services = Services(store, clock, settings, bundles, hub, driver, jobs, live, watch, epoch, root)
-
-    @contextlib.asynccontextmanager
-    async def run_loops(app: Litestar) -> AsyncGenerator[None, None]:
-        del app
-
-        def ended(task: asyncio.Task[None]) -> None:
-            if not task.cancelled() and (err := task.exception()) is not None:
-                _log.critical("the control loops ended: %s", err)
-                on_failure(err)
-
-        task = asyncio.create_task(driver.run(), name="driver")
-        task.add_done_callback(ended)
-        try:
-            yield
-        finally:
-            task.cancel()
-            await asyncio.gather(task, return_exceptions=True)
+    calls.attach(driver.poke)
+    services = Services(
+        store, clock, settings, bundles, call_files, hub, driver, jobs, live, calls, tokens, watch, epoch, root
+    )  # fmt: skip
 
     app = Litestar(
         route_handlers=[*ROUTES, get_document],
         guards=[refuse_unknown_query],
         exception_handlers={Exception: answer_error},
-        lifespan=[run_loops],
+        lifespan=[lambda app: _run_loops(driver, calls, on_failure)],
         state=State({"services": services, "described": ROUTES}),
         openapi_config=None,
         request_max_body_size=BODY_MAX_BYTES,
@@ -145,3 +142,20 @@ def make_app(
         debug=False,
     )
     return App(services, TokenGate(app, admin_token, agent_token, tokens))
+
+
+@contextlib.asynccontextmanager
+async def _run_loops(driver: Driver, calls: CallsLoop, on_failure: Callable[[BaseException], None]) -> AsyncGenerator[None, None]:
+    def ended(task: asyncio.Task[None]) -> None:
+        if not task.cancelled() and (err := task.exception()) is not None:
+            _log.critical("the control loops ended: %s", err)
+            on_failure(err)
+
+    task = asyncio.create_task(driver.run(), name="driver")
+    task.add_done_callback(ended)
+    try:
+        yield
+    finally:
+        task.cancel()
+        await asyncio.gather(task, return_exceptions=True)
+        await calls.close()

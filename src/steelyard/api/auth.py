@@ -2,78 +2,120 @@
 visible without a token.
 
 Anonymous: GET /healthz alone. HTTP: the admin's token; the agent's token may GET bundles; a running job's token may submit, look
-at and stop jobs. WebSocket: the agent's token, for nothing but the agent's path. Tokens are compared in constant time and never
-logged.
+at and stop jobs; it and a function's token may call functions of their owner. WebSocket: the agent's token, for nothing but the
+agent's path. Tokens are compared in constant time and never logged.
 """
 
 from __future__ import annotations
 
 import hashlib
 import hmac
+import re
 from collections.abc import Callable
 from functools import lru_cache
 from typing import Any
 
+import msgspec
+
 from steelyard.api.problems import MEDIA_TYPE, make_problem
+from steelyard.errors import Unauthorized
+from steelyard.model.function import Function
+from steelyard.model.ids import DEFAULT_PROJECT, FunctionName, JobId
+from steelyard.model.job import Job, Owner
+from steelyard.store import Tx
 
 AGENT_PATH = "/v1/agent"
 HEALTH_PATH = "/healthz"
 #: the one thing besides its WebSocket that an agent may ask for: the code it is to run
 CODE_PATH = "/v1/bundles/"
 
-
 #: what a job's own processes may call
 JOB_PATHS = ("/v1/jobs", "/v1/scripts")
-_JOB_TOKEN = b"job."
+#: what those of jobs and functions may call
+CALL_PATHS = ("/v1/calls", "/v1/call-key")
+_MAKE_CALL = re.compile(r"/v1/functions/[^/]+/calls")
 
 
-class JobTokens:
-    """Tokens for the processes of running jobs: `job.<job>.<attempt>.<signature>`. Nothing is stored: the signature is made with
-    the admin's token, and a token is worth nothing once its attempt has ended."""
+class Caller(msgspec.Struct, frozen=True):
+    """Whose process is calling: a job's, or a function's replica."""
+
+    #: "job" or "function"
+    kind: str
+    name: str
+    #: attempt, or revision
+    number: int
+    #: of a function: who owned it when the token was made
+    user: str = ""
+
+    def owner(self, tx: Tx) -> Owner:
+        """Raises Unauthorized when it is gone."""
+        row = tx.job(JobId(self.name)) if self.kind == "job" else tx.function(DEFAULT_PROJECT, FunctionName(self.name))
+        # a function of that name may have been deleted, and another one made by somebody else
+        if row is None or (isinstance(row, Function) and (row.revision < self.number or row.owner.user != self.user)):
+            raise Unauthorized(f"The {self.kind} {self.name} is not here any more, so its token opens nothing.")
+        return row.owner
+
+
+class WorkloadTokens:
+    """Tokens for the processes of running jobs (`job.<job>.<attempt>.<signature>`) and of functions
+    (`function.<name>.<revision>.<user>.<signature>`), and keys by which their owners' processes call functions. Nothing is
+    stored: signatures are made with the admin's token. A job's token is worth nothing once its attempt has ended, a function's
+    once that is deleted."""
 
     def __init__(self, admin_token: str, attempt: Callable[[str], int | None]) -> None:
         """`attempt`: the number of a job's attempt that holds a place now."""
         self._secret = hashlib.sha256(b"steelyard job token\0" + admin_token.encode()).digest()
         self._attempt = attempt
         #: every assignment names the tokens of all that runs
-        self.sign = lru_cache(maxsize=4096)(self._sign)
+        self._sign = lru_cache(maxsize=8192)(self._make_signature)
 
-    def _sign(self, job: str, attempt: int) -> str:
-        text = f"job.{job}.{attempt}"
+    def sign_job(self, job: Job) -> str:
+        return self._sign(f"job.{job.id}.{job.attempt}")
+
+    def sign_function(self, function: Function) -> str:
+        return self._sign(f"function.{function.name}.{function.revision}.{function.owner.user}")
+
+    def call_key(self, owner: Owner) -> str:
+        """What the gateway lets that owner's processes in by."""
+        return "sk-" + self._sign(f"key.{owner.user}").rpartition(".")[2]
+
+    def check(self, token: bytes) -> Caller | None:
+        """Whose token it is; a job's only while its attempt runs."""
+        try:
+            text = token.decode()
+            said, _, _ = text.rpartition(".")
+            kind, name, number, *more = said.split(".", 3)
+            caller = Caller(kind, name, int(number), *more)
+        except (ValueError, TypeError):
+            return None
+        if kind not in ("job", "function") or not hmac.compare_digest(self._sign(said).encode(), token):
+            return None
+        return caller if kind == "function" or self._attempt(name) == caller.number else None
+
+    def _make_signature(self, text: str) -> str:
         return f"{text}.{hmac.new(self._secret, text.encode(), hashlib.sha256).hexdigest()[:43]}"
 
-    def check(self, token: bytes) -> str | None:
-        """Whose token it is, if its attempt still runs."""
-        try:
-            _, job, number, _ = token.decode().split(".")
-            attempt = int(number)
-        except ValueError:
-            return None
-        if not hmac.compare_digest(self.sign(job, attempt).encode(), token) or self._attempt(job) != attempt:
-            return None
-        return job
 
-
-def caller_of(request: Any) -> str | None:
-    """The job whose process is calling; None: the admin."""
-    return request.scope.get("steelyard.job")
+def caller_of(request: Any) -> Caller | None:
+    """The job or function whose process is calling; None: the admin."""
+    return request.scope.get("steelyard.caller")
 
 
 class TokenGate:
     """Passes on what shows the right token; answers 401 to the rest."""
 
-    def __init__(self, app: Any, admin_token: str, agent_token: str, jobs: JobTokens) -> None:
+    def __init__(self, app: Any, admin_token: str, agent_token: str, tokens: WorkloadTokens) -> None:
         self._app = app
         self._admin_token = admin_token.encode()
         self._agent_token = agent_token.encode()
-        self._jobs = jobs
+        self._tokens = tokens
 
     async def __call__(self, scope: Any, receive: Any, send: Any) -> None:
         if scope["type"] == "http":
             if scope["path"] == HEALTH_PATH or self._fits(scope, self._admin_token) or self._agent_fetches_code(scope):
                 await self._app(scope, receive, send)
-            elif (job := self._job_calls(scope)) is not None:
-                await self._app({**scope, "steelyard.job": job}, receive, send)
+            elif (caller := self._workload_calls(scope)) is not None:
+                await self._app({**scope, "steelyard.caller": caller}, receive, send)
             else:
                 await _refuse(send)
         elif scope["type"] == "websocket":
@@ -90,11 +132,13 @@ class TokenGate:
         reads = scope["method"] == "GET" and scope["path"].startswith(CODE_PATH)
         return reads and self._fits(scope, self._agent_token)
 
-    def _job_calls(self, scope: Any) -> str | None:
-        shown = _shown(scope)
-        if not shown.startswith(_JOB_TOKEN) or not _below(scope["path"], JOB_PATHS):
+    def _workload_calls(self, scope: Any) -> Caller | None:
+        path = scope["path"]
+        calls = _below(path, CALL_PATHS) or (scope["method"] == "POST" and _MAKE_CALL.fullmatch(path) is not None)
+        if not calls and not _below(path, JOB_PATHS):
             return None
-        return self._jobs.check(shown)
+        caller = self._tokens.check(_shown(scope))
+        return caller if caller is not None and (calls or caller.kind == "job") else None
 
     @staticmethod
     def _fits(scope: Any, token: bytes) -> bool:

@@ -5,12 +5,8 @@ A bundle is a tar.gz named by its sha256. It is written beside its final name, c
 
 from __future__ import annotations
 
-import asyncio
-import errno
 import hashlib
-import os
 import re
-import secrets
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -20,10 +16,10 @@ from litestar.openapi.datastructures import ResponseSpec
 from litestar.params import Parameter
 from litestar.response import File
 
-from steelyard.api.problems import errors
+from steelyard.api.problems import errors, refuse_disk
 from steelyard.api.services import services_of
-from steelyard.config import sync_folder
-from steelyard.errors import EdgeFailed, NoRoom, NotFound, Refused
+from steelyard.errors import NotFound, Refused
+from steelyard.wire.landing import Landing
 
 BUNDLE_MAX_BYTES = 256 << 20
 
@@ -61,55 +57,34 @@ async def get_bundle(request: Request[Any, Any, Any], sha256: Sha256) -> File:
 )
 async def put_bundle(request: Request[Any, Any, Any], sha256: Sha256) -> Response[None]:
     """Upload code as a tar.gz; the content must have the sha256 that the path names."""
-    folder = services_of(request).bundles
-    path = bundle_path(folder, sha256)
-    temp = folder / f".{sha256[:16]}.{secrets.token_hex(4)}.part"
+    path = bundle_path(services_of(request).bundles, sha256)
     try:
-        found = await _receive(request, temp)
-        if found != sha256:
-            raise Refused(f"The upload's sha256 is {found}, not the one in the path. Upload it again.", code="bundle-mismatch")
-        await asyncio.to_thread(_move_in, temp, path)
+        async with Landing(path) as file:
+            found = await _receive(request, file)
+            if found != sha256:
+                raise Refused(
+                    f"The upload's sha256 is {found}, not the one in the path. Upload it again.", code="bundle-mismatch"
+                )
+            await file.land()
     except OSError as err:
-        if err.errno in (errno.ENOSPC, errno.EDQUOT):
-            raise NoRoom("The server's disk is full; the bundle was not stored.", code="disk-full") from err
-        raise EdgeFailed("The bundle could not be stored.", code="bundle-failed", detail=f"{path}: {err}") from err
-    finally:
-        temp.unlink(missing_ok=True)
+        raise refuse_disk(err, "bundle", path) from err
     return Response(None, status_code=204)
 
 
-async def _receive(request: Request[Any, Any, Any], temp: Path) -> str:
-    """Stream the body to `temp`; returns its sha256. Never holds more than a chunk in memory."""
+async def _receive(request: Request[Any, Any, Any], file: Landing) -> str:
+    """Stream the body to `file`; returns its sha256. Never holds more than a megabyte in memory."""
     digest = hashlib.sha256()
-    size = 0
     first = b""
-    fd = os.open(temp, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
-    try:
-        async for chunk in request.stream():
-            size += len(chunk)
-            if size > BUNDLE_MAX_BYTES:
-                raise Refused(f"A bundle is at most {BUNDLE_MAX_BYTES >> 20} MiB.", code="body-too-large")
-            if len(first) < 2:
-                first += chunk[:2]
-            digest.update(chunk)
-            await asyncio.to_thread(_write, fd, chunk)
-        if first[:2] != b"\x1f\x8b":
-            raise Refused("A bundle is a tar.gz, and this is no gzip.", code="bad-bundle")
-        await asyncio.to_thread(os.fsync, fd)
-    finally:
-        os.close(fd)
+    async for chunk in request.stream():
+        if file.size_bytes + len(chunk) > BUNDLE_MAX_BYTES:
+            raise Refused(f"A bundle is at most {BUNDLE_MAX_BYTES >> 20} MiB.", code="body-too-large")
+        if len(first) < 2:
+            first += chunk[:2]
+        digest.update(chunk)
+        await file.write(chunk)
+    if first[:2] != b"\x1f\x8b":
+        raise Refused("A bundle is a tar.gz, and this is no gzip.", code="bad-bundle")
     return digest.hexdigest()
-
-
-def _write(fd: int, chunk: bytes) -> None:
-    view = memoryview(chunk)
-    while view:
-        view = view[os.write(fd, view) :]
-
-
-def _move_in(temp: Path, path: Path) -> None:
-    os.rename(temp, path)
-    sync_folder(path.parent)
 
 
 def _find(request: Request[Any, Any, Any], sha256: str) -> Path:

@@ -37,6 +37,7 @@ _COMMAND_MAX = PACKET_MAX - 20_000
 _SECONDS_MAX = 30 * 24 * 3600
 _REPLICAS_MAX = 1000
 #: listen(4096): more connections than that can't wait at one socket
+_RETRIES_MAX = 100
 _CONCURRENCY_MAX = 4096
 _MEMORY_MIN = 1 << 20
 #: below this a program could not even be read from its disk
@@ -172,6 +173,10 @@ def _check_replicas(spec: FunctionSpec) -> list[Finding]:
     for name, value in (("idle_timeout_s", spec.idle_timeout_s), ("startup_deadline_s", spec.startup_deadline_s)):
         if not 0 < value <= _SECONDS_MAX:
             findings.append(Finding("bad-timeout", f"{name} must be more than 0 and at most {_SECONDS_MAX} seconds"))
+    if spec.timeout_s is not None and not 0 < spec.timeout_s <= _SECONDS_MAX:
+        findings.append(Finding("bad-timeout", f"timeout_s must be more than 0 and at most {_SECONDS_MAX} seconds"))
+    if not 0 <= spec.retries <= _RETRIES_MAX:
+        findings.append(Finding("bad-retries", f"retries must be between 0 and {_RETRIES_MAX}"))
     return findings
 
 

@@ -15,9 +15,10 @@ from steelyard.api.jobs import Limit, Offset, WaitS
 from steelyard.api.logs import follow_function
 from steelyard.api.problems import errors
 from steelyard.api.requests import refuse_findings, require_json
+from steelyard.api.schedules import declare_schedule
 from steelyard.api.services import Services, services_of
 from steelyard.api.views import coldstart_view, function_view
-from steelyard.control import ASSIGNMENT, JOBS, LEASES
+from steelyard.control import ASSIGNMENT, CALLS, JOBS, LEASES, SCHEDULES
 from steelyard.control.jobs import forget_borrowed, hold_functions, hold_jobs, make_room
 from steelyard.control.live import HOLDING
 from steelyard.control.watch import wait_for
@@ -27,6 +28,7 @@ from steelyard.model.function import Function, FunctionSpec, FunctionState
 from steelyard.model.health import NODE
 from steelyard.model.ids import DEFAULT_PROJECT, FunctionName
 from steelyard.model.job import Plan
+from steelyard.model.template import TemplateSeen
 from steelyard.placement.refusal import Refusal
 from steelyard.store import Event, Tx
 from steelyard.wire.api import ColdStartView, FunctionDeploy, FunctionView, LogChunk
@@ -53,6 +55,9 @@ async def deploy_function(
             raise Conflict(f"The name {name} is taken by a function of {before.owner.user}. Choose another.", code="name-taken")
         if before is not None and before.expires_at is None and expires_at is not None:
             raise Conflict(f"{name} is deployed to stay: it can't be made ephemeral. Choose another name.", code="name-taken")
+        if data.schedule is not None and expires_at is not None:
+            raise Refused(f"{name} is ephemeral, and can't be called by the clock. Deploy it to stay.", code="bad-schedule")
+        declare_schedule(tx, services, name_, data.schedule, now)
         plan = _reserve(tx, name_, data.spec, before)
         # revisions are never numbered twice, even when the function was deleted in between: their replicas carry the number
         revision = tx.bump(f"revision/{DEFAULT_PROJECT}/{name}")
@@ -87,7 +92,7 @@ async def deploy_function(
 
     answer = await mutate(request, idempotency_key, 200, deploy)
     services.watch.notify(f"function/{name}")
-    services.driver.poke(JOBS, ASSIGNMENT, *([] if data.lease_s is None else [LEASES]))
+    services.driver.poke(JOBS, ASSIGNMENT, SCHEDULES, *([] if data.lease_s is None else [LEASES]))
     return answer
 
 
@@ -115,6 +120,18 @@ async def get_function(request: Request[Any, Any, Any], name: FunctionPath, wait
             await wait_for(news, left_s)
 
 
+@get("/v1/functions/{name:str}/template", responses=errors(404, 409, 503))
+async def get_template(request: Request[Any, Any, Any], name: FunctionPath) -> list[TemplateSeen]:
+    """The templates that its replicas are forked from, from the base to its revision; empty for a command."""
+    services = services_of(request)
+    if await services.store.read(lambda tx: tx.function(DEFAULT_PROJECT, FunctionName(name))) is None:
+        raise NotFound(f"There is no function {name}. `steelyard functions` lists them.")
+    answer = await services.hub.ask("template", name)
+    if answer.error:
+        raise Conflict(answer.error, code="not-here-yet")
+    return msgspec.json.decode(answer.data, type=list[TemplateSeen])
+
+
 @delete("/v1/functions/{name:str}", status_code=204, responses=errors(404, 422, 507))
 async def delete_function(request: Request[Any, Any, Any], name: FunctionPath, idempotency_key: IdempotencyKey) -> Response[None]:
     """Its requests in flight are answered; then its replicas end."""
@@ -125,10 +142,11 @@ async def delete_function(request: Request[Any, Any, Any], name: FunctionPath, i
         if not tx.delete_function(DEFAULT_PROJECT, FunctionName(name)):
             raise NotFound(f"There is no function {name}. `steelyard functions` lists them.")
         tx.add_event(Event(now, DEFAULT_PROJECT, services.owner.user, "function", name, "deleted"))
+        declare_schedule(tx, services, FunctionName(name), None, now)
 
     answer = await mutate(request, idempotency_key, 204, commit)
     services.watch.notify(f"function/{name}")
-    services.driver.poke(JOBS, ASSIGNMENT)
+    services.driver.poke(JOBS, ASSIGNMENT, CALLS)
     return answer
 
 
@@ -188,6 +206,7 @@ FUNCTION_ROUTES = (
     deploy_function,
     list_functions,
     get_function,
+    get_template,
     delete_function,
     function_logs,
     list_coldstarts,

@@ -34,12 +34,18 @@ IdempotencyKey = Annotated[
 
 
 async def mutate(
-    request: Request[Any, Any, Any], key: str | None, status: int, change: Callable[[Tx], msgspec.Struct | None]
+    request: Request[Any, Any, Any],
+    key: str | None,
+    status: int,
+    change: Callable[[Tx], msgspec.Struct | None],
+    *,
+    content: bytes | None = None,
 ) -> Response[Any]:
-    """Run `change` in one transaction, answer its struct as JSON (or nothing, for 204) once it is on disk."""
+    """Run `change` in one transaction, answer its struct as JSON (or nothing, for 204) once it is on disk. `content` stands for
+    the body where that was not kept in memory."""
     services = services_of(request)
     now = services.clock.now_us()
-    digest = "" if key is None else _hash(request, await request.body())
+    digest = "" if key is None else _hash(request, await request.body() if content is None else content)
 
     def commit(tx: Tx) -> tuple[int, bytes]:
         if key is not None:

@@ -9,7 +9,7 @@ import msgspec
 from litestar import Request, Response, get, post
 from litestar.params import Parameter
 
-from steelyard.api.auth import caller_of
+from steelyard.api.auth import Caller, caller_of
 from steelyard.api.door import check_fields
 from steelyard.api.idempotency import IdempotencyKey, mutate
 from steelyard.api.listing import Wanted, find_wanted, list_folded, parse_states
@@ -23,7 +23,6 @@ from steelyard.control import ASSIGNMENT, JOBS
 from steelyard.control.changes import commit_change
 from steelyard.errors import NoRoom, Refused, Unauthorized, Unreachable
 from steelyard.lifecycle.job import Change, hold_job, reprioritise_job, stop_job
-from steelyard.model.ids import JobId
 from steelyard.model.job import Job, JobSpec, Owner
 from steelyard.model.proof import Proof, ProofState
 from steelyard.store import Tx
@@ -207,11 +206,11 @@ async def _change(
     return answer
 
 
-def _check_owner(tx: Tx, caller: str | None, rows: Sequence[Job]) -> None:
+def _check_owner(tx: Tx, caller: Caller | None, rows: Sequence[Job]) -> None:
     """A job's processes may change what its owner's jobs are, and nobody else's."""
-    asking = None if caller is None else tx.job(JobId(caller))
-    if asking is not None and any(row.owner != asking.owner for row in rows):
-        raise Unauthorized(f"{rows[0].id} belongs to {rows[0].owner.user}, and {caller} to {asking.owner.user}.")
+    owner = None if caller is None else caller.owner(tx)
+    if caller is not None and owner is not None and any(row.owner != owner for row in rows):
+        raise Unauthorized(f"{rows[0].id} belongs to {rows[0].owner.user}, and {caller.name} to {owner.user}.")
 
 
 def check_room(services: Services) -> None:
@@ -219,10 +218,9 @@ def check_room(services: Services) -> None:
         raise NoRoom(f"{QUEUE_MAX} jobs are waiting already. Try again when some have started.", code="queue-full")
 
 
-def submitter(tx: Tx, services: Services, caller: str | None) -> Owner:
+def submitter(tx: Tx, services: Services, caller: Caller | None) -> Owner:
     """Who owns what is submitted: whoever owns the job that asks, else the admin."""
-    job = None if caller is None else tx.job(JobId(caller))
-    return services.owner if job is None else job.owner
+    return services.owner if caller is None else caller.owner(tx)
 
 
 def _unknown(job: Job, why: str) -> Proof:

@@ -15,6 +15,7 @@ from steelyard.api.requests import require_json
 from steelyard.api.services import Services, services_of
 from steelyard.api.views import key_view
 from steelyard.control import ASSIGNMENT
+from steelyard.control.assignment import admitted_keys
 from steelyard.errors import Conflict, NotFound, Refused, Unreachable
 from steelyard.model.function import ApiKey
 from steelyard.model.ids import DEFAULT_PROJECT, NAME
@@ -75,9 +76,9 @@ async def _told(services: Services) -> None:
     """Until the gateway has heard, so that a new key works and a deleted one is refused when the caller is answered. Without an
     agent the gateway hears when there is one again: the change itself is on disk."""
     services.driver.poke(ASSIGNMENT)
-    keys = await services.store.read(lambda tx: tx.keys())
+    keys = await services.store.read(lambda tx: admitted_keys(tx.keys(), tx.functions(), services.secrets))
     with contextlib.suppress(Unreachable):
-        await services.hub.ask("keys", digest_keys(key.secret for key in keys))
+        await services.hub.ask("keys", digest_keys(keys))
 
 
 KEY_ROUTES = (list_keys, create_key, delete_key)

@@ -5,8 +5,10 @@ Callers never see a traceback, a path of ours or the words of a library: what is
 
 from __future__ import annotations
 
+import errno
 import logging
 from http import HTTPStatus
+from pathlib import Path
 from typing import Any
 
 import msgspec
@@ -96,6 +98,13 @@ def answer_error(request: Request[Any, Any, Any], err: Exception) -> Response[by
         return _answer(status, _CODE_BY_STATUS.get(status, "bad-request"), detail, _allow(err))
     _log.error("%s %s failed", request.method, request.url.path, exc_info=err)
     return _answer(500, "failed", "Something failed inside Steelyard; the server's log says what.")
+
+
+def refuse_disk(err: OSError, what: str, path: Path) -> SteelyardError:
+    """What an upload that could not be stored is answered: 507 while there is no room."""
+    if err.errno in (errno.ENOSPC, errno.EDQUOT):
+        return NoRoom(f"The server's disk is full; the {what} was not stored. Try again when there is room.", code="disk-full")
+    return EdgeFailed(f"The {what} could not be stored.", code=f"{what}-failed", detail=f"{path}: {err}")
 
 
 def _allow(err: HTTPException) -> dict[str, str]:

@@ -10,12 +10,15 @@ import msgspec
 from steelyard.api.agents import AgentHub
 from steelyard.clock import Clock
 from steelyard.config import Settings
+from steelyard.control.assignment import Secrets
+from steelyard.control.calls import CallsLoop
 from steelyard.control.driver import Driver
 from steelyard.control.jobs import JobsLoop
 from steelyard.control.live import LiveJobs
 from steelyard.control.watch import Watch
 from steelyard.model.job import Owner
 from steelyard.store import Store
+from steelyard.store.call_files import CallFiles
 
 if TYPE_CHECKING:
     from litestar import Request, WebSocket
@@ -27,10 +30,13 @@ class Services(msgspec.Struct, frozen=True):
     settings: Settings
     #: folder of uploaded code, <sha256>.tar.gz
     bundles: Path
+    call_files: CallFiles
     hub: AgentHub
     driver: Driver
     jobs: JobsLoop
     live: LiveJobs
+    calls: CallsLoop
+    secrets: Secrets
     watch: Watch
     #: this server's epoch
     epoch: int

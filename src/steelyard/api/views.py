@@ -13,7 +13,9 @@ import msgspec
 
 from steelyard.clock import rfc3339
 from steelyard.config import Settings
+from steelyard.lifecycle.call import KEPT_US
 from steelyard.lifecycle.history import read_event
+from steelyard.model.call import Call
 from steelyard.model.coldstart import ColdStart
 from steelyard.model.function import ApiKey, Function, FunctionState
 from steelyard.model.job import Job, JobState
@@ -21,7 +23,7 @@ from steelyard.model.reason import Reason
 from steelyard.model.site import Schedule
 from steelyard.scheduling.snapshot import Why
 from steelyard.store import Event
-from steelyard.wire.api import ColdStartView, EventView, FunctionView, JobView, KeyView, ScheduleView
+from steelyard.wire.api import CallView, ColdStartView, EventView, FunctionView, JobView, KeyView, ScheduleView
 
 #: the agent is called lost after this long without a connection
 AGENT_LOST_S = 15.0
@@ -161,6 +163,29 @@ def function_view(function: Function, settings: Settings, agent_lost: bool = Fal
     )
 
 
+def call_view(call: Call) -> CallView:
+    return CallView(
+        id=call.id,
+        function=call.function,
+        method=call.method,
+        project=call.project,
+        owner=call.owner.user,
+        generation=call.generation,
+        state=call.state.value,
+        reason=None if call.reason is None else call.reason.value,
+        detail=call.detail,
+        attempt=call.attempt,
+        submitted_at=_time(call.submitted_at),
+        started_at=rfc3339(call.started_at),
+        ended_at=rfc3339(call.ended_at),
+        kept_until=None if call.ended_at is None else rfc3339(call.ended_at + KEPT_US),
+        input_bytes=call.input_bytes,
+        result_bytes=call.result_bytes,
+        result_type=call.result_type,
+        schedule=call.schedule,
+    )
+
+
 def coldstart_view(row: ColdStart) -> ColdStartView:
     return ColdStartView(
         function=row.function,
@@ -186,7 +211,7 @@ def key_view(key: ApiKey, with_secret: bool = False) -> KeyView:
     )
 
 
-def schedule_view(row: Schedule, next_at: int | None, last: Job | None) -> ScheduleView:
+def schedule_view(row: Schedule, next_at: int | None, last: Job | Call | None) -> ScheduleView:
     return ScheduleView(
         name=row.name,
         project=row.project,
@@ -199,6 +224,9 @@ def schedule_view(row: Schedule, next_at: int | None, last: Job | None) -> Sched
         last_job=row.last_job,
         last_state=None if last is None else last.state.value,
         spec=row.spec,
+        function=row.function,
+        every_s=row.every_s,
+        last_call=row.last_call,
     )
 
 

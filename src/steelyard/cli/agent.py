@@ -28,11 +28,11 @@ from steelyard.host.scratch import ScratchDisk
 from steelyard.host.sockdiag import SocketQueue
 from steelyard.host.topology.observe import observe_topology
 from steelyard.model.machine import Machine
+from steelyard.runtime.lib_dir import make_lib_dir
 from steelyard.runtime.process import ProcessRuntime
 from steelyard.runtime.record_lane import RecordLane
 from steelyard.runtime.slurm_bin import make_slurm_bin
 from steelyard.runtime.spawner_client import SpawnerClient
-from steelyard.runtime.template import make_lib_dir
 from steelyard.wire.spawn import Exited
 
 #: share of the machine's memory that templates may hold before the least recently used is evicted

@@ -15,6 +15,7 @@ from typing import NamedTuple
 import click
 import msgspec
 
+from steelyard.cli.app_file import check_python
 from steelyard.cli.apply_plan import (
     CREATE,
     UNCHANGED,
@@ -26,7 +27,7 @@ from steelyard.cli.apply_plan import (
     order_documents,
     render_steps,
 )
-from steelyard.cli.deploy import check_python, hand_over, read_target
+from steelyard.cli.deploy import hand_over, read_target
 from steelyard.cli.documents import FUNCTION, JOB, Document, FunctionAsk, read_documents
 from steelyard.cli.output import print_json, say
 from steelyard.cli.session import home_option, json_option, new_key, open_client
@@ -154,7 +155,7 @@ def _plan_schedule(client: ApiClient, document: Document) -> Planned:
     except NotFound:
         changes = (Change("cron", None, put.cron), Change("timezone", None, put.timezone), *find_asked(document.spec))
         return Planned(document, Step(document.kind, document.name, CREATE, changes, command=command))
-    changes = find_changes(SchedulePut(view.cron, view.spec, view.timezone), put)
+    changes = find_changes(SchedulePut(view.cron, view.spec, view.timezone, view.function, view.every_s), put)
     return Planned(document, Step(document.kind, document.name, UPDATE if changes else UNCHANGED, changes, command=command))
 
 

@@ -6,39 +6,39 @@ ready the old one keeps its traffic; when it never gets ready, the old one goes 
 
 from __future__ import annotations
 
-import ast
 import os
 import re
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import click
 import msgspec
+from click.core import ParameterSource
 
+from steelyard.cli.app_deploy import DeployedRow, explain_failure, put_function, upload_code, wait_settled
+from steelyard.cli.app_file import check_python, declares_app, parse_file
 from steelyard.cli.numbers import Number
-from steelyard.cli.output import Progress, say
+from steelyard.cli.output import Progress, print_json, say
 from steelyard.cli.quantities import parse_bytes, parse_seconds
-from steelyard.cli.session import home_option, new_key, open_client
+from steelyard.cli.session import home_option, json_option, open_client
 from steelyard.errors import Refused
-from steelyard.model.function import FunctionSpec, FunctionState
+from steelyard.model.function import FunctionSpec
 from steelyard.model.gpu_demand import parse_gpu_demand
 from steelyard.model.ids import NAME
 from steelyard.model.job import Resources
 from steelyard.model.timing import Timing
-from steelyard.wire.api import FunctionDeploy, FunctionView
 from steelyard.wire.http import ApiClient
 
-#: one long poll
-POLL_S = 10.0
-
-DEPLOY_HELP = """Deploy an ASGI app or a server as a function that sleeps when nobody asks and wakes when somebody does.
+DEPLOY_HELP = """Deploy an app, a web app or a server as functions that sleep when nobody asks and wake when somebody does.
 
 \b
 TARGET is one of
+  FILE.py          an app: all functions that `app = sy.App(...)` declares
+  FILE.py:NAME     one function of an app
   FILE.py:APP      an ASGI app (FastAPI, Starlette, Litestar, plain)
-  FILE.py          a program that opens --port itself
+  FILE.py          with --port, a program that opens it itself
   -- CMD...        any program, in the current folder: it opens --port,
                    or takes the socket by LISTEN_FDS (fd 3)
 
@@ -46,8 +46,15 @@ The folder of FILE is captured, minus what .gitignore names; a command runs in t
 A deploy of the same name is a new revision. It takes over when it is ready, and no request fails.
 Callers need a key (`steelyard keys create NAME`) unless it is --public.
 
+Of an app each function is deployed for itself: one that fails leaves the others as they are. Options here win over those in the
+file. Functions that it no longer declares are named, and deleted with --prune. An app of the same name that was deployed from
+another file is not touched without --replace.
+
 \b
 Examples:
+  steelyard deploy shop.py
+  steelyard deploy shop.py --prune --env STAGE=live
+  steelyard deploy shop.py:price --max-replicas 4
   steelyard deploy app.py:app --name hello --public
   steelyard deploy embed.py:app --max-replicas 4 --concurrency 8 --idle-timeout 5m --memory 1GB
   steelyard deploy chat.py:app --gpus H100:2 --wake-bound 2s --idle-timeout 10m
@@ -56,7 +63,7 @@ Examples:
 """
 
 
-@click.command(help=DEPLOY_HELP, short_help="Deploy an ASGI app or a server as a function.")
+@click.command(help=DEPLOY_HELP, short_help="Deploy an app, a web app or a server.")
 @click.option("--name", help="Name in its address: small letters, digits, dashes [default: the file's].")
 @click.option(
     "--min-replicas", type=click.IntRange(0, 1000), default=0, show_default=True, help="Kept awake even when nobody asks."
@@ -98,79 +105,99 @@ Examples:
 @click.option("--port", type=click.IntRange(1, 65535), help="The program opens this port on 127.0.0.1 itself.")
 @click.option("--public", is_flag=True, help="Anybody who reaches the gateway may call it, without a key.")
 @click.option("--as-root", is_flag=True, help="Run as root (only for the admin of a Steelyard that root started).")
+@click.option("--replace", is_flag=True, help="Of an app: take over what another file, or nobody's app, deployed by its names.")
+@click.option("--prune", is_flag=True, help="Of an app: delete its functions that the file no longer declares.")
 @home_option
+@json_option
 @click.argument("target", nargs=-1, required=True, type=click.UNPROCESSED, metavar="TARGET")
+@click.pass_context
 def deploy(
-    name: str | None,
-    min_replicas: int,
-    max_replicas: int,
-    concurrency: int,
-    idle_timeout: str,
-    startup_deadline: str,
-    cpus: float,
-    timing: str,
-    gpus: str | None,
-    wake_bound: str | None,
-    memory: str | None,
-    env: tuple[str, ...],
-    python: str | None,
-    port: int | None,
-    public: bool,
-    as_root: bool,
-    home: Path | None,
-    target: tuple[str, ...],
+    ctx: click.Context, home: Path | None, as_json: bool, target: tuple[str, ...], replace: bool, prune: bool, **asked: Any
 ) -> None:
+    code = read_target(target, asked["port"], apps=True)
+    if code.file is not None and asked["port"] is None and declares_app(code.file):
+        from steelyard.cli.deploy_app import AppDeploy, deploy_app
+
+        given = {name: asked[name] for name in asked if ctx.get_parameter_source(name) is ParameterSource.COMMANDLINE}
+        if deploy_app(home, code.file, AppDeploy(code.attr, given, replace, prune, as_json)):
+            return
+    for option, is_set in (("--replace", replace), ("--prune", prune)):
+        if is_set:
+            raise Refused(f"{option} is for apps (`app = sy.App(...)` in FILE.py). Nothing was deployed.", code="unfit-option")
+    function, spec = make_function(code, asked)
+    with open_client(home) as client:
+        hand_over(client, function, spec, code.file, as_json=as_json)
+
+
+def make_function(code: Target, asked: Mapping[str, Any]) -> tuple[str, FunctionSpec]:
+    """Name and spec of an ASGI app or a program, but for its bundle. Raises Refused."""
     from steelyard.cli.job_options import parse_env
 
-    code = read_target(target, port)
-    function = check_name(name or code.name)
-    if min_replicas > max_replicas:
+    if asked["min_replicas"] > asked["max_replicas"]:
         raise Refused(
-            f"--min-replicas {min_replicas} is more than --max-replicas {max_replicas}. Nothing was deployed.",
+            f"--min-replicas {asked['min_replicas']} is more than --max-replicas {asked['max_replicas']}. Nothing was deployed.",
             code="bad-replicas",
         )
-    interpreter = check_python(python)
+    interpreter = check_python(asked["python"])
     spec = FunctionSpec(
         file=code.file.name if code.file and code.attr else None,
         attr=code.attr,
         argv=(interpreter, code.file.name) if code.file and not code.attr else code.argv,
         cwd=None if code.file else os.getcwd(),
         python=interpreter,
-        port=port,
-        env=parse_env(env),
+        port=asked["port"],
+        env=parse_env(asked["env"]),
         resources=Resources(
-            cpus=cpus,
-            memory_bytes=parse_bytes(memory) if memory else None,
-            timing=Timing(timing),
-            gpus=parse_gpu_demand(gpus) if gpus else None,
+            cpus=asked["cpus"],
+            memory_bytes=parse_bytes(asked["memory"]) if asked["memory"] else None,
+            timing=Timing(asked["timing"]),
+            gpus=parse_gpu_demand(asked["gpus"]) if asked["gpus"] else None,
         ),
-        replicas_min=min_replicas,
-        replicas_max=max_replicas,
-        concurrency=concurrency,
-        idle_timeout_s=parse_seconds(idle_timeout),
-        startup_deadline_s=parse_seconds(startup_deadline),
-        wake_bound_s=parse_seconds(wake_bound) if wake_bound else None,
-        public=public,
-        as_root=as_root,
+        replicas_min=asked["min_replicas"],
+        replicas_max=asked["max_replicas"],
+        concurrency=asked["concurrency"],
+        idle_timeout_s=parse_seconds(asked["idle_timeout"]),
+        startup_deadline_s=parse_seconds(asked["startup_deadline"]),
+        wake_bound_s=parse_seconds(asked["wake_bound"]) if asked["wake_bound"] else None,
+        public=asked["public"],
+        as_root=asked["as_root"],
     )
-    with open_client(home) as client:
-        hand_over(client, function, spec, code.file)
+    return check_name(asked["name"] or code.name), spec
 
 
 def hand_over(
-    client: ApiClient, function: str, spec: FunctionSpec, file: Path | None, *, tell: Callable[[str], None] = click.echo
+    client: ApiClient,
+    function: str,
+    spec: FunctionSpec,
+    file: Path | None,
+    *,
+    tell: Callable[[str], None] = click.echo,
+    as_json: bool = False,
 ) -> None:
     """Send the code where there is a file, deploy, and wait until the revision gets the traffic. Raises Refused when it fails."""
     progress = Progress()
     if file is not None:
-        spec = msgspec.structs.replace(spec, bundle=_upload(client, file.parent, progress))
-    view = client.fetch(FunctionView, "PUT", f"/v1/functions/{function}", body=FunctionDeploy(spec), key=new_key())
+        spec = msgspec.structs.replace(spec, bundle=upload_code(client, file.parent, progress))
+    view = put_function(client, function, spec)
     try:
-        _wait_routed(client, view, progress, tell)
+        settled = wait_settled(client, view, progress.show)
     except KeyboardInterrupt:
         progress.clear()
         say(f"The deploy of {function} revision {view.revision} goes on; `steelyard functions` shows how it ends.")
         sys.exit(130)
+    progress.clear()
+    if settled.revision > view.revision:
+        tell(f"{function} revision {view.revision} was overtaken by revision {settled.revision}")
+    elif settled.routed_revision != view.revision:
+        if settled.detail:
+            say(settled.detail.rstrip())
+        raise Refused(explain_failure(settled, view.revision), code="function-failed")
+    elif as_json:
+        print_json([DeployedRow(function, view.revision, "ready", settled.url)])
+    else:
+        tell(f"{function} revision {view.revision} is ready: {settled.url}")
+        if not settled.public:
+            say(f"Callers need a key: `steelyard keys create NAME`, then  curl -H 'Authorization: Bearer KEY' {settled.url}")
 
 
 class Target(NamedTuple):
@@ -182,9 +209,9 @@ class Target(NamedTuple):
     argv: tuple[str, ...]
 
 
-def read_target(words: tuple[str, ...], port: int | None) -> Target:
+def read_target(words: tuple[str, ...], port: int | None, *, apps: bool = False) -> Target:
     """One word that names a Python file, or a command line. Checks that the file is there and is Python; whether the app is in
-    it only the import can say."""
+    it only the import can say. `apps`: a file alone may be one with an app of functions."""
     first, *rest = words
     if rest or not re.search(r"\.py(:|$)", first):
         if first.endswith(".py") or ".py:" in first:
@@ -198,22 +225,13 @@ def read_target(words: tuple[str, ...], port: int | None) -> Target:
         raise Refused(f"There is no file {file_name}. Nothing was deployed.", code="no-such-file")
     if colon and not all(part.isidentifier() for part in attr.split(".")):
         raise Refused(f"{attr!r} can't be the name of an app. Write FILE.py:APP, for example app.py:app.", code="bad-target")
-    if not colon and port is None:
+    if not colon and port is None and not (apps and declares_app(file)):
         raise Refused(
-            f"{file_name} needs an app or a port: `{file_name}:APP` for an ASGI app, or --port for a program that "
-            "opens one. Nothing was deployed.",
+            f"{file_name} needs an app or a port: app = sy.App(...) and decorated functions in it, `{file_name}:APP` for an ASGI "
+            "app, or --port for a program that opens one. Nothing was deployed.",
             code="bad-target",
         )
-    try:
-        ast.parse(file.read_bytes(), str(file_name))
-    except (SyntaxError, ValueError) as err:
-        where = f", line {err.lineno}" if isinstance(err, SyntaxError) and err.lineno else ""
-        raise Refused(
-            f"{file_name}{where} is not Python: {err.msg if isinstance(err, SyntaxError) else err}. Nothing was deployed.",
-            code="bad-syntax",
-        ) from err
-    except OSError as err:
-        raise Refused(f"{file_name} can't be read ({err.strerror}). Nothing was deployed.", code="code-unreadable") from err
+    parse_file(file)
     return Target(name=file.stem.lower().replace("_", "-"), file=file, attr=attr or None, argv=())
 
 
@@ -227,50 +245,3 @@ def check_name(name: str) -> str:
             code="bad-name",
         )
     return name
-
-
-def check_python(python: str | None) -> str:
-    """Absolute, but not with links followed: an environment's interpreter is a link, and following it loses the environment."""
-    interpreter = os.path.abspath(python or sys.executable)
-    if not os.path.isfile(interpreter) or not os.access(interpreter, os.X_OK):
-        raise Refused(f"--python {interpreter} is no program. Nothing was deployed.", code="no-such-python")
-    return interpreter
-
-
-def _upload(client: ApiClient, folder: Path, progress: Progress) -> str:
-    from steelyard.cli.bundle import capture_folder
-
-    progress.show(f"Capturing {folder}")
-    bundle = capture_folder(folder)
-    with bundle.file:
-        path = f"/v1/bundles/{bundle.sha256}"
-        if not client.has(path):
-            progress.show(f"Sending {bundle.size_bytes / 1e6:.1f} MB of code")
-            client.upload(path, bundle.file, bundle.size_bytes, "application/gzip")
-    progress.clear()
-    for note in bundle.notes:
-        say(f"Note: {note}")
-    return bundle.sha256
-
-
-def _wait_routed(client: ApiClient, view: FunctionView, progress: Progress, tell: Callable[[str], None]) -> None:
-    """Until the revision gets traffic, has failed, or another deploy has overtaken it."""
-    revision = view.revision
-    while view.revision == revision and view.routed_revision != revision and view.state != FunctionState.FAILED:
-        progress.show(f"{view.name} revision {revision}: {view.detail or 'being made ready'}")
-        view = client.fetch(FunctionView, "GET", f"/v1/functions/{view.name}", params={"wait_s": POLL_S}, wait_s=POLL_S)
-    progress.clear()
-    if view.revision > revision:
-        tell(f"{view.name} revision {revision} was overtaken by revision {view.revision}")
-        return
-    if view.routed_revision != revision:
-        serves = f"Revision {view.routed_revision} goes on serving." if view.routed_revision else "Nothing serves it."
-        if view.detail:
-            say(view.detail.rstrip())
-        raise Refused(
-            f"{view.name} revision {revision} FAILED ({view.reason}). {serves} Mend the code and deploy again.",
-            code="function-failed",
-        )
-    tell(f"{view.name} revision {revision} is ready: {view.url}")
-    if not view.public:
-        say(f"Callers need a key: `steelyard keys create NAME`, then  curl -H 'Authorization: Bearer KEY' {view.url}")

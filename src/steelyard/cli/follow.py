@@ -10,6 +10,7 @@ import queue
 import re
 import sys
 import threading
+import zlib
 from collections import deque
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -36,7 +37,7 @@ _COLOURS = ("cyan", "green", "yellow", "magenta", "blue", "bright_cyan", "bright
 class Stream:
     """`poll` reads on from a cursor, and waits that long (seconds) for something to come."""
 
-    #: a rank, the index of an array's element, or both: "3", "12.3"
+    #: a rank, the index of an array's element, or both: "3", "12.3"; or a function of an app
     label: str
     poll: Callable[[Cursor, float], LogChunk]
 
@@ -99,7 +100,8 @@ class Printer:
     def _prefix(self, label: str, person: bool) -> bytes:
         if not person:
             return f"[{label}] ".encode()
-        colour = _COLOURS[int(label.partition(".")[0]) % len(_COLOURS)]
+        first = label.partition(".")[0]
+        colour = _COLOURS[(int(first) if first.isdigit() else zlib.crc32(first.encode())) % len(_COLOURS)]
         return click.style(f"[{label}]".ljust(self._width + 2) + " ", fg=colour).encode()
 
 
@@ -126,6 +128,10 @@ class Followers:
     def wait(self, wait_s: float) -> bool:
         """True when something came. May be broken off by a signal handler that raises: nothing is lost."""
         return self._news.wait(wait_s)
+
+    def poke(self) -> None:
+        """End a `wait` though nothing came."""
+        self._news.set()
 
     def take(self) -> list[tuple[Stream, LogChunk]]:
         """What came. Logs that have not ended are asked for again. Raises what asking raised."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 
 import click
@@ -28,6 +29,12 @@ class FunctionRow(msgspec.Struct, frozen=True):
     public: bool
     #: it sleeps, and preemptible jobs may have its cores and devices
     lends: bool = False
+    #: "" for a function by itself
+    app: str = ""
+    #: `call` or `http`
+    interface: str = "http"
+    #: of `run` and `serve`: deleted then, unless its command lives
+    expires_at: str | None = None
 
 
 class ColdStartRow(msgspec.Struct, frozen=True, omit_defaults=True):
@@ -54,30 +61,32 @@ class KeyRow(msgspec.Struct, frozen=True):
     created_at: str
 
 
-FUNCTIONS_HELP = """List functions.
+FUNCTIONS_HELP = """List functions, those of an app together.
 
 \b
 Examples:
   steelyard functions
+  steelyard functions --app shop
   steelyard functions --json | jq -r '.[].url'
 """
 
 
 @click.command(help=FUNCTIONS_HELP, short_help="List functions.")
+@click.option("--app", help="Only those of this app.")
 @home_option
 @json_option
-def functions(home: Path | None, as_json: bool) -> None:
+def functions(app: str | None, home: Path | None, as_json: bool) -> None:
     with open_client(home) as client:
-        found = client.fetch(list[FunctionView], "GET", "/v1/functions")
+        listed = client.fetch(list[FunctionView], "GET", "/v1/functions")
+    found = group_by_app([view for view in listed if app is None or view.app == app])
     if as_json:
-        print_json(
-            [FunctionRow(f.name, f.revision, f.state, f.url, f.replicas, f.waking, f.queued, f.public, f.lends) for f in found]
-        )
+        print_json([msgspec.convert(view, FunctionRow, from_attributes=True) for view in found])
         return
     print_table(
-        ("name", "revision", "state", "replicas", "waking", "queued", "access", "url"),
+        ("app", "name", "revision", "state", "replicas", "waking", "queued", "access", "url"),
         [
             (
+                f.app,
                 f.name,
                 str(f.revision),
                 f"{f.state}, lends" if f.lends else f.state,
@@ -89,7 +98,8 @@ def functions(home: Path | None, as_json: bool) -> None:
             )
             for f in found
         ],
-        "No functions. `steelyard deploy FILE.py:APP` makes one.",
+        "No functions. `steelyard deploy FILE.py` makes some.",
+        keep=("name",),
     )
     for function in found:
         if function.state == "FAILED":
@@ -97,6 +107,11 @@ def functions(home: Path | None, as_json: bool) -> None:
                 f"{function.name}: {function.reason}: "
                 f"{function.detail.strip().splitlines()[-1] if function.detail.strip() else 'no detail'}"
             )
+
+
+def group_by_app(views: Sequence[FunctionView]) -> list[FunctionView]:
+    """Apps by name, in them the order of their first deploy; functions by themselves come last. Pure."""
+    return sorted(views, key=lambda view: (not view.app, view.app))
 
 
 DELETE_HELP = """Delete a function: its address answers 404, and its replicas end when their requests are done.

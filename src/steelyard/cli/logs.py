@@ -9,12 +9,13 @@ import click
 from steelyard.cli.attach import make_patience
 from steelyard.cli.attend import FIRST, POLL_S, START, Cursor, Patience, cursor_after, write_chunk
 from steelyard.cli.follow import Followers, Printer
+from steelyard.cli.function_logs import poll_function
 from steelyard.cli.job_logs import follow_array, make_streams, poll_job, print_array, print_streams, write_taken
 from steelyard.cli.output import say
 from steelyard.cli.session import home_option, open_client, quote
 from steelyard.clock import SystemClock
 from steelyard.errors import NotFound, Refused
-from steelyard.wire.api import JobView, LogChunk
+from steelyard.wire.api import JobView
 from steelyard.wire.http import ApiClient
 
 LOGS_HELP = """Print what a job or function wrote: its output on stdout, its errors on stderr.
@@ -113,8 +114,7 @@ def _follow_ranks(client: ApiClient, patience: Patience, job: JobView, begin: Cu
 def _print_function(client: ApiClient, name: str, follow: bool) -> None:
     cursor, wait_s = START, POLL_S if follow else 0.0
     while True:
-        params: dict[str, str | int | float] = {"stdout_offset": cursor.stdout, "stderr_offset": cursor.stderr, "wait_s": wait_s}
-        chunk = client.fetch(LogChunk, "GET", f"/v1/functions/{quote(name)}/logs", params=params, wait_s=wait_s)
+        chunk = poll_function(client, name, cursor, wait_s)
         write_chunk(chunk)
         cursor = cursor_after(chunk)
         if chunk.ended or (not follow and not chunk.stdout and not chunk.stderr):

@@ -102,12 +102,14 @@ def _print_rich(columns: Sequence[str], rows: Sequence[Sequence[str]], keep: Col
 class Progress:
     """One line that tells what is being waited for: rewritten in place on a terminal, a line per change otherwise."""
 
-    def __init__(self) -> None:
+    def __init__(self, *, quiet: bool = False) -> None:
+        """`quiet`: nothing is said where it can't be rewritten."""
         self._live = sys.stderr.isatty()
+        self._quiet = quiet and not self._live
         self._last = ""
 
     def show(self, text: str) -> None:
-        if text == self._last:
+        if text == self._last or self._quiet:
             return
         self._last = text
         if self._live:

@@ -50,26 +50,39 @@ async def _serve(paths: Paths, settings: Settings, listening: socket.socket, adm
     from steelyard.api.app import make_app
     from steelyard.clock import SystemClock
     from steelyard.control.assignment import begin_epoch
+    from steelyard.control.kept_calls import sweep_calls
+    from steelyard.gateway.carrier import GatewayCarrier
+    from steelyard.store.call_files import CallFiles
     from steelyard.store.sql import open_store
+    from steelyard.wire.landing import remove_parts
 
     paths.store.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
     paths.bundles.mkdir(mode=0o700, parents=True, exist_ok=True)
-    _remove_parts(paths.bundles)
+    paths.calls.mkdir(mode=0o700, parents=True, exist_ok=True)
+    remove_parts(paths.bundles)
     store: SqlStore = open_store(paths.store)  # blocks; nothing is served yet
+    calls = CallFiles(paths.calls)
     try:
         failures: list[BaseException] = []
+        await sweep_calls(store, calls)
+        carrier = GatewayCarrier(settings)
         app = make_app(
             store=store,
             clock=SystemClock(),
             settings=settings,
             bundles=paths.bundles,
+            call_files=calls,
+            carrier=carrier,
             admin_token=admin_token,
             agent_token=agent_token,
             epoch=await begin_epoch(store),
             root=os.geteuid() == 0,
             on_failure=failures.append,
         )
-        await _run_uvicorn(app, settings, listening, failures)
+        try:
+            await _run_uvicorn(app, settings, listening, failures)
+        finally:
+            carrier.close()
         if failures:
             raise failures[0]
     finally:
@@ -172,9 +185,3 @@ def _read_token(path: Path) -> str:
             f"The token in {path} is too short to be safe. Remove the file; `steelyard up` makes a new one.", code="no-token"
         )
     return token
-
-
-def _remove_parts(bundles: Path) -> None:
-    """Uploads that a killed server left unfinished."""
-    for part in bundles.glob(".*.part"):
-        part.unlink(missing_ok=True)

@@ -16,6 +16,7 @@ JOBS = "jobs"
 ASSIGNMENT = "assignment"
 REPORTS = "reports"
 SCHEDULES = "schedules"
+CALLS = "calls"
 LEASES = "leases"
 
 

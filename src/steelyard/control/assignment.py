@@ -9,7 +9,8 @@ Never waits for the agent.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Iterable, Sequence
+from typing import Protocol
 
 import msgspec
 
@@ -17,7 +18,7 @@ from steelyard.control import ASSIGNMENT, AgentLink
 from steelyard.control.live import LiveJobs
 from steelyard.lifecycle.job import in_doubt
 from steelyard.model.function import ApiKey, Function
-from steelyard.model.job import Job, JobState
+from steelyard.model.job import Job, JobState, Owner
 from steelyard.store import Store, Tx
 from steelyard.wire.agent import AssignedFunction, AssignedJob, Assignment
 
@@ -55,18 +56,32 @@ async def load(store: Store, live: LiveJobs, offered: Assignment | None) -> Seen
     return Seen(live.holding, functions, keys, epoch, offered)
 
 
-def decide(seen: Seen, now: int, sign: Callable[[Job], str] = lambda job: "") -> Actions:
-    """`now` is not used: what should run does not depend on the time. `sign` makes the token that a job's processes may show."""
+class Secrets(Protocol):
+    """What the processes of a workload may show the API and the gateway."""
+
+    def sign_job(self, job: Job) -> str: ...
+    def sign_function(self, function: Function) -> str: ...
+    def call_key(self, owner: Owner) -> str: ...
+
+
+def admitted_keys(keys: Iterable[ApiKey], functions: Iterable[Function], secrets: Secrets) -> tuple[str, ...]:
+    """What the gateway admits to private functions: keys that users made, and those of the functions' owners' own processes."""
+    owners = {function.owner.user: function.owner for function in functions}
+    return (*(key.secret for key in keys), *(secrets.call_key(owners[user]) for user in sorted(owners)))
+
+
+def decide(seen: Seen, now: int, secrets: Secrets) -> Actions:
+    """`now` is not used: what should run does not depend on the time."""
     del now
     if any(in_doubt(job) for job in seen.jobs):
         return Actions(None)
-    rendered = render_assignment(seen, sign)
+    rendered = render_assignment(seen, secrets)
     if seen.offered is not None and rendered == msgspec.structs.replace(seen.offered, generation=0):
         return Actions(None)
     return Actions(rendered)
 
 
-def render_assignment(seen: Seen, sign: Callable[[Job], str]) -> Assignment:
+def render_assignment(seen: Seen, secrets: Secrets) -> Assignment:
     """Oldest first; generation 0 stands for "not offered yet"."""
     return Assignment(
         epoch=seen.epoch,
@@ -84,7 +99,7 @@ def render_assignment(seen: Seen, sign: Callable[[Job], str]) -> Assignment:
                 suspended=job.state is JobState.SUSPENDED,
                 array=job.array,
                 restarts=job.restarts,
-                token=sign(job),
+                token=secrets.sign_job(job),
             )
             for job in sorted(seen.jobs, key=lambda job: (job.submitted_at, job.id))
             if job.plan is not None
@@ -97,10 +112,11 @@ def render_assignment(seen: Seen, sign: Callable[[Job], str]) -> Assignment:
                 revision=function.revision,
                 spec=function.spec,
                 plan=function.plan,
+                token=secrets.sign_function(function),
             )
             for function in seen.functions
         ),
-        keys=tuple(key.secret for key in seen.keys),
+        keys=admitted_keys(seen.keys, seen.functions, secrets),
     )
 
 
@@ -120,17 +136,17 @@ class AssignmentLoop:
     name = ASSIGNMENT
     tick_s = 5.0
 
-    def __init__(self, store: Store, agents: AgentLink, live: LiveJobs, sign: Callable[[Job], str] = lambda job: "") -> None:
+    def __init__(self, store: Store, agents: AgentLink, live: LiveJobs, secrets: Secrets) -> None:
         self._store = store
         self._agents = agents
         self._live = live
-        self._sign = sign
+        self._secrets = secrets
         self._offered: Assignment | None = None
         self._generation = 0
 
     async def activate(self) -> Sequence[str]:
         offered = self._offered if self._offered is not None and self._agents.holds(self._offered) else None
-        actions = decide(await load(self._store, self._live, offered), 0, self._sign)
+        actions = decide(await load(self._store, self._live, offered), 0, self._secrets)
         report = await carry_out(self._store, self._agents, actions, self._generation + 1)
         if report.offered is not None:
             self._offered = report.offered

@@ -29,12 +29,13 @@ FREEZE_LOOKS = 100
 class CgroupFiles:
     """The real ones."""
 
-    def make(self, folder: str) -> None:
-        """Make the group; one that exists is fine."""
+    def make(self, folder: str) -> bool:
+        """Make the group; one that exists is fine. True when it was not there."""
         try:
             os.mkdir(folder, 0o755)
         except FileExistsError:
-            return
+            return False
+        return True
 
     def remove(self, folder: str) -> bool:
         """True when the group is gone, False while it holds a process or another group."""
@@ -97,6 +98,8 @@ class CgroupFiles:
 
     def remove_tree(self, folder: str) -> bool:
         """Remove the group and the groups below it. False as soon as one is in use."""
+        if self.remove(folder):  # as a rule there are none below it, and looking would cost as much as removing
+            return True
         for name in self.groups(folder):
             if not self.remove_tree(f"{folder}/{name}"):
                 return False

@@ -108,13 +108,15 @@ class CgroupsV1:
 
     def make(self, workload: WorkloadId, plan: Plan) -> None:
         try:
+            fresh = True
             for tree in self._trees:
                 if not (plan.timing is Timing.REALTIME and tree == self._grouped_cpu):
-                    self._files.make(f"{self._prepare_idle() if self._gives_way(tree, plan) else tree}/{workload}")
-            self._limit(workload, plan)
-            self._limit_io(workload, plan.io_max_bytes_s)
+                    made = self._files.make(f"{self._prepare_idle() if self._gives_way(tree, plan) else tree}/{workload}")
+                    fresh = fresh and made
+            self._limit(workload, plan, fresh)
+            self._limit_io(workload, plan.io_max_bytes_s, fresh)
             if self._cpuset is not None:
-                self._place(f"{self._cpuset}/{workload}", self._cpuset, plan)
+                self._place(f"{self._cpuset}/{workload}", self._cpuset, plan, fresh)
         except OSError as err:
             raise EdgeFailed(f"The control group of {workload} could not be made: {err}.", code="cgroup-failed") from err
 
@@ -144,20 +146,23 @@ class CgroupsV1:
             self._files.try_write(f"{self._idle}/cpu.shares", "2")
         return self._idle
 
-    def _limit(self, workload: WorkloadId, plan: Plan) -> None:
+    def _limit(self, workload: WorkloadId, plan: Plan, fresh: bool) -> None:
+        """`fresh`: nothing of it was there before, so what is not written is as the kernel begins: without a limit."""
         realtime = plan.timing is Timing.REALTIME
         if "cpu" in self._limits and self._files.exists(f"{self._limits['cpu']}/{workload}"):
             shares = min(SHARES_MAX, max(2, round(1024 * plan.share)))
-            self._set(f"{self._limits['cpu']}/{workload}/cpu.shares", str(shares))
+            self._files.write(f"{self._limits['cpu']}/{workload}/cpu.shares", str(shares))
         if "devices" in self._limits:
             for node in denied_nodes(self._gpu_nodes, plan):
                 self._files.write(f"{self._limits['devices']}/{workload}/devices.deny", f"{node} rwm")
         if "pids" in self._limits:
-            self._set(f"{self._limits['pids']}/{workload}/pids.max", str(pids_max(os.cpu_count() or 1)))
+            self._files.write(f"{self._limits['pids']}/{workload}/pids.max", str(pids_max(os.cpu_count() or 1)))
         if "memory" in self._limits:
             leaf = f"{self._limits['memory']}/{workload}"
             if realtime:
                 self._files.try_write(f"{leaf}/memory.swappiness", "0")
+            if fresh and plan.memory_bytes is None:
+                return
             limit = "-1" if plan.memory_bytes is None else str(plan.memory_bytes)
             # Memory + swap may never be below memory: out of the way first, then down again.
             swap = f"{leaf}/memory.memsw.limit_in_bytes"
@@ -167,13 +172,14 @@ class CgroupsV1:
             if plan.memory_bytes is not None and self._files.exists(swap):
                 self._files.write(swap, limit)
 
-    def _limit_io(self, workload: WorkloadId, io_max: int | None) -> None:
+    def _limit_io(self, workload: WorkloadId, io_max: int | None, fresh: bool) -> None:
         """A group of its own only where there is a limit: the others would pay for one more at each start."""
         if self._blkio is None:
             return
         leaf = f"{self._blkio}/{workload}"
         if io_max is None:
-            self._files.remove(leaf)
+            if not fresh:
+                self._files.remove(leaf)
             return
         self._files.make(self._blkio)
         self._files.make(leaf)
@@ -191,9 +197,10 @@ class CgroupsV1:
             limits += [int(told.get(disk, 0)) for disk in disks]
         return min(limits, default=0) or None
 
-    def _place(self, leaf: str, base: str, plan: Plan) -> None:
+    def _place(self, leaf: str, base: str, plan: Plan, fresh: bool) -> None:
         if not plan.cpus:
-            self._files.remove(leaf)
+            if not fresh:
+                self._files.remove(leaf)
             return
         self._files.make(leaf)
         # What was allocated elsewhere before it joined (or before a new plan) moves along.
@@ -312,7 +319,9 @@ class CgroupsV1:
     def remove(self, workload: WorkloadId) -> bool:
         idle = [self._idle] if self._lone_cpu is not None else []
         trees = [*self._trees, *idle, *(tree for tree in (self._cpuset, self._blkio) if tree is not None)]
-        # The tree that lists goes last, so that a half-removed workload is still found by `workloads`.
+        # The tree that lists is made first and goes last: what is half removed is still found, and without it there is nothing.
+        if self._trees and not self._files.exists(f"{self._trees[0]}/{workload}"):
+            return True
         return all(self._files.remove_tree(f"{tree}/{workload}") for tree in reversed(trees))
 
     def read(self, workload: WorkloadId) -> CgroupReading:

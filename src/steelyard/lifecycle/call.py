@@ -12,6 +12,8 @@ from enum import StrEnum
 import msgspec
 
 from steelyard.model.call import Call, CallState
+from steelyard.model.function import Function
+from steelyard.model.ids import CallId
 from steelyard.model.reason import Reason
 
 #: state -> the states that may follow it. Terminal states are followed by nothing.
@@ -45,6 +47,8 @@ class Came(StrEnum):
     CUT = "cut"
     #: the answer could not be kept
     UNKEPT = "unkept"
+    #: the input is not on disk any more
+    LOST_INPUT = "lost-input"
 
 
 class Outcome(msgspec.Struct, frozen=True):
@@ -64,6 +68,28 @@ class CallChange(msgspec.Struct, frozen=True):
     call: Call
     #: one line of history
     event: str
+
+
+def make_call(id_: CallId, function: Function, now: int, method: str, content_type: str, input_bytes: int) -> Call:
+    """A new one, that waits. Its input is on disk already."""
+    return Call(
+        id=id_,
+        project=function.project,
+        owner=function.owner,
+        generation=1,
+        function=function.name,
+        state=CallState.QUEUED,
+        submitted_at=now,
+        method=method,
+        content_type=content_type,
+        input_bytes=input_bytes,
+        retries=function.spec.retries,
+    )
+
+
+def make_empty_call(id_: CallId, function: Function, schedule: str, now: int) -> Call:
+    """Without arguments, by the clock: JSON without a body, and so without a file."""
+    return msgspec.structs.replace(make_call(id_, function, now, "", "application/json", 0), schedule=schedule)
 
 
 def start_call(call: Call, now: int) -> CallChange | None:
@@ -105,6 +131,10 @@ def settle_call(call: Call, outcome: Outcome, now: int, jitter: float) -> CallCh
             return _return(call, Reason.GATEWAY_LOST, "the gateway went away before the answer came", now)
         case Came.UNKEPT:
             return _return(call, Reason.DISK_FULL, _join("the answer could not be kept", outcome.detail), now)
+        case Came.LOST_INPUT:
+            return _end(
+                call, CallState.FAILED, now, Reason.CALL_REFUSED, "its input is gone from the server's disk; call it again"
+            )
         case Came.ANSWERED:
             return _settle_answer(call, outcome, now, jitter)
 
@@ -118,11 +148,11 @@ def _settle_answer(call: Call, outcome: Outcome, now: int, jitter: float) -> Cal
         return _queue(call, Reason.FUNCTION_BUSY, said, None)
     if status == 503:
         return _return(call, Reason.START_FAILED, said, now)
-    if is_unrouted(outcome):
+    if _is_unrouted(outcome):
         return _queue(call, Reason.FUNCTION_BUSY, "the gateway does not know it yet", None)
     if outcome.raised or status >= 500:
         lost = status == 502 and not outcome.raised
-        reason = Reason.REPLICA_LOST if lost else Reason.RAISED
+        reason = Reason.REPLICA_LOST if lost else Reason.CALL_TIMEOUT if outcome.code == "timeout" else Reason.RAISED
         said = said if not outcome.raised else outcome.detail or "it raised an exception"
         if call.retried < call.retries:
             pause_s = min(RETRY_MAX_S, RETRY_FIRST_S * 2**call.retried) * (0.5 + jitter / 2)
@@ -131,7 +161,12 @@ def _settle_answer(call: Call, outcome: Outcome, now: int, jitter: float) -> Cal
     return _end(call, CallState.FAILED, now, Reason.CALL_REFUSED, said, **result)
 
 
-def is_unrouted(outcome: Outcome) -> bool:
+def is_refusal(outcome: Outcome) -> bool:
+    """Nobody answered it; asking the function again at once would end the same way."""
+    return outcome.came is not Came.ANSWERED or outcome.status in (429, 503) or _is_unrouted(outcome)
+
+
+def _is_unrouted(outcome: Outcome) -> bool:
     """The gateway's own words: it has not heard yet of the function, or of the key that calls it."""
     return outcome.code in ("function-not-found", "key-required")
 

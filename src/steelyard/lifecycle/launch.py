@@ -155,18 +155,20 @@ def make_mpirun(argv: tuple[str, ...], gang: Gang, facts: Facts) -> tuple[str, .
     )
 
 
+def tell_api(api_url: str, token: str, ca_file: str) -> dict[str, str]:
+    """How the processes of a workload call the API; "" where there is no token, or no certificate of its own."""
+    told = {"STEELYARD_API_URL": api_url, "STEELYARD_TOKEN": token, "STEELYARD_CA": ca_file}
+    return {name: value for name, value in told.items() if value}
+
+
 def _common(facts: Facts) -> dict[str, str]:
     env = {
         "STEELYARD_JOB_ID": facts.job,
         "STEELYARD_ATTEMPT_ID": facts.attempt,
         "STEELYARD_RESTART_COUNT": str(facts.restarts),
         "STEELYARD_CHECKPOINT": facts.checkpoint,
-        "STEELYARD_API_URL": facts.api_url,
+        **tell_api(facts.api_url, facts.token, facts.ca_file),
     }
-    if facts.token:
-        env["STEELYARD_TOKEN"] = facts.token
-    if facts.ca_file:
-        env["STEELYARD_CA"] = facts.ca_file
     if facts.heartbeat:
         env["STEELYARD_HEARTBEAT"] = facts.heartbeat
     if facts.array is not None:

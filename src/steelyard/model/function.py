@@ -41,6 +41,10 @@ class FunctionSpec(msgspec.Struct, frozen=True):
     wake_bound_s: float | None = None
     public: bool = False
     as_root: bool = False
+    #: further attempts of a call after a lost replica, a timeout or an exception
+    retries: int = 0
+    #: one input of a call is given up after that long, by its replica, which is then replaced; None: never
+    timeout_s: float | None = None
     #: the app that declares it, and the file it was declared in (a path of whoever deployed it): apps of one name are told apart
     #: by it; both empty for a function by itself
     app: str = ""

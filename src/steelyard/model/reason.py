@@ -62,6 +62,7 @@ class Reason(StrEnum):
     GATEWAY_REJECTED = "gateway-rejected"
     # calls
     RAISED = "raised"
+    CALL_TIMEOUT = "call-timeout"
     REPLICA_LOST = "replica-lost"
     CALL_REFUSED = "call-refused"
     FUNCTION_GONE = "function-gone"
@@ -74,6 +75,7 @@ class Reason(StrEnum):
     # roads of a wake
     TEMPLATE_READY = "template-ready"
     TEMPLATE_HAS_THREADS = "template-has-threads"
+    TEMPLATE_UNSAFE = "template-unsafe"
     TEMPLATE_NOT_READY = "template-not-ready"
     TEMPLATE_EVICTED = "template-evicted"
     TEMPLATE_DIED = "template-died"

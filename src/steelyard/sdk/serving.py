@@ -15,7 +15,7 @@ from typing import Any
 
 import steelyard.sdk as sdk
 from steelyard.sdk import frames, payload
-from steelyard.sdk.describe import concurrency_of, replicas_max_of
+from steelyard.sdk.describe import concurrency_of, width_of
 from steelyard.sdk.executor import Executor, Method, Work, release
 from steelyard.sdk.frames import CALL_PATH, CONTENT_TYPE, Buffer
 from steelyard.sdk.handle import Cls, Function, methods_of
@@ -31,7 +31,7 @@ Send = Callable[[Any], Any]
 
 def make_app(handle: Function[..., Any] | Cls, function: str, concurrency: int | None = None) -> CallApp:
     """What the replica serves. `function` is the name it is deployed under, which also tells its siblings' names."""
-    if function:
+    if function and handle.app is not None:
         handle.app.adopt_suffix(handle.base_name, function)
     payload.home = sys.modules.get(handle.__module__)
     timeout_s = handle.options.get("timeout_s")
@@ -48,7 +48,7 @@ def make_app(handle: Function[..., Any] | Cls, function: str, concurrency: int |
     methods = {
         name: Method(name, target, f"{label}.{name}()".replace(".()", "()"), timeout_s) for name, target in targets.items()
     }
-    return CallApp(executor, methods, handle.__module__, concurrency_of(handle) * replicas_max_of(handle))
+    return CallApp(executor, methods, handle.__module__, width_of(handle))
 
 
 class CallApp:
@@ -117,6 +117,7 @@ class CallApp:
                 if not work.gone:
                     await _problem(send, 503, "not-begun", "The replica is being replaced. Nothing was executed; try again.")
                 return
+            buffers += _ending(work)
             length = sum(map(len, buffers))
             await _begin(send, [*self._headers, (b"content-length", str(length).encode())])
             await _send_buffers(send, buffers, last=True)
@@ -133,8 +134,7 @@ class CallApp:
             await work.wakeup.wait()
             buffers, waiting = work.drain()
         if not work.gone:
-            ending = frames.encode(frames.DONE, work.total, [work.ran_ns.to_bytes(8, "little")])
-            await _send_buffers(send, ending, last=True)
+            await _send_buffers(send, _ending(work), last=True)
 
 
 async def _read_inputs(receive: Any) -> list[frames.Frame] | None:
@@ -153,6 +153,10 @@ async def _read_inputs(receive: Any) -> list[frames.Frame] | None:
             break
     sound = reader.empty and all(frame.kind == frames.CALL and frame.segments for frame in inputs)
     return inputs if sound and [frame.id for frame in inputs] == list(range(len(inputs))) else []
+
+
+def _ending(work: Work) -> list[Buffer]:
+    return frames.encode(frames.DONE, work.total, [work.ran_ns.to_bytes(8, "little")])
 
 
 async def _begin(send: Send, headers: list[tuple[bytes, bytes]]) -> None:

@@ -223,10 +223,16 @@ class QuotaView(msgspec.Struct, frozen=True):
 
 
 class SchedulePut(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """Either `cron` or `every_s`; either `spec` or `function`."""
+
     #: five fields, in `timezone`
-    cron: Annotated[str, Meta(min_length=1, max_length=1000)]
-    spec: JobSpec
+    cron: Annotated[str, Meta(max_length=1000)] = ""
+    #: a job to submit
+    spec: JobSpec | None = None
     timezone: Annotated[str, Meta(min_length=1, max_length=255)] = "UTC"
+    #: a function to call, without arguments
+    function: Annotated[str, Meta(min_length=1, max_length=255)] | None = None
+    every_s: float | None = None
 
 
 class ScheduleView(msgspec.Struct, frozen=True):
@@ -237,12 +243,15 @@ class ScheduleView(msgspec.Struct, frozen=True):
     cron: str
     timezone: str
     paused: bool
-    #: when it submits next; None: paused, or it never comes true again
+    #: when it is due next; None: paused, or it never comes true again
     next_at: str | None
     #: the newest job that it submitted, and its state
     last_job: str | None
     last_state: str | None
-    spec: JobSpec
+    spec: JobSpec | None
+    function: str | None = None
+    every_s: float | None = None
+    last_call: str | None = None
 
 
 class EventView(msgspec.Struct, frozen=True):
@@ -272,10 +281,20 @@ class LogChunk(msgspec.Struct, frozen=True):
     attempt: int = 0
 
 
+class FunctionSchedule(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """When a function is called by itself: either `cron` or `every_s`."""
+
+    cron: Annotated[str, Meta(max_length=1000)] = ""
+    timezone: Annotated[str, Meta(min_length=1, max_length=255)] = "UTC"
+    every_s: float | None = None
+
+
 class FunctionDeploy(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     spec: FunctionSpec
     #: an ephemeral function: deleted after that long unless its lease is renewed; None: it stays
     lease_s: Annotated[float, Meta(gt=0, le=LEASE_MAX_S)] | None = None
+    #: it is called by the clock; None: no more, if it was since an earlier deploy
+    schedule: FunctionSchedule | None = None
 
 
 class LeaseRenewal(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
@@ -317,6 +336,39 @@ class FunctionView(msgspec.Struct, frozen=True):
     expires_at: str | None = None
     #: of the newest revision; told of one function, not in lists
     spec: FunctionSpec | None = None
+
+
+class CallView(msgspec.Struct, frozen=True):
+    """A durable call. Its result, where there is one, is had at `/result`, also of one that FAILED: the function's exception."""
+
+    id: str
+    function: str
+    method: str
+    project: str
+    owner: str
+    generation: int
+    state: str
+    reason: str | None
+    detail: str
+    attempt: int
+    submitted_at: str
+    started_at: str | None
+    ended_at: str | None
+    #: until when it is kept; None while it has not ended
+    kept_until: str | None
+    input_bytes: int
+    #: None while there is none
+    result_bytes: int | None
+    #: content type of the result
+    result_type: str
+    schedule: str = ""
+
+
+class CallKey(msgspec.Struct, frozen=True):
+    """How the caller's own processes call private functions: `Authorization: Bearer <key>` at `<gateway>/<function>/`."""
+
+    gateway: str
+    key: str
 
 
 class ColdStartView(msgspec.Struct, frozen=True):

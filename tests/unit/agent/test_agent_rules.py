@@ -1,4 +1,4 @@
-"""Who runs as whom, which templates go, and what an agent keeps over its own death."""
+"""Who runs as whom, and what an agent keeps over its own death."""
 
 from __future__ import annotations
 
@@ -10,7 +10,6 @@ import pytest
 from steelyard.agent.answer import render_refusal
 from steelyard.agent.identity import choose_ids, explain_start, make_env
 from steelyard.agent.ledger import Ledger
-from steelyard.agent.memory import TemplateUse, choose_evictions, choose_return
 from steelyard.config import Settings
 from steelyard.errors import StoreDamaged
 from steelyard.model.job import Owner
@@ -47,23 +46,6 @@ def test_the_users_variables_win_over_the_base_but_not_over_who_it_really_is():
     env = make_env({"PATH": "/x", "USER": "root", "HOME": "/root", "A": "b"}, "/w", (64000, 64000), ROOT)
     assert (env["PATH"], env["A"], env["USER"], env["HOME"]) == ("/x", "b", "uid64000", "/w")
     assert make_env({"HOME": "/home/ada"}, "/w", (1000, 1000), ADA)["HOME"] == "/home/ada"
-
-
-def test_the_least_recently_used_templates_go_until_the_budget_holds():
-    uses = [TemplateUse("new", 100, 30), TemplateUse("old", 100, 10), TemplateUse("mid", 100, 20)]
-    assert choose_evictions(uses, 300, 1000, 0) == []
-    assert choose_evictions(uses, 250, 1000, 0) == ["old"]
-    assert choose_evictions(uses, 150, 1000, 0) == ["old", "mid"]
-    assert choose_evictions(uses, 300, available_bytes=50, reserve_bytes=100) == ["old"]
-    assert choose_evictions([], 0, 0, 100) == []
-
-
-def test_an_evicted_template_comes_back_when_it_was_missed_and_fits():
-    missed = [TemplateUse("early", 100, 10), TemplateUse("late", 100, 20), TemplateUse("huge", 900, 30)]
-    assert choose_return(missed, held_bytes=0, budget_bytes=500, spare_bytes=1000) == "late"
-    assert choose_return(missed, held_bytes=450, budget_bytes=500, spare_bytes=1000) is None
-    assert choose_return(missed, held_bytes=0, budget_bytes=500, spare_bytes=150) is None
-    assert choose_return([], 0, 500, 1000) is None
 
 
 def test_an_older_assignment_is_refused_and_the_newest_survives(tmp_path: Path):

@@ -95,6 +95,7 @@ class World:
         nothing = cast(Any, lambda *arguments, **fields: None)
         cgroups = SimpleNamespace(
             kill=self.runtime.kill,
+            remove=lambda workload: False,
             read=lambda workload: CgroupReading(),
             frozen=lambda workload: workload in self.frozen,
             freeze=self.freeze,

@@ -37,6 +37,8 @@ class Rig:
     def __init__(self, folder: Path) -> None:
         self.log: list[tuple[object, ...]] = []
         self.start_fails: Exception | None = None
+        #: processes of it outlive its first one
+        self.left_behind = True
         #: its exit is known before its start is
         self.ends_at_once: Exited | None = None
         self.env: dict[str, str] = {}
@@ -44,6 +46,7 @@ class Rig:
         timing = SimpleNamespace(hold=nothing, release=nothing, adopt=nothing, observe_wakeups=nothing)
         cgroups = SimpleNamespace(
             kill=lambda workload: self.log.append(("cgroup killed", workload)),
+            remove=lambda workload: not self.left_behind,
             read=lambda workload: SimpleNamespace(oom_kills=None, memory_peak_bytes=None),
         )
         runtime = SimpleNamespace(
@@ -148,6 +151,18 @@ def test_a_job_that_ended_while_nobody_watched_is_cleared_away_and_its_devices_w
     found = Adopted(workload=WorkloadId(ATTEMPT), state=AdoptedState.UNKNOWN, reason=Reason.EXIT_UNKNOWN, intent=intent)
     rig.keeper.adopt([found], [])
     assert rig.log == [("cgroup killed", ATTEMPT), ("end", [ATTEMPT], PLAN)]
+
+
+@pytest.mark.parametrize("left_behind", [True, False])
+def test_what_a_job_left_behind_is_killed_with_it_and_an_empty_group_is_only_removed(tmp_path: Path, left_behind: bool) -> None:
+    rig = Rig(tmp_path)
+    rig.left_behind = left_behind
+    state = Attempt(Plan(), make_members(ATTEMPT, Plan(), 1), phase="running")
+    state.members[0].phase = "running"
+    rig.keeper._add(ATTEMPT, state)
+    assert rig.keeper.on_exit(Exited(WorkloadId(ATTEMPT), 7, 70, 1, 0, None, 0.0, 0.0, 0))
+    assert (("cgroup killed", ATTEMPT) in rig.log) is left_behind
+    assert rig.keeper.attempts()[0].phase == "ended"
 
 
 def test_a_job_that_comes_while_another_is_told_to_end_is_started_once(tmp_path: Path) -> None:

@@ -123,7 +123,7 @@ class Rig:
             cast(Any, SimpleNamespace(topology=make_hgx(), cpus=(0, 1), numa_nodes=(), cores=(), hostname="h")),
             cast(Any, runtime),
             cast(Any, None),
-            cast(Any, SimpleNamespace(kill=nothing, read=lambda workload: reading)),
+            cast(Any, SimpleNamespace(kill=nothing, remove=lambda workload: True, read=lambda workload: reading)),
             self.clock,
             cast(
                 Any, SimpleNamespace(hold=nothing, release=nothing, observe_wakeups=nothing, report_wakeups=lambda _: Wakeups())
@@ -306,10 +306,10 @@ class Revision:
         self.log: list[object] = []
         self.ready = asyncio.Event()
         spec = SimpleNamespace(
-            attr=None, as_root=False, env={}, startup_deadline_s=60.0, replicas_min=0, replicas_max=1, concurrency=8,
+            attr=None, as_root=False, env={}, startup_deadline_s=60.0, replicas_min=0, replicas_max=1, concurrency=8, bundle=None,
             wake_bound_s=wake_bound_s,
         )  # fmt: skip
-        function = SimpleNamespace(name=FunctionName("f"), revision=1, owner=Owner("root", 0), spec=spec, plan=PLACE)
+        function = SimpleNamespace(name=FunctionName("f"), revision=1, owner=Owner("root", 0), spec=spec, plan=PLACE, token="")
         edges = SimpleNamespace(
             clock=VirtualClock(),
             settings=SETTINGS,
@@ -320,7 +320,7 @@ class Revision:
         nothing = cast(Any, lambda *arguments: None)
         self.host = RevisionHost(
             cast(Any, edges), cast(Any, function), folder, cast(Any, SimpleNamespace(fileno=lambda: 0)),
-            cast(Any, SimpleNamespace(check=nothing)), nothing, nothing, nothing, cast(Any, self),
+            cast(Any, SimpleNamespace(check=nothing)), nothing, nothing, nothing, cast(Any, self), nothing,
         )  # fmt: skip
         self.host.opened = True
         self.host._armed = False
@@ -411,7 +411,7 @@ def test_a_job_may_have_devices_whose_functions_all_sleep_and_lend() -> None:
 
 def test_a_function_lends_only_with_nothing_under_way(tmp_path: Path) -> None:
     nothing = cast(Any, None)
-    host = FunctionHost(nothing, FunctionName("f"), nothing, nothing, nothing, nothing, nothing, nothing, nothing, nothing)
+    host = FunctionHost(nothing, FunctionName("f"), *[nothing] * 9)
     assert not host.lends
     newest = SimpleNamespace(revision=1)
     host.newest = cast(Any, newest)
@@ -436,7 +436,7 @@ def test_a_new_revision_takes_the_place_back_before_its_template_is_made(tmp_pat
 
         nothing, edges = cast(Any, None), cast(Any, SimpleNamespace(clock=VirtualClock()))
         lending = cast(Any, SimpleNamespace(take_back=take_back))
-        host = FunctionHost(edges, FunctionName("f"), nothing, nothing, nothing, nothing, nothing, nothing, nothing, lending)
+        host = FunctionHost(edges, FunctionName("f"), *[nothing] * 7, lending, nothing)
         plain, lender = (SimpleNamespace(spec=SimpleNamespace(wake_bound_s=bound_s)) for bound_s in (None, 3.0))
         await host._take_back(cast(Any, plain), PLACE)
         assert taken == []

@@ -69,7 +69,7 @@ def make_function() -> Any:
     spec = SimpleNamespace(
         attr=None, as_root=False, env={}, startup_deadline_s=1.0, replicas_min=0, bundle=None, cwd="/", wake_bound_s=None
     )
-    return SimpleNamespace(name=FunctionName("f"), revision=1, owner=Owner("root", 0), spec=spec, plan=PLAN)
+    return SimpleNamespace(name=FunctionName("f"), revision=1, owner=Owner("root", 0), spec=spec, plan=PLAN, token="")
 
 
 def make_revision(folder: Path, presence: Presence) -> RevisionHost:
@@ -83,6 +83,7 @@ def make_revision(folder: Path, presence: Presence) -> RevisionHost:
         lambda: None,
         lambda row: None,
         lambda: None,
+        cast(Any, None),
         cast(Any, None),
     )
 
@@ -100,6 +101,7 @@ def make_host(folder: Path, devices: Devices, presence: Presence) -> FunctionHos
         cast(Any, ledger),
         cast(Any, devices),
         presence,
+        cast(Any, None),
         cast(Any, None),
     )
 

@@ -7,12 +7,30 @@ from typing import Any
 
 import pytest
 
-from steelyard.api.auth import JobTokens, TokenGate
+from steelyard.api.auth import Caller, TokenGate, WorkloadTokens
+from steelyard.errors import Unauthorized
+from steelyard.model.function import Function, FunctionSpec
+from steelyard.model.ids import DEFAULT_PROJECT, FunctionName, JobId
+from steelyard.model.job import Job, JobSpec, JobState, Owner
+from steelyard.store.memory import MemoryStore
 
 ADMIN, AGENT = "admin-token-0123456789", "agent-token-0123456789"
 #: only attempt 2 of this job runs
-TOKENS = JobTokens(ADMIN, {"j-000001": 2}.get)
-JOB = TOKENS.sign("j-000001", 2)
+TOKENS = WorkloadTokens(ADMIN, {"j-000001": 2}.get)
+
+
+def sign_job(job: str, attempt: int) -> str:
+    spec = JobSpec("x", ("true",), "/")
+    return TOKENS.sign_job(Job(JobId(job), DEFAULT_PROJECT, OWNER, 1, attempt, spec, JobState.RUNNING, 0))
+
+
+def make_function(name: str = "embed", revision: int = 3, user: str = "ann.lee") -> Function:
+    return Function(FunctionName(name), DEFAULT_PROJECT, Owner(user, 1000), 1, revision, FunctionSpec(), 0)
+
+
+OWNER = Owner("ann.lee", 1000)
+JOB = sign_job("j-000001", 2)
+FUNCTION = TOKENS.sign_function(make_function())
 
 
 def passes(kind: str, path: str, *values: bytes, method: str = "GET") -> bool:
@@ -65,10 +83,20 @@ def passes(kind: str, path: str, *values: bytes, method: str = "GET") -> bool:
         ("http", "/v1/keys", [f"Bearer {JOB}"], False),
         ("http", "/v1/functions", [f"Bearer {JOB}"], False),
         ("http", "/v1/jobs", [f"Bearer {JOB}x"], False),
-        ("http", "/v1/jobs", [f"Bearer {TOKENS.sign('j-000001', 1)}"], False),
-        ("http", "/v1/jobs", [f"Bearer {TOKENS.sign('j-000002', 2)}"], False),
+        ("http", "/v1/jobs", [f"Bearer {sign_job('j-000001', 1)}"], False),
+        ("http", "/v1/jobs", [f"Bearer {sign_job('j-000002', 2)}"], False),
         ("http", "/v1/jobs", ["Bearer job.j-000001.2"], False),
         ("http", "/v1/jobs", ["Bearer job.j-000001.x.y"], False),
+        ("http", "/v1/calls", [f"Bearer {JOB}"], True),
+        ("http", "/v1/calls/c-1/result", [f"Bearer {FUNCTION}"], True),
+        ("http", "/v1/call-key", [f"Bearer {FUNCTION}"], True),
+        ("http", "/v1/calls", [f"Bearer {FUNCTION}x"], False),
+        ("http", "/v1/jobs", [f"Bearer {FUNCTION}"], False),
+        ("http", "/v1/functions", [f"Bearer {FUNCTION}"], False),
+        ("http", "/v1/functions/embed/calls", [f"Bearer {FUNCTION}"], False),
+        ("http", "/v1/calls", ["Bearer function.embed"], False),
+        ("http", "/v1/calls", ["Bearer key.ann.lee"], False),
+        ("http", "/v1/calls", [f"Bearer {TOKENS.call_key(OWNER)}"], False),
         ("websocket", "/v1/agent", [f"Bearer {JOB}"], False),
         ("websocket", "/v1/agent", [f"Bearer {AGENT}"], True),
         ("websocket", "/v1/agent", [f"Bearer {ADMIN}"], False),
@@ -84,3 +112,32 @@ def test_the_gate(kind: str, path: str, values: list[str], expected: bool) -> No
 @pytest.mark.parametrize("method", ["PUT", "HEAD", "DELETE", "POST"])
 def test_an_agent_may_fetch_code_and_nothing_else(method: str) -> None:
     assert not passes("http", "/v1/bundles/x", f"Bearer {AGENT}".encode(), method=method)
+
+
+def test_a_functions_token_may_make_calls_and_not_deploy() -> None:
+    assert passes("http", "/v1/functions/embed/calls", f"Bearer {FUNCTION}".encode(), method="POST")
+    assert not passes("http", "/v1/functions/embed", f"Bearer {FUNCTION}".encode(), method="PUT")
+    assert not passes("http", "/v1/functions/embed/logs", f"Bearer {FUNCTION}".encode())
+
+
+def test_a_functions_token_names_its_owner_also_with_dots_and_opens_nothing_once_it_is_gone_or_somebody_elses() -> None:
+    caller = TOKENS.check(FUNCTION.encode())
+    assert caller == Caller("function", "embed", 3, "ann.lee")
+
+    def owner_with(*functions: Function) -> Owner:
+        async def ask() -> Owner:
+            store = MemoryStore()
+            await store.write(lambda tx: [tx.put_function(function) for function in functions])
+            return await store.read(caller.owner)
+
+        return asyncio.run(ask())
+
+    assert owner_with(make_function(revision=4)) == OWNER
+    for others in ((), (make_function(revision=2),), (make_function(user="bob"),)):
+        with pytest.raises(Unauthorized):
+            owner_with(*others)
+
+
+def test_owners_have_keys_of_their_own() -> None:
+    assert TOKENS.call_key(OWNER).startswith("sk-") and TOKENS.call_key(OWNER) != TOKENS.call_key(Owner("bob", 1))
+    assert TOKENS.call_key(OWNER) != WorkloadTokens(ADMIN + "x", {}.get).call_key(OWNER)

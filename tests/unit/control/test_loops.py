@@ -130,7 +130,7 @@ def test_the_generation_goes_up_only_with_the_content_and_the_epoch_with_the_ser
         await world.assignment.activate()
         assert [(offer.epoch, offer.generation) for offer in world.agents.offers] == [(1, 1), (1, 2)]
         assert await begin_epoch(world.store) == 2
-        again = AssignmentLoop(world.store, world.agents, world.live)
+        again = AssignmentLoop(world.store, world.agents, world.live, world.tokens)
         await again.activate()
         assert (world.agents.offers[-1].epoch, world.agents.offers[-1].generation) == (2, 1)
         assert world.agents.offers[-1].jobs == world.agents.offers[-2].jobs
@@ -162,7 +162,8 @@ def test_functions_and_keys_are_assigned_by_revision_and_not_by_what_they_do() -
         await world.store.write(lambda tx: tx.put_key(ApiKey("k", DEFAULT_PROJECT, OWNER, 1, "sk-1", 0)))
         await world.assignment.activate()
         offer = world.agents.offers[-1]
-        assert [(assigned.name, assigned.revision) for assigned in offer.functions] == [("f", 4)] and offer.keys == ("sk-1",)
+        assert [(assigned.name, assigned.revision) for assigned in offer.functions] == [("f", 4)]
+        assert offer.keys == ("sk-1", world.tokens.call_key(OWNER)), "and what the owner's own processes call functions by"
         row = FunctionSeen(FunctionName("f"), 4, FunctionState.RUNNING, routed_revision=4, replicas=1)
         await world.observe(functions=(row,))
         await world.assignment.activate()

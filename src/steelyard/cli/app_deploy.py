@@ -1,0 +1,177 @@
+"""How does an app become functions? One captured folder, one spec per declared function, all handed over and waited for.
+
+`deploy`, `serve` and `run` share it; what differs is in which names, and for how long.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import msgspec
+
+from steelyard.cli.app_file import AppFile, Declared, check_python
+from steelyard.cli.job_options import parse_env
+from steelyard.cli.output import Progress, say
+from steelyard.cli.quantities import parse_bytes, parse_seconds
+from steelyard.cli.session import new_key
+from steelyard.errors import Refused
+from steelyard.model.function import FunctionSpec, FunctionState
+from steelyard.model.gpu_demand import parse_gpu_demand
+from steelyard.model.ids import NAME
+from steelyard.model.job import Resources
+from steelyard.model.timing import Timing
+from steelyard.wire.api import FunctionDeploy, FunctionSchedule, FunctionView
+from steelyard.wire.http import ApiClient
+
+#: one long poll, and one between two looks at something else
+POLL_S, LOOK_S = 10.0, 0.2
+#: options that are parts of `Resources`
+_RESOURCES = ("cpus", "memory_bytes", "timing", "gpus")
+
+
+class Wanted(NamedTuple):
+    """One function of an app, to be deployed as `name`."""
+
+    name: str
+    spec: FunctionSpec
+    declared: Declared
+
+
+class DeployedRow(msgspec.Struct, frozen=True, omit_defaults=True):
+    """The shape of `deploy --json`."""
+
+    name: str
+    revision: int
+    #: ready, failed, overtaken (by a newer revision), vanished (deployed, but no longer declared), deleted
+    state: str
+    url: str
+    detail: str = ""
+
+
+def make_wanted(app: AppFile, bundle: str, suffix: str = "", override: Mapping[str, Any] | None = None) -> list[Wanted]:
+    """In the order of the file. `override` holds options of the command line, which win. Raises Refused."""
+    return [
+        Wanted(_check_name(declared.name, suffix), make_app_spec(app, declared, bundle, override or {}), declared)
+        for declared in app.description.functions
+    ]
+
+
+def make_app_spec(app: AppFile, declared: Declared, bundle: str, override: Mapping[str, Any]) -> FunctionSpec:
+    file = Path(declared.file)
+    if not file.is_relative_to(app.root):
+        raise Refused(
+            f"{declared.name} is declared in {file}, outside of {app.root}, the folder that is captured. Nothing was deployed. "
+            "Keep what belongs to an app in one folder.",
+            code="outside-folder",
+        )
+    options = {**declared.options, **override}
+    env = {**declared.options.get("env", {}), **override.get("env", {})}
+    python = check_python(options.pop("python", None) or app.python)
+    resources = Resources(
+        cpus=options.get("cpus", 1.0),
+        memory_bytes=options.get("memory_bytes"),
+        timing=Timing(options.get("timing", Timing.BEST_EFFORT.value)),
+        gpus=parse_gpu_demand(options["gpus"]) if options.get("gpus") else None,
+    )
+    fields = {name: value for name, value in options.items() if name not in (*_RESOURCES, "env")}
+    unknown = sorted(set(fields) - set(FunctionSpec.__struct_fields__))
+    if unknown:
+        raise Refused(f"{declared.name}: this Steelyard can't give {unknown[0]!r}. Nothing was deployed.", code="bad-option")
+    spec = FunctionSpec(
+        file=file.relative_to(app.root).as_posix(),
+        attr=declared.attr,
+        bundle=bundle,
+        python=python,
+        port=declared.port,
+        env=env,
+        resources=resources,
+        app=app.description.app,
+        origin=str(app.file),
+        interface="call" if declared.interface == "call" else "http",
+    )
+    return msgspec.convert({**msgspec.to_builtins(spec), **fields}, FunctionSpec)
+
+
+def make_override(asked: Mapping[str, Any]) -> dict[str, Any]:
+    """Options of the command line by the names that the SDK's have. Raises Refused."""
+    read: dict[str, tuple[str, Callable[[Any], Any]]] = {
+        "memory": ("memory_bytes", parse_bytes),
+        "env": ("env", parse_env),
+        "min_replicas": ("replicas_min", int),
+        "max_replicas": ("replicas_max", int),
+        "idle_timeout": ("idle_timeout_s", parse_seconds),
+        "startup_deadline": ("startup_deadline_s", parse_seconds),
+        "wake_bound": ("wake_bound_s", parse_seconds),
+    }
+    made: dict[str, Any] = {}
+    for option, value in asked.items():
+        name, convert = read.get(option, (option, lambda same: same))
+        made[name] = convert(value)
+    return made
+
+
+def upload_code(client: ApiClient, folder: Path, progress: Progress) -> str:
+    """Capture the folder and send it where the server does not have it; its sha256."""
+    from steelyard.cli.bundle import capture_folder
+
+    progress.show(f"Capturing {folder}")
+    bundle = capture_folder(folder)
+    with bundle.file:
+        path = f"/v1/bundles/{bundle.sha256}"
+        if not client.has(path):
+            progress.show(f"Sending {bundle.size_bytes / 1e6:.1f} MB of code")
+            client.upload(path, bundle.file, bundle.size_bytes, "application/gzip")
+    progress.clear()
+    for note in bundle.notes:
+        say(f"Note: {note}")
+    return bundle.sha256
+
+
+def put_function(
+    client: ApiClient, name: str, spec: FunctionSpec, lease_s: float | None = None, schedule: Mapping[str, Any] | None = None
+) -> FunctionView:
+    """`schedule`: as the app's description tells it."""
+    body = FunctionDeploy(spec, lease_s, None if schedule is None else msgspec.convert(schedule, FunctionSchedule))
+    return client.fetch(FunctionView, "PUT", f"/v1/functions/{name}", body=body, key=new_key())
+
+
+def wait_settled(
+    client: ApiClient, view: FunctionView, show: Callable[[str], None], enough: Callable[[], bool] | None = None
+) -> FunctionView:
+    """Until the revision gets the traffic, has failed, another deploy has overtaken it, or `enough` says so (asked often)."""
+    revision, poll_s = view.revision, POLL_S if enough is None else LOOK_S
+    while view.revision == revision and view.routed_revision != revision and view.state != FunctionState.FAILED:
+        if enough is not None and enough():
+            break
+        show(f"{view.name} revision {revision}: {view.detail or 'being made ready'}")
+        view = client.fetch(FunctionView, "GET", f"/v1/functions/{view.name}", params={"wait_s": poll_s}, wait_s=poll_s)
+    return view
+
+
+def explain_failure(view: FunctionView, revision: int) -> str:
+    serves = f"Revision {view.routed_revision} goes on serving." if view.routed_revision else "Nothing serves it."
+    return f"{view.name} revision {revision} FAILED ({view.reason}). {serves} Mend the code and deploy again."
+
+
+def find_app(client: ApiClient, app: str) -> list[FunctionView]:
+    """The functions of an app that are deployed to stay."""
+    found = client.fetch(list[FunctionView], "GET", "/v1/functions")
+    return [view for view in found if view.app == app and view.expires_at is None]
+
+
+def find_foreign(views: Sequence[FunctionView], origin: str) -> list[FunctionView]:
+    """Those that were declared in another file. Pure."""
+    return [view for view in views if view.origin != origin]
+
+
+def _check_name(base: str, suffix: str) -> str:
+    name = base + suffix
+    if not NAME.match(name):
+        raise Refused(
+            f"{name!r} can't be a function's name: at most 63 small letters, digits and dashes. Nothing was deployed. Give the "
+            "function a shorter name=.",
+            code="bad-name",
+        )
+    return name
