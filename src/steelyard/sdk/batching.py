@@ -1,9 +1,9 @@
 """How do inputs that come one by one reach a function that takes lists? `@sy.batched`.
 
-The first input that waits opens a batch; it runs when it is full, or `wait_ms` later. One batch runs at a time in a replica, and what
-comes meanwhile is the next one, which then need not wait any more. Every parameter of the function gets a list, in the same order,
-and its result is a list of as many, dealt back one by one. What it raises, everyone in the batch gets; an exception that stands in
-the list, only the one in its place.
+The first input that waits opens a batch; it runs when it is full, or `wait_ms` later. One batch runs at a time in a replica, and
+what comes meanwhile is the next one, which then need not wait any more. Every parameter of the function gets a list, in the same
+order, and its result is a list of as many, dealt back one by one. What it raises, everyone in the batch gets; an exception that
+stands in the list, only the one in its place.
 """
 
 from __future__ import annotations
@@ -140,8 +140,7 @@ class Batcher:
         except asyncio.CancelledError:
             results = [asyncio.CancelledError()] * len(batch)
         except BaseException as err:
-            # a future can't hold a StopIteration
-            results = [RuntimeError(f"{self._label} raised StopIteration") if isinstance(err, StopIteration) else err] * len(batch)
+            results = [err] * len(batch)
         for item, result in zip(batch, results, strict=True):
             if item.future.done():
                 continue
@@ -156,7 +155,13 @@ class Batcher:
         lists, named = self._parameters.gather(rows)
         if self._on_loop:
             return await self._function(*lists, **named)
-        return await asyncio.get_running_loop().run_in_executor(None, lambda: self._function(*lists, **named))
+        return await asyncio.get_running_loop().run_in_executor(None, self._call_in_thread, lists, named)
+
+    def _call_in_thread(self, lists: list[Any], named: dict[str, Any]) -> Any:
+        try:
+            return self._function(*lists, **named)
+        except StopIteration as err:  # a future can't hold one
+            raise RuntimeError(f"{self._label} raised StopIteration") from err
 
     async def _give_up(self) -> None:
         """Nobody waits for the batch that runs. A thread can't be ended, so this waits for it, and whoever cancelled sees that it

@@ -103,6 +103,8 @@ class Signature:
             return self.shapes.of(hint), ""
         except NoJson as err:
             return self.shapes.of(Any), str(err)
+        except Exception as err:  # a class of the user's whose own annotations or schema can't be read
+            return self.shapes.of(Any), f"{type(err).__name__}: {err}"
 
     def _shape_of(self, name: str) -> Shape:
         if name in self._by_name:

@@ -8,8 +8,8 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
-from steelyard.sdk.signature import Signature
 from steelyard.sdk.convert import FieldError
+from steelyard.sdk.signature import Signature
 
 if TYPE_CHECKING:
     from somewhere import Unknown  # type: ignore[import-not-found]
