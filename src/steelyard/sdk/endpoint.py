@@ -59,6 +59,8 @@ class JsonMethod(Method):
         return frames.encode(frames.YIELD, id, [dumps(item)])
 
     def fail(self, id: int, err: BaseException, code: str = frames.RAISED) -> list[Buffer]:
+        if isinstance(err, NoJson):
+            code = NO_JSON
         status = getattr(err, "status_code", None)
         if code == frames.RAISED and isinstance(status, int) and 400 <= status <= 599:
             problem = make_problem(status, frames.RAISED, str(getattr(err, "detail", "") or err))

@@ -252,6 +252,10 @@ def test_inputs_of_a_batched_function_meet() -> None:
     assert asyncio.run(run()) == [401, 402, 403, 404]
 
 
+def test_a_batched_function_takes_one_input_here_too() -> None:
+    assert lengths.local("abc") == 103
+
+
 def test_a_class_has_an_endpoint_for_each_method() -> None:
     assert ask(Box, "GET", "/get?more=2").json == 42
     assert ask(Box, "GET", "/").status == 404
