@@ -322,7 +322,7 @@ class FunctionKeeper:
         """Evict templates when they hold more than their budget or the machine runs short; bring back one that was missed since
         when there is room, or when others were not wanted for longer."""
         templates = self._templates()
-        uses = [*self._uses_of_nodes(templates), *(_use(name, each) for name, each in templates.items() if each.process)]
+        uses = [*self._uses_of_nodes(templates), *(_use(name, each) for name, each in templates.items() if each.ready)]
         reserve = round(self._edges.machine.memory_bytes * RESERVE_SHARE)
         now_ns, budget = self._edges.clock.mono_ns(), self._edges.template_budget_bytes
         evicted = choose_evictions(uses, now_ns, budget, available_bytes, reserve)
@@ -350,14 +350,13 @@ class FunctionKeeper:
         if not self.tree.nodes:
             return []
         children = self._children(templates)
-        wanted = {self.tree.environment_of(each.wanted, each.environment) for each in templates.values()}
-        unknown = any(each.environment is None for each in templates.values())  # taken over, and not looked at since
+        wanted = {each.parent_key for each in templates.values()}  # None: taken over, and not looked at since
 
         def kind(node: TemplateProcess) -> NodeUse:
             if children.get(node.workload):
                 return NodeUse.PARENT
             # bases are small, and whatever is deployed next would wait for one
-            return NodeUse.WANTED if unknown or node.key in wanted or node.role == BASE else NodeUse.UNWANTED
+            return NodeUse.WANTED if node.key in wanted or None in wanted or node.role == BASE else NodeUse.UNWANTED
 
         return [TemplateUse(key, node.own_bytes, node.last_used_ns, kind(node)) for key, node in self.tree.nodes.items()]
 
