@@ -15,7 +15,7 @@ from steelyard.agent.edges import Edges
 from steelyard.agent.replica import Slot
 from steelyard.agent.template_process import REVISION, Ids, TemplateProcess, adopted_process
 from steelyard.agent.template_tree import Environment, TemplateTree, Wanted
-from steelyard.errors import EdgeFailed, SteelyardError
+from steelyard.errors import EdgeFailed, SteelyardError, Unreachable
 from steelyard.model.function import FunctionSpec
 from steelyard.model.ids import FunctionName, WorkloadId
 from steelyard.model.reason import Reason
@@ -208,7 +208,7 @@ class TemplateKeeper:
     async def _fork(
         self, process: TemplateProcess | None, slot: Slot, listen_fd: int, private: bool, load: Load | None
     ) -> Forked | ForkRefused:
-        if process is None or process.client is None:
+        if process is None or process.client is None or not process.forks:
             return ForkRefused(reason=str(Reason.TEMPLATE_DIED), detail="")
         process.used()
         self._last_used_ns = process.last_used_ns
@@ -242,11 +242,13 @@ class TemplateKeeper:
 
     def _lost(self, reason: Reason) -> None:
         self.reason = reason
-        if self._closed:
-            return
         delay_s = min(REBUILD_MAX_S, REBUILD_MIN_S * 2**self._deaths)
         self._deaths += 1
-        self._rebuild = asyncio.get_running_loop().call_later(delay_s, self.rebuild)
+        self._rebuild_in(delay_s)
+
+    def _rebuild_in(self, delay_s: float) -> None:
+        if not self._closed:
+            self._rebuild = asyncio.get_running_loop().call_later(delay_s, self.rebuild)
 
     def rebuild(self) -> None:
         """Start a new one in the background (after death or eviction)."""
@@ -259,6 +261,8 @@ class TemplateKeeper:
         try:
             async with self._tree.lane:
                 await self.start()
+        except Unreachable:
+            self._rebuild_in(REBUILD_MIN_S)  # no fault of its own: it waits for the spawner
         except (SteelyardError, OSError) as err:
             log.warning("template of %s could not be rebuilt: %s", self._function.name, err)
             self._lost(Reason.TEMPLATE_DIED)
