@@ -9,6 +9,7 @@ is `scaling.rollout.plan_rollout`'s to say: `_turn` asks it after everything tha
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import logging
 import os
 import socket
@@ -28,7 +29,7 @@ from steelyard.agent.readiness import make_listener
 from steelyard.agent.revision import RevisionHost
 from steelyard.agent.template_tree import TemplateTree
 from steelyard.agent.trial import RolloutFailed, make_ready, socket_name, socket_path
-from steelyard.errors import SteelyardError
+from steelyard.errors import SteelyardError, Unreachable
 from steelyard.gateway import Cluster, Route
 from steelyard.model.coldstart import ColdStart
 from steelyard.model.function import FunctionState, RevisionState, Routes
@@ -128,6 +129,8 @@ class FunctionHost:
     def _turned(self, task: asyncio.Task[None]) -> None:
         self._turns.discard(task)
         self._on_change()
+        if self.gone:
+            self._on_awake()  # the next look finds it so
 
     async def _turn(self) -> None:
         """One look: what is ready gets its routes, what is left is drained, what is missing is made ready. One at a time."""
@@ -298,7 +301,8 @@ class FunctionHost:
         # Only now: between its replicas the devices stay the revision's own.
         self._devices.note_end(had, host.plan)
         self._ledger.set_draining(host.function, False)
-        self._edges.spawner.drop_socket(socket_name(host.function))
+        with contextlib.suppress(Unreachable):  # a spawner that has gone holds nothing
+            self._edges.spawner.drop_socket(socket_name(host.function))
         socket_path(self._edges, host.function).unlink(missing_ok=True)
 
     # -- observed

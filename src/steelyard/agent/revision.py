@@ -23,6 +23,7 @@ from steelyard.agent.identity import choose_ids, make_env
 from steelyard.agent.lending import Lending
 from steelyard.agent.presence import GONE, Presence
 from steelyard.agent.replica import FAILED, SERVING, Replica, Slot, make_slot
+from steelyard.agent.scaler import Scaler
 from steelyard.agent.starter import start_plain
 from steelyard.agent.template import TemplateKeeper
 from steelyard.agent.template_tree import TemplateTree
@@ -36,7 +37,6 @@ from steelyard.model.reason import Reason
 from steelyard.runtime.process import Adopted
 from steelyard.runtime.runner.page import Page
 from steelyard.runtime.template import Forked
-from steelyard.scaling.replicas import ReplicasSeen, decide_replicas
 from steelyard.scaling.rollout import Counts
 from steelyard.wire.agent import AssignedFunction
 from steelyard.wire.spawn import Exited
@@ -87,13 +87,15 @@ class RevisionHost:
         self.queued = 0
         #: requests that wait in Envoy, beyond what the replicas and the socket may hold
         self.pending = 0
-        self._backlog_since_ns: int | None = None
+        self.scaler = Scaler(function.spec, function.revision, edges.clock)
         self.failure: tuple[Reason, str] | None = None
         #: counts begin here; what was counted by replicas that have ended
         self.since = edges.clock.now_us()
         self._past = Counts()
         self._slot: Slot | None = None
         self._armed = False
+        #: starts whose replica is not among `replicas` yet
+        self._begun = 0
         self._failures = 0
         self._refuse_until_ns = 0
         self._tasks: set[asyncio.Task[object]] = set()
@@ -135,6 +137,7 @@ class RevisionHost:
         """Watch the socket if nobody serves it."""
         if self.opened and not self._closed and not self._armed and not self.live:
             self._armed = True
+            self.scaler.sleep()
             asyncio.get_running_loop().add_reader(self.listener.fileno(), self._readable)
             self._prepare_slot()
 
@@ -149,14 +152,17 @@ class RevisionHost:
         if seen_ns < self._refuse_until_ns:
             self._spawn_task(self._refuse())
         else:
+            self.scaler.wake()
             self._begin(seen_ns, woken=True)
 
     # -- starting
 
     def _begin(self, seen_ns: int, woken: bool) -> None:
+        self._begun += 1
         self._spawn_task(self._try_start(seen_ns, woken))
 
     async def _try_start(self, seen_ns: int, woken: bool) -> None:
+        self._begun -= 1
         with contextlib.suppress(SteelyardError, OSError):  # `_no_slot` has seen to those who wait
             await self._start(seen_ns, woken)
 
@@ -164,10 +170,13 @@ class RevisionHost:
         """Nothing could even be prepared. While the spawner is away callers wait for it; a full disk is told to them."""
         log.warning("%s: no slot: %s", self.name, err)
         if isinstance(err, Unreachable):
-            asyncio.get_running_loop().call_later(SPAWNER_WAIT_S, self.arm)
+            self._await_spawner()
             return
         gone = isinstance(err, SteelyardError) and err.code == GONE
         self._count_failure(Reason.DEVICE_GONE if gone else Reason.START_FAILED, getattr(err, "public", str(err)))
+
+    def _await_spawner(self) -> None:
+        asyncio.get_running_loop().call_later(SPAWNER_WAIT_S, self.arm)
 
     async def _start(self, seen_ns: int, woken: bool, listener: socket.socket | None = None) -> Replica:
         try:
@@ -195,10 +204,18 @@ class RevisionHost:
                 handle = await start_plain(self, slot, fd, replica.trial)
                 replica.road, replica.pid, replica.start_time = Road.PLAIN, handle.pid, handle.start_time
         except (SteelyardError, OSError) as err:
-            self._failed(replica, Reason.START_FAILED, getattr(err, "public", str(err)))
+            if replica.trial or self.edges.spawner.serves(slot.spawner):
+                self._failed(replica, Reason.START_FAILED, getattr(err, "public", str(err)))
+            else:
+                log.warning("%s: the spawner went while %s was started: %s", self.name, replica.workload, err)
+                self._remove(replica)
+                self._await_spawner()  # so do those who wait
+                self._on_change()
             return replica
         finally:
             slot.close_fds()
+        if replica.retiring:  # told so before it had a process that could hear it
+            self._retire(replica)
         loop.call_later(SLOT_DELAY_S, self._prepare_slot)
         self._on_change()
         return replica
@@ -232,10 +249,12 @@ class RevisionHost:
             return False
         replica.pid, replica.start_time = forked.pid, forked.start_time
         self.edges.runtime.claim(slot.workload, forked.pid, forked.start_time)
+        if not self.edges.spawner.serves(slot.spawner):
+            raise Unreachable("It was forked under a spawner that has gone.", code="spawner-unreachable")
         return True
 
     def _take_slot(self) -> Slot:
-        if self._slot is not None and self._slot.spawner != self.edges.spawner.instance:
+        if self._slot is not None and not self.edges.spawner.serves(self._slot.spawner):
             # A caller may wake us between the new spawner's hello and `on_new_spawner`.
             self.drop_slot()
         slot, self._slot = self._slot, None
@@ -292,6 +311,8 @@ class RevisionHost:
         may_sleep = self.draining or self.function.spec.replicas_min == 0
         if self._closed or (self._armed and not self.replicas and may_sleep):
             return False
+        if self._begun:
+            return True  # counted now, they would be started once more
         now_ns = self.edges.clock.mono_ns()
         for replica in list(self.replicas.values()):
             self._look(replica)
@@ -301,14 +322,8 @@ class RevisionHost:
         if not self.live and (may_sleep or now_ns < self._refuse_until_ns):
             self.arm()
             return bool(self.replicas) or now_ns < self._refuse_until_ns
-        seen = ReplicasSeen(
-            queued=self.queued,
-            pending=self.pending,
-            replicas=tuple(item.look() for item in self.replicas.values() if not item.trial),
-            backlog_since_ns=self._backlog_since_ns,
-        )
-        decision = decide_replicas(now_ns, self.function.spec, seen)
-        self._backlog_since_ns = decision.backlog_since_ns
+        replicas = [item.look() for item in self.replicas.values() if not item.trial]
+        decision = self.scaler.decide(now_ns, self.queued, self.pending, replicas)
         if decision.start:
             self._disarm()  # a minimum is started again after a backoff in which only refusals were given
         for _ in range(decision.start):
@@ -372,7 +387,7 @@ class RevisionHost:
             # No request did this: it would die again at once, and again.
             self._failed(replica, Reason.CRASH_LOOP, "It ended by itself before any request reached it.")
             return True
-        if not served and not retiring:
+        if not served and not retiring and (trial or not exited.unseen):
             how = f"signal {exited.signal}" if exited.signal else f"exit code {exited.exit_code}"
             self._failed(replica, Reason.START_FAILED, replica.page.error or f"It ended before it served ({how}).")
             return True

@@ -15,7 +15,7 @@ from steelyard.agent.edges import Edges
 from steelyard.agent.replica import Slot
 from steelyard.agent.template_process import REVISION, Ids, TemplateProcess, adopted_process
 from steelyard.agent.template_tree import Environment, TemplateTree, Wanted
-from steelyard.errors import EdgeFailed, SteelyardError
+from steelyard.errors import EdgeFailed, SteelyardError, Unreachable
 from steelyard.model.function import FunctionSpec
 from steelyard.model.ids import FunctionName, WorkloadId
 from steelyard.model.reason import Reason
@@ -58,8 +58,10 @@ class TemplateKeeper:
         self._edges, self._tree, self._function, self._logs, self._ids = edges, tree, function, logs, ids
         spec = function.spec
         self.wanted = Wanted(function.name, spec.python, ids, make_load(function.name, spec, code, SINGLE_THREAD_ENV | env))
-        #: what it was grown from, or would be; None: not looked at yet
+        #: what it is to find imported; None: not looked at yet
         self.environment: Environment | None = None
+        #: key of what it, or its replicas, would be forked from; None as above
+        self.parent_key: str | None = None
         self.process: TemplateProcess | None = None
         self._rebuild: asyncio.TimerHandle | None = None
         self._task: asyncio.Task[None] | None = None
@@ -117,6 +119,7 @@ class TemplateKeeper:
         function = self._function
         environment = await self._find_environment()
         parent = await self._tree.parent(self.wanted, environment)
+        self.parent_key = parent.key
         workload = WorkloadId(f"tmpl.{function.name}.{function.revision}.{self._edges.clock.now_us():x}")
         process = TemplateProcess(self._edges, workload, REVISION, "", parent.workload)
         self.process = process
@@ -172,6 +175,7 @@ class TemplateKeeper:
             names = tuple(await process.client.learn(LEARN_S))
             if self.environment is not None:
                 self.environment = Environment(names, self.environment.stamp)
+                self.parent_key = self._tree.parent_key(self.wanted, self.environment)
             self._tree.note_learned(self._function.name, names)
 
     async def _learn_and_end(self, process: TemplateProcess) -> None:
@@ -190,10 +194,12 @@ class TemplateKeeper:
         """Its environment, made when there is none: with the packages imported, which may take seconds."""
         try:
             async with asyncio.timeout(ENVIRONMENT_WAIT_S):
-                return await self._tree.parent(self.wanted, await self._find_environment())
+                parent = await self._tree.parent(self.wanted, await self._find_environment())
         except (SteelyardError, OSError, TimeoutError) as err:
             log.warning("no environment for %s: %s", self._function.name, err)
             return None
+        self.parent_key = parent.key
+        return parent
 
     async def fork_from(self, parent: TemplateProcess, slot: Slot, listen_fd: int, private: bool) -> Forked | ForkRefused:
         """One replica that imports the user's module itself, from what `find_parent` found."""
@@ -202,7 +208,7 @@ class TemplateKeeper:
     async def _fork(
         self, process: TemplateProcess | None, slot: Slot, listen_fd: int, private: bool, load: Load | None
     ) -> Forked | ForkRefused:
-        if process is None or process.client is None:
+        if process is None or process.client is None or not process.forks:
             return ForkRefused(reason=str(Reason.TEMPLATE_DIED), detail="")
         process.used()
         self._last_used_ns = process.last_used_ns
@@ -236,11 +242,13 @@ class TemplateKeeper:
 
     def _lost(self, reason: Reason) -> None:
         self.reason = reason
-        if self._closed:
-            return
         delay_s = min(REBUILD_MAX_S, REBUILD_MIN_S * 2**self._deaths)
         self._deaths += 1
-        self._rebuild = asyncio.get_running_loop().call_later(delay_s, self.rebuild)
+        self._rebuild_in(delay_s)
+
+    def _rebuild_in(self, delay_s: float) -> None:
+        if not self._closed:
+            self._rebuild = asyncio.get_running_loop().call_later(delay_s, self.rebuild)
 
     def rebuild(self) -> None:
         """Start a new one in the background (after death or eviction)."""
@@ -253,6 +261,8 @@ class TemplateKeeper:
         try:
             async with self._tree.lane:
                 await self.start()
+        except Unreachable:
+            self._rebuild_in(REBUILD_MIN_S)  # no fault of its own: it waits for the spawner
         except (SteelyardError, OSError) as err:
             log.warning("template of %s could not be rebuilt: %s", self._function.name, err)
             self._lost(Reason.TEMPLATE_DIED)

@@ -32,6 +32,7 @@ from steelyard.api.problems import answer_error
 from steelyard.api.queue import QUEUE_ROUTES
 from steelyard.api.requests import refuse_unknown_query
 from steelyard.api.revisions import REVISION_ROUTES
+from steelyard.api.scaling import SCALING_ROUTES
 from steelyard.api.schedules import SCHEDULE_ROUTES
 from steelyard.api.scripts import SCRIPT_ROUTES
 from steelyard.api.services import Services
@@ -67,6 +68,7 @@ ROUTES = (
     *SCHEDULE_ROUTES,
     *ACCOUNT_ROUTES,
     *FUNCTION_ROUTES,
+    *SCALING_ROUTES,
     *CALL_ROUTES,
     *LEASE_ROUTES,
     *REVISION_ROUTES,

@@ -114,6 +114,7 @@ class Connection:
         self._relay = relay
         self._first = first
         self._answered = False
+        self.began_ns = relay.now_ns()
         self._head = b""
         self.client = Pipe(self)
         self.program = Pipe(self)
@@ -203,6 +204,7 @@ class Relay:
         page.connections = page.busy = len(self._open)
         page.finished += 1
         page.last_active_ns = self.now_ns()
+        page.service_ns += page.last_active_ns - connection.began_ns
         if not self._retiring:
             self._take()
         elif not self._open:

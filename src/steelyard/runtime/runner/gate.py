@@ -105,7 +105,7 @@ class Gate:
         self.busy += 1
         page = self.page
         page.busy = self.busy
-        page.last_active_ns = time.monotonic_ns()
+        page.last_active_ns = began_ns = time.monotonic_ns()
         answer = _Answer(self, send)
         scope[FAILED] = answer.fail
         try:
@@ -118,7 +118,7 @@ class Gate:
             raise
         finally:
             page.errors += answer.failed
-            self._ended()
+            self._ended(began_ns)
 
     def should_close(self) -> bool:
         return self.retiring or self.acceptor.someone_waits()
@@ -167,12 +167,13 @@ class Gate:
                 turn.set_result(None)
                 return
 
-    def _ended(self) -> None:
+    def _ended(self, began_ns: int) -> None:
         self.busy -= 1
         page = self.page
         page.busy = self.busy
         page.finished += 1
-        page.last_active_ns = time.monotonic_ns()
+        page.last_active_ns = now_ns = time.monotonic_ns()
+        page.service_ns += now_ns - began_ns
         if self._queue:
             self._pass_on()
         self.acceptor.answered(self.busy)
