@@ -8,6 +8,7 @@ routed and the new one FAILED with the reason; it is tried once, not in a loop.
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import hashlib
 import logging
 import os
@@ -26,7 +27,7 @@ from steelyard.agent.readiness import POLL_S, ask_ready, make_listener
 from steelyard.agent.replica import FAILED, SERVING
 from steelyard.agent.revision import RevisionHost
 from steelyard.agent.template_tree import TemplateTree
-from steelyard.errors import SteelyardError
+from steelyard.errors import SteelyardError, Unreachable
 from steelyard.gateway import Cluster, Route
 from steelyard.model.coldstart import ColdStart
 from steelyard.model.function import FunctionState
@@ -285,7 +286,8 @@ class FunctionHost:
         # Only now: between its replicas the devices stay the revision's own.
         self._devices.note_end(had, host.plan)
         self._ledger.set_draining(host.function, False)
-        self._edges.spawner.drop_socket(socket_name(host.function))
+        with contextlib.suppress(Unreachable):  # a spawner that has gone holds nothing
+            self._edges.spawner.drop_socket(socket_name(host.function))
         socket_path(self._edges, host.function).unlink(missing_ok=True)
 
     # -- observed

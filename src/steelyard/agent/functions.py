@@ -17,8 +17,8 @@ from steelyard.agent.presence import Presence
 from steelyard.agent.replica import KIND as REPLICA
 from steelyard.agent.revision import RevisionHost
 from steelyard.agent.template import TemplateKeeper
+from steelyard.agent.template_process import BASE, TemplateProcess
 from steelyard.agent.template_process import KIND as TEMPLATE
-from steelyard.agent.template_process import TemplateProcess
 from steelyard.agent.template_show import show_templates
 from steelyard.agent.template_tree import TemplateTree
 from steelyard.errors import SteelyardError
@@ -243,7 +243,7 @@ class FunctionKeeper:
 
     def on_new_spawner(self) -> None:
         """A new spawner holds nothing yet: give it a copy of every listening socket. Templates of the old one are replaced, since
-        what they fork would have no parent that records its exit."""
+        what they fork would have no parent that records its exit; until then they are asked no more."""
         self.tree.end_all()
         for host in self._hosts.values():
             for revision in host.hosts:
@@ -351,11 +351,13 @@ class FunctionKeeper:
             return []
         children = self._children(templates)
         wanted = {self.tree.environment_of(each.wanted, each.environment) for each in templates.values()}
+        unknown = any(each.environment is None for each in templates.values())  # taken over, and not looked at since
 
         def kind(node: TemplateProcess) -> NodeUse:
             if children.get(node.workload):
                 return NodeUse.PARENT
-            return NodeUse.WANTED if node.key in wanted else NodeUse.UNWANTED
+            # bases are small, and whatever is deployed next would wait for one
+            return NodeUse.WANTED if unknown or node.key in wanted or node.role == BASE else NodeUse.UNWANTED
 
         return [TemplateUse(key, node.own_bytes, node.last_used_ns, kind(node)) for key, node in self.tree.nodes.items()]
 

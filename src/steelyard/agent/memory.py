@@ -11,8 +11,9 @@ from enum import IntEnum
 
 import msgspec
 
-#: an environment or base that nothing deployed wants any more, and a wanted one without children, after so long without use
-UNWANTED_NS = 600 * 1_000_000_000
+#: an environment that nothing deployed wants any more goes after so long; after the other, whatever has no children is the first
+#: to make room
+UNWANTED_NS = 60 * 1_000_000_000
 STALE_NS = 1800 * 1_000_000_000
 
 

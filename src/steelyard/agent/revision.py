@@ -90,6 +90,8 @@ class RevisionHost:
         self.failure: tuple[Reason, str] | None = None
         self._slot: Slot | None = None
         self._armed = False
+        #: starts whose replica is not among `replicas` yet
+        self._begun = 0
         self._failures = 0
         self._refuse_until_ns = 0
         self._tasks: set[asyncio.Task[object]] = set()
@@ -145,9 +147,11 @@ class RevisionHost:
     # -- starting
 
     def _begin(self, seen_ns: int, woken: bool) -> None:
+        self._begun += 1
         self._spawn_task(self._try_start(seen_ns, woken))
 
     async def _try_start(self, seen_ns: int, woken: bool) -> None:
+        self._begun -= 1
         with contextlib.suppress(SteelyardError, OSError):  # `_no_slot` has seen to those who wait
             await self._start(seen_ns, woken)
 
@@ -155,10 +159,13 @@ class RevisionHost:
         """Nothing could even be prepared. While the spawner is away callers wait for it; a full disk is told to them."""
         log.warning("%s: no slot: %s", self.name, err)
         if isinstance(err, Unreachable):
-            asyncio.get_running_loop().call_later(SPAWNER_WAIT_S, self.arm)
+            self._await_spawner()
             return
         gone = isinstance(err, SteelyardError) and err.code == GONE
         self._count_failure(Reason.DEVICE_GONE if gone else Reason.START_FAILED, getattr(err, "public", str(err)))
+
+    def _await_spawner(self) -> None:
+        asyncio.get_running_loop().call_later(SPAWNER_WAIT_S, self.arm)
 
     async def _start(self, seen_ns: int, woken: bool, listener: socket.socket | None = None) -> Replica:
         try:
@@ -186,10 +193,18 @@ class RevisionHost:
                 handle = await start_plain(self, slot, fd, replica.trial)
                 replica.road, replica.pid, replica.start_time = Road.PLAIN, handle.pid, handle.start_time
         except (SteelyardError, OSError) as err:
-            self._failed(replica, Reason.START_FAILED, getattr(err, "public", str(err)))
+            if replica.trial or self.edges.spawner.serves(slot.spawner):
+                self._failed(replica, Reason.START_FAILED, getattr(err, "public", str(err)))
+            else:
+                log.warning("%s: the spawner went while %s was started: %s", self.name, replica.workload, err)
+                self._remove(replica)
+                self._await_spawner()  # so do those who wait
+                self._on_change()
             return replica
         finally:
             slot.close_fds()
+        if replica.retiring:  # told so before it had a process that could hear it
+            self._retire(replica)
         loop.call_later(SLOT_DELAY_S, self._prepare_slot)
         self._on_change()
         return replica
@@ -213,16 +228,22 @@ class RevisionHost:
         if not isinstance(forked, Forked):
             replica.reason, replica.road = Reason(forked.reason), Road.ENVIRONMENT
             template.miss()
-            forked = await template.fork_from_environment(slot, listen_fd, replica.trial)
+            parent = await template.find_parent()
+            if replica.workload not in self.replicas:
+                return True  # given up meanwhile, and those who waited were told
+            if parent is not None:
+                forked = await template.fork_from(parent, slot, listen_fd, replica.trial)
         if not isinstance(forked, Forked):
             log.info("%s: plain start: %s %s", self.name, forked.reason, forked.detail)
             return False
         replica.pid, replica.start_time = forked.pid, forked.start_time
         self.edges.runtime.claim(slot.workload, forked.pid, forked.start_time)
+        if not self.edges.spawner.serves(slot.spawner):
+            raise Unreachable("It was forked under a spawner that has gone.", code="spawner-unreachable")
         return True
 
     def _take_slot(self) -> Slot:
-        if self._slot is not None and self._slot.spawner != self.edges.spawner.instance:
+        if self._slot is not None and not self.edges.spawner.serves(self._slot.spawner):
             # A caller may wake us between the new spawner's hello and `on_new_spawner`.
             self.drop_slot()
         slot, self._slot = self._slot, None
@@ -278,6 +299,8 @@ class RevisionHost:
         may_sleep = self.draining or self.function.spec.replicas_min == 0
         if self._closed or (self._armed and not self.replicas and may_sleep):
             return False
+        if self._begun:
+            return True  # counted now, they would be started once more
         now_ns = self.edges.clock.mono_ns()
         for replica in list(self.replicas.values()):
             self._look(replica)
@@ -358,7 +381,7 @@ class RevisionHost:
             # No request did this: it would die again at once, and again.
             self._failed(replica, Reason.CRASH_LOOP, "It ended by itself before any request reached it.")
             return True
-        if not served and not retiring:
+        if not served and not retiring and (trial or not exited.unseen):
             how = f"signal {exited.signal}" if exited.signal else f"exit code {exited.exit_code}"
             self._failed(replica, Reason.START_FAILED, replica.page.error or f"It ended before it served ({how}).")
             return True

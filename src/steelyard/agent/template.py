@@ -1,7 +1,7 @@
 """Is there a template to fork for this revision, and if not, why? Starts it, adopts it, notices its death, rebuilds, evicts; and
 says what else a replica may be forked from: the environment that the template itself comes from.
 
-Never forks by itself: `fork` and `fork_from_environment` are called by the wake.
+Never forks by itself: `fork` and `fork_from` are called by the wake.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from steelyard.agent.edges import Edges
 from steelyard.agent.replica import Slot
 from steelyard.agent.template_process import REVISION, Ids, TemplateProcess, adopted_process
 from steelyard.agent.template_tree import Environment, TemplateTree, Wanted
-from steelyard.errors import EdgeFailed, SteelyardError
+from steelyard.errors import EdgeFailed, SteelyardError, Unreachable
 from steelyard.model.function import FunctionSpec
 from steelyard.model.ids import FunctionName, WorkloadId
 from steelyard.model.reason import Reason
@@ -140,7 +140,8 @@ class TemplateKeeper:
         self.process = process
         if not status.threads and not status.unsafe:
             self.reason = Reason.TEMPLATE_READY
-            self._learning = asyncio.get_running_loop().create_task(self._learn(process, LEARN_DELAY_S))
+            if self._learning is None and self.environment is not None:  # once, by whoever made the first
+                self._learning = asyncio.get_running_loop().create_task(self._learn(process, LEARN_DELAY_S))
             return
         self.reason = Reason.TEMPLATE_HAS_THREADS if status.threads else Reason.TEMPLATE_UNSAFE
         self._learning = asyncio.get_running_loop().create_task(self._learn_and_end(process))
@@ -185,19 +186,23 @@ class TemplateKeeper:
             return ForkRefused(reason=str(self.reason), detail="")
         return await self._fork(self.process, slot, listen_fd, private, None)
 
-    async def fork_from_environment(self, slot: Slot, listen_fd: int, private: bool) -> Forked | ForkRefused:
-        """One replica that imports the user's module itself, in an environment that has the packages imported."""
+    async def find_parent(self) -> TemplateProcess | None:
+        """Its environment, made when there is none: with the packages imported, which may take seconds."""
         try:
             async with asyncio.timeout(ENVIRONMENT_WAIT_S):
-                parent = await self._tree.parent(self.wanted, await self._find_environment())
+                return await self._tree.parent(self.wanted, await self._find_environment())
         except (SteelyardError, OSError, TimeoutError) as err:
-            return ForkRefused(reason=str(Reason.TEMPLATE_NOT_READY), detail=str(err))
+            log.warning("no environment for %s: %s", self._function.name, err)
+            return None
+
+    async def fork_from(self, parent: TemplateProcess, slot: Slot, listen_fd: int, private: bool) -> Forked | ForkRefused:
+        """One replica that imports the user's module itself, from what `find_parent` found."""
         return await self._fork(parent, slot, listen_fd, private, self.wanted.load)
 
     async def _fork(
         self, process: TemplateProcess | None, slot: Slot, listen_fd: int, private: bool, load: Load | None
     ) -> Forked | ForkRefused:
-        if process is None or process.client is None:
+        if process is None or process.client is None or not process.forks:
             return ForkRefused(reason=str(Reason.TEMPLATE_DIED), detail="")
         process.used()
         self._last_used_ns = process.last_used_ns
@@ -231,11 +236,13 @@ class TemplateKeeper:
 
     def _lost(self, reason: Reason) -> None:
         self.reason = reason
-        if self._closed:
-            return
         delay_s = min(REBUILD_MAX_S, REBUILD_MIN_S * 2**self._deaths)
         self._deaths += 1
-        self._rebuild = asyncio.get_running_loop().call_later(delay_s, self.rebuild)
+        self._rebuild_in(delay_s)
+
+    def _rebuild_in(self, delay_s: float) -> None:
+        if not self._closed:
+            self._rebuild = asyncio.get_running_loop().call_later(delay_s, self.rebuild)
 
     def rebuild(self) -> None:
         """Start a new one in the background (after death or eviction)."""
@@ -248,6 +255,8 @@ class TemplateKeeper:
         try:
             async with self._tree.lane:
                 await self.start()
+        except Unreachable:
+            self._rebuild_in(REBUILD_MIN_S)  # no fault of its own: it waits for the spawner
         except (SteelyardError, OSError) as err:
             log.warning("template of %s could not be rebuilt: %s", self._function.name, err)
             self._lost(Reason.TEMPLATE_DIED)

@@ -14,7 +14,7 @@ from pathlib import Path
 
 from steelyard.agent.edges import Edges
 from steelyard.agent.replica import open_logs
-from steelyard.errors import EdgeFailed, SteelyardError
+from steelyard.errors import EdgeFailed, SteelyardError, Unreachable
 from steelyard.host.proc import observe_memory
 from steelyard.model.ids import WorkloadId
 from steelyard.model.job import Plan
@@ -36,6 +36,8 @@ class TemplateProcess:
     def __init__(self, edges: Edges, workload: WorkloadId, role: str, key: str, parent: WorkloadId | None) -> None:
         self._edges = edges
         self.workload, self.role, self.key, self.parent = workload, role, key, parent
+        #: whose child it is, and what it forks
+        self.spawner = edges.spawner.instance
         self.pid: int | None = None
         self.client: TemplateClient | None = None
         self.status = TemplateStatus(state="failed")
@@ -49,6 +51,12 @@ class TemplateProcess:
     def socket_path(self) -> Path:
         # Hashed: a 63-character function name would push the path over the kernel's 107 bytes.
         return self._edges.paths.template_sockets / f"{hashlib.sha256(self.workload.encode()).hexdigest()[:16]}.sock"
+
+    @property
+    def forks(self) -> bool:
+        """It can be asked, and what it forks has a parent that records its end: the spawner has not gone since."""
+        lives = self.client is not None and not self.client.closed.is_set()
+        return lives and self._edges.spawner.serves(self.spawner)
 
     @property
     def _labels(self) -> dict[str, str]:
@@ -93,7 +101,7 @@ class TemplateProcess:
         packages: Sequence[str] = (),
     ) -> TemplateStatus:
         """An environment or a revision: forked from its parent. Raises EdgeFailed when it can't be; else as `_await_ready`."""
-        if parent.client is None:
+        if parent.client is None or not parent.forks:
             raise EdgeFailed(f"the template {parent.workload} has gone", code="template-gone")
         fds: list[int] = []
         listener = self._listen()
@@ -135,8 +143,8 @@ class TemplateProcess:
             return False
 
     async def _await_ready(self, timeout_s: float) -> TemplateStatus:
-        """The status says failed with a text, or ready (maybe with what makes it unfit to fork). One that is not ready, or says
-        nothing (EdgeFailed), is ended."""
+        """The status says failed with a text, or ready (maybe with what makes it unfit to fork). One that is not ready, says
+        nothing (EdgeFailed), or has lost its spawner meanwhile (Unreachable), is ended."""
         client = TemplateClient(self.socket_path)
         try:
             await client.connect()
@@ -151,9 +159,14 @@ class TemplateProcess:
             client.close()
             self.end()
             return self.status
+        if not self._edges.spawner.serves(self.spawner):
+            client.close()
+            self.end()
+            raise Unreachable(f"The spawner went while {self.workload} was started.", code="spawner-unreachable")
         self.client = client
         memory = observe_memory(self.pid) if self.pid is not None else None
-        self.own_bytes = memory.private if memory else 0
+        # an adopted one has shared its pages with its children since: what its packages took is not less for that
+        self.own_bytes = max(memory.private if memory else 0, sum(each.bytes for each in self.status.packages))
         self.used()
         return self.status
 

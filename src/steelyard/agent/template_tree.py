@@ -118,8 +118,8 @@ class TemplateTree:
                 log.info("%s is not imported before forks: %s", err.package, err.why)
                 self.left_out.setdefault(base.key, {})[err.package] = err.why
             except (SteelyardError, OSError) as err:
-                if base.client is None:
-                    raise  # it died with its parent, which says nothing of the packages
+                if not base.forks:
+                    raise  # it died with its parent, or the spawner went: that says nothing of the packages
                 log.warning("no environment of %s: %s", ", ".join(fit.packages), err)
                 self._failed[key] = self._edges.clock.mono_ns() + FAILED_NS
 
@@ -150,7 +150,7 @@ class TemplateTree:
     async def _obtain(self, key: str, make: Callable[[], Coroutine[None, None, TemplateProcess]]) -> TemplateProcess:
         """The living one, or a new one, made once however many ask; whoever asked may go away meanwhile."""
         node = self.nodes.get(key)
-        if node is not None and node.client is not None and not node.client.closed.is_set():
+        if node is not None and node.forks:
             return node
         if node is not None:
             self.end(node)

@@ -112,8 +112,10 @@ def enter_folder(folder: str) -> None:
 
 
 def take_environment(env: dict[str, str]) -> None:
-    """These variables and no others, for Python and for the C library."""
+    """These variables and no others, for Python and for the C library; beside them the one that Python sets itself when it starts
+    in the C locale."""
     flush()
+    coerced = os.environ.get("LC_CTYPE")
     os.environ.clear()
-    os.environ.update(env)
+    os.environ.update({"LC_CTYPE": coerced, **env} if coerced is not None else env)
     time.tzset()

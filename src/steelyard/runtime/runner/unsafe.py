@@ -106,7 +106,16 @@ def _running_children() -> list[int]:
             pids = [int(word) for word in file.read().split()]
     except OSError:
         return []
-    return [pid for pid in pids if _command(pid)]
+    return [pid for pid in pids if _runs(pid)]
+
+
+def _runs(pid: int) -> bool:
+    """Also between its fork and its exec, when it has no command line."""
+    try:
+        with open(f"/proc/{pid}/stat", "rb") as file:
+            return file.read().rsplit(b") ", 1)[1][:1] not in b"ZX"
+    except (OSError, IndexError):
+        return False
 
 
 def _command(pid: int) -> str:
