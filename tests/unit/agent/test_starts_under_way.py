@@ -368,7 +368,9 @@ def test_a_template_of_the_old_spawner_is_asked_nothing(tmp_path: Path) -> None:
         world.spawner.instance = "2:2"
         slot = make_slot(world.edges)
         assert await world.template.fork(slot, 0, False) == ForkRefused("template-died", "")
-        assert not isinstance(await world.template.fork_from_environment(slot, 0, False), Forked)
+        [base] = world.functions.tree.nodes.values()
+        assert not isinstance(await world.template.fork_from(base, slot, 0, False), Forked)
+        assert await world.template.find_parent() is None, "and no other can be made here"
         assert world.client.asked == world.base_client.asked == 0
 
     play(tmp_path, script)
