@@ -7,6 +7,8 @@ import logging
 import os
 from collections.abc import Callable, Iterable
 
+import msgspec
+
 from steelyard.agent.devices import DeviceKeeper, devices_of
 from steelyard.agent.edges import Edges
 from steelyard.agent.function import FunctionHost, socket_name, socket_path
@@ -29,7 +31,8 @@ from steelyard.model.job import Plan
 from steelyard.model.machine import HeldPlan
 from steelyard.model.template import TemplateSeen
 from steelyard.runtime.process import Adopted, AdoptedState
-from steelyard.wire.agent import AssignedFunction, FunctionSeen, digest_keys
+from steelyard.scaling.share import CPU_OVERCOMMIT, Budget, divide
+from steelyard.wire.agent import AssignedFunction, FunctionSeen, ScalingSeen, digest_keys
 from steelyard.wire.spawn import Exited
 
 log = logging.getLogger(__name__)
@@ -146,10 +149,40 @@ class FunctionKeeper:
             if host.gone:
                 del self._hosts[name]
         if awake:
+            self._divide()
             self._look_at_pending()
             asyncio.get_running_loop().call_later(TICK_S, self._tick)
         else:
             self._ticking = False
+
+    def _divide(self) -> None:
+        """Where those that are awake want more replicas than the machine holds, each gets its fair share at the next look.
+        Whole cores are a function's own and are not divided."""
+        wants = {
+            revision.name: (revision, msgspec.structs.replace(want, name=revision.name))
+            for host in self._hosts.values()
+            for revision in host.hosts
+            if not revision.function.spec.resources.whole_cores and (want := revision.scaler.want) is not None
+        }
+        shares = divide(self._budget(), (want for _, want in wants.values()))
+        for name, (revision, want) in wants.items():
+            revision.scaler.share = None if shares[name] >= want.wanted else shares[name]
+
+    def _budget(self) -> Budget:
+        machine, jobs = self._edges.machine, self._ledger.assignment.jobs
+        for_jobs = sum(job.plan.memory_bytes or 0 for job in jobs)
+        memory = round(machine.memory_bytes * (1 - RESERVE_SHARE)) - for_jobs
+        return Budget(len(machine.cores) * CPU_OVERCOMMIT, max(0, memory))
+
+    def scaling(self, name: FunctionName) -> tuple[ScalingSeen, ...]:
+        """Why its revisions have as many replicas as they have."""
+        host = self._hosts.get(name)
+        revisions = [] if host is None else [revision for revision in host.hosts if revision.opened and not revision.draining]
+        found = []
+        for revision in revisions:
+            serving = sum(replica.state == "serving" for replica in revision.live)
+            found.append(revision.scaler.seen(serving, len(revision.live) - serving))
+        return tuple(found)
 
     def _look_at_pending(self) -> None:
         """Ask Envoy once a second, and only while a revision holds all it may: before that nothing waits in Envoy."""

@@ -23,6 +23,7 @@ from steelyard.agent.identity import choose_ids, make_env
 from steelyard.agent.lending import Lending
 from steelyard.agent.presence import GONE, Presence
 from steelyard.agent.replica import FAILED, SERVING, Replica, Slot, make_slot
+from steelyard.agent.scaler import Scaler
 from steelyard.agent.starter import start_plain
 from steelyard.agent.template import TemplateKeeper
 from steelyard.agent.template_tree import TemplateTree
@@ -36,7 +37,6 @@ from steelyard.model.reason import Reason
 from steelyard.runtime.process import Adopted
 from steelyard.runtime.runner.page import Page
 from steelyard.runtime.template import Forked
-from steelyard.scaling.replicas import ReplicasSeen, decide_replicas
 from steelyard.wire.agent import AssignedFunction
 from steelyard.wire.spawn import Exited
 
@@ -86,7 +86,7 @@ class RevisionHost:
         self.queued = 0
         #: requests that wait in Envoy, beyond what the replicas and the socket may hold
         self.pending = 0
-        self._backlog_since_ns: int | None = None
+        self.scaler = Scaler(function.spec, function.revision, edges.clock)
         self.failure: tuple[Reason, str] | None = None
         self._slot: Slot | None = None
         self._armed = False
@@ -128,6 +128,7 @@ class RevisionHost:
         """Watch the socket if nobody serves it."""
         if self.opened and not self._closed and not self._armed and not self.live:
             self._armed = True
+            self.scaler.sleep()
             asyncio.get_running_loop().add_reader(self.listener.fileno(), self._readable)
             self._prepare_slot()
 
@@ -142,6 +143,7 @@ class RevisionHost:
         if seen_ns < self._refuse_until_ns:
             self._spawn_task(self._refuse())
         else:
+            self.scaler.wake()
             self._begin(seen_ns, woken=True)
 
     # -- starting
@@ -310,14 +312,8 @@ class RevisionHost:
         if not self.live and (may_sleep or now_ns < self._refuse_until_ns):
             self.arm()
             return bool(self.replicas) or now_ns < self._refuse_until_ns
-        seen = ReplicasSeen(
-            queued=self.queued,
-            pending=self.pending,
-            replicas=tuple(item.look() for item in self.replicas.values() if not item.trial),
-            backlog_since_ns=self._backlog_since_ns,
-        )
-        decision = decide_replicas(now_ns, self.function.spec, seen)
-        self._backlog_since_ns = decision.backlog_since_ns
+        replicas = [item.look() for item in self.replicas.values() if not item.trial]
+        decision = self.scaler.decide(now_ns, self.queued, self.pending, replicas)
         if decision.start:
             self._disarm()  # a minimum is started again after a backoff in which only refusals were given
         for _ in range(decision.start):

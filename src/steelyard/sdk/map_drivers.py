@@ -222,7 +222,7 @@ async def results_async(target: Target, mapping: Mapping) -> AsyncIterator[Any]:
                 task = asyncio.ensure_future(carry(batch))
                 tasks.add(task)
                 task.add_done_callback(tasks.discard)
-            if not mapping.ready:
+            if not mapping.ready and not mapping.finished:  # the launch may have seen the end of the inputs
                 now_s = time.monotonic()
                 at_s = mapping.wake_at(now_s)
                 with contextlib.suppress(asyncio.TimeoutError):
