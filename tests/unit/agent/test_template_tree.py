@@ -92,7 +92,7 @@ class Process:
 
     @property
     def forks(self) -> bool:
-        return self.client is not None and not self.client.closed.is_set()
+        return self.client is not None
 
     def end(self) -> None:
         self.client = None
