@@ -186,6 +186,22 @@ def test_a_functions_result_is_printed_and_what_it_writes_is_shown(shared: Clust
     assert names(shared) == []
 
 
+def test_a_deployed_function_is_called_by_name(shared: Cluster) -> None:
+    file = write(shared, APP)
+    shared.ok("deploy", f"{file}:price")
+    assert shared.ok("call", "shop-price", "tea", "2") == "9.0\n"
+    assert shared.ok("call", "shop-price", "--json", '{"item": "tea"}') == "4.5\n"
+    wrong = shared.cli("call", "shop-price", "--json", '{"item": "tea", "count": "two"}')
+    assert wrong.returncode == 2
+    assert b"count" in wrong.stderr
+    missing = shared.cli("call", "shop-nothing")
+    assert missing.returncode == 2
+    assert b"There is no function shop-nothing" in missing.stderr
+    spawned = shared.ok("call", "--spawn", "shop-price", "tea").strip()
+    assert json.loads(shared.ok("calls", "result", spawned, "--wait")) == 4.5
+    shared.ok("delete", "shop-price")
+
+
 def test_a_functions_log_can_be_read(shared: Cluster) -> None:
     shared.ok("deploy", f"{write(shared, PLAIN)}:app", "--name", "plain", "--public")
     assert shared.call("/plain/").body == b"open"
