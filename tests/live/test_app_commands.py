@@ -106,6 +106,16 @@ def test_ctrl_c_deletes_and_a_killed_command_leaves_it_to_the_lease(shared: Clus
     process.communicate(timeout=20)
     assert process.returncode == 130
     assert names(shared) == []
+    process = shared.start("run", f"{file}:wait")
+    assert process.stdout is not None
+    assert process.stdout.readline() == b"waiting\n"
+    process.kill()
+    process.communicate(timeout=20)
+    left = shared.api("GET", "/v1/functions").json()
+    assert len(left) == 2
+    assert all(each["expires_at"] is not None for each in left)
+    shared.api("POST", "/v1/leases", {"names": [each["name"] for each in left], "lease_s": 0})
+    assert names(shared) == []
 
 
 def test_what_nobody_renews_is_deleted(shared: Cluster) -> None:
