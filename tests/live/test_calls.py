@@ -5,6 +5,7 @@ from __future__ import annotations
 import itertools
 import json
 import signal
+import subprocess
 import threading
 import time
 from collections import Counter
@@ -233,7 +234,7 @@ def test_a_function_brings_its_schedule_along_and_takes_it_away_again(server: Se
             assert time.monotonic() < deadline
             time.sleep(0.01)
         assert {(asked.path, asked.body, asked.headers["content-type"]) for asked in gateway.asked} == {
-            ("/tick/.steelyard/call", b"", "application/json")
+            ("/tick/.steelyard/call", b"{}", "application/json")
         }
         [shown] = server.http.get("/v1/schedules").json()
         assert (shown["name"], shown["function"], shown["every_s"], shown["spec"]) == ("tick", "tick", 1, None)
@@ -276,3 +277,33 @@ def test_a_schedule_made_by_itself_outlives_its_function(server: Server) -> None
     assert server.http.put("/v1/schedules/s", json={"cron": "@daily"}).json()["code"] == "bad-schedule"
     assert server.http.delete("/v1/functions/tick").status_code == 204
     assert [row["name"] for row in server.http.get("/v1/schedules").json()] == ["s"]
+
+
+@pytest.fixture
+def small_disk(server: Server) -> Iterator[Path]:
+    made = subprocess.run(
+        ["mount", "-t", "tmpfs", "-o", "size=2m", "tmpfs", str(server.paths.calls)], capture_output=True, text=True, check=False
+    )
+    if made.returncode != 0:
+        pytest.skip(f"NOT TESTED: no tmpfs can be mounted here ({made.stderr.strip()})")
+    yield server.paths.calls
+    subprocess.run(["umount", "-l", str(server.paths.calls)], check=True)
+
+
+def test_a_full_disk_refuses_inputs_keeps_nothing_and_answers_are_asked_for_again_when_there_is_room(
+    server: Server, small_disk: Path
+) -> None:
+    deploy(server)
+    refused = server.http.post("/v1/functions/embed/calls", content=b"x" * (5 << 20))
+    assert refused.status_code == 507 and refused.json()["code"] == "disk-full"
+    assert list(small_disk.iterdir()) == [] and server.http.get("/v1/calls").json() == []
+    ballast = small_disk / "ballast"
+    with FakeGateway(gateway_port(server), lambda asked: Answered(200, b"y" * (1 << 20))):
+        ballast.write_bytes(b"x" * (1536 << 10))
+        call = spawn(server)["id"]
+        deadline = time.monotonic() + 20
+        while server.http.get(f"/v1/calls/{call}").json()["reason"] != "disk-full":
+            assert time.monotonic() < deadline
+            time.sleep(0.01)
+        ballast.unlink()
+        assert len(result_of(server, call)) == 1 << 20

@@ -354,6 +354,8 @@ class Agent:
             return Answer(id=ask.id, data=msgspec.json.encode(usage))
         if ask.what == "ends":
             return Answer(id=ask.id, data=msgspec.json.encode(self.functions.ends(FunctionName(ask.workload))))
+        if ask.what == "scaling":
+            return Answer(id=ask.id, data=msgspec.json.encode(self.functions.scaling(FunctionName(ask.workload))))
         if ask.what == "template":
             line = await self.functions.show_templates(FunctionName(ask.workload))
             if line is None:

@@ -107,6 +107,8 @@ class Replica:
             connections=page.connections,
             busy=page.busy,
             last_active_ns=page.last_active_ns or self.seen_ns,
+            finished=page.finished,
+            service_ns=page.service_ns,
         )
 
     def take_coldstart(self, function: AssignedFunction, edges: Edges) -> ColdStart | None:

@@ -25,6 +25,7 @@ from steelyard.agent.lending import Lending
 from steelyard.agent.presence import GONE, Presence
 from steelyard.agent.replica import FAILED, SERVING, Replica, Slot, make_slot
 from steelyard.agent.replica_end import ENDS_KEPT, explain_replica_end, say_in_log
+from steelyard.agent.scaler import Scaler
 from steelyard.agent.starter import start_plain
 from steelyard.agent.template import TemplateKeeper
 from steelyard.agent.template_tree import TemplateTree
@@ -39,7 +40,6 @@ from steelyard.model.reason import Reason
 from steelyard.runtime.process import Adopted
 from steelyard.runtime.runner.page import Page
 from steelyard.runtime.template import Forked
-from steelyard.scaling.replicas import ReplicasSeen, decide_replicas
 from steelyard.wire.agent import AssignedFunction
 from steelyard.wire.spawn import Exited
 
@@ -89,7 +89,7 @@ class RevisionHost:
         self.queued = 0
         #: requests that wait in Envoy, beyond what the replicas and the socket may hold
         self.pending = 0
-        self._backlog_since_ns: int | None = None
+        self.scaler = Scaler(function.spec, function.revision, edges.clock)
         self.failure: tuple[Reason, str] | None = None
         self._slot: Slot | None = None
         self._armed = False
@@ -133,6 +133,7 @@ class RevisionHost:
         """Watch the socket if nobody serves it."""
         if self.opened and not self._closed and not self._armed and not self.live:
             self._armed = True
+            self.scaler.sleep()
             asyncio.get_running_loop().add_reader(self.listener.fileno(), self._readable)
             self._prepare_slot()
 
@@ -147,6 +148,7 @@ class RevisionHost:
         if seen_ns < self._refuse_until_ns:
             self._spawn_task(self._refuse())
         else:
+            self.scaler.wake()
             self._begin(seen_ns, woken=True)
 
     # -- starting
@@ -315,14 +317,8 @@ class RevisionHost:
         if not self.live and (may_sleep or now_ns < self._refuse_until_ns):
             self.arm()
             return bool(self.replicas) or now_ns < self._refuse_until_ns
-        seen = ReplicasSeen(
-            queued=self.queued,
-            pending=self.pending,
-            replicas=tuple(item.look() for item in self.replicas.values() if not item.trial),
-            backlog_since_ns=self._backlog_since_ns,
-        )
-        decision = decide_replicas(now_ns, self.function.spec, seen)
-        self._backlog_since_ns = decision.backlog_since_ns
+        replicas = [item.look() for item in self.replicas.values() if not item.trial]
+        decision = self.scaler.decide(now_ns, self.queued, self.pending, replicas)
         if decision.start:
             self._disarm()  # a minimum is started again after a backoff in which only refusals were given
         for _ in range(decision.start):

@@ -31,6 +31,7 @@ from steelyard.api.nodes import NODE_ROUTES
 from steelyard.api.problems import answer_error
 from steelyard.api.queue import QUEUE_ROUTES
 from steelyard.api.requests import refuse_unknown_query
+from steelyard.api.scaling import SCALING_ROUTES
 from steelyard.api.schedules import SCHEDULE_ROUTES
 from steelyard.api.scripts import SCRIPT_ROUTES
 from steelyard.api.services import Services
@@ -65,6 +66,7 @@ ROUTES = (
     *SCHEDULE_ROUTES,
     *ACCOUNT_ROUTES,
     *FUNCTION_ROUTES,
+    *SCALING_ROUTES,
     *CALL_ROUTES,
     *LEASE_ROUTES,
     *BUNDLE_ROUTES,

@@ -39,6 +39,8 @@ from steelyard.wire.landing import Landing
 #: calls that may wait at a time; more are refused, so that the queue stays bounded (R11)
 CALLS_MAX = 100_000
 TYPE_MAX = 200
+#: an input up to this size is received before anything is looked up
+SMALL_BYTES = 1 << 16
 
 _METHOD = re.compile(r"[A-Za-z_][A-Za-z0-9_]{0,99}", re.ASCII)
 
@@ -75,7 +77,9 @@ async def make_call(
         raise Refused(f"A content type has at most {TYPE_MAX} characters.", code="bad-content-type")
     if services.calls.waiting >= CALLS_MAX:
         raise NoRoom(f"{CALLS_MAX} calls are waiting already. Try again when some have ended.", code="queue-full")
-    await services.store.read(lambda tx: _callable(tx, name, caller))
+    if not 0 <= int(request.headers.get("content-length") or -1) <= SMALL_BYTES:
+        # before gigabytes are received in vain
+        await services.store.read(lambda tx: _callable(tx, name, caller))
     id_ = new_call_id()
     size_bytes, digest = await _receive(request, services, id_)
     made: list[CallId] = []

@@ -102,6 +102,7 @@ def make_override(asked: Mapping[str, Any]) -> dict[str, Any]:
         "min_replicas": ("replicas_min", int),
         "max_replicas": ("replicas_max", int),
         "idle_timeout": ("idle_timeout_s", parse_seconds),
+        "target_wait": ("target_wait_ms", lambda text: parse_seconds(text) * 1000),
         "startup_deadline": ("startup_deadline_s", parse_seconds),
         "wake_bound": ("wake_bound_s", parse_seconds),
     }

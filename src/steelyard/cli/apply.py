@@ -200,6 +200,9 @@ def make_function_spec(ask: FunctionAsk) -> tuple[FunctionSpec, Path | None]:
     )
     given = {
         "concurrency": ask.concurrency,
+        "target_wait_ms": None if ask.target_wait_s is None else ask.target_wait_s * 1000,
+        "target_busy": ask.target_busy,
+        "buffer_replicas": ask.buffer_replicas,
         "idle_timeout_s": ask.idle_timeout_s,
         "startup_deadline_s": ask.startup_deadline_s,
         "wake_bound_s": ask.wake_bound_s,

@@ -76,6 +76,25 @@ Examples:
     show_default=True,
     help="Requests that one replica holds at a time.",
 )
+@click.option(
+    "--target-wait",
+    metavar="TIME",
+    help="Add replicas only when the last who waits would wait longer than that [default: whenever somebody waits].",
+)
+@click.option(
+    "--target-busy",
+    type=click.FloatRange(0, 1, min_open=True),
+    default=1.0,
+    show_default=True,
+    help="Add a replica when more than this share of the places is busy.",
+)
+@click.option(
+    "--buffer-replicas",
+    type=click.IntRange(0, 1000),
+    default=0,
+    show_default=True,
+    help="Kept ready beyond need while it is awake.",
+)
 @click.option("--idle-timeout", default="60s", show_default=True, help="Asleep after that long without a request.")
 @click.option("--startup-deadline", default="60s", show_default=True, help="A replica that does not serve by then has failed.")
 @click.option("--cpus", type=Number(), default=1.0, show_default=True, help="Cores' worth of share for each replica.")
@@ -156,6 +175,9 @@ def make_function(code: Target, asked: Mapping[str, Any]) -> tuple[str, Function
         replicas_min=asked["min_replicas"],
         replicas_max=asked["max_replicas"],
         concurrency=asked["concurrency"],
+        target_wait_ms=parse_seconds(asked["target_wait"]) * 1000 if asked["target_wait"] else None,
+        target_busy=asked["target_busy"],
+        buffer_replicas=asked["buffer_replicas"],
         idle_timeout_s=parse_seconds(asked["idle_timeout"]),
         startup_deadline_s=parse_seconds(asked["startup_deadline"]),
         wake_bound_s=parse_seconds(asked["wake_bound"]) if asked["wake_bound"] else None,

@@ -46,7 +46,7 @@ COMMANDS: dict[str, Entry] = {
     "ps": Entry("Jobs", "steelyard.cli.ps:ps", "List jobs."),
     "job": Entry("Jobs", "steelyard.cli.job:job", "Show all of a job: what it asked, got, did and used."),
     "queue": Entry("Jobs", "steelyard.cli.queue:queue", "List waiting jobs, with position and estimated start."),
-    "why": Entry("Jobs", "steelyard.cli.queue:why", "Say why a job waits, and what would start it now."),
+    "why": Entry("Jobs", "steelyard.cli.queue:why", "Say why a job waits, or a function has so many replicas."),
     "logs": Entry("Jobs", "steelyard.cli.logs:logs", "Print what a job or function wrote."),
     "attach": Entry("Jobs", "steelyard.cli.attach:attach", "Follow a running job, and answer with its exit code."),
     "exec": Entry("Jobs", "steelyard.cli.exec:run_inside", "Run a command inside a running job."),

@@ -88,7 +88,7 @@ def make_call(id_: CallId, function: Function, now: int, method: str, content_ty
 
 
 def make_empty_call(id_: CallId, function: Function, schedule: str, now: int) -> Call:
-    """Without arguments, by the clock: JSON without a body, and so without a file."""
+    """By the clock, without arguments: it has no input file."""
     return msgspec.structs.replace(make_call(id_, function, now, "", "application/json", 0), schedule=schedule)
 
 

@@ -12,6 +12,15 @@ from steelyard.model.job import NO_SHARE, Owner, Plan, Resources
 from steelyard.model.reason import Reason
 
 
+class ScaleOn(msgspec.Struct, frozen=True):
+    """What the replicas say of themselves, on their own metrics page, decides how many there should be."""
+
+    #: a Prometheus gauge, such as `vllm:num_requests_waiting`
+    metric: str
+    #: of that, for each replica
+    target: float
+
+
 class FunctionSpec(msgspec.Struct, frozen=True):
     """One revision, immutable. Either `file` + `attr` (an ASGI app) or `argv` (any program) is set."""
 
@@ -34,6 +43,13 @@ class FunctionSpec(msgspec.Struct, frozen=True):
     #: requests one replica holds at a time
     concurrency: int = 8
     idle_timeout_s: float = 60.0
+    #: a backlog adds replicas only as far as the last who waits would wait longer than that; None: whenever somebody waits
+    target_wait_ms: float | None = None
+    #: share of the replicas' places that may be busy before another one is added, above 0 to 1
+    target_busy: float = 1.0
+    #: kept ready beyond what is needed, while the function is awake
+    buffer_replicas: int = 0
+    scale_on: ScaleOn | None = None
     #: from the wake until the replica must serve
     startup_deadline_s: float = 60.0
     #: while it sleeps its cores and devices are lent to preemptible work, and a wake has them back after that long at most; None:

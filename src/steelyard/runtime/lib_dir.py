@@ -18,7 +18,7 @@ from steelyard.runtime.runner.isolate import LIB_NAMES
 #: what the runner needs; the others of LIB_NAMES make it faster
 _NEEDED = ("uvicorn", "h11")
 #: what user code finds there when its own environment has no such package
-_OFFERED = ("cloudpickle",)
+_OFFERED = ("cloudpickle", "a2wsgi")
 
 
 def make_lib_dir(dest: Path) -> Path:

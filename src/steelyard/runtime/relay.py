@@ -113,6 +113,7 @@ class Connection:
     def __init__(self, relay: Relay, first: bool) -> None:
         self._relay = relay
         self._first = first
+        self.began_ns = relay.now_ns()
         self._head = b""
         self.client = Pipe(self)
         self.program = Pipe(self)
@@ -197,6 +198,7 @@ class Relay:
         page.connections = page.busy = len(self._open)
         page.finished += 1
         page.last_active_ns = self.now_ns()
+        page.service_ns += page.last_active_ns - connection.began_ns
         if not self._retiring:
             self._take()
         elif not self._open:

@@ -44,7 +44,6 @@ STUCK_S = 10.0
 #: how long something may go on that nobody waits for any more
 CANCEL_S = 2.0
 _NOT_BEGUN = json.dumps({"code": frames.NOT_BEGUN, "type": "", "text": "its replica is being replaced", "traceback": ""}).encode()
-_OURS = (os.path.dirname(os.path.abspath(__file__)),)
 
 
 class Method:
@@ -71,10 +70,13 @@ class Method:
         except PayloadError as err:
             return self.fail(id, err, frames.PAYLOAD)
 
+    def yielded(self, id: int, item: Any) -> list[Buffer]:
+        return frames.encode(frames.YIELD, id, payload.dumps(item, f"What {self.label} yielded"))
+
     def fail(self, id: int, err: BaseException, code: str = frames.RAISED) -> list[Buffer]:
         if code == frames.RAISED:
-            sys.stderr.write(payload.user_traceback(err, _OURS))
-        return frames.encode(frames.ERROR, id, payload.dumps_error(err, code, _OURS))
+            sys.stderr.write(payload.user_traceback(err, payload.OURS))
+        return frames.encode(frames.ERROR, id, payload.dumps_error(err, code, payload.OURS))
 
     def read(self, segments: Sequence[Buffer]) -> tuple[tuple[Any, ...], dict[str, Any]]:
         try:
@@ -347,7 +349,7 @@ class Executor:
 
     def _yield(self, work: Work, method: Method, id: int, item: Any) -> None:
         """PayloadError when it can't travel: raised in the generator's consumer, which is us, and so the input's error."""
-        buffers = frames.encode(frames.YIELD, id, payload.dumps(item, f"What {method.label} yielded"))
+        buffers = method.yielded(id, item)
         work.unsent += sum(map(len, buffers))
         work.put(buffers)
 

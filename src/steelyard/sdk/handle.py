@@ -30,6 +30,15 @@ R = TypeVar("R")
 Y = TypeVar("Y")
 
 
+def run_here(function: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+    """A batched one takes a single input here too."""
+    if read_marks(getattr(function, "__func__", function)).batched is None:
+        return function(*args, **kwargs)
+    from steelyard.sdk.batching import call_one
+
+    return call_one(function, f"{function.__qualname__}()", args, kwargs)
+
+
 class _Handle:
     """What functions and classes have in common. `target` and `app` are None for what was only named."""
 
@@ -100,7 +109,7 @@ class Function(_Handle, Generic[P, R]):
         """Run it here and now. A coroutine function gives its coroutine."""
         if self.target is None:
             raise DeclarationError(f"{self!r} is only known by name here: call it with .remote().")
-        return self.target(*args, **kwargs)
+        return run_here(self.target, args, kwargs)
 
     __call__ = local
 
@@ -209,7 +218,7 @@ class Instance:
         bound: Any = kind_of(target)(cls.base_name, target, cls.app, cls.options)
         bound.method = name
         bound._whole = cls
-        bound.local = lambda *args, **kwargs: getattr(self._here(), name)(*args, **kwargs)
+        bound.local = lambda *args, **kwargs: run_here(getattr(self._here(), name), args, kwargs)
         return bound
 
     def _here(self) -> Any:

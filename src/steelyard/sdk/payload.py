@@ -28,6 +28,8 @@ from steelyard.sdk.frames import PAYLOAD, RAISED, Buffer
 #: smaller buffers are copied into the pickle
 BUFFER_MIN = 1 << 16
 _MAIN = "__main__"
+#: frames of these folders are no news to the user
+OURS = (os.path.dirname(os.path.abspath(__file__)),)
 
 #: in a replica: the module of the function that it serves, which callers may know as their `__main__`
 home: ModuleType | None = None

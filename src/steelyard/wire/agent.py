@@ -119,6 +119,29 @@ class FunctionSeen(msgspec.Struct, frozen=True):
     lends: bool = False
 
 
+class ScalingChange(msgspec.Struct, frozen=True):
+    """The number of replicas changed."""
+
+    #: microseconds since the epoch
+    at: int
+    before: int
+    after: int
+    text: str
+
+
+class ScalingSeen(msgspec.Struct, frozen=True):
+    """What an agent answers when asked for "scaling", as a JSON list: why a revision has as many replicas as it has."""
+
+    revision: int
+    serving: int
+    starting: int
+    #: as many as it should have
+    wanted: int
+    text: str
+    #: the oldest first
+    changes: tuple[ScalingChange, ...] = ()
+
+
 class HealthEvent(msgspec.Struct, frozen=True):
     """A line of the machine's history. `serial` goes up with each; the server may get one twice."""
 
@@ -190,6 +213,7 @@ class Ask(msgspec.Struct, frozen=True, tag=True):
     "template" (JSON list of `TemplateSeen`): of the function `workload`, from the base on; empty for a command
     "ends" (JSON list of `ReplicaEnd`): of replicas of the function `workload` that nobody told to end
     "health" (JSON `MachineHealth`); "readmit": begin a check of the subject `workload`; "keep-hardware"
+    "scaling": of the function `workload` (JSON list of `ScalingSeen`, one for each revision that gets traffic)
     "exec": start `body` (JSON `ExecStart`) inside the attempt, answered with its name, such as `x1`; it is the workload
     `<attempt>-x1`, of which "exec-state" tells (JSON `ExecState`) and which "exec-stop" sends the signal `offset`.
     """

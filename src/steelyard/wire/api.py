@@ -338,6 +338,36 @@ class FunctionView(msgspec.Struct, frozen=True):
     spec: FunctionSpec | None = None
 
 
+class ScalingStep(msgspec.Struct, frozen=True):
+    """The number of replicas changed."""
+
+    at: str | None
+    before: int
+    after: int
+    text: str
+
+
+class RevisionScaling(msgspec.Struct, frozen=True):
+    """Why one revision has as many replicas as it has."""
+
+    revision: int
+    serving: int
+    starting: int
+    wanted: int
+    text: str
+    #: the oldest first
+    changes: tuple[ScalingStep, ...]
+
+
+class FunctionWhyView(msgspec.Struct, frozen=True):
+    name: str
+    state: str
+    #: of what failed
+    reason: str | None
+    detail: str
+    revisions: tuple[RevisionScaling, ...]
+
+
 class CallView(msgspec.Struct, frozen=True):
     """A durable call. Its result, where there is one, is had at `/result`, also of one that FAILED: the function's exception."""
 

@@ -80,14 +80,14 @@ class Gate:
         self.busy += 1
         page = self.page
         page.busy = self.busy
-        page.last_active_ns = time.monotonic_ns()
+        page.last_active_ns = began_ns = time.monotonic_ns()
         try:
             if self._seen_first:
                 await self.app(scope, receive, self._closing(send))
             else:
                 await self._first(scope, receive, send, arrival)
         finally:
-            self._ended()
+            self._ended(began_ns)
 
     def should_close(self) -> bool:
         return self.retiring or self.acceptor.someone_waits()
@@ -145,12 +145,13 @@ class Gate:
                 turn.set_result(None)
                 return
 
-    def _ended(self) -> None:
+    def _ended(self, began_ns: int) -> None:
         self.busy -= 1
         page = self.page
         page.busy = self.busy
         page.finished += 1
-        page.last_active_ns = time.monotonic_ns()
+        page.last_active_ns = now_ns = time.monotonic_ns()
+        page.service_ns += now_ns - began_ns
         if self._queue:
             self._pass_on()
         self.acceptor.answered(self.busy)
