@@ -13,6 +13,7 @@ import logging
 import os
 import signal
 import socket
+from collections import deque
 from collections.abc import Callable, Coroutine
 from pathlib import Path
 
@@ -23,6 +24,7 @@ from steelyard.agent.identity import choose_ids, make_env
 from steelyard.agent.lending import Lending
 from steelyard.agent.presence import GONE, Presence
 from steelyard.agent.replica import FAILED, SERVING, Replica, Slot, make_slot
+from steelyard.agent.replica_end import ENDS_KEPT, explain_replica_end, say_in_log
 from steelyard.agent.scaler import Scaler
 from steelyard.agent.starter import start_plain
 from steelyard.agent.template import TemplateKeeper
@@ -31,6 +33,7 @@ from steelyard.errors import SteelyardError, Unreachable
 from steelyard.lifecycle.environment import make_environment
 from steelyard.lifecycle.launch import tell_api
 from steelyard.model.coldstart import ColdStart, Road
+from steelyard.model.function import ReplicaEnd
 from steelyard.model.ids import WorkloadId, name_logs
 from steelyard.model.job import Plan
 from steelyard.model.reason import Reason
@@ -96,6 +99,8 @@ class RevisionHost:
         self._refuse_until_ns = 0
         self._tasks: set[asyncio.Task[object]] = set()
         self._closed = False
+        #: of replicas that nobody told to end, the newest last
+        self.ends: deque[ReplicaEnd] = deque(maxlen=ENDS_KEPT)
         #: only now may sockets be watched and replicas be started: its trial is over
         self.opened = False
         #: a revision that gets no more traffic: retire as soon as nothing waits
@@ -383,9 +388,9 @@ class RevisionHost:
             return True
         if not retiring:
             # Those that wait are served by the next one: the kernel still holds them.
-            log.warning(
-                "%s: replica %s crashed (code %s, signal %s)", self.name, replica.workload, exited.exit_code, exited.signal
-            )
+            self.ends.append(end := explain_replica_end(self.edges, replica.workload, exited, self.function.spec))
+            say_in_log(self.edges.paths.workloads / self.logs, end)
+            log.warning("%s: replica %s ended by itself: %s %s", self.name, replica.workload, end.reason, end.detail)
         self._remove(replica)
         if self.opened and not self.live:
             self.start_min()
