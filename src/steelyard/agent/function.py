@@ -116,8 +116,12 @@ class FunctionHost:
     @property
     def gone(self) -> bool:
         """Deleted, and nothing of it is left."""
-        idle = self._task is None or self._task.done()
-        return self.newest is None and self.routed is None and not self.draining and idle
+        return self.newest is None and self.routed is None and not self.draining and self.settled
+
+    @property
+    def settled(self) -> bool:
+        """Nothing rolls out and nothing is being deleted."""
+        return self._task is None or self._task.done()
 
     # -- roll-out
 
@@ -279,6 +283,8 @@ class FunctionHost:
         self._note_move(old, None)
         if old is not None:
             self._drain(old)
+        else:
+            self._on_awake()  # the next look finds it gone
 
     def _close(self, host: RevisionHost) -> None:
         had = host.workloads
@@ -310,8 +316,7 @@ class FunctionHost:
     def lends(self) -> bool:
         """The newest revision sleeps, nothing rolls out or drains, and jobs may be on its cores and devices."""
         host = self.routed
-        settled = self._task is None or self._task.done()
-        if host is None or self.newest is None or not settled or self.draining:
+        if host is None or self.newest is None or not self.settled or self.draining:
             return False
         return host.lends and host.function.revision == self.newest.revision
 

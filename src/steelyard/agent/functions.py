@@ -68,6 +68,11 @@ class FunctionKeeper:
         self._keys_told: tuple[str, ...] = ()
         self._told = asyncio.Event()
         self._ticking = False
+        #: those that the tick looks at: a thousand sleepers cost it nothing
+        self._awake: dict[FunctionName, None] = {}
+        #: what was told of each, and of which that may not be true any more
+        self._seen: dict[FunctionName, FunctionSeen | None] = {}
+        self._stale: set[FunctionName] = set()
         self._pending_asked_ns = 0
         self._pending_task: asyncio.Task[None] | None = None
 
@@ -75,9 +80,9 @@ class FunctionKeeper:
         host = FunctionHost(
             self._edges,
             name,
-            on_change=self._on_change,
+            on_change=lambda: self._note_change(name),
             on_coldstart=self._on_coldstart,
-            on_awake=self._wake_ticker,
+            on_awake=lambda: self._wake_ticker(name),
             apply_routes=self.apply_routes,
             ledger=self._ledger,
             devices=self._devices,
@@ -86,17 +91,30 @@ class FunctionKeeper:
             tree=self.tree,
         )
         self._hosts[name] = host
+        self._stale.add(name)
         return host
+
+    def _note_change(self, name: FunctionName) -> None:
+        self._stale.add(name)
+        self._on_change()
+
+    def _forget(self, name: FunctionName) -> None:
+        del self._hosts[name]
+        self._seen.pop(name, None)
+        self._stale.discard(name)
+        self._awake.pop(name, None)
 
     def reconcile(self, functions: Iterable[AssignedFunction], keys: tuple[str, ...]) -> None:
         wanted = {function.name: function for function in functions}
         for name, function in wanted.items():
             (self._hosts.get(name) or self._make_host(name)).set_desired(function)
+            self._stale.add(name)
         for name, host in list(self._hosts.items()):
             if name not in wanted:
                 host.set_desired(None)
+                self._stale.add(name)
                 if host.gone:
-                    del self._hosts[name]
+                    self._forget(name)
         if keys != self._keys:
             self._keys = keys
             task = asyncio.ensure_future(self._apply_keys())
@@ -134,33 +152,44 @@ class FunctionKeeper:
 
     # -- the tick, only while something is awake
 
-    def _wake_ticker(self) -> None:
+    def _wake_ticker(self, name: FunctionName) -> None:
+        self._awake[name] = None
         if not self._ticking:
             self._ticking = True
             asyncio.get_running_loop().call_later(TICK_S, self._tick)
 
     def _tick(self) -> None:
-        awake = False
-        for name, host in list(self._hosts.items()):
+        for name in list(self._awake):
+            host, awake = self._hosts.get(name), False
+            if host is None:  # a word of one that is forgotten already
+                del self._awake[name]
+                continue
             try:
-                awake = host.tick() or awake
+                awake = host.tick()
             except Exception:
                 log.exception("tick of %s", name)
             if host.gone:
-                del self._hosts[name]
-        if awake:
+                self._forget(name)
+            elif not awake:
+                self._stale.add(name)
+                del self._awake[name]
+        if self._awake:
             self._divide()
             self._look_at_pending()
             asyncio.get_running_loop().call_later(TICK_S, self._tick)
         else:
             self._ticking = False
 
+    @property
+    def _awake_hosts(self) -> list[FunctionHost]:
+        return [host for name in self._awake if (host := self._hosts.get(name)) is not None]
+
     def _divide(self) -> None:
         """Where those that are awake want more replicas than the machine holds, each gets its fair share at the next look.
         Whole cores are a function's own and are not divided."""
         wants = {
             revision.name: (revision, msgspec.structs.replace(want, name=revision.name))
-            for host in self._hosts.values()
+            for host in self._awake_hosts
             for revision in host.hosts
             if not revision.function.spec.resources.whole_cores and (want := revision.scaler.want) is not None
         }
@@ -187,7 +216,7 @@ class FunctionKeeper:
     def _look_at_pending(self) -> None:
         """Ask Envoy once a second, and only while a revision holds all it may: before that nothing waits in Envoy."""
         now_ns = self._edges.clock.mono_ns()
-        full = any(revision.full or revision.pending for host in self._hosts.values() for revision in host.hosts)
+        full = any(revision.full or revision.pending for host in self._awake_hosts for revision in host.hosts)
         if full and now_ns - self._pending_asked_ns >= PENDING_NS:
             self._pending_asked_ns = now_ns
             self._pending_task = asyncio.get_running_loop().create_task(self._read_pending())
@@ -230,7 +259,7 @@ class FunctionKeeper:
             if revision.template is not None and revision.template.workload is None:
                 revision.template.rebuild()
             revision.start_min()
-            self._wake_ticker()
+            self._wake_ticker(revision.function.name)
         try:
             await self.apply_routes()
         except SteelyardError as err:
@@ -334,7 +363,14 @@ class FunctionKeeper:
         return tuple(host.routed.plan for host in self._hosts.values() if host.lends and host.routed is not None)
 
     def seen(self) -> tuple[FunctionSeen, ...]:
-        return tuple(seen for name in sorted(self._hosts) if (seen := self._hosts[name].seen()) is not None)
+        """Looked at anew only where something may have changed: of a thousand functions, those that are awake or said so."""
+        for name in {*self._stale, *self._awake}:
+            host = self._hosts.get(name)
+            if host is not None:
+                self._seen[name] = host.seen()
+            if host is None or host.settled:
+                self._stale.discard(name)
+        return tuple(seen for name in sorted(self._seen) if (seen := self._seen[name]) is not None)
 
     # -- templates
 
@@ -355,7 +391,7 @@ class FunctionKeeper:
         """Evict templates when they hold more than their budget or the machine runs short; bring back one that was missed since
         when there is room, or when others were not wanted for longer."""
         templates = self._templates()
-        uses = [*self._uses_of_nodes(templates), *(_use(name, each) for name, each in templates.items() if each.process)]
+        uses = [*self._uses_of_nodes(templates), *(_use(name, each) for name, each in templates.items() if each.ready)]
         reserve = round(self._edges.machine.memory_bytes * RESERVE_SHARE)
         now_ns, budget = self._edges.clock.mono_ns(), self._edges.template_budget_bytes
         evicted = choose_evictions(uses, now_ns, budget, available_bytes, reserve)
@@ -383,14 +419,13 @@ class FunctionKeeper:
         if not self.tree.nodes:
             return []
         children = self._children(templates)
-        wanted = {self.tree.environment_of(each.wanted, each.environment) for each in templates.values()}
-        unknown = any(each.environment is None for each in templates.values())  # taken over, and not looked at since
+        wanted = {each.parent_key for each in templates.values()}  # None: taken over, and not looked at since
 
         def kind(node: TemplateProcess) -> NodeUse:
             if children.get(node.workload):
                 return NodeUse.PARENT
             # bases are small, and whatever is deployed next would wait for one
-            return NodeUse.WANTED if unknown or node.key in wanted or node.role == BASE else NodeUse.UNWANTED
+            return NodeUse.WANTED if node.key in wanted or None in wanted or node.role == BASE else NodeUse.UNWANTED
 
         return [TemplateUse(key, node.own_bytes, node.last_used_ns, kind(node)) for key, node in self.tree.nodes.items()]
 

@@ -58,8 +58,10 @@ class TemplateKeeper:
         self._edges, self._tree, self._function, self._logs, self._ids = edges, tree, function, logs, ids
         spec = function.spec
         self.wanted = Wanted(function.name, spec.python, ids, make_load(function.name, spec, code, SINGLE_THREAD_ENV | env))
-        #: what it was grown from, or would be; None: not looked at yet
+        #: what it is to find imported; None: not looked at yet
         self.environment: Environment | None = None
+        #: key of what it, or its replicas, would be forked from; None as above
+        self.parent_key: str | None = None
         self.process: TemplateProcess | None = None
         self._rebuild: asyncio.TimerHandle | None = None
         self._task: asyncio.Task[None] | None = None
@@ -117,6 +119,7 @@ class TemplateKeeper:
         function = self._function
         environment = await self._find_environment()
         parent = await self._tree.parent(self.wanted, environment)
+        self.parent_key = parent.key
         workload = WorkloadId(f"tmpl.{function.name}.{function.revision}.{self._edges.clock.now_us():x}")
         process = TemplateProcess(self._edges, workload, REVISION, "", parent.workload)
         self.process = process
@@ -172,6 +175,7 @@ class TemplateKeeper:
             names = tuple(await process.client.learn(LEARN_S))
             if self.environment is not None:
                 self.environment = Environment(names, self.environment.stamp)
+                self.parent_key = self._tree.parent_key(self.wanted, self.environment)
             self._tree.note_learned(self._function.name, names)
 
     async def _learn_and_end(self, process: TemplateProcess) -> None:
@@ -190,10 +194,12 @@ class TemplateKeeper:
         """Its environment, made when there is none: with the packages imported, which may take seconds."""
         try:
             async with asyncio.timeout(ENVIRONMENT_WAIT_S):
-                return await self._tree.parent(self.wanted, await self._find_environment())
+                parent = await self._tree.parent(self.wanted, await self._find_environment())
         except (SteelyardError, OSError, TimeoutError) as err:
             log.warning("no environment for %s: %s", self._function.name, err)
             return None
+        self.parent_key = parent.key
+        return parent
 
     async def fork_from(self, parent: TemplateProcess, slot: Slot, listen_fd: int, private: bool) -> Forked | ForkRefused:
         """One replica that imports the user's module itself, from what `find_parent` found."""

@@ -20,7 +20,10 @@ READY = "ready"
 
 async def show_templates(keeper: TemplateKeeper, tree: TemplateTree, children: Mapping[str, int]) -> tuple[TemplateSeen, ...]:
     """From the base to the revision. An ancestor that ended meanwhile is shown as what would be made again."""
-    base_key, key = tree.base_key(keeper.wanted), tree.environment_of(keeper.wanted, keeper.environment)
+    base_key = tree.base_key(keeper.wanted)
+    # one taken over from an earlier agent has not looked at its packages, but its living template says where it came from
+    grown_from = tree.find(keeper.process.parent) if keeper.process is not None else None
+    key = grown_from.key if grown_from is not None else keeper.parent_key or base_key
     left_out = tuple(sorted(tree.left_out.get(base_key, {}).items()))
     line = [await _show(BASE, tree.nodes.get(base_key), children)]
     if key != base_key:

@@ -135,10 +135,10 @@ class TemplateTree:
             changed_ns = 0  # found by PATH, or not at all: the start tells
         return base_key(wanted, str(self._edges.lib_dir), changed_ns)
 
-    def environment_of(self, wanted: Wanted, environment: Environment | None) -> str:
+    def parent_key(self, wanted: Wanted, environment: Environment) -> str:
         """Key of what `parent` would answer with."""
         base = self.base_key(wanted)
-        fit = self.fit(base, environment or Environment())
+        fit = self.fit(base, environment)
         return environment_key(base, wanted.load.env, fit) if fit.packages else base
 
     # -- making

@@ -18,12 +18,12 @@ class Template:
     missed_ns: int | None = None
     evicted_bytes: int = 0
     done: list[str] = field(default_factory=list)
-    wanted: str = "e"
-    environment: None = None
+    parent_key: str = "e"
+    ready: bool = True
 
     def evict(self) -> None:
         self.done.append("evicted")
-        self.evicted_bytes, self.process = self.own_bytes, None
+        self.evicted_bytes, self.process, self.ready = self.own_bytes, None, False
 
     def rebuild(self) -> None:
         self.done.append("rebuilt")
@@ -55,7 +55,6 @@ def make_keeper(templates: dict[str, Template], budget: int, *nodes: Node) -> Fu
     hosts = {name: SimpleNamespace(hosts=[SimpleNamespace(name=name, template=item)]) for name, item in templates.items()}
     keeper._hosts = cast(Any, hosts)
     keeper.tree.nodes = cast(Any, {node.key: node for node in nodes})
-    keeper.tree.environment_of = cast(Any, lambda wanted, environment: wanted)
     return keeper
 
 

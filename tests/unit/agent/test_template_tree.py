@@ -90,6 +90,10 @@ class Process:
         self.client = SimpleNamespace(closed=asyncio.Event())
         return answer
 
+    @property
+    def forks(self) -> bool:
+        return self.client is not None
+
     def end(self) -> None:
         self.client = None
 
