@@ -112,7 +112,9 @@ def test_one_that_eats_memory_is_killed_alone_and_its_peak_is_told(bad: Cluster)
     while eating.is_alive():
         assert call(bad, "good", x=1).json() == 2
     assert good[-1].status in (502, 503)
-    told = wait_until(lambda: "memory" in (text := bad.ok("logs", "bad-eats")) and text, 20, "the log to tell of it")
+    told = wait_until(
+        lambda: "oom-killed" in (text := str(bad.cli("logs", "bad-eats").stderr)) and text, 20, "the log to tell of it"
+    )
     assert "peak" in told
     assert call(bad, "eats", megabytes=10).json() == 10
 

@@ -22,7 +22,7 @@ from steelyard.agent.edges import Edges
 from steelyard.agent.identity import choose_ids, make_env
 from steelyard.agent.lending import Lending
 from steelyard.agent.presence import GONE, Presence
-from steelyard.agent.replica import FAILED, SERVING, Replica, Slot, make_slot
+from steelyard.agent.replica import FAILED, SERVING, Replica, Slot, make_slot, tell_end
 from steelyard.agent.scaler import Scaler
 from steelyard.agent.starter import start_plain
 from steelyard.agent.template import TemplateKeeper
@@ -383,9 +383,8 @@ class RevisionHost:
             return True
         if not retiring:
             # Those that wait are served by the next one: the kernel still holds them.
-            log.warning(
-                "%s: replica %s crashed (code %s, signal %s)", self.name, replica.workload, exited.exit_code, exited.signal
-            )
+            said = tell_end(self.edges, exited, self.plan, self.function.spec.resources.memory_bytes, self.logs)
+            log.warning("%s: %s", self.name, said)
         self._remove(replica)
         if self.opened and not self.live:
             self.start_min()
