@@ -105,8 +105,10 @@ class Bed:
         path.write_text(textwrap.dedent(code))
 
     def make_load(self, env: dict[str, str] | None = None, **more: object) -> Load:
-        settings: dict[str, object] = {"file": "app.py", "attr": "app", "concurrency": self.concurrency, **more}
-        return Load("fn", {"PATH": os.environ["PATH"], **(env or {})}, str(self.code), **settings)  # type: ignore[arg-type]
+        settings: dict[str, object] = {
+            "code_dir": str(self.code), "file": "app.py", "attr": "app", "concurrency": self.concurrency, **more
+        }  # fmt: skip
+        return Load("fn", {"PATH": os.environ["PATH"], **(env or {})}, **settings)  # type: ignore[arg-type]
 
     def start_base(self, python: str = sys.executable, env: dict[str, str] | None = None, **config: object) -> None:
         control = self._listen("control")

@@ -106,6 +106,16 @@ def test_ctrl_c_deletes_and_a_killed_command_leaves_it_to_the_lease(shared: Clus
     process.communicate(timeout=20)
     assert process.returncode == 130
     assert names(shared) == []
+    process = shared.start("run", f"{file}:wait")
+    assert process.stdout is not None
+    assert process.stdout.readline() == b"waiting\n"
+    process.kill()
+    process.communicate(timeout=20)
+    left = shared.api("GET", "/v1/functions").json()
+    assert len(left) == 2
+    assert all(each["expires_at"] is not None for each in left)
+    shared.api("POST", "/v1/leases", {"names": [each["name"] for each in left], "lease_s": 0})
+    assert names(shared) == []
 
 
 def test_what_nobody_renews_is_deleted(shared: Cluster) -> None:
@@ -184,6 +194,22 @@ def test_a_functions_result_is_printed_and_what_it_writes_is_shown(shared: Clust
     assert b"LookupError: tea" in done.stderr
     assert b"steelyard/sdk" not in done.stderr
     assert names(shared) == []
+
+
+def test_a_deployed_function_is_called_by_name(shared: Cluster) -> None:
+    file = write(shared, APP)
+    shared.ok("deploy", f"{file}:price")
+    assert shared.ok("call", "shop-price", "tea", "2") == "9.0\n"
+    assert shared.ok("call", "shop-price", "--json", '{"item": "tea"}') == "4.5\n"
+    wrong = shared.cli("call", "shop-price", "--json", '{"item": "tea", "count": "two"}')
+    assert wrong.returncode == 2
+    assert b"count" in wrong.stderr
+    missing = shared.cli("call", "shop-nothing")
+    assert missing.returncode == 2
+    assert b"There is no function shop-nothing" in missing.stderr
+    spawned = shared.ok("call", "--spawn", "shop-price", "tea").strip()
+    assert json.loads(shared.ok("calls", "result", spawned, "--wait")) == 4.5
+    shared.ok("delete", "shop-price")
 
 
 def test_a_functions_log_can_be_read(shared: Cluster) -> None:

@@ -9,6 +9,7 @@ import threading
 from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 from steelyard_cluster import Cluster, wait_until
@@ -37,6 +38,14 @@ def outer(count):
 @app.function(max_replicas=1, concurrency=8)
 def inner(number):
     return number + 1
+
+@app.function(schedule=sy.Every(seconds=1), max_replicas=1)
+def tick():
+    print("tick", flush=True)
+
+@app.function(max_replicas=1)
+def boom(x: int = 1):
+    raise ValueError("no boom")
 '''
 
 SPAWN = """
@@ -63,7 +72,7 @@ def app(shared: Cluster) -> Iterator[Cluster]:
     (folder / "dur.py").write_text(APP)
     shared.ok("deploy", str(folder / "dur.py"), "--python", sys.executable)
     yield shared
-    for name in ("note", "outer", "inner"):
+    for name in ("note", "outer", "inner", "tick", "boom"):
         shared.cli("delete", f"dur-{name}")
 
 
@@ -101,3 +110,31 @@ def test_no_call_is_lost_when_server_gateway_and_agent_are_killed_while_they_are
     assert set(found) == set(range(CALLS)), "each was carried out"
     assert sum(found.values()) <= CALLS + 3 * 16, "only what was being carried out is carried out again"
     python(app, GET, *calls[:20])
+
+
+def test_a_schedule_calls_its_function_and_what_it_printed_is_in_its_log(app: Cluster) -> None:
+    def called() -> Any:
+        rows = app.api("GET", "/v1/calls?function=dur-tick&state=SUCCEEDED").json()
+        return rows if len(rows) >= 2 else None
+
+    rows = wait_until(called, 60, "two calls by the clock have succeeded")
+    assert {row["schedule"] for row in rows} == {"dur-tick"}
+    listed = app.ok("schedules")
+    assert "dur-tick" in listed and "every 1.0s" in listed
+    assert "tick" in app.ok("logs", "dur-tick")
+    shown = app.ok("calls", "show", rows[0]["id"])
+    assert "by the schedule dur-tick" in shown and "SUCCEEDED" in shown
+    assert app.ok("calls", "result", rows[0]["id"]) == "null"
+
+
+def test_a_call_made_with_json_is_answered_in_json_and_what_it_raised_is_told(app: Cluster) -> None:
+    made = app.api("POST", "/v1/functions/dur-inner/calls", {"number": 4}).json()
+    assert app.cli("calls", "result", made["id"], "--wait").stdout == b"5"
+    made = app.api("POST", "/v1/functions/dur-boom/calls", {}).json()
+    failed = app.cli("calls", "result", made["id"], "--wait")
+    assert failed.returncode == 1 and b"no boom" in failed.stdout
+    view = app.api("GET", f"/v1/calls/{made['id']}").json()
+    assert (view["state"], view["reason"]) == ("FAILED", "raised") and "no boom" in view["detail"]
+    made = app.api("POST", "/v1/functions/dur-inner/calls", {"numbers": 4}).json()
+    view = app.api("GET", f"/v1/calls/{made['id']}?wait_s=30").json()
+    assert (view["state"], view["reason"]) == ("FAILED", "call-refused") and "number" in view["detail"]

@@ -172,10 +172,11 @@ def _tell(app: AppFile, rows: Sequence[DeployedRow], wanted: Sequence[Wanted], a
         print_table(("function", "revision", "state", "url"), cells, "Nothing was deployed.", keep=("function",))
     for row in rows:
         if row.detail:
-            say(f"{row.detail}" if row.state == "failed" else f"{row.name}: {row.detail}")
+            say(f"{row.name}: {row.detail}")
     private = [each.name for each in wanted if not each.spec.public and each.spec.interface == "http"]
     if private and not asked.as_json:
         say(f"Callers of {', '.join(private)} need a key: `steelyard keys create NAME`.")
-    called = next((each for each in wanted if each.spec.interface == "call"), None)
+    ready = {row.name for row in rows if row.state == "ready"}
+    called = next((each for each in wanted if each.spec.interface == "call" and each.name in ready), None)
     if called is not None and not asked.as_json:
         say(f"Call one: sy.Function.from_name({called.name!r}).remote(...), or `steelyard call {called.name}`.")

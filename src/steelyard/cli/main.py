@@ -61,6 +61,7 @@ COMMANDS: dict[str, Entry] = {
     "proof": Entry("Jobs", "steelyard.cli.proof:proof", "Show what a job asked for beside what it got."),
     "deploy": Entry("Functions", "steelyard.cli.deploy:deploy", "Deploy an app, a web app or a server."),
     "serve": Entry("Functions", "steelyard.cli.serve:serve", "Serve an app while you work on it."),
+    "call": Entry("Functions", "steelyard.cli.call:call", "Call a function, with JSON in and out."),
     "functions": Entry("Functions", "steelyard.cli.functions:functions", "List functions."),
     "calls": Entry("Functions", "steelyard.cli.calls:calls", "List, show and cancel durable calls."),
     "delete": Entry("Functions", "steelyard.cli.functions:delete", "Delete a function."),

@@ -41,6 +41,8 @@ def _render_rule(spec: FunctionSpec, told: ReplicasDecision) -> str:
             ready = f"{spec.buffer_replicas} kept ready beyond that (buffer-replicas)"
             return f"{places}, and {ready}: {count(told.asked, 'replica')}."
         case Rule.KEPT:
+            if told.present == 1 and not told.busy:
+                return f"Nobody asks; it sleeps {spec.idle_timeout_s:g} s after its last request (idle-timeout)."
             kept = "a panic a moment ago" if told.memory.panic_until_ns else f"the last {spec.idle_timeout_s:g} s (idle-timeout)"
             return f"{places}: fewer would do now, but more were needed in {kept}."
         case Rule.SURPLUS:

@@ -4,7 +4,6 @@ when it is restarted meanwhile, and keeps its result for seven days.
 
 from __future__ import annotations
 
-import asyncio
 import json
 import time
 import uuid
@@ -74,6 +73,8 @@ class Get(Generic[R]):
                 raise ResultPending(f"{self._call.object_id} has not ended within {timeout:g} s; it goes on.")
 
     async def aio(self, timeout: float | None = None) -> R:
+        import asyncio
+
         return await asyncio.to_thread(self, timeout)
 
 

@@ -6,7 +6,6 @@ is consumed; dropping it ends the work behind it.
 
 from __future__ import annotations
 
-import asyncio
 import random
 import time
 from collections.abc import AsyncIterator, Iterator
@@ -189,6 +188,8 @@ async def call_async(target: Target, args: tuple[Any, ...], kwargs: dict[str, An
         try:
             return await _try_async(one, body)
         except _TryAgain as again:
+            import asyncio
+
             await asyncio.sleep(again.wait_s)
 
 

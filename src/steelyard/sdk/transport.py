@@ -7,7 +7,6 @@ share it.
 
 from __future__ import annotations
 
-import asyncio
 import os
 import select
 import socket
@@ -15,12 +14,15 @@ import ssl
 import threading
 import time
 from collections.abc import Iterator, Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from steelyard.sdk.address import Place
 from steelyard.sdk.errors import NotReachable
 from steelyard.sdk.frames import CONTENT_TYPE, Buffer, Frame, FrameReader, FramingError, join
 from steelyard.sdk.http1 import BadResponse, ResponseReader
+
+if TYPE_CHECKING:
+    import asyncio
 
 CONNECT_S = 10.0
 RECV_BYTES = 1 << 18
@@ -226,6 +228,8 @@ class AsyncExchange:
 
     @classmethod
     async def open(cls, place: Place, request: Sequence[Buffer]) -> AsyncExchange:
+        import asyncio
+
         loop = asyncio.get_running_loop()
         connection = pool.take_idle(place) or await loop.run_in_executor(None, connect, place)
         made = cls(place, connection)
@@ -250,6 +254,8 @@ class AsyncExchange:
 
     async def read(self) -> list[Frame]:
         """The next frames, maybe none; ask again while the reply is not done. Lost."""
+        import asyncio
+
         loop = asyncio.get_running_loop()
         try:
             if self._place.tls:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 import time
 from collections.abc import AsyncIterator, Iterable, Iterator
 from typing import TYPE_CHECKING, Any, Generic, TypeVar
@@ -67,6 +66,8 @@ class Spawn(_Verb, Generic[P, R]):
         return spawn(self._target, args, kwargs)
 
     async def aio(self, *args: P.args, **kwargs: P.kwargs) -> FunctionCall[R]:
+        import asyncio  # here: most programs never wait for a coroutine, and it costs as much as all the rest of the SDK
+
         return await asyncio.to_thread(self, *args, **kwargs)
 
 

@@ -15,7 +15,7 @@ from msgspec.structs import replace
 
 from steelyard.clock import VirtualClock
 from steelyard.control import CALLS
-from steelyard.control.calls import CHANGES_MAX, FLYING_MAX, CallsLoop, Landed, Lane, Seen, commit_call, decide
+from steelyard.control.calls import CHANGES_MAX, FLYING_MAX, CallsLoop, Landed, Lane, Seen, carry_out, commit_call, decide
 from steelyard.control.kept_calls import BATCH, KeptCallsLoop
 from steelyard.control.watch import Watch
 from steelyard.errors import NoRoom
@@ -228,6 +228,23 @@ def test_an_outcome_that_could_not_be_stored_is_stored_later_and_not_asked_for_a
                 await world.loop.activate()
         await world.settle()
         assert await world.states() == {"a1": "SUCCEEDED"} and len(world.carrier.asked) == 1
+
+    run(tmp_path, story, "a")
+
+
+def test_what_somebody_changed_meanwhile_is_left_out_and_the_others_are_kept(tmp_path: Path) -> None:
+    async def story(world: World) -> None:
+        for name in ("a1", "a2"):
+            await world.call(name, "a")
+        actions = decide(replace(NOTHING, lanes=(lane("a", 0, ready=tuple(await calls(world))),)), 0, 0)
+        moved = replace((await calls(world))[0], generation=2, state=CallState.CANCELLED)
+        await world.store.write(lambda tx: tx.put_call(moved))
+        report = await carry_out(world.store, actions, 0)
+        assert [call.id for call in report.committed] == ["a2"]
+        assert await world.states() == {"a1": "CANCELLED", "a2": "RUNNING"}
+
+    async def calls(world: World) -> list[Call]:
+        return await world.store.read(lambda tx: tx.calls())
 
     run(tmp_path, story, "a")
 
