@@ -381,7 +381,7 @@ class RevisionHost:
             how = f"signal {exited.signal}" if exited.signal else f"exit code {exited.exit_code}"
             self._failed(replica, Reason.START_FAILED, replica.page.error or f"It ended before it served ({how}).")
             return True
-        if not retiring:
+        if served and not retiring:
             # Those that wait are served by the next one: the kernel still holds them.
             said = tell_end(self.edges, exited, self.plan, self.function.spec.resources.memory_bytes, self.logs)
             log.warning("%s: %s", self.name, said)
