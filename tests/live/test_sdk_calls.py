@@ -75,6 +75,9 @@ def sleeps(s):
     time.sleep(s)
     return s, os.getpid()
 
+@app.function(memory="200MB", max_replicas=1)
+def eats(n): return len(bytearray(n))
+
 @app.function
 def point(p): return Point(p.x + 1)
 
@@ -211,11 +214,24 @@ def test_a_lost_replica_is_an_error_of_its_own_or_a_retry(shared: Cluster, shop:
     outcomes = list(shop.dies.map([1, 2, 3, "die", 5, 6, 7, 8], return_exceptions=True))
     assert isinstance(outcomes[3], sy.ReplicaLost)
     assert [one for one in outcomes if not isinstance(one, Exception)] == [1, 2, 3, 5, 6, 7, 8]
+    with pytest.raises(sy.ReplicaLost, match="exit code 9"):
+        shop.dies.remote("die")
     marks = shared.folder / "marks"
     marks.mkdir()
     marks.chmod(0o777)
     assert shop.dies_once.remote(str(marks / "one")) == "the second time"
     assert list(shop.dies_once.map([str(marks / f"many{n}") for n in range(3)])) == ["the second time"] * 3
+
+
+def test_one_that_eats_memory_ends_alone_and_says_what_it_had(shared: Cluster, shop: Any) -> None:
+    assert shop.eats.remote(1000) == 1000
+    if shared.function("shop-eats") and os.getuid() != 0:
+        pytest.skip("limits need control groups")
+    with pytest.raises(sy.OutOfMemory, match=r"memory limit of 200000000 bytes.* It had \d+ MB at most"):
+        shop.eats.remote(10**9)
+    assert shop.echo.remote(1) == 1
+    assert "oom-killed" in shared.cli("logs", "shop-eats").stderr.decode()
+    assert shop.eats.remote(1000) == 1000
 
 
 def test_what_never_returns_is_given_up_and_its_replica_replaced(shop: Any) -> None:

@@ -26,6 +26,7 @@ from steelyard.agent.template_tree import TemplateTree
 from steelyard.errors import SteelyardError
 from steelyard.gateway import GatewayDesired
 from steelyard.model.coldstart import ColdStart
+from steelyard.model.function import ReplicaEnd
 from steelyard.model.ids import FunctionName, WorkloadId
 from steelyard.model.job import Plan
 from steelyard.model.machine import HeldPlan
@@ -373,6 +374,11 @@ class FunctionKeeper:
         return tuple(seen for name in sorted(self._seen) if (seen := self._seen[name]) is not None)
 
     # -- templates
+
+    def ends(self, name: FunctionName) -> tuple[ReplicaEnd, ...]:
+        """How replicas of a function ended that nobody had told to, as far back as is known."""
+        host = self._hosts.get(name)
+        return tuple(end for revision in (host.hosts if host is not None else ()) for end in revision.ends)
 
     async def show_templates(self, name: FunctionName) -> tuple[TemplateSeen, ...] | None:
         """Of the revision that has the traffic, from the base on; empty for a command, None for a function that is not here."""

@@ -352,6 +352,8 @@ class Agent:
             if usage is None:
                 return Answer(id=ask.id, error="No process of this job has run yet, or its records are gone.")
             return Answer(id=ask.id, data=msgspec.json.encode(usage))
+        if ask.what == "ends":
+            return Answer(id=ask.id, data=msgspec.json.encode(self.functions.ends(FunctionName(ask.workload))))
         if ask.what == "scaling":
             return Answer(id=ask.id, data=msgspec.json.encode(self.functions.scaling(FunctionName(ask.workload))))
         if ask.what == "template":

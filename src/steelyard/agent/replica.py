@@ -5,7 +5,6 @@ A slot is made ahead of demand: intent fsynced, cgroup filled, page and log file
 
 from __future__ import annotations
 
-import contextlib
 import os
 from dataclasses import dataclass
 from pathlib import Path
@@ -13,10 +12,8 @@ from typing import Literal
 
 import msgspec
 
-from steelyard.agent.attempt import explain_end
 from steelyard.agent.coldstart import WakeStamps, make_coldstart
 from steelyard.agent.edges import Edges
-from steelyard.model import words
 from steelyard.model.coldstart import ColdStart, Road
 from steelyard.model.ids import WorkloadId
 from steelyard.model.job import Plan
@@ -24,7 +21,6 @@ from steelyard.model.reason import Reason
 from steelyard.runtime.runner.page import Page
 from steelyard.scaling.replicas import ReplicaSeen
 from steelyard.wire.agent import AssignedFunction
-from steelyard.wire.spawn import Exited
 
 KIND = "replica"
 #: values of Page.state
@@ -144,21 +140,3 @@ class Replica:
             user_phases=page.user_phases,
             wall_minus_mono_ns=edges.clock.now_us() * 1000 - edges.clock.mono_ns(),
         )
-
-
-def tell_end(edges: Edges, exited: Exited, plan: Plan, memory_bytes: int | None, logs: str) -> str:
-    """How a replica that served has ended unasked, in a sentence, which also goes to the function's log, behind its last words.
-    Its control group must still be there."""
-    reading = edges.cgroups.read(WorkloadId(exited.workload))
-    plan = msgspec.structs.replace(plan, memory_bytes=memory_bytes)
-    end = explain_end(exited, reading.oom_kills, reading.memory_peak_bytes, plan, edges.clock.now_us())
-    how = end.detail or f"It ended with exit code {end.exit_code}."
-    peak = "" if end.peak_memory_bytes is None else f" It had {words.exact_size(end.peak_memory_bytes)} of memory at its peak."
-    said = f"replica {exited.workload} ended unasked ({end.reason}): {how}{peak}"
-    with contextlib.suppress(OSError):  # a full disk: the agent's own log has it
-        fd = os.open(edges.paths.workloads / logs / "stderr", os.O_WRONLY | os.O_APPEND | os.O_CLOEXEC)
-        try:
-            os.write(fd, f"steelyard: {said}\n".encode())
-        finally:
-            os.close(fd)
-    return said

@@ -13,6 +13,7 @@ import logging
 import os
 import signal
 import socket
+from collections import deque
 from collections.abc import Callable, Coroutine
 from pathlib import Path
 
@@ -22,7 +23,8 @@ from steelyard.agent.edges import Edges
 from steelyard.agent.identity import choose_ids, make_env
 from steelyard.agent.lending import Lending
 from steelyard.agent.presence import GONE, Presence
-from steelyard.agent.replica import FAILED, SERVING, Replica, Slot, make_slot, tell_end
+from steelyard.agent.replica import FAILED, SERVING, Replica, Slot, make_slot
+from steelyard.agent.replica_end import ENDS_KEPT, explain_replica_end, say_in_log
 from steelyard.agent.scaler import Scaler
 from steelyard.agent.starter import start_plain
 from steelyard.agent.template import TemplateKeeper
@@ -31,6 +33,7 @@ from steelyard.errors import SteelyardError, Unreachable
 from steelyard.lifecycle.environment import make_environment
 from steelyard.lifecycle.launch import tell_api
 from steelyard.model.coldstart import ColdStart, Road
+from steelyard.model.function import ReplicaEnd
 from steelyard.model.ids import WorkloadId, name_logs
 from steelyard.model.job import Plan
 from steelyard.model.reason import Reason
@@ -96,6 +99,8 @@ class RevisionHost:
         self._refuse_until_ns = 0
         self._tasks: set[asyncio.Task[object]] = set()
         self._closed = False
+        #: of replicas that nobody told to end, the newest last
+        self.ends: deque[ReplicaEnd] = deque(maxlen=ENDS_KEPT)
         #: only now may sockets be watched and replicas be started: its trial is over
         self.opened = False
         #: a revision that gets no more traffic: retire as soon as nothing waits
@@ -381,10 +386,11 @@ class RevisionHost:
             how = f"signal {exited.signal}" if exited.signal else f"exit code {exited.exit_code}"
             self._failed(replica, Reason.START_FAILED, replica.page.error or f"It ended before it served ({how}).")
             return True
-        if served and not retiring:
+        if not retiring:
             # Those that wait are served by the next one: the kernel still holds them.
-            said = tell_end(self.edges, exited, self.plan, self.function.spec.resources.memory_bytes, self.logs)
-            log.warning("%s: %s", self.name, said)
+            self.ends.append(end := explain_replica_end(self.edges, replica.workload, exited, self.function.spec))
+            say_in_log(self.edges.paths.workloads / self.logs, end)
+            log.warning("%s: replica %s ended by itself: %s %s", self.name, replica.workload, end.reason, end.detail)
         self._remove(replica)
         if self.opened and not self.live:
             self.start_min()

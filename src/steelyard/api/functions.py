@@ -8,6 +8,7 @@ import msgspec
 from litestar import Request, Response, delete, get, put
 from litestar.params import Parameter
 
+from steelyard.api.auth import caller_of
 from steelyard.api.bundles import bundle_path
 from steelyard.api.door import check_fields, check_function
 from steelyard.api.idempotency import IdempotencyKey, mutate
@@ -24,7 +25,7 @@ from steelyard.control.live import HOLDING
 from steelyard.control.watch import wait_for
 from steelyard.errors import Conflict, NoRoom, NotFound, Refused, Unreachable
 from steelyard.lifecycle.node import plan_blocked
-from steelyard.model.function import Function, FunctionSpec, FunctionState
+from steelyard.model.function import Function, FunctionSpec, FunctionState, ReplicaEnd
 from steelyard.model.health import NODE
 from steelyard.model.ids import DEFAULT_PROJECT, FunctionName
 from steelyard.model.job import Plan
@@ -132,6 +133,21 @@ async def get_template(request: Request[Any, Any, Any], name: FunctionPath) -> l
     return msgspec.json.decode(answer.data, type=list[TemplateSeen])
 
 
+@get("/v1/functions/{name:str}/ends", responses=errors(404, 503))
+async def list_ends(request: Request[Any, Any, Any], name: FunctionPath) -> list[ReplicaEnd]:
+    """How replicas ended lately that nobody had told to: crashed, killed, out of memory. As far back as its agent knows."""
+    services, caller = services_of(request), caller_of(request)
+
+    def check(tx: Tx) -> None:
+        row = tx.function(DEFAULT_PROJECT, FunctionName(name))
+        if row is None or (caller is not None and row.owner != caller.owner(tx)):
+            raise NotFound(f"There is no function {name}. `steelyard functions` lists them.")
+
+    await services.store.read(check)
+    answer = await services.hub.ask("ends", name)
+    return [] if answer.error else msgspec.json.decode(answer.data, type=list[ReplicaEnd])
+
+
 @delete("/v1/functions/{name:str}", status_code=204, responses=errors(404, 422, 507))
 async def delete_function(request: Request[Any, Any, Any], name: FunctionPath, idempotency_key: IdempotencyKey) -> Response[None]:
     """Its requests in flight are answered; then its replicas end."""
@@ -207,6 +223,7 @@ FUNCTION_ROUTES = (
     list_functions,
     get_function,
     get_template,
+    list_ends,
     delete_function,
     function_logs,
     list_coldstarts,

@@ -132,6 +132,21 @@ class Function(msgspec.Struct, frozen=True):
     expires_at: int | None = None
 
 
+class ReplicaEnd(msgspec.Struct, frozen=True):
+    """How a replica ended that nobody had told to."""
+
+    replica: str
+    #: microseconds, wall clock
+    ended_at: int
+    reason: Reason
+    #: a sentence for the user
+    detail: str = ""
+    exit_code: int | None = None
+    signal: int | None = None
+    #: the most memory that it had
+    memory_peak_bytes: int | None = None
+
+
 class ApiKey(msgspec.Struct, frozen=True):
     """A bearer key for private functions of a project."""
 

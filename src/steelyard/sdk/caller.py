@@ -6,16 +6,22 @@ is consumed; dropping it ends the work behind it.
 
 from __future__ import annotations
 
+import json
 import random
 import time
 from collections.abc import AsyncIterator, Iterator
 from typing import Any, NamedTuple
 
 from steelyard.sdk import address, frames, outcome, payload, transport
-from steelyard.sdk.errors import Error, NotAllowed, NotReachable
+from steelyard.sdk.errors import Error, NotAllowed, NotReachable, ReplicaLost
 from steelyard.sdk.frames import CALL_PATH, CONTENT_TYPE, Buffer, Frame
 from steelyard.sdk.outcome import Attempts, Failure
 from steelyard.sdk.transport import AsyncExchange, Exchange, Lost, Reply
+
+#: when the agent is asked how a replica ended: it may hear of it after its caller
+ENDS_WAITS_S = (0.0, 0.05, 0.2)
+#: by how much clocks may differ
+CLOCKS_US = 100_000
 
 
 class Target(NamedTuple):
@@ -71,7 +77,7 @@ class OneCall:
             return _TryAgain(0.0)
         wait_s = self._attempts.wait(failure, time.monotonic(), random.random())
         if wait_s is None:
-            raise failure.error
+            raise explain_loss(failure.error, self.target, self._began)
         return _TryAgain(wait_s)
 
     def settle_break(self, err: Exception) -> _TryAgain:
@@ -84,7 +90,9 @@ class OneCall:
         """An answer without a result in it."""
         if reply.is_call:
             return self.settle(outcome.lost(self.target.label))
-        return self.settle(outcome.read_problem(reply.status, transport.problem_of(reply), self.target.label))
+        ran_s = time.monotonic() - self._began
+        problem = transport.problem_of(reply)
+        return self.settle(outcome.read_problem(reply.status, problem, self.target.label, ran_s, self.target.timeout_s))
 
     def settle_error(self, frame: Frame, reply: Reply) -> _TryAgain:
         return self.settle(outcome.read_error(frame, self.target.label, self.target.main_is(reply)))
@@ -104,6 +112,26 @@ def read_value(frame: Frame, target: Target, reply: Reply) -> Any:
 
 
 # -- for threads
+
+
+def explain_loss(error: Exception, target: Target, began_s: float) -> Exception:
+    """A ReplicaLost with how the replica ended, as far as the agent knows and tells soon; anything else as it is."""
+    if not isinstance(error, ReplicaLost):
+        return error
+    since_us = int((time.time() - (time.monotonic() - began_s)) * 1e6) - CLOCKS_US
+    for wait_s in ENDS_WAITS_S:
+        time.sleep(wait_s)
+        try:
+            api = address.api()
+            path = f"/v1/functions/{target.function}/ends"
+            reply = transport.ask(api.place, transport.make_request(api.place, "GET", path, api.token, (), ""))
+            ends = json.loads(reply.body) if reply.status == 200 else []
+            told = outcome.tell_end(error, target.label, ends, since_us)
+        except (Error, Lost, ValueError, KeyError, TypeError):
+            return error  # only the gateway is known here
+        if told is not None:
+            return told
+    return error
 
 
 def gateway() -> address.Gateway:

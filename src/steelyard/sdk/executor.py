@@ -33,7 +33,7 @@ from steelyard.sdk.errors import CallTimeout, PayloadError
 from steelyard.sdk.frames import Buffer
 
 #: a group of inputs is meant to last this long (a crash costs the group), and has at most this many
-GROUP_NS = 1_000_000
+GROUP_NS = 300_000
 GROUP_MAX = 1024
 #: results wait this long for others to leave with
 COALESCE_NS = 1_000_000

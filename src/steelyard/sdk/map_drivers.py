@@ -54,7 +54,11 @@ class Judge:
     def done(self, batch: Batch, reply: Reply) -> None:
         failure = None
         if not reply.is_call:
-            failure = outcome.read_problem(reply.status, transport.problem_of(reply), self._target.label)
+            ran_s = time.monotonic() - batch.sent_s
+            problem = transport.problem_of(reply)
+            failure = self._explain(
+                batch, outcome.read_problem(reply.status, problem, self._target.label, ran_s, self._target.timeout_s)
+            )
             if failure.key and self._keys_left:
                 self._keys_left -= 1
                 address.forget()
@@ -66,8 +70,11 @@ class Judge:
         if isinstance(err, NotReachable):
             failure = outcome.unreachable(err)
         else:
-            failure = outcome.lost(self._target.label, now_s - batch.sent_s, self._target.timeout_s)
+            failure = self._explain(batch, outcome.lost(self._target.label, now_s - batch.sent_s, self._target.timeout_s))
         self._mapping.on_end(batch, failure, now_s, random.random())
+
+    def _explain(self, batch: Batch, failure: Failure) -> Failure:
+        return failure._replace(error=caller.explain_loss(failure.error, self._target, batch.sent_s))
 
 
 class _Flight:

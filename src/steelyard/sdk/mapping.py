@@ -23,6 +23,8 @@ BATCH_MAX = 2000
 BATCH_BYTES = 1 << 20
 #: what an input costs this side: shorter ones need no more replicas than this side can feed
 OWN_NS = 20_000
+#: requests after a lost replica that carry one input
+CAREFUL = 50
 #: without a result for so long, inputs are taken for long ones
 PATIENCE_S = 0.02
 #: on their way or waiting to be handed out, at most
@@ -100,6 +102,8 @@ class Mapping:
         #: of one input in a replica, smoothed; 0: not known
         self._mean_ns = 0.0
         self._batch = 1
+        #: after a lost replica so many requests carry one input, so that it is known which one it was
+        self._careful = 0
         #: after an overflow fewer requests are made
         self._brake = 0
 
@@ -248,6 +252,8 @@ class Mapping:
             failure = Failure(Error("its replica is being replaced"), again=True)
         elif failure.again:
             self._brake = min(4, self._brake + 1)
+        else:
+            self._careful, self._batch = CAREFUL, 1
         for number in sorted(batch.open):
             entry = batch.entries[number]
             if number < batch.started and not failure.again:
@@ -262,7 +268,8 @@ class Mapping:
         mean = max(1.0, ran_ns / len(batch.entries))
         self._mean_ns = (self._mean_ns + mean) / 2 if self._mean_ns else mean
         fitting = max(int(BATCH_NS / self._mean_ns), -(-self.width // FLIGHTS_MAX))
-        self._batch = max(1, min(BATCH_MAX, fitting, 8 * self._batch))
+        self._careful = max(0, self._careful - 1)
+        self._batch = 1 if self._careful else max(1, min(BATCH_MAX, fitting, 8 * self._batch))
         self._brake = max(0, self._brake - 1)
 
     def _fail(self, entry: Entry, failure: Failure, now_s: float, luck: float) -> None:

@@ -16,6 +16,7 @@ from steelyard.sdk.errors import (
     NotAllowed,
     NotDeployed,
     NotReachable,
+    OutOfMemory,
     Overloaded,
     PayloadError,
     ReplicaLost,
@@ -29,6 +30,9 @@ WAIT_MIN_S, WAIT_MAX_S = 0.02, 2.0
 
 #: codes of answers of the gateway, the agent and the replica after which nothing was executed and later it may be
 _LATER = frozenset({"queue-full", "function-unreachable", "gateway-unavailable", "not-begun"})
+
+
+_UNKNOWN = "Whether it took effect is not known. `steelyard logs` shows what it last said; retries= has such inputs run again."
 
 
 class Failure(NamedTuple):
@@ -66,11 +70,13 @@ class Attempts:
         return wait_s * (0.5 + luck / 2)
 
 
-def read_problem(status: int, problem: dict[str, Any], function: str) -> Failure:
+def read_problem(
+    status: int, problem: dict[str, Any], function: str, ran_s: float = 0.0, timeout_s: float | None = None
+) -> Failure:
     """An answer that is none of the function's."""
     code, detail = str(problem.get("code", "")), str(problem.get("detail", ""))
     if code == "replica-lost":
-        return lost(function)
+        return lost(function, ran_s, timeout_s)
     if code in _LATER:
         return Failure(Overloaded(f"{function}: {detail}"), again=True)
     if status in (401, 403):
@@ -91,12 +97,24 @@ def lost(function: str, ran_s: float = 0.0, timeout_s: float | None = None) -> F
             CallTimeout(f"{function} ran longer than its timeout of {timeout_s:g} s; its replica was replaced."), retriable=True
         )
     return Failure(
-        ReplicaLost(
-            f"The replica of {function} ended while it ran this input: it was killed, crashed or called os._exit. Whether it "
-            "took effect is not known. `steelyard logs` shows what it last said; retries= has such inputs run again."
-        ),
+        ReplicaLost(f"The replica of {function} ended while it ran this input. {_UNKNOWN}"),
         retriable=True,
     )
+
+
+def tell_end(error: Exception, function: str, ends: list[dict[str, Any]], since_us: int) -> Exception | None:
+    """The same error with what is known of how the replica ended, newest first; None when nothing is known yet."""
+    late = [end for end in ends if end["ended_at"] >= since_us]
+    if not isinstance(error, ReplicaLost) or not late:
+        return None
+    out_of_memory = [end for end in late if end["reason"] == "oom-killed"]
+    end = (out_of_memory or late)[-1]
+    if out_of_memory:
+        peak = f" It had {end['memory_peak_bytes'] / 1e6:.0f} MB at most." if end.get("memory_peak_bytes") else ""
+        return OutOfMemory(
+            f"The replica of {function} ran out of memory while it ran this input. {end['detail']}{peak} {_UNKNOWN}"
+        )
+    return ReplicaLost(f"The replica of {function} ended while it ran this input. {end['detail']} {_UNKNOWN}")
 
 
 def unreachable(error: NotReachable) -> Failure:

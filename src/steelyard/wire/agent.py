@@ -211,6 +211,7 @@ class Ask(msgspec.Struct, frozen=True, tag=True):
     "log"; "proof" (JSON `Proof`); "usage" (JSON `Usage` of a running attempt)
     "keys": answered once the gateway admits just the keys that `workload` is the digest of
     "template" (JSON list of `TemplateSeen`): of the function `workload`, from the base on; empty for a command
+    "ends" (JSON list of `ReplicaEnd`): of replicas of the function `workload` that nobody told to end
     "health" (JSON `MachineHealth`); "readmit": begin a check of the subject `workload`; "keep-hardware"
     "scaling": of the function `workload` (JSON list of `ScalingSeen`, one for each revision that gets traffic)
     "exec": start `body` (JSON `ExecStart`) inside the attempt, answered with its name, such as `x1`; it is the workload

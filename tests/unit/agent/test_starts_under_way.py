@@ -26,6 +26,7 @@ from steelyard.agent.template_tree import Environment
 from steelyard.clock import VirtualClock
 from steelyard.config import Settings
 from steelyard.errors import EdgeFailed, SteelyardError, Unreachable
+from steelyard.host import CgroupReading
 from steelyard.model.function import FunctionSpec
 from steelyard.model.ids import DEFAULT_PROJECT, FunctionName, WorkloadId
 from steelyard.model.job import Owner
@@ -110,6 +111,7 @@ class World:
                 remove=lambda workload: note(("removed", workload)), forget=lambda workload: note(("forgot", workload))
             ),
             queue=SimpleNamespace(length=lambda fd: 0),
+            cgroups=SimpleNamespace(read=lambda workload: CgroupReading()),
             lib_dir=folder,
         )
         spec = FunctionSpec(file="a.py", attr="app", python="/nonexistent/python", cwd="/srv", replicas_max=1)
