@@ -13,6 +13,7 @@ from steelyard.control.assignment import AssignmentLoop
 from steelyard.control.jobs import JobsLoop
 from steelyard.control.live import LiveJobs
 from steelyard.control.reports import ReportsLoop, greet
+from steelyard.control.rollouts import Looks
 from steelyard.control.watch import Watch
 from steelyard.model.ids import DEFAULT_PROJECT, AttemptId, JobId, MachineId
 from steelyard.model.job import Job, JobSpec, JobState, Owner, Resources
@@ -59,7 +60,8 @@ class World:
         self.tokens = WorkloadTokens("", self.live.attempt)
         self.jobs = JobsLoop(self.store, self.clock, self.watch, self.live)
         self.assignment = AssignmentLoop(self.store, self.agents, self.live, self.tokens)
-        self.reports = ReportsLoop(self.store, self.agents, self.clock, self.watch, self.live)
+        self.looks = Looks()
+        self.reports = ReportsLoop(self.store, self.agents, self.clock, self.watch, self.live, self.looks)
         self.seq = 0
 
     async def submit(self, cpus: float = 1.0, **fields: object) -> JobId:

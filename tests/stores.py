@@ -9,7 +9,7 @@ from typing import Any
 import machines
 from steelyard.model.call import Call, CallState
 from steelyard.model.coldstart import ColdStart, Road
-from steelyard.model.function import ApiKey, Function, FunctionSpec, FunctionState
+from steelyard.model.function import ApiKey, Function, FunctionSpec, FunctionState, Revision
 from steelyard.model.ids import DEFAULT_PROJECT, CallId, FunctionName, JobId, MachineId, ProjectName
 from steelyard.model.job import Job, JobSpec, JobState, Owner, Plan, Resources
 from steelyard.model.machine import Core, Machine
@@ -53,6 +53,11 @@ def make_function(name: str = NAME, generation: int = 1, project: str = DEFAULT_
         deployed_at=generation,
         state=FunctionState.SLEEPING,
     )
+
+
+def make_revision(function: str, revision: int, generation: int = 1) -> Revision:
+    spec = FunctionSpec(argv=("x",))
+    return Revision(FunctionName(function), DEFAULT_PROJECT, OWNER, generation, revision, spec, deployed_at=1, by="ann")
 
 
 def make_call(name: str = "a", generation: int = 1, ended_at: int | None = None, function: str = NAME) -> Call:

@@ -11,7 +11,7 @@ import msgspec
 
 from steelyard.agent.devices import DeviceKeeper, devices_of
 from steelyard.agent.edges import Edges
-from steelyard.agent.function import FunctionHost, socket_name, socket_path
+from steelyard.agent.function import FunctionHost
 from steelyard.agent.ledger import Ledger
 from steelyard.agent.lending import Lending, meets
 from steelyard.agent.memory import NodeUse, TemplateUse, choose_evictions, choose_return
@@ -23,6 +23,7 @@ from steelyard.agent.template_process import BASE, TemplateProcess
 from steelyard.agent.template_process import KIND as TEMPLATE
 from steelyard.agent.template_show import show_templates
 from steelyard.agent.template_tree import TemplateTree
+from steelyard.agent.trial import socket_name, socket_path
 from steelyard.errors import SteelyardError
 from steelyard.gateway import GatewayDesired
 from steelyard.model.coldstart import ColdStart
@@ -106,13 +107,15 @@ class FunctionKeeper:
         self._awake.pop(name, None)
 
     def reconcile(self, functions: Iterable[AssignedFunction], keys: tuple[str, ...]) -> None:
-        wanted = {function.name: function for function in functions}
-        for name, function in wanted.items():
-            (self._hosts.get(name) or self._make_host(name)).set_desired(function)
+        wanted: dict[FunctionName, list[AssignedFunction]] = {}
+        for function in functions:
+            wanted.setdefault(function.name, []).append(function)
+        for name, revisions in wanted.items():
+            (self._hosts.get(name) or self._make_host(name)).set_desired(revisions)
             self._stale.add(name)
         for name, host in list(self._hosts.items()):
             if name not in wanted:
-                host.set_desired(None)
+                host.set_desired(())
                 self._stale.add(name)
                 if host.gone:
                     self._forget(name)
@@ -131,12 +134,10 @@ class FunctionKeeper:
         """Bring Envoy in line with what is routed now. One at a time; raises EdgeFailed when Envoy rejects it."""
         async with self._gateway_lock:
             keys = self._keys
-            pairs = [pair for name in sorted(self._hosts) if (pair := self._hosts[name].gateway()) is not None]
-            await self._edges.gateway.apply(
-                GatewayDesired(
-                    clusters=tuple(cluster for cluster, _ in pairs), routes=tuple(route for _, route in pairs), keys=keys
-                )
-            )
+            pairs = [self._hosts[name].gateway() for name in sorted(self._hosts)]
+            clusters = tuple(cluster for clusters, _ in pairs for cluster in clusters)
+            routes = tuple(route for _, routes in pairs for route in routes)
+            await self._edges.gateway.apply(GatewayDesired(clusters, routes, keys))
             self._keys_told = keys
             self._told.set()
 
@@ -239,13 +240,13 @@ class FunctionKeeper:
         """After a restart: route what was routed, take over sockets, replicas and templates, end what belongs to nobody."""
         self._keys = keys
         revisions: dict[str, RevisionHost] = {}
-        for name, function in self._ledger.routed.items():
+        for function in [each for routed in self._ledger.routed.values() for each in routed]:
+            key = socket_name(function)
+            host = self._hosts.get(function.name) or self._make_host(function.name)
             try:
-                revisions[socket_name(function)] = await self._make_host(name).adopt(
-                    function, held.pop(socket_name(function), None)
-                )
+                revisions[key] = await host.adopt(function, held.pop(key, None))
             except (SteelyardError, OSError) as err:
-                log.error("%s could not be taken over: %s", name, err)
+                log.error("%s could not be taken over: %s", key, err)
         await self._adopt_draining(held, revisions)
         for name, fd in held.items():
             self._edges.spawner.drop_socket(name)
@@ -336,15 +337,15 @@ class FunctionKeeper:
         """Folders whose logs may be growing."""
         return {WorkloadId(revision.logs) for host in self._hosts.values() for revision in host.hosts if revision.replicas}
 
-    def held(self, newest: Iterable[AssignedFunction]) -> tuple[HeldPlan, ...]:
-        """Cores and devices that revisions run on beside those of the newest ones: they roll out, drain, or serve on because the
-        newest failed."""
-        plans = {function.name: function.plan for function in newest}
+    def held(self, assigned: Iterable[AssignedFunction]) -> tuple[HeldPlan, ...]:
+        """Cores and devices that revisions run on beside those of the assigned ones: they drain, or serve until those are
+        ready."""
+        plans = {(function.name, function.plan) for function in assigned}
         found: dict[HeldPlan, None] = {}
         for host in self._hosts.values():
             for revision in host.hosts:
                 plan = revision.function.plan
-                if plan is not None and plan != plans.get(revision.function.name):
+                if plan is not None and (revision.function.name, plan) not in plans:
                     found[HeldPlan(revision.function.name, plan)] = None
         return tuple(found)
 
@@ -361,7 +362,7 @@ class FunctionKeeper:
     @property
     def lent(self) -> tuple[Plan, ...]:
         """Places of functions that sleep and lend them."""
-        return tuple(host.routed.plan for host in self._hosts.values() if host.lends and host.routed is not None)
+        return tuple(revision.plan for host in self._hosts.values() if host.lends for revision in host.hosts)
 
     def seen(self) -> tuple[FunctionSeen, ...]:
         """Looked at anew only where something may have changed: of a thousand functions, those that are awake or said so."""
@@ -381,9 +382,9 @@ class FunctionKeeper:
         return tuple(end for revision in (host.hosts if host is not None else ()) for end in revision.ends)
 
     async def show_templates(self, name: FunctionName) -> tuple[TemplateSeen, ...] | None:
-        """Of the revision that has the traffic, from the base on; empty for a command, None for a function that is not here."""
+        """Of the newest revision that is reached, from the base on; empty for a command, None for a function that is not here."""
         host = self._hosts.get(name)
-        revision = host.routed or next(iter(host.hosts), None) if host is not None else None
+        revision = next(iter(host.hosts), None) if host is not None else None
         if revision is None:
             return None
         if revision.template is None:

@@ -40,6 +40,7 @@ from steelyard.model.reason import Reason
 from steelyard.runtime.process import Adopted
 from steelyard.runtime.runner.page import Page
 from steelyard.runtime.template import Forked
+from steelyard.scaling.rollout import Counts
 from steelyard.wire.agent import AssignedFunction
 from steelyard.wire.spawn import Exited
 
@@ -91,6 +92,9 @@ class RevisionHost:
         self.pending = 0
         self.scaler = Scaler(function.spec, function.revision, edges.clock)
         self.failure: tuple[Reason, str] | None = None
+        #: counts begin here; what was counted by replicas that have ended
+        self.since = edges.clock.now_us()
+        self._past = Counts()
         self._slot: Slot | None = None
         self._armed = False
         #: starts whose replica is not among `replicas` yet
@@ -114,6 +118,11 @@ class RevisionHost:
     def live(self) -> list[Replica]:
         """Replicas that accept from the function's socket, or will."""
         return [replica for replica in self.replicas.values() if replica.state != "retiring" and not replica.trial]
+
+    @property
+    def counts(self) -> Counts:
+        """Of its replicas, the trial left out."""
+        return sum((replica.counts for replica in self.replicas.values() if not replica.trial), self._past)
 
     @property
     def full(self) -> bool:
@@ -287,6 +296,7 @@ class RevisionHost:
         self.failure = (reason, detail)
         backoff_s = min(FAILURE_BACKOFF_MAX_S, FAILURE_BACKOFF_MIN_S * 2**self._failures)
         self._failures += 1
+        self._past += Counts(failed_starts=1)
         self._refuse_until_ns = self.edges.clock.mono_ns() + round(backoff_s * 1e9)
         if not self.live:
             self._spawn_task(self._refuse())
@@ -399,6 +409,9 @@ class RevisionHost:
 
     def _remove(self, replica: Replica) -> None:
         self.replicas.pop(replica.workload, None)
+        if not replica.trial:
+            # what it was at work on has failed
+            self._past += replica.counts + Counts(replica.page.busy, replica.page.busy)
         replica.page.close()
         self.edges.cleanup.remove(replica.workload)
         if self._gave:
@@ -419,6 +432,7 @@ class RevisionHost:
         now_ns = self.edges.clock.mono_ns()
         replica = Replica(found.workload, page, Road.PLAIN, Reason.TEMPLATE_READY, now_ns, now_ns, woken=False)
         replica.served = page.state == SERVING
+        replica.counted = Counts(page.finished, page.errors)
         if found.handle is not None:
             replica.pid, replica.start_time = found.handle.pid, found.handle.start_time
         self.replicas[found.workload] = replica

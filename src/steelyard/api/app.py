@@ -31,6 +31,7 @@ from steelyard.api.nodes import NODE_ROUTES
 from steelyard.api.problems import answer_error
 from steelyard.api.queue import QUEUE_ROUTES
 from steelyard.api.requests import refuse_unknown_query
+from steelyard.api.revisions import REVISION_ROUTES
 from steelyard.api.scaling import SCALING_ROUTES
 from steelyard.api.schedules import SCHEDULE_ROUTES
 from steelyard.api.scripts import SCRIPT_ROUTES
@@ -47,6 +48,7 @@ from steelyard.control.kept_calls import KeptCallsLoop
 from steelyard.control.leases import LeasesLoop
 from steelyard.control.live import LiveJobs
 from steelyard.control.reports import ReportsLoop
+from steelyard.control.rollouts import Looks, RolloutsLoop
 from steelyard.control.schedules import SchedulesLoop
 from steelyard.control.watch import Watch
 from steelyard.store import Store
@@ -69,6 +71,7 @@ ROUTES = (
     *SCALING_ROUTES,
     *CALL_ROUTES,
     *LEASE_ROUTES,
+    *REVISION_ROUTES,
     *BUNDLE_ROUTES,
     *KEY_ROUTES,
     *NODE_ROUTES,
@@ -110,6 +113,7 @@ def make_app(
     watch = Watch()
     hub = AgentHub(store, clock)
     live = LiveJobs()
+    looks = Looks()
     tokens = WorkloadTokens(admin_token, live.attempt)
     jobs = JobsLoop(store, clock, watch, live)
     calls = CallsLoop(store, clock, watch, call_files, carrier, tokens.call_key, random.random)
@@ -117,7 +121,8 @@ def make_app(
         (
             jobs,
             AssignmentLoop(store, hub, live, tokens),
-            ReportsLoop(store, hub, clock, watch, live),
+            ReportsLoop(store, hub, clock, watch, live, looks),
+            RolloutsLoop(store, clock, watch, looks),
             AnswersLoop(store, clock),
             SchedulesLoop(store, clock, new_call_id),
             calls,
@@ -129,7 +134,7 @@ def make_app(
     hub.attach(driver.poke)
     calls.attach(driver.poke)
     services = Services(
-        store, clock, settings, bundles, call_files, hub, driver, jobs, live, calls, tokens, watch, epoch, root
+        store, clock, settings, bundles, call_files, hub, driver, jobs, live, looks, calls, tokens, watch, epoch, root
     )  # fmt: skip
 
     app = Litestar(

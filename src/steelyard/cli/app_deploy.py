@@ -22,6 +22,7 @@ from steelyard.model.gpu_demand import parse_gpu_demand
 from steelyard.model.ids import NAME
 from steelyard.model.job import Resources
 from steelyard.model.timing import Timing
+from steelyard.scaling.rollout import ERRORS_MAX
 from steelyard.wire.api import FunctionDeploy, FunctionSchedule, FunctionView
 from steelyard.wire.http import ApiClient
 
@@ -130,20 +131,39 @@ def upload_code(client: ApiClient, folder: Path, progress: Progress) -> str:
     return bundle.sha256
 
 
+class Takeover(NamedTuple):
+    """How a new revision comes to its traffic, as `FunctionDeploy` says it."""
+
+    percent: int = 100
+    tag: str = ""
+    errors_max: float | None = ERRORS_MAX
+
+
+#: of what somebody is working on: whether it errs is what they want to see
+TRIED = Takeover(errors_max=None)
+
+
 def put_function(
-    client: ApiClient, name: str, spec: FunctionSpec, lease_s: float | None = None, schedule: Mapping[str, Any] | None = None
+    client: ApiClient,
+    name: str,
+    spec: FunctionSpec,
+    lease_s: float | None = None,
+    schedule: Mapping[str, Any] | None = None,
+    takeover: Takeover | None = None,
 ) -> FunctionView:
     """`schedule`: as the app's description tells it."""
-    body = FunctionDeploy(spec, lease_s, None if schedule is None else msgspec.convert(schedule, FunctionSchedule))
+    when = None if schedule is None else msgspec.convert(schedule, FunctionSchedule)
+    how = takeover or (Takeover() if lease_s is None else TRIED)
+    body = FunctionDeploy(spec, lease_s, when, *how)
     return client.fetch(FunctionView, "PUT", f"/v1/functions/{name}", body=body, key=new_key())
 
 
 def wait_settled(
     client: ApiClient, view: FunctionView, show: Callable[[str], None], enough: Callable[[], bool] | None = None
 ) -> FunctionView:
-    """Until the revision gets the traffic, has failed, another deploy has overtaken it, or `enough` says so (asked often)."""
+    """Until the revision is reached, has failed, another deploy has overtaken it, or `enough` says so (asked often)."""
     revision, poll_s = view.revision, POLL_S if enough is None else LOOK_S
-    while view.revision == revision and view.routed_revision != revision and view.state != FunctionState.FAILED:
+    while view.revision == revision and not is_reached(view, revision) and view.state != FunctionState.FAILED:
         if enough is not None and enough():
             break
         show(f"{view.name} revision {revision}: {view.detail or 'being made ready'}")
@@ -151,7 +171,13 @@ def wait_settled(
     return view
 
 
+def is_reached(view: FunctionView, revision: int) -> bool:
+    return view.routed_revision == revision or revision in view.routes.revisions
+
+
 def explain_failure(view: FunctionView, revision: int) -> str:
+    if view.revision < revision:
+        return f"{view.name} went back from revision {revision}; `steelyard revisions {view.name}` says why."
     serves = f"Revision {view.routed_revision} goes on serving." if view.routed_revision else "Nothing serves it."
     return f"{view.name} revision {revision} FAILED ({view.reason}). {serves} Mend the code and deploy again."
 

@@ -13,8 +13,10 @@ import click
 
 from steelyard.cli.app_deploy import (
     DeployedRow,
+    Takeover,
     Wanted,
     explain_failure,
+    is_reached,
     make_override,
     make_wanted,
     put_function,
@@ -38,6 +40,7 @@ class AppDeploy(NamedTuple):
     replace: bool
     prune: bool
     as_json: bool
+    takeover: Takeover = Takeover()
 
 
 def deploy_app(home: Path | None, file: Path, asked: AppDeploy) -> bool:
@@ -63,7 +66,7 @@ def deploy_app(home: Path | None, file: Path, asked: AppDeploy) -> bool:
         _check_taken(app, deployed, asked.replace)
         progress = Progress()
         wanted = make_wanted(app, upload_code(client, app.root, progress), override=override)
-        rows = _deploy_all(client, wanted, progress)
+        rows = _deploy_all(client, wanted, progress, asked)
         vanished = find_vanished(app, deployed) if asked.only is None else []
         rows += _prune(client, vanished, asked)
     _tell(app, rows, wanted, asked)
@@ -118,13 +121,13 @@ def _origin(view: FunctionView) -> str:
     return f"app {view.app} in {view.origin}" if view.app else "by itself"
 
 
-def _deploy_all(client: ApiClient, wanted: Sequence[Wanted], progress: Progress) -> list[DeployedRow]:
+def _deploy_all(client: ApiClient, wanted: Sequence[Wanted], progress: Progress, asked: AppDeploy) -> list[DeployedRow]:
     """All at once; the server rolls them out side by side."""
     rows: list[DeployedRow] = []
     views: list[FunctionView] = []
     for each in wanted:
         try:
-            views.append(put_function(client, each.name, each.spec, schedule=each.declared.schedule))
+            views.append(put_function(client, each.name, each.spec, None, each.declared.schedule, asked.takeover))
         except Refused as err:
             rows.append(DeployedRow(each.name, 0, "failed", "", err.public))
     try:
@@ -133,7 +136,7 @@ def _deploy_all(client: ApiClient, wanted: Sequence[Wanted], progress: Progress)
             settled = wait_settled(client, view, lambda text, count=count: progress.show(f"{count}{text}"))
             if settled.revision > view.revision:
                 rows.append(DeployedRow(view.name, view.revision, "overtaken", settled.url))
-            elif settled.routed_revision != view.revision:
+            elif not is_reached(settled, view.revision):
                 detail = "\n".join(part for part in (settled.detail.rstrip(), explain_failure(settled, view.revision)) if part)
                 rows.append(DeployedRow(view.name, view.revision, "failed", settled.url, detail))
             else:

@@ -18,6 +18,7 @@ import click
 from steelyard.cli.app_deploy import (
     Wanted,
     explain_failure,
+    is_reached,
     make_override,
     make_wanted,
     put_function,
@@ -139,9 +140,9 @@ class _Session:
         for view in views:
             settled = wait_settled(self._client, view, progress.show)
             progress.clear()
-            state = "ready" if settled.routed_revision == view.revision else f"FAILED ({settled.reason})"
+            state = "ready" if is_reached(settled, view.revision) else f"FAILED ({settled.reason})"
             rows.append((view.name, state, settled.url))
-            if settled.routed_revision != view.revision:
+            if not is_reached(settled, view.revision):
                 say(settled.detail.rstrip())
         self._app = app
         print_table(("function", "state", "url"), rows, "It declares no functions.", keep=("function", "url"))
@@ -210,7 +211,7 @@ class _Session:
         ready: list[str] = []
         for view in views:
             settled = wait_settled(self._client, view, lambda _: None, lambda: self._saves.waiting)
-            if settled.routed_revision == view.revision:
+            if is_reached(settled, view.revision):
                 ready.append(view.name)
             elif settled.state == "FAILED" and settled.revision == view.revision:
                 failed[view.name] = f"{settled.detail.rstrip()}\n{explain_failure(settled, view.revision)}"

@@ -11,10 +11,11 @@ from collections.abc import Sequence
 import msgspec
 
 from steelyard.clock import Clock
-from steelyard.control import ASSIGNMENT, JOBS, REPORTS, AgentLink
+from steelyard.control import ASSIGNMENT, JOBS, REPORTS, ROLLOUTS, AgentLink
 from steelyard.control.changes import commit_change
 from steelyard.control.charging import charge_ended
 from steelyard.control.live import LiveJobs
+from steelyard.control.rollouts import Looks
 from steelyard.control.watch import Watch
 from steelyard.lifecycle.attempt import apply_attempt, lose_job
 from steelyard.lifecycle.job import Change, doubt_job, in_doubt
@@ -151,6 +152,7 @@ def apply_function(before: Function, seen: wire.FunctionSeen) -> Function | None
         replicas=seen.replicas,
         waking=seen.waking,
         queued=seen.queued,
+        routes=seen.routes,
     )
     if seen.revision == before.revision:
         after = msgspec.structs.replace(after, state=seen.state, reason=seen.reason, detail=seen.detail, lends=seen.lends)
@@ -205,9 +207,10 @@ class ReportsLoop:
     name = REPORTS
     tick_s = 30.0
 
-    def __init__(self, store: Store, agents: AgentLink, clock: Clock, watch: Watch, live: LiveJobs) -> None:
+    def __init__(self, store: Store, agents: AgentLink, clock: Clock, watch: Watch, live: LiveJobs, looks: Looks) -> None:
         self._store = store
         self._live = live
+        self._looks = looks
         self._agents = agents
         self._clock = clock
         self._watch = watch
@@ -225,8 +228,9 @@ class ReportsLoop:
             self._watch.notify(f"job/{job.id}")
         for function in done.functions:
             self._watch.notify(f"function/{function.name}")
+        pokes = [ROLLOUTS] if self._looks.take(report.functions) else []
         lent = any(function.lends for function in done.functions)
         if done.machine or lent or any(job.state.terminal or job.state is JobState.QUEUED for job in done.jobs):
-            return (JOBS, ASSIGNMENT)
+            pokes += [JOBS, ASSIGNMENT]
         # a report that came while this one was committed has poked this loop already
-        return ()
+        return tuple(pokes)

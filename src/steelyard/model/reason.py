@@ -60,6 +60,7 @@ class Reason(StrEnum):
     STARTUP_DEADLINE = "startup-deadline"
     CRASH_LOOP = "crash-loop"
     GATEWAY_REJECTED = "gateway-rejected"
+    TOO_MANY_ERRORS = "too-many-errors"
     # calls
     RAISED = "raised"
     CALL_TIMEOUT = "call-timeout"

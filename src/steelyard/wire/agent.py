@@ -14,7 +14,7 @@ import msgspec
 from steelyard.lifecycle.node import NodeHealth
 from steelyard.model.batch import ArrayPlace, RankEnd
 from steelyard.model.coldstart import ColdStart
-from steelyard.model.function import FunctionSpec, FunctionState
+from steelyard.model.function import FunctionSpec, FunctionState, RevisionState, Routes
 from steelyard.model.health import Finding
 from steelyard.model.ids import AttemptId, FunctionName, JobId, MachineId, ProjectName
 from steelyard.model.job import JobSpec, Owner, Plan
@@ -54,7 +54,8 @@ class AssignedJob(msgspec.Struct, frozen=True):
 
 
 class AssignedFunction(msgspec.Struct, frozen=True):
-    """The revision that should get traffic. The agent keeps an older one routed until this one answered readiness."""
+    """A revision that should be reached; several of one function share its traffic. The agent keeps older ones routed until these
+    have answered readiness."""
 
     name: FunctionName
     project: ProjectName
@@ -65,6 +66,9 @@ class AssignedFunction(msgspec.Struct, frozen=True):
     plan: Plan | None = None
     #: what its replicas may show the API: to call functions of the owner
     token: str = ""
+    #: of the function's traffic, 0..100
+    percent: int = 100
+    tags: tuple[str, ...] = ()
 
 
 class Assignment(msgspec.Struct, frozen=True, tag=True):
@@ -103,12 +107,27 @@ class AttemptState(msgspec.Struct, frozen=True):
     ranks: tuple[RankEnd, ...] = ()
 
 
+class RevisionSeen(msgspec.Struct, frozen=True):
+    """What the agent sees of one revision. Counts go up from 0 at `since` (microseconds since the epoch), which names them."""
+
+    revision: int
+    #: DEPLOYING, READY, FAILED or, for a while after nothing leads to it, RETIRED
+    state: RevisionState
+    since: int = 0
+    requests: int = 0
+    errors: int = 0
+    #: replicas that could not be started, or ended by themselves before any request
+    failed_starts: int = 0
+    reason: Reason | None = None
+    detail: str = ""
+
+
 class FunctionSeen(msgspec.Struct, frozen=True):
     name: FunctionName
     #: the newest revision this agent was given
     revision: int
     state: FunctionState
-    #: the revision that Envoy routes to
+    #: the newest revision that Envoy routes to
     routed_revision: int | None = None
     reason: Reason | None = None
     detail: str = ""
@@ -117,6 +136,8 @@ class FunctionSeen(msgspec.Struct, frozen=True):
     queued: int = 0
     #: nothing of it is on its cores and devices, and preemptible jobs may be
     lends: bool = False
+    routes: Routes = Routes()
+    revisions: tuple[RevisionSeen, ...] = ()
 
 
 class ScalingChange(msgspec.Struct, frozen=True):

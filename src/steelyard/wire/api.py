@@ -11,10 +11,11 @@ import msgspec
 from msgspec import Meta
 
 from steelyard.model.batch import PRIORITY_MAX, RankEnd
-from steelyard.model.function import FunctionSpec
+from steelyard.model.function import FunctionSpec, Routes, Share
 from steelyard.model.job import JobSpec
 from steelyard.model.machine import Machine
 from steelyard.model.usage import Usage
+from steelyard.scaling.rollout import ERRORS_MAX
 
 #: an ephemeral function outlives whoever made it by that long at most
 LEASE_MAX_S = 3600
@@ -295,6 +296,43 @@ class FunctionDeploy(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     lease_s: Annotated[float, Meta(gt=0, le=LEASE_MAX_S)] | None = None
     #: it is called by the clock; None: no more, if it was since an earlier deploy
     schedule: FunctionSchedule | None = None
+    #: of the traffic, once it is ready; those that have it keep the rest. 0: reached by its tag alone
+    percent: Annotated[int, Meta(ge=0, le=100)] = 100
+    #: an address of its own; a tag that another revision has moves here
+    tag: Annotated[str, Meta(max_length=60)] = ""
+    #: while it is new: go back when a larger share of its requests fails than of those before, by more than that; None: never
+    errors_max: Annotated[float, Meta(ge=0, le=1)] | None = ERRORS_MAX
+
+
+class TrafficPut(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    #: they sum to 100
+    shares: Annotated[tuple[Share, ...], Meta(min_length=1, max_length=20)]
+    #: tag -> revision, all that there should be; None: as they are
+    tags: Annotated[dict[str, int], Meta(max_length=20)] | None = None
+
+
+class RollbackRequest(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    #: None: the newest one before that was ready
+    revision: int | None = None
+
+
+class RevisionView(msgspec.Struct, frozen=True):
+    revision: int
+    #: `model.function.RevisionState`
+    state: str
+    #: of the traffic: as it is now, and as it should be
+    percent: int
+    percent_wanted: int
+    tags: tuple[str, ...]
+    #: addresses of its own, one for each tag
+    urls: tuple[str, ...]
+    deployed_at: str
+    by: str
+    #: that ended, and those of them that failed
+    requests: int
+    errors: int
+    reason: str | None = None
+    detail: str = ""
 
 
 class LeaseRenewal(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
@@ -334,6 +372,8 @@ class FunctionView(msgspec.Struct, frozen=True):
     interface: str = "http"
     #: of an ephemeral function: deleted then unless its lease is renewed
     expires_at: str | None = None
+    #: where requests go now
+    routes: Routes = Routes()
     #: of the newest revision; told of one function, not in lists
     spec: FunctionSpec | None = None
 

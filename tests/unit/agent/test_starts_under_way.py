@@ -158,7 +158,7 @@ class World:
 
 
 def make_slot(edges: Any, *rest: object) -> Any:
-    written = ("state", "first_byte_ns", "accepted", "connections", "busy", "last_active_ns", "finished", "service_ns")
+    written = ("state", "first_byte_ns", "accepted", "connections", "busy", "last_active_ns", "finished", "service_ns", "errors")
     numbers = dict.fromkeys(written, 0)
     page = SimpleNamespace(close=lambda: None, error="", **numbers)
     return SimpleNamespace(

@@ -59,6 +59,8 @@ class Page:
     arrival_us = _Number(13)
     #: what finished requests took, together
     service_ns = _Number(14)
+    #: of the finished requests, those that were answered with 5xx or raised
+    errors = _Number(15)
 
     def __init__(self, memory: mmap.mmap) -> None:
         self._memory = memory
