@@ -194,6 +194,7 @@ def test_a_functions_result_is_printed_and_what_it_writes_is_shown(shared: Clust
     assert b"LookupError: tea" in done.stderr
     assert b"steelyard/sdk" not in done.stderr
     assert names(shared) == []
+    wait_until(lambda: not list((shared.home / "workloads").glob("fn.shop-price-*")), 10, "their logs to go too")
 
 
 def test_a_deployed_function_is_called_by_name(shared: Cluster) -> None:

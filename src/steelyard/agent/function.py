@@ -139,8 +139,9 @@ class FunctionHost:
                 self._revive()
                 wanted = [Wanted(each.revision, each.percent, each.tags) for each in self.desired.values()]
                 plan = plan_rollout(wanted, self.ready, self._failed, self.routes)
-                if plan.routes != self.routes:
-                    await self._move(plan.routes)
+                if plan.routes != self.routes and not await self._move(plan.routes):
+                    self._start(self._turn())  # what was to be retired serves on
+                    return
             except Exception as err:
                 expected = isinstance(err, (SteelyardError, OSError))
                 log.warning("%s: its routes are not as they should be yet: %s", self.name, err, exc_info=not expected)
@@ -170,8 +171,8 @@ class FunctionHost:
                 host.start_min()
                 self._on_awake()
 
-    async def _move(self, routes: Routes) -> None:
-        """Raises when Envoy did not take them and no new revision is to blame; where one is, it has failed."""
+    async def _move(self, routes: Routes) -> bool:
+        """Raises when Envoy did not take them and no new revision is to blame; False where one is, which has failed then."""
         before, hosts = self.routes, dict(self.ready)
         fresh = routes.revisions - before.revisions
         left = [hosts[revision] for revision in before.revisions - routes.revisions if revision in hosts]
@@ -194,14 +195,14 @@ class FunctionHost:
             for revision in fresh:
                 self._fail(hosts[revision].function, err)
                 self._close(self.ready.pop(revision))
-            self._start(self._turn())
-            return
+            return False
         finally:
             self._coming = None
         # Only now: whoever is told that they are routed must find them there.
         self.routes = routes
         for revision in fresh:
             self._ledger.set_draining(hosts[revision].function, False)  # it may have been left before
+        return True
 
     def _reach(self, routes: Routes, hosts: dict[int, RevisionHost]) -> tuple[AssignedFunction, ...]:
         """The routed revisions, as an agent after us should take them over."""

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import os
+import shutil
 from collections.abc import Callable, Iterable
 
 import msgspec
@@ -28,7 +29,7 @@ from steelyard.errors import SteelyardError
 from steelyard.gateway import GatewayDesired
 from steelyard.model.coldstart import ColdStart
 from steelyard.model.function import ReplicaEnd
-from steelyard.model.ids import FunctionName, WorkloadId
+from steelyard.model.ids import FunctionName, WorkloadId, name_logs
 from steelyard.model.job import Plan
 from steelyard.model.machine import HeldPlan
 from steelyard.model.template import TemplateSeen
@@ -104,6 +105,8 @@ class FunctionKeeper:
         del self._hosts[name]
         self._seen.pop(name, None)
         self._stale.discard(name)
+        # nobody can ask for its log any more, and every `run` has names of its own
+        shutil.rmtree(self._edges.paths.workloads / name_logs(name), ignore_errors=True)
         self._awake.pop(name, None)
 
     def reconcile(self, functions: Iterable[AssignedFunction], keys: tuple[str, ...]) -> None:

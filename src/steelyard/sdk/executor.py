@@ -115,6 +115,8 @@ class Work:
         self.unsent = 0
         #: the caller has gone before its answer was complete
         self.gone = False
+        #: one of its inputs raised, or ran for too long
+        self.failed = False
         self.watcher: asyncio.Task[None] | None = None
         self._loop = loop
         self._poked = False
@@ -344,6 +346,7 @@ class Executor:
             if inspect.iscoroutine(value) and self._loop is not None:
                 value = asyncio.run_coroutine_threadsafe(value, self._loop).result()
         except BaseException as err:
+            work.failed = True
             return method.fail(frame.id, err)
         return method.answer(frame.id, value)
 
@@ -419,6 +422,7 @@ class Executor:
         except asyncio.CancelledError:
             raise
         except BaseException as err:
+            work.failed = True
             return method.fail(frame.id, err)
         return method.answer(frame.id, value)
 
@@ -452,6 +456,7 @@ class Executor:
         answer = work.method.timed_out(token[0] if token else 0)
         if not claim(token):
             return
+        work.failed = True
         if slot.task is None:
             self.retire()  # first, so that the answer says `Connection: close`
         else:

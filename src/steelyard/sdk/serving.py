@@ -26,6 +26,8 @@ from steelyard.sdk.mounted import Mounted, Server
 from steelyard.sdk.problem import Send, make_problem, send_problem
 from steelyard.sdk.signature import Signature
 
+#: in a request's scope: the runner's ear for work that failed although its answer says 200
+FAILED = "steelyard.failed"
 #: a request that takes longer is watched for a caller that goes away
 WATCH_S = 0.05
 #: larger segments are sent in pieces, so that flow control has a say
@@ -143,6 +145,8 @@ class CallApp:
         try:
             await self._send(work, send)
         finally:
+            if work.failed and FAILED in scope:
+                scope[FAILED]()
             self.executor.finish(work)
 
     def _begin(self, method: Method, inputs: list[frames.Frame], receive: Any) -> Work:

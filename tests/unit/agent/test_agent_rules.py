@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 from pathlib import Path
 
+import msgspec
 import pytest
 
 from steelyard.agent.answer import render_refusal
@@ -12,6 +13,7 @@ from steelyard.agent.identity import choose_ids, explain_start, make_env
 from steelyard.agent.ledger import Ledger
 from steelyard.config import Settings
 from steelyard.errors import StoreDamaged
+from steelyard.model.ids import FunctionName
 from steelyard.model.job import Owner
 from steelyard.model.reason import Reason
 from steelyard.runtime.record_lane import RecordLane
@@ -55,6 +57,20 @@ def test_an_older_assignment_is_refused_and_the_newest_survives(tmp_path: Path):
     assert not asyncio.run(ledger.accept(Assignment(epoch=1, generation=9)))
     assert Ledger(tmp_path, RecordLane()).assignment.keys == ("a",)
     assert asyncio.run(ledger.accept(Assignment(epoch=3, generation=1)))
+
+
+def test_what_an_older_agent_routed_is_read_as_the_whole_of_the_traffic(tmp_path: Path):
+    spec = '{"file": "app.py", "attr": "app", "python": "/usr/bin/python3"}'
+    old = '{"name": "f", "project": "default", "owner": {"user": "ann", "uid": 7}, "revision": 3, "spec": ' + spec + "}"
+    (tmp_path / "routed.json").write_text('{"f": ' + old + "}")
+    ledger = Ledger(tmp_path, RecordLane())
+    (found,) = ledger.routed[FunctionName("f")]
+    assert (found.revision, found.percent, found.tags) == (3, 100, ())
+    both = (msgspec.structs.replace(found, percent=90), msgspec.structs.replace(found, revision=4, percent=10, tags=("next",)))
+    ledger.set_routed(FunctionName("f"), both)
+    assert Ledger(tmp_path, RecordLane()).routed == {"f": both}
+    ledger.set_routed(FunctionName("f"), ())
+    assert Ledger(tmp_path, RecordLane()).routed == {}
 
 
 def test_a_damaged_file_stops_the_agent_with_its_name(tmp_path: Path):
