@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import subprocess
 import sys
 import threading
 from collections.abc import Iterator
@@ -167,3 +168,14 @@ def test_a_class_is_loaded_once_entered_in_each_replica_and_left(web: Cluster) -
 
 def test_the_file_of_a_server_is_where_it_runs(web: Cluster, tmp_path: Path) -> None:
     assert web.call("/web-program/web_sdk.py").status == 200
+
+
+def test_an_exit_hook_that_never_ends_does_not_keep_the_replica() -> None:
+    program = (
+        "import asyncio, threading, steelyard.sdk as sdk\n"
+        "from steelyard.runtime.runner import user\n"
+        "sdk.exits.append(lambda: threading.Event().wait())\n"
+        "asyncio.run(user.run_exits(0.05))\n"
+    )
+    ended = subprocess.run([sys.executable, "-c", program], capture_output=True, timeout=20, check=False)
+    assert ended.returncode == 0 and b"did not end within 0.05 s" in ended.stderr

@@ -19,12 +19,21 @@ from pathlib import Path
 from steelyard.config import Paths, Settings
 from steelyard.errors import EdgeFailed
 
+#: under way: the functions of one app want the same bundle at the same time
+_fetching: dict[Path, asyncio.Future[None]] = {}
+
 
 async def ensure_code(paths: Paths, settings: Settings, bundle: str) -> Path:
-    """The folder with the bundle's files. Raises EdgeFailed (code bundle-unavailable) when it can't be had intact."""
+    """The folder with the bundle's files, fetched once however many ask at a time. Raises EdgeFailed (code bundle-unavailable)
+    when it can't be had intact."""
     folder = paths.unpacked / bundle
-    if not folder.is_dir():
-        await asyncio.to_thread(_fetch, paths, settings, bundle, folder)
+    if folder.is_dir():
+        return folder
+    fetching = _fetching.get(folder)
+    if fetching is None:
+        fetching = _fetching[folder] = asyncio.ensure_future(asyncio.to_thread(_fetch, paths, settings, bundle, folder))
+        fetching.add_done_callback(lambda _: _fetching.pop(folder))
+    await asyncio.shield(fetching)  # who gives up does not end it for the others
     return folder
 
 
