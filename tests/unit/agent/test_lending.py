@@ -309,7 +309,7 @@ class Revision:
             attr=None, as_root=False, env={}, startup_deadline_s=60.0, replicas_min=0, replicas_max=1, concurrency=8,
             wake_bound_s=wake_bound_s,
         )  # fmt: skip
-        function = SimpleNamespace(name=FunctionName("f"), revision=1, owner=Owner("root", 0), spec=spec, plan=PLACE)
+        function = SimpleNamespace(name=FunctionName("f"), revision=1, owner=Owner("root", 0), spec=spec, plan=PLACE, token="")
         edges = SimpleNamespace(
             clock=VirtualClock(),
             settings=SETTINGS,
