@@ -9,10 +9,11 @@ setup:
 workloads: setup
 	@tools/setup_workloads.sh
 
-# ARGS="-k supervisor" chooses tests. Without the workloads the others still run, and say so.
+# Three files at a time, since most of a live test is waiting. ARGS="-k supervisor" chooses tests, ARGS="-n 0" takes one at a time.
+# Without the workloads the others still run, and say so.
 test: setup
 	@tools/setup_workloads.sh || true
-	.venv/bin/python -m pytest $(ARGS)
+	.venv/bin/python -m pytest -n 3 --dist loadfile --durations=15 $(ARGS)
 
 check: setup
 	.venv/bin/ruff check .

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import msgspec
 
-from bench import bursts, decision, idle, jitter, jobs, neighbours, peers, placement, submits, tax, wakes, warm
+from bench import arrivals, bursts, decision, idle, jitter, jobs, many, neighbours, peers, placement, submits, tax, wakes, warm
 from bench.figures import Figure, environment, make_entry, merge_entries, read_page, render_page, render_table
 
 Measure = Callable[[Callable[[str], None], bool], list[Figure]]
@@ -34,7 +34,9 @@ GROUPS: dict[str, Measure] = {
     "throughput": jobs.measure_throughput,
     "submits": submits.measure_submits,
     "idle-queue": submits.measure_idle_queue,
+    "arrivals": arrivals.measure_arrivals,
     "jitter": jitter.measure_jitter,
+    "many": many.measure_many,
 }
 PAGE = Path(__file__).resolve().parent.parent / "docs" / "benchmarks.md"
 

@@ -6,35 +6,23 @@ from collections.abc import Sequence
 
 import msgspec
 
+from machines import make_machine
 from steelyard.api.auth import WorkloadTokens
 from steelyard.clock import VirtualClock
 from steelyard.control.assignment import AssignmentLoop
 from steelyard.control.jobs import JobsLoop
 from steelyard.control.live import LiveJobs
 from steelyard.control.reports import ReportsLoop, greet
+from steelyard.control.rollouts import Looks
 from steelyard.control.watch import Watch
 from steelyard.model.ids import DEFAULT_PROJECT, AttemptId, JobId, MachineId
 from steelyard.model.job import Job, JobSpec, JobState, Owner, Resources
-from steelyard.model.machine import Core, Isolation, Machine
+from steelyard.model.machine import Core
 from steelyard.store.memory import MemoryStore
 from steelyard.wire.agent import Assignment, AttemptState, Report
 
 OWNER = Owner("root", 0)
-MACHINE = Machine(
-    id=MachineId("m1"),
-    boot_id="boot-1",
-    hostname="h",
-    kernel="k",
-    cpu_model="c",
-    cores=(Core((0,)), Core((1,))),
-    caches=(),
-    numa_nodes=(),
-    memory_bytes=1 << 33,
-    devices=(),
-    virtualisation="unknown",
-    virtualisation_detail="",
-    isolation=Isolation("v2", True, True, True, True),
-)
+MACHINE = make_machine(id=MachineId("m1"), boot_id="boot-1", cores=(Core((0,)), Core((1,))), memory_bytes=1 << 33)
 
 
 class FakeAgents:
@@ -72,7 +60,8 @@ class World:
         self.tokens = WorkloadTokens("", self.live.attempt)
         self.jobs = JobsLoop(self.store, self.clock, self.watch, self.live)
         self.assignment = AssignmentLoop(self.store, self.agents, self.live, self.tokens)
-        self.reports = ReportsLoop(self.store, self.agents, self.clock, self.watch, self.live)
+        self.looks = Looks()
+        self.reports = ReportsLoop(self.store, self.agents, self.clock, self.watch, self.live, self.looks)
         self.seq = 0
 
     async def submit(self, cpus: float = 1.0, **fields: object) -> JobId:

@@ -4,9 +4,12 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Callable, Sequence
+from typing import Any
 
 from steelyard.host.topology.tree import make_pairs
 from steelyard.model.cores import Core, NumaNode
+from steelyard.model.ids import MachineId
+from steelyard.model.machine import Isolation, Machine
 from steelyard.model.topology import (
     Bridge,
     BridgeKind,
@@ -25,6 +28,21 @@ GIB = 1 << 30
 
 #: (position of a device, position of another) -> path, bonded links, Gbit/s. GPUs come first, then NICs.
 Wiring = Callable[[int, int], tuple[PathClass, int, float | None]]
+
+
+def make_machine(**fields: Any) -> Machine:
+    """One of which nothing is told but these."""
+    told = {
+        "id": MachineId("m"), "boot_id": "b", "hostname": "h", "kernel": "k", "cpu_model": "c", "cores": (), "caches": (),
+        "numa_nodes": (), "memory_bytes": 0, "devices": (), "virtualisation": "unknown", "virtualisation_detail": "",
+        "isolation": Isolation("v2", True, True, True, True),
+    }  # fmt: skip
+    return Machine(**{**told, **fields})
+
+
+def machine_of(topology: Topology, **fields: Any) -> Machine:
+    wired = {name: getattr(topology, name) for name in ("cores", "numa_nodes")}
+    return make_machine(**{**wired, "memory_bytes": topology.memory_bytes or 0, "topology": topology, **fields})
 
 
 def make_topology(

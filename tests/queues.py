@@ -4,12 +4,11 @@ from __future__ import annotations
 
 import msgspec
 
-from machines import GIB, make_topology, pcie_path
+from machines import GIB, machine_of, make_topology, pcie_path
 from steelyard.model.batch import ArrayPlace, Gang
-from steelyard.model.ids import DEFAULT_PROJECT, JobId, MachineId, ProjectName
+from steelyard.model.ids import DEFAULT_PROJECT, JobId, ProjectName
 from steelyard.model.job import Job, JobSpec, JobState, Owner, Plan, Resources
-from steelyard.model.machine import Isolation, Machine
-from steelyard.model.topology import Topology
+from steelyard.model.machine import Machine
 from steelyard.placement.gang import place_spec
 from steelyard.placement.room import Room
 from steelyard.scheduling.snapshot import Holding
@@ -17,25 +16,6 @@ from steelyard.scheduling.snapshot import Holding
 SECOND = 1_000_000
 #: wall time of most tests, microseconds
 NOW = 1_800_000_000 * SECOND
-
-
-def machine_of(topology: Topology) -> Machine:
-    return Machine(
-        id=MachineId("m"),
-        boot_id="b",
-        hostname="h",
-        kernel="k",
-        cpu_model="c",
-        cores=topology.cores,
-        caches=(),
-        numa_nodes=topology.numa_nodes,
-        memory_bytes=topology.memory_bytes or 0,
-        devices=(),
-        virtualisation="unknown",
-        virtualisation_detail="",
-        isolation=Isolation("v2", True, True, True, True),
-        topology=topology,
-    )
 
 
 def small_machine(cores_per_node: int = 4, gpus: int = 4) -> Machine:
@@ -89,6 +69,26 @@ def hours(count: float) -> int:
     return round(count * 3600 * SECOND)
 
 
+def run_job(
+    machine: Machine,
+    holding: list[Holding],
+    job: Job,
+    since: int = NOW,
+    plan: Plan | None = None,
+    state: JobState = JobState.RUNNING,
+) -> Job | None:
+    """Adds it to `holding` where it fits."""
+    room = Room(machine)
+    for held in holding:
+        room.take(held.demand, held.plan, held.suspended)
+    placed = plan or place_spec(room, job.spec)
+    if not isinstance(placed, Plan):
+        return None
+    job = msgspec.structs.replace(job, state=state, plan=placed, started_at=since)
+    holding.append(Holding(job.spec.demand, placed, job))
+    return job
+
+
 class Busy:
     """A machine and what runs on it, as placement would have placed it."""
 
@@ -97,14 +97,9 @@ class Busy:
         self.holding: list[Holding] = []
 
     def run(self, job: Job, since: int = NOW, state: JobState = JobState.RUNNING) -> Job:
-        room = Room(self.machine)
-        for held in self.holding:
-            room.take(held.demand, held.plan, held.suspended)
-        plan = place_spec(room, job.spec)
-        assert isinstance(plan, Plan), plan
-        job = msgspec.structs.replace(job, state=state, plan=plan, started_at=since)
-        self.holding.append(Holding(job.spec.demand, plan, job))
-        return job
+        running = run_job(self.machine, self.holding, job, since, state=state)
+        assert running is not None, "it does not fit"
+        return running
 
     def change(self, job: Job, **fields: object) -> None:
         self.holding = [

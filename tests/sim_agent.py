@@ -1,7 +1,8 @@
 """A machine and its agent on the virtual clock: real decisions and records of attempts, over processes that are only counted.
 
 What a crash leaves is apart from what it takes: `Kernel` and `Disk` outlive the agent, a reboot takes the kernel's processes. The
-agent may end between any two steps of a start. What is not simulated: cores, files of jobs, the spawner's own death.
+agent may end between any two steps of a start. A spawner that dies is followed by
+another at once. What is not simulated: cores, files of jobs, the time without a spawner.
 """
 
 from __future__ import annotations
@@ -49,8 +50,6 @@ from steelyard.runtime.records import Handle, Intent
 from steelyard.wire.agent import AssignedJob, Assignment, Report
 from steelyard.wire.spawn import Exited
 
-SPAWNER = "1:1"
-
 
 @dataclass
 class Process:
@@ -66,6 +65,8 @@ class Process:
     frozen: bool = False
     #: SIGTERM came while it was frozen
     pending: int | None = None
+    #: its end will be recorded; False once its spawner has died
+    watched: bool = True
 
     @property
     def ends_at(self) -> int | None:
@@ -95,8 +96,19 @@ class Kernel:
         self.news: list[Exited] = []
         #: attempt -> what it was, when its first process began and when its last one ended
         self.lives: dict[AttemptId, tuple[AssignedJob, int, int]] = {}
-        #: attempts that a restart of the machine ended
+        #: attempts whose end was not recorded: it is known later than it was
         self.lost: set[AttemptId] = set()
+        self._spawners = 1
+
+    @property
+    def spawner(self) -> str:
+        return f"{self._spawners}:1"
+
+    def kill_spawner(self) -> None:
+        """Another takes its place; what runs goes on, and nobody will record how it ends."""
+        self._spawners += 1
+        for each in self.processes.values():
+            each.watched = False
 
     def spawn(self, workload: WorkloadId, attempt: AttemptId, job: AssignedJob, plan: Plan) -> Process:
         now = self.clock.now_us()
@@ -145,6 +157,7 @@ class Kernel:
             self._stop(each)
         self.disk.groups.clear()
         self.news.clear()
+        self._spawners += 1
         self.boot_id = f"boot-{int(self.boot_id[5:]) + 1}"
 
     def _stop(self, each: Process) -> None:
@@ -154,8 +167,12 @@ class Kernel:
 
     def _end(self, each: Process, code: int | None, signum: int | None) -> None:
         self._stop(each)
+        if not each.watched:
+            self.lost.add(each.attempt)
+            code = signum = None
         exited = Exited(each.workload, each.pid, each.started_at, self.clock.now_us(), code, signum, 0.0, 0.0, 0)
-        self.disk.exits[each.workload] = exited
+        if each.watched:
+            self.disk.exits[each.workload] = exited
         self.news.append(exited)
 
 
@@ -184,6 +201,9 @@ class ModelAgent:
     def report(self) -> Report:
         self._seq += 1
         self.changed = False
+        for state in self.attempts.values():
+            ran = [workload for workload in state.workloads if self._kernel.starts[workload]]
+            assert state.phase != "not-started" or not ran, f"told as not started: {ran}"
         attempts = tuple(state.report(attempt, None) for attempt, state in sorted(self.attempts.items()))
         return Report(self._seq, self._machine, self._kernel.boot_id, self._disk.assignment.generation, attempts)
 
@@ -217,7 +237,8 @@ class ModelAgent:
         self._assigned = {job.attempt: job for job in disk.assignment.jobs}
         groups: dict[AttemptId, list[Adopted]] = {}
         for workload in sorted({*disk.intents, *disk.exits}):
-            found = decide_adoption(self._observe(workload), boot_id=kernel.boot_id, spawner=SPAWNER, now_us=self._clock.now_us())
+            seen = self._observe(workload)
+            found = decide_adoption(seen, boot_id=kernel.boot_id, spawner=kernel.spawner, now_us=self._clock.now_us())
             if found.handle is not None and found.state is AdoptedState.RUNNING:
                 disk.handles[workload] = found.handle
             labels = found.intent.labels if found.intent else {}
@@ -235,7 +256,7 @@ class ModelAgent:
             intent=self._disk.intents.get(workload),
             handle=handle,
             exited=self._disk.exits.get(workload),
-            child=lives,
+            child=lives if process is not None and process.watched else None,
             handle_runs=handle is not None and (handle.pid, handle.start_time) == lives,
             has_cgroup=workload in self._disk.groups,
             in_cgroup=() if lives is None else (lives,),
@@ -255,6 +276,7 @@ class ModelAgent:
         state.phase, state.reason, state.detail = judge_members(members)
         self.attempts[attempt] = state
         for member in members:
+            assert member.phase != "ended" or member.workload not in self._kernel.processes, f"I3: {member.workload} runs"
             if member.phase == "ended" or (member.phase == RUNNING and state.phase not in ALIVE):
                 self._kernel.signal(member.workload, signal.SIGKILL)
         if state.phase in ALIVE:
@@ -329,7 +351,7 @@ class ModelAgent:
             assert member.workload not in disk.intents, f"{member.workload} was started before"
             labels = {} if member.rank is None else _labels(job, member.rank, len(state.members))
             disk.intents[member.workload] = Intent(
-                member.workload, boot, "job", self._clock.now_us(), member.plan, SPAWNER, labels
+                member.workload, boot, "job", self._clock.now_us(), member.plan, self._kernel.spawner, labels
             )
             yield
         for member in state.members:
@@ -340,8 +362,15 @@ class ModelAgent:
                 member.phase = "not-started"
                 continue
             state.launched = True
+            spawner = disk.intents[member.workload].spawner
+            if self._kernel.spawner != spawner:
+                self._note_not_started(job, state, Reason.START_FAILED, doubt=False)
+                return
             process = self._kernel.spawn(member.workload, job.attempt, job, member.plan)
             yield
+            if self._kernel.spawner != spawner:
+                self._note_not_started(job, state, Reason.NODE_LOST, doubt=True)
+                return
             handle = Handle(member.workload, boot, process.pid, process.started_at, self._clock.now_us())
             disk.handles[member.workload] = member.handle = handle
             if member.phase == "starting":
@@ -355,11 +384,24 @@ class ModelAgent:
         self.changed = True
         self.step()
 
+    def _note_not_started(self, job: AssignedJob, state: Attempt, reason: Reason, *, doubt: bool) -> None:
+        for member in state.members:
+            self._kernel.signal(member.workload, signal.SIGKILL)
+        if state.phase == "starting":
+            if all(member.end is not None for member in state.members):
+                state.conclude(job.spec)
+            else:
+                state.note_not_started(reason, "The spawner went.", self._clock.now_us(), doubt=doubt)
+        self.changed = True
+        self.step()
+
     def _on_exit(self, exited: Exited) -> None:
         for attempt, state in self.attempts.items():
             member = state.find(exited.workload)
             if member is None or member.end is not None:
                 continue
+            if exited.unseen and member.phase != RUNNING:
+                return
             job = self._assigned.get(attempt)
             if state.note_end(member, explain_end(exited, None, None, member.plan, self._clock.now_us())):
                 state.conclude(job.spec if job is not None else None)

@@ -25,6 +25,7 @@ from steelyard.control.driver import RETRY_S
 from steelyard.control.jobs import JobsLoop
 from steelyard.control.live import LiveJobs
 from steelyard.control.reports import ReportsLoop, greet
+from steelyard.control.rollouts import Looks
 from steelyard.control.watch import Watch
 from steelyard.errors import Conflict, EdgeFailed, SteelyardError
 from steelyard.lifecycle.job import Change
@@ -131,7 +132,7 @@ class World:
         watch = Watch()
         self.jobs = JobsLoop(self.store, self.clock, watch, self.live)
         assignment = AssignmentLoop(self.store, self.hub, self.live, WorkloadTokens("", self.live.attempt))
-        reports = ReportsLoop(self.store, self.hub, self.clock, watch, self.live)
+        reports = ReportsLoop(self.store, self.hub, self.clock, watch, self.live, Looks())
         self.loops = {JOBS: self.jobs, ASSIGNMENT: assignment, REPORTS: reports}
         self.wanted = {JOBS, ASSIGNMENT}
         #: when each looks although nobody poked it

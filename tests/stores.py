@@ -6,12 +6,13 @@ import asyncio
 from collections.abc import Callable, Sequence
 from typing import Any
 
+import machines
 from steelyard.model.call import Call, CallState
 from steelyard.model.coldstart import ColdStart, Road
-from steelyard.model.function import ApiKey, Function, FunctionSpec, FunctionState
+from steelyard.model.function import ApiKey, Function, FunctionSpec, FunctionState, Revision
 from steelyard.model.ids import DEFAULT_PROJECT, CallId, FunctionName, JobId, MachineId, ProjectName
 from steelyard.model.job import Job, JobSpec, JobState, Owner, Plan, Resources
-from steelyard.model.machine import Core, Isolation, Machine
+from steelyard.model.machine import Core, Machine
 from steelyard.model.reason import Reason
 from steelyard.store import Event, Store, StoredAnswer, Tx
 
@@ -52,6 +53,11 @@ def make_function(name: str = NAME, generation: int = 1, project: str = DEFAULT_
         deployed_at=generation,
         state=FunctionState.SLEEPING,
     )
+
+
+def make_revision(function: str, revision: int, generation: int = 1) -> Revision:
+    spec = FunctionSpec(argv=("x",))
+    return Revision(FunctionName(function), DEFAULT_PROJECT, OWNER, generation, revision, spec, deployed_at=1, by="ann")
 
 
 def make_call(name: str = "a", generation: int = 1, ended_at: int | None = None, function: str = NAME) -> Call:
@@ -98,21 +104,7 @@ def make_event(number: int, kind: str = "job", subject: str = "a") -> Event:
 
 
 def make_machine(name: str = "m", boot: str = "b") -> Machine:
-    return Machine(
-        id=MachineId(name),
-        boot_id=boot,
-        hostname="host",
-        kernel="6",
-        cpu_model="cpu",
-        cores=(Core((0, 1)),),
-        caches=(),
-        numa_nodes=(),
-        memory_bytes=1 << 34,
-        devices=(),
-        virtualisation="unknown",
-        virtualisation_detail="",
-        isolation=Isolation("v1", cpuset=True, memory=True, own_uid=True, no_new_privs=True),
-    )
+    return machines.make_machine(id=MachineId(name), boot_id=boot, cores=(Core((0, 1)),), memory_bytes=1 << 34)
 
 
 class Held:

@@ -10,6 +10,7 @@ TYPE_CHECKING = False
 if TYPE_CHECKING:
     from steelyard.sdk import enter, exit, phase  # noqa: A004
     from steelyard.sdk.app import App
+    from steelyard.sdk.call import FunctionCall
     from steelyard.sdk.declare import asgi_app, batched, concurrent, endpoint, method, web_server, wsgi_app
     from steelyard.sdk.declare import endpoint as fastapi_endpoint
     from steelyard.sdk.declare import endpoint as web_endpoint
@@ -41,6 +42,7 @@ _HOMES = {
     "App": ("app", "App"),
     **{name: ("declare", name) for name in ("asgi_app", "batched", "concurrent", "endpoint", "method", "web_server", "wsgi_app")},
     **{name: ("handle", name) for name in ("Cls", "Function")},
+    "FunctionCall": ("call", "FunctionCall"),
     **{name: ("nouns", name) for name in ("Cron", "Every", "Secret", "Volume")},
     **{
         name: ("errors", name)
@@ -68,7 +70,7 @@ _HOMES = {
 }
 
 __all__ = [
-    "__version__", "App", "Cls", "Cron", "Every", "Function", "Period", "Secret", "Volume",
+    "__version__", "App", "Cls", "Cron", "Every", "Function", "FunctionCall", "Period", "Secret", "Volume",
     "asgi_app", "batched", "concurrent", "endpoint", "enter", "exit", "fastapi_endpoint", "method", "phase", "web_endpoint",
     "web_server", "wsgi_app",
     "CallCancelled", "CallTimeout", "DeclarationError", "Error", "NotAllowed", "NotDeployed", "NotReachable", "OutOfMemory",

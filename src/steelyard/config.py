@@ -130,6 +130,8 @@ class Settings(msgspec.Struct, frozen=True):
     tls_key: str | None = None
     #: where scratch folders are made; None: on the fastest local disk
     scratch_dir: str | None = None
+    #: bytes that templates of functions may hold together; None: a quarter of the machine's memory
+    template_memory_bytes: int | None = None
 
     @property
     def api_url(self) -> str:

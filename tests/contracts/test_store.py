@@ -38,6 +38,7 @@ from stores import (
     make_job,
     make_key,
     make_machine,
+    make_revision,
 )
 
 
@@ -376,6 +377,8 @@ def _content(tx: Tx) -> list[object]:
         *(tx.job(JobId(name)) for name in names),
         tx.functions(),
         *(tx.function(DEFAULT_PROJECT, FunctionName(name)) for name in names),
+        *(tx.revisions(DEFAULT_PROJECT, FunctionName(name)) for name in names),
+        tx.revision(DEFAULT_PROJECT, FunctionName("a"), 2),
         tx.keys(),
         tx.calls(),
         tx.calls(FunctionName("a"), {CallState.SUCCEEDED}, 2),
@@ -399,6 +402,8 @@ _changes: st.SearchStrategy[Fn] = st.one_of(
     st.builds(lambda n, g, s: lambda tx: tx.put_job(make_job(n, g, s)), _names, _generations, st.sampled_from(_STATES)),
     st.builds(lambda n, g: lambda tx: tx.put_function(make_function(n, g)), _names, _generations),
     st.builds(lambda n: lambda tx: tx.delete_function(DEFAULT_PROJECT, FunctionName(n)), _names),
+    st.builds(lambda n, g, r: lambda tx: tx.put_revision(make_revision(n, r, g)), _names, _generations, st.integers(1, 4)),
+    st.builds(lambda n, keep: lambda tx: tx.forget_revisions(DEFAULT_PROJECT, FunctionName(n), keep), _names, st.integers(0, 3)),
     st.builds(lambda n, g: lambda tx: tx.put_key(make_key(n, g)), _names, _generations),
     st.builds(lambda n, g, e: lambda tx: tx.put_call(make_call(n, g, e, n)), _names, _generations, st.none() | st.integers(0, 9)),
     st.builds(lambda at, most: lambda tx: tx.forget_calls(at, most), st.integers(0, 9), st.integers(0, 3)),

@@ -20,10 +20,11 @@ from steelyard_cluster import free_ports
 from websockets.exceptions import ConnectionClosed
 from websockets.sync.client import ClientConnection, connect
 
+from machines import make_machine
 from steelyard.config import Settings, make_paths, save_settings, write_file
 from steelyard.model.function import FunctionState
 from steelyard.model.ids import MachineId
-from steelyard.model.machine import Core, Isolation, Machine, NumaNode
+from steelyard.model.machine import Core, Machine, NumaNode
 from steelyard.model.proof import Proof, ProofState
 from steelyard.wire import WIRE_VERSION
 from steelyard.wire.agent import (
@@ -42,20 +43,12 @@ from steelyard.wire.agent import (
 ADMIN, AGENT = "admin-token-of-a-test-0123", "agent-token-of-a-test-0123"
 START_S = 15.0
 
-MACHINE = Machine(
+MACHINE = make_machine(
     id=MachineId("machine-of-a-test"),
     boot_id="boot-1",
-    hostname="test",
-    kernel="6.0",
-    cpu_model="a model",
-    cores=(Core((0,)), Core((1,)), Core((2,)), Core((3,))),
-    caches=(),
+    cores=tuple(Core((cpu,)) for cpu in range(4)),
     numa_nodes=(NumaNode(0, (0, 1, 2, 3), 8 << 30),),
     memory_bytes=8 << 30,
-    devices=(),
-    virtualisation="unknown",
-    virtualisation_detail="",
-    isolation=Isolation("v2", True, True, True, True),
 )
 
 

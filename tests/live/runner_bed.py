@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import json
 import os
 import select
@@ -16,8 +17,18 @@ import time
 from collections.abc import Callable, Coroutine, Sequence
 from pathlib import Path
 
+from steelyard.runtime.lib_dir import make_lib_dir
 from steelyard.runtime.runner.page import FAILED, SERVING, Page
-from steelyard.runtime.template import Forked, ForkRefused, TemplateClient, TemplateStatus, make_lib_dir, runner_command
+from steelyard.runtime.template import (
+    SINGLE_THREAD_ENV,
+    Forked,
+    ForkRefused,
+    Load,
+    TemplateClient,
+    TemplateStatus,
+    base_command,
+    replica_command,
+)
 
 READY = b"GET /.steelyard/ready HTTP/1.1\r\nhost: x\r\n\r\n"
 
@@ -79,8 +90,13 @@ class Bed:
         self.listener.listen(4096)
         self.listener.setblocking(False)
         self.template_log = folder / "template.log"
-        self.template: subprocess.Popen[bytes] | None = None
-        self.client = TemplateClient(folder / "control")
+        self.base: subprocess.Popen[bytes] | None = None
+        #: the newest template grown, and the pids of all of them
+        self.template_pid = 0
+        self.grown: list[int] = []
+        self.load: Load
+        self.base_client = TemplateClient(folder / "control")
+        self.client = self.base_client
         self.replicas: list[Replica] = []
 
     def write(self, name: str, code: str) -> None:
@@ -88,37 +104,20 @@ class Bed:
         path.parent.mkdir(parents=True, exist_ok=True)
         path.write_text(textwrap.dedent(code))
 
-    def command(self, mode: str, **more: object) -> tuple[list[str], dict[str, str]]:
-        config = {key: more.pop(key) for key in list(more) if key in ("ahead", "compiled", "fork")}
+    def make_load(self, env: dict[str, str] | None = None, **more: object) -> Load:
         settings: dict[str, object] = {
-            "file": "app.py",
-            "attr": "app",
-            "code_dir": str(self.code),
-            "concurrency": self.concurrency,
-            "python": sys.executable,
-        }
-        settings |= more
-        python = str(settings.pop("python"))
-        argv, env = runner_command(
-            python,
-            mode=mode,
-            function="fn",
-            revision=1,
-            lib_dir=make_lib_dir(self.folder / "lib"),
-            **settings,  # type: ignore[arg-type]
-        )
-        env["STEELYARD_RUNNER"] = json.dumps(json.loads(env["STEELYARD_RUNNER"]) | config)
-        return argv, {"PATH": os.environ["PATH"], **env}
+            "code_dir": str(self.code), "file": "app.py", "attr": "app", "concurrency": self.concurrency, **more
+        }  # fmt: skip
+        return Load("fn", {"PATH": os.environ["PATH"], **(env or {})}, **settings)  # type: ignore[arg-type]
 
-    def start_template(self, env: dict[str, str] | None = None, **settings: object) -> None:
-        control = socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET)
-        control.bind(str(self.folder / "control"))
-        control.listen(8)
-        argv, own = self.command("template", control_fd=control.fileno(), **settings)
+    def start_base(self, python: str = sys.executable, env: dict[str, str] | None = None, **config: object) -> None:
+        control = self._listen("control")
+        argv, own = base_command(python, lib_dir=make_lib_dir(self.folder / "lib"), control_fd=control.fileno())
+        own["STEELYARD_RUNNER"] = json.dumps(json.loads(own["STEELYARD_RUNNER"]) | config)
         with control, self.template_log.open("ab") as log:
-            self.template = subprocess.Popen(
+            self.base = subprocess.Popen(
                 argv,
-                env=own | (env or {}),
+                env={"PATH": os.environ["PATH"], **own, **(env or {})},
                 pass_fds=[control.fileno()],
                 stdin=subprocess.DEVNULL,
                 stdout=log,
@@ -126,8 +125,38 @@ class Bed:
                 cwd="/",
             )
 
+    async def grow(self, parent: TemplateClient, role: str, **more: object) -> TemplateClient:
+        """A template and its client; `template_pid` is its pid."""
+        name = f"control-{len(self.grown)}"
+        with self._listen(name) as control, self.template_log.open("ab") as log:
+            forked = await parent.grow(
+                role=role,
+                control_fd=control.fileno(),
+                stdout_fd=log.fileno(),
+                stderr_fd=log.fileno(),
+                **more,  # type: ignore[arg-type]
+            )
+        assert isinstance(forked, Forked), forked
+        self.template_pid = forked.pid
+        self.grown.append(forked.pid)
+        client = TemplateClient(self.folder / name)
+        await client.connect()
+        return client
+
+    def _listen(self, name: str) -> socket.socket:
+        control = socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+        control.bind(str(self.folder / name))
+        control.listen(8)
+        return control
+
     async def ready(self, timeout_s: float = 20.0) -> TemplateStatus:
         return await self.client.status(timeout_s)
+
+    def exit_of_template(self) -> int:
+        """Of the newest one, which ends by itself."""
+        _, status = os.waitpid(self.template_pid, 0)
+        self.grown.remove(self.template_pid)
+        return os.waitstatus_to_exitcode(status)
 
     async def fork(self, **more: object) -> Replica | ForkRefused:
         replica = self._replica()
@@ -164,8 +193,14 @@ class Bed:
         replica = self._replica()
         page = os.open(replica.page_path, os.O_RDWR)
         fds = [self.listener.fileno(), page]
-        argv, own = self.command("replica", listen_fd=fds[0], page_fd=fds[1], **settings)
-        self.run_as(replica, argv, own | (env or {}), fds)
+        config = {key: settings.pop(key) for key in list(settings) if key in ("compiled",)}
+        python, private = str(settings.pop("python", sys.executable)), bool(settings.pop("private", False))
+        load = self.make_load(env, **settings)
+        argv, own = replica_command(
+            python, load, lib_dir=make_lib_dir(self.folder / "lib"), listen_fd=fds[0], page_fd=fds[1], private=private
+        )
+        own["STEELYARD_RUNNER"] = json.dumps(json.loads(own["STEELYARD_RUNNER"]) | config)
+        self.run_as(replica, argv, own | load.env, fds)
         os.close(page)
         return replica
 
@@ -207,10 +242,13 @@ class Bed:
                 os.waitpid(replica.pid, 0)
             replica.page.close()
         self.listener.close()
-        if self.template is not None:
-            if self.template.poll() is None:
-                self.template.terminate()
-            self.template.wait(10)
+        for pid in self.grown:
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(pid, signal.SIGKILL)
+        if self.base is not None:
+            if self.base.poll() is None:
+                self.base.kill()
+            self.base.wait(10)
         # the spare sees its template go and ends; it is a child of this process
         deadline = time.monotonic() + 5
         while time.monotonic() < deadline:
@@ -245,21 +283,38 @@ def _more(connection: socket.socket) -> bytes:
     return data
 
 
-def on_template(bed: Bed, story: Callable[[], Coroutine[object, object, None]], **settings: object) -> None:
-    """Start the bed's template, run the story with a connected client, end everything."""
+def on_base(bed: Bed, story: Callable[[], Coroutine[object, object, None]], **settings: object) -> None:
+    """Start the bed's base template, run the story with a connected client, end everything."""
 
     async def run() -> None:
-        bed.start_template(**settings)  # type: ignore[arg-type]
-        await bed.client.connect()
+        bed.start_base(**settings)  # type: ignore[arg-type]
+        await bed.base_client.connect()
         try:
             await story()
         finally:
-            bed.client.close()
+            bed.base_client.close()
 
     try:
         asyncio.run(run())
     finally:
         bed.close()
+
+
+def on_template(
+    bed: Bed, story: Callable[[], Coroutine[object, object, None]], env: dict[str, str] | None = None, **settings: object
+) -> None:
+    """As `on_base`, with the template of the bed's revision grown from it."""
+    config = {key: settings.pop(key) for key in list(settings) if key in ("ahead", "compiled", "fork", "python", "spare_keep_s")}
+    bed.load = bed.make_load(SINGLE_THREAD_ENV | (env or {}), **settings)
+
+    async def run() -> None:
+        bed.client = await bed.grow(bed.base_client, "revision", load=bed.load)
+        try:
+            await story()
+        finally:
+            bed.client.close()
+
+    on_base(bed, run, env=env, **config)
 
 
 def other_pythons() -> list[str]:

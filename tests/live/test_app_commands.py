@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import signal
 import sys
+import threading
 from pathlib import Path
 
 from steelyard_cluster import Cluster, wait_until
@@ -40,6 +41,14 @@ def wait():
     import time
     print("waiting", flush=True)
     time.sleep(60)
+"""
+
+PLAIN = """
+async def app(scope, receive, send):
+    if scope["type"] == "http":
+        print("asked")
+        await send({"type": "http.response.start", "status": 200, "headers": []})
+        await send({"type": "http.response.body", "body": b"open"})
 """
 
 
@@ -96,6 +105,16 @@ def test_ctrl_c_deletes_and_a_killed_command_leaves_it_to_the_lease(shared: Clus
     process.send_signal(signal.SIGINT)
     process.communicate(timeout=20)
     assert process.returncode == 130
+    assert names(shared) == []
+    process = shared.start("run", f"{file}:wait")
+    assert process.stdout is not None
+    assert process.stdout.readline() == b"waiting\n"
+    process.kill()
+    process.communicate(timeout=20)
+    left = shared.api("GET", "/v1/functions").json()
+    assert len(left) == 2
+    assert all(each["expires_at"] is not None for each in left)
+    shared.api("POST", "/v1/leases", {"names": [each["name"] for each in left], "lease_s": 0})
     assert names(shared) == []
 
 
@@ -159,3 +178,121 @@ def test_another_interpreter_loads_and_runs_the_app(shared: Cluster) -> None:
     assert done.returncode == 125
     assert f"imports 'torch_of_nobody', which {python}".encode() in done.stderr
     assert names(shared) == []
+
+
+def test_a_functions_result_is_printed_and_what_it_writes_is_shown(shared: Cluster) -> None:
+    file = write(shared, APP)
+    done = shared.cli("run", "--json", f"{file}:price", "--item", "tea", "--count", "2")
+    assert (done.returncode, done.stdout) == (0, b"9.0\n"), done.stderr.decode()
+    assert b"[price] pricing tea\n" in done.stderr
+    done = shared.cli("run", f"{file}:price", "tea", "--count=-1", "--help")
+    assert done.returncode == 0
+    assert b"--count INT" in done.stdout
+    broken = write(shared, APP.replace("print(", "raise LookupError(item); print("))
+    done = shared.cli("run", f"{broken}:price", "tea")
+    assert done.returncode == 1
+    assert b"LookupError: tea" in done.stderr
+    assert b"steelyard/sdk" not in done.stderr
+    assert names(shared) == []
+    wait_until(lambda: not list((shared.home / "workloads").glob("fn.shop-price-*")), 10, "their logs to go too")
+
+
+def test_a_deployed_function_is_called_by_name(shared: Cluster) -> None:
+    file = write(shared, APP)
+    shared.ok("deploy", f"{file}:price")
+    assert shared.ok("call", "shop-price", "tea", "2") == "9.0\n"
+    assert shared.ok("call", "shop-price", "--json", '{"item": "tea"}') == "4.5\n"
+    wrong = shared.cli("call", "shop-price", "--json", '{"item": "tea", "count": "two"}')
+    assert wrong.returncode == 2
+    assert b"count" in wrong.stderr
+    missing = shared.cli("call", "shop-nothing")
+    assert missing.returncode == 2
+    assert b"There is no function shop-nothing" in missing.stderr
+    spawned = shared.ok("call", "--spawn", "shop-price", "tea").strip()
+    assert json.loads(shared.ok("calls", "result", spawned, "--wait")) == 4.5
+    shared.ok("delete", "shop-price")
+
+
+def test_a_functions_log_can_be_read(shared: Cluster) -> None:
+    shared.ok("deploy", f"{write(shared, PLAIN)}:app", "--name", "plain", "--public")
+    assert shared.call("/plain/").body == b"open"
+    wait_until(lambda: "asked" in shared.ok("logs", "plain"), 10, "its line")
+    shared.ok("delete", "plain")
+
+
+def test_every_save_is_served_and_a_wrong_one_changes_nothing(shared: Cluster) -> None:
+    file = write(shared, PLAIN)
+
+    def answers(body: bytes) -> bool:
+        return shared.call("/shop-dev/").body == body
+
+    with Served(shared, "--public", f"{file}:app") as served:
+        assert answers(b"open")
+        served.wait_for("[shop] asked")
+        file.write_text(PLAIN.replace("open", "closed"))
+        wait_until(lambda: answers(b"closed"), 10, "the new code")
+        served.wait_for("Reloaded in")
+        file.write_text(PLAIN + "\ndef (")
+        served.wait_for("is not Python")
+        assert answers(b"closed")
+        file.write_text(PLAIN + "\nraise ValueError('no good')\n")
+        served.wait_for("ValueError: no good")
+        assert answers(b"closed")
+        file.write_text(PLAIN)
+        served.wait_for("Reloaded in")
+        assert answers(b"open")
+    assert names(shared) == []
+
+
+def test_functions_that_a_save_adds_and_takes_out_follow(shared: Cluster) -> None:
+    file = write(shared, APP)
+    with Served(shared, str(file)) as served:
+        assert sorted(names(shared)) == ["shop-price-dev", "shop-web-dev"]
+        file.write_text(APP.replace("def price", "def cost"))
+        served.wait_for("deleted: shop-price-dev")
+        served.wait_for("Reloaded in")
+        assert sorted(names(shared)) == ["shop-cost-dev", "shop-web-dev"]
+        # what failed only because it was taken out is no failure
+        assert "FAILED" not in served.text
+        file.write_text(APP.replace("def price", "def cost").replace('"test"', '"dev"'))
+        served.wait_for("Reloaded in")
+        wait_until(lambda: shared.function("shop-cost-dev")["spec"]["env"] == {"STAGE": "dev"}, 10, "its variable")
+    assert names(shared) == []
+
+
+class Served:
+    """`steelyard serve`, and what it says on stderr, read as it comes."""
+
+    def __init__(self, cluster: Cluster, *words: str) -> None:
+        self._process = cluster.start("serve", *words)
+        self.text = ""
+        self._told = 0
+        self._news = threading.Condition()
+        self._thread = threading.Thread(target=self._read)
+
+    def __enter__(self) -> Served:
+        self._thread.start()
+        self.wait_for("Serving")
+        return self
+
+    def __exit__(self, *_exc: object) -> None:
+        self._process.send_signal(signal.SIGINT)
+        code = self._process.wait(20)
+        self._thread.join(10)
+        for stream in (self._process.stdout, self._process.stderr):
+            if stream is not None:
+                stream.close()
+        assert code == 130, self.text
+
+    def _read(self) -> None:
+        assert self._process.stderr is not None
+        for line in self._process.stderr:
+            with self._news:
+                self.text += line.decode()
+                self._news.notify()
+
+    def wait_for(self, words: str) -> None:
+        """Until it said so since the last time."""
+        with self._news:
+            assert self._news.wait_for(lambda: words in self.text[self._told :], 20), self.text
+            self._told = self.text.index(words, self._told) + len(words)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import itertools
 import json
 import signal
+import subprocess
 import threading
 import time
 from collections import Counter
@@ -222,3 +223,87 @@ def test_workloads_call_their_owners_functions_and_do_nothing_else(server: Serve
         assert server.http.get("/v1/call-key", headers=token).status_code == 401, (
             "nobody is the owner of a token whose function is gone"
         )
+
+
+def test_a_function_brings_its_schedule_along_and_takes_it_away_again(server: Server) -> None:
+    with FakeGateway(gateway_port(server), lambda asked: Answered(200, b"null", "application/json")) as gateway:
+        put = {"spec": {**SPEC, "cwd": "/"}, "schedule": {"every_s": 1}}
+        assert server.http.put("/v1/functions/tick", json=put).status_code == 200
+        deadline = time.monotonic() + 20
+        while len(gateway.asked) < 2:
+            assert time.monotonic() < deadline
+            time.sleep(0.01)
+        assert {(asked.path, asked.body, asked.headers["content-type"]) for asked in gateway.asked} == {
+            ("/tick/.steelyard/call", b"{}", "application/json")
+        }
+        [shown] = server.http.get("/v1/schedules").json()
+        assert (shown["name"], shown["function"], shown["every_s"], shown["spec"]) == ("tick", "tick", 1, None)
+        call = server.http.get(f"/v1/calls/{shown['last_call']}").json()
+        assert (call["function"], call["schedule"]) == ("tick", "tick")
+        refused = server.http.put("/v1/schedules/tick", json={"every_s": 5, "function": "tick"})
+        assert refused.status_code == 409 and "deploy it again" in refused.json()["detail"]
+        assert server.http.put("/v1/functions/tick", json={"spec": put["spec"]}).status_code == 200
+        assert server.http.get("/v1/schedules").json() == []
+        assert server.http.put("/v1/functions/tick", json=put).status_code == 200
+        assert server.http.delete("/v1/functions/tick").status_code == 204
+        assert server.http.get("/v1/schedules").json() == []
+
+
+@pytest.mark.parametrize(
+    ("schedule", "code"),
+    [
+        ({"cron": "0 0 31 2 *"}, "bad-cron"),
+        ({"cron": "every day"}, "bad-cron"),
+        ({"cron": "@daily", "timezone": "Mars/Olympus"}, "bad-timezone"),
+        ({"cron": "@fortnightly"}, "bad-cron"),
+        ({"every_s": 0.5}, "bad-period"),
+        ({"every_s": 5, "cron": "@daily"}, "bad-schedule"),
+        ({}, "bad-schedule"),
+    ],
+)
+def test_a_schedule_that_never_comes_true_is_refused_with_its_function(
+    server: Server, schedule: dict[str, object], code: str
+) -> None:
+    answer = server.http.put("/v1/functions/tick", json={"spec": {**SPEC, "cwd": "/"}, "schedule": schedule})
+    assert answer.status_code == 422 and answer.json()["code"] == code, answer.text
+    assert server.http.get("/v1/functions").json() == [] and server.http.get("/v1/schedules").json() == []
+
+
+def test_a_schedule_made_by_itself_outlives_its_function(server: Server) -> None:
+    assert server.http.put("/v1/schedules/s", json={"cron": "@daily", "function": "tick"}).json()["code"] == "no-such-function"
+    deploy(server, "tick")
+    made = server.http.put("/v1/schedules/s", json={"cron": "@daily", "function": "tick"})
+    assert made.status_code == 200 and made.json()["next_at"].endswith("T00:00:00.000000Z")
+    assert server.http.put("/v1/schedules/s", json={"cron": "@daily"}).json()["code"] == "bad-schedule"
+    assert server.http.delete("/v1/functions/tick").status_code == 204
+    assert [row["name"] for row in server.http.get("/v1/schedules").json()] == ["s"]
+
+
+@pytest.fixture
+def small_disk(server: Server) -> Iterator[Path]:
+    made = subprocess.run(
+        ["mount", "-t", "tmpfs", "-o", "size=2m", "tmpfs", str(server.paths.calls)], capture_output=True, text=True, check=False
+    )
+    if made.returncode != 0:
+        pytest.skip(f"NOT TESTED: no tmpfs can be mounted here ({made.stderr.strip()})")
+    yield server.paths.calls
+    subprocess.run(["umount", "-l", str(server.paths.calls)], check=True)
+
+
+def test_a_full_disk_refuses_inputs_keeps_nothing_and_answers_are_asked_for_again_when_there_is_room(
+    server: Server, small_disk: Path
+) -> None:
+    deploy(server)
+    refused = server.http.post("/v1/functions/embed/calls", content=b"x" * (5 << 20))
+    assert refused.status_code == 507 and refused.json()["code"] == "disk-full"
+    assert list(small_disk.iterdir()) == [] and server.http.get("/v1/calls").json() == []
+    ballast = small_disk / "ballast"
+    with FakeGateway(gateway_port(server), lambda asked: Answered(200, b"y" * (1 << 20))):
+        ballast.write_bytes(b"x" * (1536 << 10))
+        call = spawn(server)["id"]
+        deadline = time.monotonic() + 20
+        while server.http.get(f"/v1/calls/{call}").json()["reason"] != "disk-full":
+            assert time.monotonic() < deadline
+            time.sleep(0.01)
+        ballast.unlink()
+        assert len(result_of(server, call)) == 1 << 20

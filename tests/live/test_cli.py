@@ -188,7 +188,20 @@ def test_a_function_from_deploy_to_delete(shared: Cluster) -> None:
     deployed = shared.ok("deploy", "app.py:app", "--name", "hello", "--public", "--idle-timeout", "1s", cwd=folder)
     assert f"{shared.gateway_url}/hello/" in deployed
     rows = json.loads(shared.ok("functions", "--json"))
-    shape = {"name", "revision", "state", "url", "replicas", "waking", "queued", "public", "lends"}
+    shape = {
+        "name",
+        "revision",
+        "state",
+        "url",
+        "replicas",
+        "waking",
+        "queued",
+        "public",
+        "lends",
+        "app",
+        "interface",
+        "expires_at",
+    }
     assert set(rows[0]) == shape
     assert (rows[0]["name"], rows[0]["revision"], rows[0]["state"], rows[0]["public"]) == ("hello", 1, "SLEEPING", True)
     # what was captured is what runs, whatever happens to the file

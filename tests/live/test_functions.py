@@ -282,7 +282,7 @@ def test_a_template_with_a_thread_is_not_forked_and_the_ledger_names_it(shared: 
     shared.wait_function("threads", "SLEEPING")
     assert call(shared, "/threads/") == 200
     row = wait_until(lambda: rows_of(shared, "threads"), 5, "its ledger row")[-1]
-    assert (row["road"], row["reason"]) == ("plain", "template-has-threads")
+    assert (row["road"], row["reason"]) == ("environment", "template-has-threads")
     shared.ok("delete", "threads")
 
 

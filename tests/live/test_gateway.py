@@ -22,7 +22,9 @@ from steelyard.gateway.render import render_clusters, render_routes, render_stat
 
 
 def public(*clusters: Cluster) -> GatewayDesired:
-    return GatewayDesired(clusters, tuple(Route(cluster.name.split(".")[0], cluster.name, True) for cluster in clusters))
+    return GatewayDesired(
+        clusters, tuple(Route(cluster.name.split(".")[0], ((cluster.name, 100),), True) for cluster in clusters)
+    )
 
 
 async def until(condition: object, deadline_s: float = 10.0) -> None:
@@ -68,7 +70,7 @@ def test_private_function_asks_for_a_key(home: Path) -> None:
     async def run() -> None:
         async with gateway(home, ("open.1", echo), ("shut.1", echo)) as (world, (_, shut)):
             clusters = (world.cluster("open.1"), world.cluster("shut.1"))
-            routes = (Route("open", "open.1", True), Route("shut", "shut.1", False))
+            routes = (Route("open", (("open.1", 100),), True), Route("shut", (("shut.1", 100),), False))
 
             async def status(target: str, key: str | None = None, host: str = "gateway.test") -> int:
                 answer = await world.fetch(target, host=host, headers={"authorization": key} if key else {})
@@ -459,12 +461,12 @@ def test_thousand_functions_in_one_file_each(home: Path) -> None:
         async with gateway(home, ("f500.1", named(1)), ("f500.2", named(2))) as (world, _):
             assert world.process
             clusters = [world.cluster(f"f{number}.1") for number in range(1000)]
-            routes = [Route(f"f{number}", f"f{number}.1", number % 2 == 0) for number in range(1000)]
+            routes = [Route(f"f{number}", ((f"f{number}.1", 100),), number % 2 == 0) for number in range(1000)]
             await world.envoy.apply(GatewayDesired(tuple(clusters), tuple(routes), ("sk-a", "sk-b")))
             took_ms = []
             loop = asyncio.get_running_loop()
             for revision in (2, 1, 2):
-                clusters[500], routes[500] = world.cluster(f"f500.{revision}"), Route("f500", f"f500.{revision}", True)
+                clusters[500], routes[500] = world.cluster(f"f500.{revision}"), Route("f500", ((f"f500.{revision}", 100),), True)
                 begun = loop.time()
                 applying = asyncio.create_task(
                     world.envoy.apply(GatewayDesired(tuple(clusters), tuple(routes), ("sk-a", "sk-b")))
@@ -510,7 +512,7 @@ def test_envoy_reads_the_binary_files_as_what_it_validated(home: Path) -> None:
                     world.cluster("a.1", idle_timeout_s=0.125),
                     world.cluster("b.12", requests_per_connection=1, connections_max=3000),
                 ),
-                (Route("a", "a.1", True), Route("b", "b.12", False)),
+                (Route("a", (("a.1", 100),), True), Route("b", (("b.12", 100),), False)),
                 ("sk-one", "sk-two"),
             )
             await world.envoy.apply(desired)

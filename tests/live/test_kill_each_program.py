@@ -5,7 +5,7 @@ Each job writes its own line when it starts, so one that ran twice shows (I2); t
 
 from __future__ import annotations
 
-import contextlib
+import json
 import os
 import signal
 import threading
@@ -140,17 +140,16 @@ def test_killed_envoy_is_back_from_its_files(busy: tuple[Cluster, list[str]]) ->
     check_invariants(cluster, jobs, pids)
 
 
-def test_killed_template_means_a_plain_start_and_then_a_new_template(busy: tuple[Cluster, list[str]]) -> None:
+def test_killed_template_means_a_start_from_its_environment_and_then_a_new_template(busy: tuple[Cluster, list[str]]) -> None:
     cluster, jobs = busy
     pids = find_pids(jobs)
     cluster.wait_function("asleep", "SLEEPING")
     known = newest_wake(cluster, "asleep")
-    for pid in template_pids("asleep"):
-        with contextlib.suppress(ProcessLookupError):  # its spare goes with it
-            os.kill(pid, signal.SIGKILL)
+    for pid in template_pids(cluster, "tmpl.asleep.*"):
+        os.kill(pid, signal.SIGKILL)  # its spare goes with it
     assert call(cluster, "asleep") == 200
     row = wait_until(lambda: seen if (seen := newest_wake(cluster, "asleep")) != known else None, 10, "a new ledger row")
-    assert row["road"] == "plain"
+    assert row["road"] == "environment"
     assert row["reason"] in ("template-died", "template-not-ready")
 
     def woken_by_template() -> bool:
@@ -163,18 +162,22 @@ def test_killed_template_means_a_plain_start_and_then_a_new_template(busy: tuple
     check_invariants(cluster, jobs, pids)
 
 
-def template_pids(function: str) -> list[int]:
-    """The template itself (its spare and replicas have it as their ancestor's text too, so: all that carry its configuration)."""
-    found: list[int] = []
-    for entry in Path("/proc").iterdir():
-        if entry.name.isdigit():
-            try:
-                environ = (entry / "environ").read_text(errors="replace")
-            except OSError:
-                continue
-            if '"mode": "template"' in environ and f'"function": "{function}"' in environ:
-                found.append(int(entry.name))
-    return found
+def test_killed_with_all_its_ancestors_a_template_and_they_come_back(busy: tuple[Cluster, list[str]]) -> None:
+    cluster, jobs = busy
+    pids = find_pids(jobs)
+    cluster.wait_function("asleep", "SLEEPING")
+    for pid in template_pids(cluster, "tmpl*"):
+        os.kill(pid, signal.SIGKILL)
+    assert call(cluster, "asleep") == 200
+    wait_until(lambda: len(template_pids(cluster, "tmpl.asleep.*")) == 1, 20, "a new template")
+    assert len(template_pids(cluster, "tmpl-base.*")) == 1
+    check_invariants(cluster, jobs, pids)
+
+
+def template_pids(cluster: Cluster, pattern: str) -> list[int]:
+    """Of the templates whose workload fits: `tmpl.<function>.*`, `tmpl-base.*`, `tmpl-environment.*`."""
+    handles = (cluster.home / "agent" / "handles").glob(f"{pattern}.json")
+    return [json.loads(handle.read_bytes())["pid"] for handle in handles]
 
 
 def newest_wake(cluster: Cluster, function: str) -> dict[str, Any] | None:

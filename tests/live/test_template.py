@@ -246,10 +246,9 @@ def test_shared_hooks_run_once_before_the_fork_and_others_in_each_replica(make_b
 
     async def story() -> None:
         status = await bed.ready()
-        assert bed.template is not None
         for _ in range(2):
             replica = await bed.wake()
-            assert seen(bed) == {"shared": [bed.template.pid], "own": [replica.pid], "pid": replica.pid}
+            assert seen(bed) == {"shared": [bed.template_pid], "own": [replica.pid], "pid": replica.pid}
             replica.await_page(lambda page: page.finished == 1)
             assert list(replica.page.user_phases) == ["connect"]
             replica.retire()
@@ -305,8 +304,7 @@ def test_a_template_that_cannot_import_says_why_and_ends(make_bed: MakeBed, code
         assert (
             "steelyard_runner" not in status.traceback and "runtime/runner" not in status.traceback
         )  # only the user's own frames
-        assert bed.template is not None
-        assert bed.template.wait(10) == 1
+        assert bed.exit_of_template() == 1
         assert status.traceback.strip() in bed.template_log.read_text()
 
     on_template(bed, story, attr=attr)
@@ -412,9 +410,7 @@ def test_replicas_live_on_without_their_template_and_the_spare_goes_with_it(make
     async def story() -> None:
         await bed.ready()
         replica = await bed.wake()
-        assert bed.template is not None
-        bed.template.kill()
-        bed.template.wait()
+        os.kill(bed.template_pid, signal.SIGKILL)
         await bed.client.closed.wait()
         assert bed.get()[0] == 200
         with pytest.raises(EdgeFailed, match="has gone"):
@@ -430,7 +426,7 @@ def test_the_next_spare_is_forked_when_it_is_quiet_and_used(make_bed: MakeBed) -
 
     async def story() -> None:
         await bed.ready()
-        assert bed.template is not None
+        await bed.wake()  # a spare is for those in use
         for _ in range(3):
             spare = await_spare(bed, {replica.pid for replica in bed.replicas})
             replica = await bed.wake()
@@ -442,11 +438,11 @@ def test_the_next_spare_is_forked_when_it_is_quiet_and_used(make_bed: MakeBed) -
 
 def await_spare(bed: Bed, known: set[int]) -> int:
     """The child of ours that is neither the template nor a replica."""
-    assert bed.template is not None
+    assert bed.base is not None
     deadline = time.monotonic() + 5
     while time.monotonic() < deadline:
         children = Path(f"/proc/self/task/{os.getpid()}/children").read_text().split()
-        found = [int(pid) for pid in children if int(pid) not in known | {bed.template.pid} and runs_runner(int(pid))]
+        found = [int(pid) for pid in children if int(pid) not in known | {bed.base.pid, *bed.grown} and runs_runner(int(pid))]
         if found:
             return found[0]
         time.sleep(0.005)
@@ -462,17 +458,16 @@ def test_wrong_packets_are_refused_and_leak_nothing(make_bed: MakeBed) -> None:
 
     async def story() -> None:
         await bed.ready()
-        assert bed.template is not None
         raw = socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET)
         raw.settimeout(10)
-        raw.connect(str(bed.folder / "control"))
+        raw.connect(str(bed.folder / "control-0"))
         raw.send(b'{"op": "status"}')  # makes the connection, and its descriptor there, before we count
         raw.recv(65536)
-        before = sorted(os.listdir(f"/proc/{bed.template.pid}/fd"))
+        before = sorted(os.listdir(f"/proc/{bed.template_pid}/fd"))
         for packet in (b"[]", b"not json", b'{"op": "dance"}', b'{"op": "fork"}', b'{"op": "fork", "cgroups": 7}', b"null"):
             socket.send_fds(raw, [packet], [0, 1, 2])
             assert json.loads(raw.recv(65536))["refused"] == "not-understood"
-        assert sorted(os.listdir(f"/proc/{bed.template.pid}/fd")) == before
+        assert sorted(os.listdir(f"/proc/{bed.template_pid}/fd")) == before
         await bed.wake()
         raw.close()
 

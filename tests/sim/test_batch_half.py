@@ -1,7 +1,7 @@
 """The life of many jobs under faults on the virtual clock: what must hold after every step, and once all faults are over.
 
-Server and agent are killed at any step, the machine is restarted, messages are late or lost, writes fail or succeed without an
-answer. A failure prints the steps that led to it; steps that once failed are kept as tests of their own at the end.
+Server, agent and spawner are killed at any step, the machine is restarted, messages are late or lost, writes fail or succeed
+without an answer. A failure prints the steps that led to it; steps that once failed are kept as tests of their own at the end.
 """
 
 from __future__ import annotations
@@ -187,6 +187,15 @@ class Batch(RuleBasedStateMachine):
         self.world.reboot()
         if at_once:
             self.world.start_agent()
+        self._settle()
+
+    @rule(work=st.integers(0, 8))
+    @precondition(lambda self: self.world.kernel.processes or (self.world.agent is not None and self.world.agent.busy))
+    def kill_spawner(self, work: int) -> None:
+        """In the middle of what the agent starts."""
+        if self.world.agent is not None:
+            self.world.agent.work(work)
+        self.world.kernel.kill_spawner()
         self._settle()
 
     @rule(up=st.booleans())
@@ -422,4 +431,39 @@ def test_a_dependency_that_ended_while_the_store_could_not_be_read_is_noticed() 
     world.store.reads = 3
     world.advance(60.0)
     assert world.read(lambda tx: tx.job(then).attempt) == 1  # type: ignore[union-attr]
+    world.loop.close()
+
+
+def test_a_job_outlives_its_spawner_and_the_agent_after_it_and_its_end_is_told_as_unseen() -> None:
+    world = World()
+    world.settle()
+    (job,) = world.submit(make_spec())
+    world.settle()
+    world.kernel.kill_spawner()
+    world.kill_agent()
+    world.start_agent()
+    world.advance(40.0)
+    assert world.read(lambda tx: tx.job(job).state) is JobState.RUNNING  # type: ignore[union-attr]
+    world.advance(60.0)
+    row = world.read(lambda tx: tx.job(job))
+    assert row is not None and (row.state, row.reason) == (JobState.FAILED, Reason.EXIT_UNKNOWN)
+    world.loop.close()
+
+
+def test_an_attempt_that_may_have_run_while_both_its_keepers_were_dead_is_not_told_as_not_started() -> None:
+    world = World()
+    world.settle()
+    world.submit(make_spec())
+    world.activate("jobs")
+    world.activate("assignment")
+    world.deliver_assignment()
+    assert world.agent is not None
+    world.agent.work(3)
+    assert world.kernel.processes and not world.kernel.disk.handles
+    world.kill_agent()
+    world.kernel.kill_spawner()
+    world.advance(60.0)
+    world.start_agent()
+    world.settle()
+    assert sum(world.kernel.starts.values()) == 1
     world.loop.close()

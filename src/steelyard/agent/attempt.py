@@ -281,7 +281,7 @@ def explain_end(
     if exited is None:
         detail = "The process ended while its parent was down, so its exit code is not known."
         return MemberEnd(now_us, Reason.EXIT_UNKNOWN, detail, peak_memory_bytes=peak_memory_bytes)
-    if exited.signal is None and exited.exit_code is None:
+    if exited.unseen:
         reason, detail = Reason.EXIT_UNKNOWN, "It ended unseen; its exit code is lost."
     elif exited.signal is None:
         reason, detail = (Reason.EXITED if exited.exit_code == 0 else Reason.EXITED_NONZERO), ""

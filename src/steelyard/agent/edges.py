@@ -41,7 +41,7 @@ class Edges:
     lib_dir: Path
     #: folder with `srun`, `sbatch` and their like, for the PATH of jobs
     slurm_bin: Path
-    #: resident bytes that all templates together may hold before the least recently used is evicted
+    #: bytes of their own that all templates together may hold before the least recently used is evicted
     template_budget_bytes: int
     scratch: ScratchDisk
     #: reads the machine's topology anew; None: drift can't be watched

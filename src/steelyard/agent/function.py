@@ -1,19 +1,22 @@
-"""One function on this machine: which revision gets its traffic, and how the next one takes over without losing a request.
+"""One function on this machine: which revisions get its traffic, and how others take over without losing a request.
 
 Roll-out: code here -> socket -> template -> trial replica answers on a private socket -> minimum replicas serve -> Envoy is
-told (clusters, then routes) -> remembered on disk -> the old revision drains and is closed. A step that fails leaves the old one
-routed and the new one FAILED with the reason; it is tried once, not in a loop.
+told (clusters, then routes) -> remembered on disk -> what nothing leads to any more drains and is closed. A step that fails
+leaves the routes as they were and the revision FAILED with the reason; it is tried once, not in a loop. What should be done next
+is `scaling.rollout.plan_rollout`'s to say: `_turn` asks it after everything that happened, and carries it out.
 """
 
 from __future__ import annotations
 
 import asyncio
-import hashlib
+import contextlib
 import logging
 import os
 import socket
-from collections.abc import Awaitable, Callable, Coroutine
+from collections.abc import Awaitable, Callable, Coroutine, Sequence
 from pathlib import Path
+
+import msgspec
 
 from steelyard.agent.code import ensure_code
 from steelyard.agent.devices import DeviceKeeper, devices_of
@@ -22,34 +25,34 @@ from steelyard.agent.identity import choose_ids, explain_start
 from steelyard.agent.ledger import Ledger
 from steelyard.agent.lending import Lending
 from steelyard.agent.presence import GONE, Presence
-from steelyard.agent.readiness import POLL_S, ask_ready, make_listener
-from steelyard.agent.replica import FAILED, SERVING
+from steelyard.agent.readiness import make_listener
 from steelyard.agent.revision import RevisionHost
-from steelyard.errors import SteelyardError
+from steelyard.agent.template_tree import TemplateTree
+from steelyard.agent.trial import RolloutFailed, make_ready, socket_name, socket_path
+from steelyard.errors import SteelyardError, Unreachable
 from steelyard.gateway import Cluster, Route
 from steelyard.model.coldstart import ColdStart
-from steelyard.model.function import FunctionState
+from steelyard.model.function import FunctionState, RevisionState, Routes
 from steelyard.model.ids import FunctionName
 from steelyard.model.job import Plan
 from steelyard.model.reason import Reason
-from steelyard.wire.agent import AssignedFunction, FunctionSeen
+from steelyard.scaling.rollout import Wanted, plan_rollout
+from steelyard.wire.agent import AssignedFunction, FunctionSeen, RevisionSeen
 
 log = logging.getLogger(__name__)
 
 #: an old revision stays at least this long after Envoy took the new routes
 DRAIN_MIN_S = 1.0
-
-
-class RolloutFailed(SteelyardError):
-    """The new revision can't take traffic. `reason` and the public text reach the user."""
-
-    def __init__(self, reason: Reason, detail: str) -> None:
-        super().__init__(detail, code=str(reason))
-        self.reason = reason
+#: when Envoy did not take routes that no new revision is to blame for
+RETRY_S = 1.0
+#: at most that often the counts of requests are told by themselves: after failed ones, and after any
+TELL_ERRORS_S, TELL_S = 0.25, 5.0
+#: the last counts of a closed revision are told for so long
+PAST_S = 60.0
 
 
 class FunctionHost:
-    """`apply_routes` brings Envoy in line with every function's `routed` and returns once it took effect."""
+    """`apply_routes` brings Envoy in line with every function's `gateway` and returns once it took effect."""
 
     def __init__(
         self,
@@ -63,58 +66,156 @@ class FunctionHost:
         devices: DeviceKeeper,
         presence: Presence,
         lending: Lending,
+        tree: TemplateTree,
     ) -> None:
-        self._devices, self._presence, self._lending = devices, presence, lending
+        self._devices, self._presence, self._lending, self._tree = devices, presence, lending, tree
         self._edges, self.name = edges, name
         self._on_change, self._on_coldstart, self._on_awake = on_change, on_coldstart, on_awake
         self._apply_routes, self._ledger = apply_routes, ledger
-        self.newest: AssignedFunction | None = None
-        self.routed: RevisionHost | None = None
+        #: by revision: what should be reached
+        self.desired: dict[int, AssignedFunction] = {}
+        #: what may be reached: ready, and not draining
+        self.ready: dict[int, RevisionHost] = {}
+        #: what Envoy was told, and what it is being told right now
+        self.routes = Routes()
+        self._coming: Routes | None = None
         self.draining: list[tuple[RevisionHost, int]] = []
         self._rolling: RevisionHost | None = None
-        #: what Envoy is being told to route to right now
-        self._coming: RevisionHost | None = None
-        self._task: asyncio.Task[None] | None = None
-        self._failure: tuple[Reason, str] | None = None
+        self._rollout: asyncio.Task[None] | None = None
+        #: the revision that `_rollout` is about
+        self._rollout_of = 0
+        self._failed: dict[int, tuple[Reason, str]] = {}
+        self._turning = asyncio.Lock()
+        self._turns: set[asyncio.Task[None]] = set()
+        self._closed = False
+        self._told_ns = 0
+        self._told = (0, 0)
+        self._past: list[tuple[RevisionSeen, int]] = []
 
     # -- desired
 
-    def set_desired(self, function: AssignedFunction | None) -> None:
-        """Newest revision, or None when the function was deleted. Level-triggered."""
-        if function is None:
-            if self.newest is not None or self.routed is not None:
-                self.newest = None
-                self._restart_task(self._delete())
+    def set_desired(self, functions: Sequence[AssignedFunction]) -> None:
+        """The revisions that should be reached; none when the function was deleted. Level-triggered."""
+        desired = {function.revision: function for function in functions}
+        if desired == self.desired:
             return
-        if self.newest is not None and function.revision <= self.newest.revision:
-            return
-        self.newest = function
-        if self.routed is not None and self.routed.function.revision == function.revision:
-            return
-        self._failure = None
-        self._restart_task(self._roll_out(function))
+        self.desired = desired
+        self._failed = {revision: failure for revision, failure in self._failed.items() if revision in desired}
+        if self._rollout is not None and self._rollout_of not in desired:
+            self._rollout.cancel()
+        self._start(self._turn())
 
-    def _restart_task(self, work: Coroutine[None, None, None]) -> None:
-        self._task = asyncio.ensure_future(self._follow(self._task, work))
+    @property
+    def newest(self) -> AssignedFunction | None:
+        return self.desired[max(self.desired)] if self.desired else None
 
-    async def _follow(self, earlier: asyncio.Task[None] | None, work: Coroutine[None, None, None]) -> None:
-        """One at a time. An earlier roll-out is broken off, unless Envoy is being told just now: then it may finish, since what
-        Envoy routes to must not be closed."""
-        try:
-            if earlier is not None and not earlier.done():
-                if self._coming is None:
-                    earlier.cancel()
-                await asyncio.wait({earlier})
-        except asyncio.CancelledError:
-            work.close()
-            raise
-        await work
+    @property
+    def settled(self) -> bool:
+        """Nothing rolls out and nothing is to be decided."""
+        return not self._turns and (self._rollout is None or self._rollout.done())
 
     @property
     def gone(self) -> bool:
         """Deleted, and nothing of it is left."""
-        idle = self._task is None or self._task.done()
-        return self.newest is None and self.routed is None and not self.draining and idle
+        return not self.desired and not self.ready and not self.draining and self.settled
+
+    # -- what to do next
+
+    def _start(self, work: Coroutine[None, None, None]) -> None:
+        task = asyncio.get_running_loop().create_task(work)
+        self._turns.add(task)
+        task.add_done_callback(self._turned)
+
+    def _turned(self, task: asyncio.Task[None]) -> None:
+        self._turns.discard(task)
+        self._on_change()
+        if self.gone:
+            self._on_awake()  # the next look finds it so
+
+    async def _turn(self) -> None:
+        """One look: what is ready gets its routes, what is left is drained, what is missing is made ready. One at a time."""
+        async with self._turning:
+            try:
+                self._revive()
+                wanted = [Wanted(each.revision, each.percent, each.tags) for each in self.desired.values()]
+                plan = plan_rollout(wanted, self.ready, self._failed, self.routes)
+                if plan.routes != self.routes and not await self._move(plan.routes):
+                    self._start(self._turn())  # what was to be retired serves on
+                    return
+            except Exception as err:
+                expected = isinstance(err, (SteelyardError, OSError))
+                log.warning("%s: its routes are not as they should be yet: %s", self.name, err, exc_info=not expected)
+                self._start(self._turn_later())
+                return
+            for revision in plan.retire:
+                self._drain(self.ready.pop(revision))
+            free = self._rollout is None or self._rollout.done()
+            if plan.make_ready in self.desired and free and not self._closed:
+                self._rollout_of = plan.make_ready
+                self._rollout = asyncio.get_running_loop().create_task(self._roll_out(self.desired[plan.make_ready]))
+
+    async def _turn_later(self) -> None:
+        await asyncio.sleep(RETRY_S)
+        self._start(self._turn())
+
+    def _revive(self) -> None:
+        """A revision that was just left is wanted again: it is ready as it is."""
+        for host, since_ns in list(self.draining):
+            revision = host.function.revision
+            if revision in self.desired and revision not in self.ready and host is not self._rolling:
+                self.draining.remove((host, since_ns))
+                host.draining = False
+                self.ready[revision] = host
+                if host.template is not None and host.template.workload is None:
+                    host.template.rebuild()
+                host.start_min()
+                self._on_awake()
+
+    async def _move(self, routes: Routes) -> bool:
+        """Raises when Envoy did not take them and no new revision is to blame; False where one is, which has failed then."""
+        before, hosts = self.routes, dict(self.ready)
+        fresh = routes.revisions - before.revisions
+        left = [hosts[revision] for revision in before.revisions - routes.revisions if revision in hosts]
+        for revision in fresh:
+            hosts[revision].arm()
+        try:
+            # On disk first: they are ready, so an agent that comes after us goes on to them rather than back. The other way
+            # round, that agent would end what Envoy may be sending requests to by now.
+            for host in left:
+                self._ledger.set_draining(host.function, True)
+            self._ledger.set_routed(self.name, self._reach(routes, hosts))
+            self._coming = routes
+            await self._apply_routes()
+        except (SteelyardError, OSError) as err:
+            self._ledger.set_routed(self.name, self._reach(before, hosts))
+            for host in left:
+                self._ledger.set_draining(host.function, False)
+            if not fresh:
+                raise
+            for revision in fresh:
+                self._fail(hosts[revision].function, err)
+                self._close(self.ready.pop(revision))
+            return False
+        finally:
+            self._coming = None
+        # Only now: whoever is told that they are routed must find them there.
+        self.routes = routes
+        for revision in fresh:
+            self._ledger.set_draining(hosts[revision].function, False)  # it may have been left before
+        return True
+
+    def _reach(self, routes: Routes, hosts: dict[int, RevisionHost]) -> tuple[AssignedFunction, ...]:
+        """The routed revisions, as an agent after us should take them over."""
+        shares = {share.revision: share.percent for share in routes.shares}
+        return tuple(
+            msgspec.structs.replace(
+                hosts[revision].function,
+                percent=shares.get(revision, 0),
+                tags=tuple(tag for tag, tagged in routes.tags if tagged == revision),
+            )
+            for revision in sorted(routes.revisions)
+            if revision in hosts
+        )
 
     # -- roll-out
 
@@ -128,27 +229,33 @@ class FunctionHost:
                 await self._devices.note_start(plan)
             host = await self.make_host(function, None)
             self._rolling = host
-            await self._make_ready(host)
-            await self._take_over(host)
-            host = None
-        except RolloutFailed as err:
-            self._failure = (err.reason, err.public)
-        except SteelyardError as err:
-            known = {str(Reason.GATEWAY_REJECTED): Reason.GATEWAY_REJECTED, GONE: Reason.DEVICE_GONE}
-            reason = known.get(err.code, Reason.START_FAILED)
-            ids = choose_ids(function.owner, function.spec.as_root, self._edges.settings, os.geteuid())
-            self._failure = (reason, explain_start(err.public, ids, function.owner))
-        except OSError as err:
-            self._failure = (Reason.START_FAILED, f"The revision could not be started: {err}.")
+            await make_ready(self._edges, host)
+            self.ready[function.revision], host = host, None
         except Exception as err:
-            # A defect of ours: the user must not wait for ever, and the log must name it.
-            log.exception("roll-out of %s", function.name)
-            self._failure = (Reason.START_FAILED, f"Steelyard itself failed ({err!r}); the agent's log has more.")
+            self._fail(function, err)
         finally:
             self._rolling = None
             if host is not None:
                 self._close(host)
             self._on_change()
+            if not self._closed:
+                self._start(self._turn())
+
+    def _fail(self, function: AssignedFunction, err: Exception) -> None:
+        match err:
+            case RolloutFailed():
+                failure = err.reason, err.public
+            case SteelyardError():
+                known = {str(Reason.GATEWAY_REJECTED): Reason.GATEWAY_REJECTED, GONE: Reason.DEVICE_GONE}
+                ids = choose_ids(function.owner, function.spec.as_root, self._edges.settings, os.geteuid())
+                failure = known.get(err.code, Reason.START_FAILED), explain_start(err.public, ids, function.owner)
+            case OSError():
+                failure = Reason.START_FAILED, f"The revision could not be started: {err}."
+            case _:
+                # A defect of ours: the user must not wait for ever, and the log must name it.
+                log.error("roll-out of %s", function.name, exc_info=err)
+                failure = Reason.START_FAILED, f"Steelyard itself failed ({err!r}); the agent's log has more."
+        self._failed[function.revision] = failure
 
     async def make_host(self, function: AssignedFunction, held: int | None) -> RevisionHost:
         """A revision with its code and listening socket; `held` is the descriptor the spawner kept for it."""
@@ -173,125 +280,39 @@ class FunctionHost:
             self._on_coldstart,
             self._on_awake,
             self._lending,
+            self._tree,
         )
 
     async def _take_back(self, function: AssignedFunction, plan: Plan) -> None:
-        """A new revision, its template too, begins on a place that the one before may have lent."""
-        before = self.routed.function.spec.wake_bound_s if self.routed is not None else None
-        bounds_s = [bound_s for bound_s in (function.spec.wake_bound_s, before) if bound_s is not None]
+        """A new revision, its template too, begins on a place that the ones before may have lent."""
+        specs = (function.spec, *(host.function.spec for host in self.ready.values()))
+        bounds_s = [spec.wake_bound_s for spec in specs if spec.wake_bound_s is not None]
         if bounds_s:
             await self._lending.take_back(plan, self.name, self._edges.clock.mono_ns() + round(max(bounds_s) * 1e9))
-
-    async def _make_ready(self, host: RevisionHost) -> None:
-        if host.template is not None:
-            status = await host.template.start()
-            if status.state != "ready":
-                raise RolloutFailed(Reason.IMPORT_FAILED, status.traceback)
-        await self._try_out(host)
-        host.start_min()
-        await self._until_serving(host, host.function.spec.replicas_min)
-
-    async def _try_out(self, host: RevisionHost) -> None:
-        path = socket_path(self._edges, host.function).with_suffix(".trial")
-        listener = make_listener(path)
-        try:
-            replica = await host.start_trial(listener)
-            deadline_s = host.function.spec.startup_deadline_s
-            target = "/.steelyard/ready" if host.template is not None else "/"
-            try:
-                async with asyncio.timeout(deadline_s):
-                    while replica.workload in host.replicas and replica.page.state not in (SERVING, FAILED):
-                        await asyncio.sleep(POLL_S)
-                    self._check_alive(host, replica.workload in host.replicas, replica.page.error)
-                    status = await ask_ready(path, target)
-            except TimeoutError as err:
-                text = f"It did not answer within its startup deadline of {deadline_s:g} s."
-                raise RolloutFailed(Reason.READINESS_FAILED, text + self._log_tail()) from err
-            if status is None or (host.template is not None and status != 200):
-                raise RolloutFailed(Reason.READINESS_FAILED, "It closed the connection without an answer." + self._log_tail())
-        finally:
-            host.end_trial()
-            listener.close()
-            path.unlink(missing_ok=True)
-
-    def _check_alive(self, host: RevisionHost, alive: bool, error: str) -> None:
-        if error or not alive:
-            detail = error or (host.failure[1] if host.failure else "It ended before it served.")
-            raise RolloutFailed(Reason.READINESS_FAILED, detail + self._log_tail())
-
-    async def _until_serving(self, host: RevisionHost, count: int) -> None:
-        deadline_s = host.function.spec.startup_deadline_s
-        try:
-            async with asyncio.timeout(deadline_s):
-                while sum(replica.state == "serving" for replica in host.live) < count:  # the trial is none of them
-                    if host.failure is not None:
-                        raise RolloutFailed(*host.failure)
-                    await asyncio.sleep(POLL_S)
-        except TimeoutError as err:
-            text = f"Its {count} replicas did not serve within its startup deadline of {deadline_s:g} s."
-            raise RolloutFailed(Reason.STARTUP_DEADLINE, text + self._log_tail()) from err
-
-    async def _take_over(self, host: RevisionHost) -> None:
-        host.arm()
-        old = self.routed
-        # On disk first: it is ready, so an agent that comes after us goes on to it rather than back. The other way round, that
-        # agent would end what Envoy may be sending requests to by now.
-        self._note_move(old, host)
-        self._coming = host
-        try:
-            await self._apply_routes()
-        except Exception:
-            self._ledger.set_routed(self.name, old.function if old is not None else None)
-            if old is not None:
-                self._ledger.set_draining(old.function, False)
-            raise
-        finally:
-            self._coming = None
-        # Only now: whoever is told that it is routed must find it there.
-        self.routed = host
-        self._failure = None
-        if old is not None:
-            self._drain(old)
-
-    def _note_move(self, source: RevisionHost | None, target: RevisionHost | None) -> None:
-        if source is not None:
-            self._ledger.set_draining(source.function, True)
-        self._ledger.set_routed(self.name, target.function if target is not None else None)
 
     def _drain(self, old: RevisionHost) -> None:
         old.draining = True
         self.draining.append((old, self._edges.clock.mono_ns()))
         self._on_awake()
 
-    async def _delete(self) -> None:
-        old, self.routed = self.routed, None
-        if self._rolling is not None:
-            self._close(self._rolling)
-            self._rolling = None
-        try:
-            await self._apply_routes()
-        except SteelyardError as err:
-            log.warning("%s: Envoy did not drop its route yet: %s", self.name, err)
-        self._note_move(old, None)
-        if old is not None:
-            self._drain(old)
-
     def _close(self, host: RevisionHost) -> None:
         had = host.workloads
+        self._past.append((self._seen(host, RevisionState.RETIRED), self._edges.clock.mono_ns()))
         host.close()
         # Only now: between its replicas the devices stay the revision's own.
         self._devices.note_end(had, host.plan)
         self._ledger.set_draining(host.function, False)
-        self._edges.spawner.drop_socket(socket_name(host.function))
+        with contextlib.suppress(Unreachable):  # a spawner that has gone holds nothing
+            self._edges.spawner.drop_socket(socket_name(host.function))
         socket_path(self._edges, host.function).unlink(missing_ok=True)
 
     # -- observed
 
     def tick(self) -> bool:
         """False when nothing here needs another look soon."""
-        awake = self.routed is not None and self.routed.tick()
-        if self._rolling is not None:
-            awake = self._rolling.tick() or awake
+        awake = False
+        for host in (*self.ready.values(), *((self._rolling,) if self._rolling is not None else ())):
+            awake = host.tick() or awake
         now_ns = self._edges.clock.mono_ns()
         for host, since_ns in list(self.draining):
             host.tick()
@@ -299,84 +320,108 @@ class FunctionHost:
                 self.draining.remove((host, since_ns))
                 self._close(host)
                 self._on_change()
+        self._tell_counts(now_ns, last=not awake)
         return awake or bool(self.draining)
+
+    def _tell_counts(self, now_ns: int, *, last: bool) -> None:
+        """Requests come and go without a change that would be told at once."""
+        counts = [host.counts for host in self.ready.values()]
+        found = sum(each.requests for each in counts), sum(each.errors for each in counts)
+        wait_s = 0.0 if last else TELL_ERRORS_S if found[1] != self._told[1] else TELL_S
+        if found != self._told and now_ns - self._told_ns >= wait_s * 1e9:
+            self._told, self._told_ns = found, now_ns
+            self._on_change()
 
     @property
     def lends(self) -> bool:
-        """The newest revision sleeps, nothing rolls out or drains, and jobs may be on its cores and devices."""
-        host = self.routed
-        settled = self._task is None or self._task.done()
-        if host is None or self.newest is None or not settled or self.draining:
+        """Its only revision sleeps, nothing rolls out or drains, and jobs may be on its cores and devices."""
+        if len(self.desired) != 1 or self.draining or not self.settled:
             return False
-        return host.lends and host.function.revision == self.newest.revision
+        return self.desired.keys() == self.ready.keys() and all(host.lends for host in self.ready.values())
 
     @property
     def hosts(self) -> list[RevisionHost]:
-        found = [self.routed, self._rolling, *(host for host, _ in self.draining)]
-        return [host for host in found if host is not None]
+        """Those that are reached come first, the newest of them before the others."""
+        rolling = [self._rolling] if self._rolling is not None else []
+        return [*(self.ready[key] for key in sorted(self.ready, reverse=True)), *rolling, *(host for host, _ in self.draining)]
 
-    def gateway(self) -> tuple[Cluster, Route] | None:
-        """What Envoy should know of the revision that gets the traffic."""
-        host = self._coming or self.routed
-        if host is None:
-            return None
-        function = host.function
-        spec = function.spec
-        cluster = Cluster(
-            name=f"{function.name}.{function.revision}",
-            socket_path=str(socket_path(self._edges, function)),
-            connections_max=spec.replicas_max * spec.concurrency,
-            pending_max=spec.queue_max,
-            idle_timeout_s=min(5.0, spec.idle_timeout_s / 2),
-            requests_per_connection=None if spec.attr is not None else 1,
-        )
-        return cluster, Route(function=function.name, cluster=cluster.name, public=spec.public)
+    def gateway(self) -> tuple[list[Cluster], list[Route]]:
+        """What Envoy should know of the revisions that are reached."""
+        routes = self._coming or self.routes
+        hosts = {revision: self.ready[revision] for revision in sorted(routes.revisions)}
+        clusters = {revision: make_cluster(self._edges, host.function) for revision, host in hosts.items()}
+        found: list[Route] = []
+        if routes.shares:
+            targets = tuple((clusters[share.revision].name, share.percent) for share in routes.shares)
+            # a key is asked for until no revision that a request may reach wants one
+            public = all(hosts[share.revision].function.spec.public for share in routes.shares)
+            found.append(Route(self.name, targets, public))
+        for tag, revision in routes.tags:
+            found.append(Route(self.name, ((clusters[revision].name, 100),), hosts[revision].function.spec.public, tag))
+        return [*clusters.values()], found
 
     def seen(self) -> FunctionSeen | None:
-        if self.newest is None:
+        newest = self.newest
+        if newest is None:
             return None
-        host = self.routed
-        live = host.live if host else []
+        reached = [self.ready[share.revision] for share in self.routes.shares]
+        live = [replica for host in reached for replica in host.live]
         serving = sum(replica.state == "serving" for replica in live)
-        reason, detail = self._failure or (None, "")
-        if self._failure is not None:
+        reason, detail = self._failed.get(newest.revision, (None, ""))
+        if reason is not None:
             state = FunctionState.FAILED
-        elif host is None or host.function.revision != self.newest.revision:
+        elif newest.revision not in self.routes.revisions:
             state = FunctionState.DEPLOYING
         elif serving:
             state = FunctionState.RUNNING
         else:
             state = FunctionState.WAKING if live else FunctionState.SLEEPING
-        if host is not None and host.failure is not None and self._failure is None:
-            reason, detail = host.failure
+        failures = [host.failure for host in reached if host.failure is not None]
+        if reason is None and failures:
+            reason, detail = failures[-1]
         return FunctionSeen(
             name=self.name,
-            revision=self.newest.revision,
+            revision=newest.revision,
             state=state,
-            routed_revision=host.function.revision if host else None,
+            routed_revision=max((share.revision for share in self.routes.shares), default=None),
             reason=reason,
             detail=detail,
             replicas=serving,
             waking=len(live) - serving,
-            queued=host.queued + host.pending if host else 0,
-            lends=self.lends and self._failure is None,
+            queued=sum(host.queued + host.pending for host in reached),
+            lends=self.lends,
+            routes=self.routes,
+            revisions=self._seen_revisions(),
         )
 
-    def _log_tail(self) -> str:
-        path = self._edges.paths.workloads / f"fn.{self.name}" / "stderr"
-        try:
-            with path.open("rb") as file:
-                file.seek(max(0, os.fstat(file.fileno()).st_size - 4000))
-                text = file.read().decode(errors="replace").strip()
-        except OSError:
-            return ""
-        return f"\nThe end of its stderr:\n{text}" if text else ""
+    def _seen_revisions(self) -> tuple[RevisionSeen, ...]:
+        """Every one that is here, is to be, or was until just now."""
+        now_ns = self._edges.clock.mono_ns()
+        self._past = [(row, at_ns) for row, at_ns in self._past if now_ns - at_ns < PAST_S * 1e9]
+        found = [row for row, _ in self._past]
+        found += [self._seen(host, RevisionState.RETIRED) for host, _ in self.draining]
+        for revision, host in self.ready.items():
+            routed = revision in self.routes.revisions
+            found.append(self._seen(host, RevisionState.READY if routed else RevisionState.DEPLOYING))
+        for revision in self.desired.keys() - self.ready.keys():
+            reason, detail = self._failed.get(revision, (None, ""))
+            state = RevisionState.DEPLOYING if reason is None else RevisionState.FAILED
+            found.append(RevisionSeen(revision, state, reason=reason, detail=detail))
+        return tuple(found)
+
+    def _seen(self, host: RevisionHost, state: RevisionState) -> RevisionSeen:
+        counts = host.counts
+        return RevisionSeen(host.function.revision, state, host.since, counts.requests, counts.errors, counts.failed_starts)
+
+    # -- adoption
 
     async def adopt(self, function: AssignedFunction, held: int | None) -> RevisionHost:
         """Route what an earlier agent routed. A template is started again unless one was found alive (the caller adopts it)."""
-        self.newest = function
-        self.routed = await self.make_host(function, held)
-        return self.routed
+        host = await self.make_host(function, held)
+        self.desired[function.revision], self.ready[function.revision] = function, host
+        wanted = [Wanted(each.revision, each.percent, each.tags) for each in self.desired.values()]
+        self.routes = plan_rollout(wanted, self.ready, (), Routes()).routes
+        return host
 
     async def adopt_draining(self, function: AssignedFunction, held: int | None) -> RevisionHost:
         """Let a revision that an earlier agent drained finish what it holds."""
@@ -387,15 +432,19 @@ class FunctionHost:
 
     def close(self) -> None:
         """The agent ends; workloads stay."""
-        if self._task is not None:
-            self._task.cancel()
+        self._closed = True
+        for task in (self._rollout, *self._turns):
+            if task is not None:
+                task.cancel()
 
 
-def socket_name(function: AssignedFunction) -> str:
-    return f"{function.name}.{function.revision}"
-
-
-def socket_path(edges: Edges, function: AssignedFunction) -> Path:
-    # Hashed: a 63-character function name would push the path over the kernel's 107 bytes.
-    digest = hashlib.sha256(socket_name(function).encode()).hexdigest()[:16]
-    return edges.paths.function_sockets / f"{digest}.sock"
+def make_cluster(edges: Edges, function: AssignedFunction) -> Cluster:
+    spec = function.spec
+    return Cluster(
+        name=socket_name(function),
+        socket_path=str(socket_path(edges, function)),
+        connections_max=spec.replicas_max * spec.concurrency,
+        pending_max=spec.queue_max,
+        idle_timeout_s=min(5.0, spec.idle_timeout_s / 2),
+        requests_per_connection=None if spec.attr is not None else 1,
+    )

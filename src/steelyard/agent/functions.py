@@ -5,26 +5,37 @@ from __future__ import annotations
 import asyncio
 import logging
 import os
+import shutil
 from collections.abc import Callable, Iterable
+
+import msgspec
 
 from steelyard.agent.devices import DeviceKeeper, devices_of
 from steelyard.agent.edges import Edges
-from steelyard.agent.function import FunctionHost, socket_name, socket_path
+from steelyard.agent.function import FunctionHost
 from steelyard.agent.ledger import Ledger
 from steelyard.agent.lending import Lending, meets
-from steelyard.agent.memory import TemplateUse, choose_evictions, choose_return
+from steelyard.agent.memory import NodeUse, TemplateUse, choose_evictions, choose_return
 from steelyard.agent.presence import Presence
 from steelyard.agent.replica import KIND as REPLICA
 from steelyard.agent.revision import RevisionHost
-from steelyard.agent.template import KIND as TEMPLATE
+from steelyard.agent.template import TemplateKeeper
+from steelyard.agent.template_process import BASE, TemplateProcess
+from steelyard.agent.template_process import KIND as TEMPLATE
+from steelyard.agent.template_show import show_templates
+from steelyard.agent.template_tree import TemplateTree
+from steelyard.agent.trial import socket_name, socket_path
 from steelyard.errors import SteelyardError
 from steelyard.gateway import GatewayDesired
 from steelyard.model.coldstart import ColdStart
-from steelyard.model.ids import FunctionName, WorkloadId
+from steelyard.model.function import ReplicaEnd
+from steelyard.model.ids import FunctionName, WorkloadId, name_logs
 from steelyard.model.job import Plan
 from steelyard.model.machine import HeldPlan
+from steelyard.model.template import TemplateSeen
 from steelyard.runtime.process import Adopted, AdoptedState
-from steelyard.wire.agent import AssignedFunction, FunctionSeen, digest_keys
+from steelyard.scaling.share import CPU_OVERCOMMIT, Budget, divide
+from steelyard.wire.agent import AssignedFunction, FunctionSeen, ScalingSeen, digest_keys
 from steelyard.wire.spawn import Exited
 
 log = logging.getLogger(__name__)
@@ -52,6 +63,7 @@ class FunctionKeeper:
         self._edges, self._ledger = edges, ledger
         self._devices, self._presence, self._lending = devices, presence, lending
         self._on_change, self._on_coldstart = on_change, on_coldstart
+        self.tree = TemplateTree(edges, ledger)
         self._hosts: dict[FunctionName, FunctionHost] = {}
         self._keys: tuple[str, ...] = ()
         self._gateway_lock = asyncio.Lock()
@@ -59,6 +71,11 @@ class FunctionKeeper:
         self._keys_told: tuple[str, ...] = ()
         self._told = asyncio.Event()
         self._ticking = False
+        #: those that the tick looks at: a thousand sleepers cost it nothing
+        self._awake: dict[FunctionName, None] = {}
+        #: what was told of each, and of which that may not be true any more
+        self._seen: dict[FunctionName, FunctionSeen | None] = {}
+        self._stale: set[FunctionName] = set()
         self._pending_asked_ns = 0
         self._pending_task: asyncio.Task[None] | None = None
 
@@ -66,27 +83,45 @@ class FunctionKeeper:
         host = FunctionHost(
             self._edges,
             name,
-            on_change=self._on_change,
+            on_change=lambda: self._note_change(name),
             on_coldstart=self._on_coldstart,
-            on_awake=self._wake_ticker,
+            on_awake=lambda: self._wake_ticker(name),
             apply_routes=self.apply_routes,
             ledger=self._ledger,
             devices=self._devices,
             presence=self._presence,
             lending=self._lending,
+            tree=self.tree,
         )
         self._hosts[name] = host
+        self._stale.add(name)
         return host
 
+    def _note_change(self, name: FunctionName) -> None:
+        self._stale.add(name)
+        self._on_change()
+
+    def _forget(self, name: FunctionName) -> None:
+        del self._hosts[name]
+        self._seen.pop(name, None)
+        self._stale.discard(name)
+        # nobody can ask for its log any more, and every `run` has names of its own
+        shutil.rmtree(self._edges.paths.workloads / name_logs(name), ignore_errors=True)
+        self._awake.pop(name, None)
+
     def reconcile(self, functions: Iterable[AssignedFunction], keys: tuple[str, ...]) -> None:
-        wanted = {function.name: function for function in functions}
-        for name, function in wanted.items():
-            (self._hosts.get(name) or self._make_host(name)).set_desired(function)
+        wanted: dict[FunctionName, list[AssignedFunction]] = {}
+        for function in functions:
+            wanted.setdefault(function.name, []).append(function)
+        for name, revisions in wanted.items():
+            (self._hosts.get(name) or self._make_host(name)).set_desired(revisions)
+            self._stale.add(name)
         for name, host in list(self._hosts.items()):
             if name not in wanted:
-                host.set_desired(None)
+                host.set_desired(())
+                self._stale.add(name)
                 if host.gone:
-                    del self._hosts[name]
+                    self._forget(name)
         if keys != self._keys:
             self._keys = keys
             task = asyncio.ensure_future(self._apply_keys())
@@ -102,12 +137,10 @@ class FunctionKeeper:
         """Bring Envoy in line with what is routed now. One at a time; raises EdgeFailed when Envoy rejects it."""
         async with self._gateway_lock:
             keys = self._keys
-            pairs = [pair for name in sorted(self._hosts) if (pair := self._hosts[name].gateway()) is not None]
-            await self._edges.gateway.apply(
-                GatewayDesired(
-                    clusters=tuple(cluster for cluster, _ in pairs), routes=tuple(route for _, route in pairs), keys=keys
-                )
-            )
+            pairs = [self._hosts[name].gateway() for name in sorted(self._hosts)]
+            clusters = tuple(cluster for clusters, _ in pairs for cluster in clusters)
+            routes = tuple(route for _, routes in pairs for route in routes)
+            await self._edges.gateway.apply(GatewayDesired(clusters, routes, keys))
             self._keys_told = keys
             self._told.set()
 
@@ -124,30 +157,71 @@ class FunctionKeeper:
 
     # -- the tick, only while something is awake
 
-    def _wake_ticker(self) -> None:
+    def _wake_ticker(self, name: FunctionName) -> None:
+        self._awake[name] = None
         if not self._ticking:
             self._ticking = True
             asyncio.get_running_loop().call_later(TICK_S, self._tick)
 
     def _tick(self) -> None:
-        awake = False
-        for name, host in list(self._hosts.items()):
+        for name in list(self._awake):
+            host, awake = self._hosts.get(name), False
+            if host is None:  # a word of one that is forgotten already
+                del self._awake[name]
+                continue
             try:
-                awake = host.tick() or awake
+                awake = host.tick()
             except Exception:
                 log.exception("tick of %s", name)
             if host.gone:
-                del self._hosts[name]
-        if awake:
+                self._forget(name)
+            elif not awake:
+                self._stale.add(name)
+                del self._awake[name]
+        if self._awake:
+            self._divide()
             self._look_at_pending()
             asyncio.get_running_loop().call_later(TICK_S, self._tick)
         else:
             self._ticking = False
 
+    @property
+    def _awake_hosts(self) -> list[FunctionHost]:
+        return [host for name in self._awake if (host := self._hosts.get(name)) is not None]
+
+    def _divide(self) -> None:
+        """Where those that are awake want more replicas than the machine holds, each gets its fair share at the next look.
+        Whole cores are a function's own and are not divided."""
+        wants = {
+            revision.name: (revision, msgspec.structs.replace(want, name=revision.name))
+            for host in self._awake_hosts
+            for revision in host.hosts
+            if not revision.function.spec.resources.whole_cores and (want := revision.scaler.want) is not None
+        }
+        shares = divide(self._budget(), (want for _, want in wants.values()))
+        for name, (revision, want) in wants.items():
+            revision.scaler.share = None if shares[name] >= want.wanted else shares[name]
+
+    def _budget(self) -> Budget:
+        machine, jobs = self._edges.machine, self._ledger.assignment.jobs
+        for_jobs = sum(job.plan.memory_bytes or 0 for job in jobs)
+        memory = round(machine.memory_bytes * (1 - RESERVE_SHARE)) - for_jobs
+        return Budget(len(machine.cores) * CPU_OVERCOMMIT, max(0, memory))
+
+    def scaling(self, name: FunctionName) -> tuple[ScalingSeen, ...]:
+        """Why its revisions have as many replicas as they have."""
+        host = self._hosts.get(name)
+        revisions = [] if host is None else [revision for revision in host.hosts if revision.opened and not revision.draining]
+        found = []
+        for revision in revisions:
+            serving = sum(replica.state == "serving" for replica in revision.live)
+            found.append(revision.scaler.seen(serving, len(revision.live) - serving))
+        return tuple(found)
+
     def _look_at_pending(self) -> None:
         """Ask Envoy once a second, and only while a revision holds all it may: before that nothing waits in Envoy."""
         now_ns = self._edges.clock.mono_ns()
-        full = any(revision.full or revision.pending for host in self._hosts.values() for revision in host.hosts)
+        full = any(revision.full or revision.pending for host in self._awake_hosts for revision in host.hosts)
         if full and now_ns - self._pending_asked_ns >= PENDING_NS:
             self._pending_asked_ns = now_ns
             self._pending_task = asyncio.get_running_loop().create_task(self._read_pending())
@@ -162,19 +236,20 @@ class FunctionKeeper:
     # -- truth from the machine
 
     def on_exit(self, exited: Exited) -> bool:
-        return any(revision.on_exit(exited) for host in list(self._hosts.values()) for revision in host.hosts)
+        revisions = (revision for host in list(self._hosts.values()) for revision in host.hosts)
+        return any(revision.on_exit(exited) for revision in revisions) or self.tree.on_exit(exited)
 
     async def adopt(self, held: dict[str, int], found: Iterable[Adopted], keys: tuple[str, ...]) -> None:
         """After a restart: route what was routed, take over sockets, replicas and templates, end what belongs to nobody."""
         self._keys = keys
         revisions: dict[str, RevisionHost] = {}
-        for name, function in self._ledger.routed.items():
+        for function in [each for routed in self._ledger.routed.values() for each in routed]:
+            key = socket_name(function)
+            host = self._hosts.get(function.name) or self._make_host(function.name)
             try:
-                revisions[socket_name(function)] = await self._make_host(name).adopt(
-                    function, held.pop(socket_name(function), None)
-                )
+                revisions[key] = await host.adopt(function, held.pop(key, None))
             except (SteelyardError, OSError) as err:
-                log.error("%s could not be taken over: %s", name, err)
+                log.error("%s could not be taken over: %s", key, err)
         await self._adopt_draining(held, revisions)
         for name, fd in held.items():
             self._edges.spawner.drop_socket(name)
@@ -189,7 +264,7 @@ class FunctionKeeper:
             if revision.template is not None and revision.template.workload is None:
                 revision.template.rebuild()
             revision.start_min()
-            self._wake_ticker()
+            self._wake_ticker(revision.function.name)
         try:
             await self.apply_routes()
         except SteelyardError as err:
@@ -212,6 +287,7 @@ class FunctionKeeper:
         paths = self._edges.paths
         kept = {socket_path(self._edges, revision.function) for revision in revisions}
         kept |= {revision.template.socket for revision in revisions if revision.template is not None}
+        kept |= {node.socket_path for node in self.tree.nodes.values()}
         for path in [*paths.function_sockets.iterdir(), *paths.template_sockets.iterdir()]:
             if path not in kept:
                 path.unlink(missing_ok=True)
@@ -228,11 +304,14 @@ class FunctionKeeper:
             if kind == TEMPLATE and revision.template is not None and item.watched:
                 await revision.template.adopt(item)
                 return
+        if kind == TEMPLATE and item.state is AdoptedState.RUNNING and item.watched and await self.tree.adopt(item):
+            return
         self._edges.cleanup.remove(item.workload)
 
     def on_new_spawner(self) -> None:
         """A new spawner holds nothing yet: give it a copy of every listening socket. Templates of the old one are replaced, since
-        what they fork would have no parent that records its exit."""
+        what they fork would have no parent that records its exit; until then they are asked no more."""
+        self.tree.end_all()
         for host in self._hosts.values():
             for revision in host.hosts:
                 revision.drop_slot()
@@ -247,7 +326,8 @@ class FunctionKeeper:
     @property
     def workloads(self) -> set[str]:
         """Replicas and templates that may have a process now."""
-        return {each for host in self._hosts.values() for revision in host.hosts for each in revision.workloads}
+        mine = {each for host in self._hosts.values() for revision in host.hosts for each in revision.workloads}
+        return mine | self.tree.workloads
 
     @property
     def devices_in_use(self) -> set[str]:
@@ -260,15 +340,15 @@ class FunctionKeeper:
         """Folders whose logs may be growing."""
         return {WorkloadId(revision.logs) for host in self._hosts.values() for revision in host.hosts if revision.replicas}
 
-    def held(self, newest: Iterable[AssignedFunction]) -> tuple[HeldPlan, ...]:
-        """Cores and devices that revisions run on beside those of the newest ones: they roll out, drain, or serve on because the
-        newest failed."""
-        plans = {function.name: function.plan for function in newest}
+    def held(self, assigned: Iterable[AssignedFunction]) -> tuple[HeldPlan, ...]:
+        """Cores and devices that revisions run on beside those of the assigned ones: they drain, or serve until those are
+        ready."""
+        plans = {(function.name, function.plan) for function in assigned}
         found: dict[HeldPlan, None] = {}
         for host in self._hosts.values():
             for revision in host.hosts:
                 plan = revision.function.plan
-                if plan is not None and plan != plans.get(revision.function.name):
+                if plan is not None and (revision.function.name, plan) not in plans:
                     found[HeldPlan(revision.function.name, plan)] = None
         return tuple(found)
 
@@ -285,37 +365,84 @@ class FunctionKeeper:
     @property
     def lent(self) -> tuple[Plan, ...]:
         """Places of functions that sleep and lend them."""
-        return tuple(host.routed.plan for host in self._hosts.values() if host.lends and host.routed is not None)
+        return tuple(revision.plan for host in self._hosts.values() if host.lends for revision in host.hosts)
 
     def seen(self) -> tuple[FunctionSeen, ...]:
-        return tuple(seen for name in sorted(self._hosts) if (seen := self._hosts[name].seen()) is not None)
+        """Looked at anew only where something may have changed: of a thousand functions, those that are awake or said so."""
+        for name in {*self._stale, *self._awake}:
+            host = self._hosts.get(name)
+            if host is not None:
+                self._seen[name] = host.seen()
+            if host is None or host.settled:
+                self._stale.discard(name)
+        return tuple(seen for name in sorted(self._seen) if (seen := self._seen[name]) is not None)
 
-    # -- memory
+    # -- templates
+
+    def ends(self, name: FunctionName) -> tuple[ReplicaEnd, ...]:
+        """How replicas of a function ended that nobody had told to, as far back as is known."""
+        host = self._hosts.get(name)
+        return tuple(end for revision in (host.hosts if host is not None else ()) for end in revision.ends)
+
+    async def show_templates(self, name: FunctionName) -> tuple[TemplateSeen, ...] | None:
+        """Of the newest revision that is reached, from the base on; empty for a command, None for a function that is not here."""
+        host = self._hosts.get(name)
+        revision = next(iter(host.hosts), None) if host is not None else None
+        if revision is None:
+            return None
+        if revision.template is None:
+            return ()
+        return await show_templates(revision.template, self.tree, self._children(self._templates()))
+
+    def _children(self, templates: dict[str, TemplateKeeper]) -> dict[str, int]:
+        return self.tree.children(each.process for each in templates.values() if each.process is not None)
 
     def check_memory(self, available_bytes: int) -> None:
         """Evict templates when they hold more than their budget or the machine runs short; bring back one that was missed since
-        when there is room again."""
-        templates = {
-            revision.name: revision.template for host in self._hosts.values() for revision in host.hosts if revision.template
-        }
-        uses = [TemplateUse(name, item.rss, item.last_used_ns) for name, item in templates.items() if item.pid is not None]
+        when there is room, or when others were not wanted for longer."""
+        templates = self._templates()
+        uses = [*self._uses_of_nodes(templates), *(_use(name, each) for name, each in templates.items() if each.ready)]
         reserve = round(self._edges.machine.memory_bytes * RESERVE_SHARE)
-        budget = self._edges.template_budget_bytes
-        evicted = choose_evictions(uses, budget, available_bytes, reserve)
+        now_ns, budget = self._edges.clock.mono_ns(), self._edges.template_budget_bytes
+        evicted = choose_evictions(uses, now_ns, budget, available_bytes, reserve)
+        if not evicted:
+            missed = [
+                TemplateUse(name, each.evicted_bytes, each.missed_ns)
+                for name, each in templates.items()
+                if each.missed_ns is not None and each.process is None
+            ]
+            back, evicted = choose_return(missed, uses, budget, available_bytes - reserve)
+            if back is not None:
+                templates[back].rebuild()
         for name in evicted:
-            log.info("template of %s evicted: %d bytes available", name, available_bytes)
-            templates[name].evict()
-        if evicted:
-            return
-        missed = [
-            TemplateUse(name, item.evicted_bytes, item.missed_ns)
-            for name, item in templates.items()
-            if item.missed_ns is not None and item.pid is None
-        ]
-        back = choose_return(missed, sum(use.rss_bytes for use in uses), budget, available_bytes - reserve)
-        if back is not None:
-            templates[back].rebuild()
+            log.info("template %s evicted: %d bytes available", name, available_bytes)
+            if name in templates:
+                templates[name].evict()
+            elif (node := self.tree.nodes.get(name)) is not None:
+                self.tree.end(node)
+
+    def _templates(self) -> dict[str, TemplateKeeper]:
+        return {revision.name: revision.template for host in self._hosts.values() for revision in host.hosts if revision.template}
+
+    def _uses_of_nodes(self, templates: dict[str, TemplateKeeper]) -> list[TemplateUse]:
+        """Environments and bases, named by their keys."""
+        if not self.tree.nodes:
+            return []
+        children = self._children(templates)
+        wanted = {each.parent_key for each in templates.values()}  # None: taken over, and not looked at since
+
+        def kind(node: TemplateProcess) -> NodeUse:
+            if children.get(node.workload):
+                return NodeUse.PARENT
+            # bases are small, and whatever is deployed next would wait for one
+            return NodeUse.WANTED if node.key in wanted or None in wanted or node.role == BASE else NodeUse.UNWANTED
+
+        return [TemplateUse(key, node.own_bytes, node.last_used_ns, kind(node)) for key, node in self.tree.nodes.items()]
 
     def close(self) -> None:
         for host in self._hosts.values():
             host.close()
+
+
+def _use(name: str, template: TemplateKeeper) -> TemplateUse:
+    return TemplateUse(name, template.own_bytes, template.last_used_ns)

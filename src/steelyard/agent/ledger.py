@@ -1,5 +1,5 @@
-"""What must the agent still know after a kill -9? The newest assignment and, per function, the revision that Envoy routes to;
-and the earlier revisions that still hold requests.
+"""What must the agent still know after a kill -9? The newest assignment and, per function, the revisions that Envoy routes to;
+the earlier revisions that still hold requests; and, only to be fast, which packages a function's code was seen to import.
 
 One file each, written whole by temp + fsync + rename. Intents, handles and exits are `runtime.records`' business.
 A damaged file stops the agent with its name: guessing here could start a job twice.
@@ -23,6 +23,7 @@ T = TypeVar("T")
 ASSIGNMENT = "assignment.json"
 ROUTED = "routed.json"
 DRAINING = "draining.json"
+LEARNED = "learned.json"
 
 
 class Ledger:
@@ -32,8 +33,13 @@ class Ledger:
         self._folder = folder
         self._lane = lane
         self.assignment = _load(folder / ASSIGNMENT, Assignment, Assignment(epoch=0, generation=0))
-        self.routed: dict[FunctionName, AssignedFunction] = _load(folder / ROUTED, dict[FunctionName, AssignedFunction], {})
+        routed = _load(folder / ROUTED, dict[FunctionName, AssignedFunction | tuple[AssignedFunction, ...]], {})
+        #: an older agent routed to one revision of each
+        self.routed: dict[FunctionName, tuple[AssignedFunction, ...]] = {
+            name: found if isinstance(found, tuple) else (found,) for name, found in routed.items()
+        }
         self.draining: tuple[AssignedFunction, ...] = _load(folder / DRAINING, tuple[AssignedFunction, ...], ())
+        self.learned: dict[FunctionName, tuple[str, ...]] = _load(folder / LEARNED, dict[FunctionName, tuple[str, ...]], {})
 
     async def accept(self, assignment: Assignment) -> bool:
         """Keep a newer assignment (fsynced). False for one older than what is already here: it must not be acted on. Not to be
@@ -47,11 +53,11 @@ class Ledger:
             self.assignment = assignment
         return True
 
-    def set_routed(self, name: FunctionName, function: AssignedFunction | None) -> None:
-        """Remember (or forget) which revision gets a function's traffic."""
+    def set_routed(self, name: FunctionName, functions: tuple[AssignedFunction, ...]) -> None:
+        """Remember which revisions get a function's traffic, each with its share and tags; none: forget the function."""
         routed = {key: value for key, value in self.routed.items() if key != name}
-        if function is not None:
-            routed[name] = function
+        if functions:
+            routed[name] = functions
         if routed != self.routed:
             write_file(self._folder / ROUTED, msgspec.json.encode(routed))
             self.routed = routed
@@ -63,6 +69,15 @@ class Ledger:
         if draining != self.draining:
             write_file(self._folder / DRAINING, msgspec.json.encode(draining))
             self.draining = draining
+
+    def set_learned(self, name: FunctionName, packages: tuple[str, ...]) -> None:
+        """Remember which packages the function's newest code imports (none: forget it)."""
+        learned = {key: value for key, value in self.learned.items() if key != name and key in self.routed}
+        if packages:
+            learned[name] = packages
+        if learned != self.learned:
+            write_file(self._folder / LEARNED, msgspec.json.encode(learned))
+            self.learned = learned
 
 
 def _load(path: Path, kind: type[T], default: T) -> T:

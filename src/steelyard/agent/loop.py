@@ -31,12 +31,13 @@ from steelyard.agent.scratch import ScratchKeeper
 from steelyard.agent.timing import KIND as PROBE
 from steelyard.agent.timing import TimingKeeper
 from steelyard.agent.usage import UsageKeeper
-from steelyard.errors import SteelyardError
+from steelyard.errors import SteelyardError, Unreachable
 from steelyard.model.coldstart import ColdStart
 from steelyard.model.health import NODE
-from steelyard.model.ids import AttemptId, WorkloadId
+from steelyard.model.ids import AttemptId, FunctionName, WorkloadId
 from steelyard.runtime.logs import rotate
 from steelyard.runtime.process import Adopted
+from steelyard.runtime.procstat import process_runs
 from steelyard.wire import WIRE_VERSION
 from steelyard.wire.agent import Answer, Ask, Assignment, ExecStart, Hello, MachineHealth, Report
 from steelyard.wire.spawn import Exited, Running
@@ -170,24 +171,39 @@ class Agent:
         while True:
             await self._edges.spawner.closed.wait()
             log.warning("the spawner is gone; what runs goes on, its exits will be reported as unknown")
-            for workload, pid, _ in self._running():
-                self._watch_orphan(workload, pid)
+            self._watch_orphans()
             held, _ = await self._connect_spawner()
             for fd in held.values():
                 os.close(fd)
-            self.functions.on_new_spawner()
+            try:
+                self.functions.on_new_spawner()
+            except Unreachable as err:
+                log.warning("the new spawner went while it was given the sockets: %s", err)
+                continue
             self.jobs.reconcile(self._ledger.assignment.jobs)
 
     def _running(self) -> list[tuple[WorkloadId, int, int]]:
         return [*self.jobs.running, *self.execs.running, *self.functions.running]
 
-    def _watch_orphan(self, workload: WorkloadId, pid: int) -> None:
+    def _watch_orphans(self) -> None:
+        """Whatever no spawner will tell the end of: all that runs while it is away, and what is older than it afterwards. Looked
+        at again by the housekeeping, since a start may outlast the change from one spawner to the next."""
+        spawner = self._edges.spawner
+        for workload, pid, start_time in self._running():
+            if not spawner.connected or start_time < spawner.start_time:
+                self._watch_orphan(workload, pid, start_time)
+
+    def _watch_orphan(self, workload: WorkloadId, pid: int, start_time: int) -> None:
         """A workload whose parent is gone: its end can be seen by pidfd, its exit code can't."""
         if workload in self._orphans:
             return
         try:
             fd = os.pidfd_open(pid)
         except OSError:
+            self._orphan_ended(workload, pid)
+            return
+        if not process_runs(pid, start_time):  # the descriptor may be another one's, who was given its pid
+            os.close(fd)
             self._orphan_ended(workload, pid)
             return
         self._orphans[workload] = fd
@@ -235,9 +251,9 @@ class Agent:
         for exited in early:
             self.on_exit(exited)
         children = {workload for workload, _, _ in running.children}
-        for workload, pid, _ in self._running():
+        for workload, pid, start_time in self._running():
             if workload not in children:
-                self._watch_orphan(workload, pid)
+                self._watch_orphan(workload, pid, start_time)
         self.devices.resume()
         if assignment.generation:
             self._reconcile(assignment)
@@ -336,6 +352,15 @@ class Agent:
             if usage is None:
                 return Answer(id=ask.id, error="No process of this job has run yet, or its records are gone.")
             return Answer(id=ask.id, data=msgspec.json.encode(usage))
+        if ask.what == "ends":
+            return Answer(id=ask.id, data=msgspec.json.encode(self.functions.ends(FunctionName(ask.workload))))
+        if ask.what == "scaling":
+            return Answer(id=ask.id, data=msgspec.json.encode(self.functions.scaling(FunctionName(ask.workload))))
+        if ask.what == "template":
+            line = await self.functions.show_templates(FunctionName(ask.workload))
+            if line is None:
+                return Answer(id=ask.id, error="This function is not on its machine yet. Try again in a moment.")
+            return Answer(id=ask.id, data=msgspec.json.encode(line))
         if ask.what.startswith("exec"):
             return await self._answer_exec(ask)
         if ask.what in ("health", "readmit", "keep-hardware"):
@@ -393,6 +418,7 @@ class Agent:
         while True:
             await asyncio.sleep(HOUSEKEEPING_S)
             self._edges.cleanup.retry()
+            self._watch_orphans()
             self._reserve()
             self.health.on_use()
             self._look_at_missing()

@@ -6,7 +6,7 @@ A slot is made ahead of demand: intent fsynced, cgroup filled, page and log file
 from __future__ import annotations
 
 import os
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal
 
@@ -20,6 +20,7 @@ from steelyard.model.job import Plan
 from steelyard.model.reason import Reason
 from steelyard.runtime.runner.page import Page
 from steelyard.scaling.replicas import ReplicaSeen
+from steelyard.scaling.rollout import Counts
 from steelyard.wire.agent import AssignedFunction
 
 KIND = "replica"
@@ -92,6 +93,13 @@ class Replica:
     taken_ns: int = 0
     #: on a private socket, to see whether the revision answers
     trial: bool = False
+    #: what its page had counted before this agent took it over
+    counted: Counts = field(default_factory=Counts)
+
+    @property
+    def counts(self) -> Counts:
+        """Requests that ended since, and those of them that failed."""
+        return Counts(self.page.finished - self.counted.requests, self.page.errors - self.counted.errors)
 
     @property
     def state(self) -> Literal["starting", "serving", "retiring"]:
@@ -107,6 +115,8 @@ class Replica:
             connections=page.connections,
             busy=page.busy,
             last_active_ns=page.last_active_ns or self.seen_ns,
+            finished=page.finished,
+            service_ns=page.service_ns,
         )
 
     def take_coldstart(self, function: AssignedFunction, edges: Edges) -> ColdStart | None:

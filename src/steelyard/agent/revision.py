@@ -13,6 +13,7 @@ import logging
 import os
 import signal
 import socket
+from collections import deque
 from collections.abc import Callable, Coroutine
 from pathlib import Path
 
@@ -23,19 +24,23 @@ from steelyard.agent.identity import choose_ids, make_env
 from steelyard.agent.lending import Lending
 from steelyard.agent.presence import GONE, Presence
 from steelyard.agent.replica import FAILED, SERVING, Replica, Slot, make_slot
+from steelyard.agent.replica_end import ENDS_KEPT, explain_replica_end, say_in_log
+from steelyard.agent.scaler import Scaler
 from steelyard.agent.starter import start_plain
 from steelyard.agent.template import TemplateKeeper
+from steelyard.agent.template_tree import TemplateTree
 from steelyard.errors import SteelyardError, Unreachable
 from steelyard.lifecycle.environment import make_environment
 from steelyard.lifecycle.launch import tell_api
 from steelyard.model.coldstart import ColdStart, Road
-from steelyard.model.ids import WorkloadId
+from steelyard.model.function import ReplicaEnd
+from steelyard.model.ids import WorkloadId, name_logs
 from steelyard.model.job import Plan
 from steelyard.model.reason import Reason
 from steelyard.runtime.process import Adopted
 from steelyard.runtime.runner.page import Page
 from steelyard.runtime.template import Forked
-from steelyard.scaling.replicas import ReplicasSeen, decide_replicas
+from steelyard.scaling.rollout import Counts
 from steelyard.wire.agent import AssignedFunction
 from steelyard.wire.spawn import Exited
 
@@ -62,6 +67,7 @@ class RevisionHost:
         on_coldstart: Callable[[ColdStart], None],
         on_awake: Callable[[], None],
         lending: Lending,
+        tree: TemplateTree,
     ) -> None:
         self.edges, self.function, self.code, self.listener = edges, function, code, listener
         self._presence, self._lending = presence, lending
@@ -71,25 +77,34 @@ class RevisionHost:
         self._on_change, self._on_coldstart, self._on_awake = on_change, on_coldstart, on_awake
         self.plan = function.plan or Plan()
         self.ids = choose_ids(function.owner, function.spec.as_root, edges.settings, os.geteuid())
-        self.logs = f"fn.{function.name}"
-        env = make_env(function.spec.env, str(code), self.ids, function.owner)
+        self.logs = name_logs(function.name)
+        # one home for all: what is read when an interpreter starts must not differ from function to function
+        home = str(code if function.spec.bundle is None else edges.paths.unpacked)
+        env = make_env(function.spec.env, home, self.ids, function.owner)
         place = make_environment(self.plan, edges.machine.topology, env, threads=False, mps=shares_by_mps(self.plan))
         self.env = place | tell_api(edges.settings.api_url, function.token, edges.settings.tls_cert or "")
         self.template: TemplateKeeper | None = None
         if function.spec.attr is not None:
-            self.template = TemplateKeeper(edges, function, code, self.logs, self.env, self.ids)
+            self.template = TemplateKeeper(edges, tree, function, code, self.logs, self.env, self.ids)
         self.replicas: dict[WorkloadId, Replica] = {}
         self.queued = 0
         #: requests that wait in Envoy, beyond what the replicas and the socket may hold
         self.pending = 0
-        self._backlog_since_ns: int | None = None
+        self.scaler = Scaler(function.spec, function.revision, edges.clock)
         self.failure: tuple[Reason, str] | None = None
+        #: counts begin here; what was counted by replicas that have ended
+        self.since = edges.clock.now_us()
+        self._past = Counts()
         self._slot: Slot | None = None
         self._armed = False
+        #: starts whose replica is not among `replicas` yet
+        self._begun = 0
         self._failures = 0
         self._refuse_until_ns = 0
         self._tasks: set[asyncio.Task[object]] = set()
         self._closed = False
+        #: of replicas that nobody told to end, the newest last
+        self.ends: deque[ReplicaEnd] = deque(maxlen=ENDS_KEPT)
         #: only now may sockets be watched and replicas be started: its trial is over
         self.opened = False
         #: a revision that gets no more traffic: retire as soon as nothing waits
@@ -103,6 +118,11 @@ class RevisionHost:
     def live(self) -> list[Replica]:
         """Replicas that accept from the function's socket, or will."""
         return [replica for replica in self.replicas.values() if replica.state != "retiring" and not replica.trial]
+
+    @property
+    def counts(self) -> Counts:
+        """Of its replicas, the trial left out."""
+        return sum((replica.counts for replica in self.replicas.values() if not replica.trial), self._past)
 
     @property
     def full(self) -> bool:
@@ -122,6 +142,7 @@ class RevisionHost:
         """Watch the socket if nobody serves it."""
         if self.opened and not self._closed and not self._armed and not self.live:
             self._armed = True
+            self.scaler.sleep()
             asyncio.get_running_loop().add_reader(self.listener.fileno(), self._readable)
             self._prepare_slot()
 
@@ -136,14 +157,17 @@ class RevisionHost:
         if seen_ns < self._refuse_until_ns:
             self._spawn_task(self._refuse())
         else:
+            self.scaler.wake()
             self._begin(seen_ns, woken=True)
 
     # -- starting
 
     def _begin(self, seen_ns: int, woken: bool) -> None:
+        self._begun += 1
         self._spawn_task(self._try_start(seen_ns, woken))
 
     async def _try_start(self, seen_ns: int, woken: bool) -> None:
+        self._begun -= 1
         with contextlib.suppress(SteelyardError, OSError):  # `_no_slot` has seen to those who wait
             await self._start(seen_ns, woken)
 
@@ -151,10 +175,13 @@ class RevisionHost:
         """Nothing could even be prepared. While the spawner is away callers wait for it; a full disk is told to them."""
         log.warning("%s: no slot: %s", self.name, err)
         if isinstance(err, Unreachable):
-            asyncio.get_running_loop().call_later(SPAWNER_WAIT_S, self.arm)
+            self._await_spawner()
             return
         gone = isinstance(err, SteelyardError) and err.code == GONE
         self._count_failure(Reason.DEVICE_GONE if gone else Reason.START_FAILED, getattr(err, "public", str(err)))
+
+    def _await_spawner(self) -> None:
+        asyncio.get_running_loop().call_later(SPAWNER_WAIT_S, self.arm)
 
     async def _start(self, seen_ns: int, woken: bool, listener: socket.socket | None = None) -> Replica:
         try:
@@ -182,10 +209,18 @@ class RevisionHost:
                 handle = await start_plain(self, slot, fd, replica.trial)
                 replica.road, replica.pid, replica.start_time = Road.PLAIN, handle.pid, handle.start_time
         except (SteelyardError, OSError) as err:
-            self._failed(replica, Reason.START_FAILED, getattr(err, "public", str(err)))
+            if replica.trial or self.edges.spawner.serves(slot.spawner):
+                self._failed(replica, Reason.START_FAILED, getattr(err, "public", str(err)))
+            else:
+                log.warning("%s: the spawner went while %s was started: %s", self.name, replica.workload, err)
+                self._remove(replica)
+                self._await_spawner()  # so do those who wait
+                self._on_change()
             return replica
         finally:
             slot.close_fds()
+        if replica.retiring:  # told so before it had a process that could hear it
+            self._retire(replica)
         loop.call_later(SLOT_DELAY_S, self._prepare_slot)
         self._on_change()
         return replica
@@ -198,26 +233,33 @@ class RevisionHost:
         return replica.workload in self.replicas
 
     async def _start_from_template(self, replica: Replica, slot: Slot, listen_fd: int) -> bool:
-        """True when forked; otherwise `replica.reason` says why the plain start must do."""
-        if self.template is None:
+        """True when forked, from the revision's template or from its environment; otherwise the plain start must do. Why it was
+        not the template says `replica.reason`."""
+        template = self.template
+        if template is None:
             replica.reason = Reason.COMMAND_HAS_NO_TEMPLATE
             return False
-        if not self.template.ready:
-            replica.reason = self.template.reason
-            self.template.miss()
-            return False
         replica.sent_ns = self.edges.clock.mono_ns()
-        forked = await self.template.fork(slot, listen_fd, replica.trial)
+        forked = await template.fork(slot, listen_fd, replica.trial)
+        if not isinstance(forked, Forked):
+            replica.reason, replica.road = Reason(forked.reason), Road.ENVIRONMENT
+            template.miss()
+            parent = await template.find_parent()
+            if replica.workload not in self.replicas:
+                return True  # given up meanwhile, and those who waited were told
+            if parent is not None:
+                forked = await template.fork_from(parent, slot, listen_fd, replica.trial)
         if not isinstance(forked, Forked):
             log.info("%s: plain start: %s %s", self.name, forked.reason, forked.detail)
-            replica.reason = Reason(forked.reason)
             return False
         replica.pid, replica.start_time = forked.pid, forked.start_time
         self.edges.runtime.claim(slot.workload, forked.pid, forked.start_time)
+        if not self.edges.spawner.serves(slot.spawner):
+            raise Unreachable("It was forked under a spawner that has gone.", code="spawner-unreachable")
         return True
 
     def _take_slot(self) -> Slot:
-        if self._slot is not None and self._slot.spawner != self.edges.spawner.instance:
+        if self._slot is not None and not self.edges.spawner.serves(self._slot.spawner):
             # A caller may wake us between the new spawner's hello and `on_new_spawner`.
             self.drop_slot()
         slot, self._slot = self._slot, None
@@ -254,6 +296,7 @@ class RevisionHost:
         self.failure = (reason, detail)
         backoff_s = min(FAILURE_BACKOFF_MAX_S, FAILURE_BACKOFF_MIN_S * 2**self._failures)
         self._failures += 1
+        self._past += Counts(failed_starts=1)
         self._refuse_until_ns = self.edges.clock.mono_ns() + round(backoff_s * 1e9)
         if not self.live:
             self._spawn_task(self._refuse())
@@ -273,6 +316,8 @@ class RevisionHost:
         may_sleep = self.draining or self.function.spec.replicas_min == 0
         if self._closed or (self._armed and not self.replicas and may_sleep):
             return False
+        if self._begun:
+            return True  # counted now, they would be started once more
         now_ns = self.edges.clock.mono_ns()
         for replica in list(self.replicas.values()):
             self._look(replica)
@@ -282,14 +327,8 @@ class RevisionHost:
         if not self.live and (may_sleep or now_ns < self._refuse_until_ns):
             self.arm()
             return bool(self.replicas) or now_ns < self._refuse_until_ns
-        seen = ReplicasSeen(
-            queued=self.queued,
-            pending=self.pending,
-            replicas=tuple(item.look() for item in self.replicas.values() if not item.trial),
-            backlog_since_ns=self._backlog_since_ns,
-        )
-        decision = decide_replicas(now_ns, self.function.spec, seen)
-        self._backlog_since_ns = decision.backlog_since_ns
+        replicas = [item.look() for item in self.replicas.values() if not item.trial]
+        decision = self.scaler.decide(now_ns, self.queued, self.pending, replicas)
         if decision.start:
             self._disarm()  # a minimum is started again after a backoff in which only refusals were given
         for _ in range(decision.start):
@@ -353,15 +392,15 @@ class RevisionHost:
             # No request did this: it would die again at once, and again.
             self._failed(replica, Reason.CRASH_LOOP, "It ended by itself before any request reached it.")
             return True
-        if not served and not retiring:
+        if not served and not retiring and (trial or not exited.unseen):
             how = f"signal {exited.signal}" if exited.signal else f"exit code {exited.exit_code}"
             self._failed(replica, Reason.START_FAILED, replica.page.error or f"It ended before it served ({how}).")
             return True
         if not retiring:
             # Those that wait are served by the next one: the kernel still holds them.
-            log.warning(
-                "%s: replica %s crashed (code %s, signal %s)", self.name, replica.workload, exited.exit_code, exited.signal
-            )
+            self.ends.append(end := explain_replica_end(self.edges, replica.workload, exited, self.function.spec))
+            say_in_log(self.edges.paths.workloads / self.logs, end)
+            log.warning("%s: replica %s ended by itself: %s %s", self.name, replica.workload, end.reason, end.detail)
         self._remove(replica)
         if self.opened and not self.live:
             self.start_min()
@@ -370,6 +409,9 @@ class RevisionHost:
 
     def _remove(self, replica: Replica) -> None:
         self.replicas.pop(replica.workload, None)
+        if not replica.trial:
+            # what it was at work on has failed
+            self._past += replica.counts + Counts(replica.page.busy, replica.page.busy)
         replica.page.close()
         self.edges.cleanup.remove(replica.workload)
         if self._gave:
@@ -390,6 +432,7 @@ class RevisionHost:
         now_ns = self.edges.clock.mono_ns()
         replica = Replica(found.workload, page, Road.PLAIN, Reason.TEMPLATE_READY, now_ns, now_ns, woken=False)
         replica.served = page.state == SERVING
+        replica.counted = Counts(page.finished, page.errors)
         if found.handle is not None:
             replica.pid, replica.start_time = found.handle.pid, found.handle.start_time
         self.replicas[found.workload] = replica

@@ -8,9 +8,10 @@ import sys
 from typing import TYPE_CHECKING
 
 from steelyard.agent.replica import Slot
+from steelyard.agent.template import make_load
 from steelyard.runtime.records import Handle
 from steelyard.runtime.relay import relay_command
-from steelyard.runtime.template import runner_command
+from steelyard.runtime.template import replica_command
 
 if TYPE_CHECKING:
     from steelyard.agent.revision import RevisionHost
@@ -20,21 +21,11 @@ LISTEN_FD, PAGE_FD = 3, 4
 
 async def start_plain(host: RevisionHost, slot: Slot, listen_fd: int, private: bool) -> Handle:
     """Raises EdgeFailed (code start-failed) with the step that failed."""
-    spec, function = host.function.spec, host.function
+    spec = host.function.spec
     if spec.attr is not None:
-        argv, env = runner_command(
-            spec.python,
-            mode="replica",
-            function=function.name,
-            revision=function.revision,
-            file=spec.file or "",
-            attr=spec.attr,
-            code_dir=str(host.code),
-            concurrency=spec.concurrency,
-            lib_dir=host.edges.lib_dir,
-            listen_fd=LISTEN_FD,
-            page_fd=PAGE_FD,
-            private=private,
+        load = make_load(host.function.name, spec, host.code, host.env)
+        argv, env = replica_command(
+            spec.python, load, lib_dir=host.edges.lib_dir, listen_fd=LISTEN_FD, page_fd=PAGE_FD, private=private
         )
     else:
         folder = host.edges.cleanup.relay_folder(slot.workload)

@@ -1,149 +1,219 @@
-"""Is there a template to fork for this revision, and if not, why? Starts it, adopts it, notices its death, rebuilds, evicts.
+"""Is there a template to fork for this revision, and if not, why? Starts it, adopts it, notices its death, rebuilds, evicts; and
+says what else a replica may be forked from: the environment that the template itself comes from.
 
-Never forks by itself: `fork` is called by the wake.
+Never forks by itself: `fork` and `fork_from` are called by the wake.
 """
 
 from __future__ import annotations
 
 import asyncio
-import hashlib
+import contextlib
 import logging
-import socket
 from pathlib import Path
 
 from steelyard.agent.edges import Edges
 from steelyard.agent.replica import Slot
-from steelyard.errors import SteelyardError
-from steelyard.host.proc import rss_bytes
-from steelyard.model.ids import WorkloadId
-from steelyard.model.job import Plan
+from steelyard.agent.template_process import REVISION, Ids, TemplateProcess, adopted_process
+from steelyard.agent.template_tree import Environment, TemplateTree, Wanted
+from steelyard.errors import EdgeFailed, SteelyardError, Unreachable
+from steelyard.model.function import FunctionSpec
+from steelyard.model.ids import FunctionName, WorkloadId
 from steelyard.model.reason import Reason
 from steelyard.runtime.process import Adopted
-from steelyard.runtime.template import Forked, ForkRefused, TemplateClient, TemplateStatus, runner_command
+from steelyard.runtime.runner.template import SPARE_KEEP_S
+from steelyard.runtime.template import SINGLE_THREAD_ENV, Forked, ForkRefused, Load, TemplateStatus
 from steelyard.wire.agent import AssignedFunction
 from steelyard.wire.spawn import Exited
 
 log = logging.getLogger(__name__)
 
-KIND = "template"
 REBUILD_MIN_S, REBUILD_MAX_S = 0.2, 30.0
-CONTROL_FD = 3
+#: what a template asks its loaded code waits until the roll-out has the cores no more
+LEARN_DELAY_S, LEARN_S = 1.0, 30.0
+#: a parent that dies under us is made again so often
+PARENTS_MAX = 3
+#: private memory of a spare; see docs/decisions/0004
+SPARE_BYTES = 3_500_000
+#: a wake that finds no environment imports the packages itself rather than wait longer for one
+ENVIRONMENT_WAIT_S = 60.0
+
+
+def make_load(name: FunctionName, spec: FunctionSpec, code: Path, env: dict[str, str]) -> Load:
+    return Load(name, env, str(code), spec.file or "", spec.attr or "", spec.concurrency)
 
 
 class TemplateKeeper:
     """The template of one revision of an ASGI function."""
 
     def __init__(
-        self, edges: Edges, function: AssignedFunction, code: Path, logs: str, env: dict[str, str], ids: tuple[int, int] | None
+        self,
+        edges: Edges,
+        tree: TemplateTree,
+        function: AssignedFunction,
+        code: Path,
+        logs: str,
+        env: dict[str, str],
+        ids: Ids,
     ) -> None:
-        self._edges, self._function, self._code, self._logs = edges, function, code, logs
-        self._env, self._ids = env, ids
-        self._client: TemplateClient | None = None
+        self._edges, self._tree, self._function, self._logs, self._ids = edges, tree, function, logs, ids
+        spec = function.spec
+        self.wanted = Wanted(function.name, spec.python, ids, make_load(function.name, spec, code, SINGLE_THREAD_ENV | env))
+        #: what it is to find imported; None: not looked at yet
+        self.environment: Environment | None = None
+        #: key of what it, or its replicas, would be forked from; None as above
+        self.parent_key: str | None = None
+        self.process: TemplateProcess | None = None
         self._rebuild: asyncio.TimerHandle | None = None
         self._task: asyncio.Task[None] | None = None
+        self._learning: asyncio.Task[None] | None = None
         self._deaths = 0
         self._closed = False
-        self.workload: WorkloadId | None = None
-        self.pid: int | None = None
-        self.last_used_ns = edges.clock.mono_ns()
+        self._last_used_ns = edges.clock.mono_ns()
         #: since its eviction a wake had to do without it, at this time (monotonic ns)
         self.missed_ns: int | None = None
         #: what it held when it was evicted
         self.evicted_bytes = 0
         #: why it can't be forked right now; TEMPLATE_READY when it can
         self.reason = Reason.TEMPLATE_NOT_READY
+        #: what it said of itself when it was ready last, also when it is gone since
+        self.status: TemplateStatus | None = None
 
     @property
     def ready(self) -> bool:
-        return self.reason is Reason.TEMPLATE_READY and self._client is not None
+        return self.reason is Reason.TEMPLATE_READY and self.process is not None
+
+    @property
+    def workload(self) -> WorkloadId | None:
+        return self.process.workload if self.process is not None else None
 
     @property
     def socket(self) -> Path | None:
         """Where it listens for its agent, while it lives."""
-        return self._socket_path(self.workload) if self.workload is not None else None
+        return self.process.socket_path if self.process is not None else None
 
     @property
-    def rss(self) -> int:
-        return (rss_bytes(self.pid) or 0) if self.pid is not None else 0
+    def last_used_ns(self) -> int:
+        return self.process.last_used_ns if self.process is not None else self._last_used_ns
+
+    @property
+    def own_bytes(self) -> int:
+        """What its end would give back, its spare included."""
+        if self.process is None:
+            return 0
+        rested = self._edges.clock.mono_ns() - self.process.last_used_ns > SPARE_KEEP_S * 1e9
+        return self.process.own_bytes + (0 if rested else SPARE_BYTES)
 
     async def start(self) -> TemplateStatus:
-        """Start the process and wait until the user's modules are imported. The status says failed with a traceback, or ready
-        (maybe with threads that forbid forking: then wakes take the plain start). Raises EdgeFailed when it can't be started."""
-        edges, function, spec = self._edges, self._function, self._function.spec
-        stamp = f"{edges.clock.now_us():x}"
-        workload = WorkloadId(f"tmpl.{function.name}.{function.revision}.{stamp}")
-        path = self._socket_path(workload)
-        listener = socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+        """Start the process and wait until the user's modules are imported. The status says failed with a traceback, or ready.
+        One that may not be forked (threads, a GPU in use) is ended again, and wakes begin at the environment. Raises EdgeFailed
+        when it can't be started."""
+        for attempt in range(PARENTS_MAX):
+            try:
+                return await self._grow()
+            except EdgeFailed as err:
+                if err.code != "template-gone" or attempt == PARENTS_MAX - 1:
+                    raise
+        raise AssertionError("the last attempt raises")
+
+    async def _grow(self) -> TemplateStatus:
+        function = self._function
+        environment = await self._find_environment()
+        parent = await self._tree.parent(self.wanted, environment)
+        self.parent_key = parent.key
+        workload = WorkloadId(f"tmpl.{function.name}.{function.revision}.{self._edges.clock.now_us():x}")
+        process = TemplateProcess(self._edges, workload, REVISION, "", parent.workload)
+        self.process = process
         try:
-            path.unlink(missing_ok=True)
-            listener.bind(str(path))
-            listener.listen(4)
-            argv, runner_env = runner_command(
-                spec.python,
-                mode="template",
-                function=function.name,
-                revision=function.revision,
-                file=spec.file or "",
-                attr=spec.attr or "",
-                code_dir=str(self._code),
-                concurrency=spec.concurrency,
-                lib_dir=edges.lib_dir,
-                control_fd=CONTROL_FD,
-            )
-            handle = await edges.runtime.start(
-                workload,
-                kind=KIND,
-                argv=argv,
-                env=runner_env | self._env,
-                cwd=str(self._code),
-                uid=self._ids[0] if self._ids else None,
-                gid=self._ids[1] if self._ids else None,
-                plan=Plan(),
-                fds=(listener.fileno(),),
-                fd_numbers=(CONTROL_FD,),
-                logs=self._logs,
-            )
-        finally:
-            listener.close()
-        self.workload, self.pid = workload, handle.pid
-        return await self._connect(workload, spec.startup_deadline_s)
+            status = await process.grow(parent, self._ids, self._logs, function.spec.startup_deadline_s, load=self.wanted.load)
+        except BaseException:
+            self.process = None
+            raise
+        self.status = status
+        if status.step == "chdir":
+            self.process = None
+            raise EdgeFailed(f"{workload} not started: {status.traceback}", code="start-failed", detail=status.step)
+        if status.state != "ready":
+            self.process, self.reason = None, Reason.IMPORT_FAILED
+            return status
+        self._take(process)
+        return status
+
+    def _take(self, process: TemplateProcess) -> None:
+        status = process.status
+        self.process = process
+        if not status.threads and not status.unsafe:
+            self.reason = Reason.TEMPLATE_READY
+            if self._learning is None and self.environment is not None:  # once, by whoever made the first
+                self._learning = asyncio.get_running_loop().create_task(self._learn(process, LEARN_DELAY_S))
+            return
+        self.reason = Reason.TEMPLATE_HAS_THREADS if status.threads else Reason.TEMPLATE_UNSAFE
+        self._learning = asyncio.get_running_loop().create_task(self._learn_and_end(process))
+
+    async def _find_environment(self) -> Environment:
+        if self.environment is None:
+            self.environment = await self._tree.find_environment(self.wanted)
+        return self.environment
 
     async def adopt(self, found: Adopted) -> None:
         """Take over a template that an earlier agent started; a broken one is replaced."""
-        self.workload, self.pid = found.workload, found.handle.pid if found.handle else None
-        try:
-            status = await self._connect(found.workload, 5.0)
-            if status.state == "ready":
-                return
-        except (SteelyardError, OSError) as err:
-            log.info("template %s could not be adopted: %s", found.workload, err)
-        self.kill()
+        process = adopted_process(self._edges, found)
+        if process is not None and await process.adopt(found):
+            self.status = process.status
+            self._take(process)
+            return
+        log.info("template %s could not be adopted", found.workload)
+        self._edges.cleanup.remove(found.workload)
+        self._lost(Reason.TEMPLATE_DIED)
 
-    async def _connect(self, workload: WorkloadId, timeout_s: float) -> TemplateStatus:
-        client = TemplateClient(self._socket_path(workload))
-        await client.connect()
-        try:
-            status = await client.status(timeout_s)
-        except BaseException:
-            client.close()
-            raise
-        if status.state != "ready":
-            client.close()
-            self.reason = Reason.IMPORT_FAILED
-        else:
-            self._client = client
-            self.reason = Reason.TEMPLATE_HAS_THREADS if status.threads else Reason.TEMPLATE_READY
-            self.last_used_ns = self._edges.clock.mono_ns()
-        return status
+    async def _learn(self, process: TemplateProcess, delay_s: float) -> None:
+        """Which packages the code really imports, also where its first file does not say so: for the next revision, and for wakes
+        without a template."""
+        await asyncio.sleep(delay_s)
+        if process.client is None:
+            return
+        with contextlib.suppress(SteelyardError, OSError):  # it is gone: the next one tells
+            names = tuple(await process.client.learn(LEARN_S))
+            if self.environment is not None:
+                self.environment = Environment(names, self.environment.stamp)
+                self.parent_key = self._tree.parent_key(self.wanted, self.environment)
+            self._tree.note_learned(self._function.name, names)
+
+    async def _learn_and_end(self, process: TemplateProcess) -> None:
+        await self._learn(process, 0.0)
+        if self.process is process:
+            self.process = None
+            process.end()
 
     async def fork(self, slot: Slot, listen_fd: int, private: bool) -> Forked | ForkRefused:
         """One replica from a prepared slot."""
-        client = self._client
-        if client is None or not self.ready:
+        if not self.ready:
             return ForkRefused(reason=str(self.reason), detail="")
-        self.last_used_ns = self._edges.clock.mono_ns()
+        return await self._fork(self.process, slot, listen_fd, private, None)
+
+    async def find_parent(self) -> TemplateProcess | None:
+        """Its environment, made when there is none: with the packages imported, which may take seconds."""
         try:
-            return await client.fork(
+            async with asyncio.timeout(ENVIRONMENT_WAIT_S):
+                parent = await self._tree.parent(self.wanted, await self._find_environment())
+        except (SteelyardError, OSError, TimeoutError) as err:
+            log.warning("no environment for %s: %s", self._function.name, err)
+            return None
+        self.parent_key = parent.key
+        return parent
+
+    async def fork_from(self, parent: TemplateProcess, slot: Slot, listen_fd: int, private: bool) -> Forked | ForkRefused:
+        """One replica that imports the user's module itself, from what `find_parent` found."""
+        return await self._fork(parent, slot, listen_fd, private, self.wanted.load)
+
+    async def _fork(
+        self, process: TemplateProcess | None, slot: Slot, listen_fd: int, private: bool, load: Load | None
+    ) -> Forked | ForkRefused:
+        if process is None or process.client is None or not process.forks:
+            return ForkRefused(reason=str(Reason.TEMPLATE_DIED), detail="")
+        process.used()
+        self._last_used_ns = process.last_used_ns
+        try:
+            return await process.client.fork(
                 replica=slot.workload,
                 listen_fd=listen_fd,
                 page_fd=slot.page_fd,
@@ -152,46 +222,55 @@ class TemplateKeeper:
                 cgroup_fds=slot.cgroup_fds,
                 cpus=slot.cpus,
                 private=private,
-                sent_ns=self.last_used_ns,
+                sent_ns=process.last_used_ns,
+                load=load,
             )
         except (SteelyardError, OSError) as err:
-            log.warning("template %s did not fork: %s", self.workload, err)
+            log.warning("template %s did not fork: %s", process.workload, err)
             return ForkRefused(reason=str(Reason.TEMPLATE_DIED), detail=str(err))
 
     def on_exit(self, exited: Exited) -> bool:
         """True when it was ours."""
-        if exited.workload != self.workload:
+        process = self.process
+        if process is None or exited.workload != process.workload:
             return False
-        self._forget()
-        if self.reason is not Reason.TEMPLATE_EVICTED and self.reason is not Reason.IMPORT_FAILED:
+        self.process = None
+        process.end()
+        if self.reason is Reason.TEMPLATE_READY or self.reason is Reason.TEMPLATE_NOT_READY:
             self._lost(Reason.TEMPLATE_DIED)
         return True
 
     def _lost(self, reason: Reason) -> None:
         self.reason = reason
-        if self._closed:
-            return
         delay_s = min(REBUILD_MAX_S, REBUILD_MIN_S * 2**self._deaths)
         self._deaths += 1
-        self._rebuild = asyncio.get_running_loop().call_later(delay_s, self.rebuild)
+        self._rebuild_in(delay_s)
+
+    def _rebuild_in(self, delay_s: float) -> None:
+        if not self._closed:
+            self._rebuild = asyncio.get_running_loop().call_later(delay_s, self.rebuild)
 
     def rebuild(self) -> None:
         """Start a new one in the background (after death or eviction)."""
-        if self._closed or self.workload is not None or (self._task is not None and not self._task.done()):
+        if self._closed or self.process is not None or (self._task is not None and not self._task.done()):
             return
         self._task = asyncio.get_running_loop().create_task(self._build_again())
 
     async def _build_again(self) -> None:
         self.reason, self.missed_ns = Reason.TEMPLATE_NOT_READY, None
         try:
-            await self.start()
+            async with self._tree.lane:
+                await self.start()
+        except Unreachable:
+            self._rebuild_in(REBUILD_MIN_S)  # no fault of its own: it waits for the spawner
         except (SteelyardError, OSError) as err:
             log.warning("template of %s could not be rebuilt: %s", self._function.name, err)
             self._lost(Reason.TEMPLATE_DIED)
 
     def evict(self) -> None:
-        """Give its memory back; wakes take the plain start until `rebuild`."""
-        self.evicted_bytes, self.missed_ns = self.rss, None
+        """Give its memory back; wakes begin at its environment until `rebuild`."""
+        self.evicted_bytes, self.missed_ns = self.own_bytes, None
+        self._last_used_ns = self.last_used_ns
         self.reason = Reason.TEMPLATE_EVICTED
         self._end()
 
@@ -205,30 +284,17 @@ class TemplateKeeper:
         self._closed = True
         if self._rebuild is not None:
             self._rebuild.cancel()
-        if self._task is not None:
-            self._task.cancel()
+        for task in (self._task, self._learning):
+            if task is not None:
+                task.cancel()
         self._end()
-        self._forget()  # nobody passes its exit on to us any more
 
     def kill(self) -> None:
         """End it without waiting for its exit record (there may be nobody to write one), and build another."""
         self._end()
-        self._forget()
         self._lost(Reason.TEMPLATE_DIED)
 
     def _end(self) -> None:
-        if self.workload is not None:
-            self._edges.runtime.kill(self.workload)
-
-    def _forget(self) -> None:
-        if self._client is not None:
-            self._client.close()
-            self._client = None
-        if self.workload is not None:
-            self._socket_path(self.workload).unlink(missing_ok=True)
-            self._edges.cleanup.remove(self.workload)
-        self.workload, self.pid = None, None
-
-    def _socket_path(self, workload: WorkloadId) -> Path:
-        # Hashed: a 63-character function name would push the path over the kernel's 107 bytes.
-        return self._edges.paths.template_sockets / f"{hashlib.sha256(workload.encode()).hexdigest()[:16]}.sock"
+        process, self.process = self.process, None
+        if process is not None:
+            process.end()

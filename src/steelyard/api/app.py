@@ -20,7 +20,7 @@ from steelyard.api.accounts import ACCOUNT_ROUTES
 from steelyard.api.agents import AgentHub
 from steelyard.api.auth import TokenGate, WorkloadTokens
 from steelyard.api.bundles import BUNDLE_ROUTES
-from steelyard.api.calls import CALL_ROUTES
+from steelyard.api.calls import CALL_ROUTES, new_call_id
 from steelyard.api.document import get_document
 from steelyard.api.functions import FUNCTION_ROUTES
 from steelyard.api.inside import INSIDE_ROUTES
@@ -31,6 +31,8 @@ from steelyard.api.nodes import NODE_ROUTES
 from steelyard.api.problems import answer_error
 from steelyard.api.queue import QUEUE_ROUTES
 from steelyard.api.requests import refuse_unknown_query
+from steelyard.api.revisions import REVISION_ROUTES
+from steelyard.api.scaling import SCALING_ROUTES
 from steelyard.api.schedules import SCHEDULE_ROUTES
 from steelyard.api.scripts import SCRIPT_ROUTES
 from steelyard.api.services import Services
@@ -46,6 +48,7 @@ from steelyard.control.kept_calls import KeptCallsLoop
 from steelyard.control.leases import LeasesLoop
 from steelyard.control.live import LiveJobs
 from steelyard.control.reports import ReportsLoop
+from steelyard.control.rollouts import Looks, RolloutsLoop
 from steelyard.control.schedules import SchedulesLoop
 from steelyard.control.watch import Watch
 from steelyard.store import Store
@@ -65,8 +68,10 @@ ROUTES = (
     *SCHEDULE_ROUTES,
     *ACCOUNT_ROUTES,
     *FUNCTION_ROUTES,
+    *SCALING_ROUTES,
     *CALL_ROUTES,
     *LEASE_ROUTES,
+    *REVISION_ROUTES,
     *BUNDLE_ROUTES,
     *KEY_ROUTES,
     *NODE_ROUTES,
@@ -108,6 +113,7 @@ def make_app(
     watch = Watch()
     hub = AgentHub(store, clock)
     live = LiveJobs()
+    looks = Looks()
     tokens = WorkloadTokens(admin_token, live.attempt)
     jobs = JobsLoop(store, clock, watch, live)
     calls = CallsLoop(store, clock, watch, call_files, carrier, tokens.call_key, random.random)
@@ -115,9 +121,10 @@ def make_app(
         (
             jobs,
             AssignmentLoop(store, hub, live, tokens),
-            ReportsLoop(store, hub, clock, watch, live),
+            ReportsLoop(store, hub, clock, watch, live, looks),
+            RolloutsLoop(store, clock, watch, looks),
             AnswersLoop(store, clock),
-            SchedulesLoop(store, clock),
+            SchedulesLoop(store, clock, new_call_id),
             calls,
             KeptCallsLoop(store, clock, call_files),
             LeasesLoop(store, clock, watch),
@@ -127,7 +134,7 @@ def make_app(
     hub.attach(driver.poke)
     calls.attach(driver.poke)
     services = Services(
-        store, clock, settings, bundles, call_files, hub, driver, jobs, live, calls, tokens, watch, epoch, root
+        store, clock, settings, bundles, call_files, hub, driver, jobs, live, looks, calls, tokens, watch, epoch, root
     )  # fmt: skip
 
     app = Litestar(

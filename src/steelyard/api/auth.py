@@ -34,6 +34,7 @@ JOB_PATHS = ("/v1/jobs", "/v1/scripts")
 #: what those of jobs and functions may call
 CALL_PATHS = ("/v1/calls", "/v1/call-key")
 _MAKE_CALL = re.compile(r"/v1/functions/[^/]+/calls")
+_READ_ENDS = re.compile(r"/v1/functions/[^/]+/ends")
 
 
 class Caller(msgspec.Struct, frozen=True):
@@ -134,7 +135,8 @@ class TokenGate:
 
     def _workload_calls(self, scope: Any) -> Caller | None:
         path = scope["path"]
-        calls = _below(path, CALL_PATHS) or (scope["method"] == "POST" and _MAKE_CALL.fullmatch(path) is not None)
+        one = {"POST": _MAKE_CALL, "GET": _READ_ENDS}.get(scope["method"])
+        calls = _below(path, CALL_PATHS) or (one is not None and one.fullmatch(path) is not None)
         if not calls and not _below(path, JOB_PATHS):
             return None
         caller = self._tokens.check(_shown(scope))

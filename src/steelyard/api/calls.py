@@ -28,7 +28,7 @@ from steelyard.control import CALLS
 from steelyard.control.calls import commit_call, make_call_event
 from steelyard.control.watch import wait_for
 from steelyard.errors import Conflict, NoRoom, NotFound, Refused, SteelyardError, Unauthorized
-from steelyard.lifecycle.call import cancel_call
+from steelyard.lifecycle import call as lifecycle
 from steelyard.model.call import Call, CallState
 from steelyard.model.function import Function
 from steelyard.model.ids import DEFAULT_PROJECT, CallId, FunctionName
@@ -39,6 +39,8 @@ from steelyard.wire.landing import Landing
 #: calls that may wait at a time; more are refused, so that the queue stays bounded (R11)
 CALLS_MAX = 100_000
 TYPE_MAX = 200
+#: an input up to this size is received before anything is looked up
+SMALL_BYTES = 1 << 16
 
 _METHOD = re.compile(r"[A-Za-z_][A-Za-z0-9_]{0,99}", re.ASCII)
 
@@ -75,26 +77,16 @@ async def make_call(
         raise Refused(f"A content type has at most {TYPE_MAX} characters.", code="bad-content-type")
     if services.calls.waiting >= CALLS_MAX:
         raise NoRoom(f"{CALLS_MAX} calls are waiting already. Try again when some have ended.", code="queue-full")
-    await services.store.read(lambda tx: _callable(tx, name, caller))
-    id_ = CallId(f"c-{secrets.token_hex(6)}")
+    if not 0 <= int(request.headers.get("content-length") or -1) <= SMALL_BYTES:
+        # before gigabytes are received in vain
+        await services.store.read(lambda tx: _callable(tx, name, caller))
+    id_ = new_call_id()
     size_bytes, digest = await _receive(request, services, id_)
     made: list[CallId] = []
 
     def create(tx: Tx) -> CallView:
         function = _callable(tx, name, caller)
-        call = Call(
-            id=id_,
-            project=function.project,
-            owner=function.owner,
-            generation=1,
-            function=function.name,
-            state=CallState.QUEUED,
-            submitted_at=now,
-            method=method or "",
-            content_type=content_type,
-            input_bytes=size_bytes,
-            retries=function.spec.retries,
-        )
+        call = lifecycle.make_call(id_, function, now, method or "", content_type, size_bytes)
         tx.put_call(call)
         tx.add_event(make_call_event(call, "submitted", now))
         made.append(id_)
@@ -168,7 +160,7 @@ async def cancel(request: Request[Any, Any, Any], call: CallPath, idempotency_ke
 
     def commit(tx: Tx) -> CallView:
         row = _found(tx, call, caller)
-        change = cancel_call(row, now)
+        change = lifecycle.cancel_call(row, now)
         if change is None:
             return call_view(row)
         commit_call(tx, change, now)
@@ -189,6 +181,10 @@ async def get_call_key(request: Request[Any, Any, Any]) -> CallKey:
     services, caller = services_of(request), caller_of(request)
     owner = services.owner if caller is None else await services.store.read(caller.owner)
     return CallKey(services.settings.gateway_url, services.secrets.call_key(owner))
+
+
+def new_call_id() -> CallId:
+    return CallId(f"c-{secrets.token_hex(6)}")
 
 
 def parse_call_states(text: str | None) -> frozenset[CallState] | None:

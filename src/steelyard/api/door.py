@@ -28,6 +28,7 @@ from steelyard.wire.spawn import PACKET_MAX
 
 #: what POSIX shells can name, plus the dots and dashes that some programs use
 _ENV_NAME = re.compile(r"[A-Za-z_][A-Za-z0-9_.-]{0,254}")
+_METRIC = re.compile(r"[a-zA-Z_:][a-zA-Z0-9_:]{0,199}", re.ASCII)
 _SHA256 = re.compile(r"[0-9a-f]{64}")
 _ATTRIBUTE = re.compile(r"[^\W\d]\w*(\.[^\W\d]\w*)*")
 #: the kernel's limit for one argument or variable (MAX_ARG_STRLEN), with its final NUL
@@ -37,6 +38,7 @@ _COMMAND_MAX = PACKET_MAX - 20_000
 _SECONDS_MAX = 30 * 24 * 3600
 _REPLICAS_MAX = 1000
 #: listen(4096): more connections than that can't wait at one socket
+_RETRIES_MAX = 100
 _CONCURRENCY_MAX = 4096
 _MEMORY_MIN = 1 << 20
 #: below this a program could not even be read from its disk
@@ -168,10 +170,28 @@ def _check_replicas(spec: FunctionSpec) -> list[Finding]:
         findings.append(Finding("bad-replicas", f"replicas_max must be between 1 and {_REPLICAS_MAX}"))
     if not 1 <= spec.concurrency <= _CONCURRENCY_MAX:
         findings.append(Finding("bad-concurrency", f"concurrency must be between 1 and {_CONCURRENCY_MAX}"))
-    findings += _check_wake_bound(spec)
+    findings += [*_check_wake_bound(spec), *_check_scaling(spec)]
     for name, value in (("idle_timeout_s", spec.idle_timeout_s), ("startup_deadline_s", spec.startup_deadline_s)):
         if not 0 < value <= _SECONDS_MAX:
             findings.append(Finding("bad-timeout", f"{name} must be more than 0 and at most {_SECONDS_MAX} seconds"))
+    if spec.timeout_s is not None and not 0 < spec.timeout_s <= _SECONDS_MAX:
+        findings.append(Finding("bad-timeout", f"timeout_s must be more than 0 and at most {_SECONDS_MAX} seconds"))
+    if not 0 <= spec.retries <= _RETRIES_MAX:
+        findings.append(Finding("bad-retries", f"retries must be between 0 and {_RETRIES_MAX}"))
+    return findings
+
+
+def _check_scaling(spec: FunctionSpec) -> list[Finding]:
+    findings: list[Finding] = []
+    if spec.target_wait_ms is not None and not 0 < spec.target_wait_ms <= _SECONDS_MAX * 1000:
+        findings.append(Finding("bad-target-wait", f"target_wait_ms must be more than 0 and at most {_SECONDS_MAX} seconds"))
+    if not 0 < spec.target_busy <= 1:
+        findings.append(Finding("bad-target-busy", "target_busy is a share of a replica's places: more than 0 and at most 1"))
+    if not 0 <= spec.buffer_replicas < max(1, spec.replicas_max):
+        findings.append(Finding("bad-buffer", "buffer_replicas must be at least 0 and less than replicas_max"))
+    on = spec.scale_on
+    if on is not None and not (_METRIC.fullmatch(on.metric) and math.isfinite(on.target) and on.target > 0):
+        findings.append(Finding("bad-scale-on", "scale_on names a Prometheus gauge and a target for each replica above 0"))
     return findings
 
 

@@ -17,7 +17,7 @@ from steelyard.api.submission import one_job, parse_job_id
 from steelyard.api.views import function_view, job_view
 from steelyard.control.watch import wait_for
 from steelyard.errors import NotFound, Refused, Unreachable
-from steelyard.model.ids import DEFAULT_PROJECT, FunctionName
+from steelyard.model.ids import DEFAULT_PROJECT, FunctionName, name_logs
 from steelyard.model.job import Job
 from steelyard.model.reason import Reason
 from steelyard.store import Tx
@@ -110,7 +110,7 @@ async def follow_function(services: Services, name: str, offsets: tuple[int, int
         if row is None:
             raise NotFound(f"There is no function {name}. `steelyard functions` lists them.")
         view = function_view(row, services.settings, services.hub.lost)
-        return Source(name, 0, False, None, view.state, view.reason, view.detail)
+        return Source(name_logs(name), 0, False, None, view.state, view.reason, view.detail)
 
     async def read() -> Source:
         return await services.store.read(load)

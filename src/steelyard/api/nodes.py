@@ -74,8 +74,8 @@ def find_users(tx: Tx) -> dict[str, str]:
             held = [*job.plan.gpus, *job.plan.nics, *(f"cpu:{cpu}" for cpu in job.plan.cpus)]
             used |= dict.fromkeys(held, f"job {job.id} {job.spec.name}")
     for row in tx.functions():
-        if row.plan is not None:
-            held = [*row.plan.gpus, *row.plan.nics, *(f"cpu:{cpu}" for cpu in row.plan.cpus)]
+        for plan in [each.plan for each in row.live.values() if each.plan is not None]:
+            held = [*plan.gpus, *plan.nics, *(f"cpu:{cpu}" for cpu in plan.cpus)]
             # a job that is there has it lent
             used |= dict.fromkeys(set(held) - used.keys(), f"function {row.name}")
     machine = tx.machine()

@@ -19,12 +19,12 @@ from steelyard.api.views import schedule_view
 from steelyard.control import SCHEDULES
 from steelyard.control.zones import find_zone
 from steelyard.errors import Conflict, NoRoom, NotFound
-from steelyard.lifecycle.schedule import check_cron, next_firing
-from steelyard.model.ids import DEFAULT_PROJECT, NAME, JobId
+from steelyard.lifecycle.schedule import check_cron, check_every, next_firing
+from steelyard.model.ids import DEFAULT_PROJECT, NAME, FunctionName, JobId
 from steelyard.model.job import JobSpec
 from steelyard.model.site import Schedule
 from steelyard.store import Event, Tx
-from steelyard.wire.api import SchedulePut, ScheduleView
+from steelyard.wire.api import FunctionSchedule, SchedulePut, ScheduleView
 
 #: more would be somebody's loop that makes them
 SCHEDULES_MAX = 10_000
@@ -45,22 +45,12 @@ async def put_schedule(
     def commit(tx: Tx) -> ScheduleView:
         refuse_findings(_check(name, data, tx, services, now))
         before = tx.schedule(DEFAULT_PROJECT, name)
-        if before is None and len(tx.schedules()) >= SCHEDULES_MAX:
-            raise NoRoom(f"There are {SCHEDULES_MAX} schedules already. Delete some first.", code="too-many-schedules")
-        if before is not None and before.owner != services.owner:
-            raise Conflict(f"The name {name} is taken by a schedule of {before.owner.user}. Choose another.", code="name-taken")
-        if before is not None and (before.cron, before.timezone, before.spec) == (data.cron, data.timezone, data.spec):
-            return _view(tx, before, services)
-        if before is None:
-            after = Schedule(
-                name, DEFAULT_PROJECT, services.owner, 1, data.cron, data.spec, timezone=data.timezone, done_until=now
+        if before is not None and before.declared:
+            raise Conflict(
+                f"{name} came with the function of that name: change it there, and deploy it again.", code="name-taken"
             )
-        else:
-            after = msgspec.structs.replace(
-                before, generation=before.generation + 1, cron=data.cron, timezone=data.timezone, spec=data.spec, done_until=now
-            )
-        _store(tx, after, "created" if before is None else "changed", now)
-        return _view(tx, after, services)
+        row = _put(tx, services, _make(name, data, services), before, now)
+        return _view(tx, row, services)
 
     return await _answer(request, idempotency_key, 200, commit)
 
@@ -79,14 +69,12 @@ async def get_schedule(request: Request[Any, Any, Any], name: SchedulePath) -> S
 
 @delete("/v1/schedules/{name:str}", status_code=204, responses=errors(404, 422, 507))
 async def delete_schedule(request: Request[Any, Any, Any], name: SchedulePath, idempotency_key: IdempotencyKey) -> Response[None]:
-    """Its jobs go on."""
+    """What it started goes on."""
     services = services_of(request)
     now = services.clock.now_us()
 
     def commit(tx: Tx) -> None:
-        _found(tx, name)
-        tx.delete_schedule(DEFAULT_PROJECT, name)
-        tx.add_event(Event(now, DEFAULT_PROJECT, services.owner.user, "schedule", name, "deleted"))
+        _delete(tx, _found(tx, name), services, now)
 
     return await _answer(request, idempotency_key, 204, commit)
 
@@ -131,19 +119,88 @@ async def _answer(
     return answer
 
 
+def declare_schedule(tx: Tx, services: Services, function: FunctionName, asked: FunctionSchedule | None, now: int) -> None:
+    """What a function was deployed with becomes its schedule; what it was deployed with before goes. Raises Refused."""
+    before = tx.schedule(DEFAULT_PROJECT, function)
+    if asked is None:
+        if before is not None and before.declared:
+            _delete(tx, before, services, now)
+        return
+    refuse_findings(_check_times(asked.cron, asked.timezone, asked.every_s, now))
+    if before is not None and not before.declared:
+        text = f"There is a schedule {function} already, which was made by itself. Delete it first, or choose another name."
+        raise Conflict(text, code="name-taken")
+    put = SchedulePut(asked.cron, None, asked.timezone, function, asked.every_s)
+    _put(tx, services, msgspec.structs.replace(_make(function, put, services), declared=True), before, now)
+
+
+def _make(name: str, data: SchedulePut, services: Services) -> Schedule:
+    return Schedule(
+        name,
+        DEFAULT_PROJECT,
+        services.owner,
+        1,
+        data.cron,
+        data.spec,
+        timezone=data.timezone,
+        every_s=data.every_s,
+        function=None if data.function is None else FunctionName(data.function),
+    )
+
+
+def _put(tx: Tx, services: Services, asked: Schedule, before: Schedule | None, now: int) -> Schedule:
+    """The stored one: `before` where nothing changes."""
+    if before is None:
+        if len(tx.schedules()) >= SCHEDULES_MAX:
+            raise NoRoom(f"There are {SCHEDULES_MAX} schedules already. Delete some first.", code="too-many-schedules")
+        after = msgspec.structs.replace(asked, done_until=now)
+        _store(tx, after, "created", now)
+        return after
+    if before.owner != services.owner:
+        raise Conflict(
+            f"The name {before.name} is taken by a schedule of {before.owner.user}. Choose another.", code="name-taken"
+        )
+    wanted = {field: getattr(asked, field) for field in ("cron", "timezone", "every_s", "spec", "function")}
+    if all(getattr(before, field) == value for field, value in wanted.items()):
+        return before
+    after = msgspec.structs.replace(before, generation=before.generation + 1, done_until=now, **wanted)
+    _store(tx, after, "changed", now)
+    return after
+
+
+def _delete(tx: Tx, schedule: Schedule, services: Services, now: int) -> None:
+    tx.delete_schedule(DEFAULT_PROJECT, schedule.name)
+    tx.add_event(Event(now, DEFAULT_PROJECT, services.owner.user, "schedule", schedule.name, "deleted"))
+
+
 def _check(name: str, data: SchedulePut, tx: Tx, services: Services, now: int) -> list[Finding]:
     findings: list[Finding] = []
     if not NAME.fullmatch(name):
         findings.append(Finding("bad-name", "a schedule's name has up to 63 of a-z, 0-9 and -, with no - at the ends"))
-    zone = find_zone(data.timezone)
-    if zone is None:
-        text = f"this machine knows no time zone {data.timezone[:80]!r}; names are such as UTC or Europe/Berlin (package tzdata)"
-        findings.append(Finding("bad-timezone", text))
-    elif (wrong := check_cron(data.cron, zone, now)) is not None:
-        findings.append(Finding("bad-cron", wrong))
+    findings += _check_times(data.cron, data.timezone, data.every_s, now)
+    if (data.spec is None) is (data.function is None):
+        findings.append(Finding("bad-schedule", "a schedule either submits a job (spec) or calls a function: name one of them"))
+    if data.function is not None and tx.function(DEFAULT_PROJECT, FunctionName(data.function)) is None:
+        findings.append(Finding("no-such-function", f"there is no function {data.function}; `steelyard functions` lists them"))
+    if data.spec is None:
+        return findings
     if data.spec.after or data.spec.begin_at is not None:
         findings.append(Finding("bad-schedule", "a schedule says when: its job can neither wait for others nor have a begin"))
     return [*findings, *check_queueing(data.spec, now), *check_job(data.spec, tx.machine(), services.root)]
+
+
+def _check_times(cron: str, timezone: str, every_s: float | None, now: int) -> list[Finding]:
+    zone = find_zone(timezone)
+    if bool(cron) is (every_s is not None):
+        return [Finding("bad-schedule", "a schedule has either a cron line or a period (every_s): give one of them")]
+    if every_s is not None:
+        wrong = check_every(every_s)
+        return [] if wrong is None else [Finding("bad-period", wrong)]
+    if zone is None:
+        text = f"this machine knows no time zone {timezone[:80]!r}; names are such as UTC or Europe/Berlin (package tzdata)"
+        return [Finding("bad-timezone", text)]
+    wrong = check_cron(cron, zone, now)
+    return [] if wrong is None else [Finding("bad-cron", wrong)]
 
 
 def _store(tx: Tx, schedule: Schedule, text: str, now: int) -> None:
@@ -161,7 +218,9 @@ def _found(tx: Tx, name: str) -> Schedule:
 def _view(tx: Tx, row: Schedule, services: Services) -> ScheduleView:
     zone = find_zone(row.timezone)
     next_at = None if zone is None else next_firing(row, zone, services.clock.now_us())
-    return schedule_view(row, next_at, None if row.last_job is None else tx.job(JobId(row.last_job)))
+    job = None if row.last_job is None else tx.job(JobId(row.last_job))
+    call = None if row.last_call is None else tx.call(row.last_call)
+    return schedule_view(row, next_at, job or call)
 
 
 SCHEDULE_ROUTES = (put_schedule, list_schedules, get_schedule, delete_schedule, pause_schedule, resume_schedule)

@@ -15,6 +15,7 @@ from steelyard.control.calls import CallsLoop
 from steelyard.control.driver import Driver
 from steelyard.control.jobs import JobsLoop
 from steelyard.control.live import LiveJobs
+from steelyard.control.rollouts import Looks
 from steelyard.control.watch import Watch
 from steelyard.model.job import Owner
 from steelyard.store import Store
@@ -35,6 +36,7 @@ class Services(msgspec.Struct, frozen=True):
     driver: Driver
     jobs: JobsLoop
     live: LiveJobs
+    looks: Looks
     calls: CallsLoop
     secrets: Secrets
     watch: Watch

@@ -13,17 +13,19 @@ import msgspec
 
 from steelyard.clock import rfc3339
 from steelyard.config import Settings
+from steelyard.control.rollouts import apply_look
 from steelyard.lifecycle.call import KEPT_US
 from steelyard.lifecycle.history import read_event
 from steelyard.model.call import Call
 from steelyard.model.coldstart import ColdStart
-from steelyard.model.function import ApiKey, Function, FunctionState
+from steelyard.model.function import ApiKey, Function, FunctionState, Revision, RevisionState
 from steelyard.model.job import Job, JobState
 from steelyard.model.reason import Reason
 from steelyard.model.site import Schedule
 from steelyard.scheduling.snapshot import Why
 from steelyard.store import Event
-from steelyard.wire.api import CallView, ColdStartView, EventView, FunctionView, JobView, KeyView, ScheduleView
+from steelyard.wire.agent import RevisionSeen
+from steelyard.wire.api import CallView, ColdStartView, EventView, FunctionView, JobView, KeyView, RevisionView, ScheduleView
 
 #: the agent is called lost after this long without a connection
 AGENT_LOST_S = 15.0
@@ -160,6 +162,33 @@ def function_view(function: Function, settings: Settings, agent_lost: bool = Fal
         interface=function.spec.interface,
         expires_at=rfc3339(function.expires_at),
         deployed_at=_time(function.deployed_at),
+        routes=function.routes,
+    )
+
+
+def revision_view(row: Revision, function: Function, look: RevisionSeen | None, settings: Settings) -> RevisionView:
+    """`look`: what the newest report counted, which may not be stored yet."""
+    if look is not None:
+        row = apply_look(row, look)
+    live = function.live.get(row.revision)
+    percent = next((share.percent for share in function.routes.shares if share.revision == row.revision), 0)
+    state = row.state
+    if live is None and row.revision not in function.routes.revisions and state in (RevisionState.READY, RevisionState.DEPLOYING):
+        state = RevisionState.RETIRED
+    tags = () if live is None else live.tags
+    return RevisionView(
+        revision=row.revision,
+        state=state.value,
+        percent=percent,
+        percent_wanted=0 if live is None else live.percent,
+        tags=tags,
+        urls=tuple(f"{settings.gateway_url}/{row.function}@{tag}/" for tag in tags),
+        deployed_at=_time(row.deployed_at),
+        by=row.by,
+        requests=row.requests,
+        errors=row.errors,
+        reason=None if row.reason is None else row.reason.value,
+        detail=row.detail,
     )
 
 
@@ -211,7 +240,7 @@ def key_view(key: ApiKey, with_secret: bool = False) -> KeyView:
     )
 
 
-def schedule_view(row: Schedule, next_at: int | None, last: Job | None) -> ScheduleView:
+def schedule_view(row: Schedule, next_at: int | None, last: Job | Call | None) -> ScheduleView:
     return ScheduleView(
         name=row.name,
         project=row.project,
@@ -224,6 +253,9 @@ def schedule_view(row: Schedule, next_at: int | None, last: Job | None) -> Sched
         last_job=row.last_job,
         last_state=None if last is None else last.state.value,
         spec=row.spec,
+        function=row.function,
+        every_s=row.every_s,
+        last_call=row.last_call,
     )
 
 

@@ -28,14 +28,14 @@ from steelyard.host.scratch import ScratchDisk
 from steelyard.host.sockdiag import SocketQueue
 from steelyard.host.topology.observe import observe_topology
 from steelyard.model.machine import Machine
+from steelyard.runtime.lib_dir import make_lib_dir
 from steelyard.runtime.process import ProcessRuntime
 from steelyard.runtime.record_lane import RecordLane
 from steelyard.runtime.slurm_bin import make_slurm_bin
 from steelyard.runtime.spawner_client import SpawnerClient
-from steelyard.runtime.template import make_lib_dir
 from steelyard.wire.spawn import Exited
 
-#: share of the machine's memory that templates may hold before the least recently used is evicted
+#: share of the machine's memory that templates may hold before the least recently used is evicted, unless `up` was told
 TEMPLATE_SHARE = 0.25
 
 
@@ -96,7 +96,7 @@ def _make_agent(paths: Paths, settings: Settings) -> Agent:
         lib_dir=make_lib_dir(paths.home / "runner"),
         scratch=ScratchDisk(paths.home, paths.tag, configured=Path(settings.scratch_dir) if settings.scratch_dir else None),
         slurm_bin=make_slurm_bin(paths.home / "slurm", sys.executable),
-        template_budget_bytes=round(machine.memory_bytes * TEMPLATE_SHARE),
+        template_budget_bytes=settings.template_memory_bytes or round(machine.memory_bytes * TEMPLATE_SHARE),
         observe_topology=observe_topology,
     )
     agents.append(Agent(edges))

@@ -22,11 +22,12 @@ from steelyard.model.gpu_demand import parse_gpu_demand
 from steelyard.model.ids import NAME
 from steelyard.model.job import Resources
 from steelyard.model.timing import Timing
-from steelyard.wire.api import FunctionDeploy, FunctionView
+from steelyard.scaling.rollout import ERRORS_MAX
+from steelyard.wire.api import FunctionDeploy, FunctionSchedule, FunctionView
 from steelyard.wire.http import ApiClient
 
-#: one long poll
-POLL_S = 10.0
+#: one long poll, and one between two looks at something else
+POLL_S, LOOK_S = 10.0, 0.2
 #: options that are parts of `Resources`
 _RESOURCES = ("cpus", "memory_bytes", "timing", "gpus")
 
@@ -102,6 +103,7 @@ def make_override(asked: Mapping[str, Any]) -> dict[str, Any]:
         "min_replicas": ("replicas_min", int),
         "max_replicas": ("replicas_max", int),
         "idle_timeout": ("idle_timeout_s", parse_seconds),
+        "target_wait": ("target_wait_ms", lambda text: parse_seconds(text) * 1000),
         "startup_deadline": ("startup_deadline_s", parse_seconds),
         "wake_bound": ("wake_bound_s", parse_seconds),
     }
@@ -129,20 +131,53 @@ def upload_code(client: ApiClient, folder: Path, progress: Progress) -> str:
     return bundle.sha256
 
 
-def put_function(client: ApiClient, name: str, spec: FunctionSpec, lease_s: float | None = None) -> FunctionView:
-    return client.fetch(FunctionView, "PUT", f"/v1/functions/{name}", body=FunctionDeploy(spec, lease_s), key=new_key())
+class Takeover(NamedTuple):
+    """How a new revision comes to its traffic, as `FunctionDeploy` says it."""
+
+    percent: int = 100
+    tag: str = ""
+    errors_max: float | None = ERRORS_MAX
 
 
-def wait_settled(client: ApiClient, view: FunctionView, show: Callable[[str], None]) -> FunctionView:
-    """Until the revision gets the traffic, has failed, or another deploy has overtaken it."""
-    revision = view.revision
-    while view.revision == revision and view.routed_revision != revision and view.state != FunctionState.FAILED:
+#: of what somebody is working on: whether it errs is what they want to see
+TRIED = Takeover(errors_max=None)
+
+
+def put_function(
+    client: ApiClient,
+    name: str,
+    spec: FunctionSpec,
+    lease_s: float | None = None,
+    schedule: Mapping[str, Any] | None = None,
+    takeover: Takeover | None = None,
+) -> FunctionView:
+    """`schedule`: as the app's description tells it."""
+    when = None if schedule is None else msgspec.convert(schedule, FunctionSchedule)
+    how = takeover or (Takeover() if lease_s is None else TRIED)
+    body = FunctionDeploy(spec, lease_s, when, *how)
+    return client.fetch(FunctionView, "PUT", f"/v1/functions/{name}", body=body, key=new_key())
+
+
+def wait_settled(
+    client: ApiClient, view: FunctionView, show: Callable[[str], None], enough: Callable[[], bool] | None = None
+) -> FunctionView:
+    """Until the revision is reached, has failed, another deploy has overtaken it, or `enough` says so (asked often)."""
+    revision, poll_s = view.revision, POLL_S if enough is None else LOOK_S
+    while view.revision == revision and not is_reached(view, revision) and view.state != FunctionState.FAILED:
+        if enough is not None and enough():
+            break
         show(f"{view.name} revision {revision}: {view.detail or 'being made ready'}")
-        view = client.fetch(FunctionView, "GET", f"/v1/functions/{view.name}", params={"wait_s": POLL_S}, wait_s=POLL_S)
+        view = client.fetch(FunctionView, "GET", f"/v1/functions/{view.name}", params={"wait_s": poll_s}, wait_s=poll_s)
     return view
 
 
+def is_reached(view: FunctionView, revision: int) -> bool:
+    return view.routed_revision == revision or revision in view.routes.revisions
+
+
 def explain_failure(view: FunctionView, revision: int) -> str:
+    if view.revision < revision:
+        return f"{view.name} went back from revision {revision}; `steelyard revisions {view.name}` says why."
     serves = f"Revision {view.routed_revision} goes on serving." if view.routed_revision else "Nothing serves it."
     return f"{view.name} revision {revision} FAILED ({view.reason}). {serves} Mend the code and deploy again."
 

@@ -19,6 +19,7 @@ from typing import IO, Any
 import click
 import msgspec
 
+import steelyard
 from steelyard.cli.session import find_settings
 from steelyard.errors import Refused, SteelyardError
 from steelyard.sdk.command import LoadFailed, Prepared, Program, split_root
@@ -77,9 +78,11 @@ class UserCodeFailed(SteelyardError):
 
 
 def declares_app(file: Path) -> bool:
-    """Does a Python file look like one with an app of ours? By its text alone: plain ASGI apps are not imported here. Refused
-    when it is no Python."""
+    """Does a Python file look like one with an app of ours? By its text alone: an ASGI app is not imported here, and a program
+    would run. It decorates functions, or takes an `app` from another file. Refused when it is no Python."""
     for node in ast.walk(parse_file(file)):
+        if isinstance(node, ast.ImportFrom) and any((name.asname or name.name) == "app" for name in node.names):
+            return True
         if not isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef | ast.ClassDef):
             continue
         for decorator in node.decorator_list:
@@ -108,6 +111,13 @@ def load_app(file: Path, python: str, lib_dir: Path | None = None) -> AppFile:
         with _told():
             description = Program(str(file)).describe()
         return _make(file, python, description)
+    with contextlib.closing(_Child(python, lib_dir, "describe", str(file))) as child:
+        return _make(file, python, child.description)
+
+
+def load_app_apart(file: Path, python: str, home: Path | None) -> AppFile:
+    """Like `load_app`, always in a process of its own: what the file was before has left no trace in it."""
+    lib_dir = lib_dir_for(home, python) or Path(steelyard.__file__).parents[1]
     with contextlib.closing(_Child(python, lib_dir, "describe", str(file))) as child:
         return _make(file, python, child.description)
 
@@ -199,7 +209,7 @@ def lib_dir_for(home: Path | None, interpreter: str) -> Path | None:
     """What another interpreter needs of us; None for this one."""
     if same_interpreter(interpreter):
         return None
-    from steelyard.runtime.template import make_lib_dir
+    from steelyard.runtime.lib_dir import make_lib_dir
 
     return make_lib_dir(find_settings(home)[0].home / "runner")
 

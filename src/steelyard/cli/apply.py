@@ -155,7 +155,7 @@ def _plan_schedule(client: ApiClient, document: Document) -> Planned:
     except NotFound:
         changes = (Change("cron", None, put.cron), Change("timezone", None, put.timezone), *find_asked(document.spec))
         return Planned(document, Step(document.kind, document.name, CREATE, changes, command=command))
-    changes = find_changes(SchedulePut(view.cron, view.spec, view.timezone), put)
+    changes = find_changes(SchedulePut(view.cron, view.spec, view.timezone, view.function, view.every_s), put)
     return Planned(document, Step(document.kind, document.name, UPDATE if changes else UNCHANGED, changes, command=command))
 
 
@@ -200,6 +200,9 @@ def make_function_spec(ask: FunctionAsk) -> tuple[FunctionSpec, Path | None]:
     )
     given = {
         "concurrency": ask.concurrency,
+        "target_wait_ms": None if ask.target_wait_s is None else ask.target_wait_s * 1000,
+        "target_busy": ask.target_busy,
+        "buffer_replicas": ask.buffer_replicas,
         "idle_timeout_s": ask.idle_timeout_s,
         "startup_deadline_s": ask.startup_deadline_s,
         "wake_bound_s": ask.wake_bound_s,

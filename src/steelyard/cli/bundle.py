@@ -14,11 +14,12 @@ import tarfile
 import tempfile
 from collections.abc import Iterator
 from pathlib import Path, PurePosixPath
-from typing import BinaryIO, NamedTuple
-
-from pathspec import GitIgnoreSpec
+from typing import TYPE_CHECKING, BinaryIO, NamedTuple
 
 from steelyard.errors import Refused
+
+if TYPE_CHECKING:
+    from pathspec import GitIgnoreSpec
 
 BUNDLE_MAX_BYTES = 256 << 20
 #: before compression; a folder beyond this was not meant
@@ -121,6 +122,9 @@ def _load_spec(folder: Path) -> GitIgnoreSpec | None:
         return None
     except PermissionError as err:
         raise Refused(f"{folder}/.gitignore can't be read. Nothing was deployed.", code="code-unreadable") from err
+    # imported here: most folders have none, and it costs as much as all the rest of a small capture
+    from pathspec import GitIgnoreSpec
+
     return GitIgnoreSpec.from_lines(text.splitlines())
 
 

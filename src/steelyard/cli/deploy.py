@@ -17,11 +17,11 @@ import click
 import msgspec
 from click.core import ParameterSource
 
-from steelyard.cli.app_deploy import DeployedRow, explain_failure, put_function, upload_code, wait_settled
+from steelyard.cli.app_deploy import DeployedRow, Takeover, explain_failure, is_reached, put_function, upload_code, wait_settled
 from steelyard.cli.app_file import check_python, declares_app, parse_file
 from steelyard.cli.numbers import Number
 from steelyard.cli.output import Progress, print_json, say
-from steelyard.cli.quantities import parse_bytes, parse_seconds
+from steelyard.cli.quantities import parse_bytes, parse_seconds, parse_share
 from steelyard.cli.session import home_option, json_option, open_client
 from steelyard.errors import Refused
 from steelyard.model.function import FunctionSpec
@@ -43,7 +43,8 @@ TARGET is one of
                    or takes the socket by LISTEN_FDS (fd 3)
 
 The folder of FILE is captured, minus what .gitignore names; a command runs in the folder as it is.
-A deploy of the same name is a new revision. It takes over when it is ready, and no request fails.
+A deploy of the same name is a new revision. It takes over when it is ready, and no request fails. With --traffic it takes over
+only a part, which `steelyard traffic` moves; and when too many of its requests fail, the traffic goes back by itself.
 Callers need a key (`steelyard keys create NAME`) unless it is --public.
 
 Of an app each function is deployed for itself: one that fails leaves the others as they are. Options here win over those in the
@@ -56,6 +57,7 @@ Examples:
   steelyard deploy shop.py --prune --env STAGE=live
   steelyard deploy shop.py:price --max-replicas 4
   steelyard deploy app.py:app --name hello --public
+  steelyard deploy app.py:app --name hello --traffic 10 --tag next
   steelyard deploy embed.py:app --max-replicas 4 --concurrency 8 --idle-timeout 5m --memory 1GB
   steelyard deploy chat.py:app --gpus H100:2 --wake-bound 2s --idle-timeout 10m
   steelyard deploy server.py --port 8000 --python /opt/env/bin/python
@@ -75,6 +77,25 @@ Examples:
     default=8,
     show_default=True,
     help="Requests that one replica holds at a time.",
+)
+@click.option(
+    "--target-wait",
+    metavar="TIME",
+    help="Add replicas only when the last who waits would wait longer than that [default: whenever somebody waits].",
+)
+@click.option(
+    "--target-busy",
+    type=click.FloatRange(0, 1, min_open=True),
+    default=1.0,
+    show_default=True,
+    help="Add a replica when more than this share of the places is busy.",
+)
+@click.option(
+    "--buffer-replicas",
+    type=click.IntRange(0, 1000),
+    default=0,
+    show_default=True,
+    help="Kept ready beyond need while it is awake.",
 )
 @click.option("--idle-timeout", default="60s", show_default=True, help="Asleep after that long without a request.")
 @click.option("--startup-deadline", default="60s", show_default=True, help="A replica that does not serve by then has failed.")
@@ -107,26 +128,52 @@ Examples:
 @click.option("--as-root", is_flag=True, help="Run as root (only for the admin of a Steelyard that root started).")
 @click.option("--replace", is_flag=True, help="Of an app: take over what another file, or nobody's app, deployed by its names.")
 @click.option("--prune", is_flag=True, help="Of an app: delete its functions that the file no longer declares.")
+@click.option(
+    "--traffic",
+    type=click.IntRange(0, 100),
+    default=100,
+    show_default=True,
+    metavar="PERCENT",
+    help="Of the requests, that the new revision gets; those before it keep the rest.",
+)
+@click.option("--tag", default="", help="An address of its own beside that: NAME@TAG, with --traffic 0 the only one.")
+@click.option(
+    "--rollback-errors",
+    default="5%",
+    show_default=True,
+    metavar="PERCENT",
+    help="Go back when so much more of its requests fail than before, within 10 minutes; `off`: never.",
+)
 @home_option
 @json_option
 @click.argument("target", nargs=-1, required=True, type=click.UNPROCESSED, metavar="TARGET")
 @click.pass_context
 def deploy(
-    ctx: click.Context, home: Path | None, as_json: bool, target: tuple[str, ...], replace: bool, prune: bool, **asked: Any
+    ctx: click.Context,
+    home: Path | None,
+    as_json: bool,
+    target: tuple[str, ...],
+    replace: bool,
+    prune: bool,
+    traffic: int,
+    tag: str,
+    rollback_errors: str,
+    **asked: Any,
 ) -> None:
+    takeover = Takeover(traffic, tag, parse_share(rollback_errors))
     code = read_target(target, asked["port"], apps=True)
-    if code.file is not None and asked["port"] is None and (code.attr is None or declares_app(code.file)):
+    if code.file is not None and asked["port"] is None and declares_app(code.file):
         from steelyard.cli.deploy_app import AppDeploy, deploy_app
 
         given = {name: asked[name] for name in asked if ctx.get_parameter_source(name) is ParameterSource.COMMANDLINE}
-        if deploy_app(home, code.file, AppDeploy(code.attr, given, replace, prune, as_json)):
+        if deploy_app(home, code.file, AppDeploy(code.attr, given, replace, prune, as_json, takeover)):
             return
     for option, is_set in (("--replace", replace), ("--prune", prune)):
         if is_set:
             raise Refused(f"{option} is for apps (`app = sy.App(...)` in FILE.py). Nothing was deployed.", code="unfit-option")
     function, spec = make_function(code, asked)
     with open_client(home) as client:
-        hand_over(client, function, spec, code.file, as_json=as_json)
+        hand_over(client, function, spec, code.file, as_json=as_json, takeover=takeover)
 
 
 def make_function(code: Target, asked: Mapping[str, Any]) -> tuple[str, FunctionSpec]:
@@ -156,6 +203,9 @@ def make_function(code: Target, asked: Mapping[str, Any]) -> tuple[str, Function
         replicas_min=asked["min_replicas"],
         replicas_max=asked["max_replicas"],
         concurrency=asked["concurrency"],
+        target_wait_ms=parse_seconds(asked["target_wait"]) * 1000 if asked["target_wait"] else None,
+        target_busy=asked["target_busy"],
+        buffer_replicas=asked["buffer_replicas"],
         idle_timeout_s=parse_seconds(asked["idle_timeout"]),
         startup_deadline_s=parse_seconds(asked["startup_deadline"]),
         wake_bound_s=parse_seconds(asked["wake_bound"]) if asked["wake_bound"] else None,
@@ -173,12 +223,13 @@ def hand_over(
     *,
     tell: Callable[[str], None] = click.echo,
     as_json: bool = False,
+    takeover: Takeover | None = None,
 ) -> None:
     """Send the code where there is a file, deploy, and wait until the revision gets the traffic. Raises Refused when it fails."""
     progress = Progress()
     if file is not None:
         spec = msgspec.structs.replace(spec, bundle=upload_code(client, file.parent, progress))
-    view = put_function(client, function, spec)
+    view = put_function(client, function, spec, takeover=takeover)
     try:
         settled = wait_settled(client, view, progress.show)
     except KeyboardInterrupt:
@@ -188,7 +239,7 @@ def hand_over(
     progress.clear()
     if settled.revision > view.revision:
         tell(f"{function} revision {view.revision} was overtaken by revision {settled.revision}")
-    elif settled.routed_revision != view.revision:
+    elif not is_reached(settled, view.revision):
         if settled.detail:
             say(settled.detail.rstrip())
         raise Refused(explain_failure(settled, view.revision), code="function-failed")
@@ -225,10 +276,10 @@ def read_target(words: tuple[str, ...], port: int | None, *, apps: bool = False)
         raise Refused(f"There is no file {file_name}. Nothing was deployed.", code="no-such-file")
     if colon and not all(part.isidentifier() for part in attr.split(".")):
         raise Refused(f"{attr!r} can't be the name of an app. Write FILE.py:APP, for example app.py:app.", code="bad-target")
-    if not colon and port is None and not apps:
+    if not colon and port is None and not (apps and declares_app(file)):
         raise Refused(
-            f"{file_name} needs an app or a port: `{file_name}:APP` for an ASGI app, or --port for a program that "
-            "opens one. Nothing was deployed.",
+            f"{file_name} needs an app or a port: app = sy.App(...) and decorated functions in it, `{file_name}:APP` for an ASGI "
+            "app, or --port for a program that opens one. Nothing was deployed.",
             code="bad-target",
         )
     parse_file(file)

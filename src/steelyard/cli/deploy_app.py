@@ -13,8 +13,10 @@ import click
 
 from steelyard.cli.app_deploy import (
     DeployedRow,
+    Takeover,
     Wanted,
     explain_failure,
+    is_reached,
     make_override,
     make_wanted,
     put_function,
@@ -38,6 +40,7 @@ class AppDeploy(NamedTuple):
     replace: bool
     prune: bool
     as_json: bool
+    takeover: Takeover = Takeover()
 
 
 def deploy_app(home: Path | None, file: Path, asked: AppDeploy) -> bool:
@@ -63,7 +66,7 @@ def deploy_app(home: Path | None, file: Path, asked: AppDeploy) -> bool:
         _check_taken(app, deployed, asked.replace)
         progress = Progress()
         wanted = make_wanted(app, upload_code(client, app.root, progress), override=override)
-        rows = _deploy_all(client, wanted, progress)
+        rows = _deploy_all(client, wanted, progress, asked)
         vanished = find_vanished(app, deployed) if asked.only is None else []
         rows += _prune(client, vanished, asked)
     _tell(app, rows, wanted, asked)
@@ -118,13 +121,13 @@ def _origin(view: FunctionView) -> str:
     return f"app {view.app} in {view.origin}" if view.app else "by itself"
 
 
-def _deploy_all(client: ApiClient, wanted: Sequence[Wanted], progress: Progress) -> list[DeployedRow]:
+def _deploy_all(client: ApiClient, wanted: Sequence[Wanted], progress: Progress, asked: AppDeploy) -> list[DeployedRow]:
     """All at once; the server rolls them out side by side."""
     rows: list[DeployedRow] = []
     views: list[FunctionView] = []
     for each in wanted:
         try:
-            views.append(put_function(client, each.name, each.spec))
+            views.append(put_function(client, each.name, each.spec, None, each.declared.schedule, asked.takeover))
         except Refused as err:
             rows.append(DeployedRow(each.name, 0, "failed", "", err.public))
     try:
@@ -133,7 +136,7 @@ def _deploy_all(client: ApiClient, wanted: Sequence[Wanted], progress: Progress)
             settled = wait_settled(client, view, lambda text, count=count: progress.show(f"{count}{text}"))
             if settled.revision > view.revision:
                 rows.append(DeployedRow(view.name, view.revision, "overtaken", settled.url))
-            elif settled.routed_revision != view.revision:
+            elif not is_reached(settled, view.revision):
                 detail = "\n".join(part for part in (settled.detail.rstrip(), explain_failure(settled, view.revision)) if part)
                 rows.append(DeployedRow(view.name, view.revision, "failed", settled.url, detail))
             else:
@@ -172,10 +175,11 @@ def _tell(app: AppFile, rows: Sequence[DeployedRow], wanted: Sequence[Wanted], a
         print_table(("function", "revision", "state", "url"), cells, "Nothing was deployed.", keep=("function",))
     for row in rows:
         if row.detail:
-            say(f"{row.detail}" if row.state == "failed" else f"{row.name}: {row.detail}")
+            say(f"{row.name}: {row.detail}")
     private = [each.name for each in wanted if not each.spec.public and each.spec.interface == "http"]
     if private and not asked.as_json:
         say(f"Callers of {', '.join(private)} need a key: `steelyard keys create NAME`.")
-    called = next((each for each in wanted if each.spec.interface == "call"), None)
+    ready = {row.name for row in rows if row.state == "ready"}
+    called = next((each for each in wanted if each.spec.interface == "call" and each.name in ready), None)
     if called is not None and not asked.as_json:
         say(f"Call one: sy.Function.from_name({called.name!r}).remote(...), or `steelyard call {called.name}`.")

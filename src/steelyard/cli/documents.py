@@ -40,6 +40,9 @@ class FunctionAsk(msgspec.Struct, frozen=True):
     env: dict[str, str]
     replicas: tuple[int, int]
     concurrency: int | None = None
+    target_wait_s: float | None = None
+    target_busy: float | None = None
+    buffer_replicas: int | None = None
     idle_timeout_s: float | None = None
     startup_deadline_s: float | None = None
     wake_bound_s: float | None = None
@@ -193,6 +196,9 @@ class _Reader:
             env=self._env(),
             replicas=self._replicas(),
             concurrency=self._number(top, "concurrency") if "concurrency" in top else None,
+            target_wait_s=self._seconds("target_wait"),
+            target_busy=self._amount(top, "target_busy") if "target_busy" in top else None,
+            buffer_replicas=self._number(top, "buffer_replicas") if "buffer_replicas" in top else None,
             idle_timeout_s=self._seconds("idle_timeout"),
             startup_deadline_s=self._seconds("startup_deadline"),
             wake_bound_s=self._seconds("wake_bound"),
@@ -337,6 +343,7 @@ _KEYS: dict[str, tuple[str, ...]] = {
     SCHEDULE: (*(key for key in _RUNS if key != "begin"), "schedule", "timezone"),
     FUNCTION: (
         *_COMMON, "target", "command", "workdir", "replicas", "concurrency", "idle_timeout", "startup_deadline", "wake_bound",
+        "target_wait", "target_busy", "buffer_replicas",
         "port", "python", "public", "as_root",
     ),
 }  # fmt: skip

@@ -67,7 +67,8 @@ class Lease:
             self.give_back(list(self._names))
 
     def add(self, name: str) -> None:
-        self._names.append(name)
+        if name not in self._names:
+            self._names.append(name)
 
     def give_back(self, names: Sequence[str]) -> None:
         """Delete these now."""

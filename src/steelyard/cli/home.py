@@ -61,6 +61,7 @@ class UpOptions(msgspec.Struct, frozen=True):
     tls_key: str | None = None
     work_uid: int | None = None
     scratch_dir: str | None = None
+    template_memory_bytes: int | None = None
 
 
 def prepare_home(paths: Paths, options: UpOptions, programs_run: bool) -> Settings:
@@ -208,6 +209,7 @@ def _first_settings(options: UpOptions) -> Settings:
         tls_cert=_absolute(options.tls_cert),
         tls_key=_absolute(options.tls_key),
         scratch_dir=_absolute(options.scratch_dir),
+        template_memory_bytes=options.template_memory_bytes,
     )
 
 
@@ -226,6 +228,7 @@ def _change(known: Settings, options: UpOptions, programs_run: bool) -> Settings
         tls_cert=_absolute(options.tls_cert) or known.tls_cert,
         tls_key=_absolute(options.tls_key) or known.tls_key,
         scratch_dir=_absolute(options.scratch_dir) or known.scratch_dir,
+        template_memory_bytes=options.template_memory_bytes or known.template_memory_bytes,
     )
     if not _is_loopback(wanted.api_host) and wanted.tls_cert is None:
         raise Refused(

@@ -47,6 +47,20 @@ def parse_seconds(text: str) -> float:
     return seconds
 
 
+def parse_share(text: str) -> float | None:
+    """`5%` or `0.05`; None for `off`. Raises Refused."""
+    if text == "off":
+        return None
+    number, sign = (text[:-1], 100) if text.endswith("%") else (text, 1)
+    try:
+        share = float(number) / sign
+    except ValueError:
+        share = -1.0
+    if not 0 <= share <= 1:
+        raise Refused(f"{text!r} is no share. Write 5%, 0.05 or off.", code="bad-share")
+    return share
+
+
 def render_bytes(size: int | None) -> str:
     """4000000000 -> "4.0 GB"; None -> "-"."""
     if size is None:

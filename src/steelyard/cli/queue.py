@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 
 import click
@@ -9,7 +10,7 @@ import click
 from steelyard.cli.job_text import render_asks
 from steelyard.cli.output import COLOURS, person_looks, print_json, print_table, say, show_time
 from steelyard.cli.session import home_option, json_option, new_key, open_client, quote
-from steelyard.wire.api import JobPriority, JobView, QueueView, WhyView
+from steelyard.wire.api import FunctionWhyView, JobPriority, JobView, QueueView, WhyView
 
 QUEUE_HELP = """List waiting jobs in the order in which they start, with an estimate of when.
 
@@ -54,24 +55,35 @@ def queue(limit: int, home: Path | None, as_json: bool) -> None:
     )
 
 
-WHY_HELP = """Say why a job waits: every reason, and the smallest changes that would start it now.
+WHY_HELP = """Say why a job waits, or why a function has as many replicas as it has.
 
-Each change was tried: the scheduler was asked again with it, and said yes.
+Of a job: every reason, and the smallest changes that would start it now. Each change was tried: the scheduler was asked again
+with it, and said yes.
+
+Of a function: what was seen at the last look, which rule decided with which numbers, what bounds it, and what changed lately.
 
 \b
 Examples:
   steelyard why 41
   steelyard why 41 --json | jq -r '.changes[].text'
+  steelyard why embed
 """
 
+#: as they are written on the command line, array elements too; anything else names a function
+_JOB = re.compile(r"(j-)?\d+([_.].+)?")
 
-@click.command(help=WHY_HELP, short_help="Say why a job waits, and what would start it now.")
-@click.argument("job")
+
+@click.command(help=WHY_HELP, short_help="Say why a job waits, or a function has so many replicas.")
+@click.argument("name", metavar="JOB|FUNCTION")
 @home_option
 @json_option
-def why(job: str, home: Path | None, as_json: bool) -> None:
+def why(name: str, home: Path | None, as_json: bool) -> None:
     with open_client(home) as client:
-        shown = client.fetch(WhyView, "GET", f"/v1/jobs/{quote(job)}/why")
+        if not _JOB.fullmatch(name):
+            told = client.fetch(FunctionWhyView, "GET", f"/v1/functions/{quote(name)}/why")
+            print_json(told) if as_json else _print_function(told)
+            return
+        shown = client.fetch(WhyView, "GET", f"/v1/jobs/{quote(name)}/why")
     if as_json:
         print_json(shown)
         return
@@ -85,6 +97,22 @@ def why(job: str, home: Path | None, as_json: bool) -> None:
         click.echo("\nIt would start now with one of these (each was tried):")
     for change in shown.changes:
         click.echo(f"  - {change.text}")
+
+
+def _print_function(shown: FunctionWhyView) -> None:
+    state = click.style(shown.state, fg=COLOURS.get(shown.state)) if person_looks() else shown.state
+    click.echo(f"{shown.name} {state}" + (f" {shown.reason}" if shown.reason else ""))
+    if shown.detail.strip():
+        click.echo(f"  {shown.detail.strip().splitlines()[-1]}")
+    for revision in shown.revisions:
+        starting = f", {revision.starting} starting" if revision.starting else ""
+        click.echo(f"revision {revision.revision}: {revision.serving} serving{starting}. {revision.text}")
+    rows = [
+        (show_time(step.at), str(revision.revision), f"{step.before} -> {step.after}", step.text)
+        for revision in shown.revisions
+        for step in revision.changes
+    ]
+    print_table(("at", "revision", "replicas", "because"), sorted(rows), "Nothing has changed since it was deployed.")
 
 
 HOLD_HELP = """Keep a waiting job, or an array's waiting elements, from starting.

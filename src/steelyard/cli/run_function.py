@@ -15,7 +15,7 @@ from typing import Any
 
 import click
 
-from steelyard.cli.app_deploy import make_override, make_wanted, put_function, upload_code, wait_settled
+from steelyard.cli.app_deploy import is_reached, make_override, make_wanted, put_function, upload_code, wait_settled
 from steelyard.cli.app_file import Call, UserCodeFailed, check_python, lib_dir_for
 from steelyard.cli.ephemeral import LEASE_S, Ended, Lease, ended_by_signals, make_suffix
 from steelyard.cli.function_logs import FunctionLogs
@@ -64,7 +64,7 @@ def _run(client: ApiClient, call: Call, environ: Mapping[str, str], as_json: boo
         for view in views:
             settled = wait_settled(client, view, progress.show)
             progress.clear()
-            if settled.routed_revision != view.revision:
+            if not is_reached(settled, view.revision):
                 why = f"{view.name} could not be started ({settled.reason})."
                 if settled.reason == Reason.IMPORT_FAILED:
                     raise UserCodeFailed(f"{settled.detail.rstrip()}\nsteelyard: {why}")

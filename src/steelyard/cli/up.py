@@ -30,6 +30,7 @@ from steelyard.cli.programs import (
     make_programs,
     open_pidfd,
 )
+from steelyard.cli.quantities import parse_bytes
 from steelyard.cli.readiness import wait_ready
 from steelyard.cli.session import find_paths, home_option
 from steelyard.cli.supervisor import Supervisor
@@ -67,6 +68,7 @@ Examples:
 @click.option(
     "--scratch-dir", type=click.Path(), help="Where scratch folders of jobs are made [default: on the fastest local disk]."
 )
+@click.option("--template-memory", help="What templates of functions may hold together [default: a quarter of the memory].")
 def up(
     detach: bool,
     home: Path | None,
@@ -77,9 +79,11 @@ def up(
     tls_key: str | None,
     work_uid: int | None,
     scratch_dir: str | None,
+    template_memory: str | None,
 ) -> None:
     paths, clock = find_paths(home), SystemClock()
-    options = UpOptions(port, gateway_port, host, tls_cert, tls_key, work_uid, scratch_dir)
+    budget = parse_bytes(template_memory) if template_memory else None
+    options = UpOptions(port, gateway_port, host, tls_cert, tls_key, work_uid, scratch_dir, budget)
     _check_gateway_is_there()
     running = any(find_program(paths, name, clock) is not None for name in ("server", "envoy"))
     settings = prepare_home(paths, options, running)

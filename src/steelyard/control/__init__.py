@@ -18,6 +18,7 @@ REPORTS = "reports"
 SCHEDULES = "schedules"
 CALLS = "calls"
 LEASES = "leases"
+ROLLOUTS = "rollouts"
 
 
 class Loop(Protocol):

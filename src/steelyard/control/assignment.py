@@ -109,12 +109,15 @@ def render_assignment(seen: Seen, secrets: Secrets) -> Assignment:
                 name=function.name,
                 project=function.project,
                 owner=function.owner,
-                revision=function.revision,
-                spec=function.spec,
-                plan=function.plan,
+                revision=each.revision,
+                spec=each.spec,
+                plan=each.plan,
                 token=secrets.sign_function(function),
+                percent=each.percent,
+                tags=each.tags,
             )
             for function in seen.functions
+            for each in function.live.values()
         ),
         keys=admitted_keys(seen.keys, seen.functions, secrets),
     )

@@ -229,12 +229,19 @@ class CallsLoop:
 
     async def _load(self, flying: frozenset[CallId], held: frozenset[CallId], landed: tuple[Landed, ...]) -> Seen:
         live = self._live
-        live.apply(*await self._store.read(lambda tx: tx.calls_changed(live.change)))
         live.wake(self._clock.now_us())
-        names = live.functions
-        limits = await self._store.read(lambda tx: [_limit(tx, name) for name in names]) if names else []
-        self._paces = {name: pace for name, pace in self._paces.items() if name in live.functions or name in self._flying_of}
-        lanes = tuple(self._make_lane(name, limit) for name, limit in zip(names, limits, strict=True))
+        since, names = live.change, set(live.functions)
+
+        def read(tx: Tx) -> tuple[int, list[Call], dict[FunctionName, int | None]]:
+            newest, changed = tx.calls_changed(since)
+            asked = names | {call.function for call in changed if call.state is CallState.QUEUED}
+            return newest, changed, {name: _limit(tx, name) for name in asked}
+
+        newest, changed, limits = await self._store.read(read)
+        live.apply(newest, changed)
+        ready = live.functions
+        self._paces = {name: pace for name, pace in self._paces.items() if name in ready or name in self._flying_of}
+        lanes = tuple(self._make_lane(name, limits[name]) for name in ready)
         return Seen(lanes, dict(live.running), flying, landed, held, live.next_wake)
 
     def _make_lane(self, name: FunctionName, limit: int | None) -> Lane:

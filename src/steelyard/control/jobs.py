@@ -179,11 +179,13 @@ def hold_jobs(jobs: Sequence[Job]) -> tuple[Holding, ...]:
 def hold_functions(
     functions: Sequence[Function], machine: Machine | None, but: tuple[ProjectName, FunctionName] | None = None
 ) -> tuple[Holding, ...]:
-    """What dedicated functions hold, and older revisions. `but`: a function that is about to be placed anew."""
+    """What dedicated functions hold, and revisions that are leaving. `but`: a function that is about to be placed anew."""
     newest = [
-        Holding(reserved, row.plan, lent_s=row.spec.wake_bound_s if row.lends else None)
+        Holding(reserved, each.plan, lent_s=each.spec.wake_bound_s if row.lends else None)
         for row in functions
-        if row.plan is not None and (reserved := row.spec.reserved) is not None and (row.project, row.name) != but
+        if (row.project, row.name) != but
+        for each in row.live.values()
+        if each.plan is not None and (reserved := each.spec.reserved) is not None
     ]
     older = [Holding(_OLDER, held.plan) for held in (machine.held if machine else ()) if but is None or held.function != but[1]]
     return (*newest, *older)

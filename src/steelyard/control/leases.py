@@ -11,7 +11,7 @@ from collections.abc import Sequence
 import msgspec
 
 from steelyard.clock import Clock
-from steelyard.control import ASSIGNMENT, JOBS, LEASES
+from steelyard.control import ASSIGNMENT, CALLS, JOBS, LEASES
 from steelyard.control.watch import Watch
 from steelyard.model.function import Function
 from steelyard.store import Event, Store, Tx
@@ -92,4 +92,4 @@ class LeasesLoop:
         report = await carry_out(self._store, actions)
         for name in report.deleted:
             self._watch.notify(f"function/{name}")
-        return [JOBS, ASSIGNMENT] if report.deleted else []
+        return [JOBS, ASSIGNMENT, CALLS] if report.deleted else []

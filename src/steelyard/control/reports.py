@@ -11,15 +11,16 @@ from collections.abc import Sequence
 import msgspec
 
 from steelyard.clock import Clock
-from steelyard.control import ASSIGNMENT, JOBS, REPORTS, AgentLink
+from steelyard.control import ASSIGNMENT, JOBS, REPORTS, ROLLOUTS, AgentLink
 from steelyard.control.changes import commit_change
 from steelyard.control.charging import charge_ended
 from steelyard.control.live import LiveJobs
+from steelyard.control.rollouts import Looks
 from steelyard.control.watch import Watch
 from steelyard.lifecycle.attempt import apply_attempt, lose_job
 from steelyard.lifecycle.job import Change, doubt_job, in_doubt
 from steelyard.model.function import Function
-from steelyard.model.ids import DEFAULT_PROJECT, JobId
+from steelyard.model.ids import DEFAULT_PROJECT, FunctionName, JobId
 from steelyard.model.job import Job, JobState
 from steelyard.model.machine import Machine
 from steelyard.store import Event, Store, Tx
@@ -27,6 +28,10 @@ from steelyard.wire import agent as wire
 
 #: newest lines of machines' history that a repeated one is looked for in: several times what one report may repeat
 STORED_LOOK = 400
+#: rows of so many functions are read one by one; of more all are
+FUNCTIONS_APART = 50
+#: so often a report counts as a whole
+FULL_NS = 10 * 1_000_000_000
 
 
 class Seen(msgspec.Struct, frozen=True):
@@ -83,10 +88,16 @@ async def greet(store: Store, machine: Machine, now: int) -> bool:
 
 
 async def load(store: Store, live: LiveJobs, report: wire.Report) -> Seen:
+    """Of the functions those that the report speaks of."""
     named = [JobId(attempt.attempt.rpartition(".")[0]) for attempt in report.attempts]
 
     def read(tx: Tx) -> tuple[tuple[int, list[Job]], Machine | None, tuple[Function, ...]]:
-        return tx.jobs_changed(live.change), tx.machine(), tuple(tx.functions()) if report.functions else ()
+        if len(report.functions) > FUNCTIONS_APART:
+            functions = tuple(tx.functions())
+        else:
+            found = (tx.function(DEFAULT_PROJECT, seen.name) for seen in report.functions)
+            functions = tuple(function for function in found if function is not None)
+        return tx.jobs_changed(live.change), tx.machine(), functions
 
     changed, machine, functions = await store.read(read)
     live.apply(*changed)
@@ -141,6 +152,7 @@ def apply_function(before: Function, seen: wire.FunctionSeen) -> Function | None
         replicas=seen.replicas,
         waking=seen.waking,
         queued=seen.queued,
+        routes=seen.routes,
     )
     if seen.revision == before.revision:
         after = msgspec.structs.replace(after, state=seen.state, reason=seen.reason, detail=seen.detail, lends=seen.lends)
@@ -172,30 +184,53 @@ async def carry_out(store: Store, actions: Actions) -> Report:
     return await store.write(commit)
 
 
+class News:
+    """What of a report says something else than the one before: a thousand functions are told of each time, and few of them have
+    changed. Every FULL_NS all of it counts, whatever happened to the rows meanwhile."""
+
+    def __init__(self) -> None:
+        self._known: dict[FunctionName, wire.FunctionSeen] = {}
+        self._full_ns: int | None = None
+
+    def pick(self, report: wire.Report, now_ns: int) -> wire.Report:
+        """The report with those functions alone."""
+        if self._full_ns is None or now_ns - self._full_ns >= FULL_NS:
+            self._full_ns, self._known = now_ns, {}
+        known = self._known
+        return msgspec.structs.replace(report, functions=tuple(each for each in report.functions if known.get(each.name) != each))
+
+    def applied(self, report: wire.Report) -> None:
+        self._known = {each.name: each for each in report.functions}
+
+
 class ReportsLoop:
     name = REPORTS
     tick_s = 30.0
 
-    def __init__(self, store: Store, agents: AgentLink, clock: Clock, watch: Watch, live: LiveJobs) -> None:
+    def __init__(self, store: Store, agents: AgentLink, clock: Clock, watch: Watch, live: LiveJobs, looks: Looks) -> None:
         self._store = store
         self._live = live
+        self._looks = looks
         self._agents = agents
         self._clock = clock
         self._watch = watch
+        self._news = News()
 
     async def activate(self) -> Sequence[str]:
         report = self._agents.newest_report()
         if report is None:
             return ()
-        seen = await load(self._store, self._live, report)
+        seen = await load(self._store, self._live, self._news.pick(report, self._clock.mono_ns()))
         done = await carry_out(self._store, decide(seen, self._clock.now_us()))
+        self._news.applied(report)
         self._agents.acknowledge(report)
         for job in done.jobs:
             self._watch.notify(f"job/{job.id}")
         for function in done.functions:
             self._watch.notify(f"function/{function.name}")
+        pokes = [ROLLOUTS] if self._looks.take(report.functions) else []
         lent = any(function.lends for function in done.functions)
         if done.machine or lent or any(job.state.terminal or job.state is JobState.QUEUED for job in done.jobs):
-            return (JOBS, ASSIGNMENT)
+            pokes += [JOBS, ASSIGNMENT]
         # a report that came while this one was committed has poked this loop already
-        return ()
+        return tuple(pokes)

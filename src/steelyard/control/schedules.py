@@ -1,25 +1,35 @@
-"""Which schedules are due? The only place that submits jobs by the clock.
+"""Which schedules are due? The only place that submits jobs and calls functions by the clock.
 
-A job, the schedule's `done_until` and the line of history are one transaction: killed at any moment, each time is submitted once
-or not yet. The loop sleeps until the next time that any schedule names; without one it does not wake.
+The job or call, the schedule's `done_until` and the line of history are one transaction: killed at any moment, each time is
+submitted once or not yet. The loop sleeps until the next time that any schedule names; without one it does not wake.
 """
 
 from __future__ import annotations
 
 import logging
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from datetime import tzinfo
 
 import msgspec
 
 from steelyard.clock import Clock
-from steelyard.control import JOBS, SCHEDULES
+from steelyard.control import CALLS, JOBS, SCHEDULES
+from steelyard.control.calls import make_call_event
 from steelyard.control.changes import make_event
 from steelyard.control.zones import find_zone
+from steelyard.lifecycle.call import make_empty_call
 from steelyard.lifecycle.job import make_job
-from steelyard.lifecycle.schedule import Firing, decide_firing, make_scheduled_job, next_firing, render_firing
-from steelyard.model.ids import JobId
-from steelyard.model.job import Job
+from steelyard.lifecycle.schedule import (
+    Firing,
+    decide_firing,
+    make_scheduled_call,
+    make_scheduled_job,
+    next_firing,
+    render_firing,
+)
+from steelyard.model.call import Call
+from steelyard.model.ids import CallId, JobId
+from steelyard.model.job import Job, JobSpec
 from steelyard.model.site import Schedule
 from steelyard.store import Event, Store, Tx
 
@@ -52,6 +62,7 @@ class Actions(msgspec.Struct, frozen=True):
 
 class Report(msgspec.Struct, frozen=True):
     submitted: tuple[Job, ...] = ()
+    called: tuple[Call, ...] = ()
     #: somebody changed the schedule since it was read: look again
     skipped: int = 0
 
@@ -78,18 +89,20 @@ def decide(seen: Seen, now: int) -> Actions:
     return Actions(tuple(due), now, min(times, default=None))
 
 
-async def carry_out(store: Store, actions: Actions) -> Report:
+async def carry_out(store: Store, actions: Actions, make_id: Callable[[], CallId]) -> Report:
     if not actions.due:
         return Report()
-    return await store.write(lambda tx: _commit(tx, actions))
+    return await store.write(lambda tx: _commit(tx, actions, make_id))
 
 
 class SchedulesLoop:
     name = SCHEDULES
 
-    def __init__(self, store: Store, clock: Clock) -> None:
+    def __init__(self, store: Store, clock: Clock, make_id: Callable[[], CallId]) -> None:
+        """`make_id` gives calls their ids, no two the same."""
         self._store = store
         self._clock = clock
+        self._make_id = make_id
         self._next_at: int | None = None
         self._told: frozenset[str] = frozenset()
 
@@ -105,8 +118,9 @@ class SchedulesLoop:
         self._tell_unknown(seen)
         actions = decide(seen, self._clock.now_us())
         self._next_at = actions.next_at
-        report = await carry_out(self._store, actions)
-        return [*([JOBS] if report.submitted else []), *([SCHEDULES] if report.skipped else [])]
+        report = await carry_out(self._store, actions, self._make_id)
+        wanted = ((JOBS, report.submitted), (CALLS, report.called), (SCHEDULES, report.skipped))
+        return [name for name, found in wanted if found]
 
     def _tell_unknown(self, seen: Seen) -> None:
         unknown = frozenset(row.timezone for row in seen.schedules) - frozenset(seen.zones)
@@ -115,21 +129,49 @@ class SchedulesLoop:
         self._told = unknown
 
 
-def _commit(tx: Tx, actions: Actions) -> Report:
+def _commit(tx: Tx, actions: Actions, make_id: Callable[[], CallId]) -> Report:
     submitted: list[Job] = []
+    called: list[Call] = []
     skipped = 0
     for due in actions.due:
         stored = tx.schedule(due.schedule.project, due.schedule.name)
         if stored is None or stored.generation != due.schedule.generation:
             skipped += 1
             continue
-        # what it asks for was checked when the schedule was put
-        id_ = JobId(f"j-{tx.bump('job'):06d}")
-        job = make_job(id_, stored.spec, stored.owner, stored.project, actions.now)
-        tx.put_job(job)
-        tx.add_event(make_event(job, f"submitted by schedule {stored.name}", actions.now))
-        tx.put_schedule(make_scheduled_job(stored, job, due.firing.at))
-        text = render_firing(due.firing, job, due.zone)
+        if stored.spec is not None:
+            job = _submit(tx, stored, stored.spec, due, actions.now)
+            what = f"submitted {job.id}"
+            submitted.append(job)
+        else:
+            call, what = _call(tx, stored, due, actions.now, make_id)
+            called += [] if call is None else [call]
+        text = render_firing(due.firing, what, due.zone)
         tx.add_event(Event(actions.now, stored.project, stored.owner.user, "schedule", stored.name, text))
-        submitted.append(job)
-    return Report(tuple(submitted), skipped)
+    return Report(tuple(submitted), tuple(called), skipped)
+
+
+def _submit(tx: Tx, schedule: Schedule, spec: JobSpec, due: Due, now: int) -> Job:
+    # what it asks for was checked when the schedule was put
+    job = make_job(JobId(f"j-{tx.bump('job'):06d}"), spec, schedule.owner, schedule.project, now)
+    tx.put_job(job)
+    tx.add_event(make_event(job, f"submitted by schedule {schedule.name}", now))
+    tx.put_schedule(make_scheduled_job(schedule, job, due.firing.at))
+    return job
+
+
+def _call(tx: Tx, schedule: Schedule, due: Due, now: int, make_id: Callable[[], CallId]) -> tuple[Call | None, str]:
+    """The call, if there is to be one, and what history says."""
+    last = None if schedule.last_call is None else tx.call(schedule.last_call)
+    function = None if schedule.function is None else tx.function(schedule.project, schedule.function)
+    call = None
+    if function is None:
+        what = f"there is no function {schedule.function}: nothing was called"
+    elif last is not None and not last.state.terminal:
+        what = f"{last.id} has not ended: nothing was called"
+    else:
+        call = make_empty_call(make_id(), function, schedule.name, now)
+        tx.put_call(call)
+        tx.add_event(make_call_event(call, f"submitted by schedule {schedule.name}", now))
+        what = f"called {function.name} as {call.id}"
+    tx.put_schedule(make_scheduled_call(schedule, None if call is None else call.id, due.firing.at))
+    return call, what

@@ -25,11 +25,24 @@ class Cluster(msgspec.Struct, frozen=True):
 
 
 class Route(msgspec.Struct, frozen=True):
-    """Traffic of one function: by path prefix `/<function>/` and by host `<function>.localhost`."""
+    """Traffic of one function: by path prefix `/<function>/` and by host `<function>.localhost`; or that of one of its tags, by
+    `/<function>@<tag>/` and `<tag>--<function>.localhost`."""
 
     function: str
-    cluster: str
+    #: (cluster, percent), which sum to 100
+    targets: tuple[tuple[str, int], ...]
     public: bool
+    tag: str = ""
+
+    @property
+    def segment(self) -> str:
+        """The first segment of its paths."""
+        return f"{self.function}@{self.tag}" if self.tag else self.function
+
+    @property
+    def label(self) -> str:
+        """The first label of its host."""
+        return f"{self.tag}--{self.function}" if self.tag else self.function
 
 
 class GatewayDesired(msgspec.Struct, frozen=True):

@@ -23,6 +23,8 @@ from steelyard.wire.call_frames import CALL_PATH, CONTENT_TYPE, AnswerFrames
 from steelyard.wire.landing import Landing
 
 PIECE_BYTES = 1 << 18
+#: what a function is asked with by the clock, as JSON
+NO_ARGUMENTS = b"{}"
 #: of a problem document, which is read
 PROBLEM_MAX = 1 << 16
 
@@ -38,11 +40,12 @@ class GatewayCarrier:
 
     async def carry(self, call: Call, key: str, input: Path, result: Path) -> Outcome:
         try:
-            body = await asyncio.to_thread(os.open, input, os.O_RDONLY | os.O_CLOEXEC)
+            first, rest = (NO_ARGUMENTS, None) if call.schedule else await asyncio.to_thread(_open, input, call.input_bytes)
         except OSError as err:
             return Outcome(Came.LOST_INPUT, detail=str(err))
+        size_bytes = len(first) if rest is None else call.input_bytes
         try:
-            return await self._ask(call, key, body, result)
+            return await self._ask(call, key, size_bytes, _pieces(first, rest), result)
         except NoConnection as err:
             return Outcome(Came.UNSENT, detail=str(err))
         except Cut as err:
@@ -51,19 +54,20 @@ class GatewayCarrier:
             full = err.errno in (errno.ENOSPC, errno.EDQUOT)
             return Outcome(Came.UNKEPT, detail="the disk is full" if full else os.strerror(err.errno or 0))
         finally:
-            os.close(body)
+            if rest is not None:
+                os.close(rest)
 
-    async def _ask(self, call: Call, key: str, body: int, result: Path) -> Outcome:
+    async def _ask(self, call: Call, key: str, size_bytes: int, body: AsyncIterator[bytes], result: Path) -> Outcome:
         path = f"/{quote(call.function)}{CALL_PATH}" + (f"/{quote(call.method)}" if call.method else "")
         headers = {
             "Authorization": f"Bearer {key}",
-            "Content-Length": str(call.input_bytes),
+            "Content-Length": str(size_bytes),
             # the same for every attempt, so that a function can tell a repetition
             "Idempotency-Key": call.id,
         }
         if call.content_type:
             headers["Content-Type"] = call.content_type
-        async with self._gateway.post(path, headers, _pieces(body)) as answer:
+        async with self._gateway.post(path, headers, body) as answer:
             try:
                 return await _keep(answer, result)
             except Cut:
@@ -105,6 +109,21 @@ def _read_problem(body: bytes) -> tuple[str, str]:
     return problem.code, problem.detail
 
 
-async def _pieces(file: int) -> AsyncIterator[bytes]:
-    while piece := await asyncio.to_thread(os.read, file, PIECE_BYTES):
+def _open(file: Path, size_bytes: int) -> tuple[bytes, int | None]:
+    """The first piece, and where the others are read from; None: it is all of it. One hop to a thread for what is small."""
+    fd = os.open(file, os.O_RDONLY | os.O_CLOEXEC)
+    try:
+        first = os.read(fd, PIECE_BYTES)
+    except BaseException:
+        os.close(fd)
+        raise
+    if len(first) < size_bytes:
+        return first, fd
+    os.close(fd)
+    return first, None
+
+
+async def _pieces(first: bytes, rest: int | None) -> AsyncIterator[bytes]:
+    yield first
+    while rest is not None and (piece := await asyncio.to_thread(os.read, rest, PIECE_BYTES)):
         yield piece

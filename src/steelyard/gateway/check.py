@@ -33,9 +33,9 @@ def check_gateway(desired: GatewayDesired) -> list[Finding]:
     for name, count in Counter(cluster.name for cluster in desired.clusters).items():
         if count > 1:
             findings.append(Finding("cluster-twice", name, f"cluster {name} is there {count} times"))
-    for function, count in Counter(route.function for route in desired.routes).items():
+    for label, count in Counter(route.label for route in desired.routes).items():
         if count > 1:
-            findings.append(Finding("route-twice", function, f"function {function} is routed {count} times"))
+            findings.append(Finding("route-twice", label, f"{label} is routed {count} times"))
     for cluster in desired.clusters:
         findings += _check_cluster(cluster)
     known = {cluster.name for cluster in desired.clusters}
@@ -73,10 +73,13 @@ def _check_route(route: Route, known: set[str]) -> list[Finding]:
     findings: list[Finding] = []
     if not NAME.fullmatch(route.function):
         findings.append(Finding("name-unsafe", route.function, f"{route.function!r} is not a name of a function"))
-    if route.cluster not in known:
-        findings.append(
-            Finding(
-                "route-nowhere", route.function, f"function {route.function} is routed to {route.cluster}, which is no cluster"
-            )
-        )
+    elif not NAME.fullmatch(route.label):
+        findings.append(Finding("name-unsafe", route.segment, f"{route.label!r} is not a name of a host"))
+    for name, percent in route.targets:
+        if name not in known:
+            findings.append(Finding("route-nowhere", route.segment, f"{route.segment} is routed to {name}, which is no cluster"))
+        if not 1 <= percent <= 100:
+            findings.append(Finding("share", route.segment, f"{name} has {percent} % of {route.segment}, outside 1..100"))
+    if sum(percent for _, percent in route.targets) != 100:
+        findings.append(Finding("share", route.segment, f"the shares of {route.segment} do not sum to 100"))
     return findings

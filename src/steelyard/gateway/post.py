@@ -60,7 +60,7 @@ class Gateway:
         sending = asyncio.create_task(connection.send(path, {"Host": f"{self._host}:{self._port}", **headers}, body))
         try:
             yield await connection.receive_head(sending)
-            if connection.complete and connection.parser.should_keep_alive() and sending.done() and len(self._idle) < IDLE_MAX:
+            if connection.reusable and sending.done() and len(self._idle) < IDLE_MAX:
                 self._idle.append(connection)
                 connection = None
         finally:
@@ -98,7 +98,7 @@ class _Connection:
     def begin(self) -> None:
         self.parser = httptools.HttpResponseParser(self)
         self.headers: dict[str, str] = {}
-        self.head_complete = self.complete = False
+        self.head_complete = self.complete = self.reusable = False
         self._body: list[bytes] = []
 
     @property
@@ -159,3 +159,5 @@ class _Connection:
 
     def on_message_complete(self) -> None:
         self.complete = self.head_complete
+        # asked here: the parser forgets it with the message
+        self.reusable = self.complete and self.parser.should_keep_alive()

@@ -88,10 +88,13 @@ FIELDS: Mapping[str, Mapping[str, tuple[int, str]]] = {
     "envoy.config.route.v3.RouteMatch": {"prefix": (1, "string"), "path": (2, "string")},
     "envoy.config.route.v3.RouteAction": {
         "cluster": (1, "string"),
+        "weighted_clusters": (3, "envoy.config.route.v3.WeightedCluster"),
         "prefix_rewrite": (5, "string"),
         "timeout": (8, _DURATION),
         "idle_timeout": (24, _DURATION),
     },
+    "envoy.config.route.v3.WeightedCluster": {"clusters": (1, "envoy.config.route.v3.WeightedCluster.ClusterWeight")},
+    "envoy.config.route.v3.WeightedCluster.ClusterWeight": {"name": (1, "string"), "weight": (2, _WRAPPER)},
     "envoy.config.route.v3.DirectResponseAction": {"status": (1, "number")},
     "envoy.config.route.v3.FilterConfig": {"disabled": (3, "bool")},
     "envoy.config.core.v3.HeaderValueOption": {"header": (1, "envoy.config.core.v3.HeaderValue"), "append_action": (3, "number")},

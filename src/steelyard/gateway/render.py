@@ -63,7 +63,7 @@ def render_bootstrap(settings: Settings, admin_socket: Path, folder: Path, node:
 
 def render_static(settings: Settings, desired: GatewayDesired, node: str) -> bytes:
     """The same content with clusters and routes inlined, for `envoy --mode validate`, which reads no dynamic file."""
-    found = {f"/{route.function}": _path_match_json(route) for route in desired.routes}
+    found = {f"/{route.segment}": _path_match_json(route) for route in desired.routes}
     hosts: list[Json] = [_paths_host(found), *map(_function_host, desired.routes)]
     bootstrap = _bootstrap(node, _listener(settings, {"route_config": _route_config(desired.keys, hosts)}))
     static = bootstrap["static_resources"]
@@ -79,7 +79,7 @@ def render_clusters(clusters: Iterable[Cluster], kept: Mapping[str, bytes] | Non
 
 def render_routes(desired: GatewayDesired) -> bytes:
     """`rds.pb`. Holds the API keys: mode 0600."""
-    found = {f"/{route.function}": _path_match(route) for route in desired.routes}
+    found = {f"/{route.segment}": _path_match(route) for route in desired.routes}
     hosts: list[Json | bytes] = [_paths_host(found), *map(_host_resource, desired.routes)]
     return _discovery([encode_any(_typed("envoy.config.route.v3.RouteConfiguration", _route_config(desired.keys, hosts)))])
 
@@ -88,7 +88,7 @@ def shape_of(desired: GatewayDesired) -> str:
     """What of `desired` decides whether Envoy can understand it, apart from names and numbers that `check_gateway` judges.
     Two states of one shape differ only in how many there are of each kind."""
     clusters = sorted({cluster.requests_per_connection is not None for cluster in desired.clusters})
-    routes = sorted({route.public for route in desired.routes})
+    routes = sorted({(route.public, len(route.targets) > 1, bool(route.tag)) for route in desired.routes})
     return repr((clusters, routes, bool(desired.keys)))
 
 
@@ -424,7 +424,7 @@ def _paths_host(found: Mapping[str, Json | bytes]) -> Json:
 
 def _path_routes(route: Route) -> Json:
     # a trie finds `/name` in `/names`, so the rest of the path is tested, and what is left over is nobody's
-    prefix = f"/{route.function}"
+    prefix = f"/{route.segment}"
     return {
         "routes": [
             _route(route, {"prefix": prefix + "/"}, prefix, rewrite=True),
@@ -436,8 +436,8 @@ def _path_routes(route: Route) -> Json:
 
 def _function_host(route: Route) -> Json:
     return {
-        "name": f"host-{route.function}",
-        "domains": [f"{route.function}.localhost"],
+        "name": f"host-{route.label}",
+        "domains": [f"{route.label}.localhost"],
         "retry_policy": _RETRY,
         "routes": [_route(route, {"prefix": "/"}, "", rewrite=False)],
     }
@@ -448,7 +448,11 @@ def _matched(kind: str, message: Json) -> Json:
 
 
 def _route(route: Route, match: Json, prefix: str, *, rewrite: bool) -> Json:
-    action: Json = {"cluster": route.cluster, "timeout": "0s", "idle_timeout": "0s"}
+    action: Json = {"timeout": "0s", "idle_timeout": "0s"}
+    if len(route.targets) == 1:
+        action["cluster"] = route.targets[0][0]
+    else:
+        action["weighted_clusters"] = {"clusters": [{"name": name, "weight": percent} for name, percent in route.targets]}
     if rewrite:
         action["prefix_rewrite"] = "/"
     rendered: Json = {"match": match, "route": action}

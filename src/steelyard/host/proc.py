@@ -84,6 +84,31 @@ def rss_bytes(pid: int) -> int | None:
     return int(text.split()[1]) * os.sysconf("SC_PAGESIZE") if text else None
 
 
+class MemoryShare(msgspec.Struct, frozen=True):
+    """Resident memory of one process, in bytes, by whom it is shared with."""
+
+    resident: int = 0
+    #: proportional: a page that n processes have counts for an n-th
+    proportional: int = 0
+    #: pages that nobody else has
+    private: int = 0
+
+    @property
+    def shared(self) -> int:
+        return self.resident - self.private
+
+
+def observe_memory(pid: int, root: Path = Path("/")) -> MemoryShare | None:
+    """None when it is gone. The kernel walks its whole address space for this: some ms for a large process."""
+    text = read_text(f"{root}/proc/{pid}/smaps_rollup")
+    if not text:
+        return None
+    resident, proportional, clean, dirty = (
+        int((_field(text, f"\n{name}:") or "0 kB").split()[0]) * 1024 for name in ("Rss", "Pss", "Private_Clean", "Private_Dirty")
+    )
+    return MemoryShare(resident, proportional, clean + dirty)
+
+
 def read_got(pids: Sequence[int], reading: CgroupReading, *, realtime: bool = False) -> dict[str, object]:
     """What the processes got, for `Proof.got`. A value of None could not be read. Realtime work may be in another cpu group than
     its own (see cgroup_v1), so that its place is told by the other controllers.

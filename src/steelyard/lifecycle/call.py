@@ -12,6 +12,8 @@ from enum import StrEnum
 import msgspec
 
 from steelyard.model.call import Call, CallState
+from steelyard.model.function import Function
+from steelyard.model.ids import CallId
 from steelyard.model.reason import Reason
 
 #: state -> the states that may follow it. Terminal states are followed by nothing.
@@ -66,6 +68,28 @@ class CallChange(msgspec.Struct, frozen=True):
     call: Call
     #: one line of history
     event: str
+
+
+def make_call(id_: CallId, function: Function, now: int, method: str, content_type: str, input_bytes: int) -> Call:
+    """A new one, that waits. Its input is on disk already."""
+    return Call(
+        id=id_,
+        project=function.project,
+        owner=function.owner,
+        generation=1,
+        function=function.name,
+        state=CallState.QUEUED,
+        submitted_at=now,
+        method=method,
+        content_type=content_type,
+        input_bytes=input_bytes,
+        retries=function.spec.retries,
+    )
+
+
+def make_empty_call(id_: CallId, function: Function, schedule: str, now: int) -> Call:
+    """By the clock, without arguments: it has no input file."""
+    return msgspec.structs.replace(make_call(id_, function, now, "", "application/json", 0), schedule=schedule)
 
 
 def start_call(call: Call, now: int) -> CallChange | None:

@@ -1,4 +1,4 @@
-"""When does a schedule submit a job, and what of that was missed? Pure: times and the time zone's rules are arguments.
+"""When is a schedule due, and what of that was missed? Pure: times and the time zone's rules are arguments.
 
 Times are microseconds since 1970. Fields mean what cron means by them, day of month and day of week included (either, unless one
 of them is `*`). In a time zone whose clocks are changed, a job of a fixed hour runs once a day: at the next minute that exists
@@ -15,10 +15,22 @@ import msgspec
 from cronsim import CronSim, CronSimError
 
 from steelyard.errors import Refused
+from steelyard.model.ids import CallId
 from steelyard.model.job import Job
 from steelyard.model.site import Schedule
 
 CRON_MAX = 200
+#: that cron knows for lines which many write
+NICKNAMES = {
+    "@hourly": "0 * * * *",
+    "@daily": "0 0 * * *",
+    "@midnight": "0 0 * * *",
+    "@weekly": "0 0 * * 0",
+    "@monthly": "0 0 1 * *",
+    "@yearly": "0 0 1 1 *",
+    "@annually": "0 0 1 1 *",
+}
+EVERY_MIN_S, EVERY_MAX_S = 1.0, 366 * 86_400.0
 #: missed times that are counted; of more it is only said that they are more
 MISSED_MAX = 1000
 _HOW = (
@@ -30,7 +42,7 @@ _EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
 
 
 class Firing(msgspec.Struct, frozen=True):
-    """A job that is due, and what was due before it and is not submitted any more."""
+    """What is due, and what was due before it and is not made up for."""
 
     at: int
     #: how many, at most `MISSED_MAX` + 1
@@ -39,10 +51,17 @@ class Firing(msgspec.Struct, frozen=True):
     missed_since: int | None = None
 
 
+def check_every(every_s: float) -> str | None:
+    """What is wrong with a period, in a sentence; None: nothing."""
+    if EVERY_MIN_S <= every_s <= EVERY_MAX_S:
+        return None
+    return f"a period of {every_s:g} s is out of range: between {EVERY_MIN_S:g} s and a year"
+
+
 def check_cron(cron: str, zone: tzinfo, now: int) -> str | None:
     """What is wrong with it, in a sentence; None: nothing. `now`: from when on it must come true at least once."""
     fields = cron.split()
-    if len(fields) != 5 or len(cron) > CRON_MAX:
+    if (len(fields) != 5 and cron not in NICKNAMES) or len(cron) > CRON_MAX:
         return f"{cron[:CRON_MAX]!r} is no cron line. {_HOW}"
     try:
         first = next(next_times(cron, zone, now), None)
@@ -58,7 +77,7 @@ def next_times(cron: str, zone: tzinfo, after: int, until: int | None = None) ->
     start = (_EPOCH + timedelta(microseconds=after)).astimezone(zone)
     try:
         # the library knows one name for UTC, and is much faster with it
-        sim = CronSim(cron, start.astimezone(UTC) if _is_utc(zone) else start)
+        sim = CronSim(NICKNAMES.get(cron, cron), start.astimezone(UTC) if _is_utc(zone) else start)
     except (CronSimError, ValueError) as err:
         raise Refused(f"{cron[:CRON_MAX]!r} is no cron line ({err}). {_HOW}", code="bad-cron") from err
     newest = after
@@ -73,9 +92,14 @@ def next_times(cron: str, zone: tzinfo, after: int, until: int | None = None) ->
 
 
 def decide_firing(schedule: Schedule, zone: tzinfo, now: int) -> Firing | None:
-    """What it should submit now; None: nothing. Whoever carries it out moves `done_until` to `Firing.at`."""
+    """What it should start now; None: nothing. Whoever carries it out moves `done_until` to `Firing.at`."""
     if schedule.paused or now <= schedule.done_until:
         return None
+    if schedule.every_s is not None:
+        period = _period(schedule.every_s)
+        times = (now - schedule.done_until) // period
+        missed_since = schedule.done_until + period if times > 1 else None
+        return Firing(schedule.done_until + times * period, min(times - 1, MISSED_MAX + 1), missed_since) if times else None
     newest = _newest_due(schedule, zone, now)
     if newest is None:
         return None
@@ -89,9 +113,12 @@ def decide_firing(schedule: Schedule, zone: tzinfo, now: int) -> Firing | None:
 
 
 def next_firing(schedule: Schedule, zone: tzinfo, now: int) -> int | None:
-    """When it submits next; None while it is paused, or when no such day comes."""
+    """When it is due next; None while it is paused, or when no such day comes."""
     if schedule.paused:
         return None
+    if schedule.every_s is not None:
+        period = _period(schedule.every_s)
+        return schedule.done_until + (max(0, now - schedule.done_until) // period + 1) * period
     return next(next_times(schedule.cron, zone, max(now, schedule.done_until)), None)
 
 
@@ -100,13 +127,23 @@ def make_scheduled_job(schedule: Schedule, job: Job, at: int) -> Schedule:
     return msgspec.structs.replace(schedule, generation=schedule.generation + 1, done_until=at, last_job=job.id)
 
 
-def render_firing(firing: Firing, job: Job, zone: tzinfo) -> str:
-    """The line of history about it."""
-    text = f"submitted {job.id} for {_clock(firing.at, zone)}"
+def make_scheduled_call(schedule: Schedule, call: CallId | None, at: int) -> Schedule:
+    """The schedule after `call` was made for the time `at`; None: that time was left out."""
+    last = schedule.last_call if call is None else call
+    return msgspec.structs.replace(schedule, generation=schedule.generation + 1, done_until=at, last_call=last)
+
+
+def render_firing(firing: Firing, what: str, zone: tzinfo) -> str:
+    """The line of history about it. `what`: such as `submitted j-000001`."""
+    text = f"{what} for {_clock(firing.at, zone)}"
     if firing.missed and firing.missed_since is not None:
         many = f"more than {MISSED_MAX}" if firing.missed > MISSED_MAX else str(firing.missed)
-        text += f"; not submitted: {many} missed before it, since {_clock(firing.missed_since, zone)}"
+        text += f"; left out: {many} missed before it, since {_clock(firing.missed_since, zone)}"
     return text
+
+
+def _period(every_s: float) -> int:
+    return max(1, round(every_s * 1e6))
 
 
 def _newest_due(schedule: Schedule, zone: tzinfo, now: int) -> int | None:

@@ -21,14 +21,16 @@ class Road(StrEnum):
     """How the replica came to be."""
 
     TEMPLATE = "template"
+    #: forked from where its packages are imported; it imported the user's module itself
+    ENVIRONMENT = "environment"
     PLAIN = "plain"
 
 
 class ColdStart(msgspec.Struct, frozen=True):
     """One row of the ledger. `phases` in ms, in order: held (arrival at the gateway to seen by the agent), take_back (only of a
     function that lends its place: until that was its own again), plan, fork (message to child alive; for the plain road fork +
-    exec), join (cgroup, cpus), import (0 on the template road), enter, serve (ready to accept), first_byte (request accepted to
-    response started)."""
+    exec), join (cgroup, cpus), import (0 on the template road, the user's own files alone on the environment road), enter,
+    serve (ready to accept), first_byte (request accepted to response started)."""
 
     id: str
     function: FunctionName

@@ -12,6 +12,15 @@ from steelyard.model.job import NO_SHARE, Owner, Plan, Resources
 from steelyard.model.reason import Reason
 
 
+class ScaleOn(msgspec.Struct, frozen=True):
+    """What the replicas say of themselves, on their own metrics page, decides how many there should be."""
+
+    #: a Prometheus gauge, such as `vllm:num_requests_waiting`
+    metric: str
+    #: of that, for each replica
+    target: float
+
+
 class FunctionSpec(msgspec.Struct, frozen=True):
     """One revision, immutable. Either `file` + `attr` (an ASGI app) or `argv` (any program) is set."""
 
@@ -34,6 +43,13 @@ class FunctionSpec(msgspec.Struct, frozen=True):
     #: requests one replica holds at a time
     concurrency: int = 8
     idle_timeout_s: float = 60.0
+    #: a backlog adds replicas only as far as the last who waits would wait longer than that; None: whenever somebody waits
+    target_wait_ms: float | None = None
+    #: share of the replicas' places that may be busy before another one is added, above 0 to 1
+    target_busy: float = 1.0
+    #: kept ready beyond what is needed, while the function is awake
+    buffer_replicas: int = 0
+    scale_on: ScaleOn | None = None
     #: from the wake until the replica must serve
     startup_deadline_s: float = 60.0
     #: while it sleeps its cores and devices are lent to preemptible work, and a wake has them back after that long at most; None:
@@ -43,6 +59,8 @@ class FunctionSpec(msgspec.Struct, frozen=True):
     as_root: bool = False
     #: further attempts of a call after a lost replica, a timeout or an exception
     retries: int = 0
+    #: one input of a call is given up after that long, by its replica, which is then replaced; None: never
+    timeout_s: float | None = None
     #: the app that declares it, and the file it was declared in (a path of whoever deployed it): apps of one name are told apart
     #: by it; both empty for a function by itself
     app: str = ""
@@ -69,6 +87,56 @@ class FunctionSpec(msgspec.Struct, frozen=True):
         return msgspec.structs.replace(asked, cpus=asked.cpus * self.replicas_max, memory_bytes=memory)
 
 
+class Share(msgspec.Struct, frozen=True):
+    """The part of a function's traffic that a revision gets."""
+
+    revision: int
+    #: 1..100
+    percent: int
+
+
+class Routes(msgspec.Struct, frozen=True):
+    """Where a function's requests go."""
+
+    #: by revision; they sum to 100, or there are none
+    shares: tuple[Share, ...] = ()
+    #: (tag, revision), sorted
+    tags: tuple[tuple[str, int], ...] = ()
+
+    @property
+    def revisions(self) -> set[int]:
+        """All that a request may reach."""
+        return {share.revision for share in self.shares} | {revision for _, revision in self.tags}
+
+
+class LiveRevision(msgspec.Struct, frozen=True):
+    """A revision that may be reached: by a share of the traffic, by tags, or both."""
+
+    revision: int
+    spec: FunctionSpec
+    percent: int = 0
+    tags: tuple[str, ...] = ()
+    #: cores, memory nodes and devices of its own
+    plan: Plan | None = None
+
+
+class Rollout(msgspec.Struct, frozen=True):
+    """A new revision that is watched: it goes back to `before` when too many of its requests fail."""
+
+    revision: int
+    #: who had the traffic before it
+    before: tuple[Share, ...]
+    #: share of failed requests above that of the others, 0..1
+    errors_max: float
+    #: when it took traffic; None: it has not yet
+    since: int | None = None
+    #: what the others, and it by a tag, had counted by then
+    old_requests: int = 0
+    old_errors: int = 0
+    new_requests: int = 0
+    new_errors: int = 0
+
+
 class FunctionState(StrEnum):
     #: the newest revision is not routed yet (an older one may still serve)
     DEPLOYING = "DEPLOYING"
@@ -82,18 +150,18 @@ class FunctionState(StrEnum):
 
 
 class Function(msgspec.Struct, frozen=True):
-    """A function and its newest revision."""
+    """A function and the newest of its revisions that may be reached; others stand in `beside`."""
 
     name: FunctionName
     project: ProjectName
     owner: Owner
     generation: int
-    #: number of the newest revision, from 1
+    #: number of that revision, from 1: of the newest one, unless it was gone back from
     revision: int
     spec: FunctionSpec
     deployed_at: int
     state: FunctionState = FunctionState.DEPLOYING
-    #: the revision that gets traffic; None before the first was ready
+    #: the newest revision that gets traffic; None before the first was ready
     routed_revision: int | None = None
     reason: Reason | None = None
     #: traceback or sentence when FAILED
@@ -107,6 +175,76 @@ class Function(msgspec.Struct, frozen=True):
     lends: bool = False
     #: of an ephemeral function (`run`, `serve`): deleted then unless its lease is renewed; microseconds, wall clock
     expires_at: int | None = None
+    #: of the traffic, that this revision should get; and the tags that lead to it
+    percent: int = 100
+    tags: tuple[str, ...] = ()
+    beside: tuple[LiveRevision, ...] = ()
+    #: as its agent says: where requests go now
+    routes: Routes = Routes()
+    rollout: Rollout | None = None
+
+    @property
+    def live(self) -> dict[int, LiveRevision]:
+        """All revisions that may be reached, by number, the oldest first."""
+        newest = LiveRevision(self.revision, self.spec, self.percent, self.tags, self.plan)
+        return {each.revision: each for each in sorted((*self.beside, newest), key=lambda each: each.revision)}
+
+
+class RevisionState(StrEnum):
+    #: it has not answered readiness yet
+    DEPLOYING = "DEPLOYING"
+    #: it may be reached
+    READY = "READY"
+    #: it could not be made ready
+    FAILED = "FAILED"
+    #: it took traffic, and too many of its requests failed
+    ROLLED_BACK = "ROLLED_BACK"
+    #: nothing leads to it any more
+    RETIRED = "RETIRED"
+
+
+class Revision(msgspec.Struct, frozen=True):
+    """One revision of a function, as it is remembered: what it was, who deployed it and how it went."""
+
+    function: FunctionName
+    project: ProjectName
+    owner: Owner
+    generation: int
+    revision: int
+    spec: FunctionSpec
+    deployed_at: int
+    #: the user who deployed it
+    by: str
+    #: share of failed requests above which it is gone back from while it is watched; None: never
+    errors_max: float | None = None
+    #: what it had, or has, to itself
+    plan: Plan | None = None
+    #: DEPLOYING until it is known how it went; never RETIRED, which is a matter of routes
+    state: RevisionState = RevisionState.DEPLOYING
+    #: of FAILED and ROLLED_BACK
+    reason: Reason | None = None
+    detail: str = ""
+    requests: int = 0
+    errors: int = 0
+    #: what of them an agent counted since a certain moment: the next look at the same count adds the difference
+    counted_since: int = 0
+    counted_requests: int = 0
+    counted_errors: int = 0
+
+
+class ReplicaEnd(msgspec.Struct, frozen=True):
+    """How a replica ended that nobody had told to."""
+
+    replica: str
+    #: microseconds, wall clock
+    ended_at: int
+    reason: Reason
+    #: a sentence for the user
+    detail: str = ""
+    exit_code: int | None = None
+    signal: int | None = None
+    #: the most memory that it had
+    memory_peak_bytes: int | None = None
 
 
 class ApiKey(msgspec.Struct, frozen=True):

@@ -31,3 +31,8 @@ JOB_NAME = re.compile(r"^[^\x00-\x1f\x7f/]{1,100}\Z")
 
 def make_attempt_id(job: JobId, generation: int) -> AttemptId:
     return AttemptId(f"{job}.{generation}")
+
+
+def name_logs(function: str) -> WorkloadId:
+    """The folder that all replicas of a function write to."""
+    return WorkloadId(f"fn.{function}")

@@ -60,6 +60,7 @@ class Reason(StrEnum):
     STARTUP_DEADLINE = "startup-deadline"
     CRASH_LOOP = "crash-loop"
     GATEWAY_REJECTED = "gateway-rejected"
+    TOO_MANY_ERRORS = "too-many-errors"
     # calls
     RAISED = "raised"
     CALL_TIMEOUT = "call-timeout"
@@ -75,6 +76,7 @@ class Reason(StrEnum):
     # roads of a wake
     TEMPLATE_READY = "template-ready"
     TEMPLATE_HAS_THREADS = "template-has-threads"
+    TEMPLATE_UNSAFE = "template-unsafe"
     TEMPLATE_NOT_READY = "template-not-ready"
     TEMPLATE_EVICTED = "template-evicted"
     TEMPLATE_DIED = "template-died"

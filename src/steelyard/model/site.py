@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import msgspec
 
-from steelyard.model.ids import ProjectName
+from steelyard.model.ids import CallId, FunctionName, ProjectName
 from steelyard.model.job import JobSpec, Owner
 
 
@@ -35,18 +35,26 @@ class Quota(msgspec.Struct, frozen=True):
 
 
 class Schedule(msgspec.Struct, frozen=True):
-    """A job that is submitted by the clock."""
+    """A job that is submitted, or a function that is called, by the clock. Either `cron` or `every_s`; `spec` or `function`."""
 
     name: str
     project: ProjectName
     owner: Owner
     generation: int
-    #: five fields of cron, in `timezone`
+    #: five fields of cron, in `timezone`; "" with `every_s`
     cron: str
-    spec: JobSpec
+    #: of the job
+    spec: JobSpec | None = None
     timezone: str = "UTC"
     paused: bool = False
     #: wall time up to which it has submitted all it should
     done_until: int = 0
     #: the newest job that it submitted
     last_job: str | None = None
+    #: this long after the time before, however long what it started takes
+    every_s: float | None = None
+    #: called durably, without arguments; a time that comes while the call before goes on is left out
+    function: FunctionName | None = None
+    #: it came with its function, and goes with it
+    declared: bool = False
+    last_call: CallId | None = None

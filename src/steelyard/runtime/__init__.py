@@ -91,7 +91,8 @@ class Runtime(Protocol):
         ...
 
     def claim(self, workload: WorkloadId, pid: int, start_time: int) -> Handle:
-        """A template forked this process for a prepared workload: watch it, and write its handle."""
+        """A template forked this process for a prepared workload: write its handle, and have it watched. Unreachable: it runs,
+        and nobody would record its end."""
         ...
 
     def stop(self, workload: WorkloadId, signum: int) -> None:

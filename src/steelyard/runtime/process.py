@@ -131,11 +131,10 @@ def decide_adoption(seen: Evidence, *, boot_id: str, spawner: str, now_us: int) 
         return msgspec.structs.replace(base, state=AdoptedState.RUNNING, handle=handle, watched=watched)
 
     if seen.exited is not None:
-        unknown = seen.exited.exit_code is None and seen.exited.signal is None
         return answer(
             AdoptedState.ENDED,
-            Reason.EXIT_UNKNOWN if unknown else None,
-            "It ended unseen; its exit code is lost." if unknown else "",
+            Reason.EXIT_UNKNOWN if seen.exited.unseen else None,
+            "It ended unseen; its exit code is lost." if seen.exited.unseen else "",
         )
     written_by = seen.handle or seen.intent
     if written_by is not None and written_by.boot_id != boot_id:
@@ -344,8 +343,9 @@ class ProcessRuntime:
         )
 
     def claim(self, workload: WorkloadId, pid: int, start_time: int) -> Handle:
+        handle = self._commit(self._make_handle(workload, pid, start_time))
         self._spawner.claim(workload, pid, start_time)
-        return self._commit(self._make_handle(workload, pid, start_time))
+        return handle
 
     def stop(self, workload: WorkloadId, signum: int) -> None:
         self._cgroups.signal(workload, signum)

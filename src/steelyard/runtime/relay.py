@@ -113,6 +113,8 @@ class Connection:
     def __init__(self, relay: Relay, first: bool) -> None:
         self._relay = relay
         self._first = first
+        self._answered = False
+        self.began_ns = relay.now_ns()
         self._head = b""
         self.client = Pipe(self)
         self.program = Pipe(self)
@@ -121,7 +123,12 @@ class Connection:
         self._ended = False
 
     def saw(self, end: Pipe, data: bytes) -> None:
-        """The first connection's request tells its arrival, the answer's first bytes the end of the wake."""
+        """An answer's first bytes tell whether it failed. The first connection's request tells its arrival, and its answer the
+        end of the wake."""
+        if end is self.program and not self._answered:
+            self._answered = True
+            # a connection is a request here, and nobody writes a status line in pieces
+            self._relay.page.errors += data[:5] == b"HTTP/" and data[9:10] == b"5"
         if not self._first:
             return
         page = self._relay.page
@@ -197,6 +204,7 @@ class Relay:
         page.connections = page.busy = len(self._open)
         page.finished += 1
         page.last_active_ns = self.now_ns()
+        page.service_ns += page.last_active_ns - connection.began_ns
         if not self._retiring:
             self._take()
         elif not self._open:

@@ -40,12 +40,17 @@ class SpawnerClient:
         self._listed: asyncio.Future[None] | None = None
         self.closed = asyncio.Event()
         self.closed.set()
-        #: `<pid>:<start time>` of the spawner at the other end; kept after the connection ended
+        #: `<pid>:<start time>` of the spawner at the other end, and that start time; kept after the connection ended
         self.instance = ""
+        self.start_time = 0
 
     @property
     def connected(self) -> bool:
         return self._sock is not None
+
+    def serves(self, instance: str) -> bool:
+        """It is this very spawner that is connected now."""
+        return self.connected and self.instance == instance
 
     async def connect(self) -> tuple[dict[str, int], wire.Running]:
         """Held sockets by name (the caller owns the descriptors) and every child that has no exit record yet."""
@@ -58,7 +63,8 @@ class SpawnerClient:
             sock.close()
             raise Unreachable(f"the spawner does not answer on {self._path}: {err.strerror}", code="spawner-unreachable") from err
         stat = observe_process(pid)
-        self.instance = f"{pid}:{stat.start_time if stat else 0}"
+        self.start_time = stat.start_time if stat else 0
+        self.instance = f"{pid}:{self.start_time}"
         self._sock = sock
         self._held, self._children = {}, []
         self.closed.clear()

@@ -1,37 +1,25 @@
-"""How does the agent start a runner and talk to a template? The lib folder, the command line, and the client of a template's
-control socket.
+"""How does the agent start a runner and talk to a template? The command line, and the client of a template's control socket.
 
-`make_lib_dir` collects what the runner brings along (by name, content-addressed); `runner_command` is pure; `TemplateClient`
-speaks the packets of runner/template.py. Never starts or reaps a process itself: the spawner does.
+`runner_command` is pure; `TemplateClient` speaks the packets of runner/template.py. Never starts or reaps a process itself: the
+spawner does.
 """
 
 from __future__ import annotations
 
 import asyncio
-import hashlib
-import importlib.util
 import json
-import shutil
 import socket
-import stat
-import tempfile
 from collections import deque
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import msgspec
 
-import steelyard
 from steelyard.errors import EdgeFailed
-from steelyard.runtime.runner.isolate import LIB_NAMES
 from steelyard.runtime.runner.spare import PACKET_MAX
 
-#: what the runner needs; the others of LIB_NAMES make it faster
-_NEEDED = ("uvicorn", "h11")
-#: what user code finds there when its own environment has no such package
-_OFFERED = ("cloudpickle",)
-#: one thread per library: a template with more could not be forked. Users' own settings may override; then the fork is refused.
+#: one thread per library: a template with more could not be forked. Users' own settings win; then the package is left out.
 SINGLE_THREAD_ENV = dict.fromkeys(
     (
         "OMP_NUM_THREADS",
@@ -52,8 +40,22 @@ _BOOT = (
 )
 
 
+class Load(msgspec.Struct, frozen=True):
+    """What a process imports and knows to be of a revision."""
+
+    #: the function's name
+    function: str
+    #: all of it: nothing of the template's own stays
+    env: dict[str, str]
+    code_dir: str
+    #: relative to `code_dir`, and the attribute in it
+    file: str
+    attr: str
+    concurrency: int
+
+
 class Forked(msgspec.Struct, frozen=True):
-    """A replica runs; its parent is the template's parent. Times are CLOCK_MONOTONIC."""
+    """A replica or template runs; its parent is the template's parent. Times are CLOCK_MONOTONIC."""
 
     pid: int
     start_time: int
@@ -63,10 +65,28 @@ class Forked(msgspec.Struct, frozen=True):
 
 
 class ForkRefused(msgspec.Struct, frozen=True):
-    """No replica runs. `reason` is stable: template-has-threads, fork-failed, not-understood."""
+    """Nothing was forked. `reason` is stable: template-has-threads, template-unsafe, fork-failed, not-understood."""
 
     reason: str
     detail: str
+
+
+class PackageCost(msgspec.Struct, frozen=True):
+    """What the import of a package took, with all that it imported first."""
+
+    name: str
+    ms: float
+    #: memory of the process's own
+    bytes: int
+
+
+class Scanned(msgspec.Struct, frozen=True):
+    """What a file's import statements ask for."""
+
+    #: of what is installed, in their order
+    names: tuple[str, ...] = ()
+    #: changes when something is installed or removed
+    stamp: str = ""
 
 
 class TemplateStatus(msgspec.Struct, frozen=True):
@@ -74,111 +94,52 @@ class TemplateStatus(msgspec.Struct, frozen=True):
 
     state: str
     traceback: str = ""
+    #: base, environment or revision
+    role: str = ""
     #: {"tid", "name"} of threads that make forking unsafe
     threads: tuple[dict[str, Any], ...] = ()
+    #: {"name", "fix"} of what else does
+    unsafe: tuple[dict[str, str], ...] = ()
     import_ms: float = 0.0
     enter_ms: float = 0.0
-    rss_bytes: int = 0
     modules: int = 0
     #: the HTTP server's parts that loaded in that interpreter
     server: tuple[str, ...] = ()
     #: "clone3" or "twice"
     fork: str = ""
+    #: processes forked so far, spares left out
+    forks: int = 0
+    #: of an environment, in the order of import
+    packages: tuple[PackageCost, ...] = ()
+    #: of a failed environment: the package that can't be imported before a fork, and why
+    culprit: str = ""
+    why: str = ""
+    #: of a failed revision: "chdir" when its folder could not be entered
+    step: str = ""
+    #: asked with `show`: modules by first name, the standard library's left out
+    top_level: dict[str, int] = {}
 
 
-def make_lib_dir(dest: Path) -> Path:
-    """`<dest>/<hash>/` with the HTTP server's packages and `steelyard` itself, for interpreters that have none of them.
-    Symbolic links where every user of the machine can follow them, copies elsewhere. Made once per content; returns the
-    folder. EdgeFailed when a package is missing."""
-    targets = {"steelyard": Path(steelyard.__file__).parent}
-    for name in (*LIB_NAMES, *_OFFERED):
-        spec = importlib.util.find_spec(name)
-        if spec is not None and spec.origin is not None:
-            origin = Path(spec.origin)
-            targets[name] = origin.parent if spec.submodule_search_locations else origin
-        elif name in _NEEDED:
-            raise EdgeFailed(
-                f"the Python package '{name}' is missing beside Steelyard; install Steelyard anew", code="runner-incomplete"
-            )
-    stamp = [(name, str(target), target.stat().st_mtime_ns, _everybody_reads(target)) for name, target in sorted(targets.items())]
-    folder = dest / hashlib.sha256(repr(stamp).encode()).hexdigest()[:16]
-    if folder.is_dir():
-        return folder
-    try:
-        dest.mkdir(mode=0o755, parents=True, exist_ok=True)
-        fresh = Path(tempfile.mkdtemp(prefix=".making-", dir=dest))
-        try:
-            _fill(fresh, targets)
-            fresh.chmod(0o755)
-            fresh.rename(folder)
-        except OSError:
-            shutil.rmtree(fresh, ignore_errors=True)
-            if not folder.is_dir():  # else somebody else was faster
-                raise
-    except OSError as err:
-        raise EdgeFailed(f"could not make the runner's folder {folder}: {err}", code="runner-folder") from err
-    return folder
+def base_command(python: str, *, lib_dir: Path, control_fd: int) -> tuple[list[str], dict[str, str]]:
+    """(argv, env) of a base template. `control_fd` is the number in the child; the caller lays over the environment what an
+    interpreter reads when it starts."""
+    return _command(python, lib_dir, {"mode": "base", "control_fd": control_fd})
 
 
-def _fill(folder: Path, targets: dict[str, Path]) -> None:
-    for name, target in targets.items():
-        place = folder / (target.name if target.is_file() else name)
-        if _everybody_reads(target):
-            place.symlink_to(target)
-        elif target.is_file():
-            shutil.copy(target, place)
-            place.chmod(0o644)
-        else:
-            shutil.copytree(target, place, ignore=shutil.ignore_patterns("*.pyx", "*.pxd", "*.c", "*.h"))
-            for copied in (place, *place.rglob("*")):
-                copied.chmod(0o755 if copied.is_dir() else 0o644)
-
-
-def _everybody_reads(target: Path) -> bool:
-    """Every folder above can be entered by everybody, and the target read."""
-    try:
-        ways = all(folder.stat().st_mode & stat.S_IXOTH for folder in target.resolve().parents)
-        return ways and bool(target.stat().st_mode & stat.S_IROTH)
-    except OSError:
-        return False
-
-
-def runner_command(
-    python: str,
-    *,
-    mode: str,
-    function: str,
-    revision: int,
-    file: str,
-    attr: str,
-    code_dir: str,
-    concurrency: int,
-    lib_dir: Path,
-    control_fd: int | None = None,
-    listen_fd: int | None = None,
-    page_fd: int | None = None,
-    private: bool = False,
+def replica_command(
+    python: str, load: Load, *, lib_dir: Path, listen_fd: int, page_fd: int, private: bool = False
 ) -> tuple[list[str], dict[str, str]]:
-    """(argv, env) of a runner. A template is given `control_fd`, a replica `listen_fd` and `page_fd` (numbers in the child).
-    The environment holds only what the runner needs; the caller lays the user's own over it."""
-    config = {
-        "mode": mode,
-        "function": function,
-        "revision": revision,
-        "file": file,
-        "attr": attr,
-        "code_dir": code_dir,
-        "concurrency": concurrency,
-        "lib_dir": str(lib_dir),
-        "control_fd": control_fd,
-        "listen_fd": listen_fd,
-        "page_fd": page_fd,
-        "private": private,
-    }
+    """(argv, env) of a replica on the plain road. The environment holds only what the runner needs; the caller lays `load.env`
+    over it. Descriptors are numbers in the child."""
+    config = {name: value for name, value in msgspec.structs.asdict(load).items() if name != "env"}
+    return _command(
+        python, lib_dir, {"mode": "replica", **config, "listen_fd": listen_fd, "page_fd": page_fd, "private": private}
+    )
+
+
+def _command(python: str, lib_dir: Path, config: dict[str, Any]) -> tuple[list[str], dict[str, str]]:
     folder = str(lib_dir / "steelyard" / "runtime" / "runner")
-    env = {"STEELYARD_RUNNER": json.dumps(config)}
-    if mode == "template":
-        env |= SINGLE_THREAD_ENV
+    env = {"STEELYARD_RUNNER": json.dumps({**config, "lib_dir": str(lib_dir)})}
     return [python, "-c", _BOOT.format(folder=folder)], env
 
 
@@ -208,6 +169,44 @@ class TemplateClient:
         answer = await self._ask({"op": "status"}, (), timeout_s)
         return msgspec.convert(answer, TemplateStatus)
 
+    async def show(self, timeout_s: float) -> TemplateStatus:
+        """As `status`, with the modules that are loaded."""
+        return msgspec.convert(await self._ask({"op": "show"}, (), timeout_s), TemplateStatus)
+
+    async def scan(self, load: Load, timeout_s: float) -> Scanned:
+        """By the base template's interpreter; nothing of the file is run."""
+        answer = await self._ask({"op": "scan", "code_dir": load.code_dir, "file": load.file}, (), timeout_s)
+        return msgspec.convert(answer, Scanned)
+
+    async def learn(self, timeout_s: float) -> list[str]:
+        """Those that a revision's loaded files import, on a connection of its own, which is closed after it."""
+        asking = TemplateClient(self._path)
+        await asking.connect()
+        try:
+            answer = await asking._ask({"op": "learn"}, (), timeout_s)
+        finally:
+            asking.close()
+        return [str(name) for name in answer.get("names", ())]
+
+    async def grow(
+        self,
+        *,
+        role: str,
+        control_fd: int,
+        stdout_fd: int,
+        stderr_fd: int,
+        cgroup_fds: Sequence[int] = (),
+        load: Load | None = None,
+        env: Mapping[str, str] | None = None,
+        packages: Sequence[str] = (),
+        timeout_s: float = 10.0,
+    ) -> Forked | ForkRefused:
+        """One template: an environment of `env` and `packages`, or the revision of `load`. It listens on `control_fd`, and its
+        status tells when it is ready. EdgeFailed as for `fork`."""
+        asked = {"op": "grow", "role": role, "cgroups": len(cgroup_fds)}
+        asked |= {"env": dict(env or {}), "packages": list(packages)} if load is None else msgspec.structs.asdict(load)
+        return _forked(await self._ask(asked, (control_fd, stdout_fd, stderr_fd, *cgroup_fds), timeout_s))
+
     async def fork(
         self,
         *,
@@ -220,11 +219,13 @@ class TemplateClient:
         cpus: Sequence[int] = (),
         private: bool = False,
         sent_ns: int = 0,
+        load: Load | None = None,
         timeout_s: float = 10.0,
     ) -> Forked | ForkRefused:
-        """One replica. The descriptors are copied; the caller closes its own. After a timeout (EdgeFailed, template-slow) it
-        is unknown whether one runs: whatever is forked late shows itself in the page."""
-        asked = {
+        """One replica: of the template's own revision, or of an ancestor with `load` to import first. The descriptors are copied;
+        the caller closes its own. After a timeout (EdgeFailed, template-slow) it is unknown whether one runs: whatever is
+        forked late shows itself in the page."""
+        asked: dict[str, Any] = {
             "op": "fork",
             "replica": replica,
             "cpus": list(cpus),
@@ -232,10 +233,9 @@ class TemplateClient:
             "private": private,
             "sent_ns": sent_ns,
         }
-        answer = await self._ask(asked, (listen_fd, page_fd, stdout_fd, stderr_fd, *cgroup_fds), timeout_s)
-        if "pid" in answer:
-            return msgspec.convert(answer, Forked)
-        return ForkRefused(reason=str(answer.get("refused")), detail=str(answer.get("detail", "")))
+        if load is not None:
+            asked["revision"] = msgspec.structs.asdict(load)
+        return _forked(await self._ask(asked, (listen_fd, page_fd, stdout_fd, stderr_fd, *cgroup_fds), timeout_s))
 
     def close(self) -> None:
         """Ends the connection; the template and its replicas live on."""
@@ -253,11 +253,16 @@ class TemplateClient:
         if self._socket is None:
             raise _gone(self._path)
         answer: asyncio.Future[dict[str, Any]] = asyncio.get_running_loop().create_future()
+        packet = json.dumps(asked).encode()
+        if len(packet) > PACKET_MAX:
+            raise EdgeFailed(f"its environment variables are larger than {PACKET_MAX} bytes", code="packet-too-large")
         try:
             if fds:
-                socket.send_fds(self._socket, [json.dumps(asked).encode()], list(fds))
+                socket.send_fds(self._socket, [packet], list(fds))
             else:
-                self._socket.send(json.dumps(asked).encode())
+                self._socket.send(packet)
+        except BlockingIOError as err:
+            raise EdgeFailed(f"the template at {self._path} is busy", code="template-slow") from err
         except OSError as err:
             self.close()
             raise _gone(self._path) from err
@@ -282,6 +287,12 @@ class TemplateClient:
         answer = self._waiting.popleft()
         if not answer.done():
             answer.set_result(json.loads(data))
+
+
+def _forked(answer: dict[str, Any]) -> Forked | ForkRefused:
+    if "pid" in answer:
+        return msgspec.convert(answer, Forked)
+    return ForkRefused(reason=str(answer.get("refused")), detail=str(answer.get("detail", "")))
 
 
 def _gone(path: Path) -> EdgeFailed:

@@ -1,27 +1,34 @@
 """How many replicas should one revision of a function have on this machine? A look at them goes in, starts and retirements come
-out.
+out, with the rule and the numbers that decided.
 
-Never reads the clock, the disk or the network; time is an argument. What must be remembered between two looks is in the
-decision and is handed back with the next one.
+Never reads the clock, the disk or the network; time is an argument. What must be remembered between two looks is the decision's
+`memory` and is handed back with the next one.
 
 The rule, in order:
 1. `replicas_min` are started at once. Somebody waits and there is no replica: one is started at once.
 2. Whoever waits and still fits into the free places of the replicas that are there, starting ones counted, starts nothing.
 3. More wait than fit: that is a backlog. When it is still one at the next look (`PATIENCE_NS`, just under the agent's 20 ms
-   tick), replicas are added until there are ceil((held + waiting) / concurrency) of them, at most `replicas_max`, all at once.
+   tick), replicas are added until there are ceil((held + waiting) / concurrency) of them, all at once.
    Why wait at all: a replica that serves 8 requests of 2 ms has taken 80 of them by the next look, and a start costs more
    than that. Why only so long: a tick is a fifteenth of the 0.3 s after which a second replica must bring 300 waiting
    requests within 1.1 x of the ideal time, and a forked replica serves a few milliseconds later. (Rejected: averages over
    a window as Knative keeps them. The queue's length is exact, so there is nothing to smooth.)
-4. Nobody waits, more than `replicas_min` are there, and one had nothing to do for `idle_timeout_s` and holds no connection:
-   the least busy one is retired, one for each look. Envoy drops unused connections after half that time at the latest, so
-   one that is still held is a request, a stream or a WebSocket. More than `replicas_max` are brought down the same way, idle
-   or not.
-5. Retiring replicas count for nothing: they take no new request, and those they hold they finish by themselves.
+4. With `target_wait_ms` a backlog adds only as many as are needed for the last who waits to be taken in within it, by what a
+   request took so far on average. Where that is not known yet, or demand has just jumped to `PANIC_RATIO` x what is there
+   (for `PANIC_NS`: what came may be unlike what was measured), rule 3 alone decides.
+5. `target_busy` below 1: as many as keep the busy share of the places below it. `scale_on`: as many as keep what the replicas
+   say of themselves at its target. `buffer_replicas`: that many more than all these need, while the function is awake.
+6. Nobody gets more than `replicas_max`, nor than its fair share while the machine is full (`share.py`).
+7. Nobody waits: what was needed at the busiest moment of the last `idle_timeout_s` is kept; beyond that the least busy one is
+   retired, one for each look, but none in a panic. The last one goes when it had nothing to do for `idle_timeout_s` and holds no
+   connection. Envoy drops unused connections after half that time at the latest, so one that is still held is a request, a
+   stream or a WebSocket. More than rule 6 allows are brought down the same way, idle or not.
+8. Retiring replicas count for nothing: they take no new request, and those they hold they finish by themselves.
 """
 
 from __future__ import annotations
 
+from enum import StrEnum
 from typing import Literal
 
 import msgspec
@@ -30,6 +37,41 @@ from steelyard.model.function import FunctionSpec
 
 #: a backlog seen at two looks this far apart persists; a little under the tick, so that the very next look decides
 PATIENCE_NS = 15_000_000
+PANIC_RATIO = 2
+PANIC_NS = 6_000_000_000
+#: pieces that the time of `idle_timeout_s` is remembered in
+PIECES = 10
+#: finished requests that an average is worth something from
+MEASURED_MIN = 3
+
+
+class Rule(StrEnum):
+    """What decided the number of replicas."""
+
+    #: nothing is asked of it
+    IDLE = "idle"
+    #: what is there is enough
+    ENOUGH = "enough"
+    MINIMUM = "minimum"
+    #: somebody waits, and nobody serves
+    WAKE = "wake"
+    BACKLOG = "backlog"
+    TARGET_WAIT = "target-wait"
+    TARGET_BUSY = "target-busy"
+    METRIC = "metric"
+    BUFFER = "buffer"
+    #: more are there than are needed, but were needed a while ago
+    KEPT = "kept"
+    SURPLUS = "surplus"
+
+
+class Bound(StrEnum):
+    """What kept it from more."""
+
+    NONE = ""
+    REPLICAS_MAX = "replicas-max"
+    #: the machine is full, and it has its share
+    FAIR_SHARE = "fair-share"
 
 
 class ReplicaSeen(msgspec.Struct, frozen=True):
@@ -43,6 +85,19 @@ class ReplicaSeen(msgspec.Struct, frozen=True):
     busy: int = 0
     #: CLOCK_MONOTONIC of its last request, or of when it began to serve; never 0
     last_active_ns: int = 0
+    #: requests that have ended, and how long they took together
+    finished: int = 0
+    service_ns: int = 0
+
+
+class Memory(msgspec.Struct, frozen=True):
+    """What one look leaves to the next."""
+
+    #: None: there was no backlog. 0, of a caller that keeps no memory: every backlog is an old one
+    backlog_since_ns: int | None = None
+    panic_until_ns: int = 0
+    #: (piece of time, most replicas needed in it), the oldest first
+    peaks: tuple[tuple[int, int], ...] = ()
 
 
 class ReplicasSeen(msgspec.Struct, frozen=True):
@@ -53,8 +108,11 @@ class ReplicasSeen(msgspec.Struct, frozen=True):
     #: requests waiting in Envoy
     pending: int
     replicas: tuple[ReplicaSeen, ...] = ()
-    #: what the last decision said; None when it saw no backlog. 0 for a caller that keeps no memory: every backlog is an old one
-    backlog_since_ns: int | None = 0
+    memory: Memory = Memory()
+    #: what all replicas together say of the metric that `scale_on` names; None: nothing new
+    metric: float | None = None
+    #: its fair share of a full machine, in replicas; None: the machine is not full
+    share: int | None = None
 
 
 class ReplicasDecision(msgspec.Struct, frozen=True):
@@ -63,44 +121,144 @@ class ReplicasDecision(msgspec.Struct, frozen=True):
     start: int = 0
     #: ids of replicas that should take no further request and end when they hold none
     retire: tuple[str, ...] = ()
-    #: to be handed back with the next look
-    backlog_since_ns: int | None = None
+    memory: Memory = Memory()
+    #: replicas that it should have, before and after what bounds them
+    asked: int = 0
+    wanted: int = 0
+    rule: Rule = Rule.IDLE
+    bound: Bound = Bound.NONE
+    present: int = 0
+    waiting: int = 0
+    busy: int = 0
+    #: how long a request took on average; 0: not known
+    service_ms: float = 0.0
 
 
 def decide_replicas(now_ns: int, spec: FunctionSpec, seen: ReplicasSeen) -> ReplicasDecision:
     """The rule above. `now_ns` is CLOCK_MONOTONIC."""
     present = [replica for replica in seen.replicas if replica.state != "retiring"]
-    concurrency, most = max(1, spec.concurrency), max(spec.replicas_min, spec.replicas_max)
+    concurrency, count = max(1, spec.concurrency), len(present)
     waiting = seen.queued + seen.pending
+    busy = sum(replica.busy for replica in present)
     held = sum(replica.connections for replica in present)
     free = sum(max(0, concurrency - replica.connections) for replica in present)
+    service_ns = _service_ns(present)
 
     since: int | None = None
     if waiting > free:
-        since = now_ns if seen.backlog_since_ns is None else seen.backlog_since_ns
+        since = now_ns if seen.memory.backlog_since_ns is None else seen.memory.backlog_since_ns
+    persists = since is not None and now_ns - since >= PATIENCE_NS
+    panic_until = seen.memory.panic_until_ns if seen.memory.panic_until_ns > now_ns else 0
+    if persists and count and held + waiting >= PANIC_RATIO * count * concurrency:
+        panic_until = now_ns + PANIC_NS
 
-    wanted = max(spec.replicas_min, len(present), 1 if waiting else 0)
-    if since is not None and now_ns - since >= PATIENCE_NS:
-        wanted = max(wanted, -(-(held + waiting) // concurrency))
-    if (start := min(wanted, most) - len(present)) > 0:
-        return ReplicasDecision(start=start, backlog_since_ns=since)
-    return ReplicasDecision(retire=_retire(now_ns, spec, present, most, waiting), backlog_since_ns=since)
+    needed, rule = _needed(now_ns, spec, seen, present, busy + waiting)
+    peaks = _remember(now_ns, spec, seen.memory.peaks, needed)
+    asked, rule = (spec.replicas_min, Rule.MINIMUM) if spec.replicas_min > needed else (needed, rule)
+    if waiting and asked < 1:
+        asked, rule = 1, Rule.WAKE
+    if persists:
+        backlog, cause = -(-(held + waiting) // concurrency), Rule.BACKLOG
+        if spec.target_wait_ms is not None and service_ns and not panic_until:
+            in_time = -(-waiting * service_ns // max(1, round(spec.target_wait_ms * 1e6 * concurrency)))
+            backlog, cause = min(backlog, max(count, in_time)), Rule.TARGET_WAIT
+        if backlog > asked:
+            asked, rule = backlog, cause
+    most, bound = _bound(spec, seen.share, asked)
+    told = ReplicasDecision(
+        memory=Memory(since, panic_until, peaks),
+        asked=asked,
+        wanted=min(asked, most),
+        rule=rule,
+        bound=bound,
+        present=count,
+        waiting=waiting,
+        busy=busy,
+        service_ms=service_ns / 1e6,
+    )
+    if (start := told.wanted - count) > 0:
+        return msgspec.structs.replace(told, start=start)
+    retire: tuple[str, ...] = ()
+    if count > most or not (waiting or panic_until):
+        retire = _retire(now_ns, spec, present, most, max(needed, spec.replicas_min), peaks)
+    return msgspec.structs.replace(told, retire=retire, rule=_why_none(told, bool(retire)))
 
 
-def _retire(now_ns: int, spec: FunctionSpec, present: list[ReplicaSeen], most: int, waiting: int) -> tuple[str, ...]:
+def _why_none(told: ReplicasDecision, retires: bool) -> Rule:
+    """Nothing is started: because of what?"""
+    if retires:
+        return Rule.SURPLUS
+    if told.asked < told.present:
+        return Rule.KEPT
+    if told.asked == told.present and told.rule in (Rule.IDLE, Rule.WAKE, Rule.BACKLOG, Rule.TARGET_WAIT):
+        return Rule.ENOUGH if told.present else Rule.IDLE
+    return told.rule
+
+
+def _needed(now_ns: int, spec: FunctionSpec, seen: ReplicasSeen, present: list[ReplicaSeen], demand: int) -> tuple[int, Rule]:
+    """What rule 5 asks for. Without a target never more than there are: then only a backlog asks for more."""
+    needed = _ceil(demand / (max(1, spec.concurrency) * spec.target_busy))
+    asked, rule = needed, Rule.TARGET_BUSY
+    if spec.target_busy >= 1:
+        asked, rule = min(needed, len(present)), Rule.IDLE
+    if spec.scale_on is not None and seen.metric is not None:
+        by_metric = _ceil(seen.metric / spec.scale_on.target)
+        if by_metric > asked:
+            asked, rule = by_metric, Rule.METRIC
+    if spec.buffer_replicas:
+        idle_ns = round(spec.idle_timeout_s * 1e9)
+        if demand or any(now_ns - replica.last_active_ns < idle_ns for replica in present):
+            asked, rule = asked + spec.buffer_replicas, Rule.BUFFER
+    return asked, rule
+
+
+def _ceil(value: float) -> int:
+    # a hair above a whole number is rounding, not demand
+    return int(-(-(value - 1e-9) // 1))
+
+
+def _service_ns(present: list[ReplicaSeen]) -> int:
+    finished = sum(replica.finished for replica in present)
+    return sum(replica.service_ns for replica in present) // finished if finished >= MEASURED_MIN else 0
+
+
+def _bound(spec: FunctionSpec, share: int | None, asked: int) -> tuple[int, Bound]:
+    most, bound = max(spec.replicas_min, spec.replicas_max), Bound.REPLICAS_MAX
+    if share is not None and share < most:
+        most, bound = max(spec.replicas_min, 1, share), Bound.FAIR_SHARE
+    return most, bound if asked > most else Bound.NONE
+
+
+def _remember(now_ns: int, spec: FunctionSpec, peaks: tuple[tuple[int, int], ...], needed: int) -> tuple[tuple[int, int], ...]:
+    """The pieces of the last `idle_timeout_s`, this look among them. The same object when nothing changed: most looks."""
+    piece_ns = _piece_ns(spec)
+    piece = now_ns // piece_ns
+    if peaks and peaks[-1][0] == piece:
+        return peaks if needed <= peaks[-1][1] else (*peaks[:-1], (piece, needed))
+    return (*(old for old in peaks if old[0] >= piece - PIECES), (piece, needed))
+
+
+def _piece_ns(spec: FunctionSpec) -> int:
+    return max(1, round(spec.idle_timeout_s * 1e9) // PIECES)
+
+
+def _retire(
+    now_ns: int, spec: FunctionSpec, present: list[ReplicaSeen], most: int, needed: int, peaks: tuple[tuple[int, int], ...]
+) -> tuple[str, ...]:
     # the least busy; of equals the one that was idle longest; of these the first by name, so that two looks choose the same
     order = sorted(present, key=lambda replica: (replica.busy, replica.connections, replica.last_active_ns, replica.id))
     if len(present) > most:
         return (order[0].id,)
-    if waiting or len(present) <= spec.replicas_min:
+    if len(present) <= needed:
         return ()
+    serving = [replica for replica in order if replica.state == "serving"]
+    watched = bool(peaks) and peaks[-1][0] - peaks[0][0] >= PIECES
+    if watched and len(present) > max(1, spec.replicas_min, max(peak for _, peak in peaks)):
+        return tuple(replica.id for replica in serving)[:1]
     idle_ns = round(spec.idle_timeout_s * 1e9)
     idle = (
         replica.id
-        for replica in order
-        if replica.state == "serving"
-        and not replica.busy
-        and not replica.connections
-        and now_ns - replica.last_active_ns >= idle_ns
+        for replica in serving
+        if not replica.busy and not replica.connections and now_ns - replica.last_active_ns >= idle_ns
     )
     return tuple(idle)[:1]

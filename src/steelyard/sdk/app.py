@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any, TypeVar, overload
 
 from steelyard.sdk.declare import read_marks
 from steelyard.sdk.errors import DeclarationError
-from steelyard.sdk.handle import Cls, Function
+from steelyard.sdk.handle import Cls, Function, kind_of
 from steelyard.sdk.nouns import check_name
 from steelyard.sdk.options import read_options
 
@@ -96,7 +96,7 @@ class App:
                     raise DeclarationError(f"{target.__qualname__} is a class: decorate it with @app.cls.")
                 if isinstance(target, Function | Cls) or not callable(target):
                     raise DeclarationError(f"@app.function decorates a function of yours, not {target!r}.")
-                return self._add(target, Function, options)
+                return self._add(target, kind_of(target), options)
 
             return declare if target is None else declare(target)
 
@@ -142,7 +142,7 @@ class App:
                 raise DeclarationError(
                     f"{where} and {'.'.join(_place(other.target))} would both be deployed as '{name}'. Give one another name=."
                 )
-        handle = kind(target, self, name, read)
+        handle = kind(name, target, self, read)
         self.functions[short] = handle
         return handle
 

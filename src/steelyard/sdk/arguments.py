@@ -167,7 +167,7 @@ def _read_words(words: list[str], kind: Any, where: str) -> Any:
     inside = [one for one in typing.get_args(kind) if one is not Ellipsis]
     items: list[Any] = list(words)
     if len(words) == 1 and words[0].lstrip().startswith("["):
-        items = _read_json(words[0], kind, where)
+        items = _read_json(words[0], where)
         # their own types are looked at as if each had been given
         items = [item if isinstance(item, list | dict) else _as_word(item) for item in items]
     if len(inside) > 1 and len(inside) != len(items):
@@ -200,21 +200,23 @@ def _read_word(word: str, kind: Any, where: str) -> Any:
             return kind(word)
     except (ValueError, StopIteration):
         raise ArgumentError(f"{where}: {word!r} is not {_show(kind)}.") from None
-    text_will_do = typing.get_origin(kind) in (typing.Union, types.UnionType) and str in typing.get_args(kind)
-    return _convert(_read_json(word, kind, where, or_text=text_will_do), kind, where)
+    # imported here: most functions take numbers and text
+    from steelyard.sdk.convert import FieldError, Shapes, read_text
+    from steelyard.sdk.to_json import NoJson
+
+    try:
+        return read_text(Shapes().of(kind), [word], where)
+    except FieldError as err:
+        raise ArgumentError(f"{err} ({word!r})") from None
+    except NoJson as err:
+        raise ArgumentError(f"{where} can't be given on a command line: {err}.") from None
 
 
-def _read_json(word: str, kind: Any, where: str, *, or_text: bool = False) -> Any:
+def _read_json(word: str, where: str) -> Any:
     try:
         return json.loads(word)
-    except ValueError:
-        if or_text:
-            return word
-        raise ArgumentError(f"{where}: {word!r} is no JSON for {_show(kind)}.") from None
-
-
-def _convert(value: Any, kind: Any, where: str) -> Any:
-    return value
+    except ValueError as err:
+        raise ArgumentError(f"{where}: {word!r} is no JSON: {err}.") from None
 
 
 def _option(name: str) -> str:

@@ -228,9 +228,11 @@ def _list(names: list[str]) -> str:
 
 def _print(value: Any, as_json: bool, indent: int | None = 2) -> None:
     if as_json:
+        from steelyard.sdk.to_json import NoJson, dumps, loads
+
         try:
-            text = json.dumps(value, indent=indent, ensure_ascii=False)
-        except (TypeError, ValueError) as err:
+            text = json.dumps(loads(dumps(value)), indent=indent, ensure_ascii=False)
+        except (NoJson, ValueError) as err:
             raise PayloadError(f"The result is no JSON ({err}). It ran; leave out --json to see it as Python shows it.") from None
         sys.stdout.write(text + "\n")
     elif value is not None:

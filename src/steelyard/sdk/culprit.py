@@ -42,9 +42,11 @@ _OPEN = ("socket.", "ssl.", "_thread.", "threading.", "_io.", "sqlite3.", "psyco
 def explain(value: Any, what: str, err: Exception) -> str:
     """One or two sentences for the user."""
     found = find(value)
-    if found is None:
-        return f"{what} can't travel: {_first_line(err)}"
-    path, part = found
+    return tell(what, *found) if found is not None else f"{what} can't travel: {_first_line(err)}"
+
+
+def tell(what: str, path: str, part: Any) -> str:
+    """What `find` found, for the user."""
     kind = describe_kind(part)
     where = f"{path} is {kind}" if path else f"it is {kind}"
     held = " Open it inside the function, or in @sy.enter." if _is_open(part) else ""

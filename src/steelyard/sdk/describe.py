@@ -102,6 +102,11 @@ def replicas_max_of(handle: Function[..., Any] | Cls) -> int:
     return handle.options.get("replicas_max") or max(REPLICAS_MAX, handle.options.get("replicas_min", 0))
 
 
+def width_of(handle: Function[..., Any] | Cls) -> int:
+    """Inputs that all its replicas together work on."""
+    return concurrency_of(handle) * replicas_max_of(handle)
+
+
 def describe_parameters(function: Any, skip: int = 0) -> list[dict[str, Any]]:
     """Of a function, without its first `skip`."""
     try:

@@ -6,12 +6,13 @@ there.
 
 An input that runs longer than `timeout_s` is answered at once. Whatever still runs of it can't be ended without ending the
 process, so the replica takes nothing new, lets the others finish, and leaves for good (`retire`); the same when a caller goes
-away while a thread works for it. Inputs that were not begun stay unanswered, and the caller asks for them again.
+away and what ran for it does not end soon. Inputs that were not begun stay unanswered, and the caller asks for them again.
 """
 
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import faulthandler
 import inspect
 import json
@@ -31,8 +32,8 @@ from steelyard.sdk import frames, payload
 from steelyard.sdk.errors import CallTimeout, PayloadError
 from steelyard.sdk.frames import Buffer
 
-#: a group of inputs is meant to last this long, and has at most this many
-GROUP_NS = 5_000_000
+#: a group of inputs is meant to last this long (a crash costs the group), and has at most this many
+GROUP_NS = 300_000
 GROUP_MAX = 1024
 #: results wait this long for others to leave with
 COALESCE_NS = 1_000_000
@@ -40,10 +41,9 @@ COALESCE_NS = 1_000_000
 UNSENT_MAX = 1 << 20
 #: an event loop that does not turn for so long after a deadline is taken for stuck: the process ends
 STUCK_S = 10.0
-#: how long a cancelled coroutine may take to end
+#: how long something may go on that nobody waits for any more
 CANCEL_S = 2.0
 _NOT_BEGUN = json.dumps({"code": frames.NOT_BEGUN, "type": "", "text": "its replica is being replaced", "traceback": ""}).encode()
-_OURS = (os.path.dirname(os.path.abspath(__file__)),)
 
 
 class Method:
@@ -70,10 +70,13 @@ class Method:
         except PayloadError as err:
             return self.fail(id, err, frames.PAYLOAD)
 
+    def yielded(self, id: int, item: Any) -> list[Buffer]:
+        return frames.encode(frames.YIELD, id, payload.dumps(item, f"What {self.label} yielded"))
+
     def fail(self, id: int, err: BaseException, code: str = frames.RAISED) -> list[Buffer]:
         if code == frames.RAISED:
-            sys.stderr.write(payload.user_traceback(err, _OURS))
-        return frames.encode(frames.ERROR, id, payload.dumps_error(err, code, _OURS))
+            sys.stderr.write(payload.user_traceback(err, payload.OURS))
+        return frames.encode(frames.ERROR, id, payload.dumps_error(err, code, payload.OURS))
 
     def read(self, segments: Sequence[Buffer]) -> tuple[tuple[Any, ...], dict[str, Any]]:
         try:
@@ -112,6 +115,8 @@ class Work:
         self.unsent = 0
         #: the caller has gone before its answer was complete
         self.gone = False
+        #: one of its inputs raised, or ran for too long
+        self.failed = False
         self.watcher: asyncio.Task[None] | None = None
         self._loop = loop
         self._poked = False
@@ -139,9 +144,10 @@ class Work:
 
     def poke(self) -> None:
         """Have the loop look at `out`."""
-        if not self._poked:
+        if not self._poked and not self.closed:
             self._poked = True
-            self._loop.call_soon_threadsafe(self.wakeup.set)
+            with contextlib.suppress(RuntimeError):  # the loop is closed: the process ends
+                self._loop.call_soon_threadsafe(self.wakeup.set)
 
     def wait_sent(self) -> bool:
         """In a thread: until all that stands in `out` was handed to the kernel. False when the caller has gone."""
@@ -174,8 +180,9 @@ class Work:
 
     @property
     def complete(self) -> bool:
+        """Nothing more will come."""
         with self.lock:
-            return not self.running and not self.pending
+            return self.closed or (not self.running and not self.pending)
 
     def drain(self) -> tuple[list[Buffer], list[Any]]:
         """What is to be sent, and who waits for it."""
@@ -306,6 +313,7 @@ class Executor:
                 buffers = self._run_in_thread(work, frame, token)
                 now = time.perf_counter_ns()
                 ran = now - slot.began
+                slot.token = []
                 if not claim(token):
                     return  # it was answered as timed out, or its caller has gone
                 method.note(ran)
@@ -338,12 +346,13 @@ class Executor:
             if inspect.iscoroutine(value) and self._loop is not None:
                 value = asyncio.run_coroutine_threadsafe(value, self._loop).result()
         except BaseException as err:
+            work.failed = True
             return method.fail(frame.id, err)
         return method.answer(frame.id, value)
 
     def _yield(self, work: Work, method: Method, id: int, item: Any) -> None:
         """PayloadError when it can't travel: raised in the generator's consumer, which is us, and so the input's error."""
-        buffers = frames.encode(frames.YIELD, id, payload.dumps(item, f"What {method.label} yielded"))
+        buffers = method.yielded(id, item)
         work.unsent += sum(map(len, buffers))
         work.put(buffers)
 
@@ -386,6 +395,7 @@ class Executor:
                 buffers = method.fail(frame.id, err)
         finally:
             self._slots.discard(slot)
+            slot.token = []
             room.release()
         if claim(token):
             work.put(buffers)
@@ -412,6 +422,7 @@ class Executor:
         except asyncio.CancelledError:
             raise
         except BaseException as err:
+            work.failed = True
             return method.fail(frame.id, err)
         return method.answer(frame.id, value)
 
@@ -445,32 +456,31 @@ class Executor:
         answer = work.method.timed_out(token[0] if token else 0)
         if not claim(token):
             return
+        work.failed = True
         if slot.task is None:
             self.retire()  # first, so that the answer says `Connection: close`
+        else:
+            self._cancel(slot)
         work.put(answer)
         work.ended(ran_ns)
         while slot.group:  # announced, but its thread will never come to them
             work.put(frames.encode(frames.ERROR, slot.group.popleft().id, [_NOT_BEGUN, b""]))
             work.ended(0)
         work.wakeup.set()
-        self._cancel(slot)
 
     def _abandon(self, slots: list[Slot]) -> None:
-        """Their caller has gone."""
+        """Their caller has gone. What does not end soon costs the replica."""
         for slot in slots:
-            if not claim(slot.token):
-                continue
-            if slot.task is None:
-                self.retire()
-            self._cancel(slot)
+            if claim(slot.token):
+                self._cancel(slot)
 
     def _cancel(self, slot: Slot) -> None:
-        """A coroutine that goes on all the same costs the replica."""
-        task = slot.task
-        if task is None or self._loop is None:
-            return
-        task.cancel()
-        self._loop.call_later(CANCEL_S, lambda: None if task.done() else self.retire())
+        """`slot`'s input was answered for. A thread can only be waited for."""
+        token, task = slot.token, slot.task
+        if task is not None:
+            task.cancel()
+        if self._loop is not None:
+            self._loop.call_later(CANCEL_S, lambda: self.retire() if slot.token is token else None)
 
     def retire(self) -> None:
         """Replace this replica: something runs in it that can't be ended otherwise."""

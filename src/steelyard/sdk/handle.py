@@ -1,23 +1,27 @@
-"""What does a caller hold of a function? A handle: `f.local(...)` runs it here.
+"""What does a caller hold of a function? A handle: `f.local(...)` runs it here, `f.remote(...)` in a replica, `f.map(...)` in
+many, `f.spawn(...)` without waiting for it.
 
-`Function` is a declared function, or one method of a class; `Cls` a declared class, of which `C()` is an `Instance` whose methods
-are `Function`s. Both find the deployed function by its name.
+`Function` is a function that this program declares or that was deployed (`from_name`), or one method of a class; `Cls` is such a
+class, of which `C()` is an `Instance` whose methods are `Function`s. Handles can be arguments and results: they travel as names.
 """
 
 from __future__ import annotations
 
+import functools
 import inspect
 from collections.abc import Callable, Iterator
 from typing import TYPE_CHECKING, Any, Generic, TypeVar
 
 from steelyard.sdk.declare import marks_of, read_marks
 from steelyard.sdk.errors import DeclarationError
-from steelyard.sdk.lifecycle import enter_locally
+from steelyard.sdk.nouns import check_name
+from steelyard.sdk.verbs import ForEach, Map, Remote, RemoteGenerator, Spawn, Starmap
 
 if TYPE_CHECKING:
     from typing import ParamSpec, overload
 
     from steelyard.sdk.app import App
+    from steelyard.sdk.caller import Target
 else:
     from typing import ParamSpec
 
@@ -26,84 +30,170 @@ R = TypeVar("R")
 Y = TypeVar("Y")
 
 
-class Function(Generic[P, R]):
-    """A function that can be called elsewhere."""
+def run_here(function: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+    """A batched one takes a single input here too."""
+    if read_marks(getattr(function, "__func__", function)).batched is None:
+        return function(*args, **kwargs)
+    from steelyard.sdk.batching import call_one
 
-    def __init__(self, target: Callable[..., Any], app: App, name: str, options: dict[str, Any]) -> None:
-        #: the user's function
+    return call_one(function, f"{function.__qualname__}()", args, kwargs)
+
+
+class _Handle:
+    """What functions and classes have in common. `target` and `app` are None for what was only named."""
+
+    target: Any
+    app: App | None
+
+    def __init__(self, base_name: str, target: Any = None, app: App | None = None, options: dict[str, Any] | None = None) -> None:
+        #: its deployed name without the app's suffix
+        self.base_name = base_name
+        #: the user's function or class
         self.target = target
         self.app = app
-        #: its deployed name without the app's suffix
-        self.base_name = name
         #: canonical, as `read_options` gives them
-        self.options = options
-        #: of an instance of a class: the method
-        self.method = ""
-        self.__steelyard__ = marks_of(target)
-        self.__doc__ = target.__doc__
-        self.__name__ = target.__name__
-        self.__qualname__ = target.__qualname__
-        self.__module__ = target.__module__
-        self.__wrapped__ = target
+        self.options = options or {}
+        if target is not None:
+            self.__steelyard__ = marks_of(target)
+            self.__doc__ = target.__doc__
+            self.__name__ = target.__name__
+            self.__qualname__ = target.__qualname__
+            self.__module__ = target.__module__
+
+    @functools.cached_property
+    def width(self) -> int:
+        """Inputs that all its replicas together work on; 0 where that is not known."""
+        from steelyard.sdk.describe import width_of
+
+        handle: Any = self
+        return width_of(handle) if self.target is not None else 0
 
     @property
     def name(self) -> str:
         """Under which it is deployed."""
-        return self.base_name + self.app.suffix
+        return self.base_name + (self.app.suffix if self.app is not None else "")
+
+    def __steelyard_app__(self, function: str = "", concurrency: int | None = None) -> Any:
+        """What a replica serves; asked by the runner."""
+        from steelyard.sdk.serving import make_app
+
+        handle: Any = self
+        return make_app(handle, function, concurrency)
+
+
+class Function(_Handle, Generic[P, R]):
+    """A function that can be called elsewhere."""
+
+    #: of a class: the method's name
+    method = ""
+
+    def __init__(self, base_name: str, target: Any = None, app: App | None = None, options: dict[str, Any] | None = None) -> None:
+        super().__init__(base_name, target, app, options)
+        #: what is deployed: itself, or the class
+        self._whole: _Handle = self
+        if target is not None:
+            self.__wrapped__ = target
+
+    @classmethod
+    def from_name(cls, name: str, function: str | None = None) -> Function[..., Any]:
+        """A deployed function by its name, `Function.from_name("app-function")`, or by app and function. Nothing is asked yet."""
+        return Function(check_name(name if function is None else f"{name}-{function}".lower().replace("_", "-"), "a function"))
 
     def __repr__(self) -> str:
         return f"<steelyard.Function {self.name}{'.' * bool(self.method)}{self.method}>"
 
+    def __reduce__(self) -> tuple[Any, ...]:
+        return _named, (self.name, self.method)
+
     def local(self, *args: P.args, **kwargs: P.kwargs) -> R:
         """Run it here and now. A coroutine function gives its coroutine."""
-        return self.target(*args, **kwargs)
+        if self.target is None:
+            raise DeclarationError(f"{self!r} is only known by name here: call it with .remote().")
+        return run_here(self.target, args, kwargs)
 
     __call__ = local
 
-    def __steelyard_app__(self, function: str = "", concurrency: int | None = None) -> Any:
-        """What a replica serves; asked by the runner."""
-        from steelyard.sdk.serving import make_app
+    @property
+    def remote(self) -> Remote[P, R]:
+        return Remote(self._target())
 
-        return make_app(self, function, concurrency)
+    @property
+    def remote_gen(self) -> RemoteGenerator[P, Any]:
+        return RemoteGenerator(self._target())
+
+    @property
+    def spawn(self) -> Spawn[P, R]:
+        return Spawn(self._target())
+
+    @property
+    def map(self) -> Map[R]:
+        return Map(self._target())
+
+    @property
+    def starmap(self) -> Starmap[R]:
+        return Starmap(self._target())
+
+    @property
+    def for_each(self) -> ForEach:
+        return ForEach(self._target())
+
+    def _target(self) -> Target:
+        from steelyard.sdk.caller import Target
+
+        if self.target is None:
+            return Target(self.name, self.method)
+        options, main = self.options, self.target.__module__ == "__main__"
+        return Target(self.name, self.method, options.get("retries", 0), options.get("timeout_s"), self._whole.width, main)
 
 
 class GeneratorFunction(Function[P, Iterator[Y]], Generic[P, Y]):
-    """A function that yields."""
+    """A function that yields: calling it gives an iterator that is fed while the replica yields. `map` collects lists."""
+
+    @property
+    def remote(self) -> RemoteGenerator[P, Y]:  # pyright: ignore[reportIncompatibleMethodOverride]
+        return RemoteGenerator(self._target())
+
+    @property
+    def remote_gen(self) -> RemoteGenerator[P, Y]:
+        return RemoteGenerator(self._target())
+
+    if TYPE_CHECKING:
+
+        @property
+        def map(self) -> Map[list[Y]]: ...  # pyright: ignore[reportIncompatibleMethodOverride]
+        @property
+        def starmap(self) -> Starmap[list[Y]]: ...  # pyright: ignore[reportIncompatibleMethodOverride]
 
 
-class Cls:
-    """A declared class."""
+def kind_of(target: Any) -> type[Function[..., Any]]:
+    """Which handle a function of the user's gets."""
+    generator = inspect.isgeneratorfunction(target) or inspect.isasyncgenfunction(target)
+    return GeneratorFunction if generator else Function
 
-    def __init__(self, target: type, app: App, name: str, options: dict[str, Any]) -> None:
-        self.target = target
-        self.app = app
-        self.base_name = name
-        self.options = options
-        self.__steelyard__ = marks_of(target)
-        self.__doc__ = target.__doc__
-        self.__name__ = target.__name__
-        self.__qualname__ = target.__qualname__
-        self.__module__ = target.__module__
-        if not methods_of(target):
+
+class Cls(_Handle):
+    """A class of which every replica has an instance."""
+
+    def __init__(self, base_name: str, target: Any = None, app: App | None = None, options: dict[str, Any] | None = None) -> None:
+        super().__init__(base_name, target, app, options)
+        if target is not None and not methods_of(target):
             raise DeclarationError(
                 f"{target.__module__}.{target.__qualname__} has no method that can be called: mark some with @sy.method."
             )
 
-    @property
-    def name(self) -> str:
-        return self.base_name + self.app.suffix
+    @classmethod
+    def from_name(cls, name: str, of: str | None = None) -> Cls:
+        """A deployed class by its name, `Cls.from_name("app-model")`, or by app and class. Nothing is asked yet."""
+        return Cls(check_name(name if of is None else f"{name}-{of}".lower().replace("_", "-"), "a function"))
 
     def __repr__(self) -> str:
         return f"<steelyard.Cls {self.name}>"
 
+    def __reduce__(self) -> tuple[Any, ...]:
+        return Cls, (self.name,)
+
     def __call__(self) -> Instance:
         return Instance(self)
-
-    def __steelyard_app__(self, function: str = "", concurrency: int | None = None) -> Any:
-        """What a replica serves; asked by the runner."""
-        from steelyard.sdk.serving import make_app
-
-        return make_app(self, function, concurrency)
 
 
 class Instance:
@@ -113,22 +203,35 @@ class Instance:
         self._cls = cls
         self._local: Any = None
 
+    def __reduce__(self) -> tuple[Any, ...]:
+        return Instance, (self._cls,)
+
     def __getattr__(self, name: str) -> Any:
         if name.startswith("__"):
             raise AttributeError(name)
         cls = self._cls
-        target = inspect.getattr_static(cls.target, name, None)
-        if target is None or not read_marks(target).called:
-            return getattr(self._here(), name)
-        bound: Any = Function(target, cls.app, cls.base_name, cls.options)
+        target = None
+        if cls.target is not None:
+            target = inspect.getattr_static(cls.target, name, None)
+            if target is None or not read_marks(target).called:
+                return getattr(self._here(), name)
+        bound: Any = kind_of(target)(cls.base_name, target, cls.app, cls.options)
         bound.method = name
-        bound.local = lambda *args, **kwargs: getattr(self._here(), name)(*args, **kwargs)
+        bound._whole = cls
+        bound.local = lambda *args, **kwargs: run_here(getattr(self._here(), name), args, kwargs)
         return bound
 
     def _here(self) -> Any:
         if self._local is None:
+            from steelyard.sdk.lifecycle import enter_locally
+
             self._local = enter_locally(self._cls.target)
         return self._local
+
+
+def _named(name: str, method: str) -> Any:
+    """How a handle arrives at the other side."""
+    return getattr(Instance(Cls(name)), method) if method else Function(name)
 
 
 def methods_of(target: type) -> dict[str, Callable[..., Any]]:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 import inspect
 from collections.abc import Callable
 from typing import Any
@@ -51,6 +50,8 @@ def enter_locally(target: type) -> Any:
     for _, name in enters_of(target):
         result = getattr(instance, name)()
         if inspect.iscoroutine(result):
+            import asyncio
+
             asyncio.run(result)
     return instance
 

@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import io
 import json
+import os
 import pickle
 import sys
 import traceback
@@ -27,6 +28,8 @@ from steelyard.sdk.frames import PAYLOAD, RAISED, Buffer
 #: smaller buffers are copied into the pickle
 BUFFER_MIN = 1 << 16
 _MAIN = "__main__"
+#: frames of these folders are no news to the user
+OURS = (os.path.dirname(os.path.abspath(__file__)),)
 
 #: in a replica: the module of the function that it serves, which callers may know as their `__main__`
 home: ModuleType | None = None
@@ -62,6 +65,18 @@ def dumps(value: Any, what: str, home_is_main: bool = False) -> list[Buffer]:
     return [stream.getvalue(), *buffers]
 
 
+def dumps_call(args: tuple[Any, ...], kwargs: dict[str, Any], label: str, home_is_main: bool = False) -> list[Buffer]:
+    """The arguments of one input. PayloadError names the one that can't travel."""
+    try:
+        return dumps((args, kwargs), f"An argument of {label}", home_is_main)
+    except PayloadError as err:
+        for name, value in (*enumerate(args), *kwargs.items()):
+            found = culprit.find(value)
+            if found is not None:
+                raise PayloadError(culprit.tell(f"Argument {name!r} of {label}", *found)) from err
+        raise
+
+
 def loads(segments: Sequence[Buffer], main_is: str = "") -> Any:
     """Raises whatever unpickling raises: it may import modules and run code of the value's class. `main_is`: the name by which
     the other side knows our `__main__`."""
@@ -89,6 +104,8 @@ def make_careful_pickler(home_is_main: bool) -> Any:
         def reducer_override(self, obj: Any) -> Any:
             if home_is_main and getattr(obj, "__module__", None) == _MAIN and _named_in_main(obj):
                 return find_at_home, (obj.__qualname__,)
+            if isinstance(obj, io.TextIOWrapper) and obj not in (sys.stdout, sys.stderr):
+                raise TypeError("cannot pickle an open file")  # cloudpickle would send what is in it
             return super().reducer_override(obj)
 
     return Careful
@@ -102,6 +119,11 @@ def _named_in_main(obj: Any) -> bool:
     for part in name.split("."):
         found = getattr(found, part, None)
     return found is obj
+
+
+def name_of_main() -> str:
+    """As a replica names the module of this `__main__`'s file."""
+    return os.path.splitext(os.path.basename(getattr(sys.modules.get(_MAIN), "__file__", None) or ""))[0]
 
 
 def find_at_home(name: str) -> Any:

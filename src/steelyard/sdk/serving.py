@@ -8,30 +8,35 @@ is one.
 from __future__ import annotations
 
 import asyncio
-import json
 import sys
-from collections.abc import Callable
 from typing import Any
 
 import steelyard.sdk as sdk
 from steelyard.sdk import frames, payload
-from steelyard.sdk.describe import concurrency_of, replicas_max_of
+from steelyard.sdk.batching import Batcher
+from steelyard.sdk.declare import Marks, read_marks
+from steelyard.sdk.describe import concurrency_of, width_of
+from steelyard.sdk.endpoint import Endpoints, JsonCalls, JsonMethod, get_header
+from steelyard.sdk.errors import DeclarationError
 from steelyard.sdk.executor import Executor, Method, Work, release
 from steelyard.sdk.frames import CALL_PATH, CONTENT_TYPE, Buffer
 from steelyard.sdk.handle import Cls, Function, methods_of
 from steelyard.sdk.lifecycle import enters_of, exits_of, make_instance
+from steelyard.sdk.mounted import Mounted
+from steelyard.sdk.problem import Send, make_problem, send_problem
+from steelyard.sdk.signature import Signature
 
+#: in a request's scope: the runner's ear for work that failed although its answer says 200
+FAILED = "steelyard.failed"
 #: a request that takes longer is watched for a caller that goes away
 WATCH_S = 0.05
 #: larger segments are sent in pieces, so that flow control has a say
 PIECE_BYTES = 1 << 18
 
-Send = Callable[[Any], Any]
-
 
 def make_app(handle: Function[..., Any] | Cls, function: str, concurrency: int | None = None) -> CallApp:
     """What the replica serves. `function` is the name it is deployed under, which also tells its siblings' names."""
-    if function:
+    if function and handle.app is not None:
         handle.app.adopt_suffix(handle.base_name, function)
     payload.home = sys.modules.get(handle.__module__)
     timeout_s = handle.options.get("timeout_s")
@@ -44,17 +49,55 @@ def make_app(handle: Function[..., Any] | Cls, function: str, concurrency: int |
         targets = {name: getattr(instance, name) for name in methods_of(handle.target)}
     else:
         targets = {"": handle.target}
-    label = handle.__qualname__
-    methods = {
-        name: Method(name, target, f"{label}.{name}()".replace(".()", "()"), timeout_s) for name, target in targets.items()
-    }
-    return CallApp(executor, methods, handle.__module__, concurrency_of(handle) * replicas_max_of(handle))
+    methods: dict[str, Method] = {}
+    signatures: dict[str, Signature] = {}
+    for name, target in targets.items():
+        label = f"{handle.__qualname__}.{name}()".replace(".()", "()")
+        batched = _marks(target).batched
+        signatures[name] = Signature(target, batched is not None)
+        runs = target if batched is None else Batcher(target, batched, label).call
+        methods[name] = Method(name, runs, label, timeout_s)
+    app = CallApp(executor, methods, signatures, handle.__module__, width_of(handle))
+    app.web = _make_web(handle, app, targets)
+    return app
+
+
+def _marks(target: Any) -> Marks:
+    return read_marks(getattr(target, "__func__", target))
+
+
+def _make_web(handle: Function[..., Any] | Cls, app: CallApp, targets: dict[str, Any]) -> Any:
+    """The ASGI app of what is no call; None where nothing of the web is declared. DeclarationError for an endpoint with a
+    parameter that JSON can't give."""
+    endpoints: dict[str, tuple[str, JsonMethod]] = {}
+    for name, target in targets.items():
+        web = _marks(target).web
+        if web is None:
+            continue
+        method, signature = app.methods[name], app.signatures[name]
+        if web.kind in ("asgi", "wsgi"):
+            mounted = Mounted(target, method.label, web.kind, concurrency_of(handle))
+            in_template = all(shared for shared, _ in sdk.hooks)
+            sdk.hooks.append((in_template, mounted.make if in_template else mounted.make_here))
+            return mounted
+        never = next((parameter for parameter in signature.parameters if parameter.never), None)
+        if never is not None:
+            raise DeclarationError(f"{method.label}: parameter '{never.name}' of an endpoint can't come as JSON: {never.never}.")
+        endpoints[name] = (web.method, JsonMethod(method, signature, tells=False))
+    return Endpoints(handle.name, endpoints, app.json_calls) if endpoints else None
 
 
 class CallApp:
-    def __init__(self, executor: Executor, methods: dict[str, Method], module: str, width: int) -> None:
+    def __init__(
+        self, executor: Executor, methods: dict[str, Method], signatures: dict[str, Signature], module: str, width: int
+    ) -> None:
         self.executor = executor
         self.methods = methods
+        self.signatures = signatures
+        self.json_calls = JsonCalls(self._begin, executor.finish)
+        self._in_json = {name: JsonMethod(method, signatures[name], tells=True) for name, method in methods.items()}
+        #: ASGI app of what is no call
+        self.web: Any = None
         #: inputs that all replicas together can work on, and the module that the function is in: for callers
         self._headers = [
             (b"content-type", CONTENT_TYPE.encode()),
@@ -63,40 +106,55 @@ class CallApp:
         ]
 
     async def __call__(self, scope: Any, receive: Any, send: Send) -> None:
-        if scope["type"] == "lifespan":
-            return
-        path = scope["path"].removeprefix(scope.get("root_path", "")) if scope["type"] == "http" else ""
-        if path == CALL_PATH or path.startswith(f"{CALL_PATH}/"):
-            await self._answer(scope, receive, send, path[len(CALL_PATH) + 1 :])
-            return
-        await _problem(send, 404, "not-found", "Nothing is served here: this function takes calls.")
+        if scope["type"] == "http":
+            path = scope["path"].removeprefix(scope.get("root_path", ""))
+            if path == CALL_PATH or path.startswith(f"{CALL_PATH}/"):
+                await self._answer(scope, receive, send, path[len(CALL_PATH) + 1 :])
+                return
+        if self.web is not None:
+            await self.web(scope, receive, send)
+        elif scope["type"] == "http":
+            problem = make_problem(404, "not-found", f"This function takes calls, at {CALL_PATH}, and has no endpoint.")
+            await send_problem(send, problem)
 
     async def _answer(self, scope: Any, receive: Any, send: Send, name: str) -> None:
-        kind = next((value for header, value in scope["headers"] if header == b"content-type"), b"")
-        if scope["method"] != "POST" or kind != CONTENT_TYPE.encode():
-            await _problem(send, 415, "not-a-call", f"A call is a POST of {CONTENT_TYPE}.")
+        kind = get_header(scope, b"content-type").partition(b";")[0].strip()
+        if scope["method"] != "POST" or kind not in (CONTENT_TYPE.encode(), b"application/json"):
+            detail = f"A call is a POST of application/json, or of {CONTENT_TYPE}."
+            await send_problem(send, make_problem(415, "not-a-call", detail))
             return
         method = self.methods.get(name)
         if method is None:
             offered = ", ".join(self.methods) or "none"
-            await _problem(send, 404, "no-method", f"There is no method '{name}'. Methods: {offered}.")
+            detail = f"There is no method '{name}'. Methods: {offered}."
+            await send_problem(send, make_problem(404, "no-method", detail))
+            return
+        if kind != CONTENT_TYPE.encode():
+            await self.json_calls.call(self._in_json[name], scope, receive, send)
             return
         inputs = await _read_inputs(receive)
         if inputs is None:
             return  # the caller has gone
         if not inputs:
-            await _problem(send, 422, "not-a-call", "The body is no sequence of frames with an input in it.")
+            detail = "The body is no sequence of frames with an input in it."
+            await send_problem(send, make_problem(422, "not-a-call", detail))
             return
-        work = self.executor.start(method, inputs)
-        gone = asyncio.get_running_loop().call_later(WATCH_S, self._watch, work, receive)
+        work = self._begin(method, inputs, receive)
         try:
             await self._send(work, send)
         finally:
-            gone.cancel()
+            if work.failed and FAILED in scope:
+                scope[FAILED]()
             self.executor.finish(work)
 
+    def _begin(self, method: Method, inputs: list[frames.Frame], receive: Any) -> Work:
+        work = self.executor.start(method, inputs)
+        asyncio.get_running_loop().call_later(WATCH_S, self._watch, work, receive)
+        return work
+
     def _watch(self, work: Work, receive: Any) -> None:
-        work.watcher = asyncio.ensure_future(self._await_end(work, receive))
+        if not work.closed:
+            work.watcher = asyncio.ensure_future(self._await_end(work, receive))
 
     async def _await_end(self, work: Work, receive: Any) -> None:
         while (await receive())["type"] != "http.disconnect":
@@ -115,8 +173,10 @@ class CallApp:
             release(waiting + more)
             if not buffers:
                 if not work.gone:
-                    await _problem(send, 503, "not-begun", "The replica is being replaced. Nothing was executed; try again.")
+                    detail = "The replica is being replaced. Nothing was executed; try again."
+                    await send_problem(send, make_problem(503, frames.NOT_BEGUN, detail))
                 return
+            buffers += _ending(work)
             length = sum(map(len, buffers))
             await _begin(send, [*self._headers, (b"content-length", str(length).encode())])
             await _send_buffers(send, buffers, last=True)
@@ -133,8 +193,7 @@ class CallApp:
             await work.wakeup.wait()
             buffers, waiting = work.drain()
         if not work.gone:
-            ending = frames.encode(frames.DONE, work.total, [work.ran_ns.to_bytes(8, "little")])
-            await _send_buffers(send, ending, last=True)
+            await _send_buffers(send, _ending(work), last=True)
 
 
 async def _read_inputs(receive: Any) -> list[frames.Frame] | None:
@@ -155,6 +214,10 @@ async def _read_inputs(receive: Any) -> list[frames.Frame] | None:
     return inputs if sound and [frame.id for frame in inputs] == list(range(len(inputs))) else []
 
 
+def _ending(work: Work) -> list[Buffer]:
+    return frames.encode(frames.DONE, work.total, [work.ran_ns.to_bytes(8, "little")])
+
+
 async def _begin(send: Send, headers: list[tuple[bytes, bytes]]) -> None:
     await send({"type": "http.response.start", "status": 200, "headers": headers})
 
@@ -170,11 +233,3 @@ async def _send_buffers(send: Send, buffers: list[Buffer], last: bool = False) -
         for at in range(0, len(view), PIECE_BYTES):
             more = not final or at + PIECE_BYTES < len(view)
             await send({"type": "http.response.body", "body": bytes(view[at : at + PIECE_BYTES]), "more_body": more})
-
-
-async def _problem(send: Send, status: int, code: str, detail: str) -> None:
-    title = {404: "Not Found", 415: "Unsupported Media Type", 422: "Unprocessable", 503: "Service Unavailable"}[status]
-    body = json.dumps({"type": "about:blank", "title": title, "status": status, "detail": detail, "code": code}).encode()
-    headers = [(b"content-type", b"application/problem+json"), (b"content-length", str(len(body)).encode())]
-    await send({"type": "http.response.start", "status": status, "headers": headers})
-    await send({"type": "http.response.body", "body": body})

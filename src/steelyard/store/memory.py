@@ -13,7 +13,7 @@ from typing import TypeVar
 from steelyard.errors import Conflict, EdgeFailed
 from steelyard.model.call import Call, CallState
 from steelyard.model.coldstart import ColdStart
-from steelyard.model.function import ApiKey, Function
+from steelyard.model.function import ApiKey, Function, Revision
 from steelyard.model.ids import CallId, FunctionName, JobId, MachineId, ProjectName
 from steelyard.model.job import Job, JobState
 from steelyard.model.machine import Machine
@@ -41,6 +41,7 @@ class _Content:
         self.quotas: dict[ProjectName, Quota] = {}
         self.schedules: dict[tuple[ProjectName, str], Schedule] = {}
         self.functions: dict[tuple[ProjectName, FunctionName], Function] = {}
+        self.revisions: dict[tuple[ProjectName, FunctionName, int], Revision] = {}
         self.keys: dict[tuple[ProjectName, str], ApiKey] = {}
         self.coldstarts: dict[str, ColdStart] = {}
         self.answers: dict[tuple[ProjectName, str], StoredAnswer] = {}
@@ -139,7 +140,24 @@ class MemoryTx:
         self._put_object(f"Function {function.name}", self._content.functions, (function.project, function.name), function)
 
     def delete_function(self, project: ProjectName, name: FunctionName) -> bool:
+        self.forget_revisions(project, name, keep=0)
         return self._drop(self._content.functions, [(project, name)]) > 0
+
+    def revisions(self, project: ProjectName, function: FunctionName) -> list[Revision]:
+        rows = [row for key, row in self._content.revisions.items() if key[:2] == (project, function)]
+        return sorted(rows, key=lambda row: row.revision)
+
+    def revision(self, project: ProjectName, function: FunctionName, revision: int) -> Revision | None:
+        return self._content.revisions.get((project, function, revision))
+
+    def put_revision(self, revision: Revision) -> None:
+        key = (revision.project, revision.function, revision.revision)
+        self._put_object(f"Revision {revision.revision} of {revision.function}", self._content.revisions, key, revision)
+
+    def forget_revisions(self, project: ProjectName, function: FunctionName, keep: int) -> None:
+        rows = self.revisions(project, function)
+        gone = rows[: max(0, len(rows) - keep)]
+        self._drop(self._content.revisions, [(project, function, row.revision) for row in gone])
 
     # calls
 

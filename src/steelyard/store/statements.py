@@ -15,7 +15,7 @@ _acc, _quo, _sched = tables.account.c, tables.quota.c, tables.schedule.c
 _cold, _ans, _ev = tables.coldstart.c, tables.answer.c, tables.event.c
 _machine, _counter = tables.machine.c, tables.counter.c
 
-_call = tables.call.c
+_call, _rev = tables.call.c, tables.revision.c
 
 #: (insert unless there, update of exactly the generation before, stored generation)
 Put = tuple[Statement, Statement, Statement]
@@ -88,6 +88,14 @@ FUNCTIONS = Statement(sa.select(_fn.body, _fn.body_crc).order_by(_fn.seq))
 FUNCTION_OWNER = Statement(sa.select(_fn.owner_user, _fn.owner_uid).where(_one_function))
 PUT_FUNCTION = _put(tables.function, "project", "name")
 DELETE_FUNCTION = Statement(sa.delete(tables.function).where(_one_function))
+
+_all_revisions = sa.and_(_rev.project == _p("project"), _rev.function == _p("function"))
+REVISIONS = Statement(sa.select(_rev.body, _rev.body_crc).where(_all_revisions).order_by(_rev.revision))
+REVISION = Statement(sa.select(_rev.body, _rev.body_crc).where(_all_revisions, _rev.revision == _p("revision")))
+PUT_REVISION = _put(tables.revision, "project", "function", "revision")
+#: all but the newest that many
+_kept_revisions = sa.select(_rev.seq).where(_all_revisions).order_by(_rev.revision.desc()).limit(_p("keep"))
+FORGET_REVISIONS = Statement(sa.delete(tables.revision).where(_all_revisions, _rev.seq.not_in(_kept_revisions)))
 
 KEYS = Statement(sa.select(_key.body, _key.body_crc).order_by(_key.seq))
 PUT_KEY = _put(tables.api_key, "project", "name")

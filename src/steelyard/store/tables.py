@@ -61,6 +61,17 @@ function = sa.Table(
     sa.Index("function_by_name", "project", "name", unique=True),
 )
 
+revision = sa.Table(
+    "revision",
+    metadata,
+    sa.Column("seq", sa.Integer, primary_key=True),
+    sa.Column("function", sa.Text, nullable=False),
+    *_ownership(known=True),
+    sa.Column("revision", sa.Integer, nullable=False),
+    *_content(),
+    sa.Index("revision_by_number", "project", "function", "revision", unique=True),
+)
+
 api_key = sa.Table(
     "api_key",
     metadata,

@@ -19,7 +19,7 @@ from sqlalchemy.exc import SQLAlchemyError
 from steelyard.errors import Conflict, SteelyardError
 from steelyard.model.call import Call, CallState
 from steelyard.model.coldstart import ColdStart
-from steelyard.model.function import ApiKey, Function
+from steelyard.model.function import ApiKey, Function, Revision
 from steelyard.model.ids import CallId, FunctionName, JobId, ProjectName
 from steelyard.model.job import Job, JobState
 from steelyard.model.machine import Machine
@@ -35,6 +35,7 @@ _S = TypeVar("_S", bound=msgspec.Struct)
 _encode = msgspec.json.Encoder().encode
 _decode_job = msgspec.json.Decoder(Job)
 _decode_function = msgspec.json.Decoder(Function)
+_decode_revision = msgspec.json.Decoder(Revision)
 _decode_key = msgspec.json.Decoder(ApiKey)
 _decode_account = msgspec.json.Decoder(Account)
 _decode_quota = msgspec.json.Decoder(Quota)
@@ -136,7 +137,22 @@ class SqlTx:
         self._put_object(f"Function {function.name}", sql.PUT_FUNCTION, ("project", "name"), function, row)
 
     def delete_function(self, project: ProjectName, name: FunctionName) -> bool:
+        self.forget_revisions(project, name, keep=0)
         return self._change(sql.DELETE_FUNCTION, {"project": project, "name": name}) > 0
+
+    def revisions(self, project: ProjectName, function: FunctionName) -> list[Revision]:
+        return self._all(_decode_revision, sql.REVISIONS, {"project": project, "function": function})
+
+    def revision(self, project: ProjectName, function: FunctionName, revision: int) -> Revision | None:
+        return self._one(_decode_revision, sql.REVISION, {"project": project, "function": function, "revision": revision})
+
+    def put_revision(self, revision: Revision) -> None:
+        row = {"function": revision.function, "revision": revision.revision}
+        what = f"Revision {revision.revision} of {revision.function}"
+        self._put_object(what, sql.PUT_REVISION, ("project", "function", "revision"), revision, row)
+
+    def forget_revisions(self, project: ProjectName, function: FunctionName, keep: int) -> None:
+        self._change(sql.FORGET_REVISIONS, {"project": project, "function": function, "keep": keep})
 
     # calls
 
@@ -277,7 +293,7 @@ class SqlTx:
         what: str,
         statements: sql.Put,
         identity: Sequence[str],
-        thing: Job | Function | ApiKey | Account | Quota | Schedule | Call,
+        thing: Job | Function | Revision | ApiKey | Account | Quota | Schedule | Call,
         columns: Mapping[str, object],
     ) -> None:
         insert, update, generation = statements

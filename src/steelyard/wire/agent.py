@@ -14,7 +14,7 @@ import msgspec
 from steelyard.lifecycle.node import NodeHealth
 from steelyard.model.batch import ArrayPlace, RankEnd
 from steelyard.model.coldstart import ColdStart
-from steelyard.model.function import FunctionSpec, FunctionState
+from steelyard.model.function import FunctionSpec, FunctionState, RevisionState, Routes
 from steelyard.model.health import Finding
 from steelyard.model.ids import AttemptId, FunctionName, JobId, MachineId, ProjectName
 from steelyard.model.job import JobSpec, Owner, Plan
@@ -54,7 +54,8 @@ class AssignedJob(msgspec.Struct, frozen=True):
 
 
 class AssignedFunction(msgspec.Struct, frozen=True):
-    """The revision that should get traffic. The agent keeps an older one routed until this one answered readiness."""
+    """A revision that should be reached; several of one function share its traffic. The agent keeps older ones routed until these
+    have answered readiness."""
 
     name: FunctionName
     project: ProjectName
@@ -65,6 +66,9 @@ class AssignedFunction(msgspec.Struct, frozen=True):
     plan: Plan | None = None
     #: what its replicas may show the API: to call functions of the owner
     token: str = ""
+    #: of the function's traffic, 0..100
+    percent: int = 100
+    tags: tuple[str, ...] = ()
 
 
 class Assignment(msgspec.Struct, frozen=True, tag=True):
@@ -103,12 +107,27 @@ class AttemptState(msgspec.Struct, frozen=True):
     ranks: tuple[RankEnd, ...] = ()
 
 
+class RevisionSeen(msgspec.Struct, frozen=True):
+    """What the agent sees of one revision. Counts go up from 0 at `since` (microseconds since the epoch), which names them."""
+
+    revision: int
+    #: DEPLOYING, READY, FAILED or, for a while after nothing leads to it, RETIRED
+    state: RevisionState
+    since: int = 0
+    requests: int = 0
+    errors: int = 0
+    #: replicas that could not be started, or ended by themselves before any request
+    failed_starts: int = 0
+    reason: Reason | None = None
+    detail: str = ""
+
+
 class FunctionSeen(msgspec.Struct, frozen=True):
     name: FunctionName
     #: the newest revision this agent was given
     revision: int
     state: FunctionState
-    #: the revision that Envoy routes to
+    #: the newest revision that Envoy routes to
     routed_revision: int | None = None
     reason: Reason | None = None
     detail: str = ""
@@ -117,6 +136,31 @@ class FunctionSeen(msgspec.Struct, frozen=True):
     queued: int = 0
     #: nothing of it is on its cores and devices, and preemptible jobs may be
     lends: bool = False
+    routes: Routes = Routes()
+    revisions: tuple[RevisionSeen, ...] = ()
+
+
+class ScalingChange(msgspec.Struct, frozen=True):
+    """The number of replicas changed."""
+
+    #: microseconds since the epoch
+    at: int
+    before: int
+    after: int
+    text: str
+
+
+class ScalingSeen(msgspec.Struct, frozen=True):
+    """What an agent answers when asked for "scaling", as a JSON list: why a revision has as many replicas as it has."""
+
+    revision: int
+    serving: int
+    starting: int
+    #: as many as it should have
+    wanted: int
+    text: str
+    #: the oldest first
+    changes: tuple[ScalingChange, ...] = ()
 
 
 class HealthEvent(msgspec.Struct, frozen=True):
@@ -187,7 +231,10 @@ class Ask(msgspec.Struct, frozen=True, tag=True):
 
     "log"; "proof" (JSON `Proof`); "usage" (JSON `Usage` of a running attempt)
     "keys": answered once the gateway admits just the keys that `workload` is the digest of
+    "template" (JSON list of `TemplateSeen`): of the function `workload`, from the base on; empty for a command
+    "ends" (JSON list of `ReplicaEnd`): of replicas of the function `workload` that nobody told to end
     "health" (JSON `MachineHealth`); "readmit": begin a check of the subject `workload`; "keep-hardware"
+    "scaling": of the function `workload` (JSON list of `ScalingSeen`, one for each revision that gets traffic)
     "exec": start `body` (JSON `ExecStart`) inside the attempt, answered with its name, such as `x1`; it is the workload
     `<attempt>-x1`, of which "exec-state" tells (JSON `ExecState`) and which "exec-stop" sends the signal `offset`.
     """

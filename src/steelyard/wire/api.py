@@ -11,10 +11,11 @@ import msgspec
 from msgspec import Meta
 
 from steelyard.model.batch import PRIORITY_MAX, RankEnd
-from steelyard.model.function import FunctionSpec
+from steelyard.model.function import FunctionSpec, Routes, Share
 from steelyard.model.job import JobSpec
 from steelyard.model.machine import Machine
 from steelyard.model.usage import Usage
+from steelyard.scaling.rollout import ERRORS_MAX
 
 #: an ephemeral function outlives whoever made it by that long at most
 LEASE_MAX_S = 3600
@@ -223,10 +224,16 @@ class QuotaView(msgspec.Struct, frozen=True):
 
 
 class SchedulePut(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """Either `cron` or `every_s`; either `spec` or `function`."""
+
     #: five fields, in `timezone`
-    cron: Annotated[str, Meta(min_length=1, max_length=1000)]
-    spec: JobSpec
+    cron: Annotated[str, Meta(max_length=1000)] = ""
+    #: a job to submit
+    spec: JobSpec | None = None
     timezone: Annotated[str, Meta(min_length=1, max_length=255)] = "UTC"
+    #: a function to call, without arguments
+    function: Annotated[str, Meta(min_length=1, max_length=255)] | None = None
+    every_s: float | None = None
 
 
 class ScheduleView(msgspec.Struct, frozen=True):
@@ -237,12 +244,15 @@ class ScheduleView(msgspec.Struct, frozen=True):
     cron: str
     timezone: str
     paused: bool
-    #: when it submits next; None: paused, or it never comes true again
+    #: when it is due next; None: paused, or it never comes true again
     next_at: str | None
     #: the newest job that it submitted, and its state
     last_job: str | None
     last_state: str | None
-    spec: JobSpec
+    spec: JobSpec | None
+    function: str | None = None
+    every_s: float | None = None
+    last_call: str | None = None
 
 
 class EventView(msgspec.Struct, frozen=True):
@@ -272,10 +282,57 @@ class LogChunk(msgspec.Struct, frozen=True):
     attempt: int = 0
 
 
+class FunctionSchedule(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """When a function is called by itself: either `cron` or `every_s`."""
+
+    cron: Annotated[str, Meta(max_length=1000)] = ""
+    timezone: Annotated[str, Meta(min_length=1, max_length=255)] = "UTC"
+    every_s: float | None = None
+
+
 class FunctionDeploy(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     spec: FunctionSpec
     #: an ephemeral function: deleted after that long unless its lease is renewed; None: it stays
     lease_s: Annotated[float, Meta(gt=0, le=LEASE_MAX_S)] | None = None
+    #: it is called by the clock; None: no more, if it was since an earlier deploy
+    schedule: FunctionSchedule | None = None
+    #: of the traffic, once it is ready; those that have it keep the rest. 0: reached by its tag alone
+    percent: Annotated[int, Meta(ge=0, le=100)] = 100
+    #: an address of its own; a tag that another revision has moves here
+    tag: Annotated[str, Meta(max_length=60)] = ""
+    #: while it is new: go back when a larger share of its requests fails than of those before, by more than that; None: never
+    errors_max: Annotated[float, Meta(ge=0, le=1)] | None = ERRORS_MAX
+
+
+class TrafficPut(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    #: they sum to 100
+    shares: Annotated[tuple[Share, ...], Meta(min_length=1, max_length=20)]
+    #: tag -> revision, all that there should be; None: as they are
+    tags: Annotated[dict[str, int], Meta(max_length=20)] | None = None
+
+
+class RollbackRequest(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    #: None: the newest one before that was ready
+    revision: int | None = None
+
+
+class RevisionView(msgspec.Struct, frozen=True):
+    revision: int
+    #: `model.function.RevisionState`
+    state: str
+    #: of the traffic: as it is now, and as it should be
+    percent: int
+    percent_wanted: int
+    tags: tuple[str, ...]
+    #: addresses of its own, one for each tag
+    urls: tuple[str, ...]
+    deployed_at: str
+    by: str
+    #: that ended, and those of them that failed
+    requests: int
+    errors: int
+    reason: str | None = None
+    detail: str = ""
 
 
 class LeaseRenewal(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
@@ -315,8 +372,40 @@ class FunctionView(msgspec.Struct, frozen=True):
     interface: str = "http"
     #: of an ephemeral function: deleted then unless its lease is renewed
     expires_at: str | None = None
+    #: where requests go now
+    routes: Routes = Routes()
     #: of the newest revision; told of one function, not in lists
     spec: FunctionSpec | None = None
+
+
+class ScalingStep(msgspec.Struct, frozen=True):
+    """The number of replicas changed."""
+
+    at: str | None
+    before: int
+    after: int
+    text: str
+
+
+class RevisionScaling(msgspec.Struct, frozen=True):
+    """Why one revision has as many replicas as it has."""
+
+    revision: int
+    serving: int
+    starting: int
+    wanted: int
+    text: str
+    #: the oldest first
+    changes: tuple[ScalingStep, ...]
+
+
+class FunctionWhyView(msgspec.Struct, frozen=True):
+    name: str
+    state: str
+    #: of what failed
+    reason: str | None
+    detail: str
+    revisions: tuple[RevisionScaling, ...]
 
 
 class CallView(msgspec.Struct, frozen=True):

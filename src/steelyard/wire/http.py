@@ -1,12 +1,16 @@
-"""How does a program of ours call the REST API? The one HTTP client: typed answers, errors of `errors.py`, nothing of httpx2
+"""How does a program of ours call the REST API? The one HTTP client: typed answers, errors of `errors.py`, nothing of http.client
 leaks.
 
 A mutation may be repeated with the same `key` (Idempotency-Key) as often as wanted; the server answers the first result again.
-Never retries by itself, never reads a proxy from the environment (the API is on this machine or named on purpose).
+Never retries by itself, never reads a proxy from the environment (the API is on this machine or named on purpose). The standard
+library's client, because every command begins with it: another costs 40 ms more before the first byte is sent.
 """
 
 from __future__ import annotations
 
+import contextlib
+import select
+import socket
 import ssl
 from collections.abc import Iterator, Mapping
 from pathlib import Path
@@ -19,12 +23,13 @@ from steelyard.errors import Conflict, EdgeFailed, NoRoom, NotFound, Refused, St
 from steelyard.wire.api import Problem
 
 if TYPE_CHECKING:
-    import httpx2
+    from http.client import HTTPConnection
 
 T = TypeVar("T")
 
 #: seconds that a call may take beyond the wait it asked for
 PATIENCE_S = 30.0
+CONNECT_S = 5.0
 
 _BY_STATUS: dict[int, type[SteelyardError]] = {
     401: Unauthorized,
@@ -38,24 +43,16 @@ _BY_STATUS: dict[int, type[SteelyardError]] = {
 
 
 class ApiClient:
-    """One connection pool to one Steelyard. `ca_file` is the certificate the API serves when it is not a public one."""
+    """Connections to one Steelyard; threads may share it. `ca_file` is the certificate the API serves when it is not a public
+    one."""
 
     def __init__(self, base_url: str, token: str, *, ca_file: Path | None = None) -> None:
-        # imported here: it costs 40 ms, which `steelyard --help` and the supervisor need not pay
-        import httpx2
-
-        verify: ssl.SSLContext | bool = True
-        if ca_file is not None:
-            verify = ssl.create_default_context()
-            verify.load_verify_locations(ca_file)
         self.base_url = base_url
-        self._http = httpx2.Client(
-            base_url=base_url,
-            headers={"Authorization": f"Bearer {token}"},
-            timeout=httpx2.Timeout(PATIENCE_S, connect=5.0),
-            verify=verify,
-            trust_env=False,
-        )
+        self._token = token
+        self._ca_file = ca_file
+        #: connections that nobody uses now
+        self._idle: list[HTTPConnection] = []
+        self._closed = False
 
     def __enter__(self) -> ApiClient:
         return self
@@ -64,7 +61,9 @@ class ApiClient:
         self.close()
 
     def close(self) -> None:
-        self._http.close()
+        self._closed = True
+        while (kept := self._take()) is not None:
+            kept.close()
 
     def fetch(
         self,
@@ -72,7 +71,7 @@ class ApiClient:
         method: str,
         path: str,
         *,
-        body: msgspec.Struct | None = None,
+        body: msgspec.Struct | msgspec.Raw | None = None,
         params: Mapping[str, str | int | float] | None = None,
         key: str | None = None,
         wait_s: float = 0.0,
@@ -93,7 +92,7 @@ class ApiClient:
         method: str,
         path: str,
         *,
-        body: msgspec.Struct | None = None,
+        body: msgspec.Struct | msgspec.Raw | None = None,
         params: Mapping[str, str | int | float] | None = None,
         key: str | None = None,
         wait_s: float = 0.0,
@@ -131,30 +130,84 @@ class ApiClient:
         params: Mapping[str, str | int | float] | None,
         wait_s: float,
     ) -> bytes:
-        import httpx2
+        from http.client import HTTPException, InvalidURL
+        from urllib.parse import urlencode
 
-        timeout = httpx2.Timeout(PATIENCE_S + wait_s, connect=5.0)
+        target = f"{path}?{urlencode(params)}" if params else path
+        connection = self._connect()
         try:
-            answer = self._http.request(method, path, headers=headers, content=content, params=params, timeout=timeout)
-        except (httpx2.ConnectError, httpx2.ConnectTimeout) as err:
-            raise Unreachable(
-                f"Steelyard does not answer at {self.base_url}. Work that runs goes on. `steelyard status` shows what is down, "
-                "`steelyard up` starts it.",
-                detail=str(err),
-            ) from err
-        except httpx2.TransportError as err:
+            connection.sock.settimeout(PATIENCE_S + wait_s)
+            headers = {"Authorization": f"Bearer {self._token}", **headers}
+            with contextlib.suppress(BrokenPipeError, ConnectionResetError):
+                # who is refused before all was sent may find the reason in the answer
+                connection.request(method, target, content, headers)
+            answer = connection.getresponse()
+            body = answer.read()
+        except (InvalidURL, UnicodeError) as err:
+            connection.close()
+            raise EdgeFailed(f"Calling {self.base_url}{path} failed ({err}). Nothing was changed.", detail=repr(err)) from err
+        except (OSError, HTTPException) as err:
+            connection.close()
             raise Unreachable(
                 f"Steelyard at {self.base_url} went away in the middle of a call. Work that runs goes on; the call "
                 "may or may not "
                 "have been carried out. Look with `steelyard status`, then try again.",
                 code="connection-lost",
+                detail=repr(err),
+            ) from err
+        except BaseException:
+            # broken off, by Ctrl-C for example: what comes next on it belongs to nobody
+            connection.close()
+            raise
+        if answer.will_close or self._closed:
+            connection.close()
+        else:
+            self._idle.append(connection)
+        if answer.status >= 300:
+            raise _error(answer.status, body, f"{method} {path}")
+        return body
+
+    def _connect(self) -> HTTPConnection:
+        """One that is open: kept from an earlier call, or new."""
+        while (kept := self._take()) is not None:
+            if not _readable(kept.sock):
+                return kept
+            kept.close()  # the server has closed it meanwhile
+        try:
+            fresh = self._make_connection()
+            fresh.connect()
+        except OSError as err:
+            raise Unreachable(
+                f"Steelyard does not answer at {self.base_url}. Work that runs goes on. `steelyard status` shows what is down, "
+                "`steelyard up` starts it.",
                 detail=str(err),
             ) from err
-        except (httpx2.HTTPError, httpx2.InvalidURL) as err:
-            raise EdgeFailed(f"Calling {self.base_url}{path} failed ({err}). Nothing was changed.", detail=repr(err)) from err
-        if answer.status_code >= 300:
-            raise _error(answer)
-        return answer.content
+        fresh.sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+        return fresh
+
+    def _take(self) -> HTTPConnection | None:
+        try:
+            return self._idle.pop()
+        except IndexError:
+            return None  # another thread may have been faster
+
+    def _make_connection(self) -> HTTPConnection:
+        # imported here: `steelyard --help` and the supervisor need not pay for it
+        from http.client import HTTPConnection, HTTPSConnection
+        from urllib.parse import urlsplit
+
+        where = urlsplit(self.base_url)
+        if where.scheme != "https":
+            return HTTPConnection(where.hostname or "", where.port, timeout=CONNECT_S)
+        context = ssl.create_default_context(cafile=str(self._ca_file) if self._ca_file is not None else None)
+        return HTTPSConnection(where.hostname or "", where.port, timeout=CONNECT_S, context=context)
+
+
+def _readable(connection: socket.socket) -> bool:
+    """Of a connection without a call on it: its end has come."""
+    poll = select.poll()
+    poll.register(connection, select.POLLIN)
+    return bool(poll.poll(0))
 
 
 def _pieces(file: BinaryIO) -> Iterator[bytes]:
@@ -163,14 +216,11 @@ def _pieces(file: BinaryIO) -> Iterator[bytes]:
         yield piece
 
 
-def _error(answer: httpx2.Response) -> SteelyardError:
+def _error(status: int, body: bytes, call: str) -> SteelyardError:
     """The error that an answer means: by status, with the server's own sentence and code."""
-    status = answer.status_code
     kind = _BY_STATUS.get(status) or (Refused if status < 500 else SteelyardError)
     try:
-        problem = msgspec.json.decode(answer.content, type=Problem)
+        problem = msgspec.json.decode(body, type=Problem)
     except msgspec.MsgspecError:
-        return kind(
-            f"Steelyard answered {status} to {answer.request.method} {answer.request.url.path}.", detail=answer.text[:2000]
-        )
+        return kind(f"Steelyard answered {status} to {call}.", detail=body[:2000].decode(errors="replace"))
     return kind(problem.detail or problem.title, code=problem.code)

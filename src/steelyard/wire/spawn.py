@@ -125,6 +125,11 @@ class Exited(msgspec.Struct, frozen=True, tag=True):
     read_bytes: int | None = None
     written_bytes: int | None = None
 
+    @property
+    def unseen(self) -> bool:
+        """Nobody was there to see how it ended."""
+        return self.exit_code is None and self.signal is None
+
 
 ToSpawner = Spawn | Claim | HoldSocket | DropSocket | ListHeld
 FromSpawner = Spawned | SpawnFailed | Held | Running | Exited

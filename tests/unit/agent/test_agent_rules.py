@@ -1,18 +1,19 @@
-"""Who runs as whom, which templates go, and what an agent keeps over its own death."""
+"""Who runs as whom, and what an agent keeps over its own death."""
 
 from __future__ import annotations
 
 import asyncio
 from pathlib import Path
 
+import msgspec
 import pytest
 
 from steelyard.agent.answer import render_refusal
 from steelyard.agent.identity import choose_ids, explain_start, make_env
 from steelyard.agent.ledger import Ledger
-from steelyard.agent.memory import TemplateUse, choose_evictions, choose_return
 from steelyard.config import Settings
 from steelyard.errors import StoreDamaged
+from steelyard.model.ids import FunctionName
 from steelyard.model.job import Owner
 from steelyard.model.reason import Reason
 from steelyard.runtime.record_lane import RecordLane
@@ -49,23 +50,6 @@ def test_the_users_variables_win_over_the_base_but_not_over_who_it_really_is():
     assert make_env({"HOME": "/home/ada"}, "/w", (1000, 1000), ADA)["HOME"] == "/home/ada"
 
 
-def test_the_least_recently_used_templates_go_until_the_budget_holds():
-    uses = [TemplateUse("new", 100, 30), TemplateUse("old", 100, 10), TemplateUse("mid", 100, 20)]
-    assert choose_evictions(uses, 300, 1000, 0) == []
-    assert choose_evictions(uses, 250, 1000, 0) == ["old"]
-    assert choose_evictions(uses, 150, 1000, 0) == ["old", "mid"]
-    assert choose_evictions(uses, 300, available_bytes=50, reserve_bytes=100) == ["old"]
-    assert choose_evictions([], 0, 0, 100) == []
-
-
-def test_an_evicted_template_comes_back_when_it_was_missed_and_fits():
-    missed = [TemplateUse("early", 100, 10), TemplateUse("late", 100, 20), TemplateUse("huge", 900, 30)]
-    assert choose_return(missed, held_bytes=0, budget_bytes=500, spare_bytes=1000) == "late"
-    assert choose_return(missed, held_bytes=450, budget_bytes=500, spare_bytes=1000) is None
-    assert choose_return(missed, held_bytes=0, budget_bytes=500, spare_bytes=150) is None
-    assert choose_return([], 0, 500, 1000) is None
-
-
 def test_an_older_assignment_is_refused_and_the_newest_survives(tmp_path: Path):
     ledger = Ledger(tmp_path, RecordLane())
     assert asyncio.run(ledger.accept(Assignment(epoch=2, generation=5, keys=("a",))))
@@ -73,6 +57,20 @@ def test_an_older_assignment_is_refused_and_the_newest_survives(tmp_path: Path):
     assert not asyncio.run(ledger.accept(Assignment(epoch=1, generation=9)))
     assert Ledger(tmp_path, RecordLane()).assignment.keys == ("a",)
     assert asyncio.run(ledger.accept(Assignment(epoch=3, generation=1)))
+
+
+def test_what_an_older_agent_routed_is_read_as_the_whole_of_the_traffic(tmp_path: Path):
+    spec = '{"file": "app.py", "attr": "app", "python": "/usr/bin/python3"}'
+    old = '{"name": "f", "project": "default", "owner": {"user": "ann", "uid": 7}, "revision": 3, "spec": ' + spec + "}"
+    (tmp_path / "routed.json").write_text('{"f": ' + old + "}")
+    ledger = Ledger(tmp_path, RecordLane())
+    (found,) = ledger.routed[FunctionName("f")]
+    assert (found.revision, found.percent, found.tags) == (3, 100, ())
+    both = (msgspec.structs.replace(found, percent=90), msgspec.structs.replace(found, revision=4, percent=10, tags=("next",)))
+    ledger.set_routed(FunctionName("f"), both)
+    assert Ledger(tmp_path, RecordLane()).routed == {"f": both}
+    ledger.set_routed(FunctionName("f"), ())
+    assert Ledger(tmp_path, RecordLane()).routed == {}
 
 
 def test_a_damaged_file_stops_the_agent_with_its_name(tmp_path: Path):

@@ -306,7 +306,7 @@ class Revision:
         self.log: list[object] = []
         self.ready = asyncio.Event()
         spec = SimpleNamespace(
-            attr=None, as_root=False, env={}, startup_deadline_s=60.0, replicas_min=0, replicas_max=1, concurrency=8,
+            attr=None, as_root=False, env={}, startup_deadline_s=60.0, replicas_min=0, replicas_max=1, concurrency=8, bundle=None,
             wake_bound_s=wake_bound_s,
         )  # fmt: skip
         function = SimpleNamespace(name=FunctionName("f"), revision=1, owner=Owner("root", 0), spec=spec, plan=PLACE, token="")
@@ -320,11 +320,11 @@ class Revision:
         nothing = cast(Any, lambda *arguments: None)
         self.host = RevisionHost(
             cast(Any, edges), cast(Any, function), folder, cast(Any, SimpleNamespace(fileno=lambda: 0)),
-            cast(Any, SimpleNamespace(check=nothing)), nothing, nothing, nothing, cast(Any, self),
+            cast(Any, SimpleNamespace(check=nothing)), nothing, nothing, nothing, cast(Any, self), nothing,
         )  # fmt: skip
         self.host.opened = True
         self.host._armed = False
-        page = SimpleNamespace(close=lambda: None, state=0)
+        page = SimpleNamespace(close=lambda: None, state=0, finished=0, errors=0, busy=0)
         slot = SimpleNamespace(workload=WorkloadId("f.1.a"), page=page, close_fds=lambda: None, spawner="s")
         self.host._take_slot = cast(Any, lambda: slot)
         self.host._start_from_template = cast(Any, self.start)
@@ -411,20 +411,23 @@ def test_a_job_may_have_devices_whose_functions_all_sleep_and_lend() -> None:
 
 def test_a_function_lends_only_with_nothing_under_way(tmp_path: Path) -> None:
     nothing = cast(Any, None)
-    host = FunctionHost(nothing, FunctionName("f"), nothing, nothing, nothing, nothing, nothing, nothing, nothing, nothing)
+    host = FunctionHost(nothing, FunctionName("f"), *[nothing] * 9)
     assert not host.lends
     newest = SimpleNamespace(revision=1)
-    host.newest = cast(Any, newest)
-    host.routed = cast(Any, SimpleNamespace(lends=True, function=newest))
+    host.desired = cast(Any, {1: newest})
+    host.ready = cast(Any, {1: SimpleNamespace(lends=True, function=newest)})
     assert host.lends
     host.draining = [(cast(Any, None), 0)]
     assert not host.lends, "an older revision still answers"
     host.draining = []
-    host._task = cast(Any, SimpleNamespace(done=lambda: False))
+    host._rollout = cast(Any, SimpleNamespace(done=lambda: False))
     assert not host.lends, "a revision rolls out"
-    host._task = None
-    host.newest = cast(Any, SimpleNamespace(revision=2))
+    host._rollout = None
+    host.desired = cast(Any, {2: SimpleNamespace(revision=2)})
     assert not host.lends, "the newest one failed"
+    host.desired = cast(Any, {1: newest, 2: SimpleNamespace(revision=2)})
+    host.ready = cast(Any, {1: SimpleNamespace(lends=True), 2: SimpleNamespace(lends=True)})
+    assert not host.lends, "two revisions share the traffic"
 
 
 def test_a_new_revision_takes_the_place_back_before_its_template_is_made(tmp_path: Path) -> None:
@@ -436,11 +439,11 @@ def test_a_new_revision_takes_the_place_back_before_its_template_is_made(tmp_pat
 
         nothing, edges = cast(Any, None), cast(Any, SimpleNamespace(clock=VirtualClock()))
         lending = cast(Any, SimpleNamespace(take_back=take_back))
-        host = FunctionHost(edges, FunctionName("f"), nothing, nothing, nothing, nothing, nothing, nothing, nothing, lending)
+        host = FunctionHost(edges, FunctionName("f"), *[nothing] * 7, lending, nothing)
         plain, lender = (SimpleNamespace(spec=SimpleNamespace(wake_bound_s=bound_s)) for bound_s in (None, 3.0))
         await host._take_back(cast(Any, plain), PLACE)
         assert taken == []
-        host.routed = cast(Any, SimpleNamespace(function=lender))
+        host.ready = cast(Any, {1: SimpleNamespace(function=lender)})
         await host._take_back(cast(Any, plain), PLACE)
         assert taken == [(PLACE, "f", edges.clock.mono_ns() + 3 * SECOND)], "the one before had lent it"
 

@@ -21,6 +21,7 @@ from steelyard.model.health import NODE
 from steelyard.model.ids import FunctionName, WorkloadId
 from steelyard.model.job import Owner, Plan
 from steelyard.model.reason import Reason
+from steelyard.scaling.rollout import Counts
 from steelyard.wire.spawn import Exited, Running
 
 GPU = make_hgx().gpus[0].id
@@ -69,7 +70,7 @@ def make_function() -> Any:
     spec = SimpleNamespace(
         attr=None, as_root=False, env={}, startup_deadline_s=1.0, replicas_min=0, bundle=None, cwd="/", wake_bound_s=None
     )
-    return SimpleNamespace(name=FunctionName("f"), revision=1, owner=Owner("root", 0), spec=spec, plan=PLAN)
+    return SimpleNamespace(name=FunctionName("f"), revision=1, owner=Owner("root", 0), spec=spec, plan=PLAN, token="")
 
 
 def make_revision(folder: Path, presence: Presence) -> RevisionHost:
@@ -83,6 +84,7 @@ def make_revision(folder: Path, presence: Presence) -> RevisionHost:
         lambda: None,
         lambda row: None,
         lambda: None,
+        cast(Any, None),
         cast(Any, None),
     )
 
@@ -100,6 +102,7 @@ def make_host(folder: Path, devices: Devices, presence: Presence) -> FunctionHos
         cast(Any, ledger),
         cast(Any, devices),
         presence,
+        cast(Any, None),
         cast(Any, None),
     )
 
@@ -148,7 +151,8 @@ def test_a_roll_out_on_a_gpu_that_went_away_fails_with_that_reason_and_starts_no
     devices = Devices()
     host = make_host(tmp_path, devices, Presence(make_hgx(), tmp_path))
     asyncio.run(host._roll_out(make_function()))
-    assert host._failure is not None and host._failure[0] is Reason.DEVICE_GONE and GPU in host._failure[1]
+    reason, detail = host._failed[1]
+    assert reason is Reason.DEVICE_GONE and GPU in detail
     assert devices.log == []
 
 
@@ -164,7 +168,7 @@ def test_a_roll_out_notes_how_its_gpus_looked_before(tmp_path: Path, monkeypatch
 
 def test_the_gpus_of_a_closed_revision_wait_with_all_that_ran_on_them(tmp_path: Path) -> None:
     devices = Devices()
-    revision = SimpleNamespace(workloads={"f.1.5af3"}, plan=PLAN, function=make_function())
+    revision = SimpleNamespace(workloads={"f.1.5af3"}, plan=PLAN, function=make_function(), since=1, counts=Counts())
     # what is asked after the end knows of no processes any more
     revision.close = revision.workloads.copy().clear
     make_host(tmp_path, devices, make_there(tmp_path))._close(cast(Any, revision))

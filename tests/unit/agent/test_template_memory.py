@@ -7,27 +7,42 @@ from types import SimpleNamespace
 from typing import Any, cast
 
 from steelyard.agent.functions import FunctionKeeper
+from steelyard.clock import VirtualClock
 
 
 @dataclass
 class Template:
-    rss: int
+    own_bytes: int
     last_used_ns: int
-    pid: int | None = 1
+    process: object = field(default_factory=lambda: SimpleNamespace(parent="tmpl-environment.e.1"))
     missed_ns: int | None = None
     evicted_bytes: int = 0
     done: list[str] = field(default_factory=list)
+    parent_key: str = "e"
+    ready: bool = True
 
     def evict(self) -> None:
         self.done.append("evicted")
-        self.evicted_bytes, self.pid = self.rss, None
+        self.evicted_bytes, self.process, self.ready = self.own_bytes, None, False
 
     def rebuild(self) -> None:
         self.done.append("rebuilt")
 
 
-def make_keeper(templates: dict[str, Template], budget: int) -> FunctionKeeper:
-    edges = SimpleNamespace(machine=SimpleNamespace(memory_bytes=1000), template_budget_bytes=budget)
+class Node:
+    """An environment that ends when it is told to."""
+
+    def __init__(self, key: str, own_bytes: int) -> None:
+        self.key, self.own_bytes, self.last_used_ns = key, own_bytes, 0
+        self.workload, self.parent = f"tmpl-environment.{key}.1", "tmpl-base.b.1"
+        self.ended = False
+
+    def end(self) -> None:
+        self.ended = True
+
+
+def make_keeper(templates: dict[str, Template], budget: int, *nodes: Node) -> FunctionKeeper:
+    edges = SimpleNamespace(machine=SimpleNamespace(memory_bytes=1000), template_budget_bytes=budget, clock=VirtualClock())
     keeper = FunctionKeeper(
         cast(Any, edges),
         cast(Any, None),
@@ -39,25 +54,35 @@ def make_keeper(templates: dict[str, Template], budget: int) -> FunctionKeeper:
     )
     hosts = {name: SimpleNamespace(hosts=[SimpleNamespace(name=name, template=item)]) for name, item in templates.items()}
     keeper._hosts = cast(Any, hosts)
+    keeper.tree.nodes = cast(Any, {node.key: node for node in nodes})
     return keeper
 
 
-def test_over_budget_the_least_recently_used_goes_and_returns_once_missed():
+def test_over_budget_the_least_recently_used_goes_and_returns_once_missed() -> None:
     old, new = Template(100, 1), Template(100, 2)
-    keeper = make_keeper({"old": old, "new": new}, budget=150)
+    keeper = make_keeper({"old": old, "new": new}, 150)
     keeper.check_memory(available_bytes=900)
     assert (old.done, new.done) == (["evicted"], [])
     keeper.check_memory(available_bytes=900)
     assert old.done == ["evicted"], "nobody missed it"
     old.missed_ns = 5
     keeper.check_memory(available_bytes=900)
-    assert old.done == ["evicted"], "it would not fit"
-    new.rss = 40
-    keeper.check_memory(available_bytes=900)
-    assert old.done == ["evicted", "rebuilt"]
+    assert (old.done, new.done) == (["evicted", "rebuilt"], ["evicted"]), "it was wanted later than the other"
 
 
-def test_a_machine_short_of_memory_evicts_within_the_budget():
+def test_a_machine_short_of_memory_evicts_within_the_budget() -> None:
     only = Template(100, 1)
-    make_keeper({"only": only}, budget=500).check_memory(available_bytes=10)
+    make_keeper({"only": only}, 500).check_memory(available_bytes=10)
     assert only.done == ["evicted"]
+
+
+def test_an_environment_goes_only_when_no_living_template_came_from_it() -> None:
+    child, environment = Template(100, 1), Node("e", 300)
+    keeper = make_keeper({"child": child}, 450, environment)
+    keeper.check_memory(available_bytes=900)
+    assert (child.done, environment.ended) == ([], False), "what it holds is its child's too"
+    cast(Any, keeper._edges).template_budget_bytes = 350
+    keeper.check_memory(available_bytes=900)
+    assert (child.done, environment.ended) == (["evicted"], False), "held together they are over the budget"
+    keeper.check_memory(available_bytes=10)
+    assert environment.ended and not keeper.tree.nodes

@@ -7,30 +7,15 @@ import asyncio
 import msgspec
 import pytest
 
+from machines import make_machine
 from steelyard.api.agents import AgentHub
 from steelyard.clock import VirtualClock
 from steelyard.errors import Unreachable
-from steelyard.model.ids import MachineId
-from steelyard.model.machine import Isolation, Machine
 from steelyard.store.memory import MemoryStore
 from steelyard.wire import WIRE_VERSION
 from steelyard.wire.agent import Answer, Ask, Assignment, Hello, Report, ReportAck, decode_from_server, encode
 
-MACHINE = Machine(
-    id=MachineId("m"),
-    boot_id="b",
-    hostname="h",
-    kernel="k",
-    cpu_model="c",
-    cores=(),
-    caches=(),
-    numa_nodes=(),
-    memory_bytes=1,
-    devices=(),
-    virtualisation="unknown",
-    virtualisation_detail="",
-    isolation=Isolation("v2", True, True, True, True),
-)
+MACHINE = make_machine()
 
 
 class FakeSocket:

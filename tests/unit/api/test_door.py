@@ -5,29 +5,15 @@ from __future__ import annotations
 import msgspec
 import pytest
 
+from machines import make_machine
 from steelyard.api.door import check_fields, check_function, check_job
 from steelyard.model.function import FunctionSpec
-from steelyard.model.ids import MachineId
 from steelyard.model.job import JobSpec, Resources
-from steelyard.model.machine import Core, Isolation, Machine
+from steelyard.model.machine import Core
 from steelyard.model.timing import Timing
 
 GIB = 1 << 30
-MACHINE = Machine(
-    id=MachineId("m"),
-    boot_id="b",
-    hostname="h",
-    kernel="k",
-    cpu_model="c",
-    cores=(Core((0,)), Core((1,))),
-    caches=(),
-    numa_nodes=(),
-    memory_bytes=8 * GIB,
-    devices=(),
-    virtualisation="unknown",
-    virtualisation_detail="",
-    isolation=Isolation("v2", True, True, True, True),
-)
+MACHINE = make_machine(cores=(Core((0,)), Core((1,))), memory_bytes=8 * GIB)
 JOB = JobSpec("train", ("python", "x.py"), "/srv", {"PATH": "/bin"})
 APP = FunctionSpec(file="app.py", attr="app", python="/usr/bin/python3", cwd="/srv")
 PROGRAM = FunctionSpec(argv=("server",), cwd="/srv", port=8000)

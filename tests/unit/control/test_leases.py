@@ -8,7 +8,7 @@ import msgspec
 import pytest
 
 from steelyard.clock import VirtualClock
-from steelyard.control import ASSIGNMENT, JOBS
+from steelyard.control import ASSIGNMENT, CALLS, JOBS
 from steelyard.control.leases import IDLE_S, Actions, LeasesLoop, carry_out, decide, load
 from steelyard.control.watch import Watch
 from steelyard.model.function import Function, FunctionSpec
@@ -51,7 +51,7 @@ def test_without_a_lease_it_sleeps_and_with_one_until_it_ends() -> None:
         assert await world.loop.activate() == []
         assert world.loop.tick_s == pytest.approx(15.001)
         world.clock.advance(15)
-        assert await world.loop.activate() == [JOBS, ASSIGNMENT]
+        assert await world.loop.activate() == [JOBS, ASSIGNMENT, CALLS]
         assert await world.names() == ["stays", "goes-later"]
         assert world.loop.tick_s == pytest.approx(15.001)
         events = await world.store.read(lambda tx: tx.events("function", "goes"))

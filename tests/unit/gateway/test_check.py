@@ -9,7 +9,7 @@ from steelyard.gateway import Cluster, GatewayDesired, Route
 from steelyard.gateway.check import check_gateway
 
 CLUSTER = Cluster("hello.3", "/run/s/fn/hello.3.sock", 8, 100, 5.0)
-ROUTE = Route("hello", "hello.3", False)
+ROUTE = Route("hello", (("hello.3", 100),), False)
 
 
 def test_good_configuration_has_no_finding() -> None:
@@ -48,9 +48,12 @@ def test_bad_cluster(code: str, changes: dict[str, object]) -> None:
     [
         ("cluster-twice", GatewayDesired((CLUSTER, CLUSTER))),
         ("route-twice", GatewayDesired((CLUSTER,), (ROUTE, ROUTE))),
-        ("route-nowhere", GatewayDesired((CLUSTER,), (Route("hello", "hello.4", True),))),
-        ("name-unsafe", GatewayDesired((CLUSTER,), (Route("a/b", "hello.3", True),))),
-        ("name-unsafe", GatewayDesired((CLUSTER,), (Route("hello\n", "hello.3", True),))),
+        ("route-nowhere", GatewayDesired((CLUSTER,), (Route("hello", (("hello.4", 100),), True),))),
+        ("name-unsafe", GatewayDesired((CLUSTER,), (Route("a/b", (("hello.3", 100),), True),))),
+        ("name-unsafe", GatewayDesired((CLUSTER,), (Route("hello\n", (("hello.3", 100),), True),))),
+        ("name-unsafe", GatewayDesired((CLUSTER,), (Route("hello", (("hello.3", 100),), True, "x" * 60),))),
+        ("share", GatewayDesired((CLUSTER,), (Route("hello", (("hello.3", 99),), True),))),
+        ("route-twice", GatewayDesired((CLUSTER,), (Route("a--b", ROUTE.targets, True), Route("b", ROUTE.targets, True, "a")))),
         ("key-unsafe", GatewayDesired(keys=("",))),
         ("key-unsafe", GatewayDesired(keys=("sk one",))),
         ("key-unsafe", GatewayDesired(keys=("sk\r\n",))),

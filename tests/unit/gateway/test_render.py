@@ -36,7 +36,7 @@ def desires(draw: st.DrawFn) -> GatewayDesired:
     functions = draw(st.lists(names, unique=True, max_size=6))
     return GatewayDesired(
         tuple(cluster(f"{name}.1") for name in functions),
-        tuple(Route(name, f"{name}.1", draw(st.booleans())) for name in functions),
+        tuple(Route(name, ((f"{name}.1", 100),), draw(st.booleans())) for name in functions),
         tuple(draw(st.lists(st.from_regex(r"sk-[a-z0-9]{4}", fullmatch=True), unique=True, max_size=3))),
     )
 
@@ -75,7 +75,7 @@ def test_no_hidden_deadline_and_no_retry_but_on_connect_failure(desired: Gateway
 @given(desires())
 def test_only_public_routes_are_open(desired: GatewayDesired) -> None:
     manager, routes = static(desired)
-    public = {route.cluster for route in desired.routes if route.public}
+    public = {route.targets[0][0] for route in desired.routes if route.public}
     for route in [*find(routes, "routes")]:
         for entry in route:
             open_ = "typed_per_filter_config" in entry
@@ -122,12 +122,12 @@ def test_version_names_the_content_and_a_cut_file_is_known(desired: GatewayDesir
 
 
 def test_any_change_is_another_version() -> None:
-    base = GatewayDesired((cluster("a.1"),), (Route("a", "a.1", False),), ("sk-1",))
+    base = GatewayDesired((cluster("a.1"),), (Route("a", (("a.1", 100),), False),), ("sk-1",))
     others = [
-        GatewayDesired(base.clusters, (Route("a", "a.1", True),), base.keys),
+        GatewayDesired(base.clusters, (Route("a", (("a.1", 100),), True),), base.keys),
         GatewayDesired(base.clusters, base.routes),
         GatewayDesired(base.clusters, base.routes, ("sk-2",)),
-        GatewayDesired(base.clusters, (Route("a", "a.2", False),), base.keys),
+        GatewayDesired(base.clusters, (Route("a", (("a.2", 100),), False),), base.keys),
     ]
     assert len({version_of(render_routes(desired)) for desired in (base, *others)}) == 5
     assert version_of(render_clusters([cluster("a.1")])) != version_of(render_clusters([cluster("a.1", pending=101)]))
@@ -146,13 +146,28 @@ def test_damaged_file_keeps_nothing() -> None:
 
 
 def test_shape_is_about_kinds_not_about_numbers() -> None:
-    one = GatewayDesired((cluster("a.1"),), (Route("a", "a.1", False),), ("sk-1",))
-    two = GatewayDesired((cluster("b.9", pending=7), cluster("c.1")), (Route("b", "b.9", False),), ("sk-1", "sk-2"))
+    one = GatewayDesired((cluster("a.1"),), (Route("a", (("a.1", 100),), False),), ("sk-1",))
+    two = GatewayDesired((cluster("b.9", pending=7), cluster("c.1")), (Route("b", (("b.9", 100),), False),), ("sk-1", "sk-2"))
     assert shape_of(one) == shape_of(two)
     others = (
         GatewayDesired(),
         GatewayDesired(one.clusters, one.routes),
-        GatewayDesired(one.clusters, (Route("a", "a.1", True),), one.keys),
+        GatewayDesired(one.clusters, (Route("a", (("a.1", 100),), True),), one.keys),
         GatewayDesired((cluster("a.1", per_connection=1),), one.routes, one.keys),
     )
     assert len({shape_of(desired) for desired in (one, *others)}) == 5
+
+
+def test_shares_are_weights_and_a_tag_has_an_address_of_its_own() -> None:
+    routes = (Route("a", (("a.1", 90), ("a.2", 10)), True), Route("a", (("a.2", 100),), True, "next"))
+    desired = GatewayDesired((cluster("a.1"), cluster("a.2")), routes)
+    _, rendered = static(desired)
+    shared = {"clusters": [{"name": "a.1", "weight": 90}, {"name": "a.2", "weight": 10}]}
+    actions = [*find(rendered, "route")]
+    assert [action["weighted_clusters"] for action in actions if "weighted_clusters" in action] == [shared] * 3
+    assert {action["cluster"] for action in actions if "cluster" in action} == {"a.2"}
+    hosts = {host["name"]: host["domains"] for host in rendered["virtual_hosts"]}
+    assert hosts == {"paths": ["*"], "host-a": ["a.localhost"], "host-next--a": ["next--a.localhost"]}
+    (paths,) = find(rendered, "prefix_match_map")
+    assert paths["map"].keys() == {"/a", "/a@next"}
+    assert is_whole(render_routes(desired))

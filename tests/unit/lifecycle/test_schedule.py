@@ -11,7 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from steelyard.errors import Refused
-from steelyard.lifecycle.schedule import MISSED_MAX, Firing, check_cron, decide_firing, next_firing, next_times
+from steelyard.lifecycle.schedule import MISSED_MAX, Firing, check_cron, check_every, decide_firing, next_firing, next_times
 from steelyard.model.ids import DEFAULT_PROJECT
 from steelyard.model.job import JobSpec, Owner
 from steelyard.model.site import Schedule
@@ -62,7 +62,7 @@ def test_a_skipped_hour_is_made_up_for_at_once_and_a_double_one_counts_once() ->
 @pytest.mark.parametrize(
     "cron",
     ["", "* * * *", "* * * * * *", "61 * * * *", "* 24 * * *", "* * 0 * *", "* * * 13 *", "* * * * 8", "a b c d e", "*/0 * * * *",
-     "5-1 * * * *", "@daily", "L/2 * * * *", "* * * * MON#6", "*" * 500, "1,,2 * * * *", "\x00 * * * *", "٣ * * * *"],
+     "5-1 * * * *", "@fortnightly", "L/2 * * * *", "* * * * MON#6", "*" * 500, "1,,2 * * * *", "\x00 * * * *", "٣ * * * *"],
 )  # fmt: skip
 def test_what_is_no_cron_line_is_refused_with_an_example(cron: str) -> None:
     wrong = check_cron(cron, UTC, at("2026-01-01"))
@@ -143,3 +143,28 @@ def test_however_often_it_is_looked_at_each_time_is_submitted_or_told_once(
     assert submitted == sorted(set(submitted))
     assert set(submitted) <= set(every)
     assert len(submitted) + missed == len(every)
+
+
+def test_nicknames_mean_their_lines() -> None:
+    assert check_cron("@daily", UTC, at("2026-01-01")) is None
+    assert next(next_times("@weekly", UTC, at("2026-01-01"))) == at("2026-01-04"), "a Sunday"
+
+
+@pytest.mark.parametrize("every_s", [0.0, 0.99, -5.0, 1e9, float("nan"), float("inf")])
+def test_a_period_out_of_range_is_refused(every_s: float) -> None:
+    assert check_every(every_s) is not None
+    assert check_every(1.0) is None
+
+
+@given(st.integers(0, 10**6), st.integers(1, 10**5), st.integers(0, 10**6))
+def test_a_period_is_due_on_its_grid_and_what_was_missed_is_counted(since: int, every_s: int, later_s: int) -> None:
+    made = Schedule("s", DEFAULT_PROJECT, Owner("ann", 1), 1, "", every_s=float(every_s), done_until=since)
+    now = since + later_s * 1_000_000
+    firing, following = decide_firing(made, UTC, now), next_firing(made, UTC, now)
+    times = later_s // every_s
+    assert (firing is not None) is (times > 0)
+    if firing is not None:
+        assert firing.at == since + times * every_s * 1_000_000
+        assert firing.missed == min(times - 1, MISSED_MAX + 1)
+    assert following is not None and now < following <= now + every_s * 1_000_000
+    assert (following - since) % (every_s * 1_000_000) == 0

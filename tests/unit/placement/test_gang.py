@@ -7,8 +7,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from machines import GIB, cube_mesh, nvswitch_16, rail_8
-from queues import machine_of
+from machines import GIB, cube_mesh, machine_of, nvswitch_16, rail_8
 from recorded import recorded
 from steelyard.host.topology.read import read_topology
 from steelyard.model.batch import Gang, Launcher

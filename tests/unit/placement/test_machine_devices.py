@@ -6,35 +6,14 @@ import msgspec
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from machines import GIB, make_topology, rail_8
+from machines import GIB, machine_of, make_topology, rail_8
 from steelyard.model.gpu_demand import GpuDemand, parse_gpu_demand
-from steelyard.model.ids import MachineId
 from steelyard.model.job import Plan, Resources
-from steelyard.model.machine import Isolation, Machine
+from steelyard.model.machine import Machine
 from steelyard.model.reason import Reason
 from steelyard.model.timing import Timing
 from steelyard.model.topology import MigInstance, PathClass, Topology
 from steelyard.placement.machine import Refusal, check_plan, place
-
-
-def machine_of(topology: Topology) -> Machine:
-    return Machine(
-        id=MachineId("m"),
-        boot_id="b",
-        hostname="h",
-        kernel="k",
-        cpu_model="c",
-        cores=topology.cores,
-        caches=(),
-        numa_nodes=topology.numa_nodes,
-        memory_bytes=topology.memory_bytes or 0,
-        devices=(),
-        virtualisation="unknown",
-        virtualisation_detail="",
-        isolation=Isolation("v2", True, True, True, True),
-        topology=topology,
-    )
-
 
 RAIL = rail_8()
 MACHINE = machine_of(RAIL)

@@ -8,9 +8,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from steelyard.model.ids import MachineId
+import machines
 from steelyard.model.job import Plan, Resources
-from steelyard.model.machine import Core, Isolation, Machine, NumaNode
+from steelyard.model.machine import Core, Machine, NumaNode
 from steelyard.model.reason import Reason
 from steelyard.placement.machine import Refusal, check_plan, place
 
@@ -22,24 +22,11 @@ def make_machine(nodes: tuple[int, ...] = (2,), siblings: int = 1, memory: int =
     total = sum(nodes)
     node_of = [node for node, count in enumerate(nodes) for _ in range(count)]
     cores = tuple(Core(tuple(core + thread * total for thread in range(siblings)), 0, node_of[core]) for core in range(total))
-    return Machine(
-        id=MachineId("m"),
-        boot_id="b",
-        hostname="h",
-        kernel="k",
-        cpu_model="c",
-        cores=cores,
-        caches=(),
-        numa_nodes=tuple(
-            NumaNode(node, tuple(cpu for core in cores if core.numa_node == node for cpu in core.cpus), memory // len(nodes))
-            for node in range(len(nodes))
-        ),
-        memory_bytes=memory,
-        devices=(),
-        virtualisation="unknown",
-        virtualisation_detail="",
-        isolation=Isolation("v2", True, True, True, True),
+    numa_nodes = tuple(
+        NumaNode(node, tuple(cpu for core in cores if core.numa_node == node for cpu in core.cpus), memory // len(nodes))
+        for node in range(len(nodes))
     )
+    return machines.make_machine(cores=cores, numa_nodes=numa_nodes, memory_bytes=memory)
 
 
 def whole(cores: float) -> Resources:

@@ -5,8 +5,8 @@ from __future__ import annotations
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from machines import GIB, rail_8
-from queues import machine_of, small_machine
+from machines import GIB, machine_of, rail_8
+from queues import small_machine
 from steelyard.model.gpu_demand import parse_gpu_demand
 from steelyard.model.job import Plan, Resources
 from steelyard.model.reason import Reason

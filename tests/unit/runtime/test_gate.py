@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import os
 from collections.abc import Iterator
 from typing import Any
 
 import pytest
 
-from steelyard.runtime.runner.gate import Gate, microseconds
+from steelyard.runtime.runner.gate import FAILED, Gate, microseconds
 from steelyard.runtime.runner.page import PAGE_BYTES, Page
 
 
@@ -166,3 +167,36 @@ def test_only_the_first_request_is_stamped(page: Page) -> None:
 )
 def test_microseconds(text: bytes, expected: int) -> None:
     assert microseconds(text) == expected
+
+
+def answers(status: int, error: BaseException | None = None, told: bool = False) -> Any:
+    async def app(scope: Any, _receive: Any, send: Any) -> None:
+        if told:
+            scope[FAILED]()
+        if status:
+            await send({"type": "http.response.start", "status": status, "headers": []})
+        if error is not None:
+            raise error
+
+    return app
+
+
+@pytest.mark.parametrize(
+    ("app", "failed"),
+    [
+        (answers(200), 0),
+        (answers(404), 0),
+        (answers(500), 1),
+        (answers(0, ValueError("x")), 1),
+        # an app that answers for its exception and passes it on, as frameworks do, has failed once
+        (answers(500, ValueError("x")), 1),
+        (answers(200, told=True), 1),
+        (answers(0, asyncio.CancelledError()), 0),  # its client left
+    ],
+)
+def test_failed_requests_are_counted_once(page: Page, app: Any, failed: int) -> None:
+    gate, _ = make_gate(page, app)
+    for turn in (1, 2):  # the first request takes another path through the gate
+        with contextlib.suppress(ValueError, asyncio.CancelledError):
+            asyncio.run(call(gate, scope()))
+        assert (page.errors, page.finished) == (failed * turn, turn)

@@ -10,45 +10,32 @@ from pathlib import Path
 import msgspec
 
 from steelyard.runtime.relay import RelayConfig, find_arrival, relay_command
-from steelyard.runtime.template import runner_command
+from steelyard.runtime.template import SINGLE_THREAD_ENV, Load, base_command, replica_command
+
+LOAD = Load("fn", {"A": "b"}, "/code", "app.py", "app", 8)
 
 
-def test_a_template_is_told_everything_and_keeps_libraries_to_one_thread() -> None:
-    argv, env = runner_command(
-        "/env/bin/python",
-        mode="template",
-        function="fn",
-        revision=3,
-        file="app.py",
-        attr="app",
-        code_dir="/code",
-        concurrency=8,
-        lib_dir=Path("/lib's"),
-        control_fd=3,
-    )
-    config = json.loads(env.pop("STEELYARD_RUNNER"))
+def test_a_base_template_is_told_nothing_of_any_function() -> None:
+    argv, env = base_command("/env/bin/python", lib_dir=Path("/lib's"), control_fd=3)
     assert argv[:2] == ["/env/bin/python", "-c"]
     compile(argv[2], "boot", "exec")
     assert "/lib's/steelyard/runtime/runner" in argv[2]
-    assert (config["mode"], config["control_fd"], config["code_dir"], config["concurrency"]) == ("template", 3, "/code", 8)
-    assert env["OPENBLAS_NUM_THREADS"] == env["OMP_NUM_THREADS"] == "1" and env["TOKENIZERS_PARALLELISM"] == "false"
+    assert {name: json.loads(value) for name, value in env.items()} == {
+        "STEELYARD_RUNNER": {"mode": "base", "control_fd": 3, "lib_dir": "/lib's"}
+    }
 
 
-def test_a_plain_replica_may_use_threads() -> None:
-    _, env = runner_command(
-        "python",
-        mode="replica",
-        function="fn",
-        revision=1,
-        file="app.py",
-        attr="app",
-        code_dir="/code",
-        concurrency=1,
-        lib_dir=Path("/lib"),
-        listen_fd=3,
-        page_fd=4,
-    )
+def test_a_plain_replica_is_told_everything_and_may_use_threads() -> None:
+    _, env = replica_command("python", LOAD, lib_dir=Path("/lib"), listen_fd=3, page_fd=4)
     assert set(env) == {"STEELYARD_RUNNER"}
+    config = json.loads(env["STEELYARD_RUNNER"])
+    assert (config["mode"], config["code_dir"], config["concurrency"], config["listen_fd"]) == ("replica", "/code", 8, 3)
+    assert "env" not in config
+
+
+def test_libraries_in_templates_keep_to_one_thread() -> None:
+    assert SINGLE_THREAD_ENV["OPENBLAS_NUM_THREADS"] == SINGLE_THREAD_ENV["OMP_NUM_THREADS"] == "1"
+    assert SINGLE_THREAD_ENV["TOKENIZERS_PARALLELISM"] == "false"
 
 
 def test_the_relays_command_round_trips() -> None:

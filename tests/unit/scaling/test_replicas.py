@@ -4,12 +4,23 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 
+import msgspec
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from steelyard.model.function import FunctionSpec
-from steelyard.scaling.replicas import PATIENCE_NS, ReplicasDecision, ReplicaSeen, ReplicasSeen, decide_replicas
+from steelyard.model.function import FunctionSpec, ScaleOn
+from steelyard.scaling.replicas import (
+    PANIC_NS,
+    PATIENCE_NS,
+    Bound,
+    Memory,
+    ReplicasDecision,
+    ReplicaSeen,
+    ReplicasSeen,
+    Rule,
+    decide_replicas,
+)
 
 S = 1_000_000_000
 MS = 1_000_000
@@ -85,17 +96,17 @@ def test_case(
     start: int,
     retire: tuple[str, ...],
 ) -> None:
-    decision = decide_replicas(NOW, asked, ReplicasSeen(queued, pending, replicas, since))
+    decision = decide_replicas(NOW, asked, ReplicasSeen(queued, pending, replicas, Memory(since)))
     assert (decision.start, decision.retire) == (start, retire)
 
 
 def test_backlog_is_remembered_until_it_is_gone() -> None:
-    first = decide_replicas(NOW, spec(), ReplicasSeen(1, 0, (FULL,), None))
-    assert first == ReplicasDecision(backlog_since_ns=NOW)
-    later = decide_replicas(NOW + 5 * MS, spec(), ReplicasSeen(1, 0, (FULL,), first.backlog_since_ns))
-    assert later == ReplicasDecision(backlog_since_ns=NOW)
-    gone = decide_replicas(NOW + 10 * MS, spec(), ReplicasSeen(1, 0, (serving("a", 7, 7),), later.backlog_since_ns))
-    assert gone == ReplicasDecision()
+    first = decide_replicas(NOW, spec(), ReplicasSeen(1, 0, (FULL,)))
+    assert (first.start, first.memory.backlog_since_ns) == (0, NOW)
+    later = decide_replicas(NOW + 5 * MS, spec(), ReplicasSeen(1, 0, (FULL,), first.memory))
+    assert (later.start, later.memory.backlog_since_ns) == (0, NOW)
+    gone = decide_replicas(NOW + 10 * MS, spec(), ReplicasSeen(1, 0, (serving("a", 7, 7),), later.memory))
+    assert (gone.start, gone.memory.backlog_since_ns) == (0, None)
 
 
 replicas_seen = st.builds(
@@ -112,7 +123,7 @@ looks = st.builds(
     st.integers(0, 500),
     st.integers(0, 500),
     st.lists(replicas_seen, max_size=15).map(tuple),
-    st.none() | st.integers(0, NOW),
+    st.builds(Memory, st.none() | st.integers(0, NOW)),
 )
 
 
@@ -134,9 +145,9 @@ def test_bounds_and_never_both(asked: FunctionSpec, seen: ReplicasSeen) -> None:
 
 @given(specs, looks)
 def test_starting_what_was_decided_settles_it(asked: FunctionSpec, seen: ReplicasSeen) -> None:
-    decision = decide_replicas(NOW, asked, ReplicasSeen(seen.queued, seen.pending, seen.replicas, 0))
+    decision = decide_replicas(NOW, asked, ReplicasSeen(seen.queued, seen.pending, seen.replicas, Memory(0)))
     started = tuple(starting(f"new-{number}") for number in range(decision.start))
-    again = decide_replicas(NOW, asked, ReplicasSeen(seen.queued, seen.pending, seen.replicas + started, 0))
+    again = decide_replicas(NOW, asked, ReplicasSeen(seen.queued, seen.pending, seen.replicas + started, Memory(0)))
     assert again.start == 0
 
 
@@ -144,7 +155,7 @@ def test_starting_what_was_decided_settles_it(asked: FunctionSpec, seen: Replica
 def test_retiring_one_by_one_ends_within_the_bounds(asked: FunctionSpec, seen: ReplicasSeen) -> None:
     replicas = list(seen.replicas)
     for _ in range(len(replicas) + 1):
-        decision = decide_replicas(NOW, asked, ReplicasSeen(0, 0, tuple(replicas), None))
+        decision = decide_replicas(NOW, asked, ReplicasSeen(0, 0, tuple(replicas)))
         if not decision.retire:
             break
         replicas = [retiring(replica.id) if replica.id in decision.retire else replica for replica in replicas]
@@ -165,7 +176,7 @@ class Story:
 
     def run(self, look_ms: int = 20) -> int:
         """Milliseconds until everything was answered."""
-        since: int | None = None
+        memory = Memory()
         for now in range(100_000):
             for name, begun in self.replicas.items():
                 self.ends[name] = [end for end in self.ends[name] if end > now]
@@ -175,21 +186,21 @@ class Story:
             if not self.waiting and not any(self.ends.values()):
                 return now
             if now % look_ms == 0:
-                since = self._look(now, since)
+                memory = self._look(now, memory)
         raise AssertionError("never done")
 
-    def _look(self, now: int, since: int | None) -> int | None:
+    def _look(self, now: int, memory: Memory) -> Memory:
         now_ns = now * MS + 1
         held = {name: len(ends) for name, ends in self.ends.items()}
         seen = tuple(
             ReplicaSeen(name, "serving" if now >= begun else "starting", held[name], held[name], now_ns)
             for name, begun in self.replicas.items()
         )
-        decision = decide_replicas(now_ns, self.asked, ReplicasSeen(self.waiting, 0, seen, since))
+        decision = decide_replicas(now_ns, self.asked, ReplicasSeen(self.waiting, 0, seen, memory))
         for _ in range(decision.start):
             name = str(len(self.replicas))
             self.replicas[name], self.ends[name] = now + self.start_ms, []
-        return decision.backlog_since_ns
+        return decision.memory
 
 
 @pytest.mark.parametrize("look_offset_ms", range(0, 20, 5))
@@ -212,3 +223,131 @@ def test_stampede_starts_the_wanted_number_at_the_second_look() -> None:
     # eight replicas, side by side: one start, one tick, one service
     assert story.run() <= 2000 + 20 + 100
     assert len(story.replicas) == 8
+
+
+# -- targets, the buffer, the window and the panic
+
+
+def full(name: str, took_ms: int = 100, finished: int = 10) -> ReplicaSeen:
+    return ReplicaSeen(name, "serving", 8, 8, NOW, finished, finished * took_ms * MS)
+
+
+def look(
+    asked: FunctionSpec, waiting: int, *replicas: ReplicaSeen, metric: float | None = None, share: int | None = None
+) -> ReplicasDecision:
+    return decide_replicas(NOW, asked, ReplicasSeen(waiting, 0, replicas, Memory(OLD), metric, share))
+
+
+#: sentence, options, waiting, replicas, metric, share, replicas wanted, rule, bound
+TARGETS: list[tuple[str, dict[str, object], int, tuple[ReplicaSeen, ...], float | None, int | None, int, Rule, Bound]] = [
+    ("the last waits within the target", {"target_wait_ms": 200}, 7, (full("a"),), None, None, 1, Rule.ENOUGH, Bound.NONE),
+    ("it is not", {"target_wait_ms": 50}, 7, (full("a"),), None, None, 2, Rule.TARGET_WAIT, Bound.NONE),
+    ("slower requests need more", {"target_wait_ms": 1000}, 7, (full("a", 5000),), None, None, 2, Rule.TARGET_WAIT, Bound.NONE),
+    ("a jump is not measured by what was", {"target_wait_ms": 9000}, 8, (full("a"),), None, None, 2, Rule.BACKLOG, Bound.NONE),
+    ("nothing was measured yet", {"target_wait_ms": 9000}, 7, (full("a", finished=2),), None, None, 2, Rule.BACKLOG, Bound.NONE),
+    ("half of the places are the target", {"target_busy": 0.5}, 0, (full("a"),), None, None, 2, Rule.TARGET_BUSY, Bound.NONE),
+    ("a third of them", {"target_busy": 0.1}, 0, (serving("a", 1, 1),), None, None, 2, Rule.TARGET_BUSY, Bound.NONE),
+    ("one ready beyond", {"buffer_replicas": 1}, 0, (serving("a", 1, 1),), None, None, 2, Rule.BUFFER, Bound.NONE),
+    ("none for a sleeper", {"buffer_replicas": 1}, 0, (serving("a", idle_s=60),), None, None, 0, Rule.SURPLUS, Bound.NONE),
+    ("its metric", {"scale_on": ScaleOn("queue", 4)}, 0, (serving("a", 1, 1),), 9.0, None, 3, Rule.METRIC, Bound.NONE),
+    ("its metric is silent", {"scale_on": ScaleOn("queue", 4)}, 0, (serving("a", 1, 1),), None, None, 1, Rule.ENOUGH, Bound.NONE),
+    ("the most", {}, 90, (full("a"),), None, None, 4, Rule.BACKLOG, Bound.REPLICAS_MAX),
+    ("its share", {}, 90, (full("a"),), None, 2, 2, Rule.BACKLOG, Bound.FAIR_SHARE),
+    ("a share of nothing is one", {}, 90, (), None, 0, 1, Rule.BACKLOG, Bound.FAIR_SHARE),
+    ("the least is no matter of shares", {"replicas_min": 3}, 0, (), None, 1, 3, Rule.MINIMUM, Bound.NONE),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("options", "waiting", "replicas", "metric", "share", "wanted", "rule", "bound"),
+    [row[1:] for row in TARGETS],
+    ids=[row[0] for row in TARGETS],
+)
+def test_target(
+    options: dict[str, object],
+    waiting: int,
+    replicas: tuple[ReplicaSeen, ...],
+    metric: float | None,
+    share: int | None,
+    wanted: int,
+    rule: Rule,
+    bound: Bound,
+) -> None:
+    told = look(msgspec.structs.replace(spec(), **options), waiting, *replicas, metric=metric, share=share)
+    assert (told.wanted, told.rule, told.bound) == (wanted, rule, bound)
+    assert told.start == max(0, wanted - len(replicas))
+
+
+def test_more_than_the_share_are_retired_one_by_one() -> None:
+    assert look(spec(), 5, full("a"), full("b"), serving("c", 1, 1), share=2).retire == ("c",)
+
+
+def test_light_load_spread_over_many_replicas_gives_them_up_after_the_window() -> None:
+    """Each of four is asked every few seconds, so none is ever idle for long; one would do."""
+    asked, memory, left, at = spec(idle_s=10.0), Memory(), 4, NOW
+    history: list[tuple[float, int]] = []
+    for step in range(600):
+        at = NOW + step * 100 * MS
+        replicas = tuple(
+            ReplicaSeen(str(name), "serving", int(step % left == name), int(step % left == name), at) for name in range(left)
+        )
+        told = decide_replicas(at, asked, ReplicasSeen(0, 0, replicas, memory))
+        memory = told.memory
+        if told.retire:
+            left -= 1
+            history.append(((at - NOW) / S, left))
+    assert left == 1
+    assert 9.0 <= history[0][0] <= 12.0, "not before the window is over, and soon after"
+
+
+def test_busy_moment_is_remembered_for_the_window_and_no_longer() -> None:
+    asked, memory = spec(idle_s=10.0), Memory()
+    gone: list[float] = []
+    for step in range(400):
+        at = NOW + step * 100 * MS
+        busy = 8 if step == 50 else 1  # both full once, 5 s after the begin
+        replicas = (
+            () if len(gone) > 1 else tuple(ReplicaSeen(name, "serving", busy, busy, at) for name in ("a", "b")[: 2 - len(gone)])
+        )
+        told = decide_replicas(at, asked, ReplicasSeen(0, 0, replicas, memory))
+        memory = told.memory
+        if told.retire:
+            gone.append(step / 10)
+    assert len(gone) == 1 and 14.0 <= gone[0] <= 18.0
+
+
+def test_panic_ends_nobody() -> None:
+    jump = look(spec(most=2), 90, full("a"), full("b"))
+    assert jump.memory.panic_until_ns == NOW + PANIC_NS
+    idle = (serving("a", idle_s=99), serving("b", idle_s=99))
+    during = decide_replicas(NOW + PANIC_NS - 1, spec(most=2), ReplicasSeen(0, 0, idle, jump.memory))
+    assert (during.retire, during.rule) == ((), Rule.KEPT)
+    assert decide_replicas(NOW + PANIC_NS, spec(most=2), ReplicasSeen(0, 0, idle, jump.memory)).retire
+
+
+@given(st.integers(1, 40), st.integers(1, 8), st.floats(0.1, 1.0), st.none() | st.floats(50, 5000), st.integers(0, 2))
+def test_constant_demand_settles_and_stays(
+    demand: int, concurrency: int, target_busy: float, target_wait_ms: float | None, buffer: int
+) -> None:
+    """Fluid: what fits is held, the rest waits; replicas serve at once."""
+    asked = msgspec.structs.replace(
+        spec(most=9, concurrency=concurrency, idle_s=2.0),
+        target_busy=target_busy,
+        target_wait_ms=target_wait_ms,
+        buffer_replicas=buffer,
+    )
+    memory, count, changes, last = Memory(), 0, 0, 0
+    for step in range(400):
+        at = NOW + step * 20 * MS
+        left, replicas = demand, []
+        for name in range(count):
+            here = min(concurrency, left)
+            left -= here
+            replicas.append(ReplicaSeen(str(name), "serving", here, here, at, 100, 100 * 50 * MS))
+        told = decide_replicas(at, asked, ReplicasSeen(left, 0, tuple(replicas), memory))
+        memory, count = told.memory, count + told.start - len(told.retire)
+        if told.start or told.retire:
+            changes, last = changes + 1, step
+    assert count >= 1
+    assert last <= 120, "nothing changes any more once the window has passed"
+    assert changes <= 12

@@ -6,14 +6,16 @@ import importlib
 import itertools
 import random
 from collections.abc import Callable, Sequence
+from typing import Any
 
 import msgspec
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from batch import GIB, HOUR, MINUTE, SECOND, make_job, make_machine, run_job
-from machines import cube_mesh, make_topology, nvswitch_16
+import queues
+from machines import GIB, cube_mesh, machine_of, make_topology, nvswitch_16
+from queues import NOW, SECOND, hours, run_job, small_machine
 from recorded import recorded
 from steelyard.errors import Refused
 from steelyard.model.batch import Gang, Preemption, PreemptMode
@@ -30,7 +32,12 @@ from steelyard.scheduling.preemption import choose_victims, gives_way_at
 from steelyard.scheduling.snapshot import Holding, Snapshot
 from steelyard.scheduling.victim_search import Candidate, find_victims
 
-NOW = 10 * HOUR
+HOUR = hours(1)
+WITHOUT = make_topology([], lambda a, b: (PathClass.NODE, 0, None), cores_per_node=3)
+
+
+def make_job(number: int, demand: Resources, **fields: Any) -> Job:
+    return queues.make_job(f"j-{number:06d}", resources=demand, submitted=number, **fields)
 
 
 def gpus(count: int, **fields: object) -> Resources:
@@ -101,7 +108,7 @@ def fill(machine: Machine, jobs: Sequence[Job], ages: Sequence[int]) -> list[Hol
 
 
 def test_the_least_gpu_time_is_lost_and_not_the_fewest_jobs() -> None:
-    machine = make_machine(topology=nvswitch_16())
+    machine = machine_of(nvswitch_16())
     jobs = [make_job(1, gpus(8)), make_job(2, gpus(4)), make_job(3, gpus(4))]
     old = fill(machine, jobs, [3 * HOUR, HOUR, HOUR])
     assert choose(machine, old, make_job(9, gpus(8), priority=60)) == ["j-000002", "j-000003"]
@@ -112,7 +119,7 @@ def test_the_least_gpu_time_is_lost_and_not_the_fewest_jobs() -> None:
 def test_who_gives_way_to_whom() -> None:
     job = make_job(9, Resources(1), priority=60)
     holding: list[Holding] = []
-    machine = make_machine()
+    machine = small_machine()
     assert run_job(machine, holding, make_job(1, gpus(0, gpus=None), preemption=Preemption(min_runtime_s=60)), 0)
     victim = holding[0]
     assert victim.job is not None
@@ -120,11 +127,11 @@ def test_who_gives_way_to_whom() -> None:
     def changed(**fields: object) -> Holding:
         return msgspec.structs.replace(victim, job=msgspec.structs.replace(victim.job, **fields))
 
-    assert gives_way_at(victim, job) == MINUTE
+    assert gives_way_at(victim, job) == 60 * SECOND
     assert gives_way_at(changed(state=JobState.STARTING), job) is None
     assert gives_way_at(changed(stop_signal=15), job) is None
     assert gives_way_at(changed(priority=61), job) is None
-    assert gives_way_at(changed(priority=60), job) == MINUTE, "equal, and the job itself never gives way"
+    assert gives_way_at(changed(priority=60), job) == 60 * SECOND, "equal, and the job itself never gives way"
     assert gives_way_at(changed(priority=60), make_job(9, gpus(1), priority=60)) is None
     assert gives_way_at(changed(), msgspec.structs.replace(job, id=victim.job.id)) is None
     firm: list[Holding] = []
@@ -134,14 +141,14 @@ def test_who_gives_way_to_whom() -> None:
 
 
 def test_a_victim_is_safe_until_its_minimum_runtime_is_over() -> None:
-    machine = make_machine(cores=2)
+    machine = small_machine(1, gpus=0)
     young = make_job(1, Resources(2, preemptible=True), preemption=Preemption(min_runtime_s=600))
     assert choose(machine, fill(machine, [young], [599 * SECOND]), make_job(2, Resources(1))) is None
     assert choose(machine, fill(machine, [young], [600 * SECOND]), make_job(2, Resources(1))) == ["j-000001"]
 
 
 def test_frozen_victims_give_cores_and_keep_memory_and_gpus() -> None:
-    machine = make_machine(topology=nvswitch_16(), memory_bytes=128 * GIB)
+    machine = machine_of(nvswitch_16(), memory_bytes=128 * GIB)
     frozen = make_job(1, gpus(8, cpus=46, memory_bytes=100 * GIB), preemption=Preemption(PreemptMode.SUSPEND), max_duration_s=1e6)
     ended = make_job(2, gpus(1, cpus=2))
     holding = fill(machine, [frozen, ended], [HOUR, HOUR])
@@ -156,7 +163,7 @@ def test_frozen_victims_give_cores_and_keep_memory_and_gpus() -> None:
 
 def test_a_count_of_free_gpus_is_not_yet_the_shape() -> None:
     """Two half free GPUs are not one whole GPU."""
-    machine = make_machine(topology=make_topology([0, 0], lambda a, b: (PathClass.NV, 4, None)))
+    machine = machine_of(make_topology([0, 0], lambda a, b: (PathClass.NV, 4, None)))
     half = Resources(1, gpus=GpuDemand(fraction=0.5), preemptible=True)
     holding: list[Holding] = []
     for number, gpu in enumerate(("0000:10:00.0", "0000:11:00.0")):
@@ -170,7 +177,7 @@ def test_nobody_gives_way_for_a_pair_of_gpus_without_a_link() -> None:
     """In a cube mesh 0 and 5 have no link. The youngest job is on 5, and 0 is free: its end alone would give two GPUs, but not
     two that are joined."""
     topology = cube_mesh()
-    machine = make_machine(topology=topology)
+    machine = machine_of(topology)
     holding: list[Holding] = []
     ages = {5: 1, 1: 3, 2: 5, 3: 4, 4: 6, 6: 7, 7: 8}
     for at, age in ages.items():
@@ -179,13 +186,14 @@ def test_nobody_gives_way_for_a_pair_of_gpus_without_a_link() -> None:
     assert choose(machine, holding, job) == try_every_set(machine, holding, job) == ["j-000001"]
     # with all of the machine without links there is no better half to wait for
     plain = msgspec.structs.replace(topology, pairs=tuple(pair for pair in topology.pairs if pair.path is not PathClass.NV))
-    assert choose(make_machine(topology=plain), holding, job) == ["j-000005"]
+    assert choose(machine_of(plain), holding, job) == ["j-000005"]
 
 
 @st.composite
 def situations(draw: st.DrawFn) -> tuple[Machine, list[Holding], Job]:
-    topology = draw(st.sampled_from([cube_mesh(), nvswitch_16(), None]))
-    machine = make_machine(6, 16 * GIB, topology)
+    topology = draw(st.sampled_from([cube_mesh(), nvswitch_16(), WITHOUT]))
+    wired = machine_of(topology, memory_bytes=16 * GIB)
+    machine = wired if topology.gpus else msgspec.structs.replace(wired, topology=None)
     count = draw(st.integers(1, 7))
     jobs: list[Job] = []
     for number in range(count):
@@ -195,7 +203,7 @@ def situations(draw: st.DrawFn) -> tuple[Machine, list[Holding], Job]:
             exclusive=draw(st.booleans()),
             preemptible=draw(st.sampled_from([True, True, True, False])),
             gpus=draw(st.sampled_from([None, GpuDemand(count=1), GpuDemand(count=3), GpuDemand(fraction=0.5)])),
-            nics=draw(st.sampled_from([0, 0, 1])) if topology else 0,
+            nics=draw(st.sampled_from([0, 0, 1])) if topology.gpus else 0,
         )
         mode = draw(st.sampled_from([PreemptMode.REQUEUE, PreemptMode.REQUEUE, PreemptMode.SUSPEND]))
         jobs.append(make_job(number, demand, preemption=Preemption(mode), priority=draw(st.sampled_from([40, 40, 50]))))
@@ -205,7 +213,7 @@ def situations(draw: st.DrawFn) -> tuple[Machine, list[Holding], Job]:
         memory_bytes=draw(st.sampled_from([None, 8 * GIB])),
         exclusive=draw(st.booleans()),
         gpus=draw(st.sampled_from([None, GpuDemand(count=2), GpuDemand(count=6), GpuDemand(fraction=0.25)]))
-        if topology
+        if topology.gpus
         else None,
     )
     gang = draw(st.sampled_from([None, None, Gang(tasks_per_node=2)]))
@@ -235,7 +243,7 @@ def test_victims_on_recorded_machines_are_those_that_trying_every_set_gives() ->
         whole = [gpu for gpu in topology.gpus if not gpu.mig and not gpu.mig_instances]
         if not 4 <= len(whole) <= 8 or not topology.cores:
             continue
-        machine = make_machine(topology=topology, memory_bytes=64 * GIB)
+        machine = machine_of(topology, memory_bytes=64 * GIB)
         holding: list[Holding] = []
         # one GPU is free, and the cheapest second one is the last, which is seldom joined to it
         for at, gpu in enumerate(whole[1:]):
@@ -309,7 +317,7 @@ def test_a_spent_budget_is_told_and_nobody_goes_for_nothing() -> None:
 
 
 def test_the_decision_preempts_whom_the_choice_names_and_looks_again_when_the_next_may_go() -> None:
-    machine = make_machine(topology=nvswitch_16())
+    machine = machine_of(nvswitch_16())
     frozen = make_job(1, gpus(12, cpus=46), preemption=Preemption(PreemptMode.SUSPEND))
     young = make_job(2, gpus(4), preemption=Preemption(min_runtime_s=7200))
     holding = tuple(fill(machine, [frozen, young], [HOUR, HOUR]))

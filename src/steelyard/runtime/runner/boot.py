@@ -1,4 +1,4 @@
-"""Where does a process of the runner begin? `main` reads STEELYARD_RUNNER (JSON) and becomes a template or, on the plain
+"""Where does a process of the runner begin? `main` reads STEELYARD_RUNNER (JSON) and becomes a base template or, on the plain
 road, one replica.
 
 Never returns: the process ends with the template's or replica's exit code.
@@ -16,6 +16,7 @@ from typing import Any
 
 from . import page as pages
 from . import user
+from .grow import load_app
 from .isolate import import_server
 from .join import leave
 from .page import Page
@@ -30,7 +31,7 @@ def main() -> None:
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper):
             stream.reconfigure(line_buffering=True)  # what user code prints is in the log at once
-    if config["mode"] == "template":
+    if config["mode"] == "base":
         from .template import Template
 
         code = Template(config).run()
@@ -56,7 +57,7 @@ def run_plain(config: dict[str, Any], alive_ns: int) -> int:
     page.joined_ns = time.monotonic_ns()
     page.state = pages.JOINED
     try:
-        app = user.load_app(config["code_dir"], config["file"], config["attr"], config["function"], config["concurrency"])
+        app = load_app(config)
         page.imported_ns = time.monotonic_ns()
         page.state = pages.IMPORTED
         user.run_hooks(shared=True)

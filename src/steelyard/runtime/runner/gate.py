@@ -18,6 +18,8 @@ from .accept import Acceptor
 from .page import Page
 
 READY_PATH = "/.steelyard/ready"
+#: in a request's scope: called by an app whose answer says 200 although its work failed
+FAILED = "steelyard.failed"
 _PREFIX = b"x-steelyard-prefix"
 _START = b"x-steelyard-start"
 _OURS = b"x-steelyard-"
@@ -26,9 +28,32 @@ _READY = (
     {"type": "http.response.start", "status": 200, "headers": [(b"content-type", b"text/plain"), (b"content-length", b"6")]},
     {"type": "http.response.body", "body": b"ready\n"},
 )
+_STARTS = ("http.response.start", "websocket.http.response.start")
 _ANSWERS = ("http.response.start", "websocket.accept", "websocket.close", "websocket.http.response.start")
 
 Send = Callable[[Any], Awaitable[None]]
+
+
+class _Answer:
+    """What the app sends, on its way out: a failed answer is noted, and who should leave is asked to."""
+
+    __slots__ = ("_gate", "_send", "failed")
+
+    def __init__(self, gate: Gate, send: Send) -> None:
+        self.failed = False
+        self._gate = gate
+        self._send = send
+
+    def fail(self) -> None:
+        self.failed = True
+
+    def __call__(self, message: Any) -> Awaitable[None]:
+        if message["type"] in _STARTS:
+            if message["status"] >= 500:
+                self.failed = True
+            if message["type"] == "http.response.start" and self._gate.should_close():
+                message = {**message, "headers": [*message.get("headers", ()), _CLOSE]}
+        return self._send(message)
 
 
 class Gate:
@@ -71,7 +96,7 @@ class Gate:
             headers[:] = [header for header in headers if not header[0].startswith(_OURS)]
         if self.private and scope["path"] == READY_PATH:
             for message in _READY:
-                await self._closing(send)(message)
+                await _Answer(self, send)(message)
             return
         if prefix and prefix != b"/":
             _mount(scope, prefix.rstrip(b"/"))
@@ -80,36 +105,33 @@ class Gate:
         self.busy += 1
         page = self.page
         page.busy = self.busy
-        page.last_active_ns = time.monotonic_ns()
+        page.last_active_ns = began_ns = time.monotonic_ns()
+        answer = _Answer(self, send)
+        scope[FAILED] = answer.fail
         try:
             if self._seen_first:
-                await self.app(scope, receive, self._closing(send))
+                await self.app(scope, receive, answer)
             else:
-                await self._first(scope, receive, send, arrival)
+                await self._first(scope, receive, answer, arrival)
+        except Exception:
+            answer.fail()
+            raise
         finally:
-            self._ended()
+            page.errors += answer.failed
+            self._ended(began_ns)
 
     def should_close(self) -> bool:
         return self.retiring or self.acceptor.someone_waits()
 
-    def _closing(self, send: Send) -> Send:
-        def send_or_close(message: Any) -> Awaitable[None]:
-            if message["type"] == "http.response.start" and self.should_close():
-                message = {**message, "headers": [*message.get("headers", ()), _CLOSE]}
-            return send(message)
-
-        return send_or_close
-
-    async def _first(self, scope: Any, receive: Any, send: Send, arrival: bytes) -> None:
+    async def _first(self, scope: Any, receive: Any, answer: Send, arrival: bytes) -> None:
         """The request that woke this replica: its times go to the ledger."""
         self._seen_first = True
         page = self.page
         page.arrival_us = microseconds(arrival)
         page.accepted_ns = max(self.acceptor.first_ns, page.serving_ns)
-        closing = self._closing(send)
 
         async def stamped(message: Any) -> None:
-            await closing(message)
+            await answer(message)
             if not page.first_byte_ns and message["type"] in _ANSWERS:
                 self._stamp()
 
@@ -145,12 +167,13 @@ class Gate:
                 turn.set_result(None)
                 return
 
-    def _ended(self) -> None:
+    def _ended(self, began_ns: int) -> None:
         self.busy -= 1
         page = self.page
         page.busy = self.busy
         page.finished += 1
-        page.last_active_ns = time.monotonic_ns()
+        page.last_active_ns = now_ns = time.monotonic_ns()
+        page.service_ns += now_ns - began_ns
         if self._queue:
             self._pass_on()
         self.acceptor.answered(self.busy)

@@ -57,6 +57,10 @@ class Page:
     first_byte_ns = _Number(12)
     #: wall clock, microseconds: when the gateway saw the first request
     arrival_us = _Number(13)
+    #: what finished requests took, together
+    service_ns = _Number(14)
+    #: of the finished requests, those that were answered with 5xx or raised
+    errors = _Number(15)
 
     def __init__(self, memory: mmap.mmap) -> None:
         self._memory = memory

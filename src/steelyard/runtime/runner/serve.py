@@ -69,6 +69,10 @@ class Machinery:
         self.config.loaded = True
         self.state: Any = server.state()
 
+    def allow(self, concurrency: int) -> None:
+        """How much one replica takes at once. Before it serves."""
+        self.concurrency = self.gate.concurrency = concurrency
+
     def open_loop(self) -> None:
         """Make the loop now rather than when it is taken. Never before a fork: its descriptors would be shared."""
         self._loop = self._new_event_loop()

@@ -17,7 +17,8 @@ from typing import Any
 from .join import reseed_numpy
 from .serve import Machinery, warm_up
 
-PACKET_MAX = 65536
+#: of one packet either way: a whole environment fits
+PACKET_MAX = 180_000
 FDS_MAX = 64
 
 
@@ -42,7 +43,7 @@ class Packet:
 
 
 class Order:
-    """What one fork packet asks for. ValueError when the descriptors are not those announced."""
+    """What one fork packet asks for: a replica. ValueError when the descriptors are not those announced."""
 
     def __init__(self, packet: Packet) -> None:
         asked = packet.asked
@@ -53,6 +54,8 @@ class Order:
         self.cgroups = packet.fds[4:]
         self.cpus = [int(cpu) for cpu in asked.get("cpus", ())]
         self.private = bool(asked.get("private", False))
+        #: what the replica has yet to import (see grow.py); None where the template has it
+        self.revision: dict[str, Any] | None = asked.get("revision")
         #: CLOCK_MONOTONIC when a spare got it; 0 for a replica forked for this order
         self.alive_ns = 0
 
@@ -72,8 +75,12 @@ class Spare:
         except OSError:
             return False
         finally:
-            self._connection.close()
+            self.close()
         return True
+
+    def close(self) -> None:
+        """Without an order it ends."""
+        self._connection.close()
 
 
 def receive(connection: socket.socket) -> Packet | None:

@@ -1,15 +1,21 @@
-"""How does a template live? It imports the user's app once, runs what may be shared, warms the server up, and then makes a
-replica per packet.
+"""How does a template live? It prepares what its place in the tree asks for (grow.py), and then makes replicas and further
+templates, one per packet.
 
-Takes JSON packets on a listening SEQPACKET Unix socket (the kernel keeps them while the import still runs, so no thread is
-needed):
-    {"op": "status"}                                                      -> {"state": "ready" | "failed", ...}
-    {"op": "fork", "replica", "cpus", "cgroups", "private", "sent_ns"}    -> {"pid", "start_time", ...} | {"refused", "detail"}
-with descriptors [listening socket, page, stdout, stderr, cgroup files...]. One thread, no event loop of its own.
+Takes JSON packets on a listening SEQPACKET Unix socket (the kernel keeps them while an import runs, so no thread is needed):
+    {"op": "status"}                                       -> {"state": "ready" | "failed", ...}
+    {"op": "show"}                                         -> the same and what `steelyard template` shows
+    {"op": "fork", "replica", "cpus", "cgroups", "private", "sent_ns"[, "revision"]}
+                                                           -> {"pid", "start_time", ...} | {"refused", "detail"}
+    {"op": "grow", "role", "env", "cgroups", ...}          -> the same
+    {"op": "scan", "file", "code_dir"}                     -> {"names", "stamp"}: what a file imports of what is installed
+    {"op": "learn"}                                        -> {"names"}: those that the user's loaded files import
+fork comes with descriptors [listening socket, page, stdout, stderr, cgroup files...], grow with [control socket, stdout, stderr,
+cgroup files...]. One thread, no event loop of its own. Whatever is forked has the template's own parent as its parent.
 
-One replica is forked ahead (spare.py): a fork costs a Python process about 3 ms, most of it page faults on memory that it
-shared a moment ago, and a spare has those behind it. It holds a few MB and no core, belongs to no workload until it is handed
-an order, and ends with the template. Orders that come before the next spare is ready are forked on the spot.
+A revision's template in use keeps one replica forked ahead (spare.py): a fork costs a Python process about 3 ms, most of it
+page faults on memory that it shared a moment ago, and a spare has those behind it. It holds a few MB and no core, belongs to no
+workload until it is handed an order, and ends with the template or after SPARE_KEEP_S without one. Orders that come while there
+is none are forked on the spot.
 """
 
 from __future__ import annotations
@@ -26,90 +32,130 @@ from typing import Any
 from . import page as pages
 from . import user
 from .fork import SiblingFork, start_time
-from .isolate import Server, import_server
-from .join import join
+from .grow import Failed, Seed, become, enter_folder, load_app, make_base, take_environment
+from .imports import find_installed, installation_stamp, learn, scan, top_level
+from .join import join, reseed_numpy
 from .page import Page
-from .serve import Machinery, Serving, report_failure, warm_up
+from .serve import Machinery, Serving, flush, report_failure
 from .spare import Order, Packet, Spare, receive, wait_for_order
 from .threads import unaccounted_threads
+from .unsafe import unsafe_state
 
 #: a failed template waits this long for somebody to ask why
 FAILED_WAIT_S = 10.0
 #: quiet time after an order until the next spare is forked, so that the replica just woken has the cores for itself
 SPARE_DELAY_MS = 100
+#: a spare that nobody wanted for so long goes: most functions sleep longer than their memory is worth
+SPARE_KEEP_S = 60.0
 
 
 class Template:
-    """`run` returns an exit code: the template's own, or, in a forked child, the replica's."""
+    """`run` returns an exit code: the template's own, or, in a forked child, that of whatever the child became."""
 
     def __init__(self, config: dict[str, Any]) -> None:
         self._config = config
-        self._control = socket.socket(fileno=config["control_fd"])
+        self._machinery: Machinery
+        self._forking = SiblingFork(twice=config.get("fork") == "twice")
+        self._app: Any = None
+        self._revision: dict[str, Any] = {}
+        self._server: list[str] = []
+        self._begin("base", socket.socket(fileno=config["control_fd"]))
+
+    def _begin(self, role: str, control: socket.socket) -> None:
+        self._role = role
+        self._control = control
         self._control.setblocking(False)
         self._agents: dict[int, socket.socket] = {}
         self._poll = select.poll()
+        self._poll.register(control, select.POLLIN)
         self._status: dict[str, Any] = {"state": "failed", "traceback": ""}
         self._told = False
-        self._app: Any = None
-        self._machinery: Machinery
-        self._forking: SiblingFork
-        self._ahead = bool(config.get("ahead", True))
+        self._forks = 0
+        #: unsafe without threads, which are looked at anew before each fork
+        self._unsafe: list[dict[str, str]] = []
+        self._ahead = False
         self._spare: Spare | None = None
+        #: monotonic s of the last order
+        self._used_s = 0.0
 
     def run(self) -> int:
-        try:
-            self._prepare()
-        except user.UserCodeFailed as err:
-            report_failure(None, str(err))
-            self._status["traceback"] = str(err)
-        except Exception as err:  # the server's own import or warm-up: nothing the user can mend, but they should see it
-            text = f"Steelyard could not prepare its HTTP server in {sys.executable}: {type(err).__name__}: {err}"
-            report_failure(None, text)
-            self._status["traceback"] = text
-        self._poll.register(self._control, select.POLLIN)
-        if self._status["state"] == "failed":
-            return self._tell_failure()
-        order = self._fork_ahead()
-        while order is None:
-            order = self._turn()
-        return self._be_replica(order)
+        seed: Seed | None = None
+        while True:
+            try:
+                self._prepare(seed)
+            except Failed as err:
+                report_failure(None, err.text)
+                self._status |= {**err.status, "traceback": err.text}
+                return self._tell_failure()
+            child = self._serve()
+            if isinstance(child, Order):
+                return self._be_replica(child)
+            seed = child
+            self._begin(seed.role, socket.socket(fileno=seed.control))
 
-    def _turn(self) -> Order | None:
-        """Wait for packets and answer them; fork ahead when it is quiet. An `Order` comes back only in a child."""
+    def _prepare(self, seed: Seed | None) -> None:
+        if seed is None:
+            self._machinery, self._server = make_base(self._config)
+            told: dict[str, Any] = {}
+        else:
+            told = become(seed)
+            self._app = told.pop("app", None)
+            self._revision = seed.asked
+        user.forget_phases()
+        flush()  # what is left in a buffer would be written by every child
+        gc.collect()
+        gc.freeze()
+        self._unsafe = unsafe_state()
+        self._status = {
+            "state": "ready",
+            "traceback": "",
+            "role": self._role,
+            "modules": len(sys.modules),
+            "server": self._server,
+            "fork": self._forking.way,
+            **told,
+        }
+
+    def _serve(self) -> Order | Seed:
+        """Answer packets; comes back only in a child."""
+        while True:
+            child = self._turn()
+            if child is not None:
+                return child
+
+    def _turn(self) -> Order | Seed | None:
         quiet = True
-        for fd, _ in self._poll.poll(SPARE_DELAY_MS if self._ahead and self._spare is None else None):
+        for fd, _ in self._poll.poll(self._patience_ms()):
             quiet = False
             if fd == self._control.fileno():
                 self._welcome()
                 continue
-            order = self._hear(self._agents[fd])
-            if order is not None:
-                return order
-        return self._fork_ahead() if quiet else None
+            child = self._hear(self._agents[fd])
+            if child is not None:
+                return child
+        return self._look_after_spare() if quiet else None
 
-    def _prepare(self) -> None:
-        config = self._config
-        began = time.monotonic_ns()
-        server: Server = import_server(config["lib_dir"], compiled=config.get("compiled", True))
-        sys.path.append(config["lib_dir"])
-        self._app = user.load_app(config["code_dir"], config["file"], config["attr"], config["function"], config["concurrency"])
-        imported = time.monotonic_ns()
-        user.run_hooks(shared=True)
-        entered = time.monotonic_ns()
-        self._machinery = Machinery(server, config["concurrency"])
-        self._forking = SiblingFork(twice=config.get("fork") == "twice")
-        warm_up(self._machinery)
-        gc.collect()
-        gc.freeze()
-        self._status = {
-            "state": "ready",
-            "traceback": "",
-            "import_ms": (imported - began) / 1e6,
-            "enter_ms": (entered - imported) / 1e6,
-            "modules": len(sys.modules),
-            "server": server.names,
-            "fork": self._forking.way,
-        }
+    def _patience_ms(self) -> float | None:
+        if not self._ahead:
+            return None
+        if self._spare is None:
+            return SPARE_DELAY_MS
+        return max(0.0, self._used_s + self._config.get("spare_keep_s", SPARE_KEEP_S) - time.monotonic()) * 1000 + 1
+
+    def _look_after_spare(self) -> Order | None:
+        if not self._ahead:
+            return None
+        if self._spare is None:
+            return self._fork_ahead()
+        if time.monotonic() >= self._used_s + self._config.get("spare_keep_s", SPARE_KEEP_S):
+            self._rest()
+        return None
+
+    def _rest(self) -> None:
+        self._ahead = False
+        spare, self._spare = self._spare, None
+        if spare is not None:
+            spare.close()
 
     def _tell_failure(self) -> int:
         """Stay until the first status was answered, then leave with 1."""
@@ -130,8 +176,8 @@ class Template:
         self._agents[agent.fileno()] = agent
         self._poll.register(agent, select.POLLIN)
 
-    def _hear(self, agent: socket.socket) -> Order | None:
-        """Answer one packet. An `Order` comes back only in a forked child."""
+    def _hear(self, agent: socket.socket) -> Order | Seed | None:
+        """Answer one packet. Something comes back only in a forked child."""
         try:
             packet = receive(agent)
         except BlockingIOError:
@@ -142,55 +188,108 @@ class Template:
             agent.close()
             return None
         try:
-            answer = self._answer(packet)
+            answer = self._answer(packet, agent)
         except (ValueError, KeyError, TypeError, AttributeError) as err:
             answer = {"refused": "not-understood", "detail": repr(err)}
-        if isinstance(answer, Order):
+        if isinstance(answer, (Order, Seed)):
             return answer
         packet.close()
+        if answer is not None:
+            self._send(agent, answer)
+        return None
+
+    def _send(self, agent: socket.socket, answer: dict[str, Any]) -> None:
         try:
             agent.send(json.dumps(answer).encode())
             self._told = True
         except OSError:
             pass  # gone; the next poll says so
-        return None
 
-    def _answer(self, packet: Packet) -> dict[str, Any] | Order:
-        op = packet.asked.get("op")
-        if op == "status":
-            status = {**self._status, "threads": unaccounted_threads(), "rss_bytes": _rss_bytes()}
-            return {**status, "traceback": status["traceback"][-50_000:]}
-        if op == "fork" and self._status["state"] == "ready":
-            return self._fork(packet)
-        return {"refused": "not-understood", "detail": f"state {self._status['state']}, asked {op!r}"}
+    def _answer(self, packet: Packet, agent: socket.socket) -> dict[str, Any] | Order | Seed | None:
+        asked = packet.asked
+        op = asked.get("op")
+        if op in ("status", "show"):
+            status = {**self._status, "threads": unaccounted_threads(), "unsafe": self._unsafe, "forks": self._forks}
+            more = {"top_level": top_level()} if op == "show" else {}
+            return {**status, **more, "traceback": status["traceback"][-50_000:]}
+        if self._status["state"] == "ready":
+            if op == "fork":
+                return self._fork(packet)
+            if op == "grow":
+                return self._grow(packet)
+            if op == "scan" and self._role == "base":
+                path = os.path.join(asked["code_dir"], asked["file"])
+                names = find_installed(scan(path), [asked["code_dir"], user.package_of(path)[0]])
+                return {"names": names, "stamp": installation_stamp()}
+            if op == "learn" and self._role == "revision":
+                return self._learn(agent)
+        return {"refused": "not-understood", "detail": f"{self._role}, state {self._status['state']}, asked {op!r}"}
+
+    def _learn(self, agent: socket.socket) -> dict[str, Any] | None:
+        """Answered by a child, whose memory goes with it. Only on a connection that is asked nothing else, since the template may
+        answer other packets before."""
+        path = os.path.join(self._revision["code_dir"], self._revision["file"])
+        folders = [self._revision["code_dir"], user.package_of(path)[0]]
+        if self._refuse() is not None:
+            return {"names": learn(folders)}
+        if self._forking.fork():
+            return None
+        try:
+            self._send(agent, {"names": learn(folders)})
+        finally:
+            os._exit(0)
+
+    def _grow(self, packet: Packet) -> dict[str, Any] | Seed:
+        received_ns = time.monotonic_ns()
+        refused = self._refuse()
+        if refused is not None:
+            return refused
+        return self._fork_now(Seed(packet), received_ns)
 
     def _fork(self, packet: Packet) -> dict[str, Any] | Order:
         received_ns = time.monotonic_ns()
-        threads = unaccounted_threads()
-        if threads:
-            return {"refused": "template-has-threads", "detail": "; ".join(str(thread["name"]) for thread in threads)}
+        refused = self._refuse()
+        if refused is not None:
+            return refused
         order = Order(packet)
+        if (order.revision is None) is not (self._role == "revision"):
+            raise ValueError(f"a replica of {'nothing' if order.revision is None else 'a revision'} from {self._role}")
+        self._ahead = self._config.get("ahead", True) and self._role == "revision"
+        self._used_s = time.monotonic()
         spare, self._spare = self._spare, None
         if spare is not None and spare.hand_over(packet):
+            self._forks += 1
             return {
                 "pid": spare.pid,
                 "start_time": spare.start_time,
                 "received_ns": received_ns,
                 "forked_ns": time.monotonic_ns(),
             }
+        return self._fork_now(order, received_ns)
+
+    def _refuse(self) -> dict[str, Any] | None:
+        if threads := unaccounted_threads():
+            return {"refused": "template-has-threads", "detail": "; ".join(str(thread["name"]) for thread in threads)}
+        if self._unsafe:
+            return {"refused": "template-unsafe", "detail": "; ".join(each["name"] for each in self._unsafe)}
+        return None
+
+    def _fork_now(self, child: Any, received_ns: int) -> Any:
+        """The child gets `child`, the template its answer."""
         try:
             pid = self._forking.fork()
         except OSError as err:
             return {"refused": "fork-failed", "detail": str(err)}
         if pid == 0:
-            self._close_control()
-            os.setsid()
-            return order
+            self._leave_template()
+            return child
+        self._forks += 1
         return {"pid": pid, "start_time": start_time(pid), "received_ns": received_ns, "forked_ns": time.monotonic_ns()}
 
     def _fork_ahead(self) -> Order | None:
         """Make the spare. Returns None in the template, and in the spare the order that it was handed."""
-        if not self._ahead or self._spare is not None or unaccounted_threads():
+        if self._refuse() is not None:
+            self._ahead = False
             return None
         ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
         try:
@@ -201,8 +300,8 @@ class Template:
             pid = -1
         if pid == 0:
             ours.close()
-            self._close_control()
-            os.setsid()
+            self._leave_template()
+            self._machinery.allow(self._revision["concurrency"])
             return wait_for_order(theirs, self._machinery)
         theirs.close()
         if pid < 0:
@@ -219,6 +318,7 @@ class Template:
         asked = {"op": "fork", "replica": "", "cpus": [0], "cgroups": 0, "private": False, "sent_ns": 0}
         socket.send_fds(here, [json.dumps(asked).encode()], [here.fileno()] * 4)
         kept, self._spare = self._spare, Spare(0, 0, here.dup())
+        used_s, forks = self._used_s, self._forks
         self._agents[there.fileno()] = there
         self._poll.register(there, select.POLLIN)
         self._poll.poll(0)
@@ -227,12 +327,16 @@ class Template:
         del self._agents[there.fileno()]
         here.close()
         there.close()
-        self._spare = kept
+        self._spare, self._used_s, self._forks = kept, used_s, forks
 
-    def _close_control(self) -> None:
+    def _leave_template(self) -> None:
+        """In the child: nothing of the template's conversations, and a session of its own."""
         self._control.close()
         for agent in self._agents.values():
             agent.close()
+        if self._spare is not None:
+            self._spare.close()
+        os.setsid()
 
     def _be_replica(self, order: Order) -> int:
         page = Page.from_fd(order.page)
@@ -244,12 +348,25 @@ class Template:
         except OSError as err:
             report_failure(page, f"the replica could not join its cgroups or cores: {err}")
             return 1
+        if not order.alive_ns:
+            reseed_numpy()
+        revision = order.revision or self._revision
+        self._machinery.allow(revision["concurrency"])
         serving = Serving(self._machinery, page, socket.socket(fileno=order.listener), order.private)
-        page.joined_ns = page.imported_ns = time.monotonic_ns()
-        page.state = pages.IMPORTED
+        page.joined_ns = time.monotonic_ns()
+        page.state = pages.JOINED
+        if order.revision is not None:
+            try:
+                take_environment(revision["env"])
+                enter_folder(revision["code_dir"])
+                self._app = load_app(revision)
+                page.imported_ns = time.monotonic_ns()
+                page.state = pages.IMPORTED
+                user.run_hooks(shared=True)
+            except (user.UserCodeFailed, OSError) as err:
+                report_failure(page, str(err))
+                return 1
+        else:
+            page.imported_ns = page.joined_ns
+            page.state = pages.IMPORTED
         return serving.run(self._app)
-
-
-def _rss_bytes() -> int:
-    with open("/proc/self/statm") as file:
-        return int(file.read().split()[1]) * os.sysconf("SC_PAGE_SIZE")

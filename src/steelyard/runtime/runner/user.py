@@ -118,7 +118,7 @@ def import_file(code_dir: str, file: str) -> ModuleType:
     path = os.path.join(code_dir, file)
     if not os.path.isfile(path):
         raise UserCodeFailed(f"There is no file {file} in the deployed code.")
-    folder, parts = _package_of(path)
+    folder, parts = package_of(path)
     for entry in dict.fromkeys([code_dir, folder]):
         if entry not in sys.path:
             sys.path.insert(0, entry)
@@ -143,7 +143,7 @@ def _import_path(stem: str, path: str) -> ModuleType:
     return module
 
 
-def _package_of(path: str) -> tuple[str, list[str]]:
+def package_of(path: str) -> tuple[str, list[str]]:
     """The folder to put on sys.path and the dotted name: folders with an `__init__.py` belong to the name."""
     folder, name = os.path.split(path)
     parts = [os.path.splitext(name)[0]]

@@ -1,4 +1,4 @@
-"""Durable calls. Frozen: never imports `tables.py`, which moves on."""
+"""Durable calls, revisions of functions. Frozen: never imports `tables.py`, which moves on."""
 
 from __future__ import annotations
 
@@ -36,3 +36,9 @@ def upgrade() -> None:
     op.create_index("call_by_function", "call", ["function", "seq"])
     op.create_index("call_by_end", "call", ["ended_at"])
     op.create_index("call_by_change", "call", ["change"], unique=True)
+    _object(
+        "revision",
+        sa.Column("function", sa.Text, nullable=False),
+        sa.Column("revision", sa.Integer, nullable=False),
+    )
+    op.create_index("revision_by_number", "revision", ["project", "function", "revision"], unique=True)

@@ -1,0 +1,101 @@
+"""Does a revision answer? Its template, one replica on a private socket, then as many as it should have at least: before the
+gateway hears of it, and outside of all counting."""
+
+from __future__ import annotations
+
+import asyncio
+import hashlib
+import os
+from pathlib import Path
+
+from steelyard.agent.edges import Edges
+from steelyard.agent.readiness import POLL_S, ask_ready, make_listener
+from steelyard.agent.replica import FAILED, SERVING
+from steelyard.agent.revision import RevisionHost
+from steelyard.errors import SteelyardError
+from steelyard.model.reason import Reason
+from steelyard.wire.agent import AssignedFunction
+
+
+class RolloutFailed(SteelyardError):
+    """The new revision can't take traffic. `reason` and the public text reach the user."""
+
+    def __init__(self, reason: Reason, detail: str) -> None:
+        super().__init__(detail, code=str(reason))
+        self.reason = reason
+
+
+async def make_ready(edges: Edges, host: RevisionHost) -> None:
+    """Raises RolloutFailed."""
+    if host.template is not None:
+        status = await host.template.start()
+        if status.state != "ready":
+            raise RolloutFailed(Reason.IMPORT_FAILED, status.traceback)
+    await _try_out(edges, host)
+    host.start_min()
+    await _until_serving(edges, host, host.function.spec.replicas_min)
+
+
+async def _try_out(edges: Edges, host: RevisionHost) -> None:
+    path = socket_path(edges, host.function).with_suffix(".trial")
+    listener = make_listener(path)
+    try:
+        replica = await host.start_trial(listener)
+        deadline_s = host.function.spec.startup_deadline_s
+        target = "/.steelyard/ready" if host.template is not None else "/"
+        try:
+            async with asyncio.timeout(deadline_s):
+                while replica.workload in host.replicas and replica.page.state not in (SERVING, FAILED):
+                    await asyncio.sleep(POLL_S)
+                _check_alive(edges, host, replica.workload in host.replicas, replica.page.error)
+                status = await ask_ready(path, target)
+        except TimeoutError as err:
+            text = f"It did not answer within its startup deadline of {deadline_s:g} s."
+            raise RolloutFailed(Reason.READINESS_FAILED, text + _log_tail(edges, host)) from err
+        if status is None or (host.template is not None and status != 200):
+            text = "It closed the connection without an answer."
+            raise RolloutFailed(Reason.READINESS_FAILED, text + _log_tail(edges, host))
+    finally:
+        host.end_trial()
+        listener.close()
+        path.unlink(missing_ok=True)
+
+
+def _check_alive(edges: Edges, host: RevisionHost, alive: bool, error: str) -> None:
+    if error or not alive:
+        detail = error or (host.failure[1] if host.failure else "It ended before it served.")
+        raise RolloutFailed(Reason.READINESS_FAILED, detail + _log_tail(edges, host))
+
+
+async def _until_serving(edges: Edges, host: RevisionHost, count: int) -> None:
+    deadline_s = host.function.spec.startup_deadline_s
+    try:
+        async with asyncio.timeout(deadline_s):
+            while sum(replica.state == "serving" for replica in host.live) < count:  # the trial is none of them
+                if host.failure is not None:
+                    raise RolloutFailed(*host.failure)
+                await asyncio.sleep(POLL_S)
+    except TimeoutError as err:
+        text = f"Its {count} replicas did not serve within its startup deadline of {deadline_s:g} s."
+        raise RolloutFailed(Reason.STARTUP_DEADLINE, text + _log_tail(edges, host)) from err
+
+
+def _log_tail(edges: Edges, host: RevisionHost) -> str:
+    path = edges.paths.workloads / host.logs / "stderr"
+    try:
+        with path.open("rb") as file:
+            file.seek(max(0, os.fstat(file.fileno()).st_size - 4000))
+            text = file.read().decode(errors="replace").strip()
+    except OSError:
+        return ""
+    return f"\nThe end of its stderr:\n{text}" if text else ""
+
+
+def socket_name(function: AssignedFunction) -> str:
+    return f"{function.name}.{function.revision}"
+
+
+def socket_path(edges: Edges, function: AssignedFunction) -> Path:
+    # Hashed: a 63-character function name would push the path over the kernel's 107 bytes.
+    digest = hashlib.sha256(socket_name(function).encode()).hexdigest()[:16]
+    return edges.paths.function_sockets / f"{digest}.sock"

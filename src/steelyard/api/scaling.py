@@ -1,0 +1,42 @@
+"""Route that says why a function has as many replicas as it has. Its agent decides, so its agent is asked."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import msgspec
+from litestar import Request, get
+
+from steelyard.api.functions import FunctionPath
+from steelyard.api.problems import errors
+from steelyard.api.services import services_of
+from steelyard.api.views import function_view
+from steelyard.clock import rfc3339
+from steelyard.errors import NotFound, Unreachable
+from steelyard.model.ids import DEFAULT_PROJECT, FunctionName
+from steelyard.wire.agent import ScalingSeen
+from steelyard.wire.api import FunctionWhyView, RevisionScaling, ScalingStep
+
+_decode = msgspec.json.Decoder(tuple[ScalingSeen, ...]).decode
+
+
+@get("/v1/functions/{name:str}/why", responses=errors(404, 503))
+async def why_function(request: Request[Any, Any, Any], name: FunctionPath) -> FunctionWhyView:
+    """The decision of the last look at each revision that gets traffic, in words, and the last changes."""
+    services = services_of(request)
+    row = await services.store.read(lambda tx: tx.function(DEFAULT_PROJECT, FunctionName(name)))
+    if row is None:
+        raise NotFound(f"There is no function {name}. `steelyard functions` lists them.")
+    answer = await services.hub.ask("scaling", name)
+    if answer.error:
+        raise Unreachable(answer.error, code="agent-refused")
+    view = function_view(row, services.settings, services.hub.lost)
+    return FunctionWhyView(view.name, view.state, view.reason, view.detail, tuple(map(_render, _decode(answer.data))))
+
+
+def _render(seen: ScalingSeen) -> RevisionScaling:
+    steps = tuple(ScalingStep(rfc3339(change.at), change.before, change.after, change.text) for change in seen.changes)
+    return RevisionScaling(seen.revision, seen.serving, seen.starting, seen.wanted, seen.text, steps)
+
+
+SCALING_ROUTES = (why_function,)

@@ -1,0 +1,195 @@
+"""How do the revisions of functions go, and does a new one have to go back? Remembers what the agent counts, watches what has
+just taken traffic, and moves the traffic back where too many requests fail.
+
+Counts change with every request, so they are kept in memory (`Looks`) and stored only with what else happens and every `STORE_S`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+
+import msgspec
+
+from steelyard.clock import Clock
+from steelyard.control import ASSIGNMENT, JOBS, ROLLOUTS
+from steelyard.control.traffic import roll_back
+from steelyard.control.watch import Watch
+from steelyard.errors import NoRoom, Refused, Unreachable
+from steelyard.model.function import Function, Revision, RevisionState, Rollout
+from steelyard.model.ids import FunctionName
+from steelyard.model.reason import Reason
+from steelyard.scaling.rollout import FAILED_STARTS_MAX, Counts, Verdict, decide_rollback
+from steelyard.store import Event, Store, Tx
+from steelyard.wire.agent import FunctionSeen, RevisionSeen
+
+#: how long counts that say nothing else may stay unstored
+STORE_S = 10.0
+IDLE_S = 3600.0
+
+
+class Looks:
+    """What the newest report says of revisions, by function."""
+
+    def __init__(self) -> None:
+        self.revisions: dict[FunctionName, tuple[RevisionSeen, ...]] = {}
+
+    def take(self, functions: Iterable[FunctionSeen]) -> bool:
+        """A new report; true when more changed than the number of good requests."""
+        found = {each.name: each.revisions for each in functions}
+        before, self.revisions = self.revisions, found
+        return {name: _without_requests(rows) for name, rows in found.items()} != {
+            name: _without_requests(rows) for name, rows in before.items()
+        }
+
+    def find(self, function: FunctionName) -> dict[int, RevisionSeen]:
+        """Of a revision that went and came back, the one that is here now."""
+        return {row.revision: row for row in sorted(self.revisions.get(function, ()), key=lambda row: row.since)}
+
+
+def _without_requests(rows: tuple[RevisionSeen, ...]) -> tuple[RevisionSeen, ...]:
+    return tuple(msgspec.structs.replace(row, requests=0) for row in rows)
+
+
+class Seen(msgspec.Struct, frozen=True):
+    functions: tuple[tuple[Function, tuple[Revision, ...], tuple[RevisionSeen, ...]], ...]
+
+
+class Actions(msgspec.Struct, frozen=True):
+    now: int
+    revisions: tuple[Revision, ...] = ()
+    #: those whose watch begins or ends
+    functions: tuple[Function, ...] = ()
+    #: those that go back, and why
+    back: tuple[tuple[Function, Reason, str], ...] = ()
+
+
+class Report(msgspec.Struct, frozen=True):
+    #: functions that went back
+    back: tuple[FunctionName, ...] = ()
+
+
+async def load(store: Store, looks: Looks) -> Seen:
+    def read(tx: Tx) -> Seen:
+        rows = [row for row in tx.functions() if row.name in looks.revisions]
+        return Seen(tuple((row, tuple(tx.revisions(row.project, row.name)), looks.revisions[row.name]) for row in rows))
+
+    return await store.read(read)
+
+
+def decide(seen: Seen, now: int) -> Actions:
+    revisions: list[Revision] = []
+    functions: list[Function] = []
+    back: list[tuple[Function, Reason, str]] = []
+    for row, stored, looks in seen.functions:
+        rows = {each.revision: each for each in stored}
+        failed_starts: dict[int, int] = {}
+        for look in sorted(looks, key=lambda look: look.since):
+            if look.revision in rows:
+                rows[look.revision] = apply_look(rows[look.revision], look)
+                failed_starts[look.revision] = look.failed_starts
+        changed = [each for each, before in zip(rows.values(), stored, strict=True) if each != before]
+        revisions += [msgspec.structs.replace(each, generation=each.generation + 1) for each in changed]
+        after, verdict, why = _judge(row, rows, failed_starts, now)
+        if verdict is Verdict.BACK:
+            starts = failed_starts.get(after.rollout.revision, 0) if after.rollout is not None else 0
+            reason = Reason.CRASH_LOOP if starts >= FAILED_STARTS_MAX else Reason.TOO_MANY_ERRORS
+            back.append((after, reason, why))
+        elif after != row:
+            functions.append(msgspec.structs.replace(after, generation=row.generation + 1))
+    return Actions(now, tuple(revisions), tuple(functions), tuple(back))
+
+
+def apply_look(row: Revision, look: RevisionSeen) -> Revision:
+    """The row with what was counted since it was stored last, and how the revision did. What was gone back from stays so."""
+    if look.since >= row.counted_since:
+        same = row.counted_since == look.since
+        row = msgspec.structs.replace(
+            row,
+            requests=row.requests + look.requests - (row.counted_requests if same else 0),
+            errors=row.errors + look.errors - (row.counted_errors if same else 0),
+            counted_since=look.since,
+            counted_requests=look.requests,
+            counted_errors=look.errors,
+        )
+    if look.state is RevisionState.READY and row.state in (RevisionState.DEPLOYING, RevisionState.FAILED):
+        return msgspec.structs.replace(row, state=RevisionState.READY, reason=None, detail="")
+    if look.state is RevisionState.FAILED and row.state is RevisionState.DEPLOYING:
+        return msgspec.structs.replace(row, state=RevisionState.FAILED, reason=look.reason, detail=look.detail)
+    return row
+
+
+def _judge(row: Function, rows: dict[int, Revision], failed_starts: dict[int, int], now: int) -> tuple[Function, Verdict, str]:
+    """The function with its watch begun or ended, and whether it has to go back."""
+    rollout = row.rollout
+    new = None if rollout is None else rows.get(rollout.revision)
+    if rollout is None or new is None:
+        return row, Verdict.WATCH, ""
+    others = [rows[share.revision] for share in rollout.before if share.revision in rows]
+    old = Counts(sum(each.requests for each in others), sum(each.errors for each in others))
+    if rollout.since is None:
+        if rollout.revision not in {share.revision for share in row.routes.shares}:
+            return row, Verdict.WATCH, ""
+        begun = (now, old.requests, old.errors, new.requests, new.errors)
+        rollout = Rollout(rollout.revision, rollout.before, rollout.errors_max, *begun)
+        row = msgspec.structs.replace(row, rollout=rollout)
+    counts = Counts(new.requests, new.errors, failed_starts.get(rollout.revision, 0))
+    verdict, why = decide_rollback(now, rollout, counts, old)
+    if verdict is Verdict.PROVED:
+        row = msgspec.structs.replace(row, rollout=None)
+    return row, verdict, why
+
+
+async def carry_out(store: Store, actions: Actions) -> Report:
+    """Raises Conflict when a row moved on since it was read; nothing is stored then."""
+    if not (actions.revisions or actions.functions or actions.back):
+        return Report()
+
+    def commit(tx: Tx) -> Report:
+        for revision in actions.revisions:
+            tx.put_revision(revision)
+        for row in actions.functions:
+            tx.put_function(row)
+        return Report(tuple(row.name for row, reason, why in actions.back if _go_back(tx, row, reason, why, actions.now)))
+
+    return await store.write(commit)
+
+
+def _go_back(tx: Tx, row: Function, reason: Reason, why: str, now: int) -> bool:
+    assert row.rollout is not None
+    try:
+        tx.put_function(roll_back(tx, row, row.rollout.before, reason, why, now, row.owner.user))
+    except (NoRoom, Refused, Unreachable) as err:
+        # tried once: what fails for want of room would fail again each second, and every deploy is a new try
+        text = f"revision {row.rollout.revision} should go back ({why}), but can't: {err.public}"
+        tx.put_function(msgspec.structs.replace(row, generation=row.generation + 1, rollout=None))
+        tx.add_event(Event(now, row.project, row.owner.user, "function", row.name, text))
+        return False
+    return True
+
+
+class RolloutsLoop:
+    name = ROLLOUTS
+
+    def __init__(self, store: Store, clock: Clock, watch: Watch, looks: Looks) -> None:
+        self._store = store
+        self._clock = clock
+        self._watch = watch
+        self._looks = looks
+        self._done: dict[FunctionName, tuple[RevisionSeen, ...]] | None = None
+        self._watching = False
+
+    @property
+    def tick_s(self) -> float:
+        return STORE_S if self._watching or self._looks.revisions else IDLE_S
+
+    async def activate(self) -> Sequence[str]:
+        looks = self._looks.revisions
+        if looks == self._done and not self._watching:
+            return ()
+        seen = await load(self._store, self._looks)
+        report = await carry_out(self._store, decide(seen, self._clock.now_us()))
+        self._done = looks
+        self._watching = any(row.rollout is not None for row, _, _ in seen.functions)
+        for name in report.back:
+            self._watch.notify(f"function/{name}")
+        return (JOBS, ASSIGNMENT) if report.back else ()

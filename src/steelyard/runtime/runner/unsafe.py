@@ -1,0 +1,126 @@
+"""What else, beside threads, would a forked replica share with its template to its harm? A CUDA context, an open event loop,
+helper processes: each with what to do about it.
+
+Looked at once, when the user's code has been imported: nothing runs in a template afterwards. Reads /proc/self and asks libraries
+that are loaded already; loads and changes nothing itself.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import os
+import sys
+
+_ENTER = "Do it in a function decorated with @sy.enter (without shared=True), which runs in each replica."
+
+
+def unsafe_state() -> list[dict[str, str]]:
+    """[{"name", "fix"}] of everything that makes a fork unsafe; empty when nothing does."""
+    links = _descriptors()
+    found = [_cuda(links), *_loops(links), *_children()]
+    return [each for each in found if each is not None]
+
+
+def _descriptors() -> list[str]:
+    found: list[str] = []
+    for name in os.listdir("/proc/self/fd"):
+        try:
+            found.append(os.readlink(f"/proc/self/fd/{name}"))
+        except OSError:
+            continue
+    return found
+
+
+def _cuda(links: list[str]) -> dict[str, str] | None:
+    devices = sorted({link for link in links if link.startswith(("/dev/nvidia", "/dev/kfd", "/dev/dri/renderD"))})
+    how = ""
+    if devices:
+        how = f"{', '.join(devices[:4])} is open"
+    elif _torch_initialized():
+        how = "torch.cuda is initialized"
+    elif _has_context():
+        how = "the driver has a current context"
+    if not how:
+        return None
+    return {
+        "name": f"a GPU is in use ({how}); what a fork inherits of CUDA or ROCm does not work",
+        "fix": f"Move nothing to a GPU and ask it nothing while the module is imported or in shared hooks. {_ENTER}",
+    }
+
+
+def _torch_initialized() -> bool:
+    cuda = getattr(sys.modules.get("torch"), "cuda", None)
+    try:
+        return bool(cuda is not None and cuda.is_initialized())
+    except Exception:
+        return False
+
+
+def _has_context() -> bool:
+    """By the driver's library, if something has loaded it."""
+    path = next((line.split(None, 5)[5].strip() for line in _maps() if "/libcuda.so" in line), None)
+    if path is None:
+        return False
+    try:
+        current = ctypes.c_void_p()
+        library = ctypes.CDLL(path, mode=os.RTLD_NOLOAD | os.RTLD_NOW)
+        return library.cuCtxGetCurrent(ctypes.byref(current)) == 0 and bool(current.value)
+    except (OSError, AttributeError):
+        return False
+
+
+def _maps() -> list[str]:
+    try:
+        with open("/proc/self/maps") as file:
+            return file.readlines()
+    except OSError:
+        return []
+
+
+def _loops(links: list[str]) -> list[dict[str, str]]:
+    kinds = sorted({link.partition(":")[2] for link in links if link in ("anon_inode:[eventpoll]", "anon_inode:[io_uring]")})
+    if not kinds:
+        return []
+    why = " (grpc is loaded and keeps one)" if "grpc" in sys.modules else ""
+    return [
+        {
+            "name": f"an event loop is open ({', '.join(kinds)}){why}; replicas would take each other's events",
+            "fix": f"Close it, or make it later. {_ENTER}",
+        }
+    ]
+
+
+def _children() -> list[dict[str, str]]:
+    """Processes that the import started and that a replica could neither wait for nor share. Zombies are nobody's business."""
+    tracker = getattr(getattr(sys.modules.get("multiprocessing.resource_tracker"), "_resource_tracker", None), "_pid", None)
+    found: list[dict[str, str]] = []
+    for pid in _running_children():
+        what = "multiprocessing's resource tracker" if pid == tracker else f"process {pid} ({_command(pid)})"
+        found.append({"name": f"{what} was started before the fork; replicas would share its pipes", "fix": _ENTER})
+    return found
+
+
+def _running_children() -> list[int]:
+    try:
+        with open(f"/proc/self/task/{os.getpid()}/children") as file:
+            pids = [int(word) for word in file.read().split()]
+    except OSError:
+        return []
+    return [pid for pid in pids if _runs(pid)]
+
+
+def _runs(pid: int) -> bool:
+    """Also between its fork and its exec, when it has no command line."""
+    try:
+        with open(f"/proc/{pid}/stat", "rb") as file:
+            return file.read().rsplit(b") ", 1)[1][:1] not in b"ZX"
+    except (OSError, IndexError):
+        return False
+
+
+def _command(pid: int) -> str:
+    try:
+        with open(f"/proc/{pid}/cmdline", "rb") as file:
+            return file.read(200).replace(b"\0", b" ").decode(errors="replace").strip()
+    except OSError:
+        return ""
