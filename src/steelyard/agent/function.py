@@ -446,5 +446,5 @@ def make_cluster(edges: Edges, function: AssignedFunction) -> Cluster:
         connections_max=spec.replicas_max * spec.concurrency,
         pending_max=spec.queue_max,
         idle_timeout_s=min(5.0, spec.idle_timeout_s / 2),
-        requests_per_connection=None if spec.attr is not None else 1,
+        requests_per_connection=None if spec.served_by_runner else 1,
     )

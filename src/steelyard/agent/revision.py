@@ -84,7 +84,7 @@ class RevisionHost:
         place = make_environment(self.plan, edges.machine.topology, env, threads=False, mps=shares_by_mps(self.plan))
         self.env = place | tell_api(edges.settings.api_url, function.token, edges.settings.tls_cert or "")
         self.template: TemplateKeeper | None = None
-        if function.spec.attr is not None:
+        if function.spec.served_by_runner:
             self.template = TemplateKeeper(edges, tree, function, code, self.logs, self.env, self.ids)
         self.replicas: dict[WorkloadId, Replica] = {}
         self.queued = 0

@@ -11,7 +11,7 @@ from steelyard.agent.replica import Slot
 from steelyard.agent.template import make_load
 from steelyard.runtime.records import Handle
 from steelyard.runtime.relay import relay_command
-from steelyard.runtime.template import replica_command
+from steelyard.runtime.template import replica_command, server_command
 
 if TYPE_CHECKING:
     from steelyard.agent.revision import RevisionHost
@@ -22,8 +22,8 @@ LISTEN_FD, PAGE_FD = 3, 4
 async def start_plain(host: RevisionHost, slot: Slot, listen_fd: int, private: bool) -> Handle:
     """Raises EdgeFailed (code start-failed) with the step that failed."""
     spec = host.function.spec
-    if spec.attr is not None:
-        load = make_load(host.function.name, spec, host.code, host.env)
+    load = make_load(host.function.name, spec, host.code, host.env)
+    if spec.served_by_runner:
         argv, env = replica_command(
             spec.python, load, lib_dir=host.edges.lib_dir, listen_fd=LISTEN_FD, page_fd=PAGE_FD, private=private
         )
@@ -32,7 +32,11 @@ async def start_plain(host: RevisionHost, slot: Slot, listen_fd: int, private: b
         folder.mkdir(mode=0o700)
         if host.ids is not None:
             os.chown(folder, *host.ids)
-        argv, env = relay_command(sys.executable, spec.argv, port=spec.port, concurrency=spec.concurrency, folder=str(folder))
+        program, more = list(spec.argv), dict[str, str]()
+        if spec.attr is not None:
+            program, more = server_command(spec.python, load, lib_dir=host.edges.lib_dir)
+        argv, env = relay_command(sys.executable, program, port=spec.port, concurrency=spec.concurrency, folder=str(folder))
+        env |= more
     return await host.edges.runtime.launch(
         slot.workload,
         argv=argv,

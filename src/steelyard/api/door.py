@@ -145,8 +145,10 @@ def _check_program(spec: FunctionSpec) -> list[Finding]:
             findings.append(Finding("bad-file", "file is a path inside the bundle, with no .. in it"))
         if spec.attr is None or len(spec.attr) > 255 or not _ATTRIBUTE.fullmatch(spec.attr):
             findings.append(Finding("bad-attr", "attr names the ASGI app inside the file, such as `app`"))
-        if spec.port is not None:
-            findings.append(Finding("bad-port", "port is for programs (argv); an ASGI app gets its socket from Steelyard"))
+        if spec.port is not None and spec.interface == "call":
+            findings.append(Finding("bad-port", "a function that takes calls gets its socket from Steelyard: it opens no port"))
+        if spec.port is not None and spec.replicas_max > 1:
+            findings.append(Finding("bad-port", "only one replica on a machine can open the port: replicas_max must be 1"))
         if not spec.python:
             findings.append(Finding("bad-python", "python must name the interpreter of the function's environment"))
     if spec.python:

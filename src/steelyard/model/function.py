@@ -34,7 +34,7 @@ class FunctionSpec(msgspec.Struct, frozen=True):
     cwd: str | None = None
     #: interpreter of the user's environment (absolute)
     python: str = ""
-    #: the program opens this TCP port on 127.0.0.1 itself
+    #: the program, or the function of the attribute (`@sy.web_server`), opens this TCP port on 127.0.0.1 itself
     port: int | None = None
     env: dict[str, str] = {}
     resources: Resources = Resources(cpus=1.0)
@@ -67,6 +67,11 @@ class FunctionSpec(msgspec.Struct, frozen=True):
     origin: str = ""
     #: `call`: made for `.remote()` and `steelyard call`; `http`: a web app, asked by anything that speaks HTTP
     interface: Literal["http", "call"] = "http"
+
+    @property
+    def served_by_runner(self) -> bool:
+        """Its replicas answer by themselves, from a template; else it is a program behind the relay."""
+        return self.attr is not None and self.port is None
 
     @property
     def queue_max(self) -> int:

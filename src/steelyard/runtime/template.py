@@ -137,6 +137,12 @@ def replica_command(
     )
 
 
+def server_command(python: str, load: Load, *, lib_dir: Path) -> tuple[list[str], dict[str, str]]:
+    """(argv, env) of a function that opens a port of its own: a program for the relay."""
+    config = {name: value for name, value in msgspec.structs.asdict(load).items() if name != "env"}
+    return _command(python, lib_dir, {"mode": "server", **config})
+
+
 def _command(python: str, lib_dir: Path, config: dict[str, Any]) -> tuple[list[str], dict[str, str]]:
     folder = str(lib_dir / "steelyard" / "runtime" / "runner")
     env = {"STEELYARD_RUNNER": json.dumps({**config, "lib_dir": str(lib_dir)})}

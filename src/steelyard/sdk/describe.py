@@ -99,6 +99,9 @@ def concurrency_of(handle: Function[..., Any] | Cls) -> int:
 
 
 def replicas_max_of(handle: Function[..., Any] | Cls) -> int:
+    """Of a web server one, since only one can open its port."""
+    if interface_of(handle)[0] == "web_server":
+        return handle.options.get("replicas_max") or 1
     return handle.options.get("replicas_max") or max(REPLICAS_MAX, handle.options.get("replicas_min", 0))
 
 

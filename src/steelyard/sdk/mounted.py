@@ -1,4 +1,5 @@
-"""How does a function give a whole web app? `@sy.asgi_app` and `@sy.wsgi_app`: it is called once, and what it returns is served.
+"""How does a function give a whole web app? `@sy.asgi_app` and `@sy.wsgi_app`: it is called once, and what it returns is served;
+`@sy.web_server`: it is called once, and starts something that opens the port.
 
 It is called in the template, after what `@sy.enter(shared=True)` loaded; where something has an `@sy.enter` for each replica, in
 the replica after that, since the app may need it. A WSGI app runs in threads, of which only replicas have any.
@@ -11,6 +12,13 @@ from collections.abc import Callable
 from typing import Any
 
 from steelyard.sdk.errors import DeclarationError
+
+
+class Server:
+    """A function that starts a server of its own, which the relay stands before."""
+
+    def __init__(self, start: Callable[[], Any]) -> None:
+        self.start = start
 
 
 class Mounted:

@@ -22,7 +22,7 @@ from steelyard.sdk.executor import Executor, Method, Work, release
 from steelyard.sdk.frames import CALL_PATH, CONTENT_TYPE, Buffer
 from steelyard.sdk.handle import Cls, Function, methods_of
 from steelyard.sdk.lifecycle import enters_of, exits_of, make_instance
-from steelyard.sdk.mounted import Mounted
+from steelyard.sdk.mounted import Mounted, Server
 from steelyard.sdk.problem import Send, make_problem, send_problem
 from steelyard.sdk.signature import Signature
 
@@ -75,6 +75,8 @@ def _make_web(handle: Function[..., Any] | Cls, app: CallApp, targets: dict[str,
         if web is None:
             continue
         method, signature = app.methods[name], app.signatures[name]
+        if web.kind == "server":
+            return Server(target)
         if web.kind in ("asgi", "wsgi"):
             mounted = Mounted(target, method.label, web.kind, concurrency_of(handle))
             in_template = all(shared for shared, _ in sdk.hooks)

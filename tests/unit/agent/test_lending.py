@@ -306,8 +306,8 @@ class Revision:
         self.log: list[object] = []
         self.ready = asyncio.Event()
         spec = SimpleNamespace(
-            attr=None, as_root=False, env={}, startup_deadline_s=60.0, replicas_min=0, replicas_max=1, concurrency=8, bundle=None,
-            wake_bound_s=wake_bound_s,
+            attr=None, served_by_runner=False, as_root=False, env={}, startup_deadline_s=60.0, replicas_min=0, replicas_max=1,
+            concurrency=8, bundle=None, wake_bound_s=wake_bound_s,
         )  # fmt: skip
         function = SimpleNamespace(name=FunctionName("f"), revision=1, owner=Owner("root", 0), spec=spec, plan=PLACE, token="")
         edges = SimpleNamespace(

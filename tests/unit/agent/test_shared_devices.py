@@ -68,7 +68,15 @@ def make_edges(folder: Path) -> Any:
 
 def make_function() -> Any:
     spec = SimpleNamespace(
-        attr=None, as_root=False, env={}, startup_deadline_s=1.0, replicas_min=0, bundle=None, cwd="/", wake_bound_s=None
+        attr=None,
+        served_by_runner=False,
+        as_root=False,
+        env={},
+        startup_deadline_s=1.0,
+        replicas_min=0,
+        bundle=None,
+        cwd="/",
+        wake_bound_s=None,
     )
     return SimpleNamespace(name=FunctionName("f"), revision=1, owner=Owner("root", 0), spec=spec, plan=PLAN, token="")
 

@@ -11,7 +11,7 @@ from steelyard.sdk.batching import Batcher, call_one
 from steelyard.sdk.declare import Batched
 
 
-def gather(function: Any, inputs: list[Any], max_size: int = 10, wait_ms: float = 1) -> list[Any]:
+def gather(function: Any, inputs: list[Any], max_size: int = 10, wait_ms: float = 50) -> list[Any]:
     async def run() -> list[Any]:
         batcher = Batcher(function, Batched(max_size, wait_ms), "f()")
         return await asyncio.gather(*(batcher.call(one) for one in inputs), return_exceptions=True)

@@ -15,6 +15,7 @@ standard library only, runs on Python 3.10 and later, and imports its own parts 
     serve.py      one replica's life around an event loop; the warm-up
     accept.py     which waiting connections are taken, and when
     gate.py       between the HTTP server and the app: concurrency, prefix, first request, `Connection: close`
+    server.py     functions that start a server of their own
     lifespan.py   the ASGI lifespan conversation
     page.py       the shared memory page through which the agent watches a replica
 """

@@ -35,6 +35,10 @@ def main() -> None:
         from .template import Template
 
         code = Template(config).run()
+    elif config["mode"] == "server":
+        from .server import run_server
+
+        code = run_server(config)
     else:
         code = run_plain(config, alive_ns)
     leave(code)

@@ -13,11 +13,16 @@ import inspect
 import os
 import re
 import sys
+import threading
 import traceback
 from types import ModuleType
 from typing import Any
 
 RUNNER_FOLDER = os.path.dirname(os.path.abspath(__file__))
+
+
+#: what all `@sy.exit` hooks of a replica may take together
+EXITS_S = 30.0
 
 
 class UserCodeFailed(Exception):
@@ -70,9 +75,15 @@ def run_hooks(shared: bool) -> list[Any]:
     return pending
 
 
-async def run_exits() -> None:
-    """Run `@sy.exit` hooks, the last registered first. What one raises is logged and keeps none of the others from running."""
+async def run_exits(grace_s: float = EXITS_S) -> None:
+    """Run `@sy.exit` hooks, the last registered first. What one raises is logged and keeps none of the others from running; one
+    that does not end in time is left to itself: the process ends."""
     hooks: list[Any] = list(getattr(sys.modules.get("steelyard.sdk"), "exits", ()))
+    if not hooks:
+        return
+    watch = threading.Timer(grace_s, _end_unfinished, (grace_s,))
+    watch.daemon = True
+    watch.start()
     for hook in reversed(hooks):
         try:
             result: Any = hook()
@@ -80,6 +91,13 @@ async def run_exits() -> None:
                 await result
         except BaseException as err:
             sys.stderr.write(f"@sy.exit on '{getattr(hook, '__qualname__', hook)}' failed:\n{user_traceback(err)}")
+    watch.cancel()
+
+
+def _end_unfinished(grace_s: float) -> None:
+    sys.stderr.write(f"@sy.exit did not end within {grace_s:g} s; the replica ends without it\n")
+    sys.stderr.flush()
+    os._exit(0)
 
 
 def recorded_phases() -> dict[str, float]:
