@@ -13,6 +13,8 @@ from typing import Any
 import pytest
 from steelyard_cluster import Cluster, wait_until
 
+pytestmark = pytest.mark.alone
+
 TERMINAL = ("SUCCEEDED", "FAILED", "STOPPED")
 SMALL = {"cpus": 0.01}
 #: how long a gang may go on without one of its ranks

@@ -9,9 +9,12 @@ from collections import Counter
 from pathlib import Path
 from typing import Any
 
+import pytest
 from steelyard_cluster import Cluster, wait_until
 
 from steelyard.agent.job_files import JobFiles
+
+pytestmark = pytest.mark.alone
 
 RANKS = 3
 

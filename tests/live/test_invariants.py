@@ -27,6 +27,8 @@ from steelyard_cluster import Cluster, wait_until
 from steelyard.config import make_paths
 from steelyard.runtime.runner.page import Page
 
+pytestmark = pytest.mark.alone
+
 JOBS = 12
 #: a job that notes each of its starts, and ends with the code that is written into its fifo
 JOB = 'echo "$STEELYARD_ATTEMPT_ID" >>"$NOTES/$STEELYARD_JOB_ID"; read code <"$NOTES/$GATE.fifo"; exit "$code"'

@@ -29,7 +29,10 @@ MISSING = [
     )
     if absent
 ]
-pytestmark = pytest.mark.skipif(bool(MISSING), reason=f"NOT VERIFIED: timing classes, missing here: {', '.join(MISSING)}")
+pytestmark = [
+    pytest.mark.alone,
+    pytest.mark.skipif(bool(MISSING), reason=f"NOT VERIFIED: timing classes, missing here: {', '.join(MISSING)}"),
+]
 SLEEP = (sys.executable, "-c", "import time; time.sleep(300)")
 
 
