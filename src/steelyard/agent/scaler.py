@@ -18,7 +18,7 @@ CHANGES_MAX = 20
 
 
 class Scaler:
-    """Of one revision. `share` is set by whoever divides the machine; `metric` by whoever reads what `scale_on` names."""
+    """Of one revision. `share` is set by whoever divides the machine."""
 
     def __init__(self, spec: FunctionSpec, revision: int, clock: Clock) -> None:
         self._spec, self._revision, self._clock = spec, revision, clock
@@ -26,10 +26,9 @@ class Scaler:
         self._told: ReplicasDecision | None = None
         self._changes: deque[ScalingChange] = deque(maxlen=CHANGES_MAX)
         self.share: int | None = None
-        self.metric: float | None = None
 
     def decide(self, now_ns: int, queued: int, pending: int, replicas: Sequence[ReplicaSeen]) -> ReplicasDecision:
-        seen = ReplicasSeen(queued, pending, tuple(replicas), self._memory, self.metric, self.share)
+        seen = ReplicasSeen(queued, pending, tuple(replicas), self._memory, self.share)
         self._told = told = decide_replicas(now_ns, self._spec, seen)
         self._memory = told.memory
         if told.start or told.retire:
@@ -42,7 +41,7 @@ class Scaler:
 
     def sleep(self) -> None:
         """No replica is left, and nobody looks any more: what was needed a while ago is forgotten."""
-        self._memory, self._told, self.metric = Memory(), None, None
+        self._memory, self._told = Memory(), None
 
     def _note(self, before: int, after: int, text: str) -> None:
         self._changes.append(ScalingChange(self._clock.now_us(), before, after, text))

@@ -28,7 +28,6 @@ from steelyard.wire.spawn import PACKET_MAX
 
 #: what POSIX shells can name, plus the dots and dashes that some programs use
 _ENV_NAME = re.compile(r"[A-Za-z_][A-Za-z0-9_.-]{0,254}")
-_METRIC = re.compile(r"[a-zA-Z_:][a-zA-Z0-9_:]{0,199}", re.ASCII)
 _SHA256 = re.compile(r"[0-9a-f]{64}")
 _ATTRIBUTE = re.compile(r"[^\W\d]\w*(\.[^\W\d]\w*)*")
 #: the kernel's limit for one argument or variable (MAX_ARG_STRLEN), with its final NUL
@@ -191,9 +190,6 @@ def _check_scaling(spec: FunctionSpec) -> list[Finding]:
         findings.append(Finding("bad-target-busy", "target_busy is a share of a replica's places: more than 0 and at most 1"))
     if not 0 <= spec.buffer_replicas < max(1, spec.replicas_max):
         findings.append(Finding("bad-buffer", "buffer_replicas must be at least 0 and less than replicas_max"))
-    on = spec.scale_on
-    if on is not None and not (_METRIC.fullmatch(on.metric) and math.isfinite(on.target) and on.target > 0):
-        findings.append(Finding("bad-scale-on", "scale_on names a Prometheus gauge and a target for each replica above 0"))
     return findings
 
 

@@ -12,15 +12,6 @@ from steelyard.model.job import NO_SHARE, Owner, Plan, Resources
 from steelyard.model.reason import Reason
 
 
-class ScaleOn(msgspec.Struct, frozen=True):
-    """What the replicas say of themselves, on their own metrics page, decides how many there should be."""
-
-    #: a Prometheus gauge, such as `vllm:num_requests_waiting`
-    metric: str
-    #: of that, for each replica
-    target: float
-
-
 class FunctionSpec(msgspec.Struct, frozen=True):
     """One revision, immutable. Either `file` + `attr` (an ASGI app) or `argv` (any program) is set."""
 
@@ -49,7 +40,6 @@ class FunctionSpec(msgspec.Struct, frozen=True):
     target_busy: float = 1.0
     #: kept ready beyond what is needed, while the function is awake
     buffer_replicas: int = 0
-    scale_on: ScaleOn | None = None
     #: from the wake until the replica must serve
     startup_deadline_s: float = 60.0
     #: while it sleeps its cores and devices are lent to preemptible work, and a wake has them back after that long at most; None:

@@ -34,9 +34,6 @@ def _render_rule(spec: FunctionSpec, told: ReplicasDecision) -> str:
             )
         case Rule.TARGET_BUSY:
             return f"{places}, target {spec.target_busy:.0%}: {count(told.asked, 'replica')}."
-        case Rule.METRIC:
-            metric = spec.scale_on.metric if spec.scale_on is not None else "its metric"
-            return f"{metric} asks for {count(told.asked, 'replica')}."
         case Rule.BUFFER:
             ready = f"{spec.buffer_replicas} kept ready beyond that (buffer-replicas)"
             return f"{places}, and {ready}: {count(told.asked, 'replica')}."

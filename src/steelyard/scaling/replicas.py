@@ -16,8 +16,8 @@ The rule, in order:
 4. With `target_wait_ms` a backlog adds only as many as are needed for the last who waits to be taken in within it, by what a
    request took so far on average. Where that is not known yet, or demand has just jumped to `PANIC_RATIO` x what is there
    (for `PANIC_NS`: what came may be unlike what was measured), rule 3 alone decides.
-5. `target_busy` below 1: as many as keep the busy share of the places below it. `scale_on`: as many as keep what the replicas
-   say of themselves at its target. `buffer_replicas`: that many more than all these need, while the function is awake.
+5. `target_busy` below 1: as many as keep the busy share of the places below it. `buffer_replicas`: that many more than is needed
+   otherwise, while the function is awake.
 6. Nobody gets more than `replicas_max`, nor than its fair share while the machine is full (`share.py`).
 7. Nobody waits: what was needed at the busiest moment of the last `idle_timeout_s` is kept; beyond that the least busy one is
    retired, one for each look, but none in a panic. The last one goes when it had nothing to do for `idle_timeout_s` and holds no
@@ -58,7 +58,6 @@ class Rule(StrEnum):
     BACKLOG = "backlog"
     TARGET_WAIT = "target-wait"
     TARGET_BUSY = "target-busy"
-    METRIC = "metric"
     BUFFER = "buffer"
     #: more are there than are needed, but were needed a while ago
     KEPT = "kept"
@@ -109,8 +108,6 @@ class ReplicasSeen(msgspec.Struct, frozen=True):
     pending: int
     replicas: tuple[ReplicaSeen, ...] = ()
     memory: Memory = Memory()
-    #: what all replicas together say of the metric that `scale_on` names; None: nothing new
-    metric: float | None = None
     #: its fair share of a full machine, in replicas; None: the machine is not full
     share: int | None = None
 
@@ -201,10 +198,6 @@ def _needed(now_ns: int, spec: FunctionSpec, seen: ReplicasSeen, present: list[R
     asked, rule = needed, Rule.TARGET_BUSY
     if spec.target_busy >= 1:
         asked, rule = min(needed, len(present)), Rule.IDLE
-    if spec.scale_on is not None and seen.metric is not None:
-        by_metric = _ceil(seen.metric / spec.scale_on.target)
-        if by_metric > asked:
-            asked, rule = by_metric, Rule.METRIC
     if spec.buffer_replicas:
         idle_ns = round(spec.idle_timeout_s * 1e9)
         if demand or any(now_ns - replica.last_active_ns < idle_ns for replica in present):

@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from steelyard.model.function import FunctionSpec, ScaleOn
+from steelyard.model.function import FunctionSpec
 from steelyard.scaling.replicas import (
     PANIC_NS,
     PATIENCE_NS,
@@ -232,34 +232,30 @@ def full(name: str, took_ms: int = 100, finished: int = 10) -> ReplicaSeen:
     return ReplicaSeen(name, "serving", 8, 8, NOW, finished, finished * took_ms * MS)
 
 
-def look(
-    asked: FunctionSpec, waiting: int, *replicas: ReplicaSeen, metric: float | None = None, share: int | None = None
-) -> ReplicasDecision:
-    return decide_replicas(NOW, asked, ReplicasSeen(waiting, 0, replicas, Memory(OLD), metric, share))
+def look(asked: FunctionSpec, waiting: int, *replicas: ReplicaSeen, share: int | None = None) -> ReplicasDecision:
+    return decide_replicas(NOW, asked, ReplicasSeen(waiting, 0, replicas, Memory(OLD), share))
 
 
-#: sentence, options, waiting, replicas, metric, share, replicas wanted, rule, bound
-TARGETS: list[tuple[str, dict[str, object], int, tuple[ReplicaSeen, ...], float | None, int | None, int, Rule, Bound]] = [
-    ("the last waits within the target", {"target_wait_ms": 200}, 7, (full("a"),), None, None, 1, Rule.ENOUGH, Bound.NONE),
-    ("it is not", {"target_wait_ms": 50}, 7, (full("a"),), None, None, 2, Rule.TARGET_WAIT, Bound.NONE),
-    ("slower requests need more", {"target_wait_ms": 1000}, 7, (full("a", 5000),), None, None, 2, Rule.TARGET_WAIT, Bound.NONE),
-    ("a jump is not measured by what was", {"target_wait_ms": 9000}, 8, (full("a"),), None, None, 2, Rule.BACKLOG, Bound.NONE),
-    ("nothing was measured yet", {"target_wait_ms": 9000}, 7, (full("a", finished=2),), None, None, 2, Rule.BACKLOG, Bound.NONE),
-    ("half of the places are the target", {"target_busy": 0.5}, 0, (full("a"),), None, None, 2, Rule.TARGET_BUSY, Bound.NONE),
-    ("a third of them", {"target_busy": 0.1}, 0, (serving("a", 1, 1),), None, None, 2, Rule.TARGET_BUSY, Bound.NONE),
-    ("one ready beyond", {"buffer_replicas": 1}, 0, (serving("a", 1, 1),), None, None, 2, Rule.BUFFER, Bound.NONE),
-    ("none for a sleeper", {"buffer_replicas": 1}, 0, (serving("a", idle_s=60),), None, None, 0, Rule.SURPLUS, Bound.NONE),
-    ("its metric", {"scale_on": ScaleOn("queue", 4)}, 0, (serving("a", 1, 1),), 9.0, None, 3, Rule.METRIC, Bound.NONE),
-    ("its metric is silent", {"scale_on": ScaleOn("queue", 4)}, 0, (serving("a", 1, 1),), None, None, 1, Rule.ENOUGH, Bound.NONE),
-    ("the most", {}, 90, (full("a"),), None, None, 4, Rule.BACKLOG, Bound.REPLICAS_MAX),
-    ("its share", {}, 90, (full("a"),), None, 2, 2, Rule.BACKLOG, Bound.FAIR_SHARE),
-    ("a share of nothing is one", {}, 90, (), None, 0, 1, Rule.BACKLOG, Bound.FAIR_SHARE),
-    ("the least is no matter of shares", {"replicas_min": 3}, 0, (), None, 1, 3, Rule.MINIMUM, Bound.NONE),
+#: sentence, options, waiting, replicas, share, replicas wanted, rule, bound
+TARGETS: list[tuple[str, dict[str, object], int, tuple[ReplicaSeen, ...], int | None, int, Rule, Bound]] = [
+    ("the last waits within the target", {"target_wait_ms": 200}, 7, (full("a"),), None, 1, Rule.ENOUGH, Bound.NONE),
+    ("it is not", {"target_wait_ms": 50}, 7, (full("a"),), None, 2, Rule.TARGET_WAIT, Bound.NONE),
+    ("slower requests need more", {"target_wait_ms": 1000}, 7, (full("a", 5000),), None, 2, Rule.TARGET_WAIT, Bound.NONE),
+    ("a jump is not measured by what was", {"target_wait_ms": 9000}, 8, (full("a"),), None, 2, Rule.BACKLOG, Bound.NONE),
+    ("nothing was measured yet", {"target_wait_ms": 9000}, 7, (full("a", finished=2),), None, 2, Rule.BACKLOG, Bound.NONE),
+    ("half of the places are the target", {"target_busy": 0.5}, 0, (full("a"),), None, 2, Rule.TARGET_BUSY, Bound.NONE),
+    ("a third of them", {"target_busy": 0.1}, 0, (serving("a", 1, 1),), None, 2, Rule.TARGET_BUSY, Bound.NONE),
+    ("one ready beyond", {"buffer_replicas": 1}, 0, (serving("a", 1, 1),), None, 2, Rule.BUFFER, Bound.NONE),
+    ("none for a sleeper", {"buffer_replicas": 1}, 0, (serving("a", idle_s=60),), None, 0, Rule.SURPLUS, Bound.NONE),
+    ("the most", {}, 90, (full("a"),), None, 4, Rule.BACKLOG, Bound.REPLICAS_MAX),
+    ("its share", {}, 90, (full("a"),), 2, 2, Rule.BACKLOG, Bound.FAIR_SHARE),
+    ("a share of nothing is one", {}, 90, (), 0, 1, Rule.BACKLOG, Bound.FAIR_SHARE),
+    ("the least is no matter of shares", {"replicas_min": 3}, 0, (), 1, 3, Rule.MINIMUM, Bound.NONE),
 ]  # fmt: skip
 
 
 @pytest.mark.parametrize(
-    ("options", "waiting", "replicas", "metric", "share", "wanted", "rule", "bound"),
+    ("options", "waiting", "replicas", "share", "wanted", "rule", "bound"),
     [row[1:] for row in TARGETS],
     ids=[row[0] for row in TARGETS],
 )
@@ -267,13 +263,12 @@ def test_target(
     options: dict[str, object],
     waiting: int,
     replicas: tuple[ReplicaSeen, ...],
-    metric: float | None,
     share: int | None,
     wanted: int,
     rule: Rule,
     bound: Bound,
 ) -> None:
-    told = look(msgspec.structs.replace(spec(), **options), waiting, *replicas, metric=metric, share=share)
+    told = look(msgspec.structs.replace(spec(), **options), waiting, *replicas, share=share)
     assert (told.wanted, told.rule, told.bound) == (wanted, rule, bound)
     assert told.start == max(0, wanted - len(replicas))
 
