@@ -26,6 +26,9 @@ from steelyard.model.ids import WorkloadId
 from steelyard.model.job import Plan
 from steelyard.model.timing import Timing
 
+# freezing and thawing real processes: nothing else runs meanwhile
+pytestmark = pytest.mark.alone
+
 CONTROLLERS = ("cpu", "cpuset", "memory", "freezer", "pids")
 JOIN_THEN_SLEEP = (
     "import os, sys; [os.write(int(fd), b'0') for fd in sys.argv[1:]]; os.close(1); os.execvp('sleep', ['sleep', '600'])"
