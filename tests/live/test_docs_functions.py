@@ -56,6 +56,8 @@ def test_page_is_true(shared: Cluster, page: str) -> None:
             ["sh", "-c", item.command], cwd=folder, env=env, capture_output=True, text=True, timeout=120, check=False
         )
         printed = done.stdout + done.stderr
+        refused = item.shown.startswith("steelyard: ")
+        assert (done.returncode != 0) is refused, f"$ {item.command}\nended with {done.returncode}:\n{printed}"
         either = (
             matches(item.shown, done.stdout) or matches(item.shown, printed) or matches(item.shown, done.stderr + done.stdout)
         )

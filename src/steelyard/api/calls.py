@@ -21,6 +21,7 @@ from steelyard.api.auth import Caller, caller_of
 from steelyard.api.functions import FunctionPath
 from steelyard.api.idempotency import IdempotencyKey, mutate
 from steelyard.api.jobs import Limit, StatesParameter, WaitS
+from steelyard.api.listing import parse_states
 from steelyard.api.problems import errors, refuse_disk
 from steelyard.api.services import Services, services_of
 from steelyard.api.views import call_view, event_view
@@ -111,7 +112,7 @@ async def list_calls(
 ) -> list[CallView]:
     """The newest calls, oldest first: of one function, in the given states (`RUNNING,QUEUED`)."""
     services, caller = services_of(request), caller_of(request)
-    states, name = parse_call_states(in_states), None if function is None else FunctionName(function)
+    states, name = parse_states(CallState, in_states, "call"), None if function is None else FunctionName(function)
 
     def read(tx: Tx) -> list[Call]:
         owner = None if caller is None else caller.owner(tx)
@@ -185,18 +186,6 @@ async def get_call_key(request: Request[Any, Any, Any]) -> CallKey:
 
 def new_call_id() -> CallId:
     return CallId(f"c-{secrets.token_hex(6)}")
-
-
-def parse_call_states(text: str | None) -> frozenset[CallState] | None:
-    """ "running,QUEUED"; None for None. Refuses a state that there is not."""
-    if text is None:
-        return None
-    names = [name.strip().upper() for name in text.split(",") if name.strip()]
-    unknown = [name for name in names if name not in CallState.__members__]
-    if unknown or not names:
-        known = ", ".join(state.value for state in CallState)
-        raise Refused(f"{(unknown or [text])[0][:40]!r} is no state of a call. There are {known}.", code="no-such-state")
-    return frozenset(CallState[name] for name in names)
 
 
 async def _receive(request: Request[Any, Any, Any], services: Services, call: CallId) -> tuple[int, bytes]:

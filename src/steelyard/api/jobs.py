@@ -23,7 +23,7 @@ from steelyard.control import ASSIGNMENT, JOBS
 from steelyard.control.changes import commit_change
 from steelyard.errors import NoRoom, Refused, Unauthorized, Unreachable
 from steelyard.lifecycle.job import Change, hold_job, reprioritise_job, stop_job
-from steelyard.model.job import Job, JobSpec, Owner
+from steelyard.model.job import Job, JobSpec, JobState, Owner
 from steelyard.model.proof import Proof, ProofState
 from steelyard.store import Tx
 from steelyard.wire.api import EventView, JobPriority, JobStop, JobSubmit, JobView, LogChunk
@@ -75,7 +75,7 @@ async def list_jobs(
     """The newest jobs, oldest first: those in the given states (`RUNNING,QUEUED`), of one array, of one user, of an account or
     one below it. With `fold` an array is one row, with its elements counted; it is listed when one of them would be."""
     services = services_of(request)
-    wanted = Wanted(limit, parse_states(in_states), array, user, account)
+    wanted = Wanted(limit, parse_states(JobState, in_states), array, user, account)
     found = await services.store.read(lambda tx: list_folded(tx, wanted) if fold else find_wanted(tx, wanted))
     return [
         array_view(row) if isinstance(row, list) else job_view(row, services.hub.lost, services.jobs.why(row.id)) for row in found
@@ -99,7 +99,7 @@ async def stop(
     """Ask a job to end, or all elements of an array. Asking a job that has ended changes nothing; a second stop may name a harder
     signal."""
     now = services_of(request).clock.now_us()
-    only = parse_states(",".join(data.only_states)) if data.only_states else None
+    only = parse_states(JobState, ",".join(data.only_states)) if data.only_states else None
 
     def change(row: Job) -> Change | None:
         return stop_job(row, data.signal, data.grace_s, now) if only is None or row.state in only else None

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from enum import StrEnum
+from typing import TypeVar
 
 import msgspec
 
@@ -37,16 +39,19 @@ class Wanted(msgspec.Struct, frozen=True):
         return under and (self.user is None or job.owner.user == self.user)
 
 
-def parse_states(text: str | None) -> frozenset[JobState] | None:
+StateT = TypeVar("StateT", bound=StrEnum)
+
+
+def parse_states(kind: type[StateT], text: str | None, what: str = "job") -> frozenset[StateT] | None:
     """ "running,QUEUED"; None for None. Refuses a state that there is not."""
     if text is None:
         return None
     names = [name.strip().upper() for name in text.split(",") if name.strip()]
-    unknown = [name for name in names if name not in JobState.__members__]
+    unknown = [name for name in names if name not in kind.__members__]
     if unknown or not names:
-        known = ", ".join(state.value for state in JobState)
-        raise Refused(f"{(unknown or [text])[0][:40]!r} is no state of a job. There are {known}.", code="no-such-state")
-    return frozenset(JobState[name] for name in names)
+        known = ", ".join(state.value for state in kind)
+        raise Refused(f"{(unknown or [text])[0][:40]!r} is no state of a {what}. There are {known}.", code="no-such-state")
+    return frozenset(kind[name] for name in names)
 
 
 def find_wanted(tx: Tx, wanted: Wanted) -> list[Job]:

@@ -136,6 +136,9 @@ def _describe_function(short: str, handle: Function[..., Any] | Cls, module: Mod
     marks = _marks(handle)
     options["concurrency"] = concurrency_of(handle)
     options["replicas_max"] = replicas_max_of(handle)
+    for mark in marks.values():
+        if mark.web is not None and mark.web.startup_timeout is not None:
+            options.setdefault("startup_deadline_s", mark.web.startup_timeout)
     skip = 1 if isinstance(handle, Cls) else 0
     targets = methods_of(handle.target) if isinstance(handle, Cls) else {"": handle.target}
     return {

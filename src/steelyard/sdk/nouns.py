@@ -1,4 +1,4 @@
-"""What can a function be given, and when does it run by itself? Secrets, volumes and schedules as plain values.
+"""When does a function run by itself? Schedules as plain values.
 
 Nothing here talks to anything; the command line reads the values when it deploys.
 """
@@ -6,6 +6,7 @@ Nothing here talks to anything; the command line reads the values when it deploy
 from __future__ import annotations
 
 import re
+from abc import ABC, abstractmethod
 from typing import Any
 
 from steelyard.sdk.errors import DeclarationError
@@ -22,13 +23,13 @@ def check_name(name: object, what: str) -> str:
     return name
 
 
-class _Value:
+class _Value(ABC):
     """Equal by content."""
 
     __slots__ = ()
 
-    def as_json(self) -> dict[str, Any]:
-        raise NotImplementedError
+    @abstractmethod
+    def as_json(self) -> dict[str, Any]: ...
 
     def __eq__(self, other: object) -> bool:
         return type(other) is type(self) and self.as_json() == other.as_json()  # type: ignore[attr-defined]
@@ -71,39 +72,3 @@ class Every(_Value):
 
     def as_json(self) -> dict[str, Any]:
         return {"every_s": self.seconds}
-
-
-class Secret(_Value):
-    """Made by `steelyard secrets create NAME`; its values come as environment variables, with `files=True` as files in
-    $STEELYARD_SECRETS."""
-
-    __slots__ = ("files", "name")
-
-    def __init__(self, name: str, *, files: bool = False) -> None:
-        self.name = check_name(name, "a secret")
-        self.files = bool(files)
-
-    @classmethod
-    def from_name(cls, name: str, *, files: bool = False) -> Secret:
-        return cls(name, files=files)
-
-    def as_json(self) -> dict[str, Any]:
-        return {"name": self.name, "files": self.files}
-
-
-class Volume(_Value):
-    """A named directory that outlives replicas: `volumes={"/data": sy.Volume.from_name("x", create_if_missing=True)}`."""
-
-    __slots__ = ("create_if_missing", "name", "read_only")
-
-    def __init__(self, name: str, *, create_if_missing: bool = False, read_only: bool = False) -> None:
-        self.name = check_name(name, "a volume")
-        self.create_if_missing = bool(create_if_missing)
-        self.read_only = bool(read_only)
-
-    @classmethod
-    def from_name(cls, name: str, *, create_if_missing: bool = False, read_only: bool = False) -> Volume:
-        return cls(name, create_if_missing=create_if_missing, read_only=read_only)
-
-    def as_json(self) -> dict[str, Any]:
-        return {"name": self.name, "create_if_missing": self.create_if_missing, "read_only": self.read_only}

@@ -9,11 +9,11 @@ from __future__ import annotations
 import difflib
 import math
 import re
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Mapping
 from typing import Any, TypedDict
 
 from steelyard.sdk.errors import DeclarationError
-from steelyard.sdk.nouns import Cron, Every, Secret, Volume, check_name
+from steelyard.sdk.nouns import Cron, Every, check_name
 
 Duration = str | float
 
@@ -47,8 +47,6 @@ class FunctionOptions(TypedDict, total=False):
     target_busy: float
     wake_bound: Duration
     public: bool
-    secrets: Iterable[Secret]
-    volumes: Mapping[str, Volume]
     schedule: Cron | Every
 
     cpus: float
@@ -87,8 +85,8 @@ _ELSEWHERE = {
     "cloud": "the machines are yours; there is no cloud to choose",
     "proxy": "replicas use the machine's own network",
     "enable_memory_snapshot": "replicas are always forked from a prepared template; `@sy.enter(shared=True)` fills it",
-    "secret": "write secrets=[...]",
-    "network_file_systems": "write volumes={...}",
+    **dict.fromkeys(("secret", "secrets"), "secrets are not there yet; `env=` and deploy --env set plain variables"),
+    **dict.fromkeys(("network_file_systems", "volumes"), "functions see the machine's own folders, as far as their user may"),
     "serialized": "functions are found by name in their module; deploy the file",
 }
 
@@ -206,22 +204,6 @@ def _env(value: Any) -> tuple[str, Any]:
     return "env", dict(value)
 
 
-def _secrets(value: Any) -> tuple[str, Any]:
-    secrets = [Secret(one) if isinstance(one, str) else one for one in value] if isinstance(value, list | tuple) else [None]
-    if not all(isinstance(one, Secret) for one in secrets):
-        raise DeclarationError("it is a list of sy.Secret.from_name('...').")
-    return "secrets", [one.as_json() for one in secrets if one is not None]
-
-
-def _volumes(value: Any) -> tuple[str, Any]:
-    if not isinstance(value, Mapping) or not all(isinstance(one, Volume) for one in value.values()):
-        raise DeclarationError("it is a dict of path: sy.Volume.from_name('...').")
-    for path in value:
-        if not isinstance(path, str) or not path.startswith("/") or ".." in path.split("/"):
-            raise DeclarationError(f"{path!r} is no absolute path.")
-    return "volumes", {path: volume.as_json() for path, volume in value.items()}
-
-
 def _schedule(value: Any) -> tuple[str, Any]:
     if not isinstance(value, Cron | Every):
         raise DeclarationError("it is sy.Cron('*/5 * * * *') or sy.Every(minutes=5).")
@@ -248,8 +230,6 @@ _READERS: dict[str, Reader] = {
     "target_busy": _number("target_busy", 0.01, 1.0),
     "wake_bound": _seconds("wake_bound_s", 0.001),
     "public": _flag("public"),
-    "secrets": _secrets,
-    "volumes": _volumes,
     "schedule": _schedule,
 }
 

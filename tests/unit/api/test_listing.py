@@ -40,14 +40,14 @@ def list_(wanted: Wanted, fold: bool = False) -> list[str]:
 
 
 def test_states_are_read_as_people_write_them() -> None:
-    assert parse_states(" running,QUEUED, ") == {JobState.RUNNING, JobState.QUEUED}
-    assert parse_states(None) is None
+    assert parse_states(JobState, " running,QUEUED, ") == {JobState.RUNNING, JobState.QUEUED}
+    assert parse_states(JobState, None) is None
 
 
 @pytest.mark.parametrize("text", ["", ",", "DONE", "RUNNING,DONE", "RUNNING QUEUED"])
 def test_a_state_that_there_is_not_is_named(text: str) -> None:
     with pytest.raises(Refused, match="There are QUEUED, STARTING"):
-        parse_states(text)
+        parse_states(JobState, text)
 
 
 def test_an_array_is_one_row_when_folded_and_is_listed_when_one_of_its_elements_would_be() -> None:

@@ -54,7 +54,7 @@ class Model:
     def inner(self): return "inner"
 
 @app.function
-@sy.web_server(8000)
+@sy.web_server(8000, startup_timeout=90)
 def served(): ...
 
 @app.local_entrypoint
@@ -110,6 +110,7 @@ def test_an_app_is_told_as_plain_json(load: Load) -> None:
     ]
     assert [parameter["name"] for parameter in model["methods"][0]["parameters"]] == ["x"]
     assert (functions["shop-served"]["interface"], functions["shop-served"]["port"]) == ("web_server", 8000)
+    assert functions["shop-served"]["options"]["startup_deadline_s"] == 90
     assert told["entrypoints"] == [
         {
             "name": "main",
