@@ -6,7 +6,9 @@ Used by `run`, `attach` and `exec`; what they ask for differs, how they wait doe
 
 from __future__ import annotations
 
+import contextlib
 import signal
+import socket
 import sys
 import threading
 from collections.abc import Callable
@@ -87,7 +89,10 @@ class Patience:
 class Interrupts:
     """Turns the first SIGINT or SIGTERM into that signal for the work and the second into SIGKILL; with `leave`, SIGQUIT (Ctrl-\\
     on a terminal) into Detached. Only a wait is broken off by it, so that no output is lost or printed twice. `stop` sends a
-    signal, and is told how many came so far. In force until `restore`."""
+    signal, and is told how many came so far. In force until `restore`.
+
+    What is waited for runs on a thread beside, and this one reads a pipe into which the kernel's signal handler writes: a signal
+    that arrives between Python's last look at signals and the system call that waits is lost on whoever waits in that call."""
 
     def __init__(self, stop: Callable[[int, int], None], leave: bool = False) -> None:
         self.pending: list[int] = []
@@ -95,9 +100,11 @@ class Interrupts:
         self.first_signal = 0
         self._stop = stop
         self._told = 0
-        self._waiting = False
+        self._woken, self._wake = socket.socketpair()
+        self._wake.setblocking(False)
         caught = (signal.SIGINT, signal.SIGTERM, *((signal.SIGQUIT,) if leave else ()))
         self._previous = {signum: signal.signal(signum, self._note) for signum in caught}
+        self._previous_fd = signal.set_wakeup_fd(self._wake.fileno(), warn_on_full_buffer=False)
 
     def forward(self) -> None:
         """Hand on what came. Raises Detached."""
@@ -111,24 +118,33 @@ class Interrupts:
 
     def _note(self, signum: int, _frame: FrameType | None) -> None:
         self.pending.append(signum)
-        if self._waiting:
-            raise KeyboardInterrupt
 
     def wait_for(self, blocking: Callable[[], T]) -> T | None:
-        """The result, or None when a signal came first."""
-        try:
-            self._waiting = True
-            if self.pending:
-                return None
-            return blocking()
-        except KeyboardInterrupt:
-            return None
-        finally:
-            self._waiting = False
+        """The result, or None when a signal came first: then nobody learns any more what `blocking` returns."""
+        results: list[T] = []
+        errors: list[BaseException] = []
+
+        def work() -> None:
+            try:
+                results.append(blocking())
+            except BaseException as err:
+                errors.append(err)
+            with contextlib.suppress(OSError):  # full, or closed: nobody needs to be woken
+                self._wake.send(b"\0")
+
+        threading.Thread(target=work, daemon=True).start()
+        while not (results or errors or self.pending):
+            self._woken.recv(512)
+        if errors:
+            raise errors[0]
+        return results[0] if results else None
 
     def restore(self) -> None:
+        signal.set_wakeup_fd(self._previous_fd)
         for signum, handler in self._previous.items():
             signal.signal(signum, handler)
+        self._woken.close()
+        self._wake.close()
 
 
 def stream(patience: Patience, poll: Callable[[Cursor], LogChunk], interrupts: Interrupts, begin: Cursor = START) -> LogChunk:
