@@ -126,7 +126,8 @@ def test_standard_input_is_the_first_tasks(run: Run) -> None:
 
 
 def test_a_reader_that_goes_away_ends_the_step(run: Run) -> None:
-    assert run("sh", "-c", "srun -l yes 2>/dev/null | head -n 1").stdout == "0: y\n"
+    # which of the tasks is heard first is nobody's promise
+    assert run("sh", "-c", "srun -l yes 2>/dev/null | head -n 1").stdout in ("0: y\n", "1: y\n")
 
 
 def test_tasks_are_bound_only_where_the_job_holds_its_cores_alone(run: Run) -> None:

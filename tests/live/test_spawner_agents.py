@@ -142,8 +142,12 @@ def test_a_start_that_fails_after_its_agent_died_is_recorded() -> None:
     async def script(rig: Rig) -> None:
         dead = socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET)
         dead.connect(str(rig.socket))
+        assert rig.spawner is not None
+        rig.spawner.send_signal(signal.SIGSTOP)  # what it answers before the agent is gone reaches that agent
+        os.waitid(os.P_PID, rig.spawner.pid, os.WSTOPPED)
         dead.send(wire.encode(spawn_request(rig, W, "/no/such/program")))
         dead.close()
+        rig.spawner.send_signal(signal.SIGCONT)
         assert (await rig.next_exit(W)).exit_code == 127
 
     play(script)
