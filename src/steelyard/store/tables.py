@@ -10,7 +10,7 @@ from __future__ import annotations
 import sqlalchemy as sa
 
 #: the newest migration, which this code needs; revisions are numbers, so that newer and older can be told apart
-SCHEMA = "0004"
+SCHEMA = "0005"
 
 metadata = sa.MetaData()
 
@@ -81,6 +81,16 @@ api_key = sa.Table(
     sa.Column("created_at", sa.Integer, nullable=False),
     *_content(),
     sa.Index("api_key_by_name", "project", "name", unique=True),
+)
+
+secret = sa.Table(
+    "secret",
+    metadata,
+    sa.Column("seq", sa.Integer, primary_key=True),
+    sa.Column("name", sa.Text, nullable=False),
+    *_ownership(known=True),
+    *_content(),
+    sa.Index("secret_by_name", "project", "name", unique=True),
 )
 
 account = sa.Table(
