@@ -51,6 +51,8 @@ class Model:
     def many(self, xs: list[int]) -> list[int]: return xs
     @sy.endpoint(method="get")
     def web(self, q: str = "a"): return q
+    @sy.method
+    def predict_both(self, x: int) -> list[int]: return [self.predict(x), self.predict.local(x), self.many.local(x)]
     def inner(self): return "inner"
 
 @app.function
@@ -107,6 +109,7 @@ def test_an_app_is_told_as_plain_json(load: Load) -> None:
         ("predict", "call", False),
         ("many", "call", True),
         ("web", "endpoint", False),
+        ("predict_both", "call", False),
     ]
     assert [parameter["name"] for parameter in model["methods"][0]["parameters"]] == ["x"]
     assert (functions["shop-served"]["interface"], functions["shop-served"]["port"]) == ("web_server", 8000)
@@ -127,7 +130,8 @@ def test_functions_run_here_when_asked_to(load: Load) -> None:
     assert module.add_up.local(1, 2, scale=2.0) == module.add_up(1, 2, scale=2.0) == 6.0
     assert list(module.numbers.local(3)) == [0, 1, 2]
     model = module.Model()
-    assert model.predict.local(1) == 3  # load, then connect, whatever order they stand in
+    assert model.predict.local(1) == model.predict(1) == 3  # load, then connect, whatever order they stand in
+    assert model.predict_both(1) == [3, 3, 1]  # inside the class a method is a handle too
     assert (model.steps, model.inner()) == (["load", "connect"], "inner")
     assert module.main() == 3
     with pytest.raises(AttributeError):
