@@ -27,7 +27,6 @@ from steelyard.model.secret import SecretUse
 from steelyard.model.timing import Timing
 from steelyard.model.usage import Usage
 
-
 #: the smallest share that there is: for functions, whose share of the common cores is taken by what runs and not booked
 NO_SHARE = 1e-6
 

@@ -1,5 +1,5 @@
-"""How do values of secrets lie at rest? Sealed with AES-256-GCM under a key of the home, which is a file of its own: a copy of the
-store alone tells nothing.
+"""How do values of secrets lie at rest? Sealed with AES-256-GCM under a key of the home, which is a file of its own: a copy of
+the store alone tells nothing.
 
 The name of the secret is authenticated with its values, so that rows can't be exchanged. The key file is made with the first
 secret and read anew each time; nothing is ever guessed about one that is gone or that is not the one a secret was sealed with.
@@ -101,8 +101,8 @@ class SecretBox:
 
     def _wrong(self, name: str) -> StoreDamaged:
         return StoreDamaged(
-            f"The key file {self._path} is another one than the secret {name} was sealed with, so that can't be read. Nothing was "
-            f"changed, and what runs goes on. Bring the right file back from a backup; or delete {name} "
+            f"The key file {self._path} is another one than the secret {name} was sealed with, so that can't be read. Nothing "
+            f"was changed, and what runs goes on. Bring the right file back from a backup; or delete {name} "
             f"(`steelyard secrets delete {name} --force`) and create it anew.",
             code=KEY_WRONG,
         )

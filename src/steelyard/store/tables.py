@@ -140,6 +140,16 @@ call = sa.Table(
     sa.Index("call_by_change", "change", unique=True),
 )
 
+volume = sa.Table(
+    "volume",
+    metadata,
+    sa.Column("seq", sa.Integer, primary_key=True),
+    sa.Column("name", sa.Text, nullable=False),
+    *_ownership(known=True),
+    *_content(),
+    sa.Index("volume_by_name", "project", "name", unique=True),
+)
+
 coldstart = sa.Table(
     "coldstart",
     metadata,

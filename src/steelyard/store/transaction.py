@@ -25,6 +25,7 @@ from steelyard.model.job import Job, JobState
 from steelyard.model.machine import Machine
 from steelyard.model.secret import Secret
 from steelyard.model.site import Account, Quota, Schedule
+from steelyard.model.volume import Volume
 from steelyard.store import Event, StoredAnswer
 from steelyard.store import statements as sql
 from steelyard.store.faults import damaged, translate
@@ -42,6 +43,7 @@ _decode_secret = msgspec.json.Decoder(Secret)
 _decode_account = msgspec.json.Decoder(Account)
 _decode_quota = msgspec.json.Decoder(Quota)
 _decode_schedule = msgspec.json.Decoder(Schedule)
+_decode_volume = msgspec.json.Decoder(Volume)
 _decode_call = msgspec.json.Decoder(Call)
 _decode_coldstart = msgspec.json.Decoder(ColdStart)
 _decode_machine = msgspec.json.Decoder(Machine)
@@ -217,6 +219,20 @@ class SqlTx:
     def delete_secret(self, project: ProjectName, name: str) -> bool:
         return self._change(sql.DELETE_SECRET, {"project": project, "name": name}) > 0
 
+    # volumes
+
+    def volumes(self) -> list[Volume]:
+        return self._all(_decode_volume, sql.VOLUMES)
+
+    def volume(self, project: ProjectName, name: str) -> Volume | None:
+        return self._one(_decode_volume, sql.VOLUME, {"project": project, "name": name})
+
+    def put_volume(self, volume: Volume) -> None:
+        self._put_object(f"Volume {volume.name}", sql.PUT_VOLUME, ("project", "name"), volume, {"name": volume.name})
+
+    def delete_volume(self, project: ProjectName, name: str) -> bool:
+        return self._change(sql.DELETE_VOLUME, {"project": project, "name": name}) > 0
+
     # history
 
     def add_coldstarts(self, rows: Sequence[ColdStart]) -> None:
@@ -309,7 +325,7 @@ class SqlTx:
         what: str,
         statements: sql.Put,
         identity: Sequence[str],
-        thing: Job | Function | Revision | ApiKey | Secret | Account | Quota | Schedule | Call,
+        thing: Job | Function | Revision | ApiKey | Secret | Account | Quota | Schedule | Call | Volume,
         columns: Mapping[str, object],
     ) -> None:
         insert, update, generation = statements
