@@ -8,7 +8,7 @@ done only where the workload could not have written anyway. Elsewhere its owner 
 
 from __future__ import annotations
 
-import os
+import posixpath
 from collections.abc import Iterable, Mapping, Sequence
 
 import msgspec
@@ -73,9 +73,10 @@ def check_path(path: str) -> str | None:
     shown = repr(path[:120])
     if not path.startswith("/") or ".." in path.split("/"):
         return f"{shown}: volumes are mounted at absolute paths without .., such as /data"
-    if path != "/" + os.path.normpath(path).lstrip("/") or len(path) > _PATH_MAX or any(ord(char) < 32 for char in path):
+    if path != "/" + posixpath.normpath(path).lstrip("/") or len(path) > _PATH_MAX or any(ord(char) < 32 for char in path):
         return f"{shown}: write the path plainly, without double or trailing slashes and control characters"
-    if path == "/" or (system := _system(path)) is not None:
+    system = _system(path)
+    if path == "/" or system is not None:
         what = "it is all there is" if path == "/" else f"{system} belongs to the machine"
         return f"{shown}: nothing can be mounted there, because {what}; choose a path such as /data"
     if ":" in path:
@@ -94,7 +95,7 @@ def plan_mounts(
         if not volume.path:
             continue
         point = points[volume.path]
-        target = os.path.join(point.nearest, *point.missing)
+        target = posixpath.join(point.nearest, *point.missing)
         if (wrong := _check_point(volume, point, target, as_root)) is not None:
             return wrong
         hidden = next((path for path in kept if is_within(path, target)), None)
@@ -111,7 +112,7 @@ def _check_point(volume: MountedVolume, point: PointSeen, target: str, as_root: 
     if target == "/" or _system(target) is not None:
         return f"volume {volume.name}: {volume.path} leads to {target}, which belongs to the machine. Choose another path"
     if point.blocked:
-        first = os.path.join(point.nearest, point.missing[0])
+        first = posixpath.join(point.nearest, point.missing[0])
         return f"volume {volume.name} can't be mounted at {volume.path}: {first} is no folder. Choose another path"
     if not point.missing or point.nearest == "/":
         return None
@@ -127,7 +128,7 @@ def to_machine(path: str, volumes: Iterable[MountedVolume]) -> str:
     """A path as the workload names it, as the machine names it."""
     for volume in volumes:
         if volume.path and is_within(path, volume.path):
-            return os.path.join(volume.source, os.path.relpath(path, volume.path)) if path != volume.path else volume.source
+            return posixpath.join(volume.source, posixpath.relpath(path, volume.path)) if path != volume.path else volume.source
     return path
 
 
@@ -135,7 +136,7 @@ def to_workload(path: str, volumes: Iterable[MountedVolume]) -> str:
     """The other way round."""
     for volume in volumes:
         if volume.path and is_within(path, volume.source):
-            return os.path.join(volume.path, os.path.relpath(path, volume.source)) if path != volume.source else volume.path
+            return posixpath.join(volume.path, posixpath.relpath(path, volume.source)) if path != volume.source else volume.path
     return path
 
 

@@ -6,7 +6,7 @@ workload is told the folder by a variable, and nothing is mounted.
 
 from __future__ import annotations
 
-import os
+import posixpath
 
 import msgspec
 
@@ -77,5 +77,5 @@ def parse_mount(text: str) -> VolumeMount:
         raise Refused(f"{text[:120]!r}: {rest[1][:20]!r} is neither ro nor rw. {_GRAMMAR}", code="bad-volume")
     path = rest[0] if rest else ""
     if path.startswith("/") and ".." not in path.split("/"):
-        path = "/" + os.path.normpath(path).lstrip("/")  # a trailing slash, or one too many
+        path = "/" + posixpath.normpath(path).lstrip("/")  # a trailing slash, or one too many
     return VolumeMount(name, path, rest[1:] == ["ro"])
