@@ -21,6 +21,8 @@ SERVER = """
         def do_GET(self):
             if self.path == "/hold":
                 while not os.path.exists("free"): time.sleep(0.002)
+            if self.path == "/health":
+                return self.send_error(200 if os.path.exists("free") else 503)
             if self.path == "/die":
                 os._exit(9)
             if self.path == "/large":
@@ -56,13 +58,14 @@ def bed(home: Path) -> Iterator[Bed]:
     made.close()
 
 
-def start(bed: Bed, *argv: str, port: int | None = None, concurrency: int = 2) -> Replica:
+def start(bed: Bed, *argv: str, port: int | None = None, concurrency: int = 2, readiness: str = "") -> Replica:
     replica = bed._replica()
     page = os.open(replica.page_path, os.O_RDWR)
     fds = [bed.listener.fileno(), page]
     command, env = relay_command(
-        sys.executable, argv, port=port, concurrency=concurrency, folder=str(bed.folder), listen_fd=fds[0], page_fd=fds[1]
-    )
+        sys.executable, argv, port=port, concurrency=concurrency, readiness=readiness, folder=str(bed.folder),
+        listen_fd=fds[0], page_fd=fds[1],
+    )  # fmt: skip
     bed.run_as(replica, command, {"PATH": os.environ["PATH"], **env}, fds, cwd=bed.code)
     os.close(page)
     return replica
@@ -128,6 +131,18 @@ def test_a_program_on_a_port_of_its_own(bed: Bed) -> None:
     replica = start(bed, sys.executable, "-m", "http.server", str(port), "--bind", "127.0.0.1", port=port)
     replica.await_serving()
     assert read_answer(ask(bed, "/file.txt"))[2] == b"from a file"
+    replica.retire()
+    assert replica.exit_code() == 0
+
+
+def test_a_program_that_accepts_serves_only_once_it_answers_readiness(bed: Bed) -> None:
+    replica = start(bed, sys.executable, "app.py", readiness="/health")
+    client = ask(bed)
+    replica.await_page(lambda page: page.said == "GET /health was answered with 503")
+    assert (replica.page.state, replica.page.accepted) == (pages.IMPORTED, 0)
+    (bed.code / "free").touch()
+    assert read_answer(client)[2] == b"1 True"
+    client.close()
     replica.retire()
     assert replica.exit_code() == 0
 

@@ -29,6 +29,8 @@ from steelyard.wire.spawn import PACKET_MAX
 #: what POSIX shells can name, plus the dots and dashes that some programs use
 _ENV_NAME = re.compile(r"[A-Za-z_][A-Za-z0-9_.-]{0,254}")
 _SHA256 = re.compile(r"[0-9a-f]{64}")
+#: what a request line can hold
+_READINESS = re.compile(r"/[!-~]{0,1023}", re.ASCII)
 _ATTRIBUTE = re.compile(r"[^\W\d]\w*(\.[^\W\d]\w*)*")
 #: the kernel's limit for one argument or variable (MAX_ARG_STRLEN), with its final NUL
 _STRING_MAX = 131_071
@@ -152,6 +154,11 @@ def _check_program(spec: FunctionSpec) -> list[Finding]:
             findings.append(Finding("bad-python", "python must name the interpreter of the function's environment"))
     if spec.python:
         findings += [Finding("bad-python", finding.text) for finding in check_folder("python", spec.python)]
+    if spec.readiness and not _READINESS.fullmatch(spec.readiness):
+        findings.append(Finding("bad-readiness", "readiness is a path such as /health, without spaces"))
+    if spec.readiness and spec.served_by_runner:
+        text = "readiness is for programs: a web app of Python is ready when its startup and `@sy.enter` are done"
+        findings.append(Finding("bad-readiness", text))
     if spec.port is not None and not 1 <= spec.port <= 65535:
         findings.append(Finding("bad-port", "port must be between 1 and 65535"))
     if spec.bundle is None and spec.cwd is None:

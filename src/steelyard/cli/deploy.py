@@ -124,6 +124,9 @@ Examples:
     "--python", "python", type=click.Path(), help="Interpreter of the code's environment [default: the one running this]."
 )
 @click.option("--port", type=click.IntRange(1, 65535), help="The program opens this port on 127.0.0.1 itself.")
+@click.option(
+    "--readiness", metavar="PATH", default="", help="It serves once a GET of that is answered 2xx, as /health often is."
+)
 @click.option("--public", is_flag=True, help="Anybody who reaches the gateway may call it, without a key.")
 @click.option("--as-root", is_flag=True, help="Run as root (only for the admin of a Steelyard that root started).")
 @click.option("--replace", is_flag=True, help="Of an app: take over what another file, or nobody's app, deployed by its names.")
@@ -193,6 +196,7 @@ def make_function(code: Target, asked: Mapping[str, Any]) -> tuple[str, Function
         cwd=None if code.file else os.getcwd(),
         python=interpreter,
         port=asked["port"],
+        readiness=asked["readiness"],
         env=parse_env(asked["env"]),
         resources=Resources(
             cpus=asked["cpus"],

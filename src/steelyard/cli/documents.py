@@ -47,6 +47,7 @@ class FunctionAsk(msgspec.Struct, frozen=True):
     startup_deadline_s: float | None = None
     wake_bound_s: float | None = None
     port: int | None = None
+    readiness: str = ""
     python: str | None = None
     public: bool = False
     as_root: bool = False
@@ -203,6 +204,7 @@ class _Reader:
             startup_deadline_s=self._seconds("startup_deadline"),
             wake_bound_s=self._seconds("wake_bound"),
             port=self._number(top, "port") if "port" in top else None,
+            readiness=self._text(top, "readiness") if "readiness" in top else "",
             python=self._text(top, "python") if "python" in top else None,
             public=self._truth(top, "public") if "public" in top else False,
             as_root=like_job.as_root,
@@ -344,6 +346,6 @@ _KEYS: dict[str, tuple[str, ...]] = {
     FUNCTION: (
         *_COMMON, "target", "command", "workdir", "replicas", "concurrency", "idle_timeout", "startup_deadline", "wake_bound",
         "target_wait", "target_busy", "buffer_replicas",
-        "port", "python", "public", "as_root",
+        "port", "readiness", "python", "public", "as_root",
     ),
 }  # fmt: skip

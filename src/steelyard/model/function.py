@@ -27,6 +27,8 @@ class FunctionSpec(msgspec.Struct, frozen=True):
     python: str = ""
     #: the program, or the function of the attribute (`@sy.web_server`), opens this TCP port on 127.0.0.1 itself
     port: int | None = None
+    #: of a program: it serves once a GET of this path is answered 2xx; empty: once it accepts a connection
+    readiness: str = ""
     env: dict[str, str] = {}
     resources: Resources = Resources(cpus=1.0)
     replicas_min: int = 0

@@ -17,12 +17,13 @@ import signal
 import socket
 import sys
 import tempfile
-from collections.abc import Sequence
+from collections.abc import Awaitable, Sequence
 from pathlib import Path
 
 import msgspec
 
 from steelyard.clock import Clock, SystemClock
+from steelyard.runtime.ask import Address, ask
 from steelyard.runtime.program import Program
 from steelyard.runtime.runner import page as pages
 from steelyard.runtime.runner.accept import SHORTAGE_S, accept_living
@@ -31,6 +32,8 @@ from steelyard.runtime.runner.page import Page
 
 #: how often a program that was just started is asked whether it listens yet
 PROBE_S = 0.005
+#: between two questions of readiness, and how long an answer to one may take
+READINESS_S, READINESS_TIMEOUT_S = 0.05, 5.0
 #: after SIGTERM the program has this long
 GRACE_S = 10.0
 HEAD_MAX = 65536
@@ -41,6 +44,8 @@ class RelayConfig(msgspec.Struct, frozen=True):
     concurrency: int
     #: the program opens this port on 127.0.0.1 itself; None: it gets a socket as fd 3
     port: int | None = None
+    #: it serves once a GET of this path is answered 2xx; empty: once it accepts
+    readiness: str = ""
     #: where the private socket may be made; None: a temporary folder
     folder: str | None = None
     listen_fd: int = 3
@@ -53,12 +58,13 @@ def relay_command(
     *,
     port: int | None,
     concurrency: int,
+    readiness: str = "",
     folder: str | None = None,
     listen_fd: int = 3,
     page_fd: int = 4,
 ) -> tuple[list[str], dict[str, str]]:
     """(argv, env) of the relay under our interpreter `python`, isolated (-I) from PYTHON* variables meant for the program."""
-    config = RelayConfig(tuple(argv), concurrency, port, folder, listen_fd, page_fd)
+    config = RelayConfig(tuple(argv), concurrency, port, readiness, folder, listen_fd, page_fd)
     return [python, "-I", "-m", "steelyard.runtime.relay"], {"STEELYARD_RELAY": msgspec.json.encode(config).decode()}
 
 
@@ -171,7 +177,7 @@ class Relay:
         self._watching = False
         self._retiring = False
         self._serving = False
-        self.address: str | tuple[str, int] = ""
+        self.address: Address = ""
         self.ended: asyncio.Future[int] = self._loop.create_future()
 
     def now_ns(self) -> int:
@@ -179,6 +185,17 @@ class Relay:
 
     def watch_program(self) -> None:
         self._loop.add_reader(self._program.pidfd, self._program_ended)
+
+    async def until_ready(self, accepting: Awaitable[None]) -> None:
+        """The program accepts, and answers readiness where that is asked for."""
+        await accepting
+        target = self._config.readiness
+        while target:
+            answer = await ask(self.address, target, timeout_s=READINESS_TIMEOUT_S)
+            if answer is not None and answer.ok:
+                return
+            self.page.say(f"GET {target} was answered with {answer.status}" if answer else f"GET {target} was not answered")
+            await asyncio.sleep(READINESS_S)
 
     def serve(self) -> None:
         page = self.page
@@ -309,11 +326,12 @@ async def run(config: RelayConfig, page: Page, program: Program, private: socket
     loop.add_signal_handler(signal.SIGTERM, relay.retire)
     if private is not None:
         relay.address = private.getsockname()
-        starting = loop.create_task(program_accepts(private, private.getsockname()))
+        accepting = program_accepts(private, private.getsockname())
     else:
         assert config.port is not None
         relay.address = ("127.0.0.1", config.port)
-        starting = loop.create_task(port_accepts(config.port))
+        accepting = port_accepts(config.port)
+    starting = loop.create_task(relay.until_ready(accepting))
     await asyncio.wait([starting, relay.ended], return_when=asyncio.FIRST_COMPLETED)
     if relay.ended.done():
         starting.cancel()

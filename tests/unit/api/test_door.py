@@ -93,6 +93,10 @@ FUNCTIONS: list[tuple[FunctionSpec, dict[str, object], str]] = [
     (PROGRAM, {"port": 0}, "bad-port"),
     (PROGRAM, {"port": 65536}, "bad-port"),
     (PROGRAM, {"argv": ("a\0",)}, "nul-byte"),
+    (PROGRAM, {"readiness": "health"}, "bad-readiness"),
+    (PROGRAM, {"readiness": "/a b"}, "bad-readiness"),
+    (PROGRAM, {"readiness": "/a\r\nx: y"}, "bad-readiness"),
+    (APP, {"readiness": "/health"}, "bad-readiness"),
 ]
 
 

@@ -99,6 +99,7 @@ type: function
 name: files
 command: python3 -m http.server 8000
 port: 8000
+readiness: /health
 replicas: 2
 """
     )
@@ -113,6 +114,7 @@ replicas: 2
     assert (hello.target, hello.replicas, hello.env, hello.idle_timeout_s) == (("/srv/app.py:app",), (0, 8), {"A": "b"}, 300)
     assert hello.resources.memory_bytes == 1_000_000_000 and (hello.wake_bound_s, files.wake_bound_s) == (2.0, None)
     assert (files.target, files.port, files.replicas) == (("python3", "-m", "http.server", "8000"), 8000, (2, 2))
+    assert (files.readiness, hello.readiness) == ("/health", "")
 
 
 @pytest.mark.parametrize(

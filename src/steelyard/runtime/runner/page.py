@@ -1,7 +1,8 @@
 """What is a replica doing right now, and when did it reach each step of its start? One 4096-byte shared memory file per replica.
 
 The replica (or relay) writes, the agent reads; neither waits for the other. The first half holds unsigned 64-bit numbers, the
-second half JSON: the user's phases and, after a failure, the error text. Never deletes the file: whoever made it does.
+second half JSON: the user's phases, what a start waits for and, after a failure, the error text. Never deletes the file: whoever
+made it does.
 """
 
 from __future__ import annotations
@@ -105,6 +106,15 @@ class Page:
     @property
     def error(self) -> str:
         return str(self._text().get("error", ""))
+
+    @property
+    def said(self) -> str:
+        """What the start waits for."""
+        return str(self._text().get("said", ""))
+
+    def say(self, text: str) -> None:
+        if text != self.said:
+            self._write_text({"said": text[-300:]})
 
     def write_phases(self, phases: dict[str, float]) -> None:
         """Keep what fits, in order; the rest is dropped."""
