@@ -368,10 +368,10 @@ class Agent:
         if ask.what == "log":
             stream = "stderr" if ask.stream == "stderr" else "stdout"
             try:
-                data, next_offset = self.jobs.files.read_output(ask.workload, stream, ask.offset, ask.limit)
+                piece = self.jobs.files.read_output(ask.workload, stream, ask.offset, ask.limit, ask.margin)
             except SteelyardError as err:
                 return Answer(id=ask.id, error=err.public)
-            return Answer(id=ask.id, data=data, next_offset=next_offset)
+            return Answer(ask.id, piece.data, piece.next_offset, "", piece.gap, piece.before, piece.after, piece.cut)
         return Answer(id=ask.id, error=f"This agent does not know the question {ask.what!r}.")
 
     async def _answer_exec(self, ask: Ask) -> Answer:

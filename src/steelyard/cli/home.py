@@ -38,6 +38,7 @@ _OURS = frozenset(
         "settings.json",
         "admin.token",
         "agent.token",
+        "secrets.key",
         "programs",
         "logs",
         "server",

@@ -493,6 +493,35 @@ class KeyView(msgspec.Struct, frozen=True):
     secret: str | None = None
 
 
+class SecretPut(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    name: str
+    #: key -> value
+    values: dict[str, str]
+    #: one of that name that is there is replaced: all of it
+    replace: bool = False
+
+
+class SecretView(msgspec.Struct, frozen=True):
+    """A secret, without its values: nothing shows those again."""
+
+    name: str
+    project: str
+    owner: str
+    generation: int
+    keys: tuple[str, ...]
+    created_at: str
+    changed_at: str
+    #: such as `function web` and `job j-000001`
+    used_by: tuple[str, ...] = ()
+
+
+class SecretValues(msgspec.Struct, frozen=True):
+    """For the agent alone."""
+
+    version: str
+    values: dict[str, str]
+
+
 class HealthRequest(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """Either an active check of `subject`, which is put back into use when it passes; or, with `keep_hardware`, drift is measured
     from the hardware as it is now."""
