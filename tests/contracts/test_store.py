@@ -22,6 +22,7 @@ from steelyard.model.call import CallState
 from steelyard.model.ids import DEFAULT_PROJECT, FunctionName, JobId, ProjectName
 from steelyard.model.job import JobState
 from steelyard.model.site import Account, Quota, Schedule
+from steelyard.model.volume import Volume
 from steelyard.store import Tx
 from steelyard.store.memory import MemoryStore
 from steelyard.store.sql import open_store
@@ -474,3 +475,16 @@ BothStores.TestCase.settings = settings(
     max_examples=30, stateful_step_count=20, deadline=None, suppress_health_check=list(HealthCheck)
 )
 TestBothStores = BothStores.TestCase
+
+
+def test_volumes_come_back_as_they_were_put(held: Held) -> None:
+    volume = Volume("data", DEFAULT_PROJECT, OWNER, 1, "/srv/volumes/data", 5)
+    other = replace(volume, project=ProjectName("other"))
+    held.write(lambda tx: (tx.put_volume(volume), tx.put_volume(other)))
+    going = replace(volume, generation=2, deleting=True)
+    held.write(lambda tx: tx.put_volume(going))
+    with pytest.raises(Conflict):
+        held.write(lambda tx: tx.put_volume(going))
+    assert held.read(lambda tx: (tx.volume(DEFAULT_PROJECT, "data"), tx.volume(DEFAULT_PROJECT, "none"))) == (going, None)
+    assert held.write(lambda tx: [tx.delete_volume(DEFAULT_PROJECT, "data") for _ in range(2)]) == [True, False]
+    assert held.read(lambda tx: tx.volumes()) == [other]

@@ -24,6 +24,7 @@ from steelyard.model.ids import CallId, FunctionName, JobId, ProjectName
 from steelyard.model.job import Job, JobState
 from steelyard.model.machine import Machine
 from steelyard.model.site import Account, Quota, Schedule
+from steelyard.model.volume import Volume
 
 T = TypeVar("T")
 
@@ -46,7 +47,7 @@ class Event(msgspec.Struct, frozen=True):
     at: int
     project: ProjectName
     owner: str
-    #: "job", "function", "key", "machine", "schedule", "call"
+    #: "job", "function", "key", "machine", "schedule", "call", "volume"
     kind: str
     subject: str
     #: what happened, e.g. "submitted", "QUEUED -> STARTING"
@@ -125,6 +126,11 @@ class Tx(Protocol):
     def keys(self) -> list[ApiKey]: ...
     def put_key(self, key: ApiKey) -> None: ...
     def delete_key(self, project: ProjectName, name: str) -> bool: ...
+
+    def volumes(self) -> list[Volume]: ...
+    def volume(self, project: ProjectName, name: str) -> Volume | None: ...
+    def put_volume(self, volume: Volume) -> None: ...
+    def delete_volume(self, project: ProjectName, name: str) -> bool: ...
 
     def add_coldstarts(self, rows: Sequence[ColdStart]) -> None:
         """Rows whose id is already there are skipped."""

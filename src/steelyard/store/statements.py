@@ -15,7 +15,7 @@ _acc, _quo, _sched = tables.account.c, tables.quota.c, tables.schedule.c
 _cold, _ans, _ev = tables.coldstart.c, tables.answer.c, tables.event.c
 _machine, _counter = tables.machine.c, tables.counter.c
 
-_call, _rev = tables.call.c, tables.revision.c
+_call, _rev, _vol = tables.call.c, tables.revision.c, tables.volume.c
 
 #: (insert unless there, update of exactly the generation before, stored generation)
 Put = tuple[Statement, Statement, Statement]
@@ -114,6 +114,12 @@ SCHEDULES = Statement(sa.select(_sched.body, _sched.body_crc).order_by(_sched.se
 SCHEDULE = Statement(sa.select(_sched.body, _sched.body_crc).where(_one_schedule))
 PUT_SCHEDULE = _put(tables.schedule, "project", "name")
 DELETE_SCHEDULE = Statement(sa.delete(tables.schedule).where(_one_schedule))
+
+_one_volume = sa.and_(_vol.project == _p("project"), _vol.name == _p("name"))
+VOLUMES = Statement(sa.select(_vol.body, _vol.body_crc).order_by(_vol.seq))
+VOLUME = Statement(sa.select(_vol.body, _vol.body_crc).where(_one_volume))
+PUT_VOLUME = _put(tables.volume, "project", "name")
+DELETE_VOLUME = Statement(sa.delete(tables.volume).where(_one_volume))
 
 _coldstarts = sa.select(_cold.body, _cold.body_crc).order_by(_cold.seq.desc()).limit(_p("limit"))
 COLDSTARTS = Statement(_coldstarts)
