@@ -10,6 +10,7 @@ import msgspec
 from steelyard.model.ids import FunctionName, ProjectName
 from steelyard.model.job import NO_SHARE, Owner, Plan, Resources
 from steelyard.model.reason import Reason
+from steelyard.model.secret import SecretUse
 
 
 class ScaleOn(msgspec.Struct, frozen=True):
@@ -71,6 +72,8 @@ class FunctionSpec(msgspec.Struct, frozen=True):
     origin: str = ""
     #: `call`: made for `.remote()` and `steelyard call`; `http`: a web app, asked by anything that speaks HTTP
     interface: Literal["http", "call"] = "http"
+    #: what its replicas are given beside `env`, each name once
+    secrets: tuple[SecretUse, ...] = ()
 
     @property
     def served_by_runner(self) -> bool:
