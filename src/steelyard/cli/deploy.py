@@ -127,6 +127,13 @@ Examples:
     "--env", "env", multiple=True, metavar="K=V", help="Set a variable (K alone takes the caller's value). May be repeated."
 )
 @click.option(
+    "--secret",
+    "secrets",
+    multiple=True,
+    metavar="NAME[:files]",
+    help="Give replicas a secret's keys as variables, or as files below $STEELYARD_SECRETS/NAME. May be repeated.",
+)
+@click.option(
     "--python", "python", type=click.Path(), help="Interpreter of the code's environment [default: the one running this]."
 )
 @click.option(
@@ -191,7 +198,7 @@ def deploy(
 
 def make_function(code: Target, asked: Mapping[str, Any]) -> tuple[str, FunctionSpec]:
     """Name and spec of an ASGI app or a program, but for its bundle. Raises Refused."""
-    from steelyard.cli.job_options import parse_env
+    from steelyard.cli.job_options import parse_env, parse_uses
 
     if asked["min_replicas"] > asked["max_replicas"]:
         raise Refused(
@@ -226,6 +233,7 @@ def make_function(code: Target, asked: Mapping[str, Any]) -> tuple[str, Function
         wake_bound_s=parse_seconds(asked["wake_bound"]) if asked["wake_bound"] else None,
         public=asked["public"],
         as_root=asked["as_root"],
+        secrets=parse_uses(asked["secrets"]),
     )
     return check_name(asked["name"] or code.name), spec
 

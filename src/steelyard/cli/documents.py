@@ -23,6 +23,7 @@ from steelyard.model.batch import Dependency
 from steelyard.model.function import ScaleOn
 from steelyard.model.ids import NAME
 from steelyard.model.job import JobSpec, Resources
+from steelyard.model.secret import SecretUse
 
 BYTES_MAX = 1 << 20
 DOCUMENTS_MAX = 1000
@@ -53,6 +54,7 @@ class FunctionAsk(msgspec.Struct, frozen=True):
     python: str | None = None
     public: bool = False
     as_root: bool = False
+    secrets: tuple[SecretUse, ...] = ()
 
 
 class Document(msgspec.Struct, frozen=True):
@@ -211,6 +213,7 @@ class _Reader:
             python=self._text(top, "python") if "python" in top else None,
             public=self._truth(top, "public") if "public" in top else False,
             as_root=like_job.as_root,
+            secrets=like_job.secrets,
         )
 
     def _replicas(self) -> tuple[int, int]:
@@ -351,6 +354,7 @@ _OPTIONS: dict[str, tuple[str, _Read]] = {
     "output": ("output", _Reader._text),
     "error": ("errors", _Reader._text),
     "as_root": ("as_root", _Reader._truth),
+    "secrets": ("secrets", _Reader._list),
 }
 _COMMON = ("type", "name", "resources", "env")
 _RUNS = (*_COMMON, "commands", "command", "workdir", *_OPTIONS)
@@ -360,6 +364,6 @@ _KEYS: dict[str, tuple[str, ...]] = {
     FUNCTION: (
         *_COMMON, "target", "command", "workdir", "replicas", "concurrency", "idle_timeout", "startup_deadline", "wake_bound",
         "target_wait", "target_busy", "buffer_replicas", "scale_on",
-        "port", "readiness", "python", "public", "as_root",
+        "port", "readiness", "python", "public", "as_root", "secrets",
     ),
 }  # fmt: skip

@@ -1,7 +1,8 @@
 """What does a .env file say? Pure: its text in, names and values out; Refused with the line where it is no such file.
 
-NAME=VALUE in each line, perhaps behind `export`. A value in single quotes is taken as it stands, one in double quotes knows \\n, \\t,
-\\r, \\", \\\\ and \\$; both may go over several lines. A value without quotes ends at ` #`. Variables in values are not filled in.
+NAME=VALUE in each line, perhaps behind `export`. A value in single quotes is taken as it stands, one in double quotes knows
+\\n, \\t, \\r, \\", \\\\ and \\$; both may go over several lines. A value without quotes ends at ` #`. Variables in values are not
+filled in.
 """
 
 from __future__ import annotations

@@ -6,7 +6,7 @@ Text of the command line in, nouns out. What is misspelt is refused here with th
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from datetime import UTC, datetime
 from typing import Any, TypeVar
 
@@ -30,6 +30,7 @@ from steelyard.model.batch import (
 from steelyard.model.gpu_demand import parse_gpu_demand
 from steelyard.model.ids import JobId
 from steelyard.model.job import JobSpec, Resources
+from steelyard.model.secret import SecretUse, parse_use
 from steelyard.model.timing import Timing
 
 F = TypeVar("F", bound=Callable[..., Any])
@@ -99,6 +100,10 @@ _OPTIONS = (
     click.option(
         "--env", "env", multiple=True, metavar="K=V", help="Set a variable (K alone takes the caller's value). May be repeated."
     ),
+    click.option(
+        "--secret", "secrets", multiple=True, metavar="NAME[:files]",
+        help="Give it a secret's keys as variables, or as files below $STEELYARD_SECRETS/NAME. May be repeated.",
+    ),
     click.option("--as-root", is_flag=True, help="Run as root (only for the admin of a Steelyard that root started)."),
 )  # fmt: skip
 
@@ -153,6 +158,7 @@ def make_spec(command: tuple[str, ...], asked: Mapping[str, Any], cwd: str, now:
         stdout=output,
         stderr=_path(asked["errors"], cwd) or output,
         checkpoint_dir=_path(asked["checkpoint_dir"], cwd),
+        secrets=parse_uses(asked["secrets"]),
     )
 
 
@@ -191,6 +197,20 @@ def parse_env(pairs: tuple[str, ...]) -> dict[str, str]:
         elif key in os.environ:
             env[key] = os.environ[key]
     return env
+
+
+def parse_uses(texts: Sequence[str]) -> tuple[SecretUse, ...]:
+    """ "db", "tls:files" -> what a workload asks for; each name once, the last one counts. Raises Refused."""
+    found: dict[str, SecretUse] = {}
+    for text in texts:
+        use = parse_use(text)
+        if use is None:
+            raise Refused(
+                f"{text[:80]!r} names no secret. Write NAME for variables or NAME:files for files, for example --secret db.",
+                code="bad-secret",
+            )
+        found[use.name] = use
+    return tuple(found.values())
 
 
 def parse_after(text: str) -> tuple[Dependency, ...]:

@@ -4,7 +4,6 @@ no message holds one."""
 from __future__ import annotations
 
 import sys
-from collections.abc import Sequence
 from pathlib import Path
 
 import click
@@ -13,14 +12,14 @@ from steelyard.cli.dotenv import parse_dotenv
 from steelyard.cli.output import print_json, print_table, show_time
 from steelyard.cli.session import home_option, json_option, new_key, open_client, quote
 from steelyard.errors import NotFound, Refused
-from steelyard.model.secret import SECRET_MAX, SecretUse, check_secret, parse_use
+from steelyard.model.secret import SECRET_MAX, check_secret
 from steelyard.wire.api import SecretPut, SecretView
 
 SECRETS_HELP = """List, create and delete secrets: passwords, tokens and keys that functions and jobs are given.
 
-They lie encrypted in the home, under a key of its own (secrets.key: keep a backup apart from the rest). Work that names one gets its
-keys as variables, or as files: `--secret NAME` or `--secret NAME:files` of run, submit and deploy, `secrets=[...]` in a decorator. In
-what Steelyard shows of logs and errors, values of 6 characters and more are replaced by [secret NAME.KEY].
+They lie encrypted in the home, under a key of its own (secrets.key: keep a backup apart from the rest). Work that names one gets
+its keys as variables, or as files: `--secret NAME` or `--secret NAME:files` of run, submit and deploy, `secrets=[...]` in a
+decorator. In what Steelyard shows of logs and errors, values of 6 characters and more are replaced by [secret NAME.KEY].
 
 \b
 Examples:
@@ -62,7 +61,8 @@ KEY=@FILE   the text of a file, as it is
 KEY=VALUE   other users see it in `ps` while the command runs, and your shell
             remembers it: prefer the others
 
-With --replace all of an existing secret is replaced. Work that starts afterwards gets the new values; what runs keeps those it has.
+With --replace all of an existing secret is replaced. Work that starts afterwards gets the new values; what runs keeps those that
+it has.
 
 \b
 Examples:
@@ -117,20 +117,6 @@ def delete_secret(ctx: click.Context, name: str, force: bool, home: Path | None)
     with open_client(home or ctx.obj) as client:
         client.call("DELETE", f"/v1/secrets/{quote(name)}", params={"force": "true"} if force else None, key=new_key())
     click.echo(f"{name} deleted")
-
-
-def parse_uses(texts: Sequence[str]) -> tuple[SecretUse, ...]:
-    """ "db", "tls:files" -> what a workload asks for; each name once, the last one counts. Raises Refused."""
-    found: dict[str, SecretUse] = {}
-    for text in texts:
-        use = parse_use(text)
-        if use is None:
-            raise Refused(
-                f"{text[:80]!r} names no secret. Write NAME for variables or NAME:files for files, for example --secret db.",
-                code="bad-secret",
-            )
-        found[use.name] = use
-    return tuple(found.values())
 
 
 def _list(home: Path | None, as_json: bool) -> None:

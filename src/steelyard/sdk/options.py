@@ -9,11 +9,11 @@ from __future__ import annotations
 import difflib
 import math
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, TypedDict
 
 from steelyard.sdk.errors import DeclarationError
-from steelyard.sdk.nouns import Cron, Every, check_name
+from steelyard.sdk.nouns import Cron, Every, Secret, check_name
 
 Duration = str | float
 
@@ -30,6 +30,8 @@ class FunctionOptions(TypedDict, total=False):
     gpu: str
     timing: str
     env: Mapping[str, str]
+    #: a text is a name: variables
+    secrets: Sequence[Secret | str]
     #: interpreter of the code's environment
     python: str
     min_replicas: int
@@ -87,7 +89,7 @@ _ELSEWHERE = {
     "cloud": "the machines are yours; there is no cloud to choose",
     "proxy": "replicas use the machine's own network",
     "enable_memory_snapshot": "replicas are always forked from a prepared template; `@sy.enter(shared=True)` fills it",
-    **dict.fromkeys(("secret", "secrets"), "secrets are not there yet; `env=` and deploy --env set plain variables"),
+    "secret": "secrets are a list: `secrets=[sy.Secret.from_name('name')]`",
     **dict.fromkeys(("network_file_systems", "volumes"), "functions see the machine's own folders, as far as their user may"),
     "serialized": "functions are found by name in their module; deploy the file",
 }
@@ -213,6 +215,20 @@ def _scale_on(value: Any) -> tuple[str, Any]:
     return "scale_on", [{"metric": metric, "target": float(target)} for metric, target in value.items()]
 
 
+def _secrets(value: Any) -> tuple[str, Any]:
+    if isinstance(value, str) or not isinstance(value, Sequence):
+        raise DeclarationError("it is a list, such as [sy.Secret.from_name('db')].")
+    found: dict[str, Any] = {}
+    for each in value:
+        secret = Secret.from_name(each) if isinstance(each, str) else each
+        if not isinstance(secret, Secret):
+            raise DeclarationError(f"{each!r} is no secret. Write sy.Secret.from_name('db').")
+        if secret.name in found:
+            raise DeclarationError(f"{secret.name!r} is named twice.")
+        found[secret.name] = secret.as_json()
+    return "secrets", list(found.values())
+
+
 def _schedule(value: Any) -> tuple[str, Any]:
     if not isinstance(value, Cron | Every):
         raise DeclarationError("it is sy.Cron('*/5 * * * *') or sy.Every(minutes=5).")
@@ -226,6 +242,7 @@ _READERS: dict[str, Reader] = {
     "gpu": _gpu,
     "timing": _text("timing", "best-effort", "dedicated"),
     "env": _env,
+    "secrets": _secrets,
     "python": _text("python"),
     "min_replicas": _whole("replicas_min", 0, 1000),
     "max_replicas": _whole("replicas_max", 1, 1000),
