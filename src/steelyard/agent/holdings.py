@@ -8,6 +8,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 
 from steelyard.agent.scratch import ScratchKeeper
+from steelyard.agent.secrets import SecretKeeper
 from steelyard.agent.usage import UsageKeeper
 from steelyard.host import Cgroups
 from steelyard.model.ids import AttemptId, WorkloadId
@@ -22,8 +23,8 @@ V1_WRITES = (
 
 
 class Holdings:
-    def __init__(self, scratch: ScratchKeeper, usage: UsageKeeper, cgroups: Cgroups) -> None:
-        self.scratch, self.usage = scratch, usage
+    def __init__(self, scratch: ScratchKeeper, usage: UsageKeeper, cgroups: Cgroups, secrets: SecretKeeper) -> None:
+        self.scratch, self.usage, self.secrets = scratch, usage, secrets
         self._cgroups = cgroups
 
     async def prepare(self, workload: WorkloadId, asked: Resources, ids: tuple[int, int] | None) -> Mapping[str, str]:
@@ -42,6 +43,7 @@ class Holdings:
         """Nothing of it runs any more, or ever did."""
         self.usage.note_end(workload, None)
         self.scratch.release(workload)
+        self.secrets.drop(workload)
 
     def forget(self, attempt: AttemptId) -> None:
         self.usage.forget(attempt)

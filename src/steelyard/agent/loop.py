@@ -28,6 +28,7 @@ from steelyard.agent.link import Link
 from steelyard.agent.presence import Presence
 from steelyard.agent.reconcile import ALIVE
 from steelyard.agent.scratch import ScratchKeeper
+from steelyard.agent.secrets import SecretKeeper
 from steelyard.agent.timing import KIND as PROBE
 from steelyard.agent.timing import TimingKeeper
 from steelyard.agent.usage import UsageKeeper
@@ -92,7 +93,8 @@ class Agent:
         self._missing: tuple[str, ...] = ()
         scratch = ScratchKeeper(edges.scratch)
         usage = UsageKeeper(edges.cgroups, edges.clock, edges.machine.topology, scratch.peak_bytes)
-        self.holdings = Holdings(scratch, usage, edges.cgroups)
+        self.secrets = SecretKeeper(edges.paths, edges.settings, lambda: self.functions.on_secrets())
+        self.holdings = Holdings(scratch, usage, edges.cgroups, self.secrets)
         self.jobs = JobKeeper(
             edges.paths,
             edges.settings,
@@ -118,8 +120,12 @@ class Agent:
             devices=self.devices,
             presence=self.presence,
             lending=Lending(self._reserve, self.jobs.make_way, self.devices),
+            secrets=self.secrets,
         )
-        self._link = Link(
+        self._link = self._make_link(edges)
+
+    def _make_link(self, edges: Edges) -> Link:
+        return Link(
             edges.settings,
             edges.paths.agent_token,
             Hello(wire_version=WIRE_VERSION, machine=edges.machine),
@@ -242,6 +248,7 @@ class Agent:
     async def _adopt(self, held: dict[str, int], running: Running) -> None:
         found = self._edges.runtime.adopt(running)
         assignment = self._ledger.assignment
+        self.secrets.adopt(assignment.secrets)
         probes = [item for item in found if _kind(item) == PROBE]
         self.jobs.adopt([item for item in found if _kind(item) == JOB], assignment.jobs, probes)
         self.execs.adopt(item for item in found if _kind(item) == EXEC)
@@ -287,6 +294,7 @@ class Agent:
 
     def _reconcile(self, assignment: Assignment) -> None:
         self._reserve()
+        self.secrets.reconcile(assignment.secrets)
         self.jobs.reconcile(assignment.jobs)
         self.functions.reconcile(assignment.functions, assignment.keys)
         self._changed()
@@ -422,6 +430,7 @@ class Agent:
             self._reserve()
             self.health.on_use()
             self._look_at_missing()
+            self.secrets.sweep(lambda: self.jobs.workloads_in("starting", *ALIVE) | self.functions.secret_folders)
             await self.holdings.scratch.look()
             self.jobs.end_over_scratch(self.holdings.scratch.over())
             self.execs.tidy({workload for workload, _, _ in self.jobs.running}, self.jobs.known)
