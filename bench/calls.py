@@ -128,8 +128,9 @@ def _trip_figure(seen: dict[str, list[dict[str, Any]]], missing: str) -> Figure:
             ratio = middle  # the task's: a function without state is one
     detail = (
         "`.remote(7)` of a function that gives back its argument, one after the other from one thread, everything warm: a "
-        "client of its own per round, 50 calls before those that count, one replica or worker at work. Ray: a task, "
-        f"which is what a function without state is there, and a warm actor's method, which is faster. Medians of the rounds' medians.{missing}"
+        "client of its own per round, 50 calls before those that count, one replica or worker at work. Ray: a task, what "
+        "a function without state is there, and a warm actor's method, which is faster. Medians of medians."
+        f"{missing}"
     )
     held = None if ratio is None else ratio <= TRIP_GOAL
     return Figure("remote call", "`.remote` round trip, p50", p50, "ms", "<= 0.5 x Ray's task", held, detail, more)
