@@ -51,7 +51,9 @@ def make_tar(entries: Iterable[tuple[tarfile.TarInfo, bytes]]) -> bytes:
 def busybox_entries() -> list[tuple[tarfile.TarInfo, bytes]]:
     """A root file system with a shell: one static program and its names."""
     program = Path("/bin/busybox").read_bytes()
-    names = "sh ls cat echo id sleep true false mount umount mknod chmod chown wget httpd env head grep test mkdir rm touch ps kill nc"
+    names = (
+        "sh ls cat echo id sleep true false mount umount mknod chmod chown wget httpd env head grep test mkdir rm touch ps kill"
+    )
     return [
         *(folder(name) for name in ("bin", "etc", "usr", "var")),
         folder("tmp", mode=0o1777),

@@ -191,6 +191,8 @@ def make_function_spec(ask: FunctionAsk) -> tuple[FunctionSpec, Path | None]:
         cwd=None if code.file else ask.workdir,
         python=python,
         port=ask.port,
+        readiness=ask.readiness,
+        scale_on=ask.scale_on,
         env=ask.env,
         resources=ask.resources,
         replicas_min=ask.replicas[0],

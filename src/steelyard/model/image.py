@@ -15,6 +15,8 @@ import msgspec
 from steelyard.errors import Refused
 
 REFERENCE_MAX = 1024
+#: users and groups that a container has: 0 to one less
+IDS_MAX = 65_536
 _DIGEST = r"sha256:[0-9a-f]{64}"
 _TAG = r"[A-Za-z0-9_][A-Za-z0-9_.-]{0,127}"
 _HOST = r"[A-Za-z0-9](?:[A-Za-z0-9.-]*[A-Za-z0-9])?(?::[0-9]{1,5})?"
@@ -82,6 +84,16 @@ def _refuse(text: str, why: str) -> Refused:
     return Refused(f"The image {shown!r} is not understood: {why}. Nothing was started.", code="bad-image")
 
 
+class UserIds(msgspec.Struct, frozen=True):
+    """Whom an image runs as."""
+
+    uid: int = 0
+    gid: int = 0
+    #: beside `gid`
+    groups: tuple[int, ...] = ()
+    home: str = "/"
+
+
 class Image(msgspec.Struct, frozen=True):
     """What an unpacked image says about running it."""
 
@@ -96,6 +108,8 @@ class Image(msgspec.Struct, frozen=True):
     cwd: str = ""
     #: `user[:group]`, names or numbers; "" means root
     user: str = ""
+    #: what that means by the image's own /etc/passwd and /etc/group; ids inside of it
+    ids: UserIds = UserIds()
     #: TCP ports that it says it listens on
     ports: tuple[int, ...] = ()
     #: hex digests of config and layers, for whoever keeps them
@@ -103,6 +117,29 @@ class Image(msgspec.Struct, frozen=True):
     #: unpacked, and as blobs
     bytes_on_disk: int = 0
     files: int = 0
+
+
+def find_user(user: str, passwd: str, group: str) -> UserIds | None:
+    """`user[:group]` by these files; None when a name is in neither, or an id is one that containers have not."""
+    name, _, wanted_group = user.partition(":")
+    people = {fields[0]: fields for line in passwd.splitlines() if len(fields := line.split(":")) >= 6}
+    groups = {fields[0]: fields for line in group.splitlines() if len(fields := line.split(":")) >= 4}
+    name = name or "0"
+    person = people.get(name) or next((each for each in people.values() if each[2] == name), None)
+    uid = _id(person[2] if person is not None else name)
+    gid = _id(person[3]) if person is not None else 0
+    if wanted_group:
+        gid = _id(groups[wanted_group][2] if wanted_group in groups else wanted_group)
+    if uid is None or gid is None:
+        return None
+    joined = () if wanted_group or person is None else (each for each in groups.values() if person[0] in each[3].split(","))
+    more = sorted({found for each in joined if (found := _id(each[2])) is not None and found != gid})
+    home = person[5] if person is not None and person[5].startswith("/") else "/"
+    return UserIds(uid, gid, tuple(more), home)
+
+
+def _id(text: str) -> int | None:
+    return int(text) if re.fullmatch("[0-9]{1,5}", text, re.ASCII) and int(text) < IDS_MAX else None
 
 
 def choose_argv(image: Image, argv: tuple[str, ...]) -> tuple[str, ...]:

@@ -1,126 +1,122 @@
-"""How does a process get mounts that nobody else sees? Thin calls to the kernel, for children that are about to exec.
+"""How does a fresh child of the spawner come to see volumes that nobody else sees? A mount namespace of its own.
 
-Never touches the mounts of the process that it is imported into: callers have left its namespace (`unshare`) first. Raises
-OSError with the place. The newer calls (open_tree, mount_setattr: Linux 5.12) have no function in glibc; their numbers are the
-same on every architecture.
+Carries out `model.mount.Mounts` as it stands; what to mount where was decided before (`lifecycle/mounts.py`). Nothing appears in
+the machine's mount table, and all of it goes with the last process inside. Without root the namespace belongs to a user namespace
+in which the child is the same user, where the kernel allows one. Raises OSError with the step as its file name.
+
+Not private but slave: what the machine unmounts (a job's scratch, a disk) goes here too, instead of being held by us.
 """
 
 from __future__ import annotations
 
 import ctypes
 import os
-from collections.abc import Iterable
+import stat
 
-MS_RDONLY, MS_NOSUID, MS_NODEV, MS_NOEXEC, MS_BIND, MS_REC, MS_PRIVATE = 1, 2, 4, 8, 4096, 16384, 1 << 18
-NEWNS, NEWCGROUP, NEWUTS, NEWIPC, NEWUSER, NEWPID, NEWNET = (
-    0x0002_0000, 0x0200_0000, 0x0400_0000, 0x0800_0000, 0x1000_0000, 0x2000_0000, 0x4000_0000,
-)  # fmt: skip
-MNT_DETACH = 2
-ATTR_RDONLY, ATTR_NOSUID, ATTR_NODEV, ATTR_IDMAP = 0x1, 0x2, 0x4, 0x0010_0000
-_OPEN_TREE, _MOVE_MOUNT, _MOUNT_SETATTR, _PIVOT_ROOT = 428, 429, 442, {"x86_64": 155, "aarch64": 41}
-_OPEN_TREE_CLONE, _AT_FDCWD, _AT_EMPTY_PATH, _AT_RECURSIVE, _MOVE_FROM_FD = 1, -100, 0x1000, 0x8000, 4
+from steelyard.model.mount import Mounts, Rebuilt
+
+#: include/uapi/linux/mount.h, sched.h
+_MS_RDONLY, _MS_NOSUID, _MS_NODEV, _MS_NOEXEC, _MS_NOATIME, _MS_NODIRATIME, _MS_RELATIME = 1, 2, 4, 8, 1024, 2048, 1 << 21
+_MS_REMOUNT, _MS_BIND, _MS_REC, _MS_SLAVE, _MNT_DETACH = 32, 4096, 16384, 1 << 19, 2
+_CLONE_NEWNS, _CLONE_NEWUSER = 0x00020000, 0x10000000
+#: where the new root is put together; the machine's own folder of that name comes back with the rest
+_STAGE, _OLD = "/tmp", "/.machine"
 _libc = ctypes.CDLL(None, use_errno=True)
 
 
-class _Attributes(ctypes.Structure):
-    _fields_ = [
-        ("set", ctypes.c_uint64),
-        ("clear", ctypes.c_uint64),
-        ("propagation", ctypes.c_uint64),
-        ("userns", ctypes.c_uint64),
-    ]
+def enter_own(mounts: Mounts) -> None:
+    """In a process with one thread, before it gives up root."""
+    uid, gid = os.geteuid(), os.getegid()
+    own_user = uid != 0
+    _call("a mount namespace of its own", _libc.unshare, _CLONE_NEWNS | (_CLONE_NEWUSER if own_user else 0))
+    if own_user:
+        for name, text in (("setgroups", "deny"), ("uid_map", f"{uid} {uid} 1"), ("gid_map", f"{gid} {gid} 1")):
+            with open(f"/proc/self/{name}", "w") as file:
+                file.write(text)
+    _mount(None, "/", _MS_REC | _MS_SLAVE)
+    # the root comes first: what is below it is then reached through the new one
+    for rebuilt in sorted(mounts.rebuilt, key=lambda each: each.folder.count("/") if each.folder != "/" else 0):
+        _rebuild_root(rebuilt) if rebuilt.folder == "/" else _rebuild(rebuilt)
+    for bind in mounts.binds:
+        _mount(bind.source, bind.target, _MS_BIND)
+        _restrict(bind.target, _MS_RDONLY if bind.read_only else 0)
+    for rebuilt in mounts.rebuilt:
+        _restrict(rebuilt.folder, _MS_RDONLY)
 
 
-#: (first id inside, first id outside, how many), as /proc/<pid>/uid_map has it
-IdMap = Iterable[tuple[int, int, int]]
-
-
-def unshare(flags: int) -> None:
-    _check(_libc.unshare(ctypes.c_int(flags)), "unshare")
-
-
-def make_private() -> None:
-    """After `unshare(NEWNS)`: what is mounted from here on stays here."""
-    mount("", "/", "", MS_REC | MS_PRIVATE)
-
-
-def mount(source: str, target: str, kind: str, flags: int = 0, options: str = "") -> None:
-    number = _libc.mount(source.encode(), os.fsencode(target), kind.encode(), ctypes.c_ulong(flags), options.encode())
-    _check(number, f"mount {kind} on {target}".replace("  ", " "))
-
-
-def bind(
-    source: str, target: str, *, read_only: bool = True, recursive: bool = False, maps: tuple[IdMap, IdMap] | None = None
-) -> None:
-    """`source` as it is mounted now, on `target`, without setuid and devices. `maps` (users, groups): ids on disk -> ids seen."""
-    flags = _OPEN_TREE_CLONE | os.O_CLOEXEC | (_AT_RECURSIVE if recursive else 0)
-    tree = _check(_syscall(_OPEN_TREE, _AT_FDCWD, os.fsencode(source), flags), f"open {source}")
-    try:
-        set_ = ATTR_NOSUID | ATTR_NODEV | (ATTR_RDONLY if read_only else 0) | (ATTR_IDMAP if maps else 0)
-        userns = _make_userns(*maps) if maps else -1
+def join(pid: int) -> None:
+    """See what that process sees. Its user namespace comes first: only there may we enter the other."""
+    names = ("mnt",) if os.geteuid() == 0 else ("user", "mnt")
+    for name in names:
+        fd = os.open(f"/proc/{pid}/ns/{name}", os.O_RDONLY | os.O_CLOEXEC)
         try:
-            attributes = _Attributes(set_, 0, 0, max(userns, 0))
-            size = ctypes.sizeof(attributes)
-            at = _AT_EMPTY_PATH | (_AT_RECURSIVE if recursive else 0)
-            _check(_syscall(_MOUNT_SETATTR, tree, b"", at, ctypes.byref(attributes), size), f"map the ids of {source}")
-        finally:
-            if userns >= 0:
-                os.close(userns)
-        _check(_syscall(_MOVE_MOUNT, tree, b"", _AT_FDCWD, os.fsencode(target), _MOVE_FROM_FD), f"mount {source} on {target}")
-    finally:
-        os.close(tree)
-
-
-def pivot_root(root: str) -> None:
-    """`root` (a mount) becomes /, and what was there is gone."""
-    os.chdir(root)
-    _check(_syscall(_PIVOT_ROOT[os.uname().machine], b".", b"."), f"pivot_root to {root}")
-    _check(_libc.umount2(b".", MNT_DETACH), "let go of the old root")
-    os.chdir("/")
-
-
-def write_maps(proc: str, users: IdMap, groups: IdMap, dir_fd: int | None = None) -> None:
-    """Of the process whose /proc folder this is; needs root's rights above it."""
-    for name, lines in (("uid_map", users), ("gid_map", groups)):
-        fd = os.open(f"{proc}/{name}", os.O_WRONLY | os.O_CLOEXEC, dir_fd=dir_fd)
-        try:
-            os.write(fd, "".join(f"{inside} {outside} {count}\n" for inside, outside, count in lines).encode())
+            _call(f"the namespace of process {pid}", _libc.setns, fd, 0)
         finally:
             os.close(fd)
 
 
-def _make_userns(users: IdMap, groups: IdMap) -> int:
-    """A descriptor of a user namespace with these maps. It needs a process to be born in; that one is gone again on return."""
-    ready, tell = os.pipe2(os.O_CLOEXEC)
-    wait, release = os.pipe2(os.O_CLOEXEC)
-    pid = os.fork()
-    if pid == 0:
-        try:
-            os.close(release)
-            unshare(NEWUSER)
-            os.write(tell, b"+")
-            os.read(wait, 1)
-        finally:
-            os._exit(0)
+def _rebuild_root(rebuilt: Rebuilt) -> None:
+    """The folder's copy becomes the root; the machine's own is reached through its entries and nowhere else."""
+    _mount_memory(_STAGE)
+    os.mkdir(_STAGE + _OLD)
+    _call("a root of its own", _libc.pivot_root, _STAGE.encode(), (_STAGE + _OLD).encode())
+    os.chdir("/")
+    for name in os.listdir(_OLD):
+        _show(f"{_OLD}/{name}", f"/{name}")
+    _call("letting go of the machine's root", _libc.umount2, _OLD.encode(), _MNT_DETACH)
+    os.rmdir(_OLD)
+    for point in rebuilt.points:
+        os.makedirs(point, exist_ok=True)
+
+
+def _rebuild(rebuilt: Rebuilt) -> None:
+    below = os.open(rebuilt.folder, os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
     try:
-        os.close(tell)
-        os.close(wait)
-        if not os.read(ready, 1):
-            raise OSError(0, "a user namespace could not be made")
-        write_maps(f"/proc/{pid}", users, groups)
-        return os.open(f"/proc/{pid}/ns/user", os.O_RDONLY | os.O_CLOEXEC)
+        _mount_memory(rebuilt.folder)
+        for name in os.listdir(f"/proc/self/fd/{below}"):
+            _show(f"/proc/self/fd/{below}/{name}", f"{rebuilt.folder}/{name}")
     finally:
-        os.close(ready)
-        os.close(release)
-        os.waitpid(pid, 0)
+        os.close(below)
+    for point in rebuilt.points:
+        os.makedirs(point, exist_ok=True)
 
 
-def _syscall(number: int, *arguments: object) -> int:
-    return _libc.syscall(ctypes.c_long(number), *(ctypes.c_long(each) if isinstance(each, int) else each for each in arguments))
+def _show(source: str, target: str) -> None:
+    """An entry of the machine's folder in its copy. What went meanwhile is left out."""
+    try:
+        mode = os.lstat(source).st_mode
+        if stat.S_ISLNK(mode):
+            os.symlink(os.readlink(source), target)
+            return
+        if stat.S_ISDIR(mode):
+            os.mkdir(target)
+        else:
+            os.close(os.open(target, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600))
+        _mount(source, target, _MS_BIND | _MS_REC)
+    except FileNotFoundError:
+        return
 
 
-def _check(result: int, what: str) -> int:
-    if result < 0:
+def _mount_memory(folder: str) -> None:
+    _mount("tmpfs", folder, _MS_NOSUID | _MS_NODEV, b"tmpfs", b"mode=0755,size=4m")
+
+
+def _restrict(target: str, more: int) -> None:
+    """What the file system's own mount forbids stays forbidden: in a user namespace leaving it out would be refused."""
+    told = os.statvfs(target).f_flag
+    kept = told & (_MS_RDONLY | _MS_NOEXEC | _MS_NOATIME | _MS_NODIRATIME) | (_MS_RELATIME if told & 4096 else 0)
+    _mount(None, target, _MS_REMOUNT | _MS_BIND | _MS_NOSUID | _MS_NODEV | kept | more)
+
+
+def _mount(source: str | None, target: str, flags: int, kind: bytes | None = None, options: bytes | None = None) -> None:
+    said = None if source is None else os.fsencode(source)
+    step = target if source is None else f"{source} at {target}"
+    _call(step, _libc.mount, said, os.fsencode(target), kind, ctypes.c_ulong(flags), options)
+
+
+def _call(step: str, function: object, *arguments: object) -> None:
+    ctypes.set_errno(0)
+    assert callable(function)
+    if function(*arguments) != 0:
         number = ctypes.get_errno()
-        raise OSError(number, f"{what}: {os.strerror(number)}")
-    return result
+        raise OSError(number, os.strerror(number), step)

@@ -56,7 +56,7 @@ class Model:
     def inner(self): return "inner"
 
 @app.function
-@sy.web_server(8000, startup_timeout=90)
+@sy.web_server(8000, startup_timeout=90, readiness="/health")
 def served(): ...
 
 @app.local_entrypoint
@@ -114,6 +114,7 @@ def test_an_app_is_told_as_plain_json(load: Load) -> None:
     assert [parameter["name"] for parameter in model["methods"][0]["parameters"]] == ["x"]
     assert (functions["shop-served"]["interface"], functions["shop-served"]["port"]) == ("web_server", 8000)
     assert functions["shop-served"]["options"]["startup_deadline_s"] == 90
+    assert functions["shop-served"]["options"]["readiness"] == "/health"
     assert told["entrypoints"] == [
         {
             "name": "main",
@@ -162,6 +163,7 @@ def test_names_follow_the_app_and_its_suffix(load: Load) -> None:
         ("@sy.batched(max_size=2, wait_ms=-1)\ndef f(): ...", "wait_ms=-1"),
         ("@sy.endpoint(method='LOOK')\ndef f(): ...", "none of GET"),
         ("@sy.web_server(0)\ndef f(): ...", "no port"),
+        ("@sy.web_server(8000, readiness='health')\ndef f(): ...", "no path"),
     ],
 )
 def test_declarations_that_cannot_be_meant_are_refused_at_import(load: Load, text: str, words: str) -> None:

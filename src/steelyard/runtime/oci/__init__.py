@@ -10,9 +10,11 @@ from __future__ import annotations
 
 import msgspec
 
+from steelyard.model.image import IDS_MAX
+
 #: ids that files of images have on disk: 0 of an image is the first. No distribution gives these to anybody (systemd's
 #: UIDS-GIDS names the range above its own containers unused).
-RANGE_FIRST, RANGE_SIZE = 0x7000_0000, 65_536
+RANGE_FIRST, RANGE_SIZE = 0x7000_0000, IDS_MAX
 #: who talks to registries, and owns nothing but what it fetched
 FETCH_ID = RANGE_FIRST + RANGE_SIZE
 

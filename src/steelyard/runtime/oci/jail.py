@@ -2,8 +2,8 @@
 
 The jail: own mount, pid, network, IPC and user namespaces; as root directory an empty tmpfs with the system's programs and the
 image's blobs, read-only, and the one folder that is written; its root is an id that the machine gives nobody, without any right
-outside. Beside umoci the layers are read once more and counted (`layers.py`); over a limit both end. What went wrong is the last
-line of stderr, a sentence; its first word is the kind: `image:` (its own fault) or `machine:`.
+outside. Beside umoci the layers are read once more and counted (`layers.py`); over a limit both end. What came of it is on stdout
+(`Unpacked`), what went wrong on stderr, a sentence; its first word is the kind: `image:` (its own fault) or `machine:`.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from typing import NoReturn
 
 import msgspec
 
-from steelyard.runtime import mounts
+from steelyard.runtime import mount_calls
 from steelyard.runtime.oci import RANGE_FIRST, RANGE_SIZE, Limits
 from steelyard.runtime.oci.layers import BadLayer, LayerCheck
 
@@ -27,6 +27,17 @@ _SYSTEM = ("/usr", "/lib", "/lib64", "/bin", "/etc/ld.so.cache")
 _NAME = "image"
 _PR_SET_PDEATHSIG, _PR_SET_NO_NEW_PRIVS = 1, 38
 _EXIT_IMAGE, _EXIT_MACHINE = 65, 71
+#: of a file of users
+_TEXT_MAX = 256 << 10
+
+
+class Unpacked(msgspec.Struct, frozen=True):
+    #: files, folders and links, and their bytes, of all layers
+    files: int
+    bytes: int
+    #: the image's own files of users, as far as they are text of some size
+    passwd: str = ""
+    group: str = ""
 
 
 class Order(msgspec.Struct, frozen=True):
@@ -57,15 +68,15 @@ def main(argv: list[str]) -> int:
 
 def _build(order: Order) -> int:
     """Everything that needs root, then a child that has nothing of it."""
-    mounts.unshare(mounts.NEWNS | mounts.NEWPID | mounts.NEWNET | mounts.NEWIPC | mounts.NEWUTS)
-    mounts.make_private()
+    mount_calls.unshare(mount_calls.NEWNS | mount_calls.NEWPID | mount_calls.NEWNET | mount_calls.NEWIPC | mount_calls.NEWUTS)
+    mount_calls.make_private()
     root = order.root
-    mounts.mount("tmpfs", root, "tmpfs", mounts.MS_NOSUID | mounts.MS_NODEV, "mode=755,size=4m")
+    mount_calls.mount("tmpfs", root, "tmpfs", mount_calls.MS_NOSUID | mount_calls.MS_NODEV, "mode=755,size=4m")
     for folder in ("layout/blobs/sha256", "out", "proc", "etc", "tmp", "dev"):
         os.makedirs(f"{root}/{folder}")
     _bind_system(root)
-    mounts.bind(order.blobs, f"{root}/layout/blobs/sha256")
-    mounts.bind(order.out, f"{root}/out", read_only=False)
+    mount_calls.bind(order.blobs, f"{root}/layout/blobs/sha256")
+    mount_calls.bind(order.out, f"{root}/out", read_only=False)
     _write_layout(order)
     os.chown(order.out, RANGE_FIRST, RANGE_FIRST)
     proc = os.open("/proc", os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
@@ -77,7 +88,7 @@ def _build(order: Order) -> int:
     os.close(tell)
     if os.read(ready, 1):
         ids = ((0, RANGE_FIRST, RANGE_SIZE),)
-        mounts.write_maps(str(pid), ids, ids, dir_fd=proc)
+        mount_calls.write_maps(str(pid), ids, ids, dir_fd=proc)
         os.write(release, b"+")
     _, status = os.waitpid(pid, 0)
     code = os.waitstatus_to_exitcode(status)
@@ -90,10 +101,10 @@ def _bind_system(root: str) -> None:
             os.symlink(os.readlink(place), root + place)
         elif os.path.isdir(place):
             os.mkdir(root + place)
-            mounts.bind(place, root + place)
+            mount_calls.bind(place, root + place)
         elif os.path.exists(place):
             open(root + place, "wb").close()
-            mounts.bind(place, root + place)
+            mount_calls.bind(place, root + place)
 
 
 def _write_layout(order: Order) -> None:
@@ -118,9 +129,9 @@ def _inmate(order: Order, tell: int, wait: int, others: tuple[int, ...]) -> NoRe
         for fd in others:
             os.close(fd)
         ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL, 0, 0, 0)
-        mounts.pivot_root(order.root)
-        mounts.mount("proc", "/proc", "proc", mounts.MS_NOSUID | mounts.MS_NODEV | mounts.MS_NOEXEC)
-        mounts.unshare(mounts.NEWUSER)
+        mount_calls.pivot_root(order.root)
+        mount_calls.mount("proc", "/proc", "proc", mount_calls.MS_NOSUID | mount_calls.MS_NODEV | mount_calls.MS_NOEXEC)
+        mount_calls.unshare(mount_calls.NEWUSER)
         os.write(tell, b"+")
         if not os.read(wait, 1):
             raise OSError(0, "its user namespace got no ids")
@@ -139,7 +150,9 @@ def _inmate(order: Order, tell: int, wait: int, others: tuple[int, ...]) -> NoRe
 
 def _unpack(order: Order) -> int:
     """umoci and the count beside each other: the layers are good when both say so."""
-    pids = {_fork(lambda: _count(order)): "count", _fork(_exec_umoci): "umoci"}
+    counted, tell = os.pipe()
+    pids = {_fork(lambda: _count(order, tell)): "count", _fork(_exec_umoci): "umoci"}
+    os.close(tell)
     code = 0
     while pids:
         pid, status = os.wait()
@@ -152,10 +165,30 @@ def _unpack(order: Order) -> int:
         if who == "count":
             return ended if ended > 0 else _say(_EXIT_MACHINE, f"counting was ended by signal {-ended}")
         # what umoci stumbled on, the count may name better
-        counted = [os.waitstatus_to_exitcode(os.waitpid(other, 0)[1]) for other in pids]
+        codes = [os.waitstatus_to_exitcode(os.waitpid(other, 0)[1]) for other in pids]
         pids.clear()
-        code = _EXIT_IMAGE if not counted or counted[0] <= 0 else counted[0]
-    return code
+        code = _EXIT_IMAGE if not codes or codes[0] <= 0 else codes[0]
+    return code or _report(os.read(counted, 1024))
+
+
+def _report(counted: bytes) -> int:
+    """What was unpacked. The image's links lead nowhere but into itself: its folder becomes / first."""
+    os.chroot("/out/rootfs")
+    os.chdir("/")
+    found = {**msgspec.json.decode(counted), "passwd": _read_text("etc/passwd"), "group": _read_text("etc/group")}
+    os.write(1, msgspec.json.encode(found))
+    return 0
+
+
+def _read_text(path: str) -> str:
+    """A pipe is not waited for."""
+    try:
+        fd = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
+        with open(fd, "rb") as file:
+            data = file.read(_TEXT_MAX + 1) or b""
+        return data.decode() if len(data) <= _TEXT_MAX else ""
+    except (OSError, UnicodeDecodeError):
+        return ""
 
 
 def _fork(run: Callable[[], int]) -> int:
@@ -172,10 +205,11 @@ def _fork(run: Callable[[], int]) -> int:
 def _exec_umoci() -> NoReturn:
     os.environ.clear()
     os.environ.update({"PATH": "/usr/local/bin:/usr/bin:/bin", "HOME": "/tmp", "LANG": "C.UTF-8"})
+    os.dup2(2, 1)
     os.execvp("umoci", ["umoci", "raw", "unpack", "--image", f"/layout:{_NAME}", "/out/rootfs"])
 
 
-def _count(order: Order) -> int:
+def _count(order: Order, tell: int) -> int:
     check = LayerCheck(order.limits)
     try:
         for digest in order.layers:
@@ -185,12 +219,12 @@ def _count(order: Order) -> int:
         return _say(_EXIT_IMAGE, str(err))
     except OSError as err:
         return _say(_EXIT_MACHINE, f"a layer can't be read ({err.strerror})")
-    print(f"{check.entries} {check.file_bytes}", flush=True)
+    os.write(tell, msgspec.json.encode({"files": check.entries, "bytes": check.file_bytes}))
     return 0
 
 
 def _say(code: int, sentence: str) -> int:
-    print(f"{'image' if code == _EXIT_IMAGE else 'machine'}: {sentence}", file=sys.stderr, flush=True)
+    os.write(2, f"{'image' if code == _EXIT_IMAGE else 'machine'}: {sentence}\n".encode(errors="replace"))
     return code
 
 

@@ -27,7 +27,7 @@ import msgspec
 from steelyard.config import write_file
 from steelyard.errors import EdgeFailed, NoRoom, Refused, SteelyardError
 from steelyard.model import words
-from steelyard.model.image import Image, ImageReference, ImageSource
+from steelyard.model.image import Image, ImageReference, ImageSource, find_user
 from steelyard.runtime.oci import FETCH_ID, Limits, jail
 from steelyard.runtime.oci.fetch import fetch, missing, read_stamp, remove_folder
 from steelyard.runtime.oci.manifest import Described, describe
@@ -136,8 +136,15 @@ class ImageStore:
             limits=self._limits,
         )  # fmt: skip
         try:
-            files, size = _run_jail(order, image.reference, self._folder)
-            done = msgspec.structs.replace(image, files=files, bytes_on_disk=image.bytes_on_disk + size)
+            seen = _run_jail(order, image.reference, self._folder)
+            ids = find_user(image.user, seen.passwd, seen.group)
+            if ids is None:
+                raise Refused(
+                    f"The image {image.reference} runs as {image.user!r}, and its /etc/passwd and /etc/group have no such user. "
+                    "Nothing was started. Name a user that is there, with USER where the image is built.",
+                    code="no-such-user",
+                )
+            done = msgspec.structs.replace(image, files=seen.files, bytes_on_disk=image.bytes_on_disk + seen.bytes, ids=ids)
             (work / "out").chmod(0o711)
             os.chown(work / "out", 0, 0)
             write_file(work / "out" / _IMAGE, msgspec.json.encode(done), 0o644)
@@ -232,8 +239,7 @@ def _key(reference: ImageReference) -> str:
     return hashlib.sha256(reference.text.encode()).hexdigest()[:40]
 
 
-def _run_jail(order: jail.Order, reference: str, folder: Path) -> tuple[int, int]:
-    """(files, bytes) of what it unpacked."""
+def _run_jail(order: jail.Order, reference: str, folder: Path) -> jail.Unpacked:
     argv = (sys.executable, "-P", "-m", "steelyard.runtime.oci.jail", msgspec.json.encode(order).decode())
     try:
         done = subprocess.run(
@@ -246,8 +252,7 @@ def _run_jail(order: jail.Order, reference: str, folder: Path) -> tuple[int, int
             code="unpack-failed",
         ) from None
     if done.returncode == 0:
-        files, size = done.stdout.split()[-2:]
-        return int(files), int(size)
+        return msgspec.json.decode(done.stdout, type=jail.Unpacked)
     lines = [line.strip() for line in done.stderr.splitlines() if line.strip()] or ["it ended without a word"]
     if any("no space left on device" in line for line in lines):
         raise NoRoom(
