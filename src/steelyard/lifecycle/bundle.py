@@ -10,6 +10,7 @@ from __future__ import annotations
 import msgspec
 
 from steelyard.lifecycle.seccomp import make_seccomp
+from steelyard.model.mount import Bind
 
 #: (first id inside, first on the machine, how many)
 IdMap = tuple[tuple[int, int, int], ...]
@@ -22,14 +23,6 @@ MASKED = (
     "/proc/timer_list", "/proc/timer_stats", "/sys/devices/virtual/powercap", "/sys/firmware", "/sys/fs/cgroup", "/sys/kernel",
 )  # fmt: skip
 READ_ONLY = ("/proc/bus", "/proc/fs", "/proc/irq", "/proc/sys", "/proc/sysrq-trigger")
-
-
-class Bind(msgspec.Struct, frozen=True):
-    """A file or folder of the machine inside the container."""
-
-    source: str
-    target: str
-    read_only: bool = True
 
 
 class DeviceNode(msgspec.Struct, frozen=True):

@@ -7,7 +7,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from steelyard.errors import Refused
-from steelyard.model.image import Image, ImageSource, choose_argv, parse_image
+from steelyard.model.image import Image, ImageSource, UserIds, choose_argv, find_user, parse_image
 
 HEX = "a" * 64
 
@@ -67,3 +67,35 @@ def test_the_entry_point_gets_the_words_given_or_the_images_own() -> None:
     assert choose_argv(Image("d", "r"), ("ls",)) == ("ls",)
     with pytest.raises(Refused, match="names no command"):
         choose_argv(Image("d", "r"), ())
+
+
+PASSWD = "root:x:0:0:root:/root:/bin/sh\nweb:x:101:102:Web:/var/www:/bin/false\nbig:x:99999:1::/:/bin/sh\nbroken\n"
+GROUP = "root:x:0:\nweb:x:102:\nlog:x:4:web,other\nvideo:x:44:web\n"
+
+
+@pytest.mark.parametrize(
+    ("user", "ids"),
+    [
+        ("", UserIds(0, 0, (), "/root")),
+        ("root", UserIds(0, 0, (), "/root")),
+        ("web", UserIds(101, 102, (4, 44), "/var/www")),
+        ("101", UserIds(101, 102, (4, 44), "/var/www")),
+        ("web:log", UserIds(101, 4, (), "/var/www")),
+        ("1000", UserIds(1000, 0, (), "/")),
+        ("1000:1001", UserIds(1000, 1001, (), "/")),
+        ("nobody-here", None),
+        ("web:nobody-here", None),
+        ("big", None),
+        ("65536", None),
+        ("-1", None),
+        ("١", None),
+    ],
+)
+def test_a_user_is_the_one_that_the_images_own_files_name(user: str, ids: UserIds | None) -> None:
+    assert find_user(user, PASSWD, GROUP) == ids
+
+
+def test_an_image_without_files_of_users_runs_as_numbers_or_root() -> None:
+    assert find_user("", "", "") == UserIds()
+    assert find_user("7:8", "", "") == UserIds(7, 8)
+    assert find_user("web", "", "") is None

@@ -83,7 +83,7 @@ def missing(program: str) -> Refused:
 def read_stamp(reference: ImageReference, ids: Ids) -> str:
     """Changes when a user's folder or archive does. Refused unless the user may read it."""
     name = f"{reference.name}/index.json" if reference.source is ImageSource.LAYOUT else reference.name
-    argv = ("sh", "-c", 'stat -L -c "%d %i %s %Y %Z" -- /dev/stdin <"$1"', "sh", name)
+    argv = ("sh", "-c", 'stat -L -c "%d %i %s %.9Y %.9Z" -- /dev/stdin <"$1"', "sh", name)
     process = _start(argv, ids, Limits(), folder=Path("/"), stdout=subprocess.PIPE)
     stdout, stderr = process.communicate(timeout=10)
     if process.returncode or not Path(name).is_file():
