@@ -15,8 +15,8 @@ from steelyard.model.mount import Bind
 FOLDER = Path(__file__).with_name("bundles")
 OWN = ((0, 1000, 1), (1, 0x7002_0001, 65535))
 PLAIN = Container(
-    root="/run/c/rootfs", sys="/run/c/sys", argv=("/bin/app", "-x"), env={"PATH": "/bin", "A": "1 2"}, cwd="/srv", uid=101, gid=102,
-    groups=(5,), uids=OWN, gids=OWN, hostname="node1", machine="x86_64",
+    root="/run/c/rootfs", sys="/run/c/sys", argv=("/bin/app", "-x"), env={"PATH": "/bin", "A": "1 2"}, cwd="/srv",
+    uid=101, gid=102, groups=(5,), uids=OWN, gids=OWN, hostname="node1", machine="x86_64",
 )  # fmt: skip
 WITH_ALL = Container(
     root="/run/c/rootfs", sys="/run/c/sys", argv=("sh",), env={}, cwd="", uid=0, gid=0, groups=(), uids=OWN, gids=OWN,
