@@ -22,7 +22,8 @@ def hidden_values() -> list[tuple[str, str]]:
         name, _, key = told.partition(".")
         value = os.environ.get(key, "")
         if folder := os.environ.get(FOLDER):
-            with contextlib.suppress(OSError, UnicodeDecodeError), open(os.path.join(folder, name, key), encoding="utf-8") as file:
+            path = os.path.join(folder, name, key)
+            with contextlib.suppress(OSError, UnicodeDecodeError), open(path, encoding="utf-8") as file:
                 value = file.read()
         if len(value.strip()) >= VALUE_MIN:
             found.append((value.strip(), f"[secret {told}]"))

@@ -17,6 +17,7 @@ import msgspec
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from agent_parts import no_secrets
 from steelyard.agent.jobs import JobKeeper
 from steelyard.clock import VirtualClock
 from steelyard.config import Settings
@@ -124,7 +125,12 @@ class World:
             lambda: None,
             cast(Any, SimpleNamespace(note_start=nothing, note_end=nothing)),
             cast(Any, SimpleNamespace(check=nothing)),
-            cast(Any, SimpleNamespace(prepare=no_holdings, note_start=nothing, note_end=nothing, drop=nothing, forget=nothing)),
+            cast(
+                Any,
+                SimpleNamespace(
+                    prepare=no_holdings, note_start=nothing, note_end=nothing, drop=nothing, forget=nothing, secrets=no_secrets()
+                ),
+            ),
             "/slurm",
         )
         keeper._proofs.observe = nothing

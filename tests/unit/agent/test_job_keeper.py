@@ -10,6 +10,7 @@ from typing import Any, cast
 import msgspec
 import pytest
 
+from agent_parts import no_secrets
 from machines import make_hgx
 from steelyard.agent.attempt import Attempt, MemberEnd, make_members
 from steelyard.agent.jobs import JobKeeper
@@ -56,7 +57,13 @@ class Rig:
             stop=lambda workload, signum: self.log.append(("stopped", workload, signum)),
         )
         holdings = SimpleNamespace(
-            prepare=self.prepare, note_start=nothing, note_end=nothing, drop=nothing, used=nothing, forget=nothing
+            secrets=no_secrets(),
+            prepare=self.prepare,
+            note_start=nothing,
+            note_end=nothing,
+            drop=nothing,
+            used=nothing,
+            forget=nothing,
         )
         devices = SimpleNamespace(
             note_start=self.note_start, note_end=lambda who, plan: self.log.append(("end", list(who), plan))
