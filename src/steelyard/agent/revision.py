@@ -293,7 +293,6 @@ class RevisionHost:
 
     def _failed(self, replica: Replica, reason: Reason, detail: str) -> None:
         """A start came to nothing: end what there is of it, refuse those who wait, and do not try again at once."""
-        detail = self.secrets.clean(detail)
         log.warning("%s: %s failed: %s", self.name, replica.workload, detail)
         replica.retiring = True
         self._remove(replica)
@@ -405,7 +404,9 @@ class RevisionHost:
             return True
         if not served and not retiring and (trial or not exited.unseen):
             how = f"signal {exited.signal}" if exited.signal else f"exit code {exited.exit_code}"
-            self._failed(replica, Reason.START_FAILED, replica.page.error or f"It ended before it served ({how}).")
+            self._failed(
+                replica, Reason.START_FAILED, self.secrets.clean(replica.page.error) or f"It ended before it served ({how})."
+            )
             return True
         if not retiring:
             # Those that wait are served by the next one: the kernel still holds them.

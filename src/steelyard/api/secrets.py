@@ -98,7 +98,10 @@ async def create_secret(
         tx.add_event(Event(now, DEFAULT_PROJECT, services.owner.user, "secret", data.name, text))
         return _view(row)
 
-    content = services.box.digest(await request.body()) if idempotency_key is not None else None
+    content = None
+    if idempotency_key is not None:
+        any_stored = await services.store.read(lambda tx: bool(tx.secrets()))
+        content = services.box.digest(await request.body(), any_stored)
     answer = await mutate(request, idempotency_key, 201, commit, content=content)
     services.driver.poke(ASSIGNMENT)
     return answer
