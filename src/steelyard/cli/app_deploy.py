@@ -12,7 +12,7 @@ from typing import Any, NamedTuple
 import msgspec
 
 from steelyard.cli.app_file import AppFile, Declared, check_python
-from steelyard.cli.job_options import parse_env
+from steelyard.cli.job_options import parse_env, parse_volumes
 from steelyard.cli.output import Progress, say
 from steelyard.cli.quantities import parse_bytes, parse_seconds
 from steelyard.cli.session import new_key
@@ -100,6 +100,7 @@ def make_override(asked: Mapping[str, Any]) -> dict[str, Any]:
     read: dict[str, tuple[str, Callable[[Any], Any]]] = {
         "memory": ("memory_bytes", parse_bytes),
         "env": ("env", parse_env),
+        "volumes": ("volumes", lambda texts: msgspec.to_builtins(parse_volumes(texts))),
         "min_replicas": ("replicas_min", int),
         "max_replicas": ("replicas_max", int),
         "idle_timeout": ("idle_timeout_s", parse_seconds),
