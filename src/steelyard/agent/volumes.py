@@ -1,7 +1,7 @@
 """What does the server ask about volumes? Makes and deletes their folders, and tells how large they are.
 
-Sizes are measured in the background when somebody asks, one volume at a time, at most `ENTRIES_MAX` files of each, and kept: an
-answer says how old they are. Nothing is measured while nobody asks. Disks are touched in threads.
+Sizes are measured in the background when somebody asks, one volume at a time, at most `ENTRIES_MAX` files of each, and kept for
+`REST` times as long as that took: an answer says how old they are. Nothing is measured while nobody asks. Disks are touched in threads.
 """
 
 from __future__ import annotations
@@ -26,8 +26,8 @@ from steelyard.wire.agent import Answer, Ask, VolumeMake
 log = logging.getLogger(__name__)
 
 ENTRIES_MAX = 1_000_000
-#: a measurement younger than that is told as it is
-FRESH_US = 60_000_000
+#: so that whoever asks without end has the disk looked through for a twentieth of the time
+REST = 20
 #: small volumes are measured before the first answer
 PATIENCE_S = 0.5
 #: a network file system that does not answer holds up no answer of ours
@@ -38,6 +38,8 @@ class VolumeKeeper:
     def __init__(self, folders: VolumeFolders, settings: Settings, clock: Clock) -> None:
         self._folders, self._settings, self._clock = folders, settings, clock
         self._sizes: dict[str, VolumeSeen] = {}
+        #: when a size is worth another measurement (monotonic)
+        self._stale_ns: dict[str, int] = {}
         self._wanted: dict[str, None] = {}
         self._measuring: asyncio.Task[None] | None = None
         self._sweeping: asyncio.Task[None] | None = None
@@ -73,11 +75,8 @@ class VolumeKeeper:
     async def _observe(self, paths: list[str]) -> list[VolumeSeen]:
         """As they were measured last; those that are stale are measured anew, and waited for a little."""
         self._sizes = {path: self._sizes[path] for path in paths if path in self._sizes}
-        now = self._clock.now_us()
-        for path in paths:
-            known = self._sizes.get(path)
-            if known is None or known.measured_at is None or now - known.measured_at > FRESH_US:
-                self._wanted[path] = None
+        now_ns = self._clock.mono_ns()
+        self._wanted |= dict.fromkeys(path for path in paths if path not in self._sizes or now_ns > self._stale_ns[path])
         if self._wanted and (self._measuring is None or self._measuring.done()):
             self._measuring = asyncio.get_running_loop().create_task(self._measure())
         if self._measuring is not None:
@@ -97,7 +96,10 @@ class VolumeKeeper:
         while self._wanted:
             path = next(iter(self._wanted))
             del self._wanted[path]
+            began_ns = self._clock.mono_ns()
             use = await asyncio.to_thread(observe_tree, Path(path), ENTRIES_MAX)
+            now_ns = self._clock.mono_ns()
+            self._stale_ns[path] = now_ns + REST * (now_ns - began_ns)
             self._sizes[path] = VolumeSeen(path, use.used_bytes, use.complete, self._clock.now_us())
 
 

@@ -6,8 +6,8 @@ from collections.abc import Iterable, Sequence
 
 from steelyard.api.door import Finding
 from steelyard.lifecycle.mounts import check_mounts
-from steelyard.model.job import Owner
 from steelyard.model.mount import VolumeMount
+from steelyard.model.owner import Owner
 from steelyard.model.volume import Volume
 
 

@@ -70,7 +70,9 @@ def insert_jobs(
     return jobs
 
 
-def check_submission(tx: Tx, spec: JobSpec, machine: Machine | None, now: int, owner: Owner, *, root: bool, project: str) -> JobSpec:
+def check_submission(
+    tx: Tx, spec: JobSpec, machine: Machine | None, now: int, owner: Owner, *, root: bool, project: str
+) -> JobSpec:
     """The spec with its dependencies by their full ids, or Refused with everything that is wrong with it."""
     if not PROJECT.fullmatch(project):
         raise Refused(f"{project[:80]!r} can't be a project's name: up to 63 of a-z, 0-9 and -.", code="bad-project")

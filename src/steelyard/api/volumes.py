@@ -136,7 +136,9 @@ def find_uses(tx: Tx, name: str) -> list[Use]:
         if any(_names(live.spec.volumes, name) for live in function.live.values())
     ]
     return uses + [
-        Use(f"schedule {row.name}", rests=True) for row in tx.schedules() if row.spec is not None and _names(row.spec.volumes, name)
+        Use(f"schedule {row.name}", rests=True)
+        for row in tx.schedules()
+        if row.spec is not None and _names(row.spec.volumes, name)
     ]
 
 
@@ -151,7 +153,7 @@ def _sleeps(function: Function) -> bool:
 def _explain_uses(name: str, uses: list[Use]) -> str:
     told = ", ".join(use.what for use in uses[:5]) + (f" and {len(uses) - 5} more" if len(uses) > 5 else "")
     if all(use.rests for use in uses):
-        return f"Volume {name} is used by {told}. Nothing was deleted. None of it runs now: --force deletes the volume all the same."
+        return f"Volume {name} is used by {told}. Nothing was deleted. None of it runs now: with --force it goes all the same."
     return f"Volume {name} is used by {told}. Nothing was deleted. Stop or delete that first."
 
 

@@ -20,8 +20,8 @@ from steelyard.wire.http import ApiClient
 
 VOLUMES_HELP = """Create, list and delete volumes: named folders that outlive the jobs and functions that mount them.
 
-A volume is its owner's alone. Jobs and functions mount it with --volume NAME:/path, and what one writes the others see at once. It
-lies on the machine, or with --path wherever you say, for example on a shared file system.
+A volume is its owner's alone. Jobs and functions mount it with --volume NAME:/path, and what one writes the others see at once.
+It lies on the machine, or with --path wherever you say, for example on a shared file system.
 
 \b
 Examples:
@@ -59,7 +59,7 @@ def create_volume(name: str, path: str | None, home: Path | None) -> None:
 
 LIST_HELP = """List volumes, with what is in them and what their file systems have left.
 
-Sizes are measured in the background when somebody asks, and kept for a minute; "measured" says how old one is.
+Sizes are measured in the background when somebody asks, large ones not every time; "measured" says how old one is.
 
 \b
 Examples:
@@ -101,8 +101,8 @@ def list_volumes(home: Path | None, as_json: bool) -> None:
 
 DELETE_HELP = """Delete a volume and all that is in it. Says how much that is, and asks.
 
-Of one made with --path only the name goes; the folder stays as it is. It is refused while a job waits or runs that mounts it, or a
-function is deployed that does; --force deletes it all the same where all of those sleep.
+Of one made with --path only the name goes; the folder stays as it is. It is refused while a job waits or runs that mounts it, or
+a function is deployed that does; --force deletes it all the same where all of those sleep.
 
 \b
 Examples:

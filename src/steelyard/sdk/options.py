@@ -13,7 +13,7 @@ from collections.abc import Callable, Mapping
 from typing import Any, TypedDict
 
 from steelyard.sdk.errors import DeclarationError
-from steelyard.sdk.nouns import Cron, Every, check_name
+from steelyard.sdk.nouns import Cron, Every, Volume, check_name
 
 Duration = str | float
 
@@ -30,6 +30,8 @@ class FunctionOptions(TypedDict, total=False):
     gpu: str
     timing: str
     env: Mapping[str, str]
+    #: absolute path -> what is mounted there
+    volumes: Mapping[str, Volume]
     #: interpreter of the code's environment
     python: str
     min_replicas: int
@@ -45,6 +47,8 @@ class FunctionOptions(TypedDict, total=False):
     concurrency: int
     target_wait_ms: float
     target_busy: float
+    #: of a server: metrics of its page /metrics, and how much of each one replica should have
+    scale_on: Mapping[str, float]
     wake_bound: Duration
     public: bool
     schedule: Cron | Every
@@ -86,7 +90,7 @@ _ELSEWHERE = {
     "proxy": "replicas use the machine's own network",
     "enable_memory_snapshot": "replicas are always forked from a prepared template; `@sy.enter(shared=True)` fills it",
     **dict.fromkeys(("secret", "secrets"), "secrets are not there yet; `env=` and deploy --env set plain variables"),
-    **dict.fromkeys(("network_file_systems", "volumes"), "functions see the machine's own folders, as far as their user may"),
+    "network_file_systems": "`steelyard volumes create NAME --path DIR` makes a folder on one a volume, for volumes=",
     "serialized": "functions are found by name in their module; deploy the file",
 }
 
@@ -204,6 +208,24 @@ def _env(value: Any) -> tuple[str, Any]:
     return "env", dict(value)
 
 
+def _scale_on(value: Any) -> tuple[str, Any]:
+    known = isinstance(value, Mapping) and all(isinstance(metric, str) for metric in value)
+    if not known or not all(isinstance(target, int | float) and target > 0 for target in value.values()):
+        raise DeclarationError("it is a dict of metrics and targets above 0, such as {'vllm:num_requests_waiting': 4}.")
+    return "scale_on", [{"metric": metric, "target": float(target)} for metric, target in value.items()]
+
+
+def _volumes(value: Any) -> tuple[str, Any]:
+    if not isinstance(value, Mapping):
+        raise DeclarationError('it is a dict of paths, such as {"/data": sy.Volume.from_name("data")}.')
+    for path, volume in value.items():
+        if not isinstance(path, str) or not path.startswith("/"):
+            raise DeclarationError(f"{path!r} is no absolute path.")
+        if not isinstance(volume, Volume):
+            raise DeclarationError(f"what is mounted at {path} is no sy.Volume.from_name(...).")
+    return "volumes", [{"path": path.rstrip("/") or "/", **volume.as_json()} for path, volume in value.items()]
+
+
 def _schedule(value: Any) -> tuple[str, Any]:
     if not isinstance(value, Cron | Every):
         raise DeclarationError("it is sy.Cron('*/5 * * * *') or sy.Every(minutes=5).")
@@ -217,6 +239,7 @@ _READERS: dict[str, Reader] = {
     "gpu": _gpu,
     "timing": _text("timing", "best-effort", "dedicated"),
     "env": _env,
+    "volumes": _volumes,
     "python": _text("python"),
     "min_replicas": _whole("replicas_min", 0, 1000),
     "max_replicas": _whole("replicas_max", 1, 1000),
@@ -228,6 +251,7 @@ _READERS: dict[str, Reader] = {
     "concurrency": _whole("concurrency", 1, 10_000),
     "target_wait_ms": _number("target_wait_ms", 0.001, 3_600_000),
     "target_busy": _number("target_busy", 0.01, 1.0),
+    "scale_on": _scale_on,
     "wake_bound": _seconds("wake_bound_s", 0.001),
     "public": _flag("public"),
     "schedule": _schedule,

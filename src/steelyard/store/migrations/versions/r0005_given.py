@@ -1,5 +1,5 @@
-"""What functions and jobs are given: volumes. Extended in place until it is released, and frozen then: never imports `tables.py`,
-which moves on."""
+"""What functions and jobs are given: volumes and secrets. Extended in place until it is released, and frozen then: never imports
+`tables.py`, which moves on."""
 
 from __future__ import annotations
 
@@ -27,3 +27,5 @@ def _object(name: str, *columns: sa.Column[object]) -> None:
 def upgrade() -> None:
     _object("volume", sa.Column("name", sa.Text, nullable=False))
     op.create_index("volume_by_name", "volume", ["project", "name"], unique=True)
+    _object("secret", sa.Column("name", sa.Text, nullable=False))
+    op.create_index("secret_by_name", "secret", ["project", "name"], unique=True)
