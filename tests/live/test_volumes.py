@@ -286,10 +286,10 @@ def test_a_job_with_a_volume_does_not_hold_the_scratch_of_another(shared: Cluste
     """Its namespace copied the mount; when the other ends, the disk's space must come back all the same."""
     if os.geteuid() != 0:
         pytest.skip("NOT VERIFIED without root: scratch has no file system of its own")
-    shared.ok("volumes", "create", "data")
+    shared.ok("volumes", "create", "quiet")
     other = shared.ok("run", "-d", "--scratch", "64MB", "--", "sleep", "60").strip()
     shared.wait_job(other, "RUNNING")
-    job = shared.ok("run", "-d", "--volume", "data:/data", "--", "sleep", "60").strip()
+    job = shared.ok("run", "-d", "--volume", "quiet:/data", "--", "sleep", "60").strip()
     shared.wait_job(job, "RUNNING")
     assert "steelyard-scratch" in shared.ok("exec", job, "--", "cat", "/proc/self/mountinfo")
     image = next(Path(line.split()[4]) for line in host_mounts().splitlines() if "steelyard-scratch" in line)

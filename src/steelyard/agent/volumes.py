@@ -1,7 +1,8 @@
 """What does the server ask about volumes? Makes and deletes their folders, and tells how large they are.
 
 Sizes are measured in the background when somebody asks, one volume at a time, at most `ENTRIES_MAX` files of each, and kept for
-`REST` times as long as that took: an answer says how old they are. Nothing is measured while nobody asks. Disks are touched in threads.
+`REST` times as long as that took: an answer says how old they are. Nothing is measured while nobody asks. Disks are touched in
+threads.
 """
 
 from __future__ import annotations
