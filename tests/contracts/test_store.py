@@ -22,6 +22,7 @@ from steelyard.model.call import CallState
 from steelyard.model.ids import DEFAULT_PROJECT, FunctionName, JobId, ProjectName
 from steelyard.model.job import JobState
 from steelyard.model.site import Account, Quota, Schedule
+from steelyard.model.volume import Volume
 from steelyard.store import Tx
 from steelyard.store.memory import MemoryStore
 from steelyard.store.sql import open_store
@@ -39,6 +40,7 @@ from stores import (
     make_key,
     make_machine,
     make_revision,
+    make_secret,
 )
 
 
@@ -75,12 +77,25 @@ def test_what_is_not_there_is_none_or_empty(held: Held) -> None:
             tx.jobs(),
             tx.functions(),
             tx.keys(),
+            tx.secrets(),
             tx.events(),
             tx.coldstarts(),
             tx.counter("epoch"),
         ]
 
-    assert held.read(look) == [None, None, None, None, [], [], [], [], [], 0]
+    assert held.read(look) == [None, None, None, None, [], [], [], [], [], [], 0]
+
+
+def test_secrets_come_back_as_they_were_put_and_go(held: Held) -> None:
+    held.write(lambda tx: tx.put_secret(make_secret("a")))
+    held.write(lambda tx: tx.put_secret(make_secret("b")))
+    held.write(lambda tx: tx.put_secret(make_secret("a", 2)))
+    assert held.read(lambda tx: tx.secrets()) == [make_secret("a", 2), make_secret("b")]
+    assert held.read(lambda tx: tx.secret(DEFAULT_PROJECT, "b")) == make_secret("b")
+    assert held.read(lambda tx: tx.secret(ProjectName("other"), "b")) is None
+    assert held.write(lambda tx: tx.delete_secret(DEFAULT_PROJECT, "b"))
+    assert not held.write(lambda tx: tx.delete_secret(DEFAULT_PROJECT, "b"))
+    assert held.read(lambda tx: tx.secret(DEFAULT_PROJECT, "b")) is None
 
 
 def test_a_generation_follows_exactly_the_stored_one(held: Held) -> None:
@@ -88,6 +103,7 @@ def test_a_generation_follows_exactly_the_stored_one(held: Held) -> None:
         ("put_job", make_job),
         ("put_function", make_function),
         ("put_key", make_key),
+        ("put_secret", make_secret),
     ):
         for generation, allowed in ((0, False), (2, False), (1, True), (1, False), (3, False), (2, True), (2, False), (1, False)):
             thing = make(generation=generation)
@@ -205,6 +221,7 @@ def test_a_read_may_not_write(held: Held) -> None:
         lambda tx: tx.bump("job"),
         lambda tx: tx.add_event(make_event(1)),
         lambda tx: tx.delete_key(DEFAULT_PROJECT, "k"),
+        lambda tx: tx.delete_secret(DEFAULT_PROJECT, "s"),
     ):
         with pytest.raises(EdgeFailed) as caught:
             held.read(fn)
@@ -380,6 +397,7 @@ def _content(tx: Tx) -> list[object]:
         *(tx.revisions(DEFAULT_PROJECT, FunctionName(name)) for name in names),
         tx.revision(DEFAULT_PROJECT, FunctionName("a"), 2),
         tx.keys(),
+        tx.secrets(),
         tx.calls(),
         tx.calls(FunctionName("a"), {CallState.SUCCEEDED}, 2),
         [call.id for call in tx.calls_changed(0)[1]],
@@ -408,6 +426,8 @@ _changes: st.SearchStrategy[Fn] = st.one_of(
     st.builds(lambda n, g, e: lambda tx: tx.put_call(make_call(n, g, e, n)), _names, _generations, st.none() | st.integers(0, 9)),
     st.builds(lambda at, most: lambda tx: tx.forget_calls(at, most), st.integers(0, 9), st.integers(0, 3)),
     st.builds(lambda n: lambda tx: tx.delete_key(DEFAULT_PROJECT, n), _names),
+    st.builds(lambda n, g: lambda tx: tx.put_secret(make_secret(n, g)), _names, _generations),
+    st.builds(lambda n: lambda tx: tx.delete_secret(DEFAULT_PROJECT, n), _names),
     st.builds(
         lambda ns, f: lambda tx: tx.add_coldstarts([make_coldstart(n, f) for n in ns]), st.lists(st.integers(0, 9)), _names
     ),
@@ -474,3 +494,16 @@ BothStores.TestCase.settings = settings(
     max_examples=30, stateful_step_count=20, deadline=None, suppress_health_check=list(HealthCheck)
 )
 TestBothStores = BothStores.TestCase
+
+
+def test_volumes_come_back_as_they_were_put(held: Held) -> None:
+    volume = Volume("data", DEFAULT_PROJECT, OWNER, 1, "/srv/volumes/data", 5)
+    other = replace(volume, project=ProjectName("other"))
+    held.write(lambda tx: (tx.put_volume(volume), tx.put_volume(other)))
+    going = replace(volume, generation=2, deleting=True)
+    held.write(lambda tx: tx.put_volume(going))
+    with pytest.raises(Conflict):
+        held.write(lambda tx: tx.put_volume(going))
+    assert held.read(lambda tx: (tx.volume(DEFAULT_PROJECT, "data"), tx.volume(DEFAULT_PROJECT, "none"))) == (going, None)
+    assert held.write(lambda tx: [tx.delete_volume(DEFAULT_PROJECT, "data") for _ in range(2)]) == [True, False]
+    assert held.read(lambda tx: tx.volumes()) == [other]

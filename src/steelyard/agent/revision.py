@@ -278,6 +278,8 @@ class RevisionHost:
         if replica.workload in self.replicas and replica.page.state not in (SERVING, FAILED) and not replica.retiring:
             deadline_s = self.function.spec.startup_deadline_s
             detail = f"It did not serve within its startup deadline of {deadline_s:g} s."
+            if replica.page.said:
+                detail += f" At the end {replica.page.said}."
             if self.function.spec.wake_bound_s is not None and not replica.taken_ns:
                 detail += " The devices that it had lent are not free yet; `steelyard check` says who is on them."
             self._failed(replica, Reason.STARTUP_DEADLINE, detail)
@@ -327,7 +329,8 @@ class RevisionHost:
         if not self.live and (may_sleep or now_ns < self._refuse_until_ns):
             self.arm()
             return bool(self.replicas) or now_ns < self._refuse_until_ns
-        replicas = [item.look() for item in self.replicas.values() if not item.trial]
+        metrics = len(self.function.spec.scale_on)
+        replicas = [item.look(now_ns, metrics) for item in self.replicas.values() if not item.trial]
         decision = self.scaler.decide(now_ns, self.queued, self.pending, replicas)
         if decision.start:
             self._disarm()  # a minimum is started again after a backoff in which only refusals were given

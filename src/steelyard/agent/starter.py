@@ -35,7 +35,15 @@ async def start_plain(host: RevisionHost, slot: Slot, listen_fd: int, private: b
         program, more = list(spec.argv), dict[str, str]()
         if spec.attr is not None:
             program, more = server_command(spec.python, load, lib_dir=host.edges.lib_dir)
-        argv, env = relay_command(sys.executable, program, port=spec.port, concurrency=spec.concurrency, folder=str(folder))
+        argv, env = relay_command(
+            sys.executable,
+            program,
+            port=spec.port,
+            concurrency=spec.concurrency,
+            readiness=spec.readiness,
+            metrics=[each.metric for each in spec.scale_on],
+            folder=str(folder),
+        )
         env |= more
     return await host.edges.runtime.launch(
         slot.workload,

@@ -1,5 +1,9 @@
 """Does a revision answer? Its template, one replica on a private socket, then as many as it should have at least: before the
-gateway hears of it, and outside of all counting."""
+gateway hears of it, and outside of all counting.
+
+The runner answers `/.steelyard/ready` itself, without calling the user's app. A program behind the relay must answer its
+readiness path with 2xx; where it has none it is asked for `/`, and any HTTP answer will do.
+"""
 
 from __future__ import annotations
 
@@ -9,11 +13,12 @@ import os
 from pathlib import Path
 
 from steelyard.agent.edges import Edges
-from steelyard.agent.readiness import POLL_S, ask_ready, make_listener
+from steelyard.agent.readiness import POLL_FIRST_S, POLL_S, make_listener
 from steelyard.agent.replica import FAILED, SERVING
 from steelyard.agent.revision import RevisionHost
 from steelyard.errors import SteelyardError
 from steelyard.model.reason import Reason
+from steelyard.runtime.ask import ask
 from steelyard.wire.agent import AssignedFunction
 
 
@@ -42,18 +47,21 @@ async def _try_out(edges: Edges, host: RevisionHost) -> None:
     try:
         replica = await host.start_trial(listener)
         deadline_s = host.function.spec.startup_deadline_s
-        target = "/.steelyard/ready" if host.template is not None else "/"
+        readiness = "/.steelyard/ready" if host.template is not None else host.function.spec.readiness
+        poll_s = POLL_FIRST_S
         try:
             async with asyncio.timeout(deadline_s):
                 while replica.workload in host.replicas and replica.page.state not in (SERVING, FAILED):
-                    await asyncio.sleep(POLL_S)
-                _check_alive(edges, host, replica.workload in host.replicas, replica.page.error)
-                status = await ask_ready(path, target)
+                    await asyncio.sleep(poll_s)
+                    poll_s = min(POLL_S, 2 * poll_s)
+                alive = replica.workload in host.replicas  # else its page is closed
+                _check_alive(edges, host, alive, replica.page.error if alive else "")
+                answer = await ask(str(path), readiness or "/")
         except TimeoutError as err:
             text = f"It did not answer within its startup deadline of {deadline_s:g} s."
             raise RolloutFailed(Reason.READINESS_FAILED, text + _log_tail(edges, host)) from err
-        if status is None or (host.template is not None and status != 200):
-            text = "It closed the connection without an answer."
+        if answer is None or (readiness and not answer.ok):
+            text = f"It answered {readiness} with {answer.status}." if answer else "It closed the connection without an answer."
             raise RolloutFailed(Reason.READINESS_FAILED, text + _log_tail(edges, host))
     finally:
         host.end_trial()

@@ -14,7 +14,7 @@ import msgspec
 from steelyard.cli.app_file import AppFile, Declared, check_python
 from steelyard.cli.job_options import parse_env
 from steelyard.cli.output import Progress, say
-from steelyard.cli.quantities import parse_bytes, parse_seconds
+from steelyard.cli.quantities import parse_bytes, parse_scale_on, parse_seconds
 from steelyard.cli.session import new_key
 from steelyard.errors import Refused
 from steelyard.model.function import FunctionSpec, FunctionState
@@ -28,6 +28,8 @@ from steelyard.wire.http import ApiClient
 
 #: one long poll, and one between two looks at something else
 POLL_S, LOOK_S = 10.0, 0.2
+#: code up to that size is sent without asking whether it is there: an answer takes as long
+ASKED_BYTES = 64 << 10
 #: options that are parts of `Resources`
 _RESOURCES = ("cpus", "memory_bytes", "timing", "gpus")
 
@@ -104,6 +106,7 @@ def make_override(asked: Mapping[str, Any]) -> dict[str, Any]:
         "max_replicas": ("replicas_max", int),
         "idle_timeout": ("idle_timeout_s", parse_seconds),
         "target_wait": ("target_wait_ms", lambda text: parse_seconds(text) * 1000),
+        "scale_on": ("scale_on", lambda words: msgspec.to_builtins(parse_scale_on(words))),
         "startup_deadline": ("startup_deadline_s", parse_seconds),
         "wake_bound": ("wake_bound_s", parse_seconds),
     }
@@ -122,7 +125,7 @@ def upload_code(client: ApiClient, folder: Path, progress: Progress) -> str:
     bundle = capture_folder(folder)
     with bundle.file:
         path = f"/v1/bundles/{bundle.sha256}"
-        if not client.has(path):
+        if bundle.size_bytes <= ASKED_BYTES or not client.has(path):
             progress.show(f"Sending {bundle.size_bytes / 1e6:.1f} MB of code")
             client.upload(path, bundle.file, bundle.size_bytes, "application/gzip")
     progress.clear()

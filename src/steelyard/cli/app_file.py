@@ -10,7 +10,6 @@ import ast
 import contextlib
 import json
 import os
-import subprocess
 import sys
 from collections.abc import Iterator, Mapping
 from pathlib import Path
@@ -129,6 +128,7 @@ class Call:
     def __init__(self, file: Path, python: str, target: str, words: tuple[str, ...], lib_dir: Path | None = None) -> None:
         self._child: _Child | None = None
         self._prepared: Prepared | None = None
+        self._environ: dict[str, str] = {}
         if same_interpreter(python):
             with _told():
                 program = Program(str(file))
@@ -139,12 +139,19 @@ class Call:
             description = self._child.description
         self.app = _make(file, python, description)
 
-    def run(self, suffix: str, environ: Mapping[str, str], as_json: bool) -> int:
+    def get_ready(self, environ: Mapping[str, str]) -> None:
+        """What calling needs, so that nothing of it is left to do when the functions are ready. `environ`: by which the SDK finds
+        this Steelyard."""
+        self._environ = dict(environ)
+        if self._prepared is not None:
+            os.environ.update(environ)
+            self._prepared.get_ready()
+
+    def run(self, suffix: str, as_json: bool) -> int:
         """Call it, with the app deployed under names with this suffix; the exit code."""
         if self._child is not None:
-            return self._child.call({"suffix": suffix, "environ": dict(environ), "json": as_json})
+            return self._child.call({"suffix": suffix, "environ": self._environ, "json": as_json})
         assert self._prepared is not None
-        os.environ.update(environ)
         return self._prepared.call(suffix, as_json)
 
     def close(self) -> None:
@@ -156,6 +163,8 @@ class _Child:
     """`sdk/command.py` in another interpreter."""
 
     def __init__(self, python: str, lib_dir: Path | None, mode: str, *words: str) -> None:
+        import subprocess  # imported here: where the interpreter is this one, nothing needs it
+
         assert lib_dir is not None
         answer_fd, out_fd = os.pipe()
         in_fd, order_fd = os.pipe()
@@ -201,7 +210,11 @@ def check_python(python: str | None) -> str:
     """Absolute, but not with links followed: an environment's interpreter is a link, and following it loses the environment."""
     interpreter = os.path.abspath(python or sys.executable)
     if not os.path.isfile(interpreter) or not os.access(interpreter, os.X_OK):
-        raise Refused(f"The interpreter {interpreter} is no program. Nothing was deployed.", code="no-such-python")
+        raise Refused(
+            f"The interpreter {interpreter} is no program. Nothing was deployed. --python and python= take the path of one, or "
+            "of an environment's: /usr/bin/python3, .venv/bin/python.",
+            code="no-such-python",
+        )
     return interpreter
 
 

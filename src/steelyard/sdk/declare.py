@@ -44,6 +44,8 @@ class Web:
     port: int = 0
     #: of a server: seconds until its port must be open; None: the function's own
     startup_timeout: float | None = None
+    #: of a server: it serves once a GET of this path is answered 2xx; empty: once its port is open
+    readiness: str = ""
 
 
 @dataclass
@@ -164,13 +166,16 @@ def wsgi_app(target: Any = None, /) -> Any:
     return _web(Web("wsgi"), target)
 
 
-def web_server(port: int, /, *, startup_timeout: float | None = None) -> Callable[[_F], _F]:
-    """The function starts a server that opens `port` on 127.0.0.1."""
+def web_server(port: int, /, *, startup_timeout: float | None = None, readiness: str = "") -> Callable[[_F], _F]:
+    """The function starts a server that opens `port` on 127.0.0.1. With `readiness` it gets requests once a GET of that path is
+    answered 2xx."""
     if not _is_count(port, 65535):
         raise DeclarationError(f"@sy.web_server: {port!r} is no port from 1 to 65535.")
     if startup_timeout is not None and not 0 < startup_timeout <= 86400:
         raise DeclarationError(f"@sy.web_server: startup_timeout={startup_timeout!r} is no number of seconds up to a day.")
-    return _web(Web("server", port=port, startup_timeout=startup_timeout), None)
+    if not isinstance(readiness, str) or (readiness and not readiness.startswith("/")):
+        raise DeclarationError(f"@sy.web_server: readiness={readiness!r} is no path such as '/health'.")
+    return _web(Web("server", port=port, startup_timeout=startup_timeout, readiness=readiness), None)
 
 
 def _web(web: Web, target: Any) -> Any:

@@ -139,6 +139,8 @@ def _describe_function(short: str, handle: Function[..., Any] | Cls, module: Mod
     for mark in marks.values():
         if mark.web is not None and mark.web.startup_timeout is not None:
             options.setdefault("startup_deadline_s", mark.web.startup_timeout)
+        if mark.web is not None and mark.web.readiness:
+            options["readiness"] = mark.web.readiness
     skip = 1 if isinstance(handle, Cls) else 0
     targets = methods_of(handle.target) if isinstance(handle, Cls) else {"": handle.target}
     return {

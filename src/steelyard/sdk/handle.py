@@ -86,6 +86,8 @@ class Function(_Handle, Generic[P, R]):
 
     #: of a class: the method's name
     method = ""
+    #: of a class's instance: gives the bound method that runs here
+    _bound: Callable[[], Callable[..., Any]] | None = None
 
     def __init__(self, base_name: str, target: Any = None, app: App | None = None, options: dict[str, Any] | None = None) -> None:
         super().__init__(base_name, target, app, options)
@@ -109,7 +111,7 @@ class Function(_Handle, Generic[P, R]):
         """Run it here and now. A coroutine function gives its coroutine."""
         if self.target is None:
             raise DeclarationError(f"{self!r} is only known by name here: call it with .remote().")
-        return run_here(self.target, args, kwargs)
+        return run_here(self.target if self._bound is None else self._bound(), args, kwargs)
 
     __call__ = local
 
@@ -180,6 +182,8 @@ class Cls(_Handle):
             raise DeclarationError(
                 f"{target.__module__}.{target.__qualname__} has no method that can be called: mark some with @sy.method."
             )
+        for name, function in methods_of(target).items() if target is not None else ():
+            setattr(target, name, _Marked(self, name, function))
 
     @classmethod
     def from_name(cls, name: str, of: str | None = None) -> Cls:
@@ -194,6 +198,28 @@ class Cls(_Handle):
 
     def __call__(self) -> Instance:
         return Instance(self)
+
+    def handle_of(self, name: str, bound: Callable[[], Callable[..., Any]] | None = None) -> Function[..., Any]:
+        """That of a marked method; `bound` gives what its `.local()` runs."""
+        target = None if self.target is None else methods_of(self.target)[name]
+        handle = kind_of(target)(self.base_name, target, self.app, self.options)
+        handle.method = name
+        handle._whole = self
+        handle._bound = bound
+        return handle
+
+
+class _Marked:
+    """A marked method in the user's class: `self.method` there is a handle, as it is outside of it."""
+
+    def __init__(self, cls: Cls, name: str, function: Callable[..., Any]) -> None:
+        self.cls = cls
+        self.name = name
+        self.function = function
+        self.__steelyard__ = marks_of(function)
+
+    def __get__(self, instance: Any, owner: Any = None) -> Any:
+        return self.function if instance is None else self.cls.handle_of(self.name, lambda: self.function.__get__(instance))
 
 
 class Instance:
@@ -210,16 +236,9 @@ class Instance:
         if name.startswith("__"):
             raise AttributeError(name)
         cls = self._cls
-        target = None
-        if cls.target is not None:
-            target = inspect.getattr_static(cls.target, name, None)
-            if target is None or not read_marks(target).called:
-                return getattr(self._here(), name)
-        bound: Any = kind_of(target)(cls.base_name, target, cls.app, cls.options)
-        bound.method = name
-        bound._whole = cls
-        bound.local = lambda *args, **kwargs: run_here(getattr(self._here(), name), args, kwargs)
-        return bound
+        if cls.target is not None and name not in methods_of(cls.target):
+            return getattr(self._here(), name)
+        return cls.handle_of(name, lambda: bound_method(self._here(), name))
 
     def _here(self) -> Any:
         if self._local is None:
@@ -234,13 +253,28 @@ def _named(name: str, method: str) -> Any:
     return getattr(Instance(Cls(name)), method) if method else Function(name)
 
 
+def plain_function(value: Any) -> Callable[..., Any] | None:
+    """The function that an attribute of a class is, as it was written; None of everything else."""
+    if isinstance(value, _Marked):
+        return value.function
+    return value if inspect.isfunction(value) else None
+
+
+def bound_method(instance: Any, name: str) -> Callable[..., Any]:
+    """A method of an instance as it was written, no handle."""
+    function = plain_function(inspect.getattr_static(type(instance), name))
+    assert function is not None, name
+    return function.__get__(instance)
+
+
 def methods_of(target: type) -> dict[str, Callable[..., Any]]:
     """The methods of a class that callers may call, in the order of their definition, bases first."""
     found: dict[str, Callable[..., Any]] = {}
     for cls in reversed(target.__mro__):
         for name, value in vars(cls).items():
-            if inspect.isfunction(value) and read_marks(value).called:
-                found[name] = value
+            function = plain_function(value)
+            if function is not None and read_marks(function).called:
+                found[name] = function
             elif name in found:
                 del found[name]
     return found

@@ -8,6 +8,7 @@ from typing import Any
 
 from steelyard.sdk.declare import read_marks
 from steelyard.sdk.errors import DeclarationError
+from steelyard.sdk.handle import bound_method, plain_function
 
 
 def enters_of(target: type) -> list[tuple[bool, str]]:
@@ -48,7 +49,7 @@ def enter_locally(target: type) -> Any:
     """An instance in this process, as a replica would have it."""
     instance = make_instance(target)
     for _, name in enters_of(target):
-        result = getattr(instance, name)()
+        result = bound_method(instance, name)()
         if inspect.iscoroutine(result):
             import asyncio
 
@@ -57,4 +58,5 @@ def enter_locally(target: type) -> Any:
 
 
 def _methods(target: type) -> list[tuple[str, Callable[..., Any]]]:
-    return [(name, value) for cls in reversed(target.__mro__) for name, value in vars(cls).items() if inspect.isfunction(value)]
+    every = [(name, plain_function(value)) for cls in reversed(target.__mro__) for name, value in vars(cls).items()]
+    return [(name, function) for name, function in every if function is not None]

@@ -6,7 +6,6 @@ DeclarationError names the option, what is wrong with it, and what to write. Whe
 
 from __future__ import annotations
 
-import difflib
 import math
 import re
 from collections.abc import Callable, Mapping
@@ -45,6 +44,8 @@ class FunctionOptions(TypedDict, total=False):
     concurrency: int
     target_wait_ms: float
     target_busy: float
+    #: of a server: metrics of its page /metrics, and how much of each one replica should have
+    scale_on: Mapping[str, float]
     wake_bound: Duration
     public: bool
     schedule: Cron | Every
@@ -117,6 +118,8 @@ def read_options(options: Mapping[str, Any], where: str) -> dict[str, Any]:
 def _explain_unknown(name: str) -> str:
     if name in _ELSEWHERE:
         return f"'{name}' has no meaning here: {_ELSEWHERE[name]}."
+    import difflib  # imported here: it is for mistakes
+
     near = difflib.get_close_matches(name, [*_READERS, *ALIASES], 1)
     hint = f" Did you mean '{near[0]}'?" if near else ""
     return f"there is no option '{name}'.{hint} Options: {', '.join(sorted(_READERS))}."
@@ -204,6 +207,13 @@ def _env(value: Any) -> tuple[str, Any]:
     return "env", dict(value)
 
 
+def _scale_on(value: Any) -> tuple[str, Any]:
+    known = isinstance(value, Mapping) and all(isinstance(metric, str) for metric in value)
+    if not known or not all(isinstance(target, int | float) and target > 0 for target in value.values()):
+        raise DeclarationError("it is a dict of metrics and targets above 0, such as {'vllm:num_requests_waiting': 4}.")
+    return "scale_on", [{"metric": metric, "target": float(target)} for metric, target in value.items()]
+
+
 def _schedule(value: Any) -> tuple[str, Any]:
     if not isinstance(value, Cron | Every):
         raise DeclarationError("it is sy.Cron('*/5 * * * *') or sy.Every(minutes=5).")
@@ -228,6 +238,7 @@ _READERS: dict[str, Reader] = {
     "concurrency": _whole("concurrency", 1, 10_000),
     "target_wait_ms": _number("target_wait_ms", 0.001, 3_600_000),
     "target_busy": _number("target_busy", 0.01, 1.0),
+    "scale_on": _scale_on,
     "wake_bound": _seconds("wake_bound_s", 0.001),
     "public": _flag("public"),
     "schedule": _schedule,

@@ -20,7 +20,7 @@ from steelyard.sdk.endpoint import Endpoints, JsonCalls, JsonMethod, get_header
 from steelyard.sdk.errors import DeclarationError
 from steelyard.sdk.executor import Executor, Method, Work, release
 from steelyard.sdk.frames import CALL_PATH, CONTENT_TYPE, Buffer
-from steelyard.sdk.handle import Cls, Function, methods_of
+from steelyard.sdk.handle import Cls, Function, bound_method, methods_of
 from steelyard.sdk.lifecycle import enters_of, exits_of, make_instance
 from steelyard.sdk.mounted import Mounted, Server
 from steelyard.sdk.problem import Send, make_problem, send_problem
@@ -44,9 +44,9 @@ def make_app(handle: Function[..., Any] | Cls, function: str, concurrency: int |
     if isinstance(handle, Cls):
         instance = make_instance(handle.target)
         for shared, name in enters_of(handle.target):
-            sdk.hooks.append((shared, getattr(instance, name)))
-        sdk.exits.extend(getattr(instance, name) for name in exits_of(handle.target))
-        targets = {name: getattr(instance, name) for name in methods_of(handle.target)}
+            sdk.hooks.append((shared, bound_method(instance, name)))
+        sdk.exits.extend(bound_method(instance, name) for name in exits_of(handle.target))
+        targets = {name: bound_method(instance, name) for name in methods_of(handle.target)}
     else:
         targets = {"": handle.target}
     methods: dict[str, Method] = {}

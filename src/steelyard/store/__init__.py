@@ -23,7 +23,9 @@ from steelyard.model.function import ApiKey, Function, Revision
 from steelyard.model.ids import CallId, FunctionName, JobId, ProjectName
 from steelyard.model.job import Job, JobState
 from steelyard.model.machine import Machine
+from steelyard.model.secret import Secret
 from steelyard.model.site import Account, Quota, Schedule
+from steelyard.model.volume import Volume
 
 T = TypeVar("T")
 
@@ -46,7 +48,7 @@ class Event(msgspec.Struct, frozen=True):
     at: int
     project: ProjectName
     owner: str
-    #: "job", "function", "key", "machine", "schedule", "call"
+    #: "job", "function", "key", "secret", "machine", "schedule", "call", "volume"
     kind: str
     subject: str
     #: what happened, e.g. "submitted", "QUEUED -> STARTING"
@@ -125,6 +127,19 @@ class Tx(Protocol):
     def keys(self) -> list[ApiKey]: ...
     def put_key(self, key: ApiKey) -> None: ...
     def delete_key(self, project: ProjectName, name: str) -> bool: ...
+
+    def secrets(self) -> list[Secret]:
+        """Sealed, as they lie."""
+        ...
+
+    def secret(self, project: ProjectName, name: str) -> Secret | None: ...
+    def put_secret(self, secret: Secret) -> None: ...
+    def delete_secret(self, project: ProjectName, name: str) -> bool: ...
+
+    def volumes(self) -> list[Volume]: ...
+    def volume(self, project: ProjectName, name: str) -> Volume | None: ...
+    def put_volume(self, volume: Volume) -> None: ...
+    def delete_volume(self, project: ProjectName, name: str) -> bool: ...
 
     def add_coldstarts(self, rows: Sequence[ColdStart]) -> None:
         """Rows whose id is already there are skipped."""

@@ -17,7 +17,9 @@ from steelyard.model.function import ApiKey, Function, Revision
 from steelyard.model.ids import CallId, FunctionName, JobId, MachineId, ProjectName
 from steelyard.model.job import Job, JobState
 from steelyard.model.machine import Machine
+from steelyard.model.secret import Secret
 from steelyard.model.site import Account, Quota, Schedule
+from steelyard.model.volume import Volume
 from steelyard.store import Event, StoredAnswer, Tx
 from steelyard.store.generation import check_generation
 
@@ -43,6 +45,8 @@ class _Content:
         self.functions: dict[tuple[ProjectName, FunctionName], Function] = {}
         self.revisions: dict[tuple[ProjectName, FunctionName, int], Revision] = {}
         self.keys: dict[tuple[ProjectName, str], ApiKey] = {}
+        self.secrets: dict[tuple[ProjectName, str], Secret] = {}
+        self.volumes: dict[tuple[ProjectName, str], Volume] = {}
         self.coldstarts: dict[str, ColdStart] = {}
         self.answers: dict[tuple[ProjectName, str], StoredAnswer] = {}
         self.events: list[Event] = []
@@ -210,6 +214,34 @@ class MemoryTx:
 
     def delete_key(self, project: ProjectName, name: str) -> bool:
         return self._drop(self._content.keys, [(project, name)]) > 0
+
+    # secrets
+
+    def secrets(self) -> list[Secret]:
+        return list(self._content.secrets.values())
+
+    def secret(self, project: ProjectName, name: str) -> Secret | None:
+        return self._content.secrets.get((project, name))
+
+    def put_secret(self, secret: Secret) -> None:
+        self._put_object(f"Secret {secret.name}", self._content.secrets, (secret.project, secret.name), secret)
+
+    def delete_secret(self, project: ProjectName, name: str) -> bool:
+        return self._drop(self._content.secrets, [(project, name)]) > 0
+
+    # volumes
+
+    def volumes(self) -> list[Volume]:
+        return list(self._content.volumes.values())
+
+    def volume(self, project: ProjectName, name: str) -> Volume | None:
+        return self._content.volumes.get((project, name))
+
+    def put_volume(self, volume: Volume) -> None:
+        self._put_object(f"Volume {volume.name}", self._content.volumes, (volume.project, volume.name), volume)
+
+    def delete_volume(self, project: ProjectName, name: str) -> bool:
+        return self._drop(self._content.volumes, [(project, name)]) > 0
 
     # history
 

@@ -16,6 +16,7 @@ _cold, _ans, _ev = tables.coldstart.c, tables.answer.c, tables.event.c
 _machine, _counter = tables.machine.c, tables.counter.c
 
 _call, _rev = tables.call.c, tables.revision.c
+_secret, _vol = tables.secret.c, tables.volume.c
 
 #: (insert unless there, update of exactly the generation before, stored generation)
 Put = tuple[Statement, Statement, Statement]
@@ -101,6 +102,12 @@ KEYS = Statement(sa.select(_key.body, _key.body_crc).order_by(_key.seq))
 PUT_KEY = _put(tables.api_key, "project", "name")
 DELETE_KEY = Statement(sa.delete(tables.api_key).where(_key.project == _p("project"), _key.name == _p("name")))
 
+_one_secret = sa.and_(_secret.project == _p("project"), _secret.name == _p("name"))
+SECRETS = Statement(sa.select(_secret.body, _secret.body_crc).order_by(_secret.seq))
+SECRET = Statement(sa.select(_secret.body, _secret.body_crc).where(_one_secret))
+PUT_SECRET = _put(tables.secret, "project", "name")
+DELETE_SECRET = Statement(sa.delete(tables.secret).where(_one_secret))
+
 ACCOUNTS = Statement(sa.select(_acc.body, _acc.body_crc).order_by(_acc.seq))
 ACCOUNT = Statement(sa.select(_acc.body, _acc.body_crc).where(_acc.name == _p("name")))
 PUT_ACCOUNT = _put(tables.account, "name")
@@ -114,6 +121,12 @@ SCHEDULES = Statement(sa.select(_sched.body, _sched.body_crc).order_by(_sched.se
 SCHEDULE = Statement(sa.select(_sched.body, _sched.body_crc).where(_one_schedule))
 PUT_SCHEDULE = _put(tables.schedule, "project", "name")
 DELETE_SCHEDULE = Statement(sa.delete(tables.schedule).where(_one_schedule))
+
+_one_volume = sa.and_(_vol.project == _p("project"), _vol.name == _p("name"))
+VOLUMES = Statement(sa.select(_vol.body, _vol.body_crc).order_by(_vol.seq))
+VOLUME = Statement(sa.select(_vol.body, _vol.body_crc).where(_one_volume))
+PUT_VOLUME = _put(tables.volume, "project", "name")
+DELETE_VOLUME = Statement(sa.delete(tables.volume).where(_one_volume))
 
 _coldstarts = sa.select(_cold.body, _cold.body_crc).order_by(_cold.seq.desc()).limit(_p("limit"))
 COLDSTARTS = Statement(_coldstarts)

@@ -10,7 +10,7 @@ from __future__ import annotations
 import sqlalchemy as sa
 
 #: the newest migration, which this code needs; revisions are numbers, so that newer and older can be told apart
-SCHEMA = "0004"
+SCHEMA = "0005"
 
 metadata = sa.MetaData()
 
@@ -83,6 +83,16 @@ api_key = sa.Table(
     sa.Index("api_key_by_name", "project", "name", unique=True),
 )
 
+secret = sa.Table(
+    "secret",
+    metadata,
+    sa.Column("seq", sa.Integer, primary_key=True),
+    sa.Column("name", sa.Text, nullable=False),
+    *_ownership(known=True),
+    *_content(),
+    sa.Index("secret_by_name", "project", "name", unique=True),
+)
+
 account = sa.Table(
     "account",
     metadata,
@@ -128,6 +138,16 @@ call = sa.Table(
     sa.Index("call_by_function", "function", "seq"),
     sa.Index("call_by_end", "ended_at"),
     sa.Index("call_by_change", "change", unique=True),
+)
+
+volume = sa.Table(
+    "volume",
+    metadata,
+    sa.Column("seq", sa.Integer, primary_key=True),
+    sa.Column("name", sa.Text, nullable=False),
+    *_ownership(known=True),
+    *_content(),
+    sa.Index("volume_by_name", "project", "name", unique=True),
 )
 
 coldstart = sa.Table(

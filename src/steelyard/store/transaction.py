@@ -23,7 +23,9 @@ from steelyard.model.function import ApiKey, Function, Revision
 from steelyard.model.ids import CallId, FunctionName, JobId, ProjectName
 from steelyard.model.job import Job, JobState
 from steelyard.model.machine import Machine
+from steelyard.model.secret import Secret
 from steelyard.model.site import Account, Quota, Schedule
+from steelyard.model.volume import Volume
 from steelyard.store import Event, StoredAnswer
 from steelyard.store import statements as sql
 from steelyard.store.faults import damaged, translate
@@ -37,9 +39,11 @@ _decode_job = msgspec.json.Decoder(Job)
 _decode_function = msgspec.json.Decoder(Function)
 _decode_revision = msgspec.json.Decoder(Revision)
 _decode_key = msgspec.json.Decoder(ApiKey)
+_decode_secret = msgspec.json.Decoder(Secret)
 _decode_account = msgspec.json.Decoder(Account)
 _decode_quota = msgspec.json.Decoder(Quota)
 _decode_schedule = msgspec.json.Decoder(Schedule)
+_decode_volume = msgspec.json.Decoder(Volume)
 _decode_call = msgspec.json.Decoder(Call)
 _decode_coldstart = msgspec.json.Decoder(ColdStart)
 _decode_machine = msgspec.json.Decoder(Machine)
@@ -201,6 +205,34 @@ class SqlTx:
     def delete_key(self, project: ProjectName, name: str) -> bool:
         return self._change(sql.DELETE_KEY, {"project": project, "name": name}) > 0
 
+    # secrets
+
+    def secrets(self) -> list[Secret]:
+        return self._all(_decode_secret, sql.SECRETS)
+
+    def secret(self, project: ProjectName, name: str) -> Secret | None:
+        return self._one(_decode_secret, sql.SECRET, {"project": project, "name": name})
+
+    def put_secret(self, secret: Secret) -> None:
+        self._put_object(f"Secret {secret.name}", sql.PUT_SECRET, ("project", "name"), secret, {"name": secret.name})
+
+    def delete_secret(self, project: ProjectName, name: str) -> bool:
+        return self._change(sql.DELETE_SECRET, {"project": project, "name": name}) > 0
+
+    # volumes
+
+    def volumes(self) -> list[Volume]:
+        return self._all(_decode_volume, sql.VOLUMES)
+
+    def volume(self, project: ProjectName, name: str) -> Volume | None:
+        return self._one(_decode_volume, sql.VOLUME, {"project": project, "name": name})
+
+    def put_volume(self, volume: Volume) -> None:
+        self._put_object(f"Volume {volume.name}", sql.PUT_VOLUME, ("project", "name"), volume, {"name": volume.name})
+
+    def delete_volume(self, project: ProjectName, name: str) -> bool:
+        return self._change(sql.DELETE_VOLUME, {"project": project, "name": name}) > 0
+
     # history
 
     def add_coldstarts(self, rows: Sequence[ColdStart]) -> None:
@@ -293,7 +325,7 @@ class SqlTx:
         what: str,
         statements: sql.Put,
         identity: Sequence[str],
-        thing: Job | Function | Revision | ApiKey | Account | Quota | Schedule | Call,
+        thing: Job | Function | Revision | ApiKey | Secret | Account | Quota | Schedule | Call | Volume,
         columns: Mapping[str, object],
     ) -> None:
         insert, update, generation = statements

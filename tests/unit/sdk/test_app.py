@@ -51,10 +51,12 @@ class Model:
     def many(self, xs: list[int]) -> list[int]: return xs
     @sy.endpoint(method="get")
     def web(self, q: str = "a"): return q
+    @sy.method
+    def predict_both(self, x: int) -> list[int]: return [self.predict(x), self.predict.local(x), self.many.local(x)]
     def inner(self): return "inner"
 
 @app.function
-@sy.web_server(8000, startup_timeout=90)
+@sy.web_server(8000, startup_timeout=90, readiness="/health")
 def served(): ...
 
 @app.local_entrypoint
@@ -107,10 +109,12 @@ def test_an_app_is_told_as_plain_json(load: Load) -> None:
         ("predict", "call", False),
         ("many", "call", True),
         ("web", "endpoint", False),
+        ("predict_both", "call", False),
     ]
     assert [parameter["name"] for parameter in model["methods"][0]["parameters"]] == ["x"]
     assert (functions["shop-served"]["interface"], functions["shop-served"]["port"]) == ("web_server", 8000)
     assert functions["shop-served"]["options"]["startup_deadline_s"] == 90
+    assert functions["shop-served"]["options"]["readiness"] == "/health"
     assert told["entrypoints"] == [
         {
             "name": "main",
@@ -126,7 +130,8 @@ def test_functions_run_here_when_asked_to(load: Load) -> None:
     assert module.add_up.local(1, 2, scale=2.0) == module.add_up(1, 2, scale=2.0) == 6.0
     assert list(module.numbers.local(3)) == [0, 1, 2]
     model = module.Model()
-    assert model.predict.local(1) == 3  # load, then connect, whatever order they stand in
+    assert model.predict.local(1) == model.predict(1) == 3  # load, then connect, whatever order they stand in
+    assert model.predict_both(1) == [3, 3, 1]  # inside the class a method is a handle too
     assert (model.steps, model.inner()) == (["load", "connect"], "inner")
     assert module.main() == 3
     with pytest.raises(AttributeError):
@@ -158,6 +163,7 @@ def test_names_follow_the_app_and_its_suffix(load: Load) -> None:
         ("@sy.batched(max_size=2, wait_ms=-1)\ndef f(): ...", "wait_ms=-1"),
         ("@sy.endpoint(method='LOOK')\ndef f(): ...", "none of GET"),
         ("@sy.web_server(0)\ndef f(): ...", "no port"),
+        ("@sy.web_server(8000, readiness='health')\ndef f(): ...", "no path"),
     ],
 )
 def test_declarations_that_cannot_be_meant_are_refused_at_import(load: Load, text: str, words: str) -> None:

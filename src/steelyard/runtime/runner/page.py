@@ -1,7 +1,8 @@
 """What is a replica doing right now, and when did it reach each step of its start? One 4096-byte shared memory file per replica.
 
 The replica (or relay) writes, the agent reads; neither waits for the other. The first half holds unsigned 64-bit numbers, the
-second half JSON: the user's phases and, after a failure, the error text. Never deletes the file: whoever made it does.
+second half JSON: the user's phases, what a start waits for and, after a failure, the error text. Never deletes the file: whoever
+made it does.
 """
 
 from __future__ import annotations
@@ -9,12 +10,16 @@ from __future__ import annotations
 import json
 import mmap
 import os
+import struct
+from collections.abc import Sequence
 from typing import Any
 
 PAGE_BYTES = 4096
 TEXT_AT = 2048
 #: the error text is cut to this many characters, its end being kept: a traceback's last line says most
 ERROR_MAX = 1500
+
+METRICS_MAX, _METRICS_AT = 8, 32
 
 NONE, ALIVE, JOINED, IMPORTED, ENTERED, SERVING, RETIRING, FAILED = range(8)
 
@@ -61,6 +66,9 @@ class Page:
     service_ns = _Number(14)
     #: of the finished requests, those that were answered with 5xx or raised
     errors = _Number(15)
+    #: CLOCK_MONOTONIC of the last look at the program's metrics page, and which of the wanted numbers it told, a bit each
+    metrics_ns = _Number(16)
+    metrics_told = _Number(17)
 
     def __init__(self, memory: mmap.mmap) -> None:
         self._memory = memory
@@ -97,6 +105,21 @@ class Page:
         """All numbers by name."""
         return {name: self.numbers[field.index] for name, field in vars(Page).items() if isinstance(field, _Number)}
 
+    def write_metrics(self, now_ns: int, values: Sequence[float | None]) -> None:
+        """At most METRICS_MAX; None: not told."""
+        told = 0
+        for at, value in enumerate(values):
+            if value is not None:
+                self.numbers[_METRICS_AT + at] = struct.unpack("<Q", struct.pack("<d", value))[0]
+                told |= 1 << at
+        self.metrics_told, self.metrics_ns = told, now_ns
+
+    def read_metrics(self, count: int) -> tuple[float | None, ...]:
+        told = self.metrics_told
+        numbers = self.numbers[_METRICS_AT : _METRICS_AT + count]
+        values = [struct.unpack("<d", struct.pack("<Q", number))[0] for number in numbers]
+        return tuple(value if told >> at & 1 else None for at, value in enumerate(values))
+
     @property
     def user_phases(self) -> dict[str, float]:
         phases = self._text().get("phases")
@@ -105,6 +128,15 @@ class Page:
     @property
     def error(self) -> str:
         return str(self._text().get("error", ""))
+
+    @property
+    def said(self) -> str:
+        """What the start waits for."""
+        return str(self._text().get("said", ""))
+
+    def say(self, text: str) -> None:
+        if text != self.said:
+            self._write_text({"said": text[-300:]})
 
     def write_phases(self, phases: dict[str, float]) -> None:
         """Keep what fits, in order; the rest is dropped."""
