@@ -183,7 +183,8 @@ class ProcessRuntime:
         self._clock = clock
         self._boot_id = boot_id
         self._lane = lane
-        records.make_folders(agent_dir)
+        for folder in records.make_folders(agent_dir):
+            lane.find_spares(folder)
         workloads_dir.mkdir(parents=True, exist_ok=True, mode=0o755)
 
     def log_path(self, workload: WorkloadId, stream: str) -> Path:
@@ -395,7 +396,7 @@ class ProcessRuntime:
     def forget(self, workload: WorkloadId) -> bool:
         if not self._cgroups.remove(workload):
             return False
-        records.forget(self._agent_dir, workload)
+        records.forget(self._agent_dir, workload, self._lane.drop)
         return True
 
     def adopt(self, running: Running) -> list[Adopted]:
