@@ -12,6 +12,7 @@ from steelyard.api.auth import caller_of
 from steelyard.api.bundles import bundle_path
 from steelyard.api.door import check_fields, check_function
 from steelyard.api.door_traffic import check_traffic
+from steelyard.api.door_volumes import check_volumes
 from steelyard.api.idempotency import IdempotencyKey, mutate
 from steelyard.api.jobs import Limit, Offset, WaitS
 from steelyard.api.logs import follow_function
@@ -47,6 +48,7 @@ async def deploy_function(
 
     def deploy(tx: Tx) -> FunctionView:
         findings = check_function(name, data.spec, tx.machine(), services.root)
+        findings += check_volumes(data.spec.volumes, tx.volumes(), services.owner)
         refuse_findings([*findings, *find_missing(tx, services.owner, data.spec.secrets)])
         taken = {row.name: row for row in tx.functions()}
         refuse_findings(check_traffic(name, data.percent, data.tag, taken))

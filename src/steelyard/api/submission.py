@@ -11,6 +11,7 @@ import msgspec
 
 from steelyard.api.door import check_job
 from steelyard.api.door_jobs import check_queueing
+from steelyard.api.door_volumes import check_volumes
 from steelyard.api.requests import refuse_findings
 from steelyard.api.sbatch_patterns import fill_outputs
 from steelyard.api.secrets import find_missing
@@ -76,7 +77,8 @@ def check_submission(
     """The spec with its dependencies by their full ids, or Refused with everything that is wrong with it."""
     if not PROJECT.fullmatch(project):
         raise Refused(f"{project[:80]!r} can't be a project's name: up to 63 of a-z, 0-9 and -.", code="bad-project")
-    refuse_findings([*check_queueing(spec, now), *check_job(spec, machine, root), *find_missing(tx, owner, spec.secrets)])
+    given = [*check_volumes(spec.volumes, tx.volumes() if spec.volumes else (), owner), *find_missing(tx, owner, spec.secrets)]
+    refuse_findings([*check_queueing(spec, now), *check_job(spec, machine, root), *given])
     return _resolve(tx, spec)
 
 

@@ -23,6 +23,7 @@ from steelyard.model.batch import Dependency
 from steelyard.model.function import ScaleOn
 from steelyard.model.ids import NAME
 from steelyard.model.job import JobSpec, Resources
+from steelyard.model.mount import VolumeMount
 from steelyard.model.secret import SecretUse
 
 BYTES_MAX = 1 << 20
@@ -40,6 +41,7 @@ class FunctionAsk(msgspec.Struct, frozen=True):
     workdir: str
     resources: Resources
     env: dict[str, str]
+    volumes: tuple[VolumeMount, ...]
     replicas: tuple[int, int]
     concurrency: int | None = None
     target_wait_s: float | None = None
@@ -199,6 +201,7 @@ class _Reader:
             workdir=like_job.cwd,
             resources=like_job.resources,
             env=self._env(),
+            volumes=like_job.volumes,
             replicas=self._replicas(),
             concurrency=self._number(top, "concurrency") if "concurrency" in top else None,
             target_wait_s=self._seconds("target_wait"),
@@ -355,6 +358,7 @@ _OPTIONS: dict[str, tuple[str, _Read]] = {
     "error": ("errors", _Reader._text),
     "as_root": ("as_root", _Reader._truth),
     "secrets": ("secrets", _Reader._list),
+    "volumes": ("volumes", _Reader._list),
 }
 _COMMON = ("type", "name", "resources", "env")
 _RUNS = (*_COMMON, "commands", "command", "workdir", *_OPTIONS)

@@ -12,7 +12,7 @@ import click
 from steelyard.api.sbatch_script import Submission, read_script
 from steelyard.api.sbatch_text import SCRIPT_MAX_BYTES
 from steelyard.cli.attach import attend, make_patience
-from steelyard.cli.job_options import parse_uses
+from steelyard.cli.job_options import parse_uses, secret_option
 from steelyard.cli.output import print_json, print_table, say
 from steelyard.cli.session import home_option, json_option, new_key, open_client
 from steelyard.clock import SystemClock
@@ -65,13 +65,7 @@ def _as_click(given: Given) -> str:
 @click.option("--parsable", is_flag=True, help="Print the id alone.")
 @click.option("--wait", "-W", is_flag=True, help="Return when the job has ended, with its exit code.")
 @click.option("--quiet", "-Q", is_flag=True, help="Don't name what is ignored.")
-@click.option(
-    "--secret",
-    "secrets",
-    multiple=True,
-    metavar="NAME[:files]",
-    help="Give it a secret's keys as variables, or as files below $STEELYARD_SECRETS/NAME. May be repeated.",
-)
+@secret_option
 @home_option
 @json_option
 @click.argument("words", nargs=-1, type=click.UNPROCESSED, metavar="[SCRIPT [ARGS]...]")

@@ -9,7 +9,7 @@ Never waits for the agent.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Protocol
 
 import msgspec
@@ -19,7 +19,9 @@ from steelyard.control.live import LiveJobs
 from steelyard.lifecycle.job import in_doubt
 from steelyard.model.function import ApiKey, Function
 from steelyard.model.job import Job, JobState, Owner
+from steelyard.model.mount import MountedVolume, VolumeMount
 from steelyard.model.secret import Secret
+from steelyard.model.volume import Volume
 from steelyard.store import Store, Tx
 from steelyard.wire.agent import AssignedFunction, AssignedJob, Assignment, SecretVersion
 
@@ -33,6 +35,7 @@ class Seen(msgspec.Struct, frozen=True):
     offered: Assignment | None
     #: all that there are, where work names any
     secrets: tuple[SecretVersion, ...] = ()
+    volumes: tuple[Volume, ...] = ()
 
 
 class Actions(msgspec.Struct, frozen=True):
@@ -57,7 +60,8 @@ async def load(store: Store, live: LiveJobs, offered: Assignment | None) -> Seen
         changed, functions = tx.jobs_changed(live.change), tuple(tx.functions())
         asks = named or any(job.spec.secrets for job in changed[1]) or any(name_uses(function) for function in functions)
         secrets = tuple(name_version(secret) for secret in tx.secrets()) if asks else ()
-        return changed, Seen((), functions, tuple(tx.keys()), tx.counter("epoch"), offered, secrets)
+        seen = Seen((), functions, tuple(tx.keys()), tx.counter("epoch"), offered, secrets, tuple(tx.volumes()))
+        return changed, seen
 
     changed, seen = await store.read(read)
     live.apply(*changed)
@@ -103,6 +107,7 @@ def render_assignment(seen: Seen, secrets: Secrets) -> Assignment:
     """Oldest first; generation 0 stands for "not offered yet"."""
     named = {(job.owner.user, use.name) for job in seen.jobs for use in job.spec.secrets}
     named |= {(function.owner.user, name) for function in seen.functions for name in name_uses(function)}
+    volumes = {(volume.name, volume.owner.uid): volume for volume in seen.volumes if not volume.deleting}
     return Assignment(
         epoch=seen.epoch,
         generation=0,
@@ -120,6 +125,7 @@ def render_assignment(seen: Seen, secrets: Secrets) -> Assignment:
                 array=job.array,
                 restarts=job.restarts,
                 token=secrets.sign_job(job),
+                volumes=find_volumes(volumes, job.spec.volumes, job.owner),
             )
             for job in sorted(seen.jobs, key=lambda job: (job.submitted_at, job.id))
             if job.plan is not None
@@ -135,12 +141,24 @@ def render_assignment(seen: Seen, secrets: Secrets) -> Assignment:
                 token=secrets.sign_function(function),
                 percent=each.percent,
                 tags=each.tags,
+                volumes=find_volumes(volumes, each.spec.volumes, function.owner),
             )
             for function in seen.functions
             for each in function.live.values()
         ),
         keys=admitted_keys(seen.keys, seen.functions, secrets),
         secrets=tuple(sorted((each for each in seen.secrets if (each.owner, each.name) in named), key=lambda each: each.name)),
+    )
+
+
+def find_volumes(
+    stored: Mapping[tuple[str, int], Volume], asked: Sequence[VolumeMount], owner: Owner
+) -> tuple[MountedVolume, ...]:
+    """With their folders; without one where the volume has gone since, or is somebody else's: the start will say so."""
+    found = [(mount, stored.get((mount.name, owner.uid))) for mount in asked]
+    return tuple(
+        MountedVolume(mount.name, volume.path if volume is not None else "", mount.path, mount.read_only)
+        for mount, volume in found
     )
 
 

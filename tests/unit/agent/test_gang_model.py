@@ -22,6 +22,7 @@ from steelyard.agent.jobs import JobKeeper
 from steelyard.clock import VirtualClock
 from steelyard.config import Settings
 from steelyard.host import CgroupReading
+from steelyard.host.volumes import VolumeFolders
 from steelyard.model.batch import Gang
 from steelyard.model.ids import DEFAULT_PROJECT, AttemptId, JobId, WorkloadId
 from steelyard.model.job import JobSpec, Owner, Plan
@@ -128,7 +129,13 @@ class World:
             cast(
                 Any,
                 SimpleNamespace(
-                    prepare=no_holdings, note_start=nothing, note_end=nothing, drop=nothing, forget=nothing, secrets=no_secrets()
+                    prepare=no_holdings,
+                    secrets=no_secrets(),
+                    note_start=nothing,
+                    note_end=nothing,
+                    drop=nothing,
+                    forget=nothing,
+                    volumes=VolumeFolders(Path("/nonexistent"), ()),
                 ),
             ),
             "/slurm",

@@ -17,6 +17,7 @@ from steelyard.agent.jobs import JobKeeper
 from steelyard.clock import VirtualClock
 from steelyard.config import Settings
 from steelyard.errors import Unreachable
+from steelyard.host.volumes import VolumeFolders
 from steelyard.model.batch import Gang
 from steelyard.model.ids import DEFAULT_PROJECT, AttemptId, JobId, WorkloadId
 from steelyard.model.job import JobSpec, Owner, Plan, Resources
@@ -58,6 +59,7 @@ class Rig:
         )
         holdings = SimpleNamespace(
             secrets=no_secrets(),
+            volumes=VolumeFolders(Path("/nonexistent"), ()),
             prepare=self.prepare,
             note_start=nothing,
             note_end=nothing,
