@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     from steelyard.model.job import Plan
     from steelyard.runtime.process import Adopted
     from steelyard.runtime.records import Handle
-    from steelyard.wire.spawn import Outputs, Running
+    from steelyard.wire.spawn import Outputs, Rootfs, Running
 
 
 class Wanted(NamedTuple):
@@ -61,10 +61,12 @@ class Runtime(Protocol):
         rlimits: Sequence[tuple[str, int, int]] = (),
         logs: str | None = None,
         outputs: Outputs = ...,
+        rootfs: Rootfs | None = None,
     ) -> Handle:
         """Run a prepared workload. EdgeFailed (code start-failed): nothing runs. Unreachable: it may run, adopt() tells.
         `logs`: the folder beside the workloads' own for stdout and stderr, shared by all that name it; its own by default.
-        `outputs`: files that get its output instead; one that can't be opened fails the start (`detail` of the error: output)."""
+        `outputs`: files that get its output instead; one that can't be opened fails the start (`detail` of the error: output).
+        `rootfs`: its program is a container runtime, and this is mounted for it alone."""
         ...
 
     async def start(
@@ -84,6 +86,7 @@ class Runtime(Protocol):
         rlimits: Sequence[tuple[str, int, int]] = (),
         logs: str | None = None,
         outputs: Outputs = ...,
+        rootfs: Rootfs | None = None,
         labels: Mapping[str, str] | None = None,
         inside: WorkloadId | None = None,
     ) -> Handle:

@@ -16,6 +16,7 @@ from typing import NoReturn
 
 import msgspec
 
+from steelyard.runtime.rootfs import CAP_CHOWN, PR_CAPBSET_DROP, enter
 from steelyard.wire.spawn import Outputs, Spawn
 
 _PR_SET_NO_NEW_PRIVS = 38
@@ -51,9 +52,11 @@ def observe_inherited(nofile: tuple[int, int]) -> Inherited:
     return Inherited(changed, nofile)
 
 
-def run_child(request: Spawn, passed: Sequence[int], joins: Sequence[int], error_fd: int, inherited: Inherited) -> NoReturn:
-    """`passed` are the descriptors for `request.fds`, `joins` the open cgroup files. All signals are blocked on entry, so that
-    none reaches the spawner's handlers from here."""
+def run_child(
+    request: Spawn, passed: Sequence[int], joins: Sequence[int], error_fd: int, inherited: Inherited, userns: int | None = None
+) -> NoReturn:
+    """`passed` are the descriptors for `request.fds`, `joins` the open cgroup files, `userns` maps the ids of its image. All
+    signals are blocked on entry, so that none reaches the spawner's handlers from here."""
     step = "signals"
     try:
         signal.set_wakeup_fd(-1)
@@ -70,6 +73,9 @@ def run_child(request: Spawn, passed: Sequence[int], joins: Sequence[int], error
             os.sched_setaffinity(0, request.cpus)  # after the cgroup: joining a cpuset sets it anew
         step = "timing"
         _set_timing(request)
+        if request.rootfs is not None:
+            step = "image"
+            enter(request.rootfs, userns)
         step = "logs"
         stdin = os.open("/dev/null", os.O_RDONLY | os.O_CLOEXEC)
         stdout, stderr = (_open_log(path, request.uid, request.gid) for path in (request.stdout, request.stderr))
@@ -81,7 +87,13 @@ def run_child(request: Spawn, passed: Sequence[int], joins: Sequence[int], error
         for name, soft, hard in request.rlimits:
             step = f"rlimit {name}"
             resource.setrlimit(getattr(resource, name), (soft, hard))
-        if request.uid is not None and (os.geteuid() == 0 or request.uid != os.geteuid()):
+        if request.rootfs is not None:
+            step = "output"
+            _open_outputs_as(request.outputs, *request.rootfs.owner)
+            # crun gives 0, 1 and 2 to the container's user, whatever they are: /dev/null is not its to have
+            step = "capabilities"
+            prctl(PR_CAPBSET_DROP, CAP_CHOWN)
+        elif request.uid is not None and (os.geteuid() == 0 or request.uid != os.geteuid()):
             step = "setgroups"
             os.setgroups([])
             step = "setgid"
@@ -94,8 +106,9 @@ def run_child(request: Spawn, passed: Sequence[int], joins: Sequence[int], error
         prctl(_PR_SET_NO_NEW_PRIVS, 1)
         step = "chdir"  # as the workload's uid: a folder that it may not enter is refused here, not met later
         os.chdir(request.cwd)
-        step = "output"
-        _open_outputs(request.outputs)
+        if request.rootfs is None:
+            step = "output"
+            _open_outputs(request.outputs)
         step = "exec"
         env = dict(request.env)
         if request.listen_fds:
@@ -139,6 +152,18 @@ def _open_log(path: str, uid: int | None, gid: int | None) -> int:
     if uid is not None and os.geteuid() == 0:
         os.fchown(log, uid, -1 if gid is None else gid)
     return log
+
+
+def _open_outputs_as(outputs: Outputs, uid: int, gid: int) -> None:
+    """With that user's rights, which this process then leaves again."""
+    os.setgroups([])
+    os.setegid(gid)
+    os.seteuid(uid)
+    try:
+        _open_outputs(outputs)
+    finally:
+        os.seteuid(0)
+        os.setegid(0)
 
 
 def _open_outputs(outputs: Outputs) -> None:
