@@ -156,7 +156,6 @@ def default_home(environ: dict[str, str], uid: int) -> Path:
 def make_paths(home: Path, environ: dict[str, str], uid: int) -> Paths:
     """The paths of a home. The run directory's name is a hash of the home's real path, so homes never collide."""
     import hashlib  # imported here: 5 MB that the spawner, which only writes files, must not carry
-    import tempfile
 
     home = Path(os.path.realpath(home))
     tag = hashlib.sha256(str(home).encode()).hexdigest()[:8]
@@ -165,6 +164,8 @@ def make_paths(home: Path, environ: dict[str, str], uid: int) -> Paths:
     elif environ.get("XDG_RUNTIME_DIR"):
         base = Path(environ["XDG_RUNTIME_DIR"]) / "steelyard"
     else:
+        import tempfile
+
         base = Path(tempfile.gettempdir()) / f"steelyard-{uid}"
     return Paths(home=home, run=base / tag)
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import signal
+import subprocess
 import sys
 import threading
 from pathlib import Path
@@ -296,3 +297,28 @@ class Served:
         with self._news:
             assert self._news.wait_for(lambda: words in self.text[self._told :], 20), self.text
             self._told = self.text.index(words, self._told) + len(words)
+
+
+HEAVY = {
+    "asyncio", "concurrent.futures", "difflib", "email", "http.client", "httpx2", "importlib.metadata", "logging", "pydantic",
+    "multiprocessing", "rich", "secrets", "sqlalchemy", "ssl", "subprocess", "yaml",
+}  # fmt: skip
+#: modules in all, the interpreter's own among them: each takes its share of a millisecond from whoever waits
+MODULES_MAX = {"ps": 170, "functions": 170, "run": 240}
+
+
+def test_commands_import_nothing_heavy_on_their_way(shared: Cluster) -> None:
+    file = write(shared, APP)
+    look = (
+        "import atexit, sys\n"
+        "from steelyard.cli.main import main\n"
+        "atexit.register(lambda: print(*sys.modules, file=sys.stderr))\n"
+        "main(sys.argv[1:])"
+    )
+    for words in (("ps",), ("functions",), ("run", f"{file}:price", "tea")):
+        command = [sys.executable, "-P", "-c", look, *words]
+        done = subprocess.run(command, env=shared.environ(), cwd=shared.folder, capture_output=True, text=True, timeout=60)
+        assert done.returncode == 0, done.stderr
+        modules = set(done.stderr.splitlines()[-1].split())
+        assert not HEAVY & modules, words
+        assert len(modules) <= MODULES_MAX[words[0]], (words, len(modules))

@@ -187,7 +187,7 @@ class TemplateProcess:
         try:
             self.socket_path.unlink(missing_ok=True)
             listener.bind(str(self.socket_path))
-            listener.listen(8)
+            listener.listen(128)  # each grow comes by a connection of its own
         except BaseException:
             listener.close()
             raise

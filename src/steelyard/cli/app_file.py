@@ -10,7 +10,6 @@ import ast
 import contextlib
 import json
 import os
-import subprocess
 import sys
 from collections.abc import Iterator, Mapping
 from pathlib import Path
@@ -164,6 +163,8 @@ class _Child:
     """`sdk/command.py` in another interpreter."""
 
     def __init__(self, python: str, lib_dir: Path | None, mode: str, *words: str) -> None:
+        import subprocess  # imported here: where the interpreter is this one, nothing needs it
+
         assert lib_dir is not None
         answer_fd, out_fd = os.pipe()
         in_fd, order_fd = os.pipe()

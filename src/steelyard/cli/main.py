@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, NamedTuple
 
 import click
 
+from steelyard import __version__
 from steelyard.errors import SteelyardError
 
 if TYPE_CHECKING or not sys.stdout.isatty():
@@ -119,9 +120,7 @@ class LazyGroup(HelpGroup):
 
 def _print_version(ctx: click.Context, param: click.Parameter, value: bool) -> None:
     if value and not ctx.resilient_parsing:
-        from importlib.metadata import version
-
-        click.echo(f"steelyard {version('steelyard')}")
+        click.echo(f"steelyard {__version__}")
         ctx.exit()
 
 

@@ -6,7 +6,6 @@ DeclarationError names the option, what is wrong with it, and what to write. Whe
 
 from __future__ import annotations
 
-import difflib
 import math
 import re
 from collections.abc import Callable, Mapping
@@ -119,6 +118,8 @@ def read_options(options: Mapping[str, Any], where: str) -> dict[str, Any]:
 def _explain_unknown(name: str) -> str:
     if name in _ELSEWHERE:
         return f"'{name}' has no meaning here: {_ELSEWHERE[name]}."
+    import difflib  # imported here: it is for mistakes
+
     near = difflib.get_close_matches(name, [*_READERS, *ALIASES], 1)
     hint = f" Did you mean '{near[0]}'?" if near else ""
     return f"there is no option '{name}'.{hint} Options: {', '.join(sorted(_READERS))}."
