@@ -76,6 +76,11 @@ class Paths(msgspec.Struct, frozen=True):
         return self.home / "workloads"
 
     @property
+    def images(self) -> Path:
+        """Container images of this machine, see runtime/oci/store.py."""
+        return self.home / "images"
+
+    @property
     def gateway(self) -> Path:
         """bootstrap.json, cds.pb, rds.pb, mode 0600 (they name API keys)."""
         return self.home / "gateway"

@@ -17,6 +17,7 @@ import msgspec
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from containers import NO_CONTAINERS
 from steelyard.agent.jobs import JobKeeper
 from steelyard.clock import VirtualClock
 from steelyard.config import Settings
@@ -126,6 +127,7 @@ class World:
             cast(Any, SimpleNamespace(check=nothing)),
             cast(Any, SimpleNamespace(prepare=no_holdings, note_start=nothing, note_end=nothing, drop=nothing, forget=nothing)),
             "/slurm",
+            NO_CONTAINERS,
         )
         keeper._proofs.observe = nothing
         keeper._holdings.used = nothing

@@ -1,4 +1,5 @@
-"""Which ids of the machine are a user's containers made of? Root inside is the user outside; all others come from a range of theirs.
+"""Which ids of the machine are a user's containers made of? Root inside is the user outside, all others come from a range of
+theirs.
 
 <images>/owners.json says who has which range, for good: files outlive containers.
 """
