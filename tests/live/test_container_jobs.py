@@ -209,6 +209,19 @@ def test_output_files_are_opened_with_the_owners_rights_and_dev_null_stays_roots
     assert not Path("/root/steelyard-out").exists()
 
 
+def test_volumes_and_scratch_are_seen_inside_at_their_paths(shared: Cluster, image: str) -> None:
+    shared.ok("volumes", "create", "data")
+    run(shared, image, "echo kept > /data/file", "--volume", "data:/data")
+    script = "cat /data/file; echo x > /data/other || echo read-only; echo s > $STEELYARD_SCRATCH/x && ls $STEELYARD_SCRATCH"
+    out = run(shared, image, script, "--volume", "data:/data:ro", "--scratch", "16MB")
+    assert out.split() == ["kept", "read-only", "x"]
+
+
+def test_the_ranks_of_a_gang_each_get_a_container(shared: Cluster, image: str) -> None:
+    out = run(shared, image, "echo rank $RANK of $WORLD_SIZE as pid $$", "--tasks-per-node", "2")
+    assert sorted(line.partition("rank ")[2] for line in out.splitlines()) == ["0 of 2 as pid 1", "1 of 2 as pid 1"]
+
+
 # -- what cannot be
 
 

@@ -17,6 +17,7 @@ from steelyard.agent.attempt import Attempt, Member
 from steelyard.errors import EdgeFailed, Refused
 from steelyard.host import Cgroups
 from steelyard.host.proc import observe_walls
+from steelyard.host.volumes import check_source
 from steelyard.lifecycle.bundle import namespaces
 from steelyard.lifecycle.launch import Launch
 from steelyard.model.ids import WorkloadId
@@ -60,12 +61,16 @@ class JobContainers:
     ) -> tuple[tuple[str, ...], Rootfs]:
         """`env`: what it is told beside the image's variables; `folder`: that of the attempt, which is seen inside if it is
         there."""
+        for volume in job.volumes:
+            if (wrong := check_source(volume)) is not None:
+                raise EdgeFailed(f"Not started: {wrong}", code="start-failed", detail="volumes")
+        volumes = (Bind(volume.source, volume.seen_at, volume.read_only) for volume in job.volumes)
         wanted = Wanted(
             argv=launch.argv,
             env=dict(env),
             cwd=job.spec.cwd,
             own_network=job.spec.own_network,
-            binds=tuple(_find_binds(env, folder)),
+            binds=(*_find_binds(env, folder), *volumes),
         )
         return self._containers.make(member.workload, image, wanted, owner)
 

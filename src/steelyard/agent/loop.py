@@ -32,6 +32,7 @@ from steelyard.agent.scratch import ScratchKeeper
 from steelyard.agent.timing import KIND as PROBE
 from steelyard.agent.timing import TimingKeeper
 from steelyard.agent.usage import UsageKeeper
+from steelyard.agent.volumes import VolumeKeeper
 from steelyard.errors import SteelyardError, Unreachable
 from steelyard.model.coldstart import ColdStart
 from steelyard.model.health import NODE
@@ -93,7 +94,8 @@ class Agent:
         self._missing: tuple[str, ...] = ()
         scratch = ScratchKeeper(edges.scratch)
         usage = UsageKeeper(edges.cgroups, edges.clock, edges.machine.topology, scratch.peak_bytes)
-        self.holdings = Holdings(scratch, usage, edges.cgroups)
+        self.holdings = Holdings(scratch, usage, edges.cgroups, edges.volumes)
+        self.volumes = VolumeKeeper(edges.volumes, edges.settings, edges.clock)
         self.jobs = JobKeeper(
             edges.paths,
             edges.settings,
@@ -113,14 +115,9 @@ class Agent:
         )
         self.execs = ExecKeeper(edges.paths, edges.runtime, edges.cleanup, edges.clock, self.jobs.find_host, edges.containers)
         self.functions = FunctionKeeper(
-            edges,
-            self._ledger,
-            self._changed,
-            self._add_coldstart,
-            devices=self.devices,
-            presence=self.presence,
+            edges, self._ledger, self._changed, self._add_coldstart, devices=self.devices, presence=self.presence,
             lending=Lending(self._reserve, self.jobs.make_way, self.devices),
-        )
+        )  # fmt: skip
         self._link = Link(
             edges.settings,
             edges.paths.agent_token,
@@ -257,6 +254,7 @@ class Agent:
             if workload not in children:
                 self._watch_orphan(workload, pid, start_time)
         self.devices.resume()
+        self.volumes.sweep()
         if assignment.generation:
             self._reconcile(assignment)
 
@@ -365,6 +363,8 @@ class Agent:
             return Answer(id=ask.id, data=msgspec.json.encode(line))
         if ask.what.startswith("exec"):
             return await self._answer_exec(ask)
+        if ask.what.startswith("volume"):
+            return await self.volumes.answer(ask)
         if ask.what in ("health", "readmit", "keep-hardware"):
             return await self._answer_health(ask)
         if ask.what == "log":

@@ -210,7 +210,11 @@ def check_python(python: str | None) -> str:
     """Absolute, but not with links followed: an environment's interpreter is a link, and following it loses the environment."""
     interpreter = os.path.abspath(python or sys.executable)
     if not os.path.isfile(interpreter) or not os.access(interpreter, os.X_OK):
-        raise Refused(f"The interpreter {interpreter} is no program. Nothing was deployed.", code="no-such-python")
+        raise Refused(
+            f"The interpreter {interpreter} is no program. Nothing was deployed. --python and python= take the path of one, or "
+            "of an environment's: /usr/bin/python3, .venv/bin/python.",
+            code="no-such-python",
+        )
     return interpreter
 
 

@@ -185,7 +185,8 @@ def render_recipe(program: Program, name: str, model: str, files: ModelFiles, gi
         "public": str(given.get("public", False)).lower(),
     }
     template = resources.files("steelyard.cli").joinpath("recipes", f"{program.recipe}.yaml").read_text()
-    return Template(template).substitute(values)
+    text = Template(template).substitute(values)
+    return re.sub(r"^(?! *#)(.*?\S) {2,}# ", lambda line: f"{line[1]:<44}# ", text, flags=re.MULTILINE)
 
 
 def _yaml(text: str) -> str:

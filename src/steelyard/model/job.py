@@ -20,6 +20,7 @@ from steelyard.model.batch import (
 )
 from steelyard.model.gpu_demand import GpuDemand
 from steelyard.model.ids import AttemptId, JobId, ProjectName, make_attempt_id
+from steelyard.model.mount import VolumeMount
 from steelyard.model.owner import Owner
 from steelyard.model.proof import Proof
 from steelyard.model.reason import Reason
@@ -108,6 +109,7 @@ class JobSpec(msgspec.Struct, frozen=True):
     image: str = ""
     #: of a container: a network of its own with nothing but loopback, instead of the machine's
     own_network: bool = False
+    volumes: tuple[VolumeMount, ...] = ()
     #: what it is given beside `env`, each name once
     secrets: tuple[SecretUse, ...] = ()
 

@@ -13,6 +13,7 @@ if TYPE_CHECKING:
 
     from steelyard.model.ids import WorkloadId
     from steelyard.model.job import Plan
+    from steelyard.model.mount import Mounts
     from steelyard.runtime.process import Adopted
     from steelyard.runtime.records import Handle
     from steelyard.wire.spawn import Outputs, Rootfs, Running
@@ -62,11 +63,14 @@ class Runtime(Protocol):
         logs: str | None = None,
         outputs: Outputs = ...,
         rootfs: Rootfs | None = None,
+        mounts: Mounts | None = None,
     ) -> Handle:
         """Run a prepared workload. EdgeFailed (code start-failed): nothing runs. Unreachable: it may run, adopt() tells.
         `logs`: the folder beside the workloads' own for stdout and stderr, shared by all that name it; its own by default.
         `outputs`: files that get its output instead; one that can't be opened fails the start (`detail` of the error: output).
-        `rootfs`: its program is a container runtime, and this is mounted for it alone."""
+        `rootfs`: its program is a container runtime, and this is mounted for it alone.
+        `mounts`: what it sees that others don't; one that can't be had fails the start (detail: volumes). A workload inside
+        another sees what that sees."""
         ...
 
     async def start(
@@ -87,6 +91,7 @@ class Runtime(Protocol):
         logs: str | None = None,
         outputs: Outputs = ...,
         rootfs: Rootfs | None = None,
+        mounts: Mounts | None = None,
         labels: Mapping[str, str] | None = None,
         inside: WorkloadId | None = None,
     ) -> Handle:

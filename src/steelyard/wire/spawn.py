@@ -9,6 +9,7 @@ from __future__ import annotations
 import msgspec
 
 from steelyard.model.ids import WorkloadId
+from steelyard.model.mount import Mounts
 
 #: a packet never carries more; the kernel's default SO_SNDBUF takes it
 PACKET_MAX = 200_000
@@ -72,6 +73,10 @@ class Spawn(msgspec.Struct, frozen=True, tag=True):
     memory_nodes: tuple[int, ...] = ()
     outputs: Outputs = Outputs()
     rootfs: Rootfs | None = None
+    #: what it sees that others don't; None: what we see
+    mounts: Mounts | None = None
+    #: it sees what this process sees
+    sees_as: int | None = None
 
 
 class Spawned(msgspec.Struct, frozen=True, tag=True):

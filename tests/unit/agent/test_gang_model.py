@@ -22,6 +22,7 @@ from steelyard.agent.jobs import JobKeeper
 from steelyard.clock import VirtualClock
 from steelyard.config import Settings
 from steelyard.host import CgroupReading
+from steelyard.host.volumes import VolumeFolders
 from steelyard.model.batch import Gang
 from steelyard.model.ids import DEFAULT_PROJECT, AttemptId, JobId, WorkloadId
 from steelyard.model.job import JobSpec, Owner, Plan
@@ -125,7 +126,17 @@ class World:
             lambda: None,
             cast(Any, SimpleNamespace(note_start=nothing, note_end=nothing)),
             cast(Any, SimpleNamespace(check=nothing)),
-            cast(Any, SimpleNamespace(prepare=no_holdings, note_start=nothing, note_end=nothing, drop=nothing, forget=nothing)),
+            cast(
+                Any,
+                SimpleNamespace(
+                    prepare=no_holdings,
+                    note_start=nothing,
+                    note_end=nothing,
+                    drop=nothing,
+                    forget=nothing,
+                    volumes=VolumeFolders(Path("/nonexistent"), ()),
+                ),
+            ),
             "/slurm",
             NO_CONTAINERS,
         )
