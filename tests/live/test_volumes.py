@@ -231,7 +231,7 @@ def test_scripts_for_sbatch_and_documents_name_volumes_too(shared: Cluster) -> N
     shared.ok("volumes", "create", "rows")
     script = shared.folder / "write.sh"
     script.write_text("#!/bin/sh\n#SBATCH --time=1\necho $((3 * 7)) > /rows/$1\n")
-    shared.ok("submit", "--wait", "--volume", "rows:/rows", str(script), "answer")
+    shared.ok("submit", "--wait", "-o", "/rows/log", "--volume", "rows:/rows", str(script), "answer")
     document = shared.folder / "read.yaml"
     document.write_text("type: job\nname: read\nvolumes: [rows:/in:ro]\ncommands: [cat /in/answer]\n")
     (step,) = json.loads(shared.ok("apply", "-y", "--json", "-f", str(document)))
