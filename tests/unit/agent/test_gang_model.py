@@ -18,6 +18,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from agent_parts import no_secrets
+from containers import NO_CONTAINERS
 from steelyard.agent.jobs import JobKeeper
 from steelyard.clock import VirtualClock
 from steelyard.config import Settings
@@ -139,6 +140,7 @@ class World:
                 ),
             ),
             "/slurm",
+            NO_CONTAINERS,
         )
         keeper._proofs.observe = nothing
         keeper._holdings.used = nothing

@@ -11,6 +11,7 @@ import msgspec
 import pytest
 
 from agent_parts import no_secrets
+from containers import NO_CONTAINERS
 from machines import make_hgx
 from steelyard.agent.attempt import Attempt, MemberEnd, make_members
 from steelyard.agent.jobs import JobKeeper
@@ -84,6 +85,7 @@ class Rig:
             cast(Any, SimpleNamespace(check=nothing)),
             cast(Any, holdings),
             "/slurm/bin",
+            NO_CONTAINERS,
         )
 
     async def note_start(self, plan: Plan) -> None:
