@@ -434,7 +434,9 @@ class Agent:
             for workload in {item[0] for item in running} | self.functions.log_folders:
                 for stream in ("stdout", "stderr"):
                     await asyncio.to_thread(rotate, self.jobs.files.folder(workload) / stream, LOG_KEEP_BYTES)
-            self.functions.check_memory(_available_bytes())
+            available_bytes = _available_bytes()
+            self.functions.check_memory(available_bytes)
+            self.functions.look_at_weights(available_bytes)
 
 
 def _kind(item: Adopted) -> str:

@@ -64,7 +64,7 @@ class JobSpec(msgspec.Struct, frozen=True):
     """What the user asked for. Never changes after submit."""
 
     name: str
-    #: with `script`: its arguments
+    #: with `script`: its name for people, and its arguments
     argv: tuple[str, ...]
     #: absolute path on the machine
     cwd: str
