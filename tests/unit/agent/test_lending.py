@@ -401,7 +401,8 @@ def make_keeper(*hosts: SimpleNamespace) -> FunctionKeeper:
     functions = [SimpleNamespace(name=host.name, plan=host.plan) for host in hosts]
     ledger = SimpleNamespace(assignment=SimpleNamespace(functions=functions))
     nothing = cast(Any, None)
-    keeper = FunctionKeeper(nothing, cast(Any, ledger), nothing, nothing, devices=nothing, presence=nothing, lending=nothing)
+    edges = cast(Any, SimpleNamespace(machine=SimpleNamespace(memory_bytes=1 << 30), clock=VirtualClock()))
+    keeper = FunctionKeeper(edges, cast(Any, ledger), nothing, nothing, devices=nothing, presence=nothing, lending=nothing)
     keeper._hosts = cast(Any, {host.name: host for host in hosts if host.known})
     return keeper
 
