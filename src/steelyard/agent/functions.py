@@ -236,8 +236,10 @@ class FunctionKeeper:
     # -- truth from the machine
 
     def on_exit(self, exited: Exited) -> bool:
-        revisions = (revision for host in list(self._hosts.values()) for revision in host.hosts)
-        return any(revision.on_exit(exited) for revision in revisions) or self.tree.on_exit(exited)
+        # a function's name stands in that of each of its workloads; one may be called `tmpl`
+        names = {exited.workload.rsplit(".", 2)[0], exited.workload.removeprefix("tmpl.").rsplit(".", 2)[0]}
+        hosts = [self._hosts[FunctionName(name)] for name in names if name in self._hosts]
+        return any(revision.on_exit(exited) for host in hosts for revision in host.hosts) or self.tree.on_exit(exited)
 
     async def adopt(self, held: dict[str, int], found: Iterable[Adopted], keys: tuple[str, ...]) -> None:
         """After a restart: route what was routed, take over sockets, replicas and templates, end what belongs to nobody."""

@@ -20,6 +20,7 @@ from websockets.exceptions import InvalidHandshake, WebSocketException
 
 from steelyard.config import Settings
 from steelyard.wire.agent import Answer, Ask, Assignment, Hello, Report, ReportAck, decode_from_server, encode
+from steelyard.wire.reports import ReportWriter
 
 log = logging.getLogger(__name__)
 
@@ -89,13 +90,14 @@ class Link:
                 task.cancel()
 
     async def _send_reports(self, socket: ClientConnection) -> None:
+        writer = ReportWriter()
         while True:
             await self._changed.wait()
             self._changed.clear()
             self._seq += 1
             began_s = asyncio.get_running_loop().time()
             try:
-                await socket.send(encode(self._make_report(self._seq)))
+                await socket.send(writer.encode(self._make_report(self._seq)))
             except WebSocketException:
                 return  # the reader sees the same end and reconnects
             # A report tells everything, so many changes at once are one: as much time to others as it takes itself.
