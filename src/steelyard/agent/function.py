@@ -349,7 +349,7 @@ class FunctionHost:
         """What Envoy should know of the revisions that are reached."""
         routes = self._coming or self.routes
         hosts = {revision: self.ready[revision] for revision in sorted(routes.revisions)}
-        clusters = {revision: make_cluster(self._edges, host.function) for revision, host in hosts.items()}
+        clusters = {revision: self._cluster(host) for revision, host in hosts.items()}
         found: list[Route] = []
         if routes.shares:
             targets = tuple((clusters[share.revision].name, share.percent) for share in routes.shares)
@@ -359,6 +359,12 @@ class FunctionHost:
         for tag, revision in routes.tags:
             found.append(Route(self.name, ((clusters[revision].name, 100),), hosts[revision].function.spec.public, tag))
         return [*clusters.values()], found
+
+    def _cluster(self, host: RevisionHost) -> Cluster:
+        """Made once: with each roll-out of one function Envoy is told of all."""
+        if host.cluster is None:
+            host.cluster = make_cluster(self._edges, host.function)
+        return host.cluster
 
     def seen(self) -> FunctionSeen | None:
         newest = self.newest
