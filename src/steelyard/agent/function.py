@@ -59,6 +59,7 @@ class FunctionHost:
         edges: Edges,
         name: FunctionName,
         on_change: Callable[[], None],
+        on_wake: Callable[[], None],
         on_coldstart: Callable[[ColdStart], None],
         on_awake: Callable[[], None],
         apply_routes: Callable[[], Awaitable[None]],
@@ -70,7 +71,8 @@ class FunctionHost:
     ) -> None:
         self._devices, self._presence, self._lending, self._tree = devices, presence, lending, tree
         self._edges, self.name = edges, name
-        self._on_change, self._on_coldstart, self._on_awake = on_change, on_coldstart, on_awake
+        self._on_change, self._on_wake = on_change, on_wake
+        self._on_coldstart, self._on_awake = on_coldstart, on_awake
         self._apply_routes, self._ledger = apply_routes, ledger
         #: by revision: what should be reached
         self.desired: dict[int, AssignedFunction] = {}
@@ -88,6 +90,8 @@ class FunctionHost:
         self._turning = asyncio.Lock()
         self._turns: set[asyncio.Task[None]] = set()
         self._closed = False
+        #: it has cores or devices of its own, or had
+        self.placed = False
         self._told_ns = 0
         self._told = (0, 0)
         self._past: list[tuple[RevisionSeen, int]] = []
@@ -260,6 +264,7 @@ class FunctionHost:
     async def make_host(self, function: AssignedFunction, held: int | None) -> RevisionHost:
         """A revision with its code and listening socket; `held` is the descriptor the spawner kept for it."""
         spec = function.spec
+        self.placed |= function.plan is not None
         if spec.bundle is not None:
             code = await ensure_code(self._edges.paths, self._edges.settings, spec.bundle)
         else:
@@ -276,7 +281,7 @@ class FunctionHost:
             code,
             listener,
             self._presence,
-            self._on_change,
+            self._on_wake,
             self._on_coldstart,
             self._on_awake,
             self._lending,

@@ -28,6 +28,8 @@ RETRY_MIN_S, RETRY_MAX_S = 0.05, 2.0
 FRAME_MAX = 64 * 1024 * 1024
 #: at most that long a busy agent lets changes gather for one report
 REST_MAX_S = 0.02
+#: a wake is told after its answer: on two cores a report of a thousand functions, and what the server makes of it, delays it
+LATER_S = 0.03
 
 
 class Link:
@@ -47,12 +49,22 @@ class Link:
         self._make_report, self._on_assignment = make_report, on_assignment
         self._on_ack, self._on_ask = on_ack, on_ask
         self._changed = asyncio.Event()
+        self._timer: asyncio.TimerHandle | None = None
         self._seq = 0
         self.connected = False
 
     def poke(self) -> None:
         """Something changed; report soon. Several pokes make one report."""
         self._changed.set()
+
+    def poke_later(self) -> None:
+        """The same, when whoever just woke has the cores no more."""
+        if self._timer is None:
+            self._timer = asyncio.get_running_loop().call_later(LATER_S, self._poke_now)
+
+    def _poke_now(self) -> None:
+        self._timer = None
+        self.poke()
 
     async def run(self) -> None:
         """Until cancelled."""

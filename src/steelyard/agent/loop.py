@@ -115,6 +115,7 @@ class Agent:
             self._ledger,
             self._changed,
             self._add_coldstart,
+            on_wake=self._woke,
             devices=self.devices,
             presence=self.presence,
             lending=Lending(self._reserve, self.jobs.make_way, self.devices),
@@ -294,6 +295,9 @@ class Agent:
     def _changed(self) -> None:
         self._link.poke()
 
+    def _woke(self) -> None:
+        self._link.poke_later()
+
     def _reserve(self) -> None:
         """When an assignment came, before anything is started, and when a function that lends its cores falls asleep or wakes;
         what older revisions leave free is noticed by the housekeeping."""
@@ -305,7 +309,7 @@ class Agent:
 
     def _add_coldstart(self, row: ColdStart) -> None:
         self._coldstarts.append(row)
-        self._changed()
+        self._woke()
 
     def _make_report(self, seq: int) -> Report:
         rows = tuple(self._coldstarts)[:COLDSTARTS_PER_REPORT]
