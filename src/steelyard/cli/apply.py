@@ -201,12 +201,14 @@ def make_function_spec(ask: FunctionAsk) -> tuple[FunctionSpec, Path | None]:
         port=ask.port,
         readiness=ask.readiness,
         scale_on=ask.scale_on,
+        weights=ask.weights,
         env=ask.env,
         resources=ask.resources,
         replicas_min=ask.replicas[0],
         replicas_max=ask.replicas[1],
         public=ask.public,
         as_root=ask.as_root,
+        volumes=ask.volumes,
     )
     given = {
         "concurrency": ask.concurrency,
