@@ -318,6 +318,7 @@ _Read = Callable[[_Reader, PlainMapping, str], object]
 
 _CHOICES = {
     "timing": ("best-effort", "dedicated", "realtime"),
+    "network": ("host", "none"),
     "launcher": ("none", "torchrun", "mpi"),
     "preempt": ("requeue", "suspend", "cancel"),
 }
@@ -335,6 +336,8 @@ _RESOURCES: dict[str, tuple[str, _Read]] = {
     "io_max": ("io_max", _Reader._text),
 }
 _OPTIONS: dict[str, tuple[str, _Read]] = {
+    "image": ("image", _Reader._text),
+    "network": ("network", _Reader._choice),
     "nodes": ("nodes", _Reader._number),
     "tasks_per_node": ("tasks_per_node", _Reader._number),
     "launcher": ("launcher", _Reader._choice),

@@ -10,6 +10,7 @@ from typing import Any, cast
 
 import pytest
 
+from containers import NO_CONTAINERS
 from machines import make_hgx
 from steelyard.agent.attempt import Attempt, MemberEnd, Progress, make_members
 from steelyard.agent.function import FunctionHost
@@ -140,6 +141,7 @@ class Rig:
             cast(Any, SimpleNamespace(check=nothing)),
             cast(Any, holdings),
             "/slurm/bin",
+            NO_CONTAINERS,
             lambda plan: self.lends or not meets(plan, PLACE),
         )
         self.keeper.files.save_progress = cast(Any, nothing)

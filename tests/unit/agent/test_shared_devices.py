@@ -59,6 +59,7 @@ def make_edges(folder: Path) -> Any:
         queue=SimpleNamespace(),
         journal=SimpleNamespace(),
         slurm_bin="/slurm/bin",
+        containers=SimpleNamespace(),
         lib_dir=folder,
         template_budget_bytes=0,
         observe_topology=None,
