@@ -401,8 +401,9 @@ def make_keeper(*hosts: SimpleNamespace) -> FunctionKeeper:
     functions = [SimpleNamespace(name=host.name, plan=host.plan) for host in hosts]
     ledger = SimpleNamespace(assignment=SimpleNamespace(functions=functions))
     nothing = cast(Any, None)
+    edges = cast(Any, SimpleNamespace(machine=SimpleNamespace(memory_bytes=1 << 30), clock=VirtualClock()))
     keeper = FunctionKeeper(
-        nothing, cast(Any, ledger), nothing, nothing, on_wake=nothing, devices=nothing, presence=nothing, lending=nothing
+        edges, cast(Any, ledger), nothing, nothing, on_wake=nothing, devices=nothing, presence=nothing, lending=nothing
     )
     keeper._hosts = cast(Any, {host.name: host for host in hosts if host.known})
     return keeper
