@@ -261,6 +261,7 @@ class Agent:
                 self._watch_orphan(workload, pid, start_time)
         self.devices.resume()
         self.volumes.sweep()
+        self._edges.containers.sweep()
         if assignment.generation:
             self._reconcile(assignment)
 
