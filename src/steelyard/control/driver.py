@@ -21,7 +21,7 @@ _log = logging.getLogger("steelyard.control")
 RETRY_S = 1.0
 #: A look that took longer is followed by a rest, in which pokes gather: a look at hundreds costs little more than one at ten, so
 #: it is so many times as long as what the look took on top of this, and at most that long.
-QUICK_S, REST_TIMES, REST_MAX_S = 0.002, 6, 0.05
+QUICK_S, REST_TIMES, REST_MAX_S = 0.002, 6, 0.1
 
 
 class Driver:
