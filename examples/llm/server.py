@@ -64,7 +64,7 @@ class Engine:
         import numpy as np
         import transformer
 
-        say(f"Initializing an engine for {self._model or 'made-up weights'}")
+        say(f"Initializing an LLM engine for {self._model or 'made-up weights'}")
         began = time.monotonic()
         model = transformer.read_model(Path(self._model)) if self._model else transformer.Transformer(transformer.make_weights())
         say(f"Loading weights took {time.monotonic() - began:.2f} seconds")

@@ -76,6 +76,11 @@ class Paths(msgspec.Struct, frozen=True):
         return self.home / "workloads"
 
     @property
+    def volumes(self) -> Path:
+        """One folder per volume that has none elsewhere, its owner's alone."""
+        return self.home / "volumes"
+
+    @property
     def gateway(self) -> Path:
         """bootstrap.json, cds.pb, rds.pb, mode 0600 (they name API keys)."""
         return self.home / "gateway"

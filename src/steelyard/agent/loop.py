@@ -31,6 +31,7 @@ from steelyard.agent.scratch import ScratchKeeper
 from steelyard.agent.timing import KIND as PROBE
 from steelyard.agent.timing import TimingKeeper
 from steelyard.agent.usage import UsageKeeper
+from steelyard.agent.volumes import VolumeKeeper
 from steelyard.errors import SteelyardError, Unreachable
 from steelyard.model.coldstart import ColdStart
 from steelyard.model.health import NODE
@@ -92,7 +93,8 @@ class Agent:
         self._missing: tuple[str, ...] = ()
         scratch = ScratchKeeper(edges.scratch)
         usage = UsageKeeper(edges.cgroups, edges.clock, edges.machine.topology, scratch.peak_bytes)
-        self.holdings = Holdings(scratch, usage, edges.cgroups)
+        self.holdings = Holdings(scratch, usage, edges.cgroups, edges.volumes)
+        self.volumes = VolumeKeeper(edges.volumes, edges.settings, edges.clock)
         self.jobs = JobKeeper(
             edges.paths,
             edges.settings,
@@ -255,6 +257,7 @@ class Agent:
             if workload not in children:
                 self._watch_orphan(workload, pid, start_time)
         self.devices.resume()
+        self.volumes.sweep()
         if assignment.generation:
             self._reconcile(assignment)
 
@@ -363,6 +366,8 @@ class Agent:
             return Answer(id=ask.id, data=msgspec.json.encode(line))
         if ask.what.startswith("exec"):
             return await self._answer_exec(ask)
+        if ask.what.startswith("volume"):
+            return await self.volumes.answer(ask)
         if ask.what in ("health", "readmit", "keep-hardware"):
             return await self._answer_health(ask)
         if ask.what == "log":

@@ -19,6 +19,7 @@ from click.core import ParameterSource
 
 from steelyard.cli.app_deploy import DeployedRow, Takeover, explain_failure, is_reached, put_function, upload_code, wait_settled
 from steelyard.cli.app_file import check_python, declares_app, parse_file
+from steelyard.cli.job_options import parse_env, parse_volumes, volume_option
 from steelyard.cli.numbers import Number
 from steelyard.cli.output import Progress, print_json, say
 from steelyard.cli.quantities import parse_bytes, parse_scale_on, parse_seconds, parse_share
@@ -65,6 +66,7 @@ Examples:
   steelyard deploy app.py:app --name hello --traffic 10 --tag next
   steelyard deploy embed.py:app --max-replicas 4 --concurrency 8 --idle-timeout 5m --memory 1GB
   steelyard deploy chat.py:app --gpus H100:2 --wake-bound 2s --idle-timeout 10m
+  steelyard deploy embed.py:app --volume weights:/models:ro
   steelyard deploy server.py --port 8000 --python /opt/env/bin/python
   steelyard deploy --recipe vllm Qwen/Qwen3-8B --gpu H100:2
   steelyard deploy --recipe llama-cpp ./model.gguf --name chat --dry-run
@@ -137,6 +139,7 @@ Examples:
 @click.option(
     "--env", "env", multiple=True, metavar="K=V", help="Set a variable (K alone takes the caller's value). May be repeated."
 )
+@volume_option
 @click.option(
     "--python", "python", type=click.Path(), help="Interpreter of the code's environment [default: the one running this]."
 )
@@ -224,8 +227,6 @@ def deploy(
 
 def make_function(code: Target, asked: Mapping[str, Any]) -> tuple[str, FunctionSpec]:
     """Name and spec of an ASGI app or a program, but for its bundle. Raises Refused."""
-    from steelyard.cli.job_options import parse_env
-
     if asked["min_replicas"] > asked["max_replicas"]:
         raise Refused(
             f"--min-replicas {asked['min_replicas']} is more than --max-replicas {asked['max_replicas']}. Nothing was deployed.",
@@ -259,6 +260,7 @@ def make_function(code: Target, asked: Mapping[str, Any]) -> tuple[str, Function
         wake_bound_s=parse_seconds(asked["wake_bound"]) if asked["wake_bound"] else None,
         public=asked["public"],
         as_root=asked["as_root"],
+        volumes=parse_volumes(asked["volumes"]),
     )
     return check_name(asked["name"] or code.name), spec
 

@@ -18,6 +18,7 @@ from steelyard.cli.app_deploy import (
     explain_failure,
     is_reached,
     make_override,
+    make_volumes,
     make_wanted,
     put_function,
     upload_code,
@@ -66,6 +67,7 @@ def deploy_app(home: Path | None, file: Path, asked: AppDeploy) -> bool:
         _check_taken(app, deployed, asked.replace)
         progress = Progress()
         wanted = make_wanted(app, upload_code(client, app.root, progress), override=override)
+        make_volumes(client, wanted)
         rows = _deploy_all(client, wanted, progress, asked)
         vanished = find_vanished(app, deployed) if asked.only is None else []
         rows += _prune(client, vanished, asked)

@@ -23,6 +23,7 @@ from steelyard.model.batch import Dependency
 from steelyard.model.function import ScaleOn
 from steelyard.model.ids import NAME
 from steelyard.model.job import JobSpec, Resources
+from steelyard.model.mount import VolumeMount
 
 BYTES_MAX = 1 << 20
 DOCUMENTS_MAX = 1000
@@ -39,6 +40,7 @@ class FunctionAsk(msgspec.Struct, frozen=True):
     workdir: str
     resources: Resources
     env: dict[str, str]
+    volumes: tuple[VolumeMount, ...]
     replicas: tuple[int, int]
     concurrency: int | None = None
     target_wait_s: float | None = None
@@ -197,6 +199,7 @@ class _Reader:
             workdir=like_job.cwd,
             resources=like_job.resources,
             env=self._env(),
+            volumes=like_job.volumes,
             replicas=self._replicas(),
             concurrency=self._number(top, "concurrency") if "concurrency" in top else None,
             target_wait_s=self._seconds("target_wait"),
@@ -351,6 +354,7 @@ _OPTIONS: dict[str, tuple[str, _Read]] = {
     "output": ("output", _Reader._text),
     "error": ("errors", _Reader._text),
     "as_root": ("as_root", _Reader._truth),
+    "volumes": ("volumes", _Reader._list),
 }
 _COMMON = ("type", "name", "resources", "env")
 _RUNS = (*_COMMON, "commands", "command", "workdir", *_OPTIONS)

@@ -59,6 +59,7 @@ COMMANDS: dict[str, Entry] = {
     "priority": Entry("Jobs", "steelyard.cli.queue:priority", "Give a job another priority."),
     "accounts": Entry("Jobs", "steelyard.cli.accounts:accounts", "List accounts with shares and usage, and set shares."),
     "quotas": Entry("Jobs", "steelyard.cli.accounts:quotas", "List, set and delete what projects may hold."),
+    "volumes": Entry("Jobs", "steelyard.cli.volumes:volumes", "Create, list and delete volumes."),
     "proof": Entry("Jobs", "steelyard.cli.proof:proof", "Show what a job asked for beside what it got."),
     "deploy": Entry("Functions", "steelyard.cli.deploy:deploy", "Deploy an app, a web app or a server."),
     "serve": Entry("Functions", "steelyard.cli.serve:serve", "Serve an app while you work on it."),

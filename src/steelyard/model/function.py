@@ -9,6 +9,7 @@ import msgspec
 
 from steelyard.model.ids import FunctionName, ProjectName
 from steelyard.model.job import NO_SHARE, Owner, Plan, Resources
+from steelyard.model.mount import VolumeMount
 from steelyard.model.reason import Reason
 from steelyard.model.secret import SecretUse
 
@@ -62,6 +63,7 @@ class FunctionSpec(msgspec.Struct, frozen=True):
     wake_bound_s: float | None = None
     public: bool = False
     as_root: bool = False
+    volumes: tuple[VolumeMount, ...] = ()
     #: further attempts of a call after a lost replica, a timeout or an exception
     retries: int = 0
     #: one input of a call is given up after that long, by its replica, which is then replaced; None: never

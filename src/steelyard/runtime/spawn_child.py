@@ -16,6 +16,7 @@ from typing import NoReturn
 
 import msgspec
 
+from steelyard.runtime import mounts
 from steelyard.wire.spawn import Outputs, Spawn
 
 _PR_SET_THP_DISABLE = 41
@@ -82,6 +83,11 @@ def run_child(request: Spawn, passed: Sequence[int], joins: Sequence[int], error
         for name, soft, hard in request.rlimits:
             step = f"rlimit {name}"
             resource.setrlimit(getattr(resource, name), (soft, hard))
+        step = "volumes"
+        if request.mounts is not None:
+            mounts.enter_own(request.mounts)
+        if request.sees_as is not None:
+            mounts.join(request.sees_as)
         if request.uid is not None and (os.geteuid() == 0 or request.uid != os.geteuid()):
             step = "setgroups"
             os.setgroups([])
@@ -186,6 +192,8 @@ def _explain(step: str, request: Spawn, err: BaseException) -> str:
         return f"{request.argv[0]}: {words}"
     if step == "chdir":
         return f"{request.cwd}: {words} (as uid {os.geteuid()})"
+    if step == "volumes" and err.filename == mounts.NAMESPACE:
+        return f"{err.filename}: {words} ({mounts.WITHOUT})"
     if step == "output":
         return f"{err.filename}: {words} (as uid {os.geteuid()})"
     return f"{err.filename}: {words}" if err.filename else words

@@ -12,7 +12,7 @@ from collections.abc import Callable, Mapping
 from typing import Any, TypedDict
 
 from steelyard.sdk.errors import DeclarationError
-from steelyard.sdk.nouns import Cron, Every, check_name
+from steelyard.sdk.nouns import Cron, Every, Volume, check_name
 
 Duration = str | float
 
@@ -29,6 +29,8 @@ class FunctionOptions(TypedDict, total=False):
     gpu: str
     timing: str
     env: Mapping[str, str]
+    #: absolute path -> what is mounted there
+    volumes: Mapping[str, Volume]
     #: interpreter of the code's environment
     python: str
     min_replicas: int
@@ -87,7 +89,7 @@ _ELSEWHERE = {
     "proxy": "replicas use the machine's own network",
     "enable_memory_snapshot": "replicas are always forked from a prepared template; `@sy.enter(shared=True)` fills it",
     **dict.fromkeys(("secret", "secrets"), "secrets are not there yet; `env=` and deploy --env set plain variables"),
-    **dict.fromkeys(("network_file_systems", "volumes"), "functions see the machine's own folders, as far as their user may"),
+    "network_file_systems": "`steelyard volumes create NAME --path DIR` makes a folder on one a volume, for volumes=",
     "serialized": "functions are found by name in their module; deploy the file",
 }
 
@@ -214,6 +216,17 @@ def _scale_on(value: Any) -> tuple[str, Any]:
     return "scale_on", [{"metric": metric, "target": float(target)} for metric, target in value.items()]
 
 
+def _volumes(value: Any) -> tuple[str, Any]:
+    if not isinstance(value, Mapping):
+        raise DeclarationError('it is a dict of paths, such as {"/data": sy.Volume.from_name("data")}.')
+    for path, volume in value.items():
+        if not isinstance(path, str) or not path.startswith("/"):
+            raise DeclarationError(f"{path!r} is no absolute path.")
+        if not isinstance(volume, Volume):
+            raise DeclarationError(f"what is mounted at {path} is no sy.Volume.from_name(...).")
+    return "volumes", [{"path": path.rstrip("/") or "/", **volume.as_json()} for path, volume in value.items()]
+
+
 def _schedule(value: Any) -> tuple[str, Any]:
     if not isinstance(value, Cron | Every):
         raise DeclarationError("it is sy.Cron('*/5 * * * *') or sy.Every(minutes=5).")
@@ -227,6 +240,7 @@ _READERS: dict[str, Reader] = {
     "gpu": _gpu,
     "timing": _text("timing", "best-effort", "dedicated"),
     "env": _env,
+    "volumes": _volumes,
     "python": _text("python"),
     "min_replicas": _whole("replicas_min", 0, 1000),
     "max_replicas": _whole("replicas_max", 1, 1000),

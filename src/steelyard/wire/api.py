@@ -255,6 +255,35 @@ class ScheduleView(msgspec.Struct, frozen=True):
     last_call: str | None = None
 
 
+class VolumeCreate(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    name: Annotated[str, Meta(min_length=1, max_length=255)]
+    #: a folder that is there, such as one on a shared file system; None: a new one on the machine
+    path: Annotated[str, Meta(min_length=1, max_length=4096)] | None = None
+
+
+class VolumeView(msgspec.Struct, frozen=True):
+    name: str
+    project: str
+    owner: str
+    generation: int
+    path: str
+    created_at: str
+    #: it is a name for somebody's own folder, which stays when the volume is deleted
+    external: bool
+    deleting: bool
+    #: of all that is in it, as of `measured_at`; None: not measured yet
+    size_bytes: int | None
+    #: False: there is more in it than is looked at
+    complete: bool
+    measured_at: str | None
+    #: of its file system
+    free_bytes: int | None
+    #: what mounts it, such as "function embed"
+    used_by: tuple[str, ...]
+    #: why it can't be mounted now, or nobody can tell
+    error: str = ""
+
+
 class EventView(msgspec.Struct, frozen=True):
     """One line of a job's history."""
 
