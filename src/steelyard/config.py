@@ -76,6 +76,11 @@ class Paths(msgspec.Struct, frozen=True):
         return self.home / "workloads"
 
     @property
+    def images(self) -> Path:
+        """Container images of this machine, see runtime/oci/store.py."""
+        return self.home / "images"
+
+    @property
     def volumes(self) -> Path:
         """One folder per volume that has none elsewhere, its owner's alone."""
         return self.home / "volumes"

@@ -7,6 +7,7 @@ import os
 import re
 import subprocess
 import sys
+import venv
 from collections.abc import Iterator
 from pathlib import Path
 from typing import NamedTuple
@@ -41,13 +42,25 @@ def matches(shown: str, printed: str) -> bool:
     return re.fullmatch(pattern.replace(r"\ ", " "), " ".join(printed.split()), re.S) is not None
 
 
+def make_vllm_environment(folder: Path) -> Path:
+    """As the recipe finds vLLM: a package of that name in an interpreter's environment, and its command beside it."""
+    if not folder.exists():
+        venv.create(folder, symlinks=True)
+        [packages] = folder.glob("lib/python*/site-packages")
+        (packages / "vllm-0.dist-info").mkdir()
+        (packages / "vllm-0.dist-info" / "METADATA").write_text("Metadata-Version: 2.1\nName: vllm\nVersion: 0\n")
+        (folder / "bin" / "vllm").write_text("")
+    return folder
+
+
 @pytest.mark.timeout(300)
 @pytest.mark.parametrize("page", ["functions.md", "coming-from-modal.md"])
 def test_page_is_true(shared: Cluster, page: str) -> None:
     folder = shared.folder / page.removesuffix(".md")
     folder.mkdir(mode=0o755)
     bin_dir = os.path.dirname(sys.executable)
-    env = shared.environ({"GATEWAY": shared.gateway_url, "PATH": f"{bin_dir}:{os.environ['PATH']}"})
+    more = {"GATEWAY": shared.gateway_url, "PATH": f"{bin_dir}:{os.environ['PATH']}", "EXAMPLES": str(DOCS.parent / "examples")}
+    env = shared.environ({**more, "VLLM_ENV": str(make_vllm_environment(shared.folder / "vllm-env"))})
     for item in read_page((DOCS / page).read_text()):
         if not isinstance(item, Step):
             (folder / item[0]).write_text(item[1])

@@ -20,6 +20,7 @@ from steelyard.agent.execs import ExecKeeper
 from steelyard.agent.functions import FunctionKeeper
 from steelyard.agent.health import HealthEdge, HealthKeeper
 from steelyard.agent.holdings import Holdings
+from steelyard.agent.job_container import JobContainers
 from steelyard.agent.jobs import KIND as JOB
 from steelyard.agent.jobs import JobKeeper
 from steelyard.agent.ledger import Ledger
@@ -109,18 +110,14 @@ class Agent:
             self.presence,
             self.holdings,
             str(edges.slurm_bin),
+            JobContainers(edges.containers),
             lambda plan: self.functions.may_have(plan),
         )
-        self.execs = ExecKeeper(edges.paths, edges.runtime, edges.cleanup, edges.clock, self.jobs.find_host)
+        self.execs = ExecKeeper(edges.paths, edges.runtime, edges.cleanup, edges.clock, self.jobs.find_host, edges.containers)
         self.functions = FunctionKeeper(
-            edges,
-            self._ledger,
-            self._changed,
-            self._add_coldstart,
-            devices=self.devices,
-            presence=self.presence,
+            edges, self._ledger, self._changed, self._add_coldstart, devices=self.devices, presence=self.presence,
             lending=Lending(self._reserve, self.jobs.make_way, self.devices),
-        )
+        )  # fmt: skip
         self._link = Link(
             edges.settings,
             edges.paths.agent_token,
@@ -434,7 +431,9 @@ class Agent:
             for workload in {item[0] for item in running} | self.functions.log_folders:
                 for stream in ("stdout", "stderr"):
                     await asyncio.to_thread(rotate, self.jobs.files.folder(workload) / stream, LOG_KEEP_BYTES)
-            self.functions.check_memory(_available_bytes())
+            available_bytes = _available_bytes()
+            self.functions.check_memory(available_bytes)
+            self.functions.look_at_weights(available_bytes)
 
 
 def _kind(item: Adopted) -> str:

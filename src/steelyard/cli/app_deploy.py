@@ -6,6 +6,7 @@
 from __future__ import annotations
 
 import contextlib
+import os
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -130,6 +131,7 @@ def make_override(asked: Mapping[str, Any]) -> dict[str, Any]:
         "idle_timeout": ("idle_timeout_s", parse_seconds),
         "target_wait": ("target_wait_ms", lambda text: parse_seconds(text) * 1000),
         "scale_on": ("scale_on", lambda words: msgspec.to_builtins(parse_scale_on(words))),
+        "weights": ("weights", os.path.abspath),
         "startup_deadline": ("startup_deadline_s", parse_seconds),
         "wake_bound": ("wake_bound_s", parse_seconds),
     }

@@ -201,6 +201,7 @@ def make_function_spec(ask: FunctionAsk) -> tuple[FunctionSpec, Path | None]:
         port=ask.port,
         readiness=ask.readiness,
         scale_on=ask.scale_on,
+        weights=ask.weights,
         env=ask.env,
         resources=ask.resources,
         replicas_min=ask.replicas[0],

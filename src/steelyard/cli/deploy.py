@@ -112,6 +112,9 @@ Examples:
     metavar="METRIC=TARGET",
     help="Add replicas while a number of a program's page /metrics is more than that for each. May be repeated.",
 )
+@click.option(
+    "--weights", type=click.Path(), help="A file or folder that each start reads: kept in the page cache while it sleeps."
+)
 @click.option("--idle-timeout", default="60s", show_default=True, help="Asleep after that long without a request.")
 @click.option("--startup-deadline", default="60s", show_default=True, help="A replica that does not serve by then has failed.")
 @click.option("--cpus", type=Number(), default=1.0, show_default=True, help="Cores' worth of share for each replica.")
@@ -255,6 +258,7 @@ def make_function(code: Target, asked: Mapping[str, Any]) -> tuple[str, Function
         target_busy=asked["target_busy"],
         buffer_replicas=asked["buffer_replicas"],
         scale_on=parse_scale_on(asked["scale_on"]),
+        weights=os.path.abspath(asked["weights"]) if asked["weights"] else "",
         idle_timeout_s=parse_seconds(asked["idle_timeout"]),
         startup_deadline_s=parse_seconds(asked["startup_deadline"]),
         wake_bound_s=parse_seconds(asked["wake_bound"]) if asked["wake_bound"] else None,

@@ -47,6 +47,8 @@ class FunctionAsk(msgspec.Struct, frozen=True):
     target_busy: float | None = None
     buffer_replicas: int | None = None
     scale_on: tuple[ScaleOn, ...] = ()
+    #: absolute
+    weights: str = ""
     idle_timeout_s: float | None = None
     startup_deadline_s: float | None = None
     wake_bound_s: float | None = None
@@ -206,6 +208,7 @@ class _Reader:
             target_busy=self._amount(top, "target_busy") if "target_busy" in top else None,
             buffer_replicas=self._number(top, "buffer_replicas") if "buffer_replicas" in top else None,
             scale_on=self._scale_on(),
+            weights=os.path.normpath(os.path.join(self._folder, self._text(top, "weights"))) if "weights" in top else "",
             idle_timeout_s=self._seconds("idle_timeout"),
             startup_deadline_s=self._seconds("startup_deadline"),
             wake_bound_s=self._seconds("wake_bound"),
@@ -315,6 +318,7 @@ _Read = Callable[[_Reader, PlainMapping, str], object]
 
 _CHOICES = {
     "timing": ("best-effort", "dedicated", "realtime"),
+    "network": ("host", "none"),
     "launcher": ("none", "torchrun", "mpi"),
     "preempt": ("requeue", "suspend", "cancel"),
 }
@@ -332,6 +336,8 @@ _RESOURCES: dict[str, tuple[str, _Read]] = {
     "io_max": ("io_max", _Reader._text),
 }
 _OPTIONS: dict[str, tuple[str, _Read]] = {
+    "image": ("image", _Reader._text),
+    "network": ("network", _Reader._choice),
     "nodes": ("nodes", _Reader._number),
     "tasks_per_node": ("tasks_per_node", _Reader._number),
     "launcher": ("launcher", _Reader._choice),
@@ -363,7 +369,7 @@ _KEYS: dict[str, tuple[str, ...]] = {
     SCHEDULE: (*(key for key in _RUNS if key != "begin"), "schedule", "timezone"),
     FUNCTION: (
         *_COMMON, "target", "command", "workdir", "replicas", "concurrency", "idle_timeout", "startup_deadline", "wake_bound",
-        "target_wait", "target_busy", "buffer_replicas", "scale_on",
+        "target_wait", "target_busy", "buffer_replicas", "scale_on", "weights",
         "port", "readiness", "python", "public", "as_root",
     ),
 }  # fmt: skip

@@ -35,9 +35,14 @@ def find_model(model: str, hf_home: Path) -> ModelFiles:
     if model.startswith(("/", ".", "~")) or model.count("/") != 1:
         text = f"{model!r} is neither a folder of this machine nor a model's name such as Qwen/Qwen3-8B. Nothing was deployed."
         raise Refused(text, code="bad-model")
-    snapshots = hf_home / "hub" / f"models--{model.replace('/', '--')}" / "snapshots"
+    snapshots = find_cached(model, hf_home) / "snapshots"
     newest = max(snapshots.glob("*/config.json"), key=lambda file: file.lstat().st_mtime, default=None)
     return ModelFiles() if newest is None else read_folder(newest.parent)
+
+
+def find_cached(model: str, hf_home: Path) -> Path:
+    """Where the files of `owner/name` are, or will be."""
+    return hf_home / "hub" / f"models--{model.replace('/', '--')}"
 
 
 def read_folder(folder: Path) -> ModelFiles:

@@ -25,7 +25,7 @@ import msgspec
 from steelyard.cli.app_file import check_python
 from steelyard.cli.deploy import check_name
 from steelyard.cli.documents import Document, read_documents
-from steelyard.cli.model_files import ModelFiles, find_model, read_gguf
+from steelyard.cli.model_files import ModelFiles, find_cached, find_model, read_gguf
 from steelyard.cli.output import say
 from steelyard.config import write_file
 from steelyard.errors import Refused
@@ -180,6 +180,7 @@ def render_recipe(program: Program, name: str, model: str, files: ModelFiles, gi
         "cpus": f"{given.get('cpus', 2 + 2 * gpu_count):g}",
         "replicas": f"{given.get('min_replicas', 0)}..{replicas_max}",
         "idle_timeout": given.get("idle_timeout", "10m"),
+        "weights": _yaml(str(files.path or find_cached(model, hf_home))),
         "hf_home": _yaml(str(hf_home)),
         "cache": _yaml(str(hf_home.parent / "vllm")),
         "public": str(given.get("public", False)).lower(),

@@ -56,6 +56,8 @@ class FunctionSpec(msgspec.Struct, frozen=True):
     buffer_replicas: int = 0
     #: of a program: numbers of its page /metrics
     scale_on: tuple[ScaleOn, ...] = ()
+    #: a file or folder (absolute) that each start reads: kept in the machine's page cache while it sleeps; empty: nothing is
+    weights: str = ""
     #: from the wake until the replica must serve
     startup_deadline_s: float = 60.0
     #: while it sleeps its cores and devices are lent to preemptible work, and a wake has them back after that long at most; None:

@@ -64,9 +64,10 @@ class JobSpec(msgspec.Struct, frozen=True):
     """What the user asked for. Never changes after submit."""
 
     name: str
-    #: with `script`: its arguments
+    #: with `script`: its name for people, and its arguments
     argv: tuple[str, ...]
     #: absolute path on the machine
+    #: with `image`: inside it, and "" is the image's own
     cwd: str
     env: dict[str, str] = {}
     resources: Resources = Resources()
@@ -104,6 +105,10 @@ class JobSpec(msgspec.Struct, frozen=True):
     checkpoint_dir: str | None = None
     #: how many CPUs `SLURM_CPUS_PER_TASK` and its like tell of, and more of what `sbatch` was told, for the job's eyes alone
     slurm: dict[str, str] = {}
+    #: runs in a container of this image (`model/image.py` has the forms); "" means on the machine itself
+    image: str = ""
+    #: of a container: a network of its own with nothing but loopback, instead of the machine's
+    own_network: bool = False
     volumes: tuple[VolumeMount, ...] = ()
     #: what it is given beside `env`, each name once
     secrets: tuple[SecretUse, ...] = ()

@@ -48,6 +48,8 @@ class FunctionOptions(TypedDict, total=False):
     target_busy: float
     #: of a server: metrics of its page /metrics, and how much of each one replica should have
     scale_on: Mapping[str, float]
+    #: a file or folder (absolute) that each start reads: kept in the page cache while it sleeps
+    weights: str
     wake_bound: Duration
     public: bool
     schedule: Cron | Every
@@ -227,6 +229,12 @@ def _volumes(value: Any) -> tuple[str, Any]:
     return "volumes", [{"path": path.rstrip("/") or "/", **volume.as_json()} for path, volume in value.items()]
 
 
+def _weights(value: Any) -> tuple[str, Any]:
+    if not isinstance(value, str) or not value.startswith("/"):
+        raise DeclarationError("it is the absolute path of a file or folder.")
+    return "weights", value
+
+
 def _schedule(value: Any) -> tuple[str, Any]:
     if not isinstance(value, Cron | Every):
         raise DeclarationError("it is sy.Cron('*/5 * * * *') or sy.Every(minutes=5).")
@@ -253,6 +261,7 @@ _READERS: dict[str, Reader] = {
     "target_wait_ms": _number("target_wait_ms", 0.001, 3_600_000),
     "target_busy": _number("target_busy", 0.01, 1.0),
     "scale_on": _scale_on,
+    "weights": _weights,
     "wake_bound": _seconds("wake_bound_s", 0.001),
     "public": _flag("public"),
     "schedule": _schedule,

@@ -14,6 +14,7 @@ from steelyard.model.batch import PRIORITY_MAX, RankEnd
 from steelyard.model.function import FunctionSpec, Routes, Share
 from steelyard.model.job import JobSpec
 from steelyard.model.machine import Machine
+from steelyard.model.mount import VolumeMount
 from steelyard.model.usage import Usage
 from steelyard.scaling.rollout import ERRORS_MAX
 
@@ -70,6 +71,8 @@ class ScriptSubmit(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     env: dict[str, str] = {}
     #: the script's file name, which names the job unless --job-name does
     name: Annotated[str, Meta(min_length=1)] = "sbatch"
+    #: sbatch knows nothing of them
+    volumes: tuple[VolumeMount, ...] = ()
 
 
 class ScriptSubmitted(msgspec.Struct, frozen=True):
@@ -121,6 +124,8 @@ class JobView(msgspec.Struct, frozen=True):
     after: tuple[str, ...] = ()
     gpu_ids: tuple[str, ...] = ()
     cwd: str = ""
+    #: that its container is made of; "" for a job on the machine itself
+    image: str = ""
     #: where its output goes instead of the logs
     stdout: str | None = None
     stderr: str | None = None

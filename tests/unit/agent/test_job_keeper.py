@@ -10,6 +10,7 @@ from typing import Any, cast
 import msgspec
 import pytest
 
+from containers import NO_CONTAINERS
 from machines import make_hgx
 from steelyard.agent.attempt import Attempt, MemberEnd, make_members
 from steelyard.agent.jobs import JobKeeper
@@ -82,6 +83,7 @@ class Rig:
             cast(Any, SimpleNamespace(check=nothing)),
             cast(Any, holdings),
             "/slurm/bin",
+            NO_CONTAINERS,
         )
 
     async def note_start(self, plan: Plan) -> None:

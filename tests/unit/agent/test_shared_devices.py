@@ -59,6 +59,7 @@ def make_edges(folder: Path) -> Any:
         queue=SimpleNamespace(),
         journal=SimpleNamespace(),
         slurm_bin="/slurm/bin",
+        containers=SimpleNamespace(),
         lib_dir=folder,
         template_budget_bytes=0,
         observe_topology=None,
@@ -211,7 +212,7 @@ def test_a_template_counts_as_a_process_of_its_revision(tmp_path: Path) -> None:
     revision.template = cast(Any, SimpleNamespace(workload=WorkloadId("tmpl.f.1.5a")))
     assert revision.workloads == {"tmpl.f.1.5a"}
     keeper = FunctionKeeper(
-        cast(Any, None),
+        make_edges(tmp_path),
         cast(Any, None),
         lambda: None,
         lambda _: None,
