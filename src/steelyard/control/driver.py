@@ -82,6 +82,6 @@ class Driver:
 
 
 def choose_rest(times: int, took_ns: int, quiet_ns: int) -> tuple[float, int]:
-    """(seconds to rest after a look that took `took_ns` and was followed by a poke `quiet_ns` later, `times` for the next one)."""
+    """After a look that took `took_ns` and was followed by a poke `quiet_ns` later: (seconds to rest, `times` for the next)."""
     rest_s = min(REST_MAX_S, times * took_ns / 1e9) - quiet_ns / 1e9
     return (rest_s, min(REST_TIMES, 2 * times)) if rest_s > 0 else (0.0, 1)
