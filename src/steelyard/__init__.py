@@ -31,7 +31,7 @@ if TYPE_CHECKING:
         StartFailed,
     )
     from steelyard.sdk.handle import Cls, Function
-    from steelyard.sdk.nouns import Cron, Every, Volume
+    from steelyard.sdk.nouns import Cron, Every, Secret, Volume
     from steelyard.sdk.nouns import Every as Period
 
 __version__ = "0.1.0"
@@ -43,7 +43,7 @@ _HOMES = {
     **{name: ("declare", name) for name in ("asgi_app", "batched", "concurrent", "endpoint", "method", "web_server", "wsgi_app")},
     **{name: ("handle", name) for name in ("Cls", "Function")},
     "FunctionCall": ("call", "FunctionCall"),
-    **{name: ("nouns", name) for name in ("Cron", "Every", "Volume")},
+    **{name: ("nouns", name) for name in ("Cron", "Every", "Secret", "Volume")},
     **{
         name: ("errors", name)
         for name in (
@@ -70,7 +70,8 @@ _HOMES = {
 }
 
 __all__ = [
-    "__version__", "App", "Cls", "Cron", "Every", "Function", "FunctionCall", "Period", "Volume",
+    "__version__", "App", "Cls", "Cron", "Every", "Function", "FunctionCall", "Period", "Secret",
+    "Volume",
     "asgi_app", "batched", "concurrent", "endpoint", "enter", "exit", "fastapi_endpoint", "method", "phase", "web_endpoint",
     "web_server", "wsgi_app",
     "CallCancelled", "CallTimeout", "DeclarationError", "Error", "NotAllowed", "NotDeployed", "NotReachable", "OutOfMemory",

@@ -169,6 +169,20 @@ def test_an_ended_one_leaves_no_bundle_mount_or_note(shared: Cluster, image: str
     assert str(folders) not in Path("/proc/self/mountinfo").read_text()
 
 
+def test_an_agent_that_is_killed_over_a_fetch_leaves_nothing_and_the_next_fetches(shared: Cluster, registry: Registry) -> None:
+    reference = registry.add("killed:1", OciImage(busybox_entries(), [entry("etc/k", os.urandom(1000))], config=PATHS))
+    registry.gate.clear()
+    registry.asked_blob.clear()
+    try:
+        job = submit(shared, reference, "cat", "/etc/hello")
+        assert registry.asked_blob.wait(20)
+        shared.kill("agent")
+    finally:
+        registry.gate.set()
+    assert shared.wait_job(job, "FAILED")["exit_code"] == 1, "it ran, and there is no such file"
+    assert not list((shared.home / "images/work").iterdir())
+
+
 def test_stopping_while_its_image_is_fetched_does_not_wait_for_it(shared: Cluster, registry: Registry) -> None:
     reference = registry.add("slow:1", OciImage(busybox_entries(), [entry("etc/slow", os.urandom(1000))], config=PATHS))
     registry.gate.clear()

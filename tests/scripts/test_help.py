@@ -14,7 +14,14 @@ import pytest
 from steelyard.cli.main import COMMANDS, PROGRAMS
 
 GOLDEN = Path(__file__).parent / "help"
-LINES = ["", *COMMANDS, "keys create", "keys delete", *(f"schedules {word}" for word in ("create", "delete", "pause", "resume"))]
+LINES = [
+    "",
+    *COMMANDS,
+    "keys create",
+    "keys delete",
+    *(f"secrets {word}" for word in ("list", "create", "delete")),
+    *(f"schedules {word}" for word in ("create", "delete", "pause", "resume")),
+]
 
 
 def help_of(line: str) -> str:

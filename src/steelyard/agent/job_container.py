@@ -16,12 +16,13 @@ import msgspec
 from steelyard.agent.attempt import Attempt, Member
 from steelyard.errors import EdgeFailed, Refused
 from steelyard.host import Cgroups
+from steelyard.host.as_user import observe_file
 from steelyard.host.proc import observe_walls
 from steelyard.host.volumes import check_source
 from steelyard.lifecycle.bundle import namespaces
 from steelyard.lifecycle.launch import Launch
 from steelyard.model.ids import WorkloadId
-from steelyard.model.image import Image
+from steelyard.model.image import Image, ImageReference, parse_image
 from steelyard.model.mount import Bind
 from steelyard.model.reason import Reason
 from steelyard.runtime.container import Containers, Wanted, end_deaf
@@ -44,7 +45,7 @@ class JobContainers:
         if owner is None:
             self._containers.check()  # which refuses: only root makes containers
             raise Refused("Containers need root. Nothing was started.", code="no-containers-here")
-        task = asyncio.ensure_future(asyncio.to_thread(self._containers.fetch, job.spec.image, owner))
+        task = asyncio.ensure_future(asyncio.to_thread(self._fetch, parse_image(job.spec.image), owner))
         attempt.fetching = task
         try:
             return await task
@@ -52,6 +53,14 @@ class JobContainers:
             raise EdgeFailed("Stopped before its image was there.", code=STOPPED) from None
         finally:
             attempt.fetching = None
+
+    def _fetch(self, reference: ImageReference, owner: Ids) -> Image:
+        """A folder or archive must be theirs to read now, also when its image is here already."""
+        try:
+            stamp = observe_file(reference.file, owner) if reference.file else ""
+        except EdgeFailed as err:
+            raise Refused(f"The image {reference.text}: {err.public}. Nothing was started.", code="image-unreadable") from err
+        return self._containers.fetch(reference, owner, stamp)
 
     def ids(self, image: Image, owner: Ids) -> Ids:
         return self._containers.ids(image, owner)

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import os
-from collections.abc import Callable, Collection
+from collections.abc import Callable, Collection, Mapping
 
 from steelyard.agent.attempt import ATTEMPT, RANK, RANKS, Attempt, Member, explain_limit
 from steelyard.agent.device_proof import shares_by_mps
@@ -19,6 +19,7 @@ from steelyard.agent.job_container import STOPPED, JobContainers
 from steelyard.agent.job_files import JobFiles, find_ports
 from steelyard.agent.presence import GONE, Presence
 from steelyard.agent.reconcile import RUNNING, watches_beats
+from steelyard.agent.secrets import WorkSecrets
 from steelyard.agent.timing import TimingKeeper
 from steelyard.config import Settings
 from steelyard.errors import EdgeFailed, SteelyardError
@@ -82,7 +83,11 @@ class JobStarter:
             ids = self._containers.ids(image, owner)
         attempt.mps = shares_by_mps(job.plan)
         launches = await self._make_launches(job, attempt, ids)
-        envs = [self._make_env(job, member, launch, ids) for member, launch in zip(attempt.members, launches, strict=True)]
+        given = [await self._secrets(job, member, ids).variables() for member in attempt.members]
+        envs = [
+            self._make_env(job, member, launch, ids, secrets)
+            for member, launch, secrets in zip(attempt.members, launches, given, strict=True)
+        ]
         outputs = Outputs(job.spec.stdout, job.spec.stderr, job.spec.truncate_output)
         if job.spec.stdout is not None or job.spec.stderr is not None:
             self._files.write_outputs(job.attempt, _seen_by_us(outputs, job), ids)
@@ -168,13 +173,14 @@ class JobStarter:
         cores = sum(not cpus.isdisjoint(core.cpus) for core in self._machine.cores)
         return cores if job.plan.cpus or job.plan.share >= cores else 0
 
-    def _make_env(self, job: AssignedJob, member: Member, launch: Launch, ids: Ids) -> dict[str, str]:
-        """What one process is started with: the user's variables, over them who and where it is."""
-        if job.spec.image:
-            # its image says where programs and homes are
-            env = job.spec.env
-        else:
-            env = make_env(job.spec.env, str(self._files.folder(job.attempt)), ids, job.owner)
+    def _secrets(self, job: AssignedJob, member: Member, ids: Ids) -> WorkSecrets:
+        return WorkSecrets(self._holdings.secrets, job.owner, job.spec.secrets, member.workload, ids)
+
+    def _make_env(self, job: AssignedJob, member: Member, launch: Launch, ids: Ids, secrets: Mapping[str, str]) -> dict[str, str]:
+        """What one process is started with: the user's variables, over them its secrets, and who and where it is."""
+        env = job.spec.env | dict(secrets)
+        if not job.spec.image:  # which says where programs and homes are
+            env = make_env(env, str(self._files.folder(job.attempt)), ids, job.owner)
         env = make_environment(member.plan, self._machine.topology, env, mps=shares_by_mps(member.plan)) | launch.env
         script = job.spec.script is not None
         env |= make_variables(job.volumes)

@@ -72,6 +72,7 @@ COMMANDS: dict[str, Entry] = {
     "calls": Entry("Functions", "steelyard.cli.calls:calls", "List, show and cancel durable calls."),
     "delete": Entry("Functions", "steelyard.cli.functions:delete", "Delete a function."),
     "keys": Entry("Functions", "steelyard.cli.functions:keys", "List, create and delete API keys."),
+    "secrets": Entry("Functions", "steelyard.cli.secrets:secrets", "List, create and delete secrets."),
     "batch": Entry("Functions", "steelyard.cli.batch:batch", "Ask a function once per line of a file, in order."),
     "template": Entry("Functions", "steelyard.cli.template:template", "Show what a function's replicas are forked from."),
     "coldstarts": Entry("Functions", "steelyard.cli.functions:coldstarts", "Show what each wake cost, phase by phase."),

@@ -30,7 +30,7 @@ wrote them. Of an array its progress is shown, and the exit code is the highest.
 FILE.py[:NAME], without a `--` before it, is a function, a Class.method or a @app.local_entrypoint of the app in FILE.py. The app
 is deployed for this once: what it writes is shown on stderr, the result on stdout, and at the end all of it is deleted. Words
 behind it are its arguments, read by its annotations; `--help` there shows them. The exit code is 1 when it raises. Of the options
---cpus, --memory, --gpus, --timing, --env, --volume, --as-root, --python and --json apply, before the file.
+--cpus, --memory, --gpus, --timing, --env, --secret, --volume, --as-root, --python and --json apply, before the file.
 
 \b
 Examples:
@@ -51,7 +51,7 @@ Examples:
 #: a Python file, and perhaps what of it
 _FUNCTION = re.compile(r".*\.py(:.*)?")
 #: options that mean something for a function too
-_FOR_FUNCTIONS = ("cpus", "memory", "gpus", "timing", "env", "volumes", "as_root", "home", "python", "as_json")
+_FOR_FUNCTIONS = ("cpus", "memory", "gpus", "timing", "env", "secrets", "volumes", "as_root", "home", "python", "as_json")
 #: options that mean nothing for a job
 _NOT_FOR_JOBS = ("python", "as_json")
 _META = __name__
@@ -122,7 +122,8 @@ def run(
 def _refuse(given: list[str], unfit: set[str], why: str) -> None:
     for name in given:
         if name in unfit:
-            option = {"as_json": "json", "errors": "error", "volumes": "volume"}.get(name, name).replace("_", "-")
+            spelt = {"as_json": "json", "errors": "error", "secrets": "secret", "volumes": "volume"}
+            option = spelt.get(name, name).replace("_", "-")
             raise Refused(f"--{option} {why}. Nothing was started.", code="unfit-option")
 
 

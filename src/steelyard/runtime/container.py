@@ -16,6 +16,7 @@ import os
 import shutil
 import signal
 import stat
+import threading
 from collections.abc import Collection, Mapping
 from pathlib import Path
 
@@ -25,7 +26,7 @@ from steelyard.config import write_file
 from steelyard.errors import EdgeFailed, Refused
 from steelyard.lifecycle.bundle import Container, DeviceNode, make_bundle
 from steelyard.model.ids import WorkloadId
-from steelyard.model.image import Image, choose_argv, parse_image
+from steelyard.model.image import Image, ImageReference, choose_argv
 from steelyard.model.mount import Bind
 from steelyard.runtime.mount_calls import find_inside
 from steelyard.runtime.oci.fetch import missing
@@ -96,10 +97,14 @@ class Containers:
         if tuple(int(part) for part in release.split("-")[0].split(".")[:2] if part.isdigit()) < _KERNEL:
             raise _impossible(f"Linux {_KERNEL[0]}.{_KERNEL[1]} or later, and this is {release}")
 
-    def fetch(self, reference: str, ids: Ids) -> Image:
+    def sweep(self) -> None:
+        """In the background: what an agent before this one was killed over."""
+        threading.Thread(target=self.store.sweep, daemon=True).start()
+
+    def fetch(self, reference: ImageReference, ids: Ids, stamp: str) -> Image:
         """Blocks until the image is here, see `ImageStore.ensure`."""
         self.check()
-        return self.store.ensure(parse_image(reference), ids)
+        return self.store.ensure(reference, ids, stamp)
 
     def ids(self, image: Image, owner: Ids) -> Ids:
         """(uid, gid) of the machine that the image's user is, when `owner` runs it."""
@@ -128,7 +133,9 @@ class Containers:
             for each in (self._folder, folder):
                 each.chmod(0o711)
             self._state.mkdir(exist_ok=True, mode=0o700)
-            write_file(folder / _CONFIG, msgspec.json.encode(make_bundle(container)))
+            # read by crun alone, which is started after it: nobody ever finds half of it
+            with open(os.open(folder / _CONFIG, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC, 0o600), "wb") as file:
+                file.write(msgspec.json.encode(make_bundle(container)))
             write_file(folder / _MADE, msgspec.json.encode(made))
         except OSError as err:
             raise EdgeFailed(f"{folder} could not be written: {err.strerror}. Nothing was started.", code="start-failed") from err

@@ -15,6 +15,7 @@ from steelyard.model.function import FunctionSpec, Routes, Share
 from steelyard.model.job import JobSpec
 from steelyard.model.machine import Machine
 from steelyard.model.mount import VolumeMount
+from steelyard.model.secret import SecretUse
 from steelyard.model.usage import Usage
 from steelyard.scaling.rollout import ERRORS_MAX
 
@@ -71,8 +72,9 @@ class ScriptSubmit(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     env: dict[str, str] = {}
     #: the script's file name, which names the job unless --job-name does
     name: Annotated[str, Meta(min_length=1)] = "sbatch"
-    #: sbatch knows nothing of them
+    #: sbatch knows nothing of these
     volumes: tuple[VolumeMount, ...] = ()
+    secrets: tuple[SecretUse, ...] = ()
 
 
 class ScriptSubmitted(msgspec.Struct, frozen=True):
@@ -525,6 +527,35 @@ class KeyView(msgspec.Struct, frozen=True):
     owner: str
     created_at: str
     secret: str | None = None
+
+
+class SecretPut(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    name: str
+    #: key -> value
+    values: dict[str, str]
+    #: one of that name that is there is replaced: all of it
+    replace: bool = False
+
+
+class SecretView(msgspec.Struct, frozen=True):
+    """A secret, without its values: nothing shows those again."""
+
+    name: str
+    project: str
+    owner: str
+    generation: int
+    keys: tuple[str, ...]
+    created_at: str
+    changed_at: str
+    #: such as `function web` and `job j-000001`
+    used_by: tuple[str, ...] = ()
+
+
+class SecretValues(msgspec.Struct, frozen=True):
+    """For the agent alone."""
+
+    version: str
+    values: dict[str, str]
 
 
 class HealthRequest(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
