@@ -127,6 +127,12 @@ class Paths(msgspec.Struct, frozen=True):
         return self.run / "secrets"
 
     @property
+    def containers(self) -> Path:
+        """What crun is told of each container, variables among it, and its notes. It may be a link to where nothing is written to
+        a disk."""
+        return self.run / "containers"
+
+    @property
     def tag(self) -> str:
         """Eight hex digits that tell this home from others on the machine; also its cgroups' name."""
         return self.run.name

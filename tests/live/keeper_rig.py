@@ -72,7 +72,7 @@ class KeeperRig:
 
     def _make_keeper(self) -> JobKeeper:
         clock, runtime = SystemClock(), self.rig.make_runtime()
-        containers = Containers(self.paths.run, self.paths.images, "h")
+        containers = Containers(self.paths.containers, self.paths.images, "h")
         cleanup = Cleanup(runtime, self.paths, containers)
         self.paths.run.mkdir(exist_ok=True)
         journal = SettingsJournal(self.paths.run, boot_id())

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import asyncio
 import os
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 
 import msgspec
 
@@ -66,10 +66,17 @@ class JobContainers:
         return self._containers.ids(image, owner)
 
     def make(
-        self, job: AssignedJob, member: Member, image: Image, launch: Launch, env: Mapping[str, str], owner: Ids, folder: str
+        self,
+        job: AssignedJob,
+        member: Member,
+        image: Image,
+        launch: Launch,
+        env: Mapping[str, str],
+        owner: Ids,
+        folders: Sequence[str],
     ) -> tuple[tuple[str, ...], Rootfs]:
-        """`env`: what it is told beside the image's variables; `folder`: that of the attempt, which is seen inside if it is
-        there."""
+        """`env`: what it is told beside the image's variables; `folders`: that Steelyard made for it. They are seen inside, where
+        they are there. Never taken from `env`, which is the user's to fill: crun mounts as root."""
         for volume in job.volumes:
             if (wrong := check_source(volume)) is not None:
                 raise EdgeFailed(f"Not started: {wrong}", code="start-failed", detail="volumes")
@@ -79,7 +86,7 @@ class JobContainers:
             env=dict(env),
             cwd=job.spec.cwd,
             own_network=job.spec.own_network,
-            binds=(*_find_binds(env, folder), *volumes),
+            binds=(*_find_binds(folders, launch.env.get("STEELYARD_CA", "")), *volumes),
         )
         return self._containers.make(member.workload, image, wanted, owner)
 
@@ -119,11 +126,9 @@ class JobContainers:
         return () if made is None else (f"runs in a container of {made.reference}, started by crun",)
 
 
-def _find_binds(env: Mapping[str, str], folder: str) -> list[Bind]:
-    """Folders and files that Steelyard made for it or tells it of, at the same paths."""
-    found = [Bind(folder, folder)] if os.path.isdir(folder) else []
-    scratch, certificate = env.get("STEELYARD_SCRATCH"), env.get("STEELYARD_CA")
-    found += [Bind(scratch, scratch)] if scratch else []
+def _find_binds(folders: Sequence[str], certificate: str) -> list[Bind]:
+    """At the same paths as outside."""
+    found = [Bind(folder, folder) for folder in folders if folder and os.path.isdir(folder)]
     return found + ([Bind(certificate, certificate, True)] if certificate else [])
 
 

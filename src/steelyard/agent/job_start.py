@@ -97,15 +97,17 @@ class JobStarter:
         self._timing.hold(job.attempt, job.plan)
         if devices_of(job.plan):
             await self._devices.note_start(job.plan)
+        needed: list[str] = []
         for member, env in zip(attempt.members, envs, strict=True):
-            env.update(await self._holdings.prepare(member.workload, job.spec.each, ids))
-        needed = [env.get("STEELYARD_SCRATCH", "") for env in envs]
+            held = await self._holdings.prepare(member.workload, job.spec.each, ids)
+            env.update(held)
+            needed.append(held.get("STEELYARD_SCRATCH", ""))
         mounts = None
         if image is None:
             mounts = await self._holdings.volumes.mounts(job.volumes, ids[0] if ids else os.geteuid(), needed)
         wanted = [Wanted(member.workload, member.plan, _labels(job, attempt, member)) for member in attempt.members]
         await self._runtime.prepare_all(wanted, kind=KIND)
-        for member, launch, env in zip(attempt.members, launches, envs, strict=True):
+        for member, launch, env, scratch in zip(attempt.members, launches, envs, needed, strict=True):
             if attempt.broke_with is not None:
                 member.phase = "not-started"
                 continue
@@ -116,7 +118,13 @@ class JobStarter:
             argv, cwd, rootfs = launch.argv, job.spec.cwd, None
             if image is not None and owner is not None:
                 outputs = _seen_by_us(outputs, job)  # opened before any volume is mounted
-                argv, rootfs = self._containers.make(job, member, image, launch, env, owner, str(self._files.folder(job.attempt)))
+                files = any(use.as_files for use in job.spec.secrets)
+                folders = (
+                    str(self._files.folder(job.attempt)),
+                    scratch,
+                    self._holdings.secrets.path(member.workload) if files else "",
+                )
+                argv, rootfs = self._containers.make(job, member, image, launch, env, owner, folders)
                 env, cwd = {"PATH": PATH}, "/"  # crun's own: it is root
             handle = await self._runtime.launch(
                 member.workload,

@@ -91,9 +91,6 @@ def _check_image(spec: JobSpec) -> list[Finding]:
     if spec.as_root:
         text = "root of the machine gets no container; leave as_root away: inside it may be root"
         findings.append(Finding("root-container", text))
-    if spec.secrets:
-        # crun reads the variables of a container from a file
-        findings.append(Finding("secrets-container", "secrets are not brought into containers yet: run it without an image"))
     if spec.resources.gpus is not None or spec.resources.nics:
         text = "GPUs and cards are not brought into containers yet: run it without an image"
         findings.append(Finding("devices-container", text))

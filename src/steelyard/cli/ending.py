@@ -58,6 +58,7 @@ def end_everything(paths: Paths, clock: Clock, say: Callable[[str], None]) -> No
     for name in (*PROGRAM_NAMES, "up"):
         (paths.programs / f"{name}.json").unlink(missing_ok=True)
     remove_memory_folder(paths.secrets)
+    remove_memory_folder(paths.containers)
     shutil.rmtree(paths.run, ignore_errors=True)
     with contextlib.suppress(OSError):
         # other homes may have theirs beside it

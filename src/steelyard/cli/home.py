@@ -114,6 +114,7 @@ def make_run_folder(paths: Paths) -> None:
             f"{paths.run} belongs to another user (uid {owner}). Remove it, or use another --home.", code="run-folder-taken"
         )
     make_memory_folder(paths.secrets, f"steelyard-{paths.tag}")
+    make_memory_folder(paths.containers, f"steelyard-{paths.tag}-containers")
 
 
 def find_missing(settings: Settings) -> list[str]:

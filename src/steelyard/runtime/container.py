@@ -1,9 +1,9 @@
 """How does a workload become a container? Its image is fetched, its bundle written, and crun started in its place by the spawner.
 
-    <run>/containers/<workload>/config.json   what crun is told (`lifecycle/bundle.py`); it names secrets, so it is root's alone
+    <run>/containers/<workload>/config.json   what crun is told (`lifecycle/bundle.py`); root's alone, in memory: it has secrets
     <run>/containers/<workload>/made.json     what whoever comes later must know of it
     <run>/containers/<workload>/fs            where its files are mounted, in its own mount namespace alone
-    <run>/crun/                               crun's own notes
+    <run>/containers/.crun/                   crun's own notes
 
 crun stays as the parent of the container's first process: the workload's control group, session, logs, exit record and handle
 are those of any process. crun's exit code is that of the container's first process, or 128 + its signal. It is started with
@@ -73,10 +73,11 @@ class Wanted(msgspec.Struct, frozen=True):
 
 
 class Containers:
-    """Of one home. `images`: where their files are kept."""
+    """Of one home. `folder`: where crun is told of them; `images`: where their files are kept."""
 
-    def __init__(self, run: Path, images: Path, hostname: str) -> None:
-        self._folder, self._state, self._hostname = run / "containers", run / "crun", hostname
+    def __init__(self, folder: Path, images: Path, hostname: str) -> None:
+        self._folder = Path(os.path.realpath(folder))
+        self._state, self._hostname = self._folder / ".crun", hostname
         self._images = images
         self._made: dict[WorkloadId, Made] | None = None
         self.store = ImageStore(images, lambda: {made.image for made in self._all().values()})
