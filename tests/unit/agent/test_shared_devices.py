@@ -249,6 +249,7 @@ def test_an_exit_that_is_told_before_anything_was_taken_over_is_nobodys_to_forge
 
     async def adopt() -> None:
         agent._edges.runtime.adopt = cast(Any, lambda running: [])
+        agent._edges.containers.sweep = cast(Any, lambda: None)
         agent.jobs.adopt = cast(Any, lambda *arguments: None)
         agent.functions.adopt = cast(Any, lambda *arguments: asyncio.sleep(0))
         agent.functions.on_exit = cast(Any, lambda exited: False)
