@@ -73,6 +73,7 @@ def test_a_gzip_of_several_members_is_one_layer() -> None:
         (b"\x28\xb5\x2f\xfd rest", "zstd"),
         (b"no tar" * 100, "no tar"),
     ],
+    ids=["too large", "too many", "too deep", "cut short", "packed and cut short", "zstd", "no tar"],
 )
 def test_what_is_over_a_limit_or_damaged_is_said_so(data: bytes, words: str) -> None:
     with pytest.raises(BadLayer, match=words):
