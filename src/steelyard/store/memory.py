@@ -14,7 +14,8 @@ from steelyard.errors import Conflict, EdgeFailed
 from steelyard.model.call import Call, CallState
 from steelyard.model.coldstart import ColdStart
 from steelyard.model.function import ApiKey, Function, Revision
-from steelyard.model.ids import CallId, FunctionName, JobId, MachineId, ProjectName
+from steelyard.model.ids import CallId, FunctionName, ImageId, JobId, MachineId, ProjectName
+from steelyard.model.image import Image
 from steelyard.model.job import Job, JobState
 from steelyard.model.machine import Machine
 from steelyard.model.site import Account, Quota, Schedule
@@ -45,6 +46,7 @@ class _Content:
         self.revisions: dict[tuple[ProjectName, FunctionName, int], Revision] = {}
         self.keys: dict[tuple[ProjectName, str], ApiKey] = {}
         self.volumes: dict[tuple[ProjectName, str], Volume] = {}
+        self.images: dict[tuple[int, ImageId], Image] = {}
         self.coldstarts: dict[str, ColdStart] = {}
         self.answers: dict[tuple[ProjectName, str], StoredAnswer] = {}
         self.events: list[Event] = []
@@ -226,6 +228,20 @@ class MemoryTx:
 
     def delete_volume(self, project: ProjectName, name: str) -> bool:
         return self._drop(self._content.volumes, [(project, name)]) > 0
+
+    # images
+
+    def images(self) -> list[Image]:
+        return list(self._content.images.values())
+
+    def image(self, uid: int, image: ImageId) -> Image | None:
+        return self._content.images.get((uid, image))
+
+    def put_image(self, image: Image) -> None:
+        self._put_object(f"Image {image.id}", self._content.images, (image.owner.uid, image.id), image)
+
+    def delete_image(self, uid: int, image: ImageId) -> bool:
+        return self._drop(self._content.images, [(uid, image)]) > 0
 
     # history
 

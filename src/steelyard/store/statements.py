@@ -15,7 +15,7 @@ _acc, _quo, _sched = tables.account.c, tables.quota.c, tables.schedule.c
 _cold, _ans, _ev = tables.coldstart.c, tables.answer.c, tables.event.c
 _machine, _counter = tables.machine.c, tables.counter.c
 
-_call, _rev, _vol = tables.call.c, tables.revision.c, tables.volume.c
+_call, _rev, _vol, _image = tables.call.c, tables.revision.c, tables.volume.c, tables.image.c
 
 #: (insert unless there, update of exactly the generation before, stored generation)
 Put = tuple[Statement, Statement, Statement]
@@ -120,6 +120,12 @@ VOLUMES = Statement(sa.select(_vol.body, _vol.body_crc).order_by(_vol.seq))
 VOLUME = Statement(sa.select(_vol.body, _vol.body_crc).where(_one_volume))
 PUT_VOLUME = _put(tables.volume, "project", "name")
 DELETE_VOLUME = Statement(sa.delete(tables.volume).where(_one_volume))
+
+_one_image = sa.and_(_image.owner_uid == _p("owner_uid"), _image.id == _p("id"))
+IMAGES = Statement(sa.select(_image.body, _image.body_crc).order_by(_image.seq))
+IMAGE = Statement(sa.select(_image.body, _image.body_crc).where(_one_image))
+PUT_IMAGE = _put(tables.image, "owner_uid", "id")
+DELETE_IMAGE = Statement(sa.delete(tables.image).where(_one_image))
 
 _coldstarts = sa.select(_cold.body, _cold.body_crc).order_by(_cold.seq.desc()).limit(_p("limit"))
 COLDSTARTS = Statement(_coldstarts)

@@ -1,4 +1,4 @@
-"""What functions and jobs are given: volumes. Extended in place until it is released, and frozen then: never imports `tables.py`,
+"""What functions and jobs are given: volumes, images. Extended in place until it is released, and frozen then: never imports `tables.py`,
 which moves on."""
 
 from __future__ import annotations
@@ -27,3 +27,5 @@ def _object(name: str, *columns: sa.Column[object]) -> None:
 def upgrade() -> None:
     _object("volume", sa.Column("name", sa.Text, nullable=False))
     op.create_index("volume_by_name", "volume", ["project", "name"], unique=True)
+    _object("image", sa.Column("id", sa.Text, nullable=False))
+    op.create_index("image_by_owner", "image", ["owner_uid", "id"], unique=True)
