@@ -11,7 +11,23 @@ from pathlib import Path
 
 import msgspec
 
-from bench import arrivals, bursts, decision, idle, jitter, jobs, many, neighbours, peers, placement, submits, tax, wakes, warm
+from bench import (
+    arrivals,
+    bursts,
+    calls,
+    decision,
+    idle,
+    jitter,
+    jobs,
+    many,
+    neighbours,
+    peers,
+    placement,
+    submits,
+    tax,
+    wakes,
+    warm,
+)
 from bench.figures import Figure, environment, make_entry, merge_entries, read_page, render_page, render_table
 
 Measure = Callable[[Callable[[str], None], bool], list[Figure]]
@@ -37,6 +53,9 @@ GROUPS: dict[str, Measure] = {
     "arrivals": arrivals.measure_arrivals,
     "jitter": jitter.measure_jitter,
     "many": many.measure_many,
+    "calls": calls.measure_calls,
+    "first-call": calls.measure_first,
+    "reload": calls.measure_reload,
 }
 PAGE = Path(__file__).resolve().parent.parent / "docs" / "benchmarks.md"
 
@@ -66,7 +85,11 @@ def main() -> int:
 def _write_page(figures: list[Figure]) -> None:
     """What was measured takes its place on the page; everything else stays as it was, with its own day."""
     before, entries = read_page(PAGE.read_text()) if PAGE.exists() else ({}, [])
-    peer_versions = {f"peer: {name}": peers.version(name) for name in ("ray", "gunicorn", "uvicorn") if peers.PYTHON.exists()}
+    peer_versions = {
+        f"peer: {name}": peers.version(name)
+        for name in ("ray", "distributed", "parsl", "gunicorn", "uvicorn")
+        if peers.PYTHON.exists()
+    }
     today = datetime.datetime.now(datetime.UTC).date().isoformat()
     newer = [make_entry(figure, today) for figure in figures]
     PAGE.write_text(render_page(merge_entries(entries, newer), before | environment() | peer_versions))

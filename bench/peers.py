@@ -16,7 +16,7 @@ from pathlib import Path
 
 FOLDER = Path(__file__).resolve().parent.parent / ".bench"
 PYTHON = FOLDER / "bin" / "python"
-PACKAGES = ("uvicorn", "httptools", "uvloop", "gunicorn", "uvicorn-worker", "ray[serve]")
+PACKAGES = ("uvicorn", "httptools", "uvloop", "gunicorn", "uvicorn-worker", "ray[serve]", "distributed", "parsl")
 
 
 def uv() -> str:

@@ -14,6 +14,7 @@ from steelyard.model.ids import DEFAULT_PROJECT, CallId, FunctionName, JobId, Ma
 from steelyard.model.job import Job, JobSpec, JobState, Owner, Plan, Resources
 from steelyard.model.machine import Core, Machine
 from steelyard.model.reason import Reason
+from steelyard.model.secret import Sealed, Secret
 from steelyard.store import Event, Store, StoredAnswer, Tx
 
 Fn = Callable[[Tx], Any]
@@ -78,6 +79,12 @@ def make_key(name: str = "k", generation: int = 1) -> ApiKey:
     return ApiKey(
         name=name, project=DEFAULT_PROJECT, owner=OWNER, generation=generation, secret=f"s-{name}-{generation}", created_at=5
     )
+
+
+def make_secret(name: str = "s", generation: int = 1) -> Secret:
+    sealed = Sealed("k", b"\x00\xff", b"\xfe")
+    past = (sealed,) if generation > 1 else ()
+    return Secret(name, DEFAULT_PROJECT, OWNER, generation, ("KEY",), 9, 5, generation, sealed, past)
 
 
 def make_coldstart(number: int, function: str = NAME) -> ColdStart:

@@ -41,6 +41,7 @@ from stores import (
     make_key,
     make_machine,
     make_revision,
+    make_secret,
 )
 
 
@@ -77,12 +78,25 @@ def test_what_is_not_there_is_none_or_empty(held: Held) -> None:
             tx.jobs(),
             tx.functions(),
             tx.keys(),
+            tx.secrets(),
             tx.events(),
             tx.coldstarts(),
             tx.counter("epoch"),
         ]
 
-    assert held.read(look) == [None, None, None, None, [], [], [], [], [], 0]
+    assert held.read(look) == [None, None, None, None, [], [], [], [], [], [], 0]
+
+
+def test_secrets_come_back_as_they_were_put_and_go(held: Held) -> None:
+    held.write(lambda tx: tx.put_secret(make_secret("a")))
+    held.write(lambda tx: tx.put_secret(make_secret("b")))
+    held.write(lambda tx: tx.put_secret(make_secret("a", 2)))
+    assert held.read(lambda tx: tx.secrets()) == [make_secret("a", 2), make_secret("b")]
+    assert held.read(lambda tx: tx.secret(DEFAULT_PROJECT, "b")) == make_secret("b")
+    assert held.read(lambda tx: tx.secret(ProjectName("other"), "b")) is None
+    assert held.write(lambda tx: tx.delete_secret(DEFAULT_PROJECT, "b"))
+    assert not held.write(lambda tx: tx.delete_secret(DEFAULT_PROJECT, "b"))
+    assert held.read(lambda tx: tx.secret(DEFAULT_PROJECT, "b")) is None
 
 
 def test_a_generation_follows_exactly_the_stored_one(held: Held) -> None:
@@ -90,6 +104,7 @@ def test_a_generation_follows_exactly_the_stored_one(held: Held) -> None:
         ("put_job", make_job),
         ("put_function", make_function),
         ("put_key", make_key),
+        ("put_secret", make_secret),
     ):
         for generation, allowed in ((0, False), (2, False), (1, True), (1, False), (3, False), (2, True), (2, False), (1, False)):
             thing = make(generation=generation)
@@ -207,6 +222,7 @@ def test_a_read_may_not_write(held: Held) -> None:
         lambda tx: tx.bump("job"),
         lambda tx: tx.add_event(make_event(1)),
         lambda tx: tx.delete_key(DEFAULT_PROJECT, "k"),
+        lambda tx: tx.delete_secret(DEFAULT_PROJECT, "s"),
     ):
         with pytest.raises(EdgeFailed) as caught:
             held.read(fn)
@@ -382,6 +398,7 @@ def _content(tx: Tx) -> list[object]:
         *(tx.revisions(DEFAULT_PROJECT, FunctionName(name)) for name in names),
         tx.revision(DEFAULT_PROJECT, FunctionName("a"), 2),
         tx.keys(),
+        tx.secrets(),
         tx.calls(),
         tx.calls(FunctionName("a"), {CallState.SUCCEEDED}, 2),
         [call.id for call in tx.calls_changed(0)[1]],
@@ -410,6 +427,8 @@ _changes: st.SearchStrategy[Fn] = st.one_of(
     st.builds(lambda n, g, e: lambda tx: tx.put_call(make_call(n, g, e, n)), _names, _generations, st.none() | st.integers(0, 9)),
     st.builds(lambda at, most: lambda tx: tx.forget_calls(at, most), st.integers(0, 9), st.integers(0, 3)),
     st.builds(lambda n: lambda tx: tx.delete_key(DEFAULT_PROJECT, n), _names),
+    st.builds(lambda n, g: lambda tx: tx.put_secret(make_secret(n, g)), _names, _generations),
+    st.builds(lambda n: lambda tx: tx.delete_secret(DEFAULT_PROJECT, n), _names),
     st.builds(
         lambda ns, f: lambda tx: tx.add_coldstarts([make_coldstart(n, f) for n in ns]), st.lists(st.integers(0, 9)), _names
     ),

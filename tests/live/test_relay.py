@@ -25,7 +25,9 @@ SERVER = """
                 return self.send_error(200 if os.path.exists("free") else 503)
             if self.path == "/die":
                 os._exit(9)
-            if self.path == "/large":
+            if self.path == "/metrics":
+                body = b'# TYPE held gauge\\nheld{a="b"} 3\\n'
+            elif self.path == "/large":
                 body = b"x" * 5_000_000
             else:
                 body = f"{os.environ.get('LISTEN_FDS')} {int(os.environ.get('LISTEN_PID', 0)) == os.getpid()}".encode()
@@ -58,12 +60,14 @@ def bed(home: Path) -> Iterator[Bed]:
     made.close()
 
 
-def start(bed: Bed, *argv: str, port: int | None = None, concurrency: int = 2, readiness: str = "") -> Replica:
+def start(
+    bed: Bed, *argv: str, port: int | None = None, concurrency: int = 2, readiness: str = "", metrics: tuple[str, ...] = ()
+) -> Replica:
     replica = bed._replica()
     page = os.open(replica.page_path, os.O_RDWR)
     fds = [bed.listener.fileno(), page]
     command, env = relay_command(
-        sys.executable, argv, port=port, concurrency=concurrency, readiness=readiness, folder=str(bed.folder),
+        sys.executable, argv, port=port, concurrency=concurrency, readiness=readiness, metrics=metrics, folder=str(bed.folder),
         listen_fd=fds[0], page_fd=fds[1],
     )  # fmt: skip
     bed.run_as(replica, command, {"PATH": os.environ["PATH"], **env}, fds, cwd=bed.code)
@@ -145,6 +149,31 @@ def test_a_program_that_accepts_serves_only_once_it_answers_readiness(bed: Bed) 
     client.close()
     replica.retire()
     assert replica.exit_code() == 0
+
+
+def test_what_a_program_tells_of_itself_is_read_while_it_has_requests(bed: Bed) -> None:
+    replica = start(bed, sys.executable, "app.py", metrics=("held", "absent"))
+    replica.await_serving()
+    client = ask(bed, "/hold")
+    replica.await_page(lambda page: page.metrics_ns > 0)
+    assert replica.page.read_metrics(2) == (3.0, None)
+    (bed.code / "free").touch()
+    read_answer(client)
+    client.close()
+    replica.retire()
+    assert replica.exit_code() == 0
+
+
+def test_port_zero_is_a_port_for_each_replica(bed: Bed) -> None:
+    (bed.code / "file.txt").write_text("from a file")
+    command = (sys.executable, "-m", "http.server", "$PORT", "--bind", "127.0.0.1")
+    replicas = [start(bed, *command, port=0) for _ in range(2)]
+    for replica in replicas:
+        replica.await_serving()
+    assert read_answer(ask(bed, "/file.txt"))[2] == b"from a file"
+    for replica in replicas:
+        replica.retire()
+    assert [replica.exit_code() for replica in replicas] == [0, 0]
 
 
 def test_a_port_that_is_taken_is_not_relayed_to_a_stranger(bed: Bed) -> None:

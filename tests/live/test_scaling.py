@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import sys
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
-from apps import MANY, deploy
+from apps import MANY, Load, deploy
 from steelyard_cluster import Cluster, wait_until
 
 
@@ -35,6 +36,46 @@ def test_why_tells_what_was_seen_what_decided_and_what_bounds_it(shared: Cluster
     assert "explained SLEEPING" in shown and "one replica wakes" in shown
     shared.ok("delete", "explained")
     assert shared.cli("why", "explained").returncode == 2
+
+
+#: answers after a second; its page /metrics tells how many it is at
+TELLING = """
+import http.server, os, time
+at = []
+class Handler(http.server.BaseHTTPRequestHandler):
+    def do_GET(self):
+        body = f"# TYPE at gauge\\nat {len(at)}\\n".encode()
+        if self.path != "/metrics":
+            at.append(self)
+            time.sleep(1)
+            at.remove(self)
+        self.send_response(200)
+        self.send_header("content-length", str(len(body)))
+        self.end_headers()
+        self.wfile.write(body)
+    def log_message(self, *args): pass
+http.server.ThreadingHTTPServer(("127.0.0.1", int(os.environ["PORT"])), Handler).serve_forever()
+"""
+
+
+def test_replicas_are_added_by_what_they_tell_of_themselves(shared: Cluster) -> None:
+    program = shared.folder / "telling.py"
+    program.write_text(TELLING)
+    # sixteen places are never full: only what it tells of itself asks for more
+    shared.ok(
+        "deploy", "--name", "telling", "--port", "0", "--public", "--concurrency", "16", "--max-replicas", "3",
+        "--scale-on", "at=2", "--scale-on", "absent=1", "--idle-timeout", "500ms", "--", sys.executable, str(program),
+    )  # fmt: skip
+    shared.wait_function("telling", "SLEEPING")
+    with Load(lambda: shared.call("/telling/", timeout=30).status, threads=6) as load:
+        seen = wait_until(
+            lambda: seen if (seen := revision(shared, "telling"))["serving"] == 3 else None, 20, "three replicas for six"
+        )
+        assert load.stop().keys() == {200}
+    assert any("by what they say of themselves. at is" in step["text"] for step in seen["changes"])
+    assert all("No replica tells absent" in step["text"] for step in seen["changes"][1:])
+    shared.wait_function("telling", "SLEEPING")
+    shared.ok("delete", "telling")
 
 
 def test_a_full_machine_is_shared_and_nobody_starves(shared: Cluster) -> None:

@@ -24,6 +24,8 @@ from steelyard.scaling.rollout import Counts
 from steelyard.wire.agent import AssignedFunction
 
 KIND = "replica"
+#: numbers of a replica's own that are older say nothing of now
+METRICS_STALE_NS = 3_000_000_000
 #: values of Page.state
 SERVING, RETIRING, FAILED = 5, 6, 7
 
@@ -107,8 +109,10 @@ class Replica:
             return "retiring"
         return "serving" if self.page.state == SERVING else "starting"
 
-    def look(self) -> ReplicaSeen:
+    def look(self, now_ns: int, metrics: int) -> ReplicaSeen:
+        """`metrics`: so many numbers of its own are asked for."""
         page = self.page
+        fresh = metrics and now_ns - page.metrics_ns < METRICS_STALE_NS
         return ReplicaSeen(
             id=self.workload,
             state=self.state,
@@ -117,6 +121,7 @@ class Replica:
             last_active_ns=page.last_active_ns or self.seen_ns,
             finished=page.finished,
             service_ns=page.service_ns,
+            metrics=page.read_metrics(metrics) if fresh else (),
         )
 
     def take_coldstart(self, function: AssignedFunction, edges: Edges) -> ColdStart | None:

@@ -329,7 +329,8 @@ class RevisionHost:
         if not self.live and (may_sleep or now_ns < self._refuse_until_ns):
             self.arm()
             return bool(self.replicas) or now_ns < self._refuse_until_ns
-        replicas = [item.look() for item in self.replicas.values() if not item.trial]
+        metrics = len(self.function.spec.scale_on)
+        replicas = [item.look(now_ns, metrics) for item in self.replicas.values() if not item.trial]
         decision = self.scaler.decide(now_ns, self.queued, self.pending, replicas)
         if decision.start:
             self._disarm()  # a minimum is started again after a backoff in which only refusals were given

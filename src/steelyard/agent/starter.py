@@ -41,6 +41,7 @@ async def start_plain(host: RevisionHost, slot: Slot, listen_fd: int, private: b
             port=spec.port,
             concurrency=spec.concurrency,
             readiness=spec.readiness,
+            metrics=[each.metric for each in spec.scale_on],
             folder=str(folder),
         )
         env |= more

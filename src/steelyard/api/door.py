@@ -28,6 +28,9 @@ from steelyard.wire.spawn import PACKET_MAX
 
 #: what POSIX shells can name, plus the dots and dashes that some programs use
 _ENV_NAME = re.compile(r"[A-Za-z_][A-Za-z0-9_.-]{0,254}")
+_METRIC = re.compile(r"[a-zA-Z_:][a-zA-Z0-9_:]{0,199}", re.ASCII)
+#: as many as a replica's page has room for
+_METRICS_MAX = 8
 _SHA256 = re.compile(r"[0-9a-f]{64}")
 #: what a request line can hold
 _READINESS = re.compile(r"/[!-~]{0,1023}", re.ASCII)
@@ -148,8 +151,6 @@ def _check_program(spec: FunctionSpec) -> list[Finding]:
             findings.append(Finding("bad-attr", "attr names the ASGI app inside the file, such as `app`"))
         if spec.port is not None and spec.interface == "call":
             findings.append(Finding("bad-port", "a function that takes calls gets its socket from Steelyard: it opens no port"))
-        if spec.port is not None and spec.replicas_max > 1:
-            findings.append(Finding("bad-port", "only one replica on a machine can open the port: replicas_max must be 1"))
         if not spec.python:
             findings.append(Finding("bad-python", "python must name the interpreter of the function's environment"))
     if spec.python:
@@ -159,8 +160,11 @@ def _check_program(spec: FunctionSpec) -> list[Finding]:
     if spec.readiness and spec.served_by_runner:
         text = "readiness is for programs: a web app of Python is ready when its startup and `@sy.enter` are done"
         findings.append(Finding("bad-readiness", text))
-    if spec.port is not None and not 1 <= spec.port <= 65535:
-        findings.append(Finding("bad-port", "port must be between 1 and 65535"))
+    if spec.port is not None and not 0 <= spec.port <= 65535:
+        findings.append(Finding("bad-port", "port must be between 1 and 65535, or 0 for a free one, which is told as PORT"))
+    if spec.port and spec.replicas_max > 1:
+        text = "only one replica on a machine can open the port: replicas_max must be 1, or port 0, a free one for each as $PORT"
+        findings.append(Finding("bad-port", text))
     if spec.bundle is None and spec.cwd is None:
         findings.append(Finding("no-code", "a function needs its code: a bundle, or a cwd to run in"))
     if spec.bundle is not None and not _SHA256.fullmatch(spec.bundle):
@@ -197,6 +201,14 @@ def _check_scaling(spec: FunctionSpec) -> list[Finding]:
         findings.append(Finding("bad-target-busy", "target_busy is a share of a replica's places: more than 0 and at most 1"))
     if not 0 <= spec.buffer_replicas < max(1, spec.replicas_max):
         findings.append(Finding("bad-buffer", "buffer_replicas must be at least 0 and less than replicas_max"))
+    names = [on.metric for on in spec.scale_on]
+    if not all(_METRIC.fullmatch(on.metric) and math.isfinite(on.target) and on.target > 0 for on in spec.scale_on):
+        findings.append(Finding("bad-scale-on", "scale_on names a Prometheus gauge or counter, and a target above 0"))
+    if len(names) > _METRICS_MAX or len(set(names)) < len(names):
+        findings.append(Finding("bad-scale-on", f"scale_on holds at most {_METRICS_MAX} metrics, each once"))
+    if names and spec.served_by_runner:
+        text = "scale_on reads the page /metrics of a program: of a web app of Python, what is busy and waits is known already"
+        findings.append(Finding("bad-scale-on", text))
     return findings
 
 

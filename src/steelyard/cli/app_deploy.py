@@ -14,7 +14,7 @@ import msgspec
 from steelyard.cli.app_file import AppFile, Declared, check_python
 from steelyard.cli.job_options import parse_env
 from steelyard.cli.output import Progress, say
-from steelyard.cli.quantities import parse_bytes, parse_seconds
+from steelyard.cli.quantities import parse_bytes, parse_scale_on, parse_seconds
 from steelyard.cli.session import new_key
 from steelyard.errors import Refused
 from steelyard.model.function import FunctionSpec, FunctionState
@@ -104,6 +104,7 @@ def make_override(asked: Mapping[str, Any]) -> dict[str, Any]:
         "max_replicas": ("replicas_max", int),
         "idle_timeout": ("idle_timeout_s", parse_seconds),
         "target_wait": ("target_wait_ms", lambda text: parse_seconds(text) * 1000),
+        "scale_on": ("scale_on", lambda words: msgspec.to_builtins(parse_scale_on(words))),
         "startup_deadline": ("startup_deadline_s", parse_seconds),
         "wake_bound": ("wake_bound_s", parse_seconds),
     }

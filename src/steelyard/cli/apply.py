@@ -192,6 +192,7 @@ def make_function_spec(ask: FunctionAsk) -> tuple[FunctionSpec, Path | None]:
         python=python,
         port=ask.port,
         readiness=ask.readiness,
+        scale_on=ask.scale_on,
         env=ask.env,
         resources=ask.resources,
         replicas_min=ask.replicas[0],

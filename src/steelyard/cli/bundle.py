@@ -26,6 +26,8 @@ BUNDLE_MAX_BYTES = 256 << 20
 RAW_MAX_BYTES = 1 << 30
 #: never code, whatever .gitignore says
 ALWAYS_LEFT_OUT = frozenset({".git", "__pycache__", ".venv"})
+#: lies in a home of Steelyard only. Its tokens and other people's code are nothing that work may read
+_HOME_MARK = "admin.token"
 
 
 class Bundle(NamedTuple):
@@ -83,7 +85,10 @@ def _entries(folder: Path, outer: list[tuple[Path, GitIgnoreSpec]], notes: list[
             name = path.relative_to(folder).as_posix()
             status = found.stat(follow_symlinks=False)
             if stat.S_ISDIR(status.st_mode):
-                pending.append((path, specs))
+                if (path / _HOME_MARK).exists():
+                    notes.append(f"{name} is a home of Steelyard, with its keys, and was left out.")
+                else:
+                    pending.append((path, specs))
             elif stat.S_ISREG(status.st_mode) or (stat.S_ISLNK(status.st_mode) and _stays_inside(name, os.readlink(path))):
                 yield _Entry(name, path, status)
             else:

@@ -21,7 +21,7 @@ from steelyard.cli.app_deploy import DeployedRow, Takeover, explain_failure, is_
 from steelyard.cli.app_file import check_python, declares_app, parse_file
 from steelyard.cli.numbers import Number
 from steelyard.cli.output import Progress, print_json, say
-from steelyard.cli.quantities import parse_bytes, parse_seconds, parse_share
+from steelyard.cli.quantities import parse_bytes, parse_scale_on, parse_seconds, parse_share
 from steelyard.cli.session import home_option, json_option, open_client
 from steelyard.errors import Refused
 from steelyard.model.function import FunctionSpec
@@ -97,6 +97,12 @@ Examples:
     show_default=True,
     help="Kept ready beyond need while it is awake.",
 )
+@click.option(
+    "--scale-on",
+    multiple=True,
+    metavar="METRIC=TARGET",
+    help="Add replicas while a number of a program's page /metrics is more than that for each. May be repeated.",
+)
 @click.option("--idle-timeout", default="60s", show_default=True, help="Asleep after that long without a request.")
 @click.option("--startup-deadline", default="60s", show_default=True, help="A replica that does not serve by then has failed.")
 @click.option("--cpus", type=Number(), default=1.0, show_default=True, help="Cores' worth of share for each replica.")
@@ -123,7 +129,11 @@ Examples:
 @click.option(
     "--python", "python", type=click.Path(), help="Interpreter of the code's environment [default: the one running this]."
 )
-@click.option("--port", type=click.IntRange(1, 65535), help="The program opens this port on 127.0.0.1 itself.")
+@click.option(
+    "--port",
+    type=click.IntRange(0, 65535),
+    help="The program opens this port on 127.0.0.1 itself; 0: a free one, told to each replica as $PORT.",
+)
 @click.option(
     "--readiness", metavar="PATH", default="", help="It serves once a GET of that is answered 2xx, as /health often is."
 )
@@ -210,6 +220,7 @@ def make_function(code: Target, asked: Mapping[str, Any]) -> tuple[str, Function
         target_wait_ms=parse_seconds(asked["target_wait"]) * 1000 if asked["target_wait"] else None,
         target_busy=asked["target_busy"],
         buffer_replicas=asked["buffer_replicas"],
+        scale_on=parse_scale_on(asked["scale_on"]),
         idle_timeout_s=parse_seconds(asked["idle_timeout"]),
         startup_deadline_s=parse_seconds(asked["startup_deadline"]),
         wake_bound_s=parse_seconds(asked["wake_bound"]) if asked["wake_bound"] else None,

@@ -20,6 +20,7 @@ from steelyard.cli.quantities import parse_seconds
 from steelyard.errors import Refused, SteelyardError
 from steelyard.host.fabric.plain_yaml import Plain, PlainMapping, read_plain_documents
 from steelyard.model.batch import Dependency
+from steelyard.model.function import ScaleOn
 from steelyard.model.ids import NAME
 from steelyard.model.job import JobSpec, Resources
 
@@ -43,6 +44,7 @@ class FunctionAsk(msgspec.Struct, frozen=True):
     target_wait_s: float | None = None
     target_busy: float | None = None
     buffer_replicas: int | None = None
+    scale_on: tuple[ScaleOn, ...] = ()
     idle_timeout_s: float | None = None
     startup_deadline_s: float | None = None
     wake_bound_s: float | None = None
@@ -200,6 +202,7 @@ class _Reader:
             target_wait_s=self._seconds("target_wait"),
             target_busy=self._amount(top, "target_busy") if "target_busy" in top else None,
             buffer_replicas=self._number(top, "buffer_replicas") if "buffer_replicas" in top else None,
+            scale_on=self._scale_on(),
             idle_timeout_s=self._seconds("idle_timeout"),
             startup_deadline_s=self._seconds("startup_deadline"),
             wake_bound_s=self._seconds("wake_bound"),
@@ -218,6 +221,17 @@ class _Reader:
         if not _is_number(low) or (dots and not _is_number(high)):
             raise self._wrong(self._top.lines["replicas"], "`replicas` is written 0..8, or 2 for always two")
         return int(low), int(high) if dots else max(1, int(low))
+
+    def _scale_on(self) -> tuple[ScaleOn, ...]:
+        """A list of {metric, target}."""
+        found: list[ScaleOn] = []
+        rows = self._top.get("scale_on", [])
+        for row in rows if isinstance(rows, list) else [rows]:
+            if not isinstance(row, PlainMapping) or {*row} != {"metric", "target"}:
+                text = "`scale_on` is a list of metrics, each such as {metric: vllm:num_requests_waiting, target: 4}"
+                raise self._wrong(self._top.lines["scale_on"], text)
+            found.append(ScaleOn(self._text(row, "metric"), self._amount(row, "target")))
+        return tuple(found)
 
     def _seconds(self, key: str) -> float | None:
         if key not in self._top:
@@ -345,7 +359,7 @@ _KEYS: dict[str, tuple[str, ...]] = {
     SCHEDULE: (*(key for key in _RUNS if key != "begin"), "schedule", "timezone"),
     FUNCTION: (
         *_COMMON, "target", "command", "workdir", "replicas", "concurrency", "idle_timeout", "startup_deadline", "wake_bound",
-        "target_wait", "target_busy", "buffer_replicas",
+        "target_wait", "target_busy", "buffer_replicas", "scale_on",
         "port", "readiness", "python", "public", "as_root",
     ),
 }  # fmt: skip

@@ -12,6 +12,7 @@ import re
 import signal
 
 from steelyard.errors import Refused
+from steelyard.model.function import ScaleOn
 
 _SIZE = re.compile(r"^\s*(\d+(?:\.\d+)?)\s*([kmgtKMGT]?)(i?)[bB]?\s*$", re.ASCII)
 _POWER = {"": 0, "k": 1, "m": 2, "g": 3, "t": 4}
@@ -85,3 +86,16 @@ def parse_signal(text: str) -> int:
         return signal.Signals[name if name.startswith("SIG") else f"SIG{name}"].value
     except KeyError:
         raise Refused(f"{text!r} is no signal. Write for example TERM, INT or 9.", code="bad-signal") from None
+
+
+def parse_scale_on(words: tuple[str, ...]) -> tuple[ScaleOn, ...]:
+    """METRIC=TARGET each. Raises Refused."""
+    found: list[ScaleOn] = []
+    for word in words:
+        metric, _, target = word.partition("=")
+        try:
+            found.append(ScaleOn(metric, float(target)))
+        except ValueError:
+            text = f"--scale-on {word!r}: write METRIC=TARGET, such as vllm:num_requests_waiting=4."
+            raise Refused(text, code="bad-scale-on") from None
+    return tuple(found)

@@ -10,6 +10,16 @@ import msgspec
 from steelyard.model.ids import FunctionName, ProjectName
 from steelyard.model.job import NO_SHARE, Owner, Plan, Resources
 from steelyard.model.reason import Reason
+from steelyard.model.secret import SecretUse
+
+
+class ScaleOn(msgspec.Struct, frozen=True):
+    """What the replicas say of themselves, on their own metrics pages, adds replicas."""
+
+    #: a Prometheus gauge, such as `vllm:num_requests_waiting`, or a counter, of which the increase per second is meant
+    metric: str
+    #: of that, for each replica
+    target: float
 
 
 class FunctionSpec(msgspec.Struct, frozen=True):
@@ -25,7 +35,8 @@ class FunctionSpec(msgspec.Struct, frozen=True):
     cwd: str | None = None
     #: interpreter of the user's environment (absolute)
     python: str = ""
-    #: the program, or the function of the attribute (`@sy.web_server`), opens this TCP port on 127.0.0.1 itself
+    #: the program, or the function of the attribute (`@sy.web_server`), opens this TCP port on 127.0.0.1 itself; 0: a free one,
+    #: told to each replica as PORT, also where its command says `$PORT`
     port: int | None = None
     #: of a program: it serves once a GET of this path is answered 2xx; empty: once it accepts a connection
     readiness: str = ""
@@ -42,6 +53,8 @@ class FunctionSpec(msgspec.Struct, frozen=True):
     target_busy: float = 1.0
     #: kept ready beyond what is needed, while the function is awake
     buffer_replicas: int = 0
+    #: of a program: numbers of its page /metrics
+    scale_on: tuple[ScaleOn, ...] = ()
     #: from the wake until the replica must serve
     startup_deadline_s: float = 60.0
     #: while it sleeps its cores and devices are lent to preemptible work, and a wake has them back after that long at most; None:
@@ -59,6 +72,8 @@ class FunctionSpec(msgspec.Struct, frozen=True):
     origin: str = ""
     #: `call`: made for `.remote()` and `steelyard call`; `http`: a web app, asked by anything that speaks HTTP
     interface: Literal["http", "call"] = "http"
+    #: what its replicas are given beside `env`, each name once
+    secrets: tuple[SecretUse, ...] = ()
 
     @property
     def served_by_runner(self) -> bool:

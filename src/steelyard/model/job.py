@@ -20,18 +20,12 @@ from steelyard.model.batch import (
 )
 from steelyard.model.gpu_demand import GpuDemand
 from steelyard.model.ids import AttemptId, JobId, ProjectName, make_attempt_id
+from steelyard.model.owner import Owner
 from steelyard.model.proof import Proof
 from steelyard.model.reason import Reason
+from steelyard.model.secret import SecretUse
 from steelyard.model.timing import Timing
 from steelyard.model.usage import Usage
-
-
-class Owner(msgspec.Struct, frozen=True):
-    """Who asked for it; on every object from the first migration on."""
-
-    user: str
-    uid: int
-
 
 #: the smallest share that there is: for functions, whose share of the common cores is taken by what runs and not booked
 NO_SHARE = 1e-6
@@ -109,6 +103,8 @@ class JobSpec(msgspec.Struct, frozen=True):
     checkpoint_dir: str | None = None
     #: how many CPUs `SLURM_CPUS_PER_TASK` and its like tell of, and more of what `sbatch` was told, for the job's eyes alone
     slurm: dict[str, str] = {}
+    #: what it is given beside `env`, each name once
+    secrets: tuple[SecretUse, ...] = ()
 
     @property
     def each(self) -> Resources:

@@ -1,5 +1,5 @@
-"""What does a program answer to one GET, on its Unix socket or its port? A small client for looks at programs: does it answer
-readiness, what does its metrics page say.
+"""Does a program that was started accept connections, and what does it answer to one GET, on its Unix socket or its port? For
+looks at programs: is it ready, what does its metrics page say.
 
 Bounded in time and size. Never follows redirects, never asks twice, never raises for what a program may answer.
 """
@@ -7,12 +7,16 @@ Bounded in time and size. Never follows redirects, never asks twice, never raise
 from __future__ import annotations
 
 import asyncio
+import select
+import socket
 from typing import NamedTuple
 
 import httptools
 
 READ_BYTES = 1 << 16
 HEAD_MAX = 1 << 16
+#: how often a program that was just started is asked whether it listens yet
+PROBE_S = 0.005
 
 #: path of a Unix socket, or host and port
 Address = str | tuple[str, int]
@@ -84,3 +88,27 @@ class _Coming:
 
     def on_message_complete(self) -> None:
         self.complete = True
+
+
+async def program_accepts(listener: socket.socket, address: str) -> None:
+    """A connection of ours makes the private socket readable; once the program has taken it, it is not any more."""
+    probe = socket.socket(socket.AF_UNIX)
+    probe.setblocking(False)
+    waiting = select.poll()
+    waiting.register(listener, select.POLLIN)
+    try:
+        probe.connect(address)
+        while waiting.poll(0):
+            await asyncio.sleep(PROBE_S)
+    finally:
+        probe.close()
+
+
+async def port_accepts(port: int) -> None:
+    while not accepts(port):
+        await asyncio.sleep(PROBE_S)
+
+
+def accepts(port: int) -> bool:
+    with socket.socket() as probe:
+        return probe.connect_ex(("127.0.0.1", port)) == 0

@@ -7,13 +7,35 @@ Only the relay uses it; workloads at large are started by the spawner.
 
 from __future__ import annotations
 
+import contextlib
 import ctypes
+import errno
 import os
+import re
 import signal
 import socket
 from collections.abc import Mapping, Sequence
 
 _PR_SET_PDEATHSIG = 1
+
+
+def choose_port(seed: int) -> int:
+    """A port of 127.0.0.1 that nobody has, below those that outgoing connections take. `seed`: those who look at the same time
+    should not find the same. OSError when there is none."""
+    from steelyard.lifecycle.launch import PORT_FIRST, PORT_LAST  # most programs have a port of their own
+
+    count = PORT_LAST - PORT_FIRST
+    for step in range(count):
+        port = PORT_FIRST + (seed * 7919 + step) % count
+        with socket.socket() as probe, contextlib.suppress(OSError):
+            probe.bind(("127.0.0.1", port))
+            return port
+    raise OSError(errno.EADDRINUSE, "no port is free")
+
+
+def name_port(argv: Sequence[str], port: int) -> list[str]:
+    """Its port, where the command says `$PORT` or `${PORT}`."""
+    return [re.sub(r"\$(PORT\b|\{PORT\})", str(port), word) for word in argv]
 
 
 class Program:

@@ -11,7 +11,6 @@ from __future__ import annotations
 
 import asyncio
 import os
-import select
 import shutil
 import signal
 import socket
@@ -23,17 +22,18 @@ from pathlib import Path
 import msgspec
 
 from steelyard.clock import Clock, SystemClock
-from steelyard.runtime.ask import Address, ask
-from steelyard.runtime.program import Program
+from steelyard.runtime.ask import Address, accepts, ask, port_accepts, program_accepts
+from steelyard.runtime.metrics import PAGE_MAX, Meter
+from steelyard.runtime.program import Program, choose_port, name_port
 from steelyard.runtime.runner import page as pages
 from steelyard.runtime.runner.accept import SHORTAGE_S, accept_living
 from steelyard.runtime.runner.gate import microseconds
 from steelyard.runtime.runner.page import Page
 
-#: how often a program that was just started is asked whether it listens yet
-PROBE_S = 0.005
 #: between two questions of readiness, and how long an answer to one may take
 READINESS_S, READINESS_TIMEOUT_S = 0.05, 5.0
+#: between two looks at the program's metrics, while it has requests, and how long one may take
+METRICS_S, METRICS_TIMEOUT_S = 0.25, 1.0
 #: after SIGTERM the program has this long
 GRACE_S = 10.0
 HEAD_MAX = 65536
@@ -42,10 +42,12 @@ HEAD_MAX = 65536
 class RelayConfig(msgspec.Struct, frozen=True):
     argv: tuple[str, ...]
     concurrency: int
-    #: the program opens this port on 127.0.0.1 itself; None: it gets a socket as fd 3
+    #: the program opens this port on 127.0.0.1 itself, 0: a free one; None: it gets a socket as fd 3
     port: int | None = None
     #: it serves once a GET of this path is answered 2xx; empty: once it accepts
     readiness: str = ""
+    #: numbers of the program's page /metrics that the agent wants to know
+    metrics: tuple[str, ...] = ()
     #: where the private socket may be made; None: a temporary folder
     folder: str | None = None
     listen_fd: int = 3
@@ -59,12 +61,13 @@ def relay_command(
     port: int | None,
     concurrency: int,
     readiness: str = "",
+    metrics: Sequence[str] = (),
     folder: str | None = None,
     listen_fd: int = 3,
     page_fd: int = 4,
 ) -> tuple[list[str], dict[str, str]]:
     """(argv, env) of the relay under our interpreter `python`, isolated (-I) from PYTHON* variables meant for the program."""
-    config = RelayConfig(tuple(argv), concurrency, port, readiness, folder, listen_fd, page_fd)
+    config = RelayConfig(tuple(argv), concurrency, port, readiness, tuple(metrics), folder, listen_fd, page_fd)
     return [python, "-I", "-m", "steelyard.runtime.relay"], {"STEELYARD_RELAY": msgspec.json.encode(config).decode()}
 
 
@@ -197,6 +200,17 @@ class Relay:
             self.page.say(f"GET {target} was answered with {answer.status}" if answer else f"GET {target} was not answered")
             await asyncio.sleep(READINESS_S)
 
+    async def read_metrics(self) -> None:
+        """Until the relay ends. Without requests nobody wants to know."""
+        meter = Meter(self._config.metrics)
+        while True:
+            await asyncio.sleep(METRICS_S)
+            if not self._open:
+                continue
+            answer = await ask(self.address, "/metrics", timeout_s=METRICS_TIMEOUT_S, body_max=PAGE_MAX)
+            if answer is not None and answer.ok and not answer.too_large:
+                self.page.write_metrics(self.now_ns(), meter.read(self.now_ns(), answer.body))
+
     def serve(self) -> None:
         page = self.page
         page.entered_ns = page.serving_ns = self.now_ns()
@@ -293,30 +307,6 @@ class Relay:
         await self._loop.connect_accepted_socket(lambda: connection.client, client)
 
 
-async def program_accepts(listener: socket.socket, address: str) -> None:
-    """A connection of ours makes the private socket readable; once the program has taken it, it is not any more."""
-    probe = socket.socket(socket.AF_UNIX)
-    probe.setblocking(False)
-    waiting = select.poll()
-    waiting.register(listener, select.POLLIN)
-    try:
-        probe.connect(address)
-        while waiting.poll(0):
-            await asyncio.sleep(PROBE_S)
-    finally:
-        probe.close()
-
-
-async def port_accepts(port: int) -> None:
-    while not accepts(port):
-        await asyncio.sleep(PROBE_S)
-
-
-def accepts(port: int) -> bool:
-    with socket.socket() as probe:
-        return probe.connect_ex(("127.0.0.1", port)) == 0
-
-
 async def run(config: RelayConfig, page: Page, program: Program, private: socket.socket | None, clock: Clock) -> int:
     listener = socket.socket(fileno=config.listen_fd)
     listener.setblocking(False)
@@ -338,6 +328,9 @@ async def run(config: RelayConfig, page: Page, program: Program, private: socket
     elif relay.page.state != pages.RETIRING:
         starting.result()
         relay.serve()
+        if config.metrics:
+            reading = loop.create_task(relay.read_metrics())
+            relay.ended.add_done_callback(lambda _: reading.cancel())
     return await relay.ended
 
 
@@ -353,10 +346,12 @@ def main() -> int:
     private: socket.socket | None = None
     try:
         if config.port is not None:
-            if accepts(config.port):
-                page.fail(f"port {config.port} is taken by another program on this machine")
+            port = config.port or choose_port(os.getpid())
+            if accepts(port):
+                page.fail(f"port {port} is taken by another program on this machine")
                 return 1
-            env["PORT"] = str(config.port)
+            config = msgspec.structs.replace(config, port=port, argv=tuple(name_port(config.argv, port)))
+            env["PORT"] = str(port)
         else:
             folder = tempfile.mkdtemp(prefix="steelyard-", dir=config.folder)
             private = socket.socket(socket.AF_UNIX)

@@ -8,7 +8,7 @@ from steelyard.scaling.replicas import Bound, ReplicasDecision, Rule
 
 def render_decision(spec: FunctionSpec, told: ReplicasDecision) -> str:
     """What was seen, which rule decided, what bounds it."""
-    return f"{_render_rule(spec, told)}{_render_bound(spec, told)}"
+    return f"{_render_rule(spec, told)}{_render_bound(spec, told)}{_render_metrics(told)}"
 
 
 def _render_rule(spec: FunctionSpec, told: ReplicasDecision) -> str:
@@ -34,6 +34,8 @@ def _render_rule(spec: FunctionSpec, told: ReplicasDecision) -> str:
             )
         case Rule.TARGET_BUSY:
             return f"{places}, target {spec.target_busy:.0%}: {count(told.asked, 'replica')}."
+        case Rule.METRIC:
+            return f"{places}, {wait}: {count(told.asked, 'replica')} by what they say of themselves."
         case Rule.BUFFER:
             ready = f"{spec.buffer_replicas} kept ready beyond that (buffer-replicas)"
             return f"{places}, and {ready}: {count(told.asked, 'replica')}."
@@ -54,6 +56,18 @@ def _render_bound(spec: FunctionSpec, told: ReplicasDecision) -> str:
             return f" The machine is full, and {told.wanted} is its fair share."
         case Bound.NONE:
             return ""
+
+
+def _render_metrics(told: ReplicasDecision) -> str:
+    """What the replicas said, or that they did not; of those that nobody asks, nothing is wanted."""
+    if not (told.busy or told.waiting):
+        return ""
+    return "".join(
+        f" No replica tells {seen.metric}: requests alone decide."
+        if seen.value is None
+        else f" {seen.metric} is {seen.value:g} in {count(seen.replicas, 'replica')}, with a target of {seen.target:g} for each."
+        for seen in told.metrics
+    )
 
 
 def count(number: int, noun: str) -> str:

@@ -16,8 +16,11 @@ The rule, in order:
 4. With `target_wait_ms` a backlog adds only as many as are needed for the last who waits to be taken in within it, by what a
    request took so far on average. Where that is not known yet, or demand has just jumped to `PANIC_RATIO` x what is there
    (for `PANIC_NS`: what came may be unlike what was measured), rule 3 alone decides.
-5. `target_busy` below 1: as many as keep the busy share of the places below it. `buffer_replicas`: that many more than is needed
-   otherwise, while the function is awake.
+5. `target_busy` below 1: as many as keep the busy share of the places below it. `scale_on`: while somebody asks, as many as bring
+   what the replicas say of themselves down to the target for each, once that has been more than there are for
+   `METRIC_PATIENCE_NS` (a model takes long to load, and what queues for one step of it is no queue). Who says nothing counts as
+   nothing: what waits here still adds replicas. `buffer_replicas`: that many more than is needed otherwise, while the function
+   is awake.
 6. Nobody gets more than `replicas_max`, nor than its fair share while the machine is full (`share.py`).
 7. Nobody waits: what was needed at the busiest moment of the last `idle_timeout_s` is kept; beyond that the least busy one is
    retired, one for each look, but none in a panic. The last one goes when it had nothing to do for `idle_timeout_s` and holds no
@@ -33,14 +36,17 @@ from typing import Literal
 
 import msgspec
 
-from steelyard.model.function import FunctionSpec
+from steelyard.model.function import FunctionSpec, ScaleOn
 
 #: a backlog seen at two looks this far apart persists; a little under the tick, so that the very next look decides
 PATIENCE_NS = 15_000_000
+METRIC_PATIENCE_NS = 1_000_000_000
 PANIC_RATIO = 2
 PANIC_NS = 6_000_000_000
 #: pieces that the time of `idle_timeout_s` is remembered in
 PIECES = 10
+#: replicas; a metric may say anything
+_METRIC_ASKED_MAX = 10_000
 #: finished requests that an average is worth something from
 MEASURED_MIN = 3
 
@@ -58,6 +64,7 @@ class Rule(StrEnum):
     BACKLOG = "backlog"
     TARGET_WAIT = "target-wait"
     TARGET_BUSY = "target-busy"
+    METRIC = "metric"
     BUFFER = "buffer"
     #: more are there than are needed, but were needed a while ago
     KEPT = "kept"
@@ -87,6 +94,21 @@ class ReplicaSeen(msgspec.Struct, frozen=True):
     #: requests that have ended, and how long they took together
     finished: int = 0
     service_ns: int = 0
+    #: of `scale_on`, in its order, what it says of itself; None, or nothing at all: it does not tell
+    metrics: tuple[float | None, ...] = ()
+
+
+class MetricSeen(msgspec.Struct, frozen=True):
+    """What the replicas together say of one metric of `scale_on`."""
+
+    metric: str
+    target: float
+    #: None: none of them tells it
+    value: float | None
+    #: those that tell it
+    replicas: int
+    #: replicas that would bring it down to the target for each
+    asked: int
 
 
 class Memory(msgspec.Struct, frozen=True):
@@ -95,6 +117,8 @@ class Memory(msgspec.Struct, frozen=True):
     #: None: there was no backlog. 0, of a caller that keeps no memory: every backlog is an old one
     backlog_since_ns: int | None = None
     panic_until_ns: int = 0
+    #: since when metrics have asked for more than there are; None: they do not
+    metric_since_ns: int | None = None
     #: (piece of time, most replicas needed in it), the oldest first
     peaks: tuple[tuple[int, int], ...] = ()
 
@@ -129,6 +153,7 @@ class ReplicasDecision(msgspec.Struct, frozen=True):
     busy: int = 0
     #: how long a request took on average; 0: not known
     service_ms: float = 0.0
+    metrics: tuple[MetricSeen, ...] = ()
 
 
 def decide_replicas(now_ns: int, spec: FunctionSpec, seen: ReplicasSeen) -> ReplicasDecision:
@@ -149,7 +174,14 @@ def decide_replicas(now_ns: int, spec: FunctionSpec, seen: ReplicasSeen) -> Repl
     if persists and count and held + waiting >= PANIC_RATIO * count * concurrency:
         panic_until = now_ns + PANIC_NS
 
-    needed, rule = _needed(now_ns, spec, seen, present, busy + waiting)
+    metrics = tuple(_read_metric(at, on, present) for at, on in enumerate(spec.scale_on))
+    by_metric = max((each.asked for each in metrics), default=0) if busy + waiting else 0
+    metric_since: int | None = None
+    if by_metric > count:
+        metric_since = now_ns if seen.memory.metric_since_ns is None else seen.memory.metric_since_ns
+        if now_ns - metric_since < METRIC_PATIENCE_NS:
+            by_metric = count
+    needed, rule = _needed(now_ns, spec, seen, present, busy + waiting, by_metric)
     peaks = _remember(now_ns, spec, seen.memory.peaks, needed)
     asked, rule = (spec.replicas_min, Rule.MINIMUM) if spec.replicas_min > needed else (needed, rule)
     if waiting and asked < 1:
@@ -163,7 +195,7 @@ def decide_replicas(now_ns: int, spec: FunctionSpec, seen: ReplicasSeen) -> Repl
             asked, rule = backlog, cause
     most, bound = _bound(spec, seen.share, asked)
     told = ReplicasDecision(
-        memory=Memory(since, panic_until, peaks),
+        memory=Memory(since, panic_until, metric_since, peaks),
         asked=asked,
         wanted=min(asked, most),
         rule=rule,
@@ -172,6 +204,7 @@ def decide_replicas(now_ns: int, spec: FunctionSpec, seen: ReplicasSeen) -> Repl
         waiting=waiting,
         busy=busy,
         service_ms=service_ns / 1e6,
+        metrics=metrics,
     )
     if (start := told.wanted - count) > 0:
         return msgspec.structs.replace(told, start=start)
@@ -192,12 +225,23 @@ def _why_none(told: ReplicasDecision, retires: bool) -> Rule:
     return told.rule
 
 
-def _needed(now_ns: int, spec: FunctionSpec, seen: ReplicasSeen, present: list[ReplicaSeen], demand: int) -> tuple[int, Rule]:
+def _read_metric(at: int, on: ScaleOn, present: list[ReplicaSeen]) -> MetricSeen:
+    told = [value for replica in present if at < len(replica.metrics) and (value := replica.metrics[at]) is not None]
+    value = sum(told) if told else None
+    asked = 0 if value is None else min(_METRIC_ASKED_MAX, _ceil(max(0.0, value) / on.target))
+    return MetricSeen(on.metric, on.target, value, len(told), asked)
+
+
+def _needed(
+    now_ns: int, spec: FunctionSpec, seen: ReplicasSeen, present: list[ReplicaSeen], demand: int, by_metric: int
+) -> tuple[int, Rule]:
     """What rule 5 asks for. Without a target never more than there are: then only a backlog asks for more."""
     needed = _ceil(demand / (max(1, spec.concurrency) * spec.target_busy))
     asked, rule = needed, Rule.TARGET_BUSY
     if spec.target_busy >= 1:
         asked, rule = min(needed, len(present)), Rule.IDLE
+    if by_metric > asked:
+        asked, rule = by_metric, Rule.METRIC
     if spec.buffer_replicas:
         idle_ns = round(spec.idle_timeout_s * 1e9)
         if demand or any(now_ns - replica.last_active_ns < idle_ns for replica in present):

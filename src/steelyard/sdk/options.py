@@ -45,6 +45,8 @@ class FunctionOptions(TypedDict, total=False):
     concurrency: int
     target_wait_ms: float
     target_busy: float
+    #: of a server: metrics of its page /metrics, and how much of each one replica should have
+    scale_on: Mapping[str, float]
     wake_bound: Duration
     public: bool
     schedule: Cron | Every
@@ -204,6 +206,13 @@ def _env(value: Any) -> tuple[str, Any]:
     return "env", dict(value)
 
 
+def _scale_on(value: Any) -> tuple[str, Any]:
+    known = isinstance(value, Mapping) and all(isinstance(metric, str) for metric in value)
+    if not known or not all(isinstance(target, int | float) and target > 0 for target in value.values()):
+        raise DeclarationError("it is a dict of metrics and targets above 0, such as {'vllm:num_requests_waiting': 4}.")
+    return "scale_on", [{"metric": metric, "target": float(target)} for metric, target in value.items()]
+
+
 def _schedule(value: Any) -> tuple[str, Any]:
     if not isinstance(value, Cron | Every):
         raise DeclarationError("it is sy.Cron('*/5 * * * *') or sy.Every(minutes=5).")
@@ -228,6 +237,7 @@ _READERS: dict[str, Reader] = {
     "concurrency": _whole("concurrency", 1, 10_000),
     "target_wait_ms": _number("target_wait_ms", 0.001, 3_600_000),
     "target_busy": _number("target_busy", 0.01, 1.0),
+    "scale_on": _scale_on,
     "wake_bound": _seconds("wake_bound_s", 0.001),
     "public": _flag("public"),
     "schedule": _schedule,

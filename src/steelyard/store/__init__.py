@@ -24,6 +24,7 @@ from steelyard.model.ids import CallId, FunctionName, ImageId, JobId, ProjectNam
 from steelyard.model.image import Image
 from steelyard.model.job import Job, JobState
 from steelyard.model.machine import Machine
+from steelyard.model.secret import Secret
 from steelyard.model.site import Account, Quota, Schedule
 from steelyard.model.volume import Volume
 
@@ -48,7 +49,7 @@ class Event(msgspec.Struct, frozen=True):
     at: int
     project: ProjectName
     owner: str
-    #: "job", "function", "key", "machine", "schedule", "call", "volume", "image"
+    #: "job", "function", "key", "secret", "machine", "schedule", "call", "volume", "image"
     kind: str
     subject: str
     #: what happened, e.g. "submitted", "QUEUED -> STARTING"
@@ -127,6 +128,14 @@ class Tx(Protocol):
     def keys(self) -> list[ApiKey]: ...
     def put_key(self, key: ApiKey) -> None: ...
     def delete_key(self, project: ProjectName, name: str) -> bool: ...
+
+    def secrets(self) -> list[Secret]:
+        """Sealed, as they lie."""
+        ...
+
+    def secret(self, project: ProjectName, name: str) -> Secret | None: ...
+    def put_secret(self, secret: Secret) -> None: ...
+    def delete_secret(self, project: ProjectName, name: str) -> bool: ...
 
     def volumes(self) -> list[Volume]: ...
     def volume(self, project: ProjectName, name: str) -> Volume | None: ...

@@ -18,6 +18,7 @@ from steelyard.model.ids import CallId, FunctionName, ImageId, JobId, MachineId,
 from steelyard.model.image import Image
 from steelyard.model.job import Job, JobState
 from steelyard.model.machine import Machine
+from steelyard.model.secret import Secret
 from steelyard.model.site import Account, Quota, Schedule
 from steelyard.model.volume import Volume
 from steelyard.store import Event, StoredAnswer, Tx
@@ -45,6 +46,7 @@ class _Content:
         self.functions: dict[tuple[ProjectName, FunctionName], Function] = {}
         self.revisions: dict[tuple[ProjectName, FunctionName, int], Revision] = {}
         self.keys: dict[tuple[ProjectName, str], ApiKey] = {}
+        self.secrets: dict[tuple[ProjectName, str], Secret] = {}
         self.volumes: dict[tuple[ProjectName, str], Volume] = {}
         self.images: dict[tuple[int, ImageId], Image] = {}
         self.coldstarts: dict[str, ColdStart] = {}
@@ -214,6 +216,20 @@ class MemoryTx:
 
     def delete_key(self, project: ProjectName, name: str) -> bool:
         return self._drop(self._content.keys, [(project, name)]) > 0
+
+    # secrets
+
+    def secrets(self) -> list[Secret]:
+        return list(self._content.secrets.values())
+
+    def secret(self, project: ProjectName, name: str) -> Secret | None:
+        return self._content.secrets.get((project, name))
+
+    def put_secret(self, secret: Secret) -> None:
+        self._put_object(f"Secret {secret.name}", self._content.secrets, (secret.project, secret.name), secret)
+
+    def delete_secret(self, project: ProjectName, name: str) -> bool:
+        return self._drop(self._content.secrets, [(project, name)]) > 0
 
     # volumes
 

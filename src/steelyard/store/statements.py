@@ -15,7 +15,8 @@ _acc, _quo, _sched = tables.account.c, tables.quota.c, tables.schedule.c
 _cold, _ans, _ev = tables.coldstart.c, tables.answer.c, tables.event.c
 _machine, _counter = tables.machine.c, tables.counter.c
 
-_call, _rev, _vol, _image = tables.call.c, tables.revision.c, tables.volume.c, tables.image.c
+_call, _rev = tables.call.c, tables.revision.c
+_secret, _vol, _image = tables.secret.c, tables.volume.c, tables.image.c
 
 #: (insert unless there, update of exactly the generation before, stored generation)
 Put = tuple[Statement, Statement, Statement]
@@ -100,6 +101,12 @@ FORGET_REVISIONS = Statement(sa.delete(tables.revision).where(_all_revisions, _r
 KEYS = Statement(sa.select(_key.body, _key.body_crc).order_by(_key.seq))
 PUT_KEY = _put(tables.api_key, "project", "name")
 DELETE_KEY = Statement(sa.delete(tables.api_key).where(_key.project == _p("project"), _key.name == _p("name")))
+
+_one_secret = sa.and_(_secret.project == _p("project"), _secret.name == _p("name"))
+SECRETS = Statement(sa.select(_secret.body, _secret.body_crc).order_by(_secret.seq))
+SECRET = Statement(sa.select(_secret.body, _secret.body_crc).where(_one_secret))
+PUT_SECRET = _put(tables.secret, "project", "name")
+DELETE_SECRET = Statement(sa.delete(tables.secret).where(_one_secret))
 
 ACCOUNTS = Statement(sa.select(_acc.body, _acc.body_crc).order_by(_acc.seq))
 ACCOUNT = Statement(sa.select(_acc.body, _acc.body_crc).where(_acc.name == _p("name")))

@@ -83,6 +83,16 @@ api_key = sa.Table(
     sa.Index("api_key_by_name", "project", "name", unique=True),
 )
 
+secret = sa.Table(
+    "secret",
+    metadata,
+    sa.Column("seq", sa.Integer, primary_key=True),
+    sa.Column("name", sa.Text, nullable=False),
+    *_ownership(known=True),
+    *_content(),
+    sa.Index("secret_by_name", "project", "name", unique=True),
+)
+
 account = sa.Table(
     "account",
     metadata,

@@ -24,6 +24,7 @@ from steelyard.model.ids import CallId, FunctionName, ImageId, JobId, ProjectNam
 from steelyard.model.image import Image
 from steelyard.model.job import Job, JobState
 from steelyard.model.machine import Machine
+from steelyard.model.secret import Secret
 from steelyard.model.site import Account, Quota, Schedule
 from steelyard.model.volume import Volume
 from steelyard.store import Event, StoredAnswer
@@ -39,6 +40,7 @@ _decode_job = msgspec.json.Decoder(Job)
 _decode_function = msgspec.json.Decoder(Function)
 _decode_revision = msgspec.json.Decoder(Revision)
 _decode_key = msgspec.json.Decoder(ApiKey)
+_decode_secret = msgspec.json.Decoder(Secret)
 _decode_account = msgspec.json.Decoder(Account)
 _decode_quota = msgspec.json.Decoder(Quota)
 _decode_schedule = msgspec.json.Decoder(Schedule)
@@ -205,6 +207,20 @@ class SqlTx:
     def delete_key(self, project: ProjectName, name: str) -> bool:
         return self._change(sql.DELETE_KEY, {"project": project, "name": name}) > 0
 
+    # secrets
+
+    def secrets(self) -> list[Secret]:
+        return self._all(_decode_secret, sql.SECRETS)
+
+    def secret(self, project: ProjectName, name: str) -> Secret | None:
+        return self._one(_decode_secret, sql.SECRET, {"project": project, "name": name})
+
+    def put_secret(self, secret: Secret) -> None:
+        self._put_object(f"Secret {secret.name}", sql.PUT_SECRET, ("project", "name"), secret, {"name": secret.name})
+
+    def delete_secret(self, project: ProjectName, name: str) -> bool:
+        return self._change(sql.DELETE_SECRET, {"project": project, "name": name}) > 0
+
     # volumes
 
     def volumes(self) -> list[Volume]:
@@ -325,7 +341,7 @@ class SqlTx:
         what: str,
         statements: sql.Put,
         identity: Sequence[str],
-        thing: Job | Function | Revision | ApiKey | Account | Quota | Schedule | Call | Volume | Image,
+        thing: Job | Function | Revision | ApiKey | Secret | Account | Quota | Schedule | Call | Volume | Image,
         columns: Mapping[str, object],
     ) -> None:
         insert, update, generation = statements

@@ -324,7 +324,7 @@ class Revision:
         )  # fmt: skip
         self.host.opened = True
         self.host._armed = False
-        page = SimpleNamespace(close=lambda: None, state=0, finished=0, errors=0, busy=0)
+        page = SimpleNamespace(close=lambda: None, state=0, finished=0, errors=0, busy=0, said="")
         slot = SimpleNamespace(workload=WorkloadId("f.1.a"), page=page, close_fds=lambda: None, spawner="s")
         self.host._take_slot = cast(Any, lambda: slot)
         self.host._start_from_template = cast(Any, self.start)

@@ -7,7 +7,7 @@ import pytest
 
 from machines import make_machine
 from steelyard.api.door import check_fields, check_function, check_job
-from steelyard.model.function import FunctionSpec
+from steelyard.model.function import FunctionSpec, ScaleOn
 from steelyard.model.job import JobSpec, Resources
 from steelyard.model.machine import Core
 from steelyard.model.timing import Timing
@@ -90,7 +90,14 @@ FUNCTIONS: list[tuple[FunctionSpec, dict[str, object], str]] = [
     (APP, {"resources": Resources(3)}, "cores-beyond-machine"),
     (APP, {"resources": Resources(1, exclusive=True)}, "exclusive-function"),
     (APP, {"as_root": True}, "not-root"),
-    (PROGRAM, {"port": 0}, "bad-port"),
+    (PROGRAM, {"port": -1}, "bad-port"),
+    (PROGRAM, {"replicas_max": 2}, "bad-port"),
+    (PROGRAM, {"scale_on": (ScaleOn("a b", 1.0),)}, "bad-scale-on"),
+    (PROGRAM, {"scale_on": (ScaleOn("a", 0.0),)}, "bad-scale-on"),
+    (PROGRAM, {"scale_on": (ScaleOn("a", float("nan")),)}, "bad-scale-on"),
+    (PROGRAM, {"scale_on": (ScaleOn("a", 1.0), ScaleOn("a", 2.0))}, "bad-scale-on"),
+    (PROGRAM, {"scale_on": tuple(ScaleOn(f"a{n}", 1.0) for n in range(9))}, "bad-scale-on"),
+    (APP, {"scale_on": (ScaleOn("a", 1.0),)}, "bad-scale-on"),
     (PROGRAM, {"port": 65536}, "bad-port"),
     (PROGRAM, {"argv": ("a\0",)}, "nul-byte"),
     (PROGRAM, {"readiness": "health"}, "bad-readiness"),

@@ -55,6 +55,14 @@ def test_what_gitignore_names_is_left_out_and_what_it_takes_back_is_kept(tmp_pat
     assert names(tmp_path) == [".gitignore", "app.py", "kept.log", "sub/data/y"]
 
 
+def test_a_home_of_steelyard_in_the_folder_is_never_code(tmp_path: Path) -> None:
+    write(tmp_path, app_dot_py="", home__admin_dot_token="secret", home__code__x="")
+    captured = capture_folder(tmp_path)
+    with captured.file, tarfile.open(fileobj=captured.file) as tar:
+        assert tar.getnames() == ["app.py"]
+    assert captured.notes == ("home is a home of Steelyard, with its keys, and was left out.",)
+
+
 def test_an_inner_gitignore_decides_about_its_own_folder(tmp_path: Path) -> None:
     write(tmp_path, _dot_gitignore="*.txt\n", a_dot_txt="", sub___dot_gitignore="!b.txt\n", sub__b_dot_txt="", sub__c_dot_txt="")
     assert names(tmp_path) == [".gitignore", "sub/.gitignore", "sub/b.txt"]

@@ -13,6 +13,7 @@ from hypothesis import strategies as st
 from steelyard.cli.documents import BYTES_MAX, Document, read_documents
 from steelyard.errors import Refused
 from steelyard.model.batch import Dependency, DependencyKind, Gang, Launcher, RetryOn
+from steelyard.model.function import ScaleOn
 from steelyard.model.ids import JobId
 from steelyard.model.timing import Timing
 
@@ -101,6 +102,7 @@ command: python3 -m http.server 8000
 port: 8000
 readiness: /health
 replicas: 2
+scale_on: [{metric: waiting, target: 4}, {metric: tokens_total, target: 0.5}]
 """
     )
     assert [(document.kind, document.name, document.where) for document in found] == [
@@ -114,6 +116,7 @@ replicas: 2
     assert (hello.target, hello.replicas, hello.env, hello.idle_timeout_s) == (("/srv/app.py:app",), (0, 8), {"A": "b"}, 300)
     assert hello.resources.memory_bytes == 1_000_000_000 and (hello.wake_bound_s, files.wake_bound_s) == (2.0, None)
     assert (files.target, files.port, files.replicas) == (("python3", "-m", "http.server", "8000"), 8000, (2, 2))
+    assert files.scale_on == (ScaleOn("waiting", 4.0), ScaleOn("tokens_total", 0.5))
     assert (files.readiness, hello.readiness) == ("/health", "")
 
 
@@ -147,6 +150,8 @@ replicas: 2
         ("type: job\nname: x\ncommand: a\nenv: {A: [b]}\n", "`A` is text"),
         ("type: job\nname: x\nname: y\n", "stands twice"),
         ("type: function\nname: x\ntarget: a.py:app\nreplicas: many\n", "`replicas` is written"),
+        ("type: function\nname: x\ncommand: a\nscale_on: [{metric: a}]\n", "`scale_on` is a list of metrics"),
+        ("type: function\nname: x\ncommand: a\nscale_on: many\n", "`scale_on` is a list of metrics"),
         ("type: function\nname: x\ntarget: a.py:app\npriority: 3\n", "a function has no 'priority'"),
         ("a: &x [1]\nb: *x\n", "aliases"),
         ("a: !!python/object:os.system x\n", "tags"),

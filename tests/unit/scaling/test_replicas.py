@@ -9,8 +9,10 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from steelyard.model.function import FunctionSpec
+from steelyard.model.function import FunctionSpec, ScaleOn
+from steelyard.scaling.explain import render_decision
 from steelyard.scaling.replicas import (
+    METRIC_PATIENCE_NS,
     PANIC_NS,
     PATIENCE_NS,
     Bound,
@@ -271,6 +273,63 @@ def test_target(
     told = look(msgspec.structs.replace(spec(), **options), waiting, *replicas, share=share)
     assert (told.wanted, told.rule, told.bound) == (wanted, rule, bound)
     assert told.start == max(0, wanted - len(replicas))
+
+
+# -- metrics of their own
+
+MODEL = msgspec.structs.replace(spec(concurrency=64), scale_on=(ScaleOn("waiting", 4.0), ScaleOn("tokens", 1000.0)))
+
+
+def model(name: str, *metrics: float | None, busy: int = 5) -> ReplicaSeen:
+    return ReplicaSeen(name, "serving", busy, busy, NOW, metrics=metrics)
+
+
+def told_since(since_ns: int | None, *replicas: ReplicaSeen) -> ReplicasDecision:
+    return decide_replicas(NOW, MODEL, ReplicasSeen(0, 0, replicas, Memory(metric_since_ns=since_ns)))
+
+
+LONG_AGO = NOW - METRIC_PATIENCE_NS
+
+#: sentence, replicas, since when more was asked for, replicas wanted, rule
+METRICS: list[tuple[str, tuple[ReplicaSeen, ...], int | None, int, Rule]] = [
+    ("the queue of one is too long", (model("a", 9.0, 0.0),), LONG_AGO, 3, Rule.METRIC),
+    ("it is for the first time", (model("a", 9.0, 0.0),), None, 1, Rule.ENOUGH),
+    ("the largest wish counts", (model("a", 5.0, 2900.0),), LONG_AGO, 3, Rule.METRIC),
+    ("what all say is summed", (model("a", 5.0, 0.0), model("b", 4.0, 0.0)), LONG_AGO, 3, Rule.METRIC),
+    ("it is at its target", (model("a", 4.0, 1000.0),), LONG_AGO, 1, Rule.ENOUGH),
+    ("one tells, and one does not", (model("a", 9.0, None), model("b")), LONG_AGO, 3, Rule.METRIC),
+    ("none tells", (model("a", None, None),), LONG_AGO, 1, Rule.ENOUGH),
+    ("nobody asks, whatever is told", (model("a", 99.0, 0.0, busy=0),), LONG_AGO, 0, Rule.KEPT),
+    ("those that start count", (model("a", 9.0, 0.0), starting("b"), starting("c")), LONG_AGO, 3, Rule.METRIC),
+    ("nonsense is below zero", (model("a", -9.0, -1.0),), LONG_AGO, 1, Rule.ENOUGH),
+    ("and beyond all numbers", (model("a", 1e300, 0.0),), LONG_AGO, 4, Rule.METRIC),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize(("replicas", "since", "wanted", "rule"), [row[1:] for row in METRICS], ids=[row[0] for row in METRICS])
+def test_metrics_of_their_own(replicas: tuple[ReplicaSeen, ...], since: int | None, wanted: int, rule: Rule) -> None:
+    told = told_since(since, *replicas)
+    assert (told.wanted, told.rule) == (wanted, rule)
+    assert told.start == max(0, wanted - len(replicas))
+
+
+def test_a_metric_that_asks_for_more_is_remembered_and_forgotten() -> None:
+    assert told_since(None, model("a", 9.0, 0.0)).memory.metric_since_ns == NOW
+    assert told_since(NOW - 1, model("a", 9.0, 0.0)).memory.metric_since_ns == NOW - 1
+    assert told_since(NOW - 1, model("a", 3.0, 0.0)).memory.metric_since_ns is None
+
+
+def test_what_the_replicas_say_is_told_and_what_they_do_not_say_too() -> None:
+    text = render_decision(MODEL, told_since(LONG_AGO, model("a", 9.0, None)))
+    assert text == (
+        "5 of 64 places busy, 0 requests wait: 3 replicas by what they say of themselves. waiting is 9 in 1 replica, with a "
+        "target of 4 for each. No replica tells tokens: requests alone decide."
+    )
+
+
+def test_a_model_sleeps_at_zero_whatever_its_metrics_say() -> None:
+    idle = msgspec.structs.replace(model("a", 99.0, 99.0, busy=0), last_active_ns=NOW - 61 * S)
+    assert told_since(LONG_AGO, idle).retire == ("a",)
 
 
 def test_more_than_the_share_are_retired_one_by_one() -> None:

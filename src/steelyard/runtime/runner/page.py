@@ -10,12 +10,16 @@ from __future__ import annotations
 import json
 import mmap
 import os
+import struct
+from collections.abc import Sequence
 from typing import Any
 
 PAGE_BYTES = 4096
 TEXT_AT = 2048
 #: the error text is cut to this many characters, its end being kept: a traceback's last line says most
 ERROR_MAX = 1500
+
+METRICS_MAX, _METRICS_AT = 8, 32
 
 NONE, ALIVE, JOINED, IMPORTED, ENTERED, SERVING, RETIRING, FAILED = range(8)
 
@@ -62,6 +66,9 @@ class Page:
     service_ns = _Number(14)
     #: of the finished requests, those that were answered with 5xx or raised
     errors = _Number(15)
+    #: CLOCK_MONOTONIC of the last look at the program's metrics page, and which of the wanted numbers it told, a bit each
+    metrics_ns = _Number(16)
+    metrics_told = _Number(17)
 
     def __init__(self, memory: mmap.mmap) -> None:
         self._memory = memory
@@ -97,6 +104,21 @@ class Page:
     def read(self) -> dict[str, int]:
         """All numbers by name."""
         return {name: self.numbers[field.index] for name, field in vars(Page).items() if isinstance(field, _Number)}
+
+    def write_metrics(self, now_ns: int, values: Sequence[float | None]) -> None:
+        """At most METRICS_MAX; None: not told."""
+        told = 0
+        for at, value in enumerate(values):
+            if value is not None:
+                self.numbers[_METRICS_AT + at] = struct.unpack("<Q", struct.pack("<d", value))[0]
+                told |= 1 << at
+        self.metrics_told, self.metrics_ns = told, now_ns
+
+    def read_metrics(self, count: int) -> tuple[float | None, ...]:
+        told = self.metrics_told
+        numbers = self.numbers[_METRICS_AT : _METRICS_AT + count]
+        values = [struct.unpack("<d", struct.pack("<Q", number))[0] for number in numbers]
+        return tuple(value if told >> at & 1 else None for at, value in enumerate(values))
 
     @property
     def user_phases(self) -> dict[str, float]:
