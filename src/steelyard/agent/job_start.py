@@ -9,12 +9,14 @@ from __future__ import annotations
 import asyncio
 import os
 from collections.abc import Callable, Collection
+from pathlib import Path
 
 from steelyard.agent.attempt import ATTEMPT, RANK, RANKS, Attempt, Member, explain_limit
 from steelyard.agent.device_proof import shares_by_mps
 from steelyard.agent.devices import DeviceKeeper, devices_of
 from steelyard.agent.holdings import Holdings
 from steelyard.agent.identity import choose_ids, explain_start, make_env
+from steelyard.agent.images import MISSING, enter_job, start_builder
 from steelyard.agent.job_files import JobFiles, find_ports
 from steelyard.agent.presence import GONE, Presence
 from steelyard.agent.reconcile import RUNNING, watches_beats
@@ -59,7 +61,9 @@ class JobStarter:
         kept_cpus: Callable[[], tuple[int, ...]],
         taken_ports: Callable[[], Collection[range]],
         slurm_bin: str,
+        images: Path,
     ) -> None:
+        self._images = images
         self._settings, self._machine, self._runtime, self._files = settings, machine, runtime, files
         self._timing, self._devices, self._presence = timing, devices, presence
         self._holdings = holdings
@@ -137,6 +141,9 @@ class JobStarter:
             root=os.geteuid() == 0 and ids == (0, 0),
         )
         launches = make_launches(spec, facts)
+        if spec.builds:
+            argv, env = start_builder(self._images, job, ids)
+            launches = (Launch(argv, launches[0].env | env),)
         if len(launches) != len(attempt.members):
             text = (
                 f"{job.attempt} not started: it has {len(launches)} processes, and its plan has room for {len(attempt.members)}"
@@ -152,7 +159,7 @@ class JobStarter:
 
     def _make_env(self, job: AssignedJob, member: Member, launch: Launch, ids: Ids) -> dict[str, str]:
         """What one process is started with: the user's variables, over them who and where it is."""
-        env = make_env(job.spec.env, str(self._files.folder(job.attempt)), ids, job.owner)
+        env = make_env(enter_job(self._images, job), str(self._files.folder(job.attempt)), ids, job.owner)
         env = make_environment(member.plan, self._machine.topology, env, mps=shares_by_mps(member.plan)) | launch.env
         script = job.spec.script is not None
         facts = self._slurm_facts(job, member, ids) if is_told(job.spec) else {}
@@ -191,8 +198,8 @@ def explain_failure(err: SteelyardError, job: AssignedJob, ids: Ids) -> tuple[Re
     """Why an attempt was not started, and what its owner can do about it."""
     if err.code == GONE:
         return Reason.DEVICE_GONE, err.public
-    if err.code == PREEMPTED:
-        return Reason.PREEMPTED, err.public
+    if err.code in (PREEMPTED, MISSING):
+        return Reason(err.code), err.public
     if err.detail == "output":
         advice = "That folder has to be there, and that user has to be allowed to write the file. Make it, or name another file."
         return Reason.START_FAILED, f"{err.public}. {advice}"

@@ -123,6 +123,7 @@ class JobKeeper:
             self._kept_cpus,
             lambda: [each.ports for each in self._attempts.values()],
             slurm_bin,
+            paths.images,
         )
         self._attempts: dict[AttemptId, Attempt] = {}
         self._of: dict[str, AttemptId] = {}
@@ -222,6 +223,12 @@ class JobKeeper:
             return False
         self._end(*found, exited)
         return True
+
+    def builds(self, workload: WorkloadId) -> bool:
+        """Does it build an image?"""
+        found = self._find(workload)
+        job = self._assigned.get(found[0]) if found is not None else None
+        return job is not None and bool(job.spec.builds)
 
     def on_lost(self, workload: WorkloadId) -> None:
         """Its process is gone and nobody saw how (the spawner had been killed)."""

@@ -20,6 +20,7 @@ from steelyard.agent.execs import ExecKeeper
 from steelyard.agent.functions import FunctionKeeper
 from steelyard.agent.health import HealthEdge, HealthKeeper
 from steelyard.agent.holdings import Holdings
+from steelyard.agent.images import ImageKeeper
 from steelyard.agent.jobs import KIND as JOB
 from steelyard.agent.jobs import JobKeeper
 from steelyard.agent.ledger import Ledger
@@ -109,6 +110,7 @@ class Agent:
             str(edges.slurm_bin),
             lambda plan: self.functions.may_have(plan),
         )
+        self.images = ImageKeeper(edges.paths, edges.settings, self._changed)
         self.execs = ExecKeeper(edges.paths, edges.runtime, edges.cleanup, edges.clock, self.jobs.find_host)
         self.functions = FunctionKeeper(
             edges,
@@ -234,7 +236,10 @@ class Agent:
         if self._early is not None:
             # Nobody knows yet whose it is, and to forget it would be to start its job once more.
             self._early.append(exited)
-        elif not (self.jobs.on_exit(exited) or self.execs.on_exit(exited) or self.functions.on_exit(exited)):
+            return
+        if self.jobs.builds(WorkloadId(exited.workload)):
+            self.images.look()
+        if not (self.jobs.on_exit(exited) or self.execs.on_exit(exited) or self.functions.on_exit(exited)):
             self._edges.cleanup.forget(WorkloadId(exited.workload))
 
     # -- start-up
@@ -289,6 +294,7 @@ class Agent:
         self._reserve()
         self.jobs.reconcile(assignment.jobs)
         self.functions.reconcile(assignment.functions, assignment.keys)
+        self.images.reconcile(assignment.images)
         self._changed()
 
     def _changed(self) -> None:
@@ -325,6 +331,7 @@ class Agent:
             blocked_pairs=node.blocked_pairs,
             held=self.functions.held(self._ledger.assignment.functions),
             health_events=events,
+            images=self.images.seen,
         )
 
     def _on_ack(self, seq: int) -> None:
@@ -356,6 +363,11 @@ class Agent:
             return Answer(id=ask.id, data=msgspec.json.encode(self.functions.ends(FunctionName(ask.workload))))
         if ask.what == "scaling":
             return Answer(id=ask.id, data=msgspec.json.encode(self.functions.scaling(FunctionName(ask.workload))))
+        if ask.what == "image-packages":
+            packages = self.images.packages(ask.workload)
+            if packages is None:
+                return Answer(id=ask.id, error="There is no such image on this machine.")
+            return Answer(id=ask.id, data=msgspec.json.encode(packages))
         if ask.what == "template":
             line = await self.functions.show_templates(FunctionName(ask.workload))
             if line is None:
@@ -422,6 +434,7 @@ class Agent:
             self._reserve()
             self.health.on_use()
             self._look_at_missing()
+            self.images.check()
             await self.holdings.scratch.look()
             self.jobs.end_over_scratch(self.holdings.scratch.over())
             self.execs.tidy({workload for workload, _, _ in self.jobs.running}, self.jobs.known)

@@ -151,8 +151,10 @@ def _check_program(spec: FunctionSpec) -> list[Finding]:
             findings.append(Finding("bad-attr", "attr names the ASGI app inside the file, such as `app`"))
         if spec.port is not None and spec.interface == "call":
             findings.append(Finding("bad-port", "a function that takes calls gets its socket from Steelyard: it opens no port"))
-        if not spec.python:
-            findings.append(Finding("bad-python", "python must name the interpreter of the function's environment"))
+        if not spec.python and not spec.image:
+            findings.append(
+                Finding("bad-python", "python must name the interpreter of the function's environment, or image one that has it")
+            )
     if spec.python:
         findings += [Finding("bad-python", finding.text) for finding in check_folder("python", spec.python)]
     if spec.readiness and not _READINESS.fullmatch(spec.readiness):

@@ -13,6 +13,7 @@ from steelyard.api.bundles import bundle_path
 from steelyard.api.door import check_fields, check_function
 from steelyard.api.door_traffic import check_traffic
 from steelyard.api.idempotency import IdempotencyKey, mutate
+from steelyard.api.image_use import settle_function
 from steelyard.api.jobs import Limit, Offset, WaitS
 from steelyard.api.logs import follow_function
 from steelyard.api.problems import errors
@@ -47,6 +48,7 @@ async def deploy_function(
     def deploy(tx: Tx) -> FunctionView:
         refuse_findings(check_function(name, data.spec, tx.machine(), services.root))
         taken = {row.name: row for row in tx.functions()}
+        spec = settle_function(tx, data.spec, services.owner, now)
         refuse_findings(check_traffic(name, data.percent, data.tag, taken))
         _check_bundle(services, data.spec)
         before = tx.function(DEFAULT_PROJECT, name_)
@@ -65,12 +67,12 @@ async def deploy_function(
             owner=services.owner,
             generation=1,
             revision=revision,
-            spec=data.spec,
+            spec=spec,
             deployed_at=now,
             by=services.owner.user,
             errors_max=data.errors_max,
         )
-        row = before or Function(name_, DEFAULT_PROJECT, services.owner, 0, revision, data.spec, now)
+        row = before or Function(name_, DEFAULT_PROJECT, services.owner, 0, revision, spec, now)
         after = deploy_revision(tx, row, new, data.percent, data.tag)
         after = msgspec.structs.replace(after, deployed_at=now, expires_at=expires_at)
         tx.put_function(after)

@@ -11,6 +11,7 @@ import msgspec
 
 from steelyard.api.door import check_job
 from steelyard.api.door_jobs import check_queueing
+from steelyard.api.image_use import settle_job
 from steelyard.api.requests import refuse_findings
 from steelyard.api.sbatch_patterns import fill_outputs
 from steelyard.control.changes import make_event
@@ -58,7 +59,7 @@ def insert_jobs(
     """The new jobs, in the order of their indices. Raises Refused; nothing is written then."""
     demand = None if array is None else parse_array(array)
     machine = tx.machine()
-    spec = check_submission(tx, spec, machine, now, root=root, project=project)
+    spec = settle_job(tx, check_submission(tx, spec, machine, now, root=root, project=project), owner, now)
     id_ = JobId(f"j-{tx.bump('job'):06d}")
     places: tuple[tuple[JobId, ArrayPlace | None], ...] = ((id_, None),) if demand is None else make_places(id_, demand)
     node = "localhost" if machine is None else machine.hostname

@@ -16,16 +16,29 @@ from steelyard.config import Settings
 from steelyard.control.rollouts import apply_look
 from steelyard.lifecycle.call import KEPT_US
 from steelyard.lifecycle.history import read_event
+from steelyard.lifecycle.image import describe_part, name_layers
 from steelyard.model.call import Call
 from steelyard.model.coldstart import ColdStart
 from steelyard.model.function import ApiKey, Function, FunctionState, Revision, RevisionState
+from steelyard.model.image import Image
 from steelyard.model.job import Job, JobState
 from steelyard.model.reason import Reason
 from steelyard.model.site import Schedule
 from steelyard.scheduling.snapshot import Why
 from steelyard.store import Event
 from steelyard.wire.agent import RevisionSeen
-from steelyard.wire.api import CallView, ColdStartView, EventView, FunctionView, JobView, KeyView, RevisionView, ScheduleView
+from steelyard.wire.api import (
+    CallView,
+    ColdStartView,
+    EventView,
+    FunctionView,
+    ImageLayer,
+    ImageView,
+    JobView,
+    KeyView,
+    RevisionView,
+    ScheduleView,
+)
 
 #: the agent is called lost after this long without a connection
 AGENT_LOST_S = 15.0
@@ -263,3 +276,27 @@ def _time(us: int) -> str:
     text = rfc3339(us)
     assert text is not None
     return text
+
+
+def image_view(image: Image, used_by: tuple[str, ...] = (), *, whole: bool = False) -> ImageView:
+    """`whole`: with its steps."""
+    view = ImageView(
+        id=image.id,
+        owner=image.owner.user,
+        state=image.state.value,
+        job=image.job,
+        created_at=_time(image.created_at),
+        used_at=_time(image.used_at),
+        name=image.name,
+        detail=image.detail,
+        python=image.python,
+        size_bytes=image.size_bytes,
+        added_bytes=image.added_bytes,
+        built_at=rfc3339(image.built_at),
+        used_by=used_by,
+    )
+    if not whole:
+        return view
+    parts = zip(name_layers(image.spec), (image.spec.base, *image.spec.steps), strict=True)
+    layers = tuple(ImageLayer(name, describe_part(part)) for name, part in parts)
+    return msgspec.structs.replace(view, spec=image.spec, layers=layers)

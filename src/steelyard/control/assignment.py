@@ -15,9 +15,11 @@ from typing import Protocol
 import msgspec
 
 from steelyard.control import ASSIGNMENT, AgentLink
+from steelyard.control.images import assign_images
 from steelyard.control.live import LiveJobs
 from steelyard.lifecycle.job import in_doubt
 from steelyard.model.function import ApiKey, Function
+from steelyard.model.image import Image
 from steelyard.model.job import Job, JobState, Owner
 from steelyard.store import Store, Tx
 from steelyard.wire.agent import AssignedFunction, AssignedJob, Assignment
@@ -27,6 +29,7 @@ class Seen(msgspec.Struct, frozen=True):
     jobs: tuple[Job, ...]
     functions: tuple[Function, ...]
     keys: tuple[ApiKey, ...]
+    images: tuple[Image, ...]
     epoch: int
     #: what this server offered last
     offered: Assignment | None
@@ -48,12 +51,12 @@ async def begin_epoch(store: Store) -> int:
 
 
 async def load(store: Store, live: LiveJobs, offered: Assignment | None) -> Seen:
-    def read(tx: Tx) -> tuple[tuple[int, list[Job]], tuple[Function, ...], tuple[ApiKey, ...], int]:
-        return tx.jobs_changed(live.change), tuple(tx.functions()), tuple(tx.keys()), tx.counter("epoch")
+    def read(tx: Tx) -> tuple[tuple[int, list[Job]], tuple[Function, ...], tuple[ApiKey, ...], tuple[Image, ...], int]:
+        return tx.jobs_changed(live.change), tuple(tx.functions()), tuple(tx.keys()), tuple(tx.images()), tx.counter("epoch")
 
-    changed, functions, keys, epoch = await store.read(read)
+    changed, functions, keys, images, epoch = await store.read(read)
     live.apply(*changed)
-    return Seen(live.holding, functions, keys, epoch, offered)
+    return Seen(live.holding, functions, keys, images, epoch, offered)
 
 
 class Secrets(Protocol):
@@ -120,6 +123,7 @@ def render_assignment(seen: Seen, secrets: Secrets) -> Assignment:
             for each in function.live.values()
         ),
         keys=admitted_keys(seen.keys, seen.functions, secrets),
+        images=assign_images(seen.images),
     )
 
 

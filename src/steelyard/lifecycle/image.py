@@ -14,9 +14,9 @@ from functools import lru_cache
 
 import msgspec
 
-from steelyard.model.ids import NAME, ImageId
+from steelyard.model.ids import ImageId
 from steelyard.model.image import Base, Copy, Image, ImageSeen, ImageSpec, ImageState, PipInstall, Run, SetEnv, Step, UvSync
-from steelyard.model.job import JobState
+from steelyard.model.job import Job, JobState
 
 #: goes up when the same steps would make something else
 _FORMAT = 1
@@ -29,10 +29,13 @@ STEPS_MAX = 100
 SPEC_BYTES_MAX = 64 << 10
 #: below this an abbreviation could mean many
 PREFIX_MIN = 6
+#: `used_at` need not be written more often
 USED_STEP_US = 3600 * 1_000_000
+LATE_US = 60 * 1_000_000
 
 _VERSION = re.compile(r"3\.\d{1,2}(\.\d{1,3})?", re.ASCII)
 _SHA256 = re.compile(r"[0-9a-f]{64}", re.ASCII)
+_PREFIX = re.compile(r"[0-9a-f]{1,63}", re.ASCII)
 _VARIABLE = re.compile(r"[A-Za-z_][A-Za-z0-9_]*", re.ASCII)
 _WORD = re.compile(r"[A-Za-z0-9]([A-Za-z0-9._-]*[A-Za-z0-9])?", re.ASCII)
 
@@ -71,7 +74,8 @@ def describe_part(part: Base | Step) -> str:
             words = [*part.packages, *(["-r requirements.txt"] if part.files else [])]
             return f"pip_install {' '.join(words)}"
         case UvSync():
-            return " ".join(["uv_sync", *(f"--extra {each}" for each in part.extras), *(f"--group {each}" for each in part.groups)])
+            options = [*(f"--extra {each}" for each in part.extras), *(f"--group {each}" for each in part.groups)]
+            return " ".join(["uv_sync", *options])
         case SetEnv():
             return f"env {' '.join(sorted(part.env))}"
         case Copy():
@@ -140,7 +144,7 @@ def _check_step(step: Step) -> Iterable[str]:
 def check_inside(path: str) -> str | None:
     """What is wrong with a place inside an image."""
     if path.startswith("/"):
-        return f"{path[:80]!r} is absolute: an environment has a folder of its own, so write a path in it; its processes find it in STEELYARD_IMAGE"
+        return f"{path[:80]!r} is absolute: write a path in the image's own folder, which its processes find in STEELYARD_IMAGE"
     if ".." in path.split("/") or "\0" in path or len(path) > 1024:
         return f"{path[:80]!r} leads out of the image"
     return None
@@ -152,13 +156,13 @@ def find_image(images: Iterable[Image], uid: int, text: str) -> Image | None:
     for image in own:
         if text in (image.name, image.id):
             return image
-    if len(text) < PREFIX_MIN or NAME.fullmatch(text) is None:
+    if len(text) < PREFIX_MIN or not _PREFIX.fullmatch(text):
         return None
     fit = [image for image in own if image.id.startswith(text)]
     return fit[0] if len(fit) == 1 else None
 
 
-def judge(image: Image, job: JobState | None, job_detail: str, seen: ImageSeen | None) -> Image:
+def judge(image: Image, job: Job | None, seen: ImageSeen | None, now: int) -> Image:
     """What it is now, by what its job and its machine say. `job` None: it is not known any more. Given back as it was where
     nothing has changed; else of the next generation."""
     if seen is not None:
@@ -174,13 +178,25 @@ def judge(image: Image, job: JobState | None, job_detail: str, seen: ImageSeen |
     elif image.state is ImageState.READY:
         detail = "Its machine does not have it any more, or not the interpreter that it was made with. Build it again."
         after = msgspec.structs.replace(image, state=ImageState.MISSING, detail=detail)
-    elif image.state is ImageState.BUILDING and job in (JobState.FAILED, JobState.STOPPED, None):
-        why = job_detail or ("it is not known any more" if job is None else "it failed")
-        detail = f"Its build {image.job} came to nothing: {why} (`steelyard logs {image.job}`)."
+    elif image.state is ImageState.BUILDING and (why := _explain_end(job, now)):
+        detail = f"Its build {image.job} came to nothing: {why} `steelyard logs {image.job}` has more."
         after = msgspec.structs.replace(image, state=ImageState.FAILED, detail=detail)
     else:
         return image
     return image if after == image else msgspec.structs.replace(after, generation=image.generation + 1)
+
+
+def _explain_end(job: Job | None, now: int) -> str:
+    """Why a build that is not there is not going to be; "" while it may be."""
+    if job is None:
+        return "the job is not known any more."
+    if job.state is JobState.SUCCEEDED:
+        # its machine tells of it in a report that may come after that of the job's end
+        late = now - (job.ended_at or now) > LATE_US
+        return "it ended well, but its machine does not have the image." if late else ""
+    if not job.state.terminal:
+        return ""
+    return job.detail or ("it was stopped." if job.state is JobState.STOPPED else f"it ended with exit code {job.exit_code}.")
 
 
 def choose_evictions(
@@ -207,10 +223,12 @@ def choose_evictions(
 def image_environment(folder: str, env: Mapping[str, str], path: str, own: Mapping[str, str]) -> dict[str, str]:
     """Variables of a process in an image: the image's, over them the workload's `own`. `path`: where programs are looked for
     besides."""
+    programs = f"{folder}/venv/bin"
+    path = own.get("PATH", path)
     return {
         **env,
         **own,
-        "PATH": f"{folder}/venv/bin:{own.get('PATH', path)}",
+        "PATH": path if path.startswith(f"{programs}:") else f"{programs}:{path}",
         "VIRTUAL_ENV": f"{folder}/venv",
         "STEELYARD_IMAGE": f"{folder}/files",
     }

@@ -68,6 +68,10 @@ class JobSpec(msgspec.Struct, frozen=True):
     #: absolute path on the machine
     cwd: str
     env: dict[str, str] = {}
+    #: as of a function
+    image: str = ""
+    #: the image that it builds; the machine puts its own builder in the place of `argv` then
+    builds: str = ""
     resources: Resources = Resources()
     #: run with root's uid; only honoured for admins of a Steelyard that runs as root
     as_root: bool = False

@@ -85,7 +85,7 @@ class Image:
         place = str(inside)
         if place.startswith("/") or ".." in place.split("/"):
             raise DeclarationError(
-                f"copy: {place!r} can't be a place inside. An environment has a folder of its own: write a path in it, without '..'."
+                f"copy: {place!r} can't be a place inside. Write a path in the image's own folder, without '..'."
             )
         return self._with(kind="copy", local=_path(local), inside=place)
 

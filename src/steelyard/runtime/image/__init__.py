@@ -8,6 +8,6 @@
     .lock-<image>
     cache/ python/      uv's
 
-`build.py` is the builder's program, run as an ordinary job of the owner; `layer.py` is one such folder, for the builder that makes
-it and the agent that looks at it and removes it.
+`build.py` is the builder's program, run as an ordinary job of the owner; `layer.py` is one such folder, for the builder that
+makes it and the agent that looks at it and removes it.
 """

@@ -284,6 +284,7 @@ def _fetch(image: str) -> tuple[ImageSpec, dict[str, bytes]]:
             return client.call("GET", path)
 
         spec = msgspec.json.decode(patiently(f"/v1/images/{image}"), type=ImageView).spec
+        assert spec is not None
         return spec, {sha256: patiently(f"/v1/bundles/{sha256}") for sha256 in sorted(spec.bundles)}
 
 
