@@ -5,8 +5,8 @@ from __future__ import annotations
 import socket
 from pathlib import Path
 
-#: between two looks at a replica that is still starting
-POLL_S = 0.005
+#: between two looks at a replica that is still starting; the first ones follow sooner, since a fork serves within milliseconds
+POLL_S, POLL_FIRST_S = 0.005, 0.001
 
 
 def make_listener(path: Path, mode: int = 0o600) -> socket.socket:

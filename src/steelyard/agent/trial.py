@@ -13,7 +13,7 @@ import os
 from pathlib import Path
 
 from steelyard.agent.edges import Edges
-from steelyard.agent.readiness import POLL_S, make_listener
+from steelyard.agent.readiness import POLL_FIRST_S, POLL_S, make_listener
 from steelyard.agent.replica import FAILED, SERVING
 from steelyard.agent.revision import RevisionHost
 from steelyard.errors import SteelyardError
@@ -48,10 +48,12 @@ async def _try_out(edges: Edges, host: RevisionHost) -> None:
         replica = await host.start_trial(listener)
         deadline_s = host.function.spec.startup_deadline_s
         readiness = "/.steelyard/ready" if host.template is not None else host.function.spec.readiness
+        poll_s = POLL_FIRST_S
         try:
             async with asyncio.timeout(deadline_s):
                 while replica.workload in host.replicas and replica.page.state not in (SERVING, FAILED):
-                    await asyncio.sleep(POLL_S)
+                    await asyncio.sleep(poll_s)
+                    poll_s = min(POLL_S, 2 * poll_s)
                 alive = replica.workload in host.replicas  # else its page is closed
                 _check_alive(edges, host, alive, replica.page.error if alive else "")
                 answer = await ask(str(path), readiness or "/")

@@ -71,7 +71,8 @@ async def put_bundle(request: Request[Any, Any, Any], sha256: Sha256) -> Respons
                 raise Refused(
                     f"The upload's sha256 is {found}, not the one in the path. Upload it again.", code="bundle-mismatch"
                 )
-            await file.land()
+            if not path.exists():  # sent again without asking: small ones are
+                await file.land()
     except OSError as err:
         raise refuse_disk(err, "bundle", path) from err
     return Response(None, status_code=204)

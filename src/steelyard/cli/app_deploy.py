@@ -28,6 +28,8 @@ from steelyard.wire.http import ApiClient
 
 #: one long poll, and one between two looks at something else
 POLL_S, LOOK_S = 10.0, 0.2
+#: code up to that size is sent without asking whether it is there: an answer takes as long
+ASKED_BYTES = 64 << 10
 #: options that are parts of `Resources`
 _RESOURCES = ("cpus", "memory_bytes", "timing", "gpus")
 
@@ -123,7 +125,7 @@ def upload_code(client: ApiClient, folder: Path, progress: Progress) -> str:
     bundle = capture_folder(folder)
     with bundle.file:
         path = f"/v1/bundles/{bundle.sha256}"
-        if not client.has(path):
+        if bundle.size_bytes <= ASKED_BYTES or not client.has(path):
             progress.show(f"Sending {bundle.size_bytes / 1e6:.1f} MB of code")
             client.upload(path, bundle.file, bundle.size_bytes, "application/gzip")
     progress.clear()

@@ -129,6 +129,7 @@ class Call:
     def __init__(self, file: Path, python: str, target: str, words: tuple[str, ...], lib_dir: Path | None = None) -> None:
         self._child: _Child | None = None
         self._prepared: Prepared | None = None
+        self._environ: dict[str, str] = {}
         if same_interpreter(python):
             with _told():
                 program = Program(str(file))
@@ -139,12 +140,19 @@ class Call:
             description = self._child.description
         self.app = _make(file, python, description)
 
-    def run(self, suffix: str, environ: Mapping[str, str], as_json: bool) -> int:
+    def get_ready(self, environ: Mapping[str, str]) -> None:
+        """What calling needs, so that nothing of it is left to do when the functions are ready. `environ`: by which the SDK finds
+        this Steelyard."""
+        self._environ = dict(environ)
+        if self._prepared is not None:
+            os.environ.update(environ)
+            self._prepared.get_ready()
+
+    def run(self, suffix: str, as_json: bool) -> int:
         """Call it, with the app deployed under names with this suffix; the exit code."""
         if self._child is not None:
-            return self._child.call({"suffix": suffix, "environ": dict(environ), "json": as_json})
+            return self._child.call({"suffix": suffix, "environ": self._environ, "json": as_json})
         assert self._prepared is not None
-        os.environ.update(environ)
         return self._prepared.call(suffix, as_json)
 
     def close(self) -> None:

@@ -61,6 +61,7 @@ def _run(client: ApiClient, call: Call, environ: Mapping[str, str], as_json: boo
         for each in wanted:
             lease.add(each.name)
             views.append(put_function(client, each.name, each.spec, LEASE_S))
+        call.get_ready(environ)  # while the server is at work
         for view in views:
             settled = wait_settled(client, view, progress.show)
             progress.clear()
@@ -72,7 +73,7 @@ def _run(client: ApiClient, call: Call, environ: Mapping[str, str], as_json: boo
         with FunctionLogs(client, width) as logs:
             for each in wanted:
                 logs.add(each.name, each.declared.fn)
-            code = call.run(suffix, environ, as_json)
+            code = call.run(suffix, as_json)
             sys.stdout.flush()
         return code
 

@@ -130,6 +130,13 @@ class Prepared:
         self._function = function
         self._args, self._kwargs = args, kwargs
 
+    def get_ready(self) -> None:
+        """Import what a call needs, and know the gateway. Never raises: the call itself says what is wrong."""
+        from steelyard.sdk import caller, transport
+
+        with contextlib.suppress(Error, transport.Lost):
+            caller.gateway()
+
     def call(self, suffix: str, as_json: bool) -> int:
         """`suffix` of the names that the app is deployed under. Prints the result, or the traceback; the exit code."""
         app = find_app(self._module)

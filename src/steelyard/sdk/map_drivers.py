@@ -92,7 +92,7 @@ class _Flight:
         while self.unsent:
             try:
                 sent = self.connection.send(self.unsent[0])
-            except transport.WOULD_BLOCK:
+            except transport.would_block():
                 return False
             if sent == len(self.unsent[0]):
                 self.unsent.popleft()
@@ -175,7 +175,7 @@ class Driver:
         while not reply.done:
             try:
                 came = reply.feed(flight.connection.recv(transport.RECV_BYTES))
-            except transport.WOULD_BLOCK:
+            except transport.would_block():
                 return
             except (OSError, Lost) as err:
                 self._land(flight, False)

@@ -10,7 +10,7 @@ from __future__ import annotations
 import os
 import select
 import socket
-import ssl
+import sys
 import threading
 import time
 from collections.abc import Iterator, Sequence
@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING, Any
 from steelyard.sdk.address import Place
 from steelyard.sdk.errors import NotReachable
 from steelyard.sdk.frames import CONTENT_TYPE, Buffer, Frame, FrameReader, FramingError, join
-from steelyard.sdk.http1 import BadResponse, ResponseReader
+from steelyard.wire.http1 import BadResponse, ResponseReader
 
 if TYPE_CHECKING:
     import asyncio
@@ -29,8 +29,6 @@ RECV_BYTES = 1 << 18
 #: an idle connection is used again within that time; whoever is at the other end keeps them for longer
 IDLE_S = 20.0
 IDLE_MAX = 64
-#: of a socket that does not block
-WOULD_BLOCK = (BlockingIOError, InterruptedError, ssl.SSLWantReadError, ssl.SSLWantWriteError)
 _CALL = CONTENT_TYPE.encode()
 
 
@@ -85,6 +83,13 @@ if hasattr(os, "register_at_fork"):
     os.register_at_fork(after_in_child=pool.forget)
 
 
+def would_block() -> tuple[type[OSError], ...]:
+    """What a socket that does not block raises then. TLS is imported only where it is used: it costs as much as a whole call."""
+    tls = sys.modules.get("ssl")
+    plain = (BlockingIOError, InterruptedError)
+    return plain if tls is None else (*plain, tls.SSLWantReadError, tls.SSLWantWriteError)
+
+
 def _readable(connection: socket.socket) -> bool:
     """An idle connection with something to read has ended."""
     poll = select.poll()
@@ -109,6 +114,8 @@ def connect(place: Place) -> socket.socket:
 
 
 def _wrap(connection: socket.socket, place: Place) -> socket.socket:
+    import ssl
+
     context = ssl.create_default_context()
     if place.ca:
         context.load_verify_locations(place.ca)

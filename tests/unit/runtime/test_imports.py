@@ -71,8 +71,9 @@ def test_any_text_is_scanned_without_an_error(tmp_path_factory: pytest.TempPathF
 def test_only_what_is_installed_and_not_hidden_by_the_code_is_imported_ahead(tmp_path: Path) -> None:
     names = ["json", "msgspec", "pytest", "steelyard", "no_such_package", "app"]
     (tmp_path / "app.py").touch()
-    assert find_installed(names, [str(tmp_path)]) == ["msgspec", "pytest", "steelyard.sdk"]
+    ours = ["steelyard.sdk", "steelyard.sdk.app", "steelyard.sdk.serving"]
+    assert find_installed(names, [str(tmp_path)]) == ["msgspec", "pytest", *ours]
     (tmp_path / "pytest.py").touch()
     (tmp_path / "msgspec").mkdir()
     (tmp_path / "msgspec" / "__init__.py").touch()
-    assert find_installed(names, [str(tmp_path)]) == ["steelyard.sdk"]
+    assert find_installed(names, [str(tmp_path)]) == ours

@@ -24,8 +24,8 @@ from .threads import unaccounted_threads
 
 #: source files that are read, and their size: a module of a megabyte is data
 FILES_MAX, SOURCE_MAX_BYTES = 256, 1 << 20
-#: `import steelyard` loads nothing by itself; what everybody uses of it is this
-_OURS = {"steelyard": "steelyard.sdk"}
+#: `import steelyard` loads nothing by itself; what an app and its serving need of it is this
+_OURS = {"steelyard": ("steelyard.sdk", "steelyard.sdk.app", "steelyard.sdk.serving")}
 _SITE = re.compile(r"[/\\](site|dist)-packages[/\\]")
 
 
@@ -74,7 +74,7 @@ def find_installed(names: Iterable[str], code_dirs: Sequence[str]) -> list[str]:
         if top not in known:
             known[top] = _is_installed(top, code_dirs)
         if known[top]:
-            found.append(_OURS.get(name, name))
+            found += _OURS.get(name, (name,))
     return list(dict.fromkeys(found))
 
 

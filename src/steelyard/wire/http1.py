@@ -1,6 +1,7 @@
 """What did the other side answer? An incremental HTTP/1.1 response reader: bytes in, body pieces out.
 
-Only what Envoy and our API send: a status line, headers, a body by content-length, in chunks, or up to the end. No I/O.
+Only what Envoy and our API send: a status line, headers, a body by content-length, in chunks, or up to the end. No I/O, and the
+standard library only: the SDK reads by it in users' interpreters, and every command that asks the API.
 """
 
 from __future__ import annotations
@@ -13,11 +14,12 @@ class BadResponse(ValueError):
 
 
 class ResponseReader:
-    """Of one response to a request that is not HEAD."""
+    """Of one response. `body` is False for that to a HEAD, which only says how long one would be."""
 
-    __slots__ = ("_chunked", "_in_chunk", "_left", "_rest", "done", "headers", "keep_alive", "status")
+    __slots__ = ("_body", "_chunked", "_in_chunk", "_left", "_rest", "done", "headers", "keep_alive", "status")
 
-    def __init__(self) -> None:
+    def __init__(self, *, body: bool = True) -> None:
+        self._body = body
         #: 0 until the head is there
         self.status = 0
         #: names in small letters
@@ -25,9 +27,9 @@ class ResponseReader:
         self.done = False
         #: afterwards the connection may carry another request
         self.keep_alive = True
-        self._rest = b""
-        self._chunked = False
-        self._in_chunk = False
+        self._rest: bytes = b""
+        self._chunked: bool = False
+        self._in_chunk: bool = False
         #: bytes of the body, or of the chunk, that are still to come; None: up to the end of the connection
         self._left: int | None = 0
 
@@ -76,7 +78,7 @@ class ResponseReader:
             if colon:
                 headers[name.strip().lower()] = value.strip()
         self.keep_alive = headers.get(b"connection", b"").lower() != b"close" and first[7:8] == b"1"
-        if status in (204, 304):
+        if status in (204, 304) or not self._body:
             self._left, self.done = 0, True
         elif b"chunked" in headers.get(b"transfer-encoding", b""):
             self._chunked = True
