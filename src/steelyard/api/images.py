@@ -11,7 +11,7 @@ from litestar.params import Parameter
 
 from steelyard.api.auth import caller_of
 from steelyard.api.bundles import bundle_path
-from steelyard.api.door import Finding, check_fields
+from steelyard.api.door import Finding
 from steelyard.api.idempotency import IdempotencyKey, mutate
 from steelyard.api.image_use import find_own_image
 from steelyard.api.jobs import WaitS
@@ -26,7 +26,7 @@ from steelyard.control.watch import wait_for
 from steelyard.errors import Conflict, NotFound, Refused, SteelyardError
 from steelyard.lifecycle.image import check_spec, name_layers
 from steelyard.model.ids import DEFAULT_PROJECT, NAME, JobId
-from steelyard.model.image import Image, ImageSpec, ImageState
+from steelyard.model.image import Image, ImageState
 from steelyard.model.job import JobSpec, Owner, Resources
 from steelyard.model.machine import Machine
 from steelyard.store import Event, Tx
@@ -43,7 +43,6 @@ BUILD_MAX_S = 2 * 3600.0
 async def build_image(request: Request[Any, Any, Any], data: ImageBuild, idempotency_key: IdempotencyKey) -> Response[ImageView]:
     """Have an image made, unless it is there or being made."""
     services = services_of(request)
-    refuse_findings(check_fields(await request.body(), ImageSpec))
     now = services.clock.now_us()
 
     def build(tx: Tx) -> ImageView:

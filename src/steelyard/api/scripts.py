@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
+import msgspec
 from litestar import Request, Response, post
 
 from steelyard.api.auth import caller_of
@@ -29,10 +30,11 @@ async def submit_script(
     caller = caller_of(request)
     now = services.clock.now_us()
     submission = read_script(data, now)
+    spec = msgspec.structs.replace(submission.spec, image=data.image)
 
     def submit(tx: Tx) -> ScriptSubmitted:
         owner = submitter(tx, services, caller)
-        jobs = insert_jobs(tx, submission.spec, owner, now, root=services.root, array=submission.array)
+        jobs = insert_jobs(tx, spec, owner, now, root=services.root, array=submission.array)
         place = jobs[0].array
         return ScriptSubmitted(jobs[0].id if place is None else place.id, submission.ignored, submission.array)
 

@@ -51,6 +51,7 @@ class FunctionAsk(msgspec.Struct, frozen=True):
     port: int | None = None
     readiness: str = ""
     python: str | None = None
+    image: str = ""
     public: bool = False
     as_root: bool = False
 
@@ -209,6 +210,7 @@ class _Reader:
             port=self._number(top, "port") if "port" in top else None,
             readiness=self._text(top, "readiness") if "readiness" in top else "",
             python=self._text(top, "python") if "python" in top else None,
+            image=like_job.image,
             public=self._truth(top, "public") if "public" in top else False,
             as_root=like_job.as_root,
         )
@@ -329,6 +331,7 @@ _RESOURCES: dict[str, tuple[str, _Read]] = {
     "io_max": ("io_max", _Reader._text),
 }
 _OPTIONS: dict[str, tuple[str, _Read]] = {
+    "image": ("image", _Reader._text),
     "nodes": ("nodes", _Reader._number),
     "tasks_per_node": ("tasks_per_node", _Reader._number),
     "launcher": ("launcher", _Reader._choice),
@@ -352,8 +355,8 @@ _OPTIONS: dict[str, tuple[str, _Read]] = {
     "error": ("errors", _Reader._text),
     "as_root": ("as_root", _Reader._truth),
 }
-_COMMON = ("type", "name", "resources", "env")
-_RUNS = (*_COMMON, "commands", "command", "workdir", *_OPTIONS)
+_COMMON = ("type", "name", "resources", "env", "image")
+_RUNS = tuple(dict.fromkeys((*_COMMON, "commands", "command", "workdir", *_OPTIONS)))
 _KEYS: dict[str, tuple[str, ...]] = {
     JOB: (*_RUNS, "array", "after", "project"),
     SCHEDULE: (*(key for key in _RUNS if key != "begin"), "schedule", "timezone"),

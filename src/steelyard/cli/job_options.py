@@ -99,6 +99,7 @@ _OPTIONS = (
     click.option(
         "--env", "env", multiple=True, metavar="K=V", help="Set a variable (K alone takes the caller's value). May be repeated."
     ),
+    click.option("--image", metavar="NAME", help="Run it in that image (`steelyard image ls`): its Python comes first in PATH."),
     click.option("--as-root", is_flag=True, help="Run as root (only for the admin of a Steelyard that root started)."),
 )  # fmt: skip
 
@@ -131,6 +132,7 @@ def make_spec(command: tuple[str, ...], asked: Mapping[str, Any], cwd: str, now:
         argv=command,
         cwd=cwd,
         env={key: os.environ[key] for key in PASSED_ON if key in os.environ} | parse_env(asked["env"]),
+        image=asked["image"] or "",
         resources=_make_resources(asked),
         as_root=asked["as_root"],
         priority=asked["priority"],

@@ -30,7 +30,7 @@ wrote them. Of an array its progress is shown, and the exit code is the highest.
 FILE.py[:NAME], without a `--` before it, is a function, a Class.method or a @app.local_entrypoint of the app in FILE.py. The app
 is deployed for this once: what it writes is shown on stderr, the result on stdout, and at the end all of it is deleted. Words
 behind it are its arguments, read by its annotations; `--help` there shows them. The exit code is 1 when it raises. Of the options
---cpus, --memory, --gpus, --timing, --env, --as-root, --python and --json apply, before the file.
+--cpus, --memory, --gpus, --timing, --env, --as-root, --image, --python and --json apply, before the file.
 
 \b
 Examples:
@@ -49,7 +49,7 @@ Examples:
 #: a Python file, and perhaps what of it
 _FUNCTION = re.compile(r".*\.py(:.*)?")
 #: options that mean something for a function too
-_FOR_FUNCTIONS = ("cpus", "memory", "gpus", "timing", "env", "as_root", "home", "python", "as_json")
+_FOR_FUNCTIONS = ("cpus", "memory", "gpus", "timing", "env", "as_root", "home", "image", "python", "as_json")
 #: options that mean nothing for a job
 _NOT_FOR_JOBS = ("python", "as_json")
 _META = __name__

@@ -19,6 +19,7 @@ from steelyard.cli.app_deploy import is_reached, make_override, make_wanted, put
 from steelyard.cli.app_file import Call, UserCodeFailed, check_python, lib_dir_for
 from steelyard.cli.ephemeral import LEASE_S, Ended, Lease, ended_by_signals, make_suffix
 from steelyard.cli.function_logs import FunctionLogs
+from steelyard.cli.image_ask import ensure_app_images
 from steelyard.cli.output import Progress, say
 from steelyard.cli.session import find_settings, open_client, read_token
 from steelyard.errors import Refused
@@ -53,8 +54,9 @@ def run_function(
 
 def _run(client: ApiClient, call: Call, environ: Mapping[str, str], as_json: bool, override: Mapping[str, Any]) -> int:
     progress, suffix = Progress(quiet=True), make_suffix()
+    images = ensure_app_images(client, call.app, Progress(), override)
     bundle = upload_code(client, call.app.root, progress)
-    wanted = make_wanted(call.app, bundle, suffix, override)
+    wanted = make_wanted(call.app, bundle, suffix, override, images)
     width = max(len(each.declared.fn) for each in wanted) if wanted else 0
     with Lease(client) as lease:
         views = []

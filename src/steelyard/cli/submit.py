@@ -34,9 +34,9 @@ Examples:
   steelyard submit --wait --wrap 'make -j4'
   next=$(steelyard submit --parsable --dependency=afterok:$first next.sh)
 """
-_OWN = (Option("json", "", NONE), Option("home"))
+_OWN = (Option("json", "", NONE), Option("home"), Option("image"))
 #: what this command does itself
-_OURS = {"json", "home", "test-only", "parsable", "wait", "quiet", "help", "usage"}
+_OURS = {"json", "home", "image", "test-only", "parsable", "wait", "quiet", "help", "usage"}
 
 
 class SubmitCommand(click.Command):
@@ -53,7 +53,7 @@ class SubmitCommand(click.Command):
 
 
 def _as_click(given: Given) -> str:
-    if given.option.name == "home":
+    if given.option.name in ("home", "image"):
         return given.text
     return "--help" if given.option.name == "usage" else f"--{given.option.name}"
 
@@ -64,6 +64,7 @@ def _as_click(given: Given) -> str:
 @click.option("--parsable", is_flag=True, help="Print the id alone.")
 @click.option("--wait", "-W", is_flag=True, help="Return when the job has ended, with its exit code.")
 @click.option("--quiet", "-Q", is_flag=True, help="Don't name what is ignored.")
+@click.option("--image", default="", metavar="NAME", help="Run it in that image (`steelyard image ls`).")
 @home_option
 @json_option
 @click.argument("words", nargs=-1, type=click.UNPROCESSED, metavar="[SCRIPT [ARGS]...]")
@@ -74,13 +75,14 @@ def submit(
     parsable: bool,
     wait: bool,
     quiet: bool,
+    image: str,
     home: Path | None,
     as_json: bool,
     words: tuple[str, ...],
 ) -> None:
     options: tuple[str, ...] = ctx.meta[__name__]
     script, name = _read(words, wrapped=any(option.startswith("--wrap=") for option in options))
-    data = ScriptSubmit(script, _here(), words[1:], options, clean(os.environ), name)
+    data = ScriptSubmit(script, _here(), words[1:], options, clean(os.environ), name, image)
     if test_only:
         _show(read_script(data, SystemClock().now_us()), as_json)
         return

@@ -13,14 +13,14 @@ from steelyard.model.ids import ImageId, JobId, ProjectName
 from steelyard.model.job import Owner
 
 
-class PythonBase(msgspec.Struct, frozen=True, tag_field="kind", tag="python"):
+class PythonBase(msgspec.Struct, frozen=True, tag_field="kind", tag="python", forbid_unknown_fields=True):
     """An interpreter of the machine, or one that uv brings along."""
 
     #: "3.11" or "3.11.9"
     version: str
 
 
-class PipInstall(msgspec.Struct, frozen=True, tag_field="kind", tag="pip"):
+class PipInstall(msgspec.Struct, frozen=True, tag_field="kind", tag="pip", forbid_unknown_fields=True):
     #: as PEP 508 writes them
     packages: tuple[str, ...] = ()
     #: sha256 of a bundle with a `requirements.txt`; "" without one
@@ -32,25 +32,25 @@ class PipInstall(msgspec.Struct, frozen=True, tag_field="kind", tag="pip"):
     pre: bool = False
 
 
-class UvSync(msgspec.Struct, frozen=True, tag_field="kind", tag="uv-sync"):
+class UvSync(msgspec.Struct, frozen=True, tag_field="kind", tag="uv-sync", forbid_unknown_fields=True):
     #: sha256 of a bundle with `uv.lock` and `pyproject.toml`
     files: str
     extras: tuple[str, ...] = ()
     groups: tuple[str, ...] = ()
 
 
-class SetEnv(msgspec.Struct, frozen=True, tag_field="kind", tag="env"):
+class SetEnv(msgspec.Struct, frozen=True, tag_field="kind", tag="env", forbid_unknown_fields=True):
     env: dict[str, str]
 
 
-class Copy(msgspec.Struct, frozen=True, tag_field="kind", tag="copy"):
+class Copy(msgspec.Struct, frozen=True, tag_field="kind", tag="copy", forbid_unknown_fields=True):
     #: sha256 of a bundle
     files: str
     #: where its content goes, below the image's folder of files; "" is that folder
     to: str = ""
 
 
-class Run(msgspec.Struct, frozen=True, tag_field="kind", tag="run"):
+class Run(msgspec.Struct, frozen=True, tag_field="kind", tag="run", forbid_unknown_fields=True):
     #: for /bin/sh, in the image's folder of files
     command: str
 
@@ -59,7 +59,7 @@ Base = PythonBase
 Step = PipInstall | UvSync | SetEnv | Copy | Run
 
 
-class ImageSpec(msgspec.Struct, frozen=True):
+class ImageSpec(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """Never changes; its name is its content (`lifecycle.image.name_layers`)."""
 
     base: Base

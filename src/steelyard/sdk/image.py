@@ -22,7 +22,33 @@ _VARIABLE = re.compile(r"[A-Za-z_][A-Za-z0-9_]*", re.ASCII)
 Path = str | PurePath
 
 
-class Image:
+#: of Modal, without a meaning yet or at all: said instead of "no attribute"
+_ELSEWHERE = {
+    "apt_install": "packages of the system come from the machine: have its admin install them there",
+    "from_registry": "container images are not there yet: install packages with pip_install",
+    "from_dockerfile": "container images are not there yet: install packages with pip_install",
+    "micromamba": "environments are made by uv: install packages with pip_install",
+    "micromamba_install": "environments are made by uv: install packages with pip_install",
+    "poetry_install_from_file": "export a requirements file and give it to pip_install(requirements=...)",
+    "run_function": "write what it does as a command: run('python -c ...')",
+    "dockerfile_commands": "container images are not there yet: write run(...) and copy(...)",
+}
+
+
+def _explain(name: str) -> str:
+    if name in _ELSEWHERE:
+        return f"Image.{name} has no meaning here: {_ELSEWHERE[name]}."
+    return f"'Image' object has no attribute {name!r}"
+
+
+class _Kind(type):
+    """`Image.from_registry(...)` is asked of the class."""
+
+    def __getattr__(cls, name: str) -> Any:
+        raise AttributeError(_explain(name))
+
+
+class Image(metaclass=_Kind):
     """Made by `Image.python(...)`. Equal where the steps are."""
 
     __slots__ = ("_base", "_steps")
@@ -155,29 +181,6 @@ class Image:
 
     def _with(self, **step: Any) -> Image:
         return Image(self._base, (*self._steps, step))
-
-
-#: of Modal, without a meaning yet or at all: said instead of "no attribute"
-_ELSEWHERE = {
-    "apt_install": "packages of the system come from the machine: have its admin install them there",
-    "from_registry": "container images are not there yet: install packages with pip_install",
-    "from_dockerfile": "container images are not there yet: install packages with pip_install",
-    "micromamba": "environments are made by uv: install packages with pip_install",
-    "micromamba_install": "environments are made by uv: install packages with pip_install",
-    "poetry_install_from_file": "export a requirements file and give it to pip_install(requirements=...)",
-    "run_function": "write what it does as a command: run('python -c ...')",
-    "dockerfile_commands": "container images are not there yet: write run(...) and copy(...)",
-}
-
-
-def _explain(name: str) -> str:
-    if name in _ELSEWHERE:
-        return f"Image.{name} has no meaning here: {_ELSEWHERE[name]}."
-    return f"'Image' object has no attribute {name!r}"
-
-
-class _Refusals(type):
-    pass
 
 
 def _path(path: Path) -> str:

@@ -10,10 +10,13 @@ import difflib
 import math
 import re
 from collections.abc import Callable, Mapping
-from typing import Any, TypedDict
+from typing import TYPE_CHECKING, Any, TypedDict
 
 from steelyard.sdk.errors import DeclarationError
 from steelyard.sdk.nouns import Cron, Every, check_name
+
+if TYPE_CHECKING:
+    from steelyard.sdk.image import Image
 
 Duration = str | float
 
@@ -30,8 +33,9 @@ class FunctionOptions(TypedDict, total=False):
     gpu: str
     timing: str
     env: Mapping[str, str]
-    #: interpreter of the code's environment
+    #: interpreter of the code's environment, or the environment itself
     python: str
+    image: Image
     min_replicas: int
     max_replicas: int
     buffer_replicas: int
@@ -81,7 +85,6 @@ ALIASES = {
 
 #: of Modal, without a meaning on one's own machines: said instead of "unknown"
 _ELSEWHERE = {
-    "image": "the code runs in an environment of this machine: `python=` (or deploy --python) names its interpreter",
     "mounts": "the folder of the file is captured as a whole, minus what .gitignore names",
     "region": "the machines are yours; there are no regions",
     "cloud": "the machines are yours; there is no cloud to choose",
@@ -110,6 +113,8 @@ def read_options(options: Mapping[str, Any], where: str) -> dict[str, Any]:
         except DeclarationError as err:
             raise DeclarationError(f"{where}: {written}={value!r}: {err}") from None
         read[key] = canonical
+    if "python" in read and "image" in read:
+        raise DeclarationError(f"{where}: an image brings its own Python: leave out python= or image=.")
     least, most = read.get("replicas_min", 0), read.get("replicas_max")
     if most is not None and least > most:
         raise DeclarationError(f"{where}: min_replicas {least} is more than max_replicas {most}.")
@@ -213,6 +218,14 @@ def _scale_on(value: Any) -> tuple[str, Any]:
     return "scale_on", [{"metric": metric, "target": float(target)} for metric, target in value.items()]
 
 
+def check_image(value: Any) -> dict[str, Any]:
+    """As JSON. DeclarationError."""
+    # by its shape: the class need not be loaded where nobody has an image
+    if type(value).__name__ != "Image" or not hasattr(value, "as_json"):
+        raise DeclarationError(f"image={value!r} is no image: write for example sy.Image.python('3.11').pip_install('numpy').")
+    return value.as_json()
+
+
 def _schedule(value: Any) -> tuple[str, Any]:
     if not isinstance(value, Cron | Every):
         raise DeclarationError("it is sy.Cron('*/5 * * * *') or sy.Every(minutes=5).")
@@ -227,6 +240,7 @@ _READERS: dict[str, Reader] = {
     "timing": _text("timing", "best-effort", "dedicated"),
     "env": _env,
     "python": _text("python"),
+    "image": lambda value: ("image", check_image(value)),
     "min_replicas": _whole("replicas_min", 0, 1000),
     "max_replicas": _whole("replicas_max", 1, 1000),
     "buffer_replicas": _whole("buffer_replicas", 0, 1000),
