@@ -33,6 +33,11 @@ from steelyard.wire.agent import AssignedFunction, AssignedImages, AssignedJob, 
 log = logging.getLogger(__name__)
 
 MISSING = str(Reason.IMAGE_MISSING)
+#: what of our own environment builds are given: how the site reaches package indexes
+SITE_VARIABLES = (
+    *("UV_CONFIG_FILE", "SSL_CERT_FILE", "SSL_CERT_DIR"),
+    *(each for name in ("HTTP_PROXY", "HTTPS_PROXY", "ALL_PROXY", "NO_PROXY") for each in (name, name.lower())),
+)
 #: of the home's disk, unless `up` was told
 DISK_SHARE = 0.25
 
@@ -85,7 +90,8 @@ def start_builder(images: Path, job: AssignedJob, ids: tuple[int, int] | None) -
     except OSError as err:
         raise EdgeFailed(f"{folder} could not be made: {err.strerror}", code="start-failed") from err
     argv = (sys.executable, "-I", "-m", "steelyard.runtime.image.build", job.spec.builds)
-    return argv, {"STEELYARD_IMAGES": str(folder), "STEELYARD_UV": find_uv()}
+    site = {name: os.environ[name] for name in SITE_VARIABLES if name in os.environ}
+    return argv, site | {"STEELYARD_IMAGES": str(folder), "STEELYARD_UV": find_uv()}
 
 
 class ImageKeeper:

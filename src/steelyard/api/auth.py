@@ -32,7 +32,7 @@ CODE_PATH = "/v1/bundles/"
 #: what a job's own processes may call
 JOB_PATHS = ("/v1/jobs", "/v1/scripts")
 #: what those of a job that builds an image may read
-BUILD_PATHS = ("/v1/images", "/v1/bundles")
+_READ_PARTS = re.compile(r"/v1/(images|bundles)/[^/]+")
 #: what those of jobs and functions may call
 CALL_PATHS = ("/v1/calls", "/v1/call-key")
 _MAKE_CALL = re.compile(r"/v1/functions/[^/]+/calls")
@@ -139,7 +139,7 @@ class TokenGate:
         path = scope["path"]
         one = {"POST": _MAKE_CALL, "GET": _READ_ENDS}.get(scope["method"])
         calls = _below(path, CALL_PATHS) or (one is not None and one.fullmatch(path) is not None)
-        builds = scope["method"] == "GET" and _below(path, BUILD_PATHS)
+        builds = scope["method"] == "GET" and _READ_PARTS.fullmatch(path) is not None
         if not calls and not builds and not _below(path, JOB_PATHS):
             return None
         caller = self._tokens.check(_shown(scope))

@@ -66,7 +66,9 @@ def build(
     home: Path | None,
     as_json: bool,
 ) -> None:
+    from steelyard.cli.attach import make_patience
     from steelyard.cli.image_ask import ensure_image, make_image_spec
+    from steelyard.clock import SystemClock
 
     folder = Path(os.getcwd())
     if len(targets) == 1 and (targets[0].endswith(".py") or ".py:" in targets[0]):
@@ -75,9 +77,9 @@ def build(
         asked, folder = _read_file(targets[0], home)
     else:
         asked = _compose(targets, requirements, uv_lock, python, env)
-    progress = Progress()
+    progress, patience = Progress(), make_patience(home, SystemClock())
     with open_client(home) as client:
-        view = ensure_image(client, make_image_spec(client, asked, folder, progress), progress, name)
+        view = ensure_image(client, make_image_spec(client, asked, folder, progress), progress, patience, name)
     if as_json:
         print_json(view)
         return

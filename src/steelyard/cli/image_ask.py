@@ -10,13 +10,14 @@ import json
 import re
 from collections import deque
 from collections.abc import Mapping
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import msgspec
 
 from steelyard.cli.app_file import AppFile
-from steelyard.cli.attend import START, cursor_after
+from steelyard.cli.attend import START, Patience, cursor_after
 from steelyard.cli.bundle import Bundle, capture_files, capture_folder
 from steelyard.cli.follow import Lines
 from steelyard.cli.job_logs import poll_job
@@ -36,7 +37,7 @@ _ELSEWHERE = re.compile(r"^\s*(-r|--requirement|-c|--constraint|-e|--editable)\b
 
 
 def ensure_app_images(
-    client: ApiClient, app: AppFile, progress: Progress, override: Mapping[str, Any] | None = None
+    client: ApiClient, app: AppFile, progress: Progress, patience: Patience, override: Mapping[str, Any] | None = None
 ) -> dict[str, str]:
     """Ids of the images that its functions ask for, by the function's name in the file; built before this returns, each once.
     With an `image` or `python` in `override` those in the file do not count. Raises Refused when one can't be built."""
@@ -49,7 +50,8 @@ def ensure_app_images(
             continue
         key = json.dumps(declared.image, sort_keys=True)
         if key not in made:
-            made[key] = ensure_image(client, make_image_spec(client, declared.image, app.file.parent, progress), progress).id
+            spec = make_image_spec(client, declared.image, app.file.parent, progress)
+            made[key] = ensure_image(client, spec, progress, patience).id
         ids[declared.fn] = made[key]
     return ids
 
@@ -81,19 +83,21 @@ def make_image_spec(client: ApiClient, asked: Mapping[str, Any], folder: Path, p
     return msgspec.convert({"base": asked["base"], "steps": steps}, ImageSpec)
 
 
-def ensure_image(client: ApiClient, spec: ImageSpec, progress: Progress, name: str = "") -> ImageView:
+def ensure_image(client: ApiClient, spec: ImageSpec, progress: Progress, patience: Patience, name: str = "") -> ImageView:
     """There when this returns. Raises Refused, with the step that failed and what was said last."""
-    view = client.fetch(ImageView, "POST", "/v1/images", body=ImageBuild(spec, name), key=new_key())
+    key = new_key()
+    body = ImageBuild(spec, name)
+    view = patience.call(lambda: client.fetch(ImageView, "POST", "/v1/images", body=body, key=key), "asking for the image")
     if view.state == ImageState.READY:
         return view
     said = _Said(progress, name or view.id[:12])
     cursor, ended = START, False
     while view.state == ImageState.BUILDING:
         if not ended:
-            chunk = poll_job(client, view.job, cursor, POLL_S)
+            chunk = patience.call(partial(poll_job, client, view.job, cursor, POLL_S), "the build")
             cursor, ended = cursor_after(chunk), chunk.ended
             said.note(chunk, view.job)
-        view = client.fetch(ImageView, "GET", f"/v1/images/{view.id}", params={"wait_s": POLL_S if ended else 0.0}, wait_s=POLL_S)
+        view = patience.call(partial(_look, client, view.id, POLL_S if ended else 0.0), "the build")
     progress.clear()
     if view.state != ImageState.READY:
         quoted = said.quote()
@@ -102,7 +106,11 @@ def ensure_image(client: ApiClient, spec: ImageSpec, progress: Progress, name: s
             f"or started; `steelyard logs {view.job}` has all that was said.",
             code="image-failed",
         )
-    return client.fetch(ImageView, "GET", f"/v1/images/{view.id}")
+    return view
+
+
+def _look(client: ApiClient, image: str, wait_s: float) -> ImageView:
+    return client.fetch(ImageView, "GET", f"/v1/images/{image}", params={"wait_s": wait_s}, wait_s=wait_s)
 
 
 class _Said:

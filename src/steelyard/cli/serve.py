@@ -26,7 +26,8 @@ from steelyard.cli.app_deploy import (
     wait_settled,
 )
 from steelyard.cli.app_file import AppFile, Declared, Description, check_python, declares_app, load_app_apart, parse_file
-from steelyard.cli.attend import START
+from steelyard.cli.attach import make_patience
+from steelyard.cli.attend import START, Patience
 from steelyard.cli.deploy import read_target
 from steelyard.cli.deploy_app import choose_function
 from steelyard.cli.ephemeral import LEASE_S, Ended, Lease, ended_by_signals
@@ -74,7 +75,7 @@ def serve(env: tuple[str, ...], python: str | None, public: bool, home: Path | N
     try:
         with ended_by_signals(), open_client(home) as client, FunctionLogs(client, 8) as logs, Lease(client) as lease:
             saves = Saves(app.root, clock)
-            session = _Session(client, lease, logs, source, override, saves, clock)
+            session = _Session(client, lease, logs, source, override, saves, clock, make_patience(home, clock))
             session.begin(app)
             while True:
                 session.reload(saves.take())
@@ -122,7 +123,9 @@ class _Session:
         override: Mapping[str, Any],
         saves: Saves,
         clock: Clock,
+        patience: Patience,
     ) -> None:
+        self._patience = patience
         self._client, self._lease, self._logs = client, lease, logs
         self._source, self._override = source, override
         self._saves, self._clock = saves, clock
@@ -137,7 +140,7 @@ class _Session:
     def begin(self, app: AppFile) -> None:
         self._check_others(app)
         progress = Progress()
-        self._images = ensure_app_images(self._client, app, progress, self._override)
+        self._images = ensure_app_images(self._client, app, progress, self._patience, self._override)
         self._bundle = upload_code(self._client, app.root, progress)
         views = self._put(make_wanted(app, self._bundle, SUFFIX, self._override, self._images))
         rows: list[tuple[str, ...]] = []
@@ -171,7 +174,7 @@ class _Session:
             views = self._put(make_wanted(self._app, bundle, SUFFIX, self._override, self._images))
             failed = self._tell(views, save)
             app = declared.result()
-            self._images = ensure_app_images(self._client, app, Progress(), self._override)
+            self._images = ensure_app_images(self._client, app, Progress(), self._patience, self._override)
         except SteelyardError as err:
             # the traceback of a file that can't be imported is here too
             say(f"steelyard: {err.public}")

@@ -100,7 +100,7 @@ def decide(seen: Seen, now: int) -> Actions:
         return Actions(now=now)
     there = {(each.uid, each.id): each for each in seen.node.layers}
     after = [judge(image, job, there.get((image.owner.uid, image.id)), now) for image, job in seen.images]
-    evicted = choose_evictions(after, seen.node.layers, seen.users, seen.node.budget_bytes)
+    evicted = choose_evictions(after, seen.node.layers, seen.users, seen.node.budget_bytes, now)
     changed = [new for new, (old, _) in zip(after, seen.images, strict=True) if new is not old and new not in evicted]
     return Actions(tuple(changed), tuple(evicted), now)
 

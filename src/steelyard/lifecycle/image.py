@@ -31,6 +31,8 @@ SPEC_BYTES_MAX = 64 << 10
 PREFIX_MIN = 6
 #: `used_at` need not be written more often
 USED_STEP_US = 3600 * 1_000_000
+#: what was just built is about to be used
+NEW_US = 60 * 1_000_000
 LATE_US = 60 * 1_000_000
 
 _VERSION = re.compile(r"3\.\d{1,2}(\.\d{1,3})?", re.ASCII)
@@ -200,9 +202,13 @@ def _explain_end(job: Job | None, now: int) -> str:
 
 
 def choose_evictions(
-    images: Sequence[Image], seen: Collection[ImageSeen], pinned: Collection[tuple[int, ImageId]], budget_bytes: int
+    images: Sequence[Image],
+    seen: Collection[ImageSeen],
+    pinned: Collection[tuple[int, ImageId]],
+    budget_bytes: int,
+    now: int,
 ) -> list[Image]:
-    """The least recently used that must go, so that what lies on the disk fits. What is built or pinned stays; a step that
+    """The least recently used that must go, so that what lies on the disk fits. What is built, new or pinned stays; a step that
     several images share goes with the last of them. 1. least recently used 2. the oldest."""
     own = {(each.uid, each.id): each.added_bytes for each in seen}
     layers: Mapping[int, tuple[tuple[int, ImageId], ...]] = {
@@ -214,7 +220,8 @@ def choose_evictions(
         if sum(own.get(name, 0) for name in {name for names in kept.values() for name in names}) <= budget_bytes:
             break
         image = images[at]
-        if image.state is not ImageState.BUILDING and (image.owner.uid, image.id) not in pinned:
+        new = now - max(image.used_at, image.built_at or 0) < NEW_US
+        if image.state is not ImageState.BUILDING and not new and (image.owner.uid, image.id) not in pinned:
             del kept[at]
             chosen.append(image)
     return chosen
