@@ -29,17 +29,16 @@ def uv() -> str:
 
 def install() -> None:
     """Raises RuntimeError with the installer's last line."""
+    # bytecode as we have it: else every start of theirs would compile what it imports
+    install = [uv(), "pip", "install", "--quiet", "--compile-bytecode", "--python", str(PYTHON), *PACKAGES]
     stamp = FOLDER / ".done"
-    if stamp.exists() and stamp.read_text() == " ".join(PACKAGES):
+    if stamp.exists() and stamp.read_text() == " ".join(install[1:]):
         return
-    for command in (
-        [uv(), "venv", "--quiet", "--clear", "--python", sys.executable, str(FOLDER)],
-        [uv(), "pip", "install", "--quiet", "--python", str(PYTHON), *PACKAGES],
-    ):
+    for command in ([uv(), "venv", "--quiet", "--clear", "--python", sys.executable, str(FOLDER)], install):
         done = subprocess.run(command, capture_output=True, text=True, timeout=900)
         if done.returncode:
             raise RuntimeError(done.stderr.strip().splitlines()[-1] if done.stderr.strip() else "the installation failed")
-    stamp.write_text(" ".join(PACKAGES))
+    stamp.write_text(" ".join(install[1:]))
 
 
 def version(package: str) -> str:

@@ -7,7 +7,7 @@ Sockets live outside the home, under a short run directory, because a Unix socke
 from __future__ import annotations
 
 import os
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import msgspec
@@ -79,6 +79,11 @@ class Paths(msgspec.Struct, frozen=True):
     def workloads(self) -> Path:
         """One folder per attempt or replica: its stdout and stderr."""
         return self.home / "workloads"
+
+    @property
+    def volumes(self) -> Path:
+        """One folder per volume that has none elsewhere, its owner's alone."""
+        return self.home / "volumes"
 
     @property
     def gateway(self) -> Path:
@@ -163,7 +168,6 @@ def default_home(environ: dict[str, str], uid: int) -> Path:
 def make_paths(home: Path, environ: dict[str, str], uid: int) -> Paths:
     """The paths of a home. The run directory's name is a hash of the home's real path, so homes never collide."""
     import hashlib  # imported here: 5 MB that the spawner, which only writes files, must not carry
-    import tempfile
 
     home = Path(os.path.realpath(home))
     tag = hashlib.sha256(str(home).encode()).hexdigest()[:8]
@@ -172,6 +176,8 @@ def make_paths(home: Path, environ: dict[str, str], uid: int) -> Paths:
     elif environ.get("XDG_RUNTIME_DIR"):
         base = Path(environ["XDG_RUNTIME_DIR"]) / "steelyard"
     else:
+        import tempfile
+
         base = Path(tempfile.gettempdir()) / f"steelyard-{uid}"
     return Paths(home=home, run=base / tag)
 
@@ -217,19 +223,23 @@ def write_file(path: Path, data: bytes, mode: int = 0o600) -> None:
     sync_folder(path.parent)
 
 
-def write_files(files: Sequence[tuple[Path, bytes]], mode: int = 0o600) -> list[OSError | None]:
+def write_files(
+    files: Sequence[tuple[Path, bytes]], mode: int = 0o600, spare: Callable[[Path], Path | None] = lambda folder: None
+) -> list[OSError | None]:
     """`write_file` for many at once, which costs the disk little more than one: everything is written before the first fsync, and
-    each folder is synced once. Per file None, or why it is not there (any more: a failed fsync of its folder counts too)."""
+    each folder is synced once. `spare` names a file of that folder and mode that may be written over in the place of a new one.
+    Per file None, or why it is not there (any more: a failed fsync of its folder counts too)."""
     results: list[OSError | None] = [None] * len(files)
     opened: dict[int, tuple[int, Path]] = {}
     for at, (path, data) in enumerate(files):
-        temp = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+        temp = spare(path.parent) or path.with_name(f".{path.name}.{os.getpid()}.tmp")
         try:
-            opened[at] = (os.open(temp, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC, mode), temp)
+            opened[at] = (os.open(temp, os.O_WRONLY | os.O_CREAT | os.O_CLOEXEC, mode), temp)
             os.fchmod(opened[at][0], mode)
             view = memoryview(data)
             while view:
                 view = view[os.write(opened[at][0], view) :]
+            os.ftruncate(opened[at][0], len(data))
         except OSError as err:
             results[at] = err
     for at, (fd, temp) in opened.items():

@@ -18,9 +18,9 @@ from msgspec.structs import replace
 
 from steelyard.errors import Conflict, EdgeFailed, SteelyardError
 from steelyard.model.batch import ArrayPlace
+from steelyard.model.built_image import Image, ImageSpec, ImageState, PythonBase
 from steelyard.model.call import CallState
 from steelyard.model.ids import DEFAULT_PROJECT, FunctionName, ImageId, JobId, ProjectName
-from steelyard.model.image import Image, ImageSpec, ImageState, PythonBase
 from steelyard.model.job import JobState, Owner
 from steelyard.model.site import Account, Quota, Schedule
 from steelyard.model.volume import Volume

@@ -26,6 +26,7 @@ from steelyard.host.journal import SettingsJournal
 from steelyard.host.machine import observe_machine
 from steelyard.host.proc import boot_id, observe_processes
 from steelyard.host.scratch import ScratchDisk
+from steelyard.host.volumes import VolumeFolders
 from steelyard.model.batch import Gang
 from steelyard.model.ids import DEFAULT_PROJECT, AttemptId, JobId
 from steelyard.model.job import JobSpec, Owner, Plan
@@ -76,9 +77,10 @@ class KeeperRig:
         self.runtime = runtime
         scratch = ScratchKeeper(ScratchDisk(self.paths.home, cgroup_tag(self), configured=self.paths.home))
         usage = UsageKeeper(self.rig.cgroups, clock, None, scratch.peak_bytes)
+        volumes = VolumeFolders(self.paths.volumes, ())
         return JobKeeper(
             self.paths, SETTINGS, self.machine, runtime, cleanup, self.rig.cgroups, clock, self.timing,
-            self.changed.set, self.devices, Presence(None), Holdings(scratch, usage, self.rig.cgroups),
+            self.changed.set, self.devices, Presence(None), Holdings(scratch, usage, self.rig.cgroups, volumes),
             "/nonexistent",
         )  # fmt: skip
 

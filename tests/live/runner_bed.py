@@ -146,7 +146,7 @@ class Bed:
     def _listen(self, name: str) -> socket.socket:
         control = socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET)
         control.bind(str(self.folder / name))
-        control.listen(8)
+        control.listen(128)
         return control
 
     async def ready(self, timeout_s: float = 20.0) -> TemplateStatus:

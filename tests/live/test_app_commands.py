@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import signal
+import subprocess
 import sys
 import threading
 from pathlib import Path
@@ -116,6 +117,17 @@ def test_ctrl_c_deletes_and_a_killed_command_leaves_it_to_the_lease(shared: Clus
     assert all(each["expires_at"] is not None for each in left)
     shared.api("POST", "/v1/leases", {"names": [each["name"] for each in left], "lease_s": 0})
     assert names(shared) == []
+
+
+def test_output_is_shown_on_after_a_restart_of_the_server(shared: Cluster) -> None:
+    file = write(shared, PLAIN)
+    with Served(shared, "--public", f"{file}:app") as served:
+        assert shared.call("/shop-dev/").body == b"open"
+        served.wait_for("[shop] asked")
+        shared.wait_replaced("server", shared.kill("server"))
+        shared.wait_ready()
+        assert shared.call("/shop-dev/").body == b"open"
+        served.wait_for("[shop] asked")
 
 
 def test_what_nobody_renews_is_deleted(shared: Cluster) -> None:
@@ -296,3 +308,28 @@ class Served:
         with self._news:
             assert self._news.wait_for(lambda: words in self.text[self._told :], 20), self.text
             self._told = self.text.index(words, self._told) + len(words)
+
+
+HEAVY = {
+    "asyncio", "concurrent.futures", "difflib", "email", "http.client", "httpx2", "importlib.metadata", "logging", "pydantic",
+    "multiprocessing", "rich", "secrets", "sqlalchemy", "ssl", "subprocess", "yaml",
+}  # fmt: skip
+#: modules in all, the interpreter's own among them: each takes its share of a millisecond from whoever waits
+MODULES_MAX = {"ps": 180, "functions": 180, "run": 250}
+
+
+def test_commands_import_nothing_heavy_on_their_way(shared: Cluster) -> None:
+    file = write(shared, APP)
+    look = (
+        "import atexit, sys\n"
+        "from steelyard.cli.main import main\n"
+        "atexit.register(lambda: print(*sys.modules, file=sys.stderr))\n"
+        "main(sys.argv[1:])"
+    )
+    for words in (("ps",), ("functions",), ("run", f"{file}:price", "tea")):
+        command = [sys.executable, "-P", "-c", look, *words]
+        done = subprocess.run(command, env=shared.environ(), cwd=shared.folder, capture_output=True, text=True, timeout=60)
+        assert done.returncode == 0, done.stderr
+        modules = set(done.stderr.splitlines()[-1].split())
+        assert not HEAVY & modules, words
+        assert len(modules) <= MODULES_MAX[words[0]], (words, len(modules))

@@ -43,7 +43,7 @@ def test_a_script_runs_with_its_arguments_and_what_it_was_told_and_can_not_be_ch
         say = 'echo "$1 $STEELYARD_RESTART_COUNT $STEELYARD_ARRAY_INDEX $STEELYARD_API_URL" >&2'
         text = f'#!/bin/sh\n{say}\necho "" >> $0 || cat $0\n'
         array = ArrayPlace(JobId("j-9"), 7, 8, 0, 7)
-        rig.assign(make_job("one", script=text, restarts=2, array=array, token="secret"))
+        rig.assign(make_job("train.sh", "one", script=text, restarts=2, array=array, token="secret"))
         ended = await rig.until_phase("ended", "not-started")
         assert (ended.phase, ended.exit_code) == ("ended", 0), ended
         assert rig.log(stream="stderr").splitlines()[0] == "one 2 7 http://127.0.0.1:1"

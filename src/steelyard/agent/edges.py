@@ -14,6 +14,7 @@ from steelyard.host import Cgroups
 from steelyard.host.journal import SettingsJournal
 from steelyard.host.scratch import ScratchDisk
 from steelyard.host.sockdiag import SocketQueue
+from steelyard.host.volumes import VolumeFolders
 from steelyard.model.machine import Machine
 from steelyard.model.topology import Topology
 from steelyard.runtime.process import ProcessRuntime
@@ -44,5 +45,6 @@ class Edges:
     #: bytes of their own that all templates together may hold before the least recently used is evicted
     template_budget_bytes: int
     scratch: ScratchDisk
+    volumes: VolumeFolders
     #: reads the machine's topology anew; None: drift can't be watched
     observe_topology: Callable[[], Topology] | None = None

@@ -25,6 +25,7 @@ from steelyard.agent.template_process import KIND as TEMPLATE
 from steelyard.agent.template_show import show_templates
 from steelyard.agent.template_tree import TemplateTree
 from steelyard.agent.trial import socket_name, socket_path
+from steelyard.agent.weights import Weights, WeightsKeeper
 from steelyard.errors import SteelyardError
 from steelyard.gateway import GatewayDesired
 from steelyard.model.coldstart import ColdStart
@@ -35,7 +36,7 @@ from steelyard.model.machine import HeldPlan
 from steelyard.model.template import TemplateSeen
 from steelyard.runtime.process import Adopted, AdoptedState
 from steelyard.scaling.share import CPU_OVERCOMMIT, Budget, divide
-from steelyard.wire.agent import AssignedFunction, FunctionSeen, ScalingSeen, digest_keys
+from steelyard.wire.agent import AssignedFunction, Assignment, FunctionSeen, ScalingSeen, digest_keys
 from steelyard.wire.spawn import Exited
 
 log = logging.getLogger(__name__)
@@ -64,6 +65,10 @@ class FunctionKeeper:
         self._devices, self._presence, self._lending = devices, presence, lending
         self._on_change, self._on_coldstart = on_change, on_coldstart
         self.tree = TemplateTree(edges, ledger)
+        self._weights = WeightsKeeper(edges.machine.memory_bytes, edges.clock)
+        #: function -> its weights, of the assignment that was looked at last
+        self._weights_of: dict[FunctionName, str] = {}
+        self._weighed: Assignment | None = None
         self._hosts: dict[FunctionName, FunctionHost] = {}
         self._keys: tuple[str, ...] = ()
         self._gateway_lock = asyncio.Lock()
@@ -215,7 +220,8 @@ class FunctionKeeper:
         found = []
         for revision in revisions:
             serving = sum(replica.state == "serving" for replica in revision.live)
-            found.append(revision.scaler.seen(serving, len(revision.live) - serving))
+            seen = revision.scaler.seen(serving, len(revision.live) - serving)
+            found.append(msgspec.structs.replace(seen, text=seen.text + self._weights.tell(name)))
         return tuple(found)
 
     def _look_at_pending(self) -> None:
@@ -397,6 +403,19 @@ class FunctionKeeper:
     def _children(self, templates: dict[str, TemplateKeeper]) -> dict[str, int]:
         return self.tree.children(each.process for each in templates.values() if each.process is not None)
 
+    def look_at_weights(self, available_bytes: int) -> None:
+        """Of the functions that have some: a thousand others cost this nothing."""
+        assignment = self._ledger.assignment
+        if assignment is not self._weighed:
+            self._weighed = assignment
+            self._weights_of = {each.name: each.spec.weights for each in assignment.functions if each.spec.weights}
+        wanted = [
+            Weights(name, path, not any(revision.replicas for revision in host.hosts))
+            for name, path in self._weights_of.items()
+            if (host := self._hosts.get(name)) is not None
+        ]
+        self._weights.look(wanted, available_bytes)
+
     def check_memory(self, available_bytes: int) -> None:
         """Evict templates when they hold more than their budget or the machine runs short; bring back one that was missed since
         when there is room, or when others were not wanted for longer."""
@@ -440,6 +459,7 @@ class FunctionKeeper:
         return [TemplateUse(key, node.own_bytes, node.last_used_ns, kind(node)) for key, node in self.tree.nodes.items()]
 
     def close(self) -> None:
+        self._weights.close()
         for host in self._hosts.values():
             host.close()
 

@@ -1,17 +1,21 @@
-"""What does a job hold and use beside its processes, cores and devices? Scratch space, limits of disk traffic, and its counters.
+"""What does a job hold and use beside its processes, cores and devices? Scratch space, volumes, limits of disk traffic, and its
+counters.
 
 Joins the keepers of each for the job keeper, which tells of starts and ends and asks for a proof's lines.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 
 from steelyard.agent.scratch import ScratchKeeper
 from steelyard.agent.usage import UsageKeeper
 from steelyard.host import Cgroups
+from steelyard.host.volumes import VolumeFolders, observe_mounted
+from steelyard.lifecycle.mounts import render_mount
 from steelyard.model.ids import AttemptId, WorkloadId
 from steelyard.model.job import Plan, Resources
+from steelyard.model.mount import MountedVolume
 from steelyard.model.usage import Usage
 from steelyard.wire.spawn import Exited
 
@@ -22,8 +26,9 @@ V1_WRITES = (
 
 
 class Holdings:
-    def __init__(self, scratch: ScratchKeeper, usage: UsageKeeper, cgroups: Cgroups) -> None:
+    def __init__(self, scratch: ScratchKeeper, usage: UsageKeeper, cgroups: Cgroups, volumes: VolumeFolders) -> None:
         self.scratch, self.usage = scratch, usage
+        self.volumes = volumes
         self._cgroups = cgroups
 
     async def prepare(self, workload: WorkloadId, asked: Resources, ids: tuple[int, int] | None) -> Mapping[str, str]:
@@ -51,11 +56,16 @@ class Holdings:
 
     # -- the proof
 
-    def asked(self, asked: Resources, plan: Plan) -> dict[str, object]:
-        return {"scratch_bytes": asked.scratch_bytes, "io_max_bytes_s": plan.io_max_bytes_s}
+    def asked(self, asked: Resources, plan: Plan, volumes: Sequence[MountedVolume]) -> dict[str, object]:
+        mounted = [render_mount(each.name, each.path, each.read_only) for each in volumes if each.path]
+        return {"scratch_bytes": asked.scratch_bytes, "io_max_bytes_s": plan.io_max_bytes_s, "volumes": mounted or None}
 
-    def got(self, workload: WorkloadId, io_max_bytes_s: int | None) -> dict[str, object]:
-        return {**self.scratch.got(workload), "io_max_bytes_s": io_max_bytes_s}
+    def got(
+        self, workload: WorkloadId, io_max_bytes_s: int | None, pids: Sequence[int], volumes: Sequence[MountedVolume]
+    ) -> dict[str, object]:
+        """`volumes` are looked at in one process: the others came from it."""
+        mounted = observe_mounted(pids[0], volumes) if pids and any(each.path for each in volumes) else None
+        return {**self.scratch.got(workload), "io_max_bytes_s": io_max_bytes_s, "volumes": mounted}
 
     def explain(self, workload: WorkloadId, plan: Plan) -> tuple[str, ...]:
         """What is asked for and not enforced, sentences."""

@@ -22,8 +22,8 @@ from steelyard.agent.identity import PATH
 from steelyard.config import Paths, Settings
 from steelyard.errors import EdgeFailed
 from steelyard.lifecycle.image import image_environment
+from steelyard.model.built_image import ImageSeen
 from steelyard.model.ids import ImageId
-from steelyard.model.image import ImageSeen
 from steelyard.model.job import Owner
 from steelyard.model.reason import Reason
 from steelyard.runtime.image.layer import Marker, list_layers, read_layer, sweep

@@ -65,7 +65,7 @@ class JobProofs:
             return  # it ended while we looked: the last reading stands
         got |= self._timing.got(job, pids, "cpuset" in self._cgroups.controllers)
         got |= got_devices(job.plan, pids, self._machine.topology)
-        got |= self._holdings.got(member.workload, reading.io_max_bytes_s)
+        got |= self._holdings.got(member.workload, reading.io_max_bytes_s, pids, job.volumes)
         shared, said = explain_share(job.plan, mps)
         forbidden, notes = self._timing.explain(job)
         forbidden, notes = (*forbidden, *shared, *self._holdings.explain(member.workload, job.plan)), (*notes, *said)
@@ -92,5 +92,5 @@ class JobProofs:
             "cgroup": self._cgroups.path(member.workload) if enforced else None,
             **self._timing.asked(job),
             **asked_devices(job.plan, self._machine.topology),
-            **self._holdings.asked(job.spec.each, job.plan),
+            **self._holdings.asked(job.spec.each, job.plan, job.volumes),
         }

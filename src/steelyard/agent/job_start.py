@@ -26,6 +26,7 @@ from steelyard.errors import EdgeFailed, SteelyardError
 from steelyard.host.as_user import find_newest
 from steelyard.lifecycle.environment import make_environment
 from steelyard.lifecycle.launch import Facts, Launch, list_ports, make_launches, ports_wanted
+from steelyard.lifecycle.mounts import make_variables, to_machine, to_workload
 from steelyard.lifecycle.slurm_environment import add_slurm, is_told, make_slurm_environment
 from steelyard.model.machine import Machine
 from steelyard.model.reason import Reason
@@ -82,7 +83,7 @@ class JobStarter:
         envs = [self._make_env(job, member, launch, ids) for member, launch in zip(attempt.members, launches, strict=True)]
         outputs = Outputs(job.spec.stdout, job.spec.stderr, job.spec.truncate_output)
         if job.spec.stdout is not None or job.spec.stderr is not None:
-            self._files.write_outputs(job.attempt, outputs, ids)
+            self._files.write_outputs(job.attempt, _seen_by_us(outputs, job), ids)
         self._presence.check(job.plan)
         if job.plan.cpus:
             self._share_cpus()
@@ -91,6 +92,8 @@ class JobStarter:
             await self._devices.note_start(job.plan)
         for member, env in zip(attempt.members, envs, strict=True):
             env.update(await self._holdings.prepare(member.workload, job.spec.each, ids))
+        needed = [env.get("STEELYARD_SCRATCH", "") for env in envs]
+        mounts = await self._holdings.volumes.mounts(job.volumes, ids[0] if ids else os.geteuid(), needed)
         wanted = [Wanted(member.workload, member.plan, _labels(job, attempt, member)) for member in attempt.members]
         await self._runtime.prepare_all(wanted, kind=KIND)
         for member, launch, env in zip(attempt.members, launches, envs, strict=True):
@@ -110,6 +113,7 @@ class JobStarter:
                 gid=ids[1] if ids else None,
                 # of all that write one file, the first alone may empty it
                 outputs=outputs if not member.rank else Outputs(outputs.stdout, outputs.stderr),
+                mounts=mounts,
             )
             member.handle = handle
             if member.phase == "starting":  # a short one may have ended already
@@ -131,7 +135,7 @@ class JobStarter:
             api_url=self._settings.api_url,
             ca_file=self._settings.tls_cert or "",
             restarts=job.restarts,
-            checkpoint=await asyncio.to_thread(find_newest, spec.checkpoint_dir, ids) if spec.checkpoint_dir else "",
+            checkpoint=await _find_checkpoint(job, ids) if spec.checkpoint_dir else "",
             script="" if spec.script is None else self._files.write_script(job.attempt, spec.script, ids),
             hostfile="" if gang is None else self._files.write_hostfile(job.attempt, gang, hosts),
             heartbeat=self._files.make_beat(job.attempt, ids) if watches_beats(spec) else "",
@@ -162,6 +166,7 @@ class JobStarter:
         env = make_env(enter_job(self._images, job), str(self._files.folder(job.attempt)), ids, job.owner)
         env = make_environment(member.plan, self._machine.topology, env, mps=shares_by_mps(member.plan)) | launch.env
         script = job.spec.script is not None
+        env |= make_variables(job.volumes)
         facts = self._slurm_facts(job, member, ids) if is_told(job.spec) else {}
         if script:
             facts["STEELYARD_STEPS"] = self._files.make_steps(job.attempt, ids)
@@ -186,6 +191,18 @@ class JobStarter:
             gid=ids[1] if ids else None,
             gpu_indices={gpu.id: gpu.index for gpu in topology.gpus if gpu.index is not None} if topology else {},
         )
+
+
+async def _find_checkpoint(job: AssignedJob, ids: Ids) -> str:
+    """As the job will name it: it may be in a volume."""
+    folder = to_machine(job.spec.checkpoint_dir or "", job.volumes)
+    return to_workload(await asyncio.to_thread(find_newest, folder, ids), job.volumes)
+
+
+def _seen_by_us(outputs: Outputs, job: AssignedJob) -> Outputs:
+    """Where `logs` finds the files that the job opens."""
+    paths = [None if path is None else to_machine(path, job.volumes) for path in (outputs.stdout, outputs.stderr)]
+    return Outputs(*paths, truncate=outputs.truncate)
 
 
 def _labels(job: AssignedJob, attempt: Attempt, member: Member) -> dict[str, str]:

@@ -78,6 +78,8 @@ log = logging.getLogger(__name__)
 
 #: in the environment of what `srun` started
 STEP = "SLURM_STEP_ID"
+#: what has just been started has no limit that is sooner over
+STEP_SOON_S = 0.02
 TICKS_PER_S = os.sysconf("SC_CLK_TCK")
 
 
@@ -277,12 +279,14 @@ class JobKeeper:
         self._step()
 
     def _step_soon(self) -> None:
-        """One look for all starts that are done at the same moment: each look is at every attempt."""
+        """One look for all starts that are done within a moment: each look is at every attempt."""
         if self._soon is None:
-            self._soon = asyncio.get_running_loop().call_soon(self._step)
+            self._soon = asyncio.get_running_loop().call_later(STEP_SOON_S, self._step)
 
     def _step(self) -> None:
-        self._soon = None
+        if self._soon is not None:
+            self._soon.cancel()
+            self._soon = None
         while True:
             now_ns = self._clock.mono_ns()
             self._look_at_beats(now_ns)
@@ -404,7 +408,10 @@ class JobKeeper:
                     self._proofs.observe(job, state)
                     await self._timing.start_probe(job)
         self._changed()
-        self._step_soon()
+        if state.kill_at_ns is not None:
+            self._step()  # a function waits for its place
+        else:
+            self._step_soon()
 
     def _note_not_started(self, job: AssignedJob, state: Attempt, reason: Reason, detail: str, *, doubt: bool = False) -> None:
         for member in state.members:

@@ -1,7 +1,7 @@
 """How does the agent talk to the server? One outbound WebSocket, reconnected for ever with a capped, jittered delay.
 
-Sends Hello, then a Report whenever something changed and the last one is on its way; receives assignments, acknowledgements and
-questions. A lost connection loses nothing: the next report holds everything.
+Sends Hello, then a Report whenever something changed and the server has taken note of the last one; receives assignments,
+acknowledgements and questions. A lost connection loses nothing: the next report holds everything.
 """
 
 from __future__ import annotations
@@ -25,8 +25,8 @@ log = logging.getLogger(__name__)
 
 RETRY_MIN_S, RETRY_MAX_S = 0.05, 2.0
 FRAME_MAX = 64 * 1024 * 1024
-#: at most that long a busy agent lets changes gather for one report
-REST_MAX_S = 0.02
+#: at most that long changes gather for the next report until the server has taken note of the one before
+ACK_WAIT_S = 0.25
 
 
 class Link:
@@ -47,6 +47,8 @@ class Link:
         self._on_ack, self._on_ask = on_ack, on_ask
         self._changed = asyncio.Event()
         self._seq = 0
+        #: the server has taken note of the newest report
+        self._noted = asyncio.Event()
         self.connected = False
 
     def poke(self) -> None:
@@ -92,14 +94,16 @@ class Link:
         while True:
             await self._changed.wait()
             self._changed.clear()
+            self._noted.clear()
             self._seq += 1
-            began_s = asyncio.get_running_loop().time()
             try:
                 await socket.send(encode(self._make_report(self._seq)))
             except WebSocketException:
                 return  # the reader sees the same end and reconnects
-            # A report tells everything, so many changes at once are one: as much time to others as it takes itself.
-            await asyncio.sleep(min(REST_MAX_S, asyncio.get_running_loop().time() - began_s))
+            # A report tells everything: one that came before this one was read would only be read in its place.
+            with contextlib.suppress(TimeoutError):
+                async with asyncio.timeout(ACK_WAIT_S):
+                    await self._noted.wait()
 
     def _receive(self, socket: ClientConnection, tasks: set[asyncio.Task[None]], frame: bytes) -> None:
         match decode_from_server(frame):
@@ -107,6 +111,8 @@ class Link:
                 self._on_assignment(assignment)
             case ReportAck(seq):
                 self._on_ack(seq)
+                if seq == self._seq:
+                    self._noted.set()
             case Ask() as ask:
                 task = asyncio.create_task(self._answer(socket, ask))
                 tasks.add(task)

@@ -32,6 +32,7 @@ from steelyard.agent.scratch import ScratchKeeper
 from steelyard.agent.timing import KIND as PROBE
 from steelyard.agent.timing import TimingKeeper
 from steelyard.agent.usage import UsageKeeper
+from steelyard.agent.volumes import VolumeKeeper
 from steelyard.errors import SteelyardError, Unreachable
 from steelyard.model.coldstart import ColdStart
 from steelyard.model.health import NODE
@@ -93,7 +94,8 @@ class Agent:
         self._missing: tuple[str, ...] = ()
         scratch = ScratchKeeper(edges.scratch)
         usage = UsageKeeper(edges.cgroups, edges.clock, edges.machine.topology, scratch.peak_bytes)
-        self.holdings = Holdings(scratch, usage, edges.cgroups)
+        self.holdings = Holdings(scratch, usage, edges.cgroups, edges.volumes)
+        self.volumes = VolumeKeeper(edges.volumes, edges.settings, edges.clock)
         self.jobs = JobKeeper(
             edges.paths,
             edges.settings,
@@ -260,6 +262,7 @@ class Agent:
             if workload not in children:
                 self._watch_orphan(workload, pid, start_time)
         self.devices.resume()
+        self.volumes.sweep()
         if assignment.generation:
             self._reconcile(assignment)
 
@@ -375,6 +378,8 @@ class Agent:
             return Answer(id=ask.id, data=msgspec.json.encode(line))
         if ask.what.startswith("exec"):
             return await self._answer_exec(ask)
+        if ask.what.startswith("volume"):
+            return await self.volumes.answer(ask)
         if ask.what in ("health", "readmit", "keep-hardware"):
             return await self._answer_health(ask)
         if ask.what == "log":
@@ -442,7 +447,9 @@ class Agent:
             for workload in {item[0] for item in running} | self.functions.log_folders:
                 for stream in ("stdout", "stderr"):
                     await asyncio.to_thread(rotate, self.jobs.files.folder(workload) / stream, LOG_KEEP_BYTES)
-            self.functions.check_memory(_available_bytes())
+            available_bytes = _available_bytes()
+            self.functions.check_memory(available_bytes)
+            self.functions.look_at_weights(available_bytes)
 
 
 def _kind(item: Adopted) -> str:

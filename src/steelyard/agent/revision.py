@@ -32,6 +32,7 @@ from steelyard.agent.template_tree import TemplateTree
 from steelyard.errors import SteelyardError, Unreachable
 from steelyard.lifecycle.environment import make_environment
 from steelyard.lifecycle.launch import tell_api
+from steelyard.lifecycle.mounts import make_variables
 from steelyard.model.coldstart import ColdStart, Road
 from steelyard.model.function import ReplicaEnd
 from steelyard.model.ids import WorkloadId, name_logs
@@ -82,6 +83,7 @@ class RevisionHost:
         home = str(code if function.spec.bundle is None else edges.paths.unpacked)
         env = make_env(function.spec.env, home, self.ids, function.owner)
         place = make_environment(self.plan, edges.machine.topology, env, threads=False, mps=shares_by_mps(self.plan))
+        place |= make_variables(function.volumes)
         self.env = place | tell_api(edges.settings.api_url, function.token, edges.settings.tls_cert or "")
         self.template: TemplateKeeper | None = None
         if function.spec.served_by_runner:

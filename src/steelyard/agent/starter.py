@@ -45,6 +45,8 @@ async def start_plain(host: RevisionHost, slot: Slot, listen_fd: int, private: b
             folder=str(folder),
         )
         env |= more
+    uid = host.ids[0] if host.ids else os.geteuid()
+    mounts = await host.edges.volumes.mounts(host.function.volumes, uid, (spec.python, spec.cwd or str(host.code)))
     return await host.edges.runtime.launch(
         slot.workload,
         argv=argv,
@@ -55,4 +57,5 @@ async def start_plain(host: RevisionHost, slot: Slot, listen_fd: int, private: b
         fds=(listen_fd, slot.page_fd),
         fd_numbers=(LISTEN_FD, PAGE_FD),
         logs=host.logs,
+        mounts=mounts,
     )

@@ -57,7 +57,8 @@ class TemplateKeeper:
     ) -> None:
         self._edges, self._tree, self._function, self._logs, self._ids = edges, tree, function, logs, ids
         spec = function.spec
-        self.wanted = Wanted(function.name, spec.python, ids, make_load(function.name, spec, code, SINGLE_THREAD_ENV | env))
+        load = make_load(function.name, spec, code, SINGLE_THREAD_ENV | env)
+        self.wanted = Wanted(function.name, spec.python, ids, load, tuple(each for each in function.volumes if each.path))
         #: what it is to find imported; None: not looked at yet
         self.environment: Environment | None = None
         #: key of what it, or its replicas, would be forked from; None as above

@@ -18,6 +18,7 @@ from steelyard.errors import EdgeFailed, SteelyardError, Unreachable
 from steelyard.host.proc import observe_memory
 from steelyard.model.ids import WorkloadId
 from steelyard.model.job import Plan
+from steelyard.model.mount import Mounts
 from steelyard.runtime.process import Adopted
 from steelyard.runtime.template import Forked, Load, TemplateClient, TemplateStatus, base_command
 
@@ -62,8 +63,11 @@ class TemplateProcess:
     def _labels(self) -> dict[str, str]:
         return {"role": self.role, "key": self.key, **({"parent": self.parent} if self.parent else {})}
 
-    async def start(self, python: str, env: Mapping[str, str], ids: Ids, logs: str, timeout_s: float) -> TemplateStatus:
-        """A base: by exec. Raises EdgeFailed when it can't be started; else as `_await_ready`."""
+    async def start(
+        self, python: str, env: Mapping[str, str], ids: Ids, logs: str, timeout_s: float, mounts: Mounts | None
+    ) -> TemplateStatus:
+        """A base: by exec, with what all that comes of it is to see. Raises EdgeFailed when it can't be started; else as
+        `_await_ready`."""
         listener = self._listen()
         try:
             argv, own = base_command(python, lib_dir=self._edges.lib_dir, control_fd=CONTROL_FD)
@@ -79,6 +83,7 @@ class TemplateProcess:
                 fds=(listener.fileno(),),
                 fd_numbers=(CONTROL_FD,),
                 logs=logs,
+                mounts=mounts,
                 labels=self._labels,
             )
         except BaseException:
@@ -187,7 +192,7 @@ class TemplateProcess:
         try:
             self.socket_path.unlink(missing_ok=True)
             listener.bind(str(self.socket_path))
-            listener.listen(8)
+            listener.listen(128)  # each grow comes by a connection of its own
         except BaseException:
             listener.close()
             raise

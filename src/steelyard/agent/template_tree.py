@@ -1,9 +1,10 @@
 """Which template may a revision be forked from? Keeps the bases (an interpreter with the HTTP server) and the environments (a
 base with installed packages imported) of this machine: makes each once, on demand, and again after its end.
 
-A base is shared by what has the same user, interpreter, and variables that an interpreter reads when it starts; an environment by
-what has, beside that, all other variables and the packages in common. Packages are what the function's code was seen to import
-when it last ran, and what the new code's import statements name. One that can't be imported before a fork is left out by name.
+A base is shared by what has the same user, interpreter, volumes at the same paths (what is forked sees what its parent sees), and
+variables that an interpreter reads when it starts; an environment by what has, beside that, all other variables and the packages
+in common. Packages are what the function's code was seen to import when it last ran, and what the new code's import statements
+name. One that can't be imported before a fork is left out by name.
 """
 
 from __future__ import annotations
@@ -21,6 +22,7 @@ from steelyard.agent.ledger import Ledger
 from steelyard.agent.template_process import BASE, ENVIRONMENT, Ids, TemplateProcess, adopted_process
 from steelyard.errors import EdgeFailed, SteelyardError
 from steelyard.model.ids import FunctionName, WorkloadId
+from steelyard.model.mount import MountedVolume
 from steelyard.runtime.process import Adopted
 from steelyard.runtime.template import Load
 from steelyard.wire.spawn import Exited
@@ -45,6 +47,8 @@ class Wanted(msgspec.Struct, frozen=True):
     python: str
     ids: Ids
     load: Load
+    #: those that are mounted
+    volumes: tuple[MountedVolume, ...] = ()
 
     @property
     def uid(self) -> int:
@@ -68,7 +72,8 @@ def environment_variables(env: Mapping[str, str]) -> dict[str, str]:
 
 
 def base_key(wanted: Wanted, lib_dir: str, python_mtime_ns: int) -> str:
-    return _digest(BASE, wanted.ids, wanted.python, python_mtime_ns, lib_dir, sorted(startup_variables(wanted.load.env).items()))
+    parts = (BASE, wanted.ids, wanted.python, python_mtime_ns, lib_dir, sorted(startup_variables(wanted.load.env).items()))
+    return _digest(*parts, *wanted.volumes)
 
 
 def environment_key(base: str, env: Mapping[str, str], environment: Environment) -> str:
@@ -168,7 +173,8 @@ class TemplateTree:
     async def _make_base(self, key: str, wanted: Wanted) -> TemplateProcess:
         node = TemplateProcess(self._edges, self._name(BASE, key), BASE, key, None)
         env = startup_variables(wanted.load.env)
-        status = await node.start(wanted.python, env, wanted.ids, _logs(wanted.uid), BASE_DEADLINE_S)
+        mounts = await self._edges.volumes.mounts(wanted.volumes, wanted.uid, (wanted.python, wanted.load.code_dir))
+        status = await node.start(wanted.python, env, wanted.ids, _logs(wanted.uid), BASE_DEADLINE_S, mounts)
         if status.state != "ready":
             raise EdgeFailed(status.traceback, code="start-failed")
         return node

@@ -38,6 +38,7 @@ from steelyard.api.schedules import SCHEDULE_ROUTES
 from steelyard.api.scripts import SCRIPT_ROUTES
 from steelyard.api.services import Services
 from steelyard.api.status import STATUS_ROUTES
+from steelyard.api.volumes import VOLUME_ROUTES
 from steelyard.clock import Clock
 from steelyard.config import Settings
 from steelyard.control.answers import AnswersLoop
@@ -78,6 +79,7 @@ ROUTES = (
     *IMAGE_ROUTES,
     *KEY_ROUTES,
     *NODE_ROUTES,
+    *VOLUME_ROUTES,
 )
 
 

@@ -157,6 +157,8 @@ def _check_program(spec: FunctionSpec) -> list[Finding]:
             )
     if spec.python:
         findings += [Finding("bad-python", finding.text) for finding in check_folder("python", spec.python)]
+    if spec.weights:
+        findings += check_folder("weights", spec.weights)
     if spec.readiness and not _READINESS.fullmatch(spec.readiness):
         findings.append(Finding("bad-readiness", "readiness is a path such as /health, without spaces"))
     if spec.readiness and spec.served_by_runner:

@@ -12,6 +12,7 @@ from steelyard.api.auth import caller_of
 from steelyard.api.bundles import bundle_path
 from steelyard.api.door import check_fields, check_function
 from steelyard.api.door_traffic import check_traffic
+from steelyard.api.door_volumes import check_volumes
 from steelyard.api.idempotency import IdempotencyKey, mutate
 from steelyard.api.image_use import settle_function
 from steelyard.api.jobs import Limit, Offset, WaitS
@@ -46,7 +47,8 @@ async def deploy_function(
     name_ = FunctionName(name)
 
     def deploy(tx: Tx) -> FunctionView:
-        refuse_findings(check_function(name, data.spec, tx.machine(), services.root))
+        volumes = check_volumes(data.spec.volumes, tx.volumes(), services.owner)
+        refuse_findings([*check_function(name, data.spec, tx.machine(), services.root), *volumes])
         taken = {row.name: row for row in tx.functions()}
         spec = settle_function(tx, data.spec, services.owner, now)
         refuse_findings(check_traffic(name, data.percent, data.tag, taken))

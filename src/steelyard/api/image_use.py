@@ -6,8 +6,8 @@ import msgspec
 
 from steelyard.errors import NotFound, Refused
 from steelyard.lifecycle.image import FUNCTION_PYTHON_MIN, USED_STEP_US, find_image, python_of
+from steelyard.model.built_image import Image, ImageState
 from steelyard.model.function import FunctionSpec
-from steelyard.model.image import Image, ImageState
 from steelyard.model.job import JobSpec, Owner
 from steelyard.store import Tx
 

@@ -25,8 +25,8 @@ from steelyard.control.images import find_users, living
 from steelyard.control.watch import wait_for
 from steelyard.errors import Conflict, NotFound, Refused, SteelyardError
 from steelyard.lifecycle.image import check_spec, name_layers
+from steelyard.model.built_image import Image, ImageState
 from steelyard.model.ids import DEFAULT_PROJECT, NAME, JobId
-from steelyard.model.image import Image, ImageState
 from steelyard.model.job import JobSpec, Owner, Resources
 from steelyard.model.machine import Machine
 from steelyard.store import Event, Tx

@@ -89,7 +89,7 @@ async def plan_job(request: Request[Any, Any, Any], data: JobSubmit) -> JobForec
     root = services.root
 
     def check(tx: Tx) -> Job:
-        spec = check_submission(tx, data.spec, tx.machine(), now, root=root, project=data.project)
+        spec = check_submission(tx, data.spec, tx.machine(), now, services.owner, root=root, project=data.project)
         return make_job(_PLANNED, spec, services.owner, ProjectName(data.project), now)
 
     job = await services.store.read(check)

@@ -124,7 +124,7 @@ def read_script(data: ScriptSubmit, now: int) -> Submission:
             f"on it: --nodes=1 --ntasks={submission.spec.slurm['SLURM_NTASKS']}.",
             code="one-machine",
         )
-    return submission
+    return msgspec.structs.replace(submission, spec=msgspec.structs.replace(submission.spec, volumes=data.volumes))
 
 
 # which of the options count

@@ -11,6 +11,7 @@ from litestar.params import Parameter
 
 from steelyard.api.door import Finding, check_fields, check_job
 from steelyard.api.door_jobs import check_queueing
+from steelyard.api.door_volumes import check_volumes
 from steelyard.api.idempotency import IdempotencyKey, mutate
 from steelyard.api.image_use import settle_job
 from steelyard.api.problems import errors
@@ -190,6 +191,7 @@ def _check(name: str, data: SchedulePut, tx: Tx, services: Services, now: int) -
         return findings
     if data.spec.after or data.spec.begin_at is not None:
         findings.append(Finding("bad-schedule", "a schedule says when: its job can neither wait for others nor have a begin"))
+    findings += check_volumes(data.spec.volumes, tx.volumes(), services.owner)
     return [*findings, *check_queueing(data.spec, now), *check_job(data.spec, tx.machine(), services.root)]
 
 

@@ -11,6 +11,7 @@ import msgspec
 
 from steelyard.api.door import check_job
 from steelyard.api.door_jobs import check_queueing
+from steelyard.api.door_volumes import check_volumes
 from steelyard.api.image_use import settle_job
 from steelyard.api.requests import refuse_findings
 from steelyard.api.sbatch_patterns import fill_outputs
@@ -59,7 +60,8 @@ def insert_jobs(
     """The new jobs, in the order of their indices. Raises Refused; nothing is written then."""
     demand = None if array is None else parse_array(array)
     machine = tx.machine()
-    spec = settle_job(tx, check_submission(tx, spec, machine, now, root=root, project=project), owner, now)
+    spec = check_submission(tx, spec, machine, now, owner, root=root, project=project)
+    spec = settle_job(tx, spec, owner, now)
     id_ = JobId(f"j-{tx.bump('job'):06d}")
     places: tuple[tuple[JobId, ArrayPlace | None], ...] = ((id_, None),) if demand is None else make_places(id_, demand)
     node = "localhost" if machine is None else machine.hostname
@@ -70,11 +72,14 @@ def insert_jobs(
     return jobs
 
 
-def check_submission(tx: Tx, spec: JobSpec, machine: Machine | None, now: int, *, root: bool, project: str) -> JobSpec:
+def check_submission(
+    tx: Tx, spec: JobSpec, machine: Machine | None, now: int, owner: Owner, *, root: bool, project: str
+) -> JobSpec:
     """The spec with its dependencies by their full ids, or Refused with everything that is wrong with it."""
     if not PROJECT.fullmatch(project):
         raise Refused(f"{project[:80]!r} can't be a project's name: up to 63 of a-z, 0-9 and -.", code="bad-project")
-    refuse_findings([*check_queueing(spec, now), *check_job(spec, machine, root)])
+    volumes = check_volumes(spec.volumes, tx.volumes() if spec.volumes else (), owner)
+    refuse_findings([*check_queueing(spec, now), *check_job(spec, machine, root), *volumes])
     return _resolve(tx, spec)
 
 

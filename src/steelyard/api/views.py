@@ -17,13 +17,14 @@ from steelyard.control.rollouts import apply_look
 from steelyard.lifecycle.call import KEPT_US
 from steelyard.lifecycle.history import read_event
 from steelyard.lifecycle.image import describe_part, name_layers
+from steelyard.model.built_image import Image
 from steelyard.model.call import Call
 from steelyard.model.coldstart import ColdStart
 from steelyard.model.function import ApiKey, Function, FunctionState, Revision, RevisionState
-from steelyard.model.image import Image
 from steelyard.model.job import Job, JobState
 from steelyard.model.reason import Reason
 from steelyard.model.site import Schedule
+from steelyard.model.volume import Volume, VolumeSeen
 from steelyard.scheduling.snapshot import Why
 from steelyard.store import Event
 from steelyard.wire.agent import RevisionSeen
@@ -38,6 +39,7 @@ from steelyard.wire.api import (
     KeyView,
     RevisionView,
     ScheduleView,
+    VolumeView,
 )
 
 #: the agent is called lost after this long without a connection
@@ -250,6 +252,25 @@ def key_view(key: ApiKey, with_secret: bool = False) -> KeyView:
         owner=key.owner.user,
         created_at=_time(key.created_at),
         secret=key.secret if with_secret else None,
+    )
+
+
+def volume_view(volume: Volume, seen: VolumeSeen | None, used_by: Sequence[str]) -> VolumeView:
+    return VolumeView(
+        name=volume.name,
+        project=volume.project,
+        owner=volume.owner.user,
+        generation=volume.generation,
+        path=volume.path,
+        created_at=_time(volume.created_at),
+        external=volume.external,
+        deleting=volume.deleting,
+        size_bytes=None if seen is None else seen.size_bytes,
+        complete=seen is None or seen.complete,
+        measured_at=None if seen is None else rfc3339(seen.measured_at),
+        free_bytes=None if seen is None else seen.free_bytes,
+        used_by=tuple(used_by),
+        error="" if seen is None else seen.error,
     )
 
 

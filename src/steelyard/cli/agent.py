@@ -27,6 +27,7 @@ from steelyard.host.machine import observe_machine
 from steelyard.host.scratch import ScratchDisk
 from steelyard.host.sockdiag import SocketQueue
 from steelyard.host.topology.observe import observe_topology
+from steelyard.host.volumes import VolumeFolders
 from steelyard.model.machine import Machine
 from steelyard.runtime.lib_dir import make_lib_dir
 from steelyard.runtime.process import ProcessRuntime
@@ -95,6 +96,7 @@ def _make_agent(paths: Paths, settings: Settings) -> Agent:
         journal=SettingsJournal(paths.run.parent, machine.boot_id),
         lib_dir=make_lib_dir(paths.home / "runner"),
         scratch=ScratchDisk(paths.home, paths.tag, configured=Path(settings.scratch_dir) if settings.scratch_dir else None),
+        volumes=VolumeFolders(paths.volumes, (str(paths.home), str(paths.run), sys.prefix, sys.base_prefix)),
         slurm_bin=make_slurm_bin(paths.home / "slurm", sys.executable),
         template_budget_bytes=settings.template_memory_bytes or round(machine.memory_bytes * TEMPLATE_SHARE),
         observe_topology=observe_topology,

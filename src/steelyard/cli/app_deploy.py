@@ -5,6 +5,8 @@
 
 from __future__ import annotations
 
+import contextlib
+import os
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -12,18 +14,18 @@ from typing import Any, NamedTuple
 import msgspec
 
 from steelyard.cli.app_file import AppFile, Declared, check_python
-from steelyard.cli.job_options import parse_env
+from steelyard.cli.job_options import parse_env, parse_volumes
 from steelyard.cli.output import Progress, say
 from steelyard.cli.quantities import parse_bytes, parse_scale_on, parse_seconds
 from steelyard.cli.session import new_key
-from steelyard.errors import Refused
+from steelyard.errors import Conflict, Refused
 from steelyard.model.function import FunctionSpec, FunctionState
 from steelyard.model.gpu_demand import parse_gpu_demand
 from steelyard.model.ids import NAME
 from steelyard.model.job import Resources
 from steelyard.model.timing import Timing
 from steelyard.scaling.rollout import ERRORS_MAX
-from steelyard.wire.api import FunctionDeploy, FunctionSchedule, FunctionView
+from steelyard.wire.api import FunctionDeploy, FunctionSchedule, FunctionView, VolumeCreate, VolumeView
 from steelyard.wire.http import ApiClient
 
 #: one long poll, and one between two looks at something else
@@ -83,6 +85,7 @@ def make_app_spec(app: AppFile, declared: Declared, bundle: str, override: Mappi
         )
     options = {**declared.options, **override}
     env = {**declared.options.get("env", {}), **override.get("env", {})}
+    options["volumes"] = merge_volumes(declared.options.get("volumes", []), override.get("volumes", []))
     python, image = options.pop("python", None), options.pop("image", None) or image
     if "python" in override and "image" in override:
         raise Refused(TWO_PYTHONS, code="two-pythons")
@@ -112,16 +115,38 @@ def make_app_spec(app: AppFile, declared: Declared, bundle: str, override: Mappi
     return msgspec.convert({**msgspec.to_builtins(spec), **fields}, FunctionSpec)
 
 
+def merge_volumes(declared: Sequence[dict[str, Any]], given: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
+    """Those of the command line beside the file's; they win where path or name are the same."""
+    names, paths = {each["name"] for each in given}, {each["path"] for each in given if each["path"]}
+    return [*(each for each in declared if each["name"] not in names and each["path"] not in paths), *given]
+
+
+def make_volumes(client: ApiClient, wanted: Sequence[Wanted]) -> None:
+    """Those that their functions want made, and are not there."""
+    asked = {
+        volume["name"]
+        for each in wanted
+        for volume in each.declared.options.get("volumes", [])
+        if volume["create_if_missing"] and any(mount.name == volume["name"] for mount in each.spec.volumes)
+    }
+    for name in sorted(asked):
+        with contextlib.suppress(Conflict):  # it is there
+            client.fetch(VolumeView, "POST", "/v1/volumes", body=VolumeCreate(name), key=new_key())
+            say(f"Made volume {name}")
+
+
 def make_override(asked: Mapping[str, Any]) -> dict[str, Any]:
     """Options of the command line by the names that the SDK's have. Raises Refused."""
     read: dict[str, tuple[str, Callable[[Any], Any]]] = {
         "memory": ("memory_bytes", parse_bytes),
         "env": ("env", parse_env),
+        "volumes": ("volumes", lambda texts: msgspec.to_builtins(parse_volumes(texts))),
         "min_replicas": ("replicas_min", int),
         "max_replicas": ("replicas_max", int),
         "idle_timeout": ("idle_timeout_s", parse_seconds),
         "target_wait": ("target_wait_ms", lambda text: parse_seconds(text) * 1000),
         "scale_on": ("scale_on", lambda words: msgspec.to_builtins(parse_scale_on(words))),
+        "weights": ("weights", os.path.abspath),
         "startup_deadline": ("startup_deadline_s", parse_seconds),
         "wake_bound": ("wake_bound_s", parse_seconds),
     }

@@ -10,7 +10,6 @@ import ast
 import contextlib
 import json
 import os
-import subprocess
 import sys
 from collections.abc import Iterator, Mapping
 from pathlib import Path
@@ -172,6 +171,8 @@ class _Child:
     """`sdk/command.py` in another interpreter."""
 
     def __init__(self, python: str, lib_dir: Path | None, mode: str, *words: str) -> None:
+        import subprocess  # imported here: where the interpreter is this one, nothing needs it
+
         assert lib_dir is not None
         answer_fd, out_fd = os.pipe()
         in_fd, order_fd = os.pipe()
@@ -217,7 +218,11 @@ def check_python(python: str | None) -> str:
     """Absolute, but not with links followed: an environment's interpreter is a link, and following it loses the environment."""
     interpreter = os.path.abspath(python or sys.executable)
     if not os.path.isfile(interpreter) or not os.access(interpreter, os.X_OK):
-        raise Refused(f"The interpreter {interpreter} is no program. Nothing was deployed.", code="no-such-python")
+        raise Refused(
+            f"The interpreter {interpreter} is no program. Nothing was deployed. --python and python= take the path of one, or "
+            "of an environment's: /usr/bin/python3, .venv/bin/python.",
+            code="no-such-python",
+        )
     return interpreter
 
 

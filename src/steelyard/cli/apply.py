@@ -8,6 +8,7 @@ from __future__ import annotations
 import os
 import shlex
 import sys
+from collections.abc import Sequence
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import NamedTuple
@@ -78,6 +79,13 @@ class Planned(NamedTuple):
 def apply(files: tuple[str, ...], yes: bool, home: Path | None, as_json: bool) -> None:
     now = datetime.fromtimestamp(SystemClock().now_us() / 1e6, UTC)
     documents = order_documents([document for file in files for document in _read(file, now)])
+    apply_documents(documents, yes, home, as_json, stdin_taken="-" in files)
+
+
+def apply_documents(
+    documents: Sequence[Document], yes: bool, home: Path | None, as_json: bool, *, stdin_taken: bool = False
+) -> None:
+    """Show the plan, ask, carry it out. Ends with 1 where the answer is no."""
     with open_client(home) as client:
         planned = [_plan(client, document) for document in documents]
         steps = [each.step for each in planned]
@@ -86,7 +94,7 @@ def apply(files: tuple[str, ...], yes: bool, home: Path | None, as_json: bool) -
             return
         if not as_json:
             click.echo(render_steps(steps))
-        if not yes and not _agreed(len(steps), "-" in files):
+        if not yes and not _agreed(len(steps), stdin_taken):
             say("Nothing was applied.")
             sys.exit(1)
         applied = _carry_out(client, planned, as_json)
@@ -200,12 +208,14 @@ def make_function_spec(ask: FunctionAsk) -> tuple[FunctionSpec, Path | None]:
         port=ask.port,
         readiness=ask.readiness,
         scale_on=ask.scale_on,
+        weights=ask.weights,
         env=ask.env,
         resources=ask.resources,
         replicas_min=ask.replicas[0],
         replicas_max=ask.replicas[1],
         public=ask.public,
         as_root=ask.as_root,
+        volumes=ask.volumes,
     )
     given = {
         "concurrency": ask.concurrency,

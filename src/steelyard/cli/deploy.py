@@ -28,6 +28,7 @@ from steelyard.cli.app_deploy import (
     wait_settled,
 )
 from steelyard.cli.app_file import check_python, declares_app, parse_file
+from steelyard.cli.job_options import parse_env, parse_volumes, volume_option
 from steelyard.cli.numbers import Number
 from steelyard.cli.output import Progress, print_json, say
 from steelyard.cli.quantities import parse_bytes, parse_scale_on, parse_seconds, parse_share
@@ -50,6 +51,8 @@ TARGET is one of
   FILE.py          with --port, a program that opens it itself
   -- CMD...        any program, in the current folder: it opens --port,
                    or takes the socket by LISTEN_FDS (fd 3)
+  MODEL            with --recipe, a language model: a folder, a GGUF file, or
+                   a name of Hugging Face
 
 The folder of FILE is captured, minus what .gitignore names; a command runs in the folder as it is.
 A deploy of the same name is a new revision. It takes over when it is ready, and no request fails. With --traffic it takes over
@@ -60,6 +63,9 @@ Of an app each function is deployed for itself: one that fails leaves the others
 file. Functions that it no longer declares are named, and deleted with --prune. An app of the same name that was deployed from
 another file is not touched without --replace.
 
+A recipe checks that the server is installed and that the model fits the GPUs, writes NAME.yaml with every option explained, and
+does with it what `steelyard apply -f NAME.yaml` does: it shows the plan and asks. A file that you have changed stays as it is.
+
 \b
 Examples:
   steelyard deploy shop.py
@@ -69,7 +75,10 @@ Examples:
   steelyard deploy app.py:app --name hello --traffic 10 --tag next
   steelyard deploy embed.py:app --max-replicas 4 --concurrency 8 --idle-timeout 5m --memory 1GB
   steelyard deploy chat.py:app --gpus H100:2 --wake-bound 2s --idle-timeout 10m
+  steelyard deploy embed.py:app --volume weights:/models:ro
   steelyard deploy server.py --port 8000 --python /opt/env/bin/python
+  steelyard deploy --recipe vllm Qwen/Qwen3-8B --gpu H100:2
+  steelyard deploy --recipe llama-cpp ./model.gguf --name chat --dry-run
   steelyard deploy --name files --port 8000 -- python3 -m http.server 8000
 """
 
@@ -112,6 +121,9 @@ Examples:
     metavar="METRIC=TARGET",
     help="Add replicas while a number of a program's page /metrics is more than that for each. May be repeated.",
 )
+@click.option(
+    "--weights", type=click.Path(), help="A file or folder that each start reads: kept in the page cache while it sleeps."
+)
 @click.option("--idle-timeout", default="60s", show_default=True, help="Asleep after that long without a request.")
 @click.option("--startup-deadline", default="60s", show_default=True, help="A replica that does not serve by then has failed.")
 @click.option("--cpus", type=Number(), default=1.0, show_default=True, help="Cores' worth of share for each replica.")
@@ -123,7 +135,11 @@ Examples:
     help="dedicated: whole cores that only this function's replicas run on, held while it is deployed.",
 )
 @click.option(
-    "--gpus", metavar="DEMAND", help="GPUs that its replicas share, held while it is deployed: 1, H100:2, 24GB, A100:1g.10gb."
+    "--gpus",
+    "--gpu",
+    "gpus",
+    metavar="DEMAND",
+    help="GPUs that its replicas share, held while it is deployed: 1, H100:2, 24GB, A100:1g.10gb.",
 )
 @click.option(
     "--wake-bound",
@@ -135,6 +151,7 @@ Examples:
 @click.option(
     "--env", "env", multiple=True, metavar="K=V", help="Set a variable (K alone takes the caller's value). May be repeated."
 )
+@volume_option
 @click.option(
     "--python", "python", type=click.Path(), help="Interpreter of the code's environment [default: the one running this]."
 )
@@ -146,6 +163,12 @@ Examples:
 @click.option(
     "--readiness", metavar="PATH", default="", help="It serves once a GET of that is answered 2xx, as /health often is."
 )
+@click.option(
+    "--recipe", type=click.Choice(["vllm", "llama-cpp"]), help="TARGET is a language model: write NAME.yaml and apply it."
+)
+@click.option("--dry-run", is_flag=True, help="Of a recipe: check everything, print the file, and leave it at that.")
+@click.option("--yes", "-y", is_flag=True, help="Of a recipe: don't ask.")
+@click.option("--overwrite", is_flag=True, help="Of a recipe: write NAME.yaml anew, whatever was changed in it.")
 @click.option("--image", metavar="NAME", help="Run it in that image (`steelyard image ls`), with the image's Python.")
 @click.option("--public", is_flag=True, help="Anybody who reaches the gateway may call it, without a key.")
 @click.option("--as-root", is_flag=True, help="Run as root (only for the admin of a Steelyard that root started).")
@@ -181,14 +204,30 @@ def deploy(
     traffic: int,
     tag: str,
     rollback_errors: str,
+    recipe: str | None,
+    dry_run: bool,
+    yes: bool,
+    overwrite: bool,
     **asked: Any,
 ) -> None:
+    given = {name: asked[name] for name in asked if ctx.get_parameter_source(name) is ParameterSource.COMMANDLINE}
+    if recipe is not None:
+        from steelyard.cli.recipe import deploy_recipe
+
+        for name in ("replace", "prune", "traffic", "tag", "rollback_errors", "as_json"):
+            if ctx.get_parameter_source(name) is ParameterSource.COMMANDLINE:
+                given[name] = True
+        deploy_recipe(home, recipe, target, given, dry_run=dry_run, yes=yes, overwrite=overwrite)
+        return
+    if dry_run or overwrite:
+        raise Refused(
+            "--dry-run and --overwrite are for recipes (--recipe vllm MODEL). Nothing was deployed.", code="unfit-option"
+        )
     takeover = Takeover(traffic, tag, parse_share(rollback_errors))
     code = read_target(target, asked["port"], apps=True)
     if code.file is not None and asked["port"] is None and declares_app(code.file):
         from steelyard.cli.deploy_app import AppDeploy, deploy_app
 
-        given = {name: asked[name] for name in asked if ctx.get_parameter_source(name) is ParameterSource.COMMANDLINE}
         if deploy_app(home, code.file, AppDeploy(code.attr, given, replace, prune, as_json, takeover)):
             return
     for option, is_set in (("--replace", replace), ("--prune", prune)):
@@ -201,8 +240,6 @@ def deploy(
 
 def make_function(code: Target, asked: Mapping[str, Any]) -> tuple[str, FunctionSpec]:
     """Name and spec of an ASGI app or a program, but for its bundle. Raises Refused."""
-    from steelyard.cli.job_options import parse_env
-
     if asked["min_replicas"] > asked["max_replicas"]:
         raise Refused(
             f"--min-replicas {asked['min_replicas']} is more than --max-replicas {asked['max_replicas']}. Nothing was deployed.",
@@ -234,11 +271,13 @@ def make_function(code: Target, asked: Mapping[str, Any]) -> tuple[str, Function
         target_busy=asked["target_busy"],
         buffer_replicas=asked["buffer_replicas"],
         scale_on=parse_scale_on(asked["scale_on"]),
+        weights=os.path.abspath(asked["weights"]) if asked["weights"] else "",
         idle_timeout_s=parse_seconds(asked["idle_timeout"]),
         startup_deadline_s=parse_seconds(asked["startup_deadline"]),
         wake_bound_s=parse_seconds(asked["wake_bound"]) if asked["wake_bound"] else None,
         public=asked["public"],
         as_root=asked["as_root"],
+        volumes=parse_volumes(asked["volumes"]),
     )
     return check_name(asked["name"] or code.name), spec
 

@@ -18,6 +18,7 @@ from steelyard.cli.app_deploy import (
     explain_failure,
     is_reached,
     make_override,
+    make_volumes,
     make_wanted,
     put_function,
     upload_code,
@@ -70,6 +71,7 @@ def deploy_app(home: Path | None, file: Path, asked: AppDeploy) -> bool:
         progress = Progress()
         images = ensure_app_images(client, app, progress, make_patience(home, SystemClock()), override)
         wanted = make_wanted(app, upload_code(client, app.root, progress), override=override, images=images)
+        make_volumes(client, wanted)
         rows = _deploy_all(client, wanted, progress, asked)
         vanished = find_vanished(app, deployed) if asked.only is None else []
         rows += _prune(client, vanished, asked)

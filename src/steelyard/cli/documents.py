@@ -23,6 +23,7 @@ from steelyard.model.batch import Dependency
 from steelyard.model.function import ScaleOn
 from steelyard.model.ids import NAME
 from steelyard.model.job import JobSpec, Resources
+from steelyard.model.mount import VolumeMount
 
 BYTES_MAX = 1 << 20
 DOCUMENTS_MAX = 1000
@@ -39,12 +40,15 @@ class FunctionAsk(msgspec.Struct, frozen=True):
     workdir: str
     resources: Resources
     env: dict[str, str]
+    volumes: tuple[VolumeMount, ...]
     replicas: tuple[int, int]
     concurrency: int | None = None
     target_wait_s: float | None = None
     target_busy: float | None = None
     buffer_replicas: int | None = None
     scale_on: tuple[ScaleOn, ...] = ()
+    #: absolute
+    weights: str = ""
     idle_timeout_s: float | None = None
     startup_deadline_s: float | None = None
     wake_bound_s: float | None = None
@@ -198,12 +202,14 @@ class _Reader:
             workdir=like_job.cwd,
             resources=like_job.resources,
             env=self._env(),
+            volumes=like_job.volumes,
             replicas=self._replicas(),
             concurrency=self._number(top, "concurrency") if "concurrency" in top else None,
             target_wait_s=self._seconds("target_wait"),
             target_busy=self._amount(top, "target_busy") if "target_busy" in top else None,
             buffer_replicas=self._number(top, "buffer_replicas") if "buffer_replicas" in top else None,
             scale_on=self._scale_on(),
+            weights=os.path.normpath(os.path.join(self._folder, self._text(top, "weights"))) if "weights" in top else "",
             idle_timeout_s=self._seconds("idle_timeout"),
             startup_deadline_s=self._seconds("startup_deadline"),
             wake_bound_s=self._seconds("wake_bound"),
@@ -354,6 +360,7 @@ _OPTIONS: dict[str, tuple[str, _Read]] = {
     "output": ("output", _Reader._text),
     "error": ("errors", _Reader._text),
     "as_root": ("as_root", _Reader._truth),
+    "volumes": ("volumes", _Reader._list),
 }
 _COMMON = ("type", "name", "resources", "env", "image")
 _RUNS = tuple(dict.fromkeys((*_COMMON, "commands", "command", "workdir", *_OPTIONS)))
@@ -362,7 +369,7 @@ _KEYS: dict[str, tuple[str, ...]] = {
     SCHEDULE: (*(key for key in _RUNS if key != "begin"), "schedule", "timezone"),
     FUNCTION: (
         *_COMMON, "target", "command", "workdir", "replicas", "concurrency", "idle_timeout", "startup_deadline", "wake_bound",
-        "target_wait", "target_busy", "buffer_replicas", "scale_on",
+        "target_wait", "target_busy", "buffer_replicas", "scale_on", "weights",
         "port", "readiness", "python", "public", "as_root",
     ),
 }  # fmt: skip

@@ -9,9 +9,12 @@ from steelyard.cli.attend import END, START, Cursor, cursor_after
 from steelyard.cli.follow import Followers, Printer, Stream
 from steelyard.cli.output import say
 from steelyard.cli.session import quote
-from steelyard.errors import NotFound, SteelyardError
+from steelyard.errors import NotFound, SteelyardError, Unreachable
 from steelyard.wire.api import LogChunk
 from steelyard.wire.http import ApiClient
+
+#: between two questions while the server is away
+AWAY_S = 0.3
 
 
 def poll_function(client: ApiClient, name: str, cursor: Cursor, wait_s: float) -> LogChunk:
@@ -37,7 +40,7 @@ class FunctionLogs:
         self._followers = Followers()
         self._printer = Printer(width, sys.stderr.buffer, sys.stderr.buffer)
         self._streams: dict[str, tuple[str, Stream, Cursor]] = {}
-        self._over = False
+        self._over = threading.Event()
         self._thread = threading.Thread(target=self._show, name="logs", daemon=True)
 
     def __enter__(self) -> FunctionLogs:
@@ -45,7 +48,7 @@ class FunctionLogs:
         return self
 
     def __exit__(self, kind: type[BaseException] | None, *_exc: object) -> None:
-        self._over = True
+        self._over.set()
         self._followers.poke()
         self._thread.join()
         if kind is None:
@@ -59,14 +62,18 @@ class FunctionLogs:
         self._followers.add(stream, begin)
 
     def _poll(self, name: str, cursor: Cursor, wait_s: float) -> LogChunk:
+        over = False
         try:
             return poll_function(self._client, name, cursor, wait_s)
         except NotFound:
-            # it was deleted: that is the end of its log
-            return LogChunk(b"", b"", cursor.stdout, cursor.stderr, True, None, "", None, "")
+            over = True  # it was deleted: that is the end of its log
+        except Unreachable:
+            # a server that comes back knows where we were
+            self._over.wait(AWAY_S)
+        return LogChunk(b"", b"", cursor.stdout, cursor.stderr, over, None, "", None, "")
 
     def _show(self) -> None:
-        while not self._over:
+        while not self._over.is_set():
             self._followers.wait(3600.0)
             try:
                 taken = self._followers.take()

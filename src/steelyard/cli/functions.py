@@ -189,7 +189,8 @@ def delete_key(ctx: click.Context, name: str, home: Path | None) -> None:
 
 COLDSTARTS_HELP = """Show what each wake cost, phase by phase, from the request's arrival at the gateway to its first byte.
 
-Platform phases (held, plan, fork, join, serve) are Steelyard's; import, enter and first_byte are the function's own code.
+Platform phases (held, plan, fork, join, serve) are Steelyard's; import, enter and first_byte are the function's own code. Of
+vLLM and llama.cpp, enter is told in parts, as their logs tell them: enter.import, enter.cuda_init, enter.weights, ...
 
 \b
 Examples:

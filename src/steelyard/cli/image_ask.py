@@ -24,7 +24,7 @@ from steelyard.cli.job_logs import poll_job
 from steelyard.cli.output import Progress, say
 from steelyard.cli.session import new_key, quote
 from steelyard.errors import Refused
-from steelyard.model.image import ImageSpec, ImageState
+from steelyard.model.built_image import ImageSpec, ImageState
 from steelyard.wire.api import ImageBuild, ImageView, LogChunk
 from steelyard.wire.http import ApiClient
 

@@ -6,7 +6,7 @@ Text of the command line in, nouns out. What is misspelt is refused here with th
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from datetime import UTC, datetime
 from typing import Any, TypeVar
 
@@ -30,6 +30,7 @@ from steelyard.model.batch import (
 from steelyard.model.gpu_demand import parse_gpu_demand
 from steelyard.model.ids import JobId
 from steelyard.model.job import JobSpec, Resources
+from steelyard.model.mount import VolumeMount, parse_mount
 from steelyard.model.timing import Timing
 
 F = TypeVar("F", bound=Callable[..., Any])
@@ -43,6 +44,12 @@ _REQUEUE = (RetryRule(RetryOn.NODE_LOST, 100), RetryRule(RetryOn.PREEMPTED, 1000
 def _choices(kind: Any) -> click.Choice:
     return click.Choice([value.value for value in kind])
 
+
+#: `--volume`, as every command has it that starts work
+volume_option = click.option(
+    "--volume", "volumes", multiple=True, metavar="NAME[:PATH[:ro]]",
+    help="Mount a volume there; without a path $STEELYARD_VOLUME_<NAME> tells its folder. May be repeated.",
+)  # fmt: skip
 
 _OPTIONS = (
     click.option(
@@ -62,6 +69,7 @@ _OPTIONS = (
     click.option("--nics", type=click.IntRange(0, 256), default=0, help="Network cards near the GPUs."),
     click.option("--memory", help="Memory limit, for example 4GB [default: none]."),
     click.option("--scratch", metavar="SIZE", help="A private folder of that size on the fastest local disk, gone at the end."),
+    volume_option,
     click.option("--io-max", metavar="SIZE", help="Reading and writing of local disks, each per second, for example 200MB."),
     click.option("--nodes", type=click.IntRange(1), help="Start ranks on that many nodes, all or none."),
     click.option("--tasks-per-node", type=click.IntRange(1), help="Ranks on each node; the resources asked are each rank's."),
@@ -155,6 +163,7 @@ def make_spec(command: tuple[str, ...], asked: Mapping[str, Any], cwd: str, now:
         stdout=output,
         stderr=_path(asked["errors"], cwd) or output,
         checkpoint_dir=_path(asked["checkpoint_dir"], cwd),
+        volumes=parse_volumes(asked["volumes"]),
     )
 
 
@@ -193,6 +202,10 @@ def parse_env(pairs: tuple[str, ...]) -> dict[str, str]:
         elif key in os.environ:
             env[key] = os.environ[key]
     return env
+
+
+def parse_volumes(texts: Iterable[str]) -> tuple[VolumeMount, ...]:
+    return tuple(map(parse_mount, texts))
 
 
 def parse_after(text: str) -> tuple[Dependency, ...]:

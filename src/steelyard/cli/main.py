@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, NamedTuple
 
 import click
 
+from steelyard import __version__
 from steelyard.errors import SteelyardError
 
 if TYPE_CHECKING or not sys.stdout.isatty():
@@ -58,6 +59,7 @@ COMMANDS: dict[str, Entry] = {
     "priority": Entry("Jobs", "steelyard.cli.queue:priority", "Give a job another priority."),
     "accounts": Entry("Jobs", "steelyard.cli.accounts:accounts", "List accounts with shares and usage, and set shares."),
     "quotas": Entry("Jobs", "steelyard.cli.accounts:quotas", "List, set and delete what projects may hold."),
+    "volumes": Entry("Jobs", "steelyard.cli.volumes:volumes", "Create, list and delete volumes."),
     "proof": Entry("Jobs", "steelyard.cli.proof:proof", "Show what a job asked for beside what it got."),
     "deploy": Entry("Functions", "steelyard.cli.deploy:deploy", "Deploy an app, a web app or a server."),
     "serve": Entry("Functions", "steelyard.cli.serve:serve", "Serve an app while you work on it."),
@@ -120,9 +122,7 @@ class LazyGroup(HelpGroup):
 
 def _print_version(ctx: click.Context, param: click.Parameter, value: bool) -> None:
     if value and not ctx.resilient_parsing:
-        from importlib.metadata import version
-
-        click.echo(f"steelyard {version('steelyard')}")
+        click.echo(f"steelyard {__version__}")
         ctx.exit()
 
 

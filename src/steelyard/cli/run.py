@@ -30,7 +30,7 @@ wrote them. Of an array its progress is shown, and the exit code is the highest.
 FILE.py[:NAME], without a `--` before it, is a function, a Class.method or a @app.local_entrypoint of the app in FILE.py. The app
 is deployed for this once: what it writes is shown on stderr, the result on stdout, and at the end all of it is deleted. Words
 behind it are its arguments, read by its annotations; `--help` there shows them. The exit code is 1 when it raises. Of the options
---cpus, --memory, --gpus, --timing, --env, --as-root, --image, --python and --json apply, before the file.
+--cpus, --memory, --gpus, --timing, --env, --volume, --as-root, --image, --python and --json apply, before the file.
 
 \b
 Examples:
@@ -42,6 +42,7 @@ Examples:
   steelyard run --tasks-per-node 4 --gpus 1 --launcher torchrun --retry error:3 -- train.py
   steelyard run -d --array 0-99%8 --max-duration 1h --requeue -- ./sweep
   steelyard run -d --after ok:12,any:13 --scratch 20GB --output out/%j.txt -- ./merge
+  steelyard run --volume data:/data -- python prepare.py
   steelyard run hello.py:greet --name Ada --loud
   steelyard run --cpus 4 --json stats.py:summarise data.csv --top 3
 """
@@ -49,7 +50,10 @@ Examples:
 #: a Python file, and perhaps what of it
 _FUNCTION = re.compile(r".*\.py(:.*)?")
 #: options that mean something for a function too
-_FOR_FUNCTIONS = ("cpus", "memory", "gpus", "timing", "env", "as_root", "home", "image", "python", "as_json")
+_FOR_FUNCTIONS = (
+    *("cpus", "memory", "gpus", "timing", "env", "volumes", "as_root", "image"),
+    *("home", "python", "as_json"),
+)
 #: options that mean nothing for a job
 _NOT_FOR_JOBS = ("python", "as_json")
 _META = __name__
@@ -118,7 +122,7 @@ def run(
 def _refuse(given: list[str], unfit: set[str], why: str) -> None:
     for name in given:
         if name in unfit:
-            option = {"as_json": "json", "errors": "error"}.get(name, name).replace("_", "-")
+            option = {"as_json": "json", "errors": "error", "volumes": "volume"}.get(name, name).replace("_", "-")
             raise Refused(f"--{option} {why}. Nothing was started.", code="unfit-option")
 
 

@@ -15,7 +15,7 @@ from typing import Any
 
 import click
 
-from steelyard.cli.app_deploy import is_reached, make_override, make_wanted, put_function, upload_code, wait_settled
+from steelyard.cli.app_deploy import is_reached, make_override, make_volumes, make_wanted, put_function, upload_code, wait_settled
 from steelyard.cli.app_file import Call, UserCodeFailed, check_python, lib_dir_for
 from steelyard.cli.attach import make_patience
 from steelyard.cli.attend import Patience
@@ -63,6 +63,7 @@ def _run(
     bundle = upload_code(client, call.app.root, progress)
     wanted = make_wanted(call.app, bundle, suffix, override, images)
     width = max(len(each.declared.fn) for each in wanted) if wanted else 0
+    make_volumes(client, wanted)
     with Lease(client) as lease:
         views = []
         for each in wanted:

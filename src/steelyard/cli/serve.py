@@ -20,6 +20,7 @@ from steelyard.cli.app_deploy import (
     explain_failure,
     is_reached,
     make_override,
+    make_volumes,
     make_wanted,
     put_function,
     upload_code,
@@ -202,6 +203,7 @@ class _Session:
 
     def _put(self, wanted: Sequence[Wanted]) -> list[FunctionView]:
         views: list[FunctionView] = []
+        make_volumes(self._client, wanted)
         for each in wanted:
             new = each.name not in self._wanted
             # an earlier session's log is not shown again

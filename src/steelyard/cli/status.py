@@ -8,6 +8,7 @@ from pathlib import Path
 import click
 import msgspec
 
+from steelyard import __version__
 from steelyard.cli.output import COLOURS, person_looks, print_json, print_table
 from steelyard.cli.programs import PROGRAM_NAMES, SUPERVISOR, find_program, lives, load_record
 from steelyard.cli.quantities import render_bytes
@@ -53,8 +54,6 @@ Examples:
 @home_option
 @json_option
 def status(home: Path | None, as_json: bool) -> None:
-    from importlib.metadata import version
-
     paths, settings = find_settings(home)
     programs = observe_programs(paths)
     ca_file = Path(settings.tls_cert) if settings.tls_cert else None
@@ -64,7 +63,7 @@ def status(home: Path | None, as_json: bool) -> None:
         state = "stopped"
     else:
         state = "degraded" if missing or any(program.state != "running" for program in programs) else "running"
-    shown = Status(state, settings.api_url, settings.gateway_url, version("steelyard"), programs)
+    shown = Status(state, settings.api_url, settings.gateway_url, __version__, programs)
     if as_json:
         print_json(shown)
     else:

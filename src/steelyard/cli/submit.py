@@ -12,6 +12,7 @@ import click
 from steelyard.api.sbatch_script import Submission, read_script
 from steelyard.api.sbatch_text import SCRIPT_MAX_BYTES
 from steelyard.cli.attach import attend, make_patience
+from steelyard.cli.job_options import parse_volumes, volume_option
 from steelyard.cli.output import print_json, print_table, say
 from steelyard.cli.session import home_option, json_option, new_key, open_client
 from steelyard.clock import SystemClock
@@ -31,12 +32,13 @@ Examples:
   steelyard submit train.sh
   steelyard submit --time=2:00:00 -c 4 train.sh data.csv
   steelyard submit --test-only train.sh
+  steelyard submit --volume data:/data train.sh
   steelyard submit --wait --wrap 'make -j4'
   next=$(steelyard submit --parsable --dependency=afterok:$first next.sh)
 """
-_OWN = (Option("json", "", NONE), Option("home"), Option("image"))
+_OWN = (Option("json", "", NONE), Option("home"), Option("volume"), Option("image"))
 #: what this command does itself
-_OURS = {"json", "home", "image", "test-only", "parsable", "wait", "quiet", "help", "usage"}
+_OURS = {"json", "home", "volume", "image", "test-only", "parsable", "wait", "quiet", "help", "usage"}
 
 
 class SubmitCommand(click.Command):
@@ -53,7 +55,7 @@ class SubmitCommand(click.Command):
 
 
 def _as_click(given: Given) -> str:
-    if given.option.name in ("home", "image"):
+    if given.option.name in ("home", "volume", "image"):
         return given.text
     return "--help" if given.option.name == "usage" else f"--{given.option.name}"
 
@@ -65,6 +67,7 @@ def _as_click(given: Given) -> str:
 @click.option("--wait", "-W", is_flag=True, help="Return when the job has ended, with its exit code.")
 @click.option("--quiet", "-Q", is_flag=True, help="Don't name what is ignored.")
 @click.option("--image", default="", metavar="NAME", help="Run it in that image (`steelyard image ls`).")
+@volume_option
 @home_option
 @json_option
 @click.argument("words", nargs=-1, type=click.UNPROCESSED, metavar="[SCRIPT [ARGS]...]")
@@ -76,13 +79,14 @@ def submit(
     wait: bool,
     quiet: bool,
     image: str,
+    volumes: tuple[str, ...],
     home: Path | None,
     as_json: bool,
     words: tuple[str, ...],
 ) -> None:
     options: tuple[str, ...] = ctx.meta[__name__]
     script, name = _read(words, wrapped=any(option.startswith("--wrap=") for option in options))
-    data = ScriptSubmit(script, _here(), words[1:], options, clean(os.environ), name, image)
+    data = ScriptSubmit(script, _here(), words[1:], options, clean(os.environ), name, image, parse_volumes(volumes))
     if test_only:
         _show(read_script(data, SystemClock().now_us()), as_json)
         return

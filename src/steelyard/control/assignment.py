@@ -9,7 +9,7 @@ Never waits for the agent.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Protocol
 
 import msgspec
@@ -18,9 +18,11 @@ from steelyard.control import ASSIGNMENT, AgentLink
 from steelyard.control.images import assign_images
 from steelyard.control.live import LiveJobs
 from steelyard.lifecycle.job import in_doubt
+from steelyard.model.built_image import Image
 from steelyard.model.function import ApiKey, Function
-from steelyard.model.image import Image
 from steelyard.model.job import Job, JobState, Owner
+from steelyard.model.mount import MountedVolume, VolumeMount
+from steelyard.model.volume import Volume
 from steelyard.store import Store, Tx
 from steelyard.wire.agent import AssignedFunction, AssignedJob, Assignment
 
@@ -29,10 +31,11 @@ class Seen(msgspec.Struct, frozen=True):
     jobs: tuple[Job, ...]
     functions: tuple[Function, ...]
     keys: tuple[ApiKey, ...]
-    images: tuple[Image, ...]
     epoch: int
     #: what this server offered last
     offered: Assignment | None
+    volumes: tuple[Volume, ...] = ()
+    images: tuple[Image, ...] = ()
 
 
 class Actions(msgspec.Struct, frozen=True):
@@ -51,12 +54,15 @@ async def begin_epoch(store: Store) -> int:
 
 
 async def load(store: Store, live: LiveJobs, offered: Assignment | None) -> Seen:
-    def read(tx: Tx) -> tuple[tuple[int, list[Job]], tuple[Function, ...], tuple[ApiKey, ...], tuple[Image, ...], int]:
-        return tx.jobs_changed(live.change), tuple(tx.functions()), tuple(tx.keys()), tuple(tx.images()), tx.counter("epoch")
+    def read(tx: Tx) -> tuple[tuple[int, list[Job]], tuple[Function, ...], tuple[ApiKey, ...], int]:
+        return tx.jobs_changed(live.change), tuple(tx.functions()), tuple(tx.keys()), tx.counter("epoch")
 
-    changed, functions, keys, images, epoch = await store.read(read)
+    def read_given(tx: Tx) -> tuple[tuple[Volume, ...], tuple[Image, ...]]:
+        return tuple(tx.volumes()), tuple(tx.images())
+
+    (changed, functions, keys, epoch), (volumes, images) = await store.read(lambda tx: (read(tx), read_given(tx)))
     live.apply(*changed)
-    return Seen(live.holding, functions, keys, images, epoch, offered)
+    return Seen(live.holding, functions, keys, epoch, offered, volumes, images)
 
 
 class Secrets(Protocol):
@@ -86,6 +92,7 @@ def decide(seen: Seen, now: int, secrets: Secrets) -> Actions:
 
 def render_assignment(seen: Seen, secrets: Secrets) -> Assignment:
     """Oldest first; generation 0 stands for "not offered yet"."""
+    volumes = {(volume.name, volume.owner.uid): volume for volume in seen.volumes if not volume.deleting}
     return Assignment(
         epoch=seen.epoch,
         generation=0,
@@ -103,6 +110,7 @@ def render_assignment(seen: Seen, secrets: Secrets) -> Assignment:
                 array=job.array,
                 restarts=job.restarts,
                 token=secrets.sign_job(job),
+                volumes=find_volumes(volumes, job.spec.volumes, job.owner),
             )
             for job in sorted(seen.jobs, key=lambda job: (job.submitted_at, job.id))
             if job.plan is not None
@@ -118,12 +126,24 @@ def render_assignment(seen: Seen, secrets: Secrets) -> Assignment:
                 token=secrets.sign_function(function),
                 percent=each.percent,
                 tags=each.tags,
+                volumes=find_volumes(volumes, each.spec.volumes, function.owner),
             )
             for function in seen.functions
             for each in function.live.values()
         ),
         keys=admitted_keys(seen.keys, seen.functions, secrets),
         images=assign_images(seen.images),
+    )
+
+
+def find_volumes(
+    stored: Mapping[tuple[str, int], Volume], asked: Sequence[VolumeMount], owner: Owner
+) -> tuple[MountedVolume, ...]:
+    """With their folders; without one where the volume has gone since, or is somebody else's: the start will say so."""
+    found = [(mount, stored.get((mount.name, owner.uid))) for mount in asked]
+    return tuple(
+        MountedVolume(mount.name, volume.path if volume is not None else "", mount.path, mount.read_only)
+        for mount, volume in found
     )
 
 

@@ -19,8 +19,9 @@ _log = logging.getLogger("steelyard.control")
 
 #: a loop that failed looks again after this, even if nobody pokes it
 RETRY_S = 1.0
-#: at most that long a busy loop lets pokes gather
-REST_MAX_S = 0.02
+#: A look that took longer is followed by a rest, in which pokes gather: a look at hundreds costs little more than one at ten, so
+#: it is so many times as long as what the look took on top of this, and at most that long.
+QUICK_S, REST_TIMES, REST_MAX_S = 0.002, 6, 0.05
 
 
 class Driver:
@@ -56,10 +57,12 @@ class Driver:
                     await wanted.wait()
             except TimeoutError:
                 continue  # the tick: look again without having been poked
-            # Poked all the time, it leaves as much time to others as it takes: what comes meanwhile is one activation then.
-            rest_s = (2 * ended_ns - began_ns - self._clock.mono_ns()) / 1e9
+            # Poked all the time, it leaves time to others: what comes meanwhile is one activation then.
+            rest_s = (
+                min(REST_MAX_S, REST_TIMES * ((ended_ns - began_ns) / 1e9 - QUICK_S)) - (self._clock.mono_ns() - ended_ns) / 1e9
+            )
             if rest_s > 0:
-                await asyncio.sleep(min(rest_s, REST_MAX_S))
+                await asyncio.sleep(rest_s)
 
     async def _activate(self, loop: Loop) -> float:
         try:

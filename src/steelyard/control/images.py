@@ -16,8 +16,8 @@ from steelyard.control import ASSIGNMENT, IMAGES
 from steelyard.control.live import LiveJobs
 from steelyard.control.watch import Watch
 from steelyard.lifecycle.image import choose_evictions, judge, name_layers
+from steelyard.model.built_image import Image
 from steelyard.model.ids import ImageId
-from steelyard.model.image import Image
 from steelyard.model.job import Job, Owner
 from steelyard.store import Event, Store, Tx
 from steelyard.wire.agent import AssignedImages, ImagesSeen

@@ -14,8 +14,8 @@ from functools import lru_cache
 
 import msgspec
 
+from steelyard.model.built_image import Base, Copy, Image, ImageSeen, ImageSpec, ImageState, PipInstall, Run, SetEnv, Step, UvSync
 from steelyard.model.ids import ImageId
-from steelyard.model.image import Base, Copy, Image, ImageSeen, ImageSpec, ImageState, PipInstall, Run, SetEnv, Step, UvSync
 from steelyard.model.job import Job, JobState
 
 #: goes up when the same steps would make something else

@@ -65,7 +65,7 @@ class Launch(msgspec.Struct, frozen=True):
 
 def make_launches(spec: JobSpec, facts: Facts) -> tuple[Launch, ...]:
     """In the order of ranks (of nodes for torchrun). One for a job that is no gang."""
-    argv = (facts.script, *spec.argv) if facts.script else spec.argv
+    argv = (facts.script, *spec.argv[1:]) if facts.script else spec.argv
     common = _common(facts)
     gang = spec.gang
     if gang is None:

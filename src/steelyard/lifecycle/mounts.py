@@ -14,7 +14,7 @@ from collections.abc import Iterable, Mapping, Sequence
 import msgspec
 
 from steelyard.model.ids import NAME
-from steelyard.model.mount import Bind, MountedVolume, Mounts, Rebuilt, VolumeMount
+from steelyard.model.mount import Bind, MountedVolume, Mounts, Rebuilt, VolumeMount, variable_of
 
 #: the machine's own, with all that is below them
 SYSTEM = (
@@ -122,6 +122,16 @@ def _check_point(volume: MountedVolume, point: PointSeen, target: str, as_root: 
             f"be made for this work alone. Make it (mkdir -p {volume.path}), or choose a path right below /, such as /data"
         )
     return None
+
+
+def make_variables(volumes: Iterable[MountedVolume]) -> dict[str, str]:
+    """By which the work finds them, mounted or not."""
+    return {variable_of(volume.name): volume.seen_at for volume in volumes}
+
+
+def render_mount(name: str, path: str, read_only: bool) -> str:
+    """A mounted volume in a proof."""
+    return f"{name} at {path}{' (read-only)' if read_only else ''}"
 
 
 def to_machine(path: str, volumes: Iterable[MountedVolume]) -> str:

@@ -66,10 +66,23 @@ def check_cron(cron: str, zone: tzinfo, now: int) -> str | None:
     try:
         first = next(next_times(cron, zone, now), None)
     except Refused as err:
-        return err.public
+        if not _is_no_day(fields):
+            return err.public
+        first = None
     if first is None:
         return f"{cron!r} never comes true: no such day comes in the next fifty years."
     return None
+
+
+def _is_no_day(fields: list[str]) -> bool:
+    """Each field is sound, and no month has such a day: 31 February, which the library takes for a slip of the pen."""
+    minute, hour, day, month, weekday = fields
+    try:
+        for line in (f"{minute} {hour} {day} * {weekday}", f"* * * {month} *"):
+            CronSim(line, _EPOCH)
+    except (CronSimError, ValueError):
+        return False
+    return True
 
 
 def next_times(cron: str, zone: tzinfo, after: int, until: int | None = None) -> Iterator[int]:

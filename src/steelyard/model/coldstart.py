@@ -41,7 +41,8 @@ class ColdStart(msgspec.Struct, frozen=True):
     reason: Reason
     wall_ms: float
     phases: dict[str, float]
-    #: the user's own `with sy.phase(name)` blocks: parts of import, enter or first_byte, not added to the sum
+    #: the user's own `with sy.phase(name)` blocks, and of a model's server what its log told of its start (`enter.weights`, ...):
+    #: parts of import, enter or first_byte, not added to the sum
     user_phases: dict[str, float] = {}
 
     @property

@@ -9,6 +9,7 @@ import msgspec
 
 from steelyard.model.ids import FunctionName, ProjectName
 from steelyard.model.job import NO_SHARE, Owner, Plan, Resources
+from steelyard.model.mount import VolumeMount
 from steelyard.model.reason import Reason
 from steelyard.model.secret import SecretUse
 
@@ -57,6 +58,8 @@ class FunctionSpec(msgspec.Struct, frozen=True):
     buffer_replicas: int = 0
     #: of a program: numbers of its page /metrics
     scale_on: tuple[ScaleOn, ...] = ()
+    #: a file or folder (absolute) that each start reads: kept in the machine's page cache while it sleeps; empty: nothing is
+    weights: str = ""
     #: from the wake until the replica must serve
     startup_deadline_s: float = 60.0
     #: while it sleeps its cores and devices are lent to preemptible work, and a wake has them back after that long at most; None:
@@ -64,6 +67,7 @@ class FunctionSpec(msgspec.Struct, frozen=True):
     wake_bound_s: float | None = None
     public: bool = False
     as_root: bool = False
+    volumes: tuple[VolumeMount, ...] = ()
     #: further attempts of a call after a lost replica, a timeout or an exception
     retries: int = 0
     #: one input of a call is given up after that long, by its replica, which is then replaced; None: never

@@ -1,118 +1,152 @@
-"""What is an image? A base and the steps upon it, each named by its content and by all that is below it.
+"""Which image is meant? Pure: the text of `--image` in, its parts out.
 
-A Python environment today; other bases become other variants of `Base`. Nothing here says where an image lies on a machine.
+Four forms: `ghcr.io/org/app:1.2` and `docker://nginx:1.27` (a registry; the latter is Docker Hub when no host is named),
+`oci:/path[:tag]` (a folder in the OCI image layout) and `docker-archive:/path` (what `docker save` writes). A bare name such as
+`nginx` is refused, because it does not say from where.
 """
 
 from __future__ import annotations
 
+import re
 from enum import StrEnum
 
 import msgspec
 
-from steelyard.model.ids import ImageId, JobId, ProjectName
-from steelyard.model.job import Owner
+from steelyard.errors import Refused
+
+REFERENCE_MAX = 1024
+#: users and groups that a container has: 0 to one less
+IDS_MAX = 65_536
+_DIGEST = r"sha256:[0-9a-f]{64}"
+_TAG = r"[A-Za-z0-9_][A-Za-z0-9_.-]{0,127}"
+_HOST = r"[A-Za-z0-9](?:[A-Za-z0-9.-]*[A-Za-z0-9])?(?::[0-9]{1,5})?"
+_PART = r"[a-z0-9]+(?:(?:\.|_|__|-+)[a-z0-9]+)*"
+_NAME = re.compile(rf"(?:(?P<host>{_HOST})/)?(?P<path>{_PART}(?:/{_PART})*)(?::(?P<tag>{_TAG}))?(?:@(?P<digest>{_DIGEST}))?")
+_LAYOUT = re.compile(rf"(?P<path>/[^\0:]*)(?::(?P<tag>{_TAG}))?")
+_LOOPBACK = re.compile(r"(?:localhost|127(?:\.[0-9]{1,3}){3})(?::[0-9]+)?")
 
 
-class PythonBase(msgspec.Struct, frozen=True, tag_field="kind", tag="python", forbid_unknown_fields=True):
-    """An interpreter of the machine, or one that uv brings along."""
-
-    #: "3.11" or "3.11.9"
-    version: str
-
-
-class PipInstall(msgspec.Struct, frozen=True, tag_field="kind", tag="pip", forbid_unknown_fields=True):
-    #: as PEP 508 writes them
-    packages: tuple[str, ...] = ()
-    #: sha256 of a bundle with a `requirements.txt`; "" without one
-    files: str = ""
-    index_url: str = ""
-    extra_index_urls: tuple[str, ...] = ()
-    #: a folder of the machine, or an address
-    find_links: str = ""
-    pre: bool = False
+class ImageSource(StrEnum):
+    REGISTRY = "registry"
+    LAYOUT = "oci"
+    ARCHIVE = "docker-archive"
 
 
-class UvSync(msgspec.Struct, frozen=True, tag_field="kind", tag="uv-sync", forbid_unknown_fields=True):
-    #: sha256 of a bundle with `uv.lock` and `pyproject.toml`
-    files: str
-    extras: tuple[str, ...] = ()
-    groups: tuple[str, ...] = ()
-
-
-class SetEnv(msgspec.Struct, frozen=True, tag_field="kind", tag="env", forbid_unknown_fields=True):
-    env: dict[str, str]
-
-
-class Copy(msgspec.Struct, frozen=True, tag_field="kind", tag="copy", forbid_unknown_fields=True):
-    #: sha256 of a bundle
-    files: str
-    #: where its content goes, below the image's folder of files; "" is that folder
-    to: str = ""
-
-
-class Run(msgspec.Struct, frozen=True, tag_field="kind", tag="run", forbid_unknown_fields=True):
-    #: for /bin/sh, in the image's folder of files
-    command: str
-
-
-Base = PythonBase
-Step = PipInstall | UvSync | SetEnv | Copy | Run
-
-
-class ImageSpec(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
-    """Never changes; its name is its content (`lifecycle.image.name_layers`)."""
-
-    base: Base
-    steps: tuple[Step, ...] = ()
+class ImageReference(msgspec.Struct, frozen=True):
+    source: ImageSource
+    #: `host/path` of a registry, else an absolute path on the machine
+    name: str
+    #: "" in a folder or archive: the only image there
+    tag: str = ""
+    #: `sha256:<hex>` of what the registry calls the manifest; "" when the tag says it
+    digest: str = ""
 
     @property
-    def bundles(self) -> frozenset[str]:
-        """sha256 of all that its steps bring along."""
-        return frozenset(files for step in self.steps if (files := getattr(step, "files", "")))
+    def text(self) -> str:
+        """As short as it can be written; the same for all spellings of one image."""
+        if self.source is ImageSource.REGISTRY:
+            return self.name + (f"@{self.digest}" if self.digest else f":{self.tag}")
+        return f"{self.source.value}:{self.name}" + (f":{self.tag}" if self.tag else "")
+
+    @property
+    def on_loopback(self) -> bool:
+        """A registry of this machine, which as a rule has no certificate."""
+        return self.source is ImageSource.REGISTRY and _LOOPBACK.fullmatch(self.name.partition("/")[0]) is not None
 
 
-class ImageState(StrEnum):
-    #: its job waits or runs
-    BUILDING = "BUILDING"
-    READY = "READY"
-    #: its job failed, or was stopped
-    FAILED = "FAILED"
-    #: it was built, and its machine does not have it any more
-    MISSING = "MISSING"
+def parse_image(text: str) -> ImageReference:
+    """Raises Refused (code bad-image) with what to write instead."""
+    if len(text) > REFERENCE_MAX or not text.isprintable():
+        raise _refuse(text, f"it is longer than {REFERENCE_MAX} characters or not printable")
+    for source in (ImageSource.LAYOUT, ImageSource.ARCHIVE):
+        if text.startswith(f"{source.value}:"):
+            match = _LAYOUT.fullmatch(text.partition(":")[2])
+            if match is None:
+                raise _refuse(text, f"write {source.value}:/absolute/path or {source.value}:/absolute/path:TAG")
+            return ImageReference(source, match["path"], match["tag"] or "")
+    named, hub = text.removeprefix("docker://"), text.startswith("docker://")
+    match = _NAME.fullmatch(named)
+    if match is None:
+        raise _refuse(text, "write it as registry.host/path:tag, docker://name:tag, oci:/path or docker-archive:/path")
+    host, path = match["host"] or "", match["path"]
+    if host and not ("." in host or ":" in host or host == "localhost"):  # `library/nginx` is a path, not a host
+        host, path = "", f"{host}/{path}"
+    if not host:
+        if not hub:
+            raise _refuse(text, f"it does not say from which registry; Docker Hub's is docker://{text}")
+        host, path = "docker.io", path if "/" in path else f"library/{path}"
+    digest = match["digest"] or ""
+    return ImageReference(ImageSource.REGISTRY, f"{host}/{path}", "" if digest else match["tag"] or "latest", digest)
+
+
+def _refuse(text: str, why: str) -> Refused:
+    shown = text if len(text) <= 80 else f"{text[:77]}..."
+    return Refused(f"The image {shown!r} is not understood: {why}. Nothing was started.", code="bad-image")
+
+
+class UserIds(msgspec.Struct, frozen=True):
+    """Whom an image runs as."""
+
+    uid: int = 0
+    gid: int = 0
+    #: beside `gid`
+    groups: tuple[int, ...] = ()
+    home: str = "/"
 
 
 class Image(msgspec.Struct, frozen=True):
-    """An image of an owner. Two owners never share one: what runs as one uid may change its files."""
+    """What an unpacked image says about running it."""
 
-    id: ImageId
-    project: ProjectName
-    owner: Owner
-    generation: int
-    spec: ImageSpec
-    #: the newest build
-    job: JobId
-    created_at: int
-    #: when something was last submitted or deployed with it, to the hour; microseconds, wall clock
-    used_at: int
-    state: ImageState = ImageState.BUILDING
-    #: for people; one image has a name at a time
-    name: str = ""
-    #: why it is FAILED or MISSING
-    detail: str = ""
-    #: full version of its interpreter, once it is there
-    python: str = ""
-    #: bytes of all its files, and of those that its last step added
-    size_bytes: int = 0
-    added_bytes: int = 0
-    built_at: int | None = None
+    #: hex SHA-256 of its manifest in the OCI format, which names everything in it
+    digest: str
+    #: what it was fetched as, the first time
+    reference: str
+    entrypoint: tuple[str, ...] = ()
+    command: tuple[str, ...] = ()
+    env: dict[str, str] = {}
+    #: "" means /
+    cwd: str = ""
+    #: `user[:group]`, names or numbers; "" means root
+    user: str = ""
+    #: what that means by the image's own /etc/passwd and /etc/group; ids inside of it
+    ids: UserIds = UserIds()
+    #: TCP ports that it says it listens on
+    ports: tuple[int, ...] = ()
+    #: hex digests of config and layers, for whoever keeps them
+    blobs: tuple[str, ...] = ()
+    #: unpacked, and as blobs
+    bytes_on_disk: int = 0
+    files: int = 0
 
 
-class ImageSeen(msgspec.Struct, frozen=True):
-    """What a machine says of an image, or of a step below one, that lies on it."""
+def find_user(user: str, passwd: str, group: str) -> UserIds | None:
+    """`user[:group]` by these files; None when a name is in neither, or an id is one that containers have not."""
+    name, _, wanted_group = user.partition(":")
+    people = {fields[0]: fields for line in passwd.splitlines() if len(fields := line.split(":")) >= 6}
+    groups = {fields[0]: fields for line in group.splitlines() if len(fields := line.split(":")) >= 4}
+    name = name or "0"
+    person = people.get(name) or next((each for each in people.values() if each[2] == name), None)
+    uid = _id(person[2] if person is not None else name)
+    gid = _id(person[3]) if person is not None else 0
+    if wanted_group:
+        gid = _id(groups[wanted_group][2] if wanted_group in groups else wanted_group)
+    if uid is None or gid is None:
+        return None
+    joined = () if wanted_group or person is None else (each for each in groups.values() if person[0] in each[3].split(","))
+    more = sorted({found for each in joined if (found := _id(each[2])) is not None and found != gid})
+    home = person[5] if person is not None and person[5].startswith("/") else "/"
+    return UserIds(uid, gid, tuple(more), home)
 
-    id: ImageId
-    uid: int
-    python: str
-    size_bytes: int
-    added_bytes: int
-    built_at: int
+
+def _id(text: str) -> int | None:
+    return int(text) if re.fullmatch("[0-9]{1,5}", text, re.ASCII) and int(text) < IDS_MAX else None
+
+
+def choose_argv(image: Image, argv: tuple[str, ...]) -> tuple[str, ...]:
+    """What runs: the image's entry point with these words, or with its own. Raises Refused when nothing says what to run."""
+    words = (*image.entrypoint, *(argv or image.command))
+    if not words:
+        raise Refused(
+            f"The image {image.reference} names no command. Say what to run behind --; nothing was started.", code="no-command"
+        )
+    return words

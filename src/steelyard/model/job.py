@@ -20,6 +20,7 @@ from steelyard.model.batch import (
 )
 from steelyard.model.gpu_demand import GpuDemand
 from steelyard.model.ids import AttemptId, JobId, ProjectName, make_attempt_id
+from steelyard.model.mount import VolumeMount
 from steelyard.model.owner import Owner
 from steelyard.model.proof import Proof
 from steelyard.model.reason import Reason
@@ -63,7 +64,7 @@ class JobSpec(msgspec.Struct, frozen=True):
     """What the user asked for. Never changes after submit."""
 
     name: str
-    #: with `script`: its arguments
+    #: with `script`: its name for people, and its arguments
     argv: tuple[str, ...]
     #: absolute path on the machine
     cwd: str
@@ -107,6 +108,7 @@ class JobSpec(msgspec.Struct, frozen=True):
     checkpoint_dir: str | None = None
     #: how many CPUs `SLURM_CPUS_PER_TASK` and its like tell of, and more of what `sbatch` was told, for the job's eyes alone
     slurm: dict[str, str] = {}
+    volumes: tuple[VolumeMount, ...] = ()
     #: what it is given beside `env`, each name once
     secrets: tuple[SecretUse, ...] = ()
 

@@ -17,8 +17,8 @@ class ProofState(StrEnum):
 
 
 class Proof(msgspec.Struct, frozen=True):
-    """Keys of asked and got: cpus (list of logical CPUs), share, memory_bytes, memory_nodes, io_max_bytes_s, scratch_bytes, uid,
-    no_new_privs, cgroup; where the timing class asks for it timing, scheduler, memory_lock_limit, irqs_on_its_cpus,
+    """Keys of asked and got: cpus (list of logical CPUs), share, memory_bytes, memory_nodes, io_max_bytes_s, scratch_bytes,
+    volumes, uid, no_new_privs, cgroup; where the timing class asks for it timing, scheduler, memory_lock_limit, irqs_on_its_cpus,
     kernel_threads_on_its_cpus, governor, deep_idle_states, max_wakeup_us. A value of None in `got` means it could not be read."""
 
     state: ProofState

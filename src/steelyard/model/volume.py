@@ -5,7 +5,7 @@ from __future__ import annotations
 import msgspec
 
 from steelyard.model.ids import ProjectName
-from steelyard.model.job import Owner
+from steelyard.model.owner import Owner
 
 
 class Volume(msgspec.Struct, frozen=True):

@@ -13,6 +13,7 @@ if TYPE_CHECKING:
 
     from steelyard.model.ids import WorkloadId
     from steelyard.model.job import Plan
+    from steelyard.model.mount import Mounts
     from steelyard.runtime.process import Adopted
     from steelyard.runtime.records import Handle
     from steelyard.wire.spawn import Outputs, Running
@@ -61,10 +62,13 @@ class Runtime(Protocol):
         rlimits: Sequence[tuple[str, int, int]] = (),
         logs: str | None = None,
         outputs: Outputs = ...,
+        mounts: Mounts | None = None,
     ) -> Handle:
         """Run a prepared workload. EdgeFailed (code start-failed): nothing runs. Unreachable: it may run, adopt() tells.
         `logs`: the folder beside the workloads' own for stdout and stderr, shared by all that name it; its own by default.
-        `outputs`: files that get its output instead; one that can't be opened fails the start (`detail` of the error: output)."""
+        `outputs`: files that get its output instead; one that can't be opened fails the start (`detail` of the error: output).
+        `mounts`: what it sees that others don't; one that can't be had fails the start (detail: volumes). A workload inside
+        another sees what that sees."""
         ...
 
     async def start(
@@ -84,6 +88,7 @@ class Runtime(Protocol):
         rlimits: Sequence[tuple[str, int, int]] = (),
         logs: str | None = None,
         outputs: Outputs = ...,
+        mounts: Mounts | None = None,
         labels: Mapping[str, str] | None = None,
         inside: WorkloadId | None = None,
     ) -> Handle:

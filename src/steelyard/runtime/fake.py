@@ -15,6 +15,7 @@ from steelyard.clock import Clock
 from steelyard.errors import Conflict, EdgeFailed, Refused
 from steelyard.model.ids import WorkloadId
 from steelyard.model.job import Plan
+from steelyard.model.mount import Mounts
 from steelyard.runtime import Wanted
 from steelyard.runtime.process import NO_OUTPUTS, Adopted, AdoptedState, Evidence, decide_adoption
 from steelyard.runtime.records import WORKLOAD_ID, Handle, Intent
@@ -105,6 +106,7 @@ class FakeRuntime:
         rlimits: Sequence[tuple[str, int, int]] = (),
         logs: str | None = None,
         outputs: Outputs = NO_OUTPUTS,
+        mounts: Mounts | None = None,
     ) -> Handle:
         intent = self._intents.get(workload)
         if intent is None:
@@ -139,6 +141,7 @@ class FakeRuntime:
         rlimits: Sequence[tuple[str, int, int]] = (),
         logs: str | None = None,
         outputs: Outputs = NO_OUTPUTS,
+        mounts: Mounts | None = None,
         labels: Mapping[str, str] | None = None,
         inside: WorkloadId | None = None,
     ) -> Handle:

@@ -21,6 +21,11 @@ _MS_REMOUNT, _MS_BIND, _MS_REC, _MS_SLAVE, _MNT_DETACH = 32, 4096, 16384, 1 << 1
 _CLONE_NEWNS, _CLONE_NEWUSER = 0x00020000, 0x10000000
 #: where the new root is put together; the machine's own folder of that name comes back with the rest
 _STAGE, _OLD = "/tmp", "/.machine"
+#: the step that is refused where nothing can be mounted, and what is left then
+NAMESPACE = "a mount namespace of its own"
+WITHOUT = (
+    "this machine lets no work mount anything; name the volume without a path, and read its folder from STEELYARD_VOLUME_<NAME>"
+)
 _libc = ctypes.CDLL(None, use_errno=True)
 
 
@@ -28,12 +33,13 @@ def enter_own(mounts: Mounts) -> None:
     """In a process with one thread, before it gives up root."""
     uid, gid = os.geteuid(), os.getegid()
     own_user = uid != 0
-    _call("a mount namespace of its own", _libc.unshare, _CLONE_NEWNS | (_CLONE_NEWUSER if own_user else 0))
+    _call(NAMESPACE, _libc.unshare, _CLONE_NEWNS | (_CLONE_NEWUSER if own_user else 0))
     if own_user:
         for name, text in (("setgroups", "deny"), ("uid_map", f"{uid} {uid} 1"), ("gid_map", f"{gid} {gid} 1")):
             with open(f"/proc/self/{name}", "w") as file:
                 file.write(text)
-    _mount(None, "/", _MS_REC | _MS_SLAVE)
+    # some systems give an ordinary user the namespace, and refuse only what is done in it
+    _call(NAMESPACE, _libc.mount, None, b"/", None, ctypes.c_ulong(_MS_REC | _MS_SLAVE), None)
     # the root comes first: what is below it is then reached through the new one
     for rebuilt in sorted(mounts.rebuilt, key=lambda each: each.folder.count("/") if each.folder != "/" else 0):
         _rebuild_root(rebuilt) if rebuilt.folder == "/" else _rebuild(rebuilt)
@@ -45,9 +51,10 @@ def enter_own(mounts: Mounts) -> None:
 
 
 def join(pid: int) -> None:
-    """See what that process sees. Its user namespace comes first: only there may we enter the other."""
-    names = ("mnt",) if os.geteuid() == 0 else ("user", "mnt")
-    for name in names:
+    """See what that process sees, unless we do already. Its user namespace comes first: only there may we enter the other."""
+    for name in ("mnt",) if os.geteuid() == 0 else ("user", "mnt"):
+        if os.stat(f"/proc/{pid}/ns/{name}").st_ino == os.stat(f"/proc/self/ns/{name}").st_ino:
+            continue
         fd = os.open(f"/proc/{pid}/ns/{name}", os.O_RDONLY | os.O_CLOEXEC)
         try:
             _call(f"the namespace of process {pid}", _libc.setns, fd, 0)

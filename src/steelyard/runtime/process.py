@@ -20,6 +20,7 @@ from steelyard.clock import Clock
 from steelyard.errors import Conflict, EdgeFailed, Refused, Unreachable
 from steelyard.model.ids import WorkloadId
 from steelyard.model.job import Plan
+from steelyard.model.mount import Mounts
 from steelyard.model.reason import Reason
 from steelyard.model.timing import FIFO_PRIORITY, Timing
 from steelyard.runtime import Wanted, records
@@ -183,7 +184,8 @@ class ProcessRuntime:
         self._clock = clock
         self._boot_id = boot_id
         self._lane = lane
-        records.make_folders(agent_dir)
+        for folder in records.make_folders(agent_dir):
+            lane.find_spares(folder)
         workloads_dir.mkdir(parents=True, exist_ok=True, mode=0o755)
 
     def log_path(self, workload: WorkloadId, stream: str) -> Path:
@@ -260,6 +262,7 @@ class ProcessRuntime:
         rlimits: Sequence[tuple[str, int, int]] = (),
         logs: str | None = None,
         outputs: Outputs = NO_OUTPUTS,
+        mounts: Mounts | None = None,
     ) -> Handle:
         intent = records.load_intent(self._agent_dir, workload)
         if intent is None:
@@ -286,6 +289,8 @@ class ProcessRuntime:
             fifo_priority=FIFO_PRIORITY if intent.plan.timing is Timing.REALTIME else 0,
             memory_nodes=intent.plan.memory_nodes if intent.plan.cpus else (),
             outputs=outputs,
+            mounts=mounts,
+            sees_as=self._leader_of(intent.inside),
         )
         joins = self._cgroups.open_join(intent.inside or workload)
         try:
@@ -323,6 +328,7 @@ class ProcessRuntime:
         rlimits: Sequence[tuple[str, int, int]] = (),
         logs: str | None = None,
         outputs: Outputs = NO_OUTPUTS,
+        mounts: Mounts | None = None,
         labels: Mapping[str, str] | None = None,
         inside: WorkloadId | None = None,
     ) -> Handle:
@@ -340,6 +346,7 @@ class ProcessRuntime:
             rlimits=rlimits,
             logs=logs,
             outputs=outputs,
+            mounts=mounts,
         )
 
     def claim(self, workload: WorkloadId, pid: int, start_time: int) -> Handle:
@@ -395,7 +402,7 @@ class ProcessRuntime:
     def forget(self, workload: WorkloadId) -> bool:
         if not self._cgroups.remove(workload):
             return False
-        records.forget(self._agent_dir, workload)
+        records.forget(self._agent_dir, workload, self._lane.drop)
         return True
 
     def adopt(self, running: Running) -> list[Adopted]:
@@ -453,6 +460,10 @@ class ProcessRuntime:
             raise _not_noted(handle, err) from err
         failpoint("after-handle")
         return handle
+
+    def _leader_of(self, workload: WorkloadId | None) -> int | None:
+        handle = None if workload is None else records.load_handle(self._agent_dir, workload)
+        return None if handle is None else handle.pid
 
     def _make_log_folder(self, workload: WorkloadId) -> None:
         """Readable by all, writable by us alone: a workload must not swap its log for a link that we would follow."""

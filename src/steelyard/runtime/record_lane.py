@@ -12,7 +12,7 @@ from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
-from steelyard.config import write_files
+from steelyard.runtime.spare_files import SpareFiles
 
 
 class RecordLane:
@@ -20,6 +20,7 @@ class RecordLane:
 
     def __init__(self) -> None:
         self._thread = ThreadPoolExecutor(1, thread_name_prefix="records")
+        self._spares = SpareFiles()
         self._waiting: list[tuple[Sequence[tuple[Path, bytes]], asyncio.Future[None]]] = []
         self._running: asyncio.Task[None] | None = None
 
@@ -31,6 +32,14 @@ class RecordLane:
             self._running = asyncio.create_task(self._work())
         await done
 
+    def drop(self, path: Path) -> None:
+        """Nobody needs it any more, whether it is there or not. Not synced."""
+        self._spares.add(path)
+
+    def find_spares(self, folder: Path) -> None:
+        """What the one before us had dropped there."""
+        self._spares.find(folder)
+
     def close(self) -> None:
         self._thread.shutdown(wait=True)
 
@@ -39,7 +48,7 @@ class RecordLane:
             while self._waiting:
                 batch, self._waiting = self._waiting, []
                 everything = [file for files, _ in batch for file in files]
-                results = await asyncio.get_running_loop().run_in_executor(self._thread, write_files, everything)
+                results = await asyncio.get_running_loop().run_in_executor(self._thread, self._spares.write, everything)
                 at = 0
                 for files, done in batch:
                     mine, at = results[at : at + len(files)], at + len(files)

@@ -9,8 +9,10 @@ A record that cannot be read stops the reader with its name (StoreDamaged): gues
 
 from __future__ import annotations
 
+import contextlib
 import os
 import re
+from collections.abc import Callable
 from pathlib import Path
 from typing import TypeVar
 
@@ -20,6 +22,7 @@ from steelyard.config import write_file
 from steelyard.errors import StoreDamaged
 from steelyard.model.ids import WorkloadId
 from steelyard.model.job import Plan
+from steelyard.runtime.spare_files import hide
 from steelyard.wire.spawn import Exited
 
 #: ids name files and cgroups: no separators, nothing hidden, room for a suffix within 255 bytes
@@ -59,9 +62,12 @@ class Handle(msgspec.Struct, frozen=True):
 Record = TypeVar("Record", Intent, Handle, Exited)
 
 
-def make_folders(agent_dir: Path) -> None:
-    for name in ("intents", "handles", "exits"):
-        (agent_dir / name).mkdir(parents=True, exist_ok=True, mode=0o700)
+def make_folders(agent_dir: Path) -> tuple[Path, ...]:
+    """Returns those that the agent writes into."""
+    intents, handles, exits = (agent_dir / name for name in ("intents", "handles", "exits"))
+    for folder in (intents, handles, exits):
+        folder.mkdir(parents=True, exist_ok=True, mode=0o700)
+    return intents, handles
 
 
 def intent_path(agent_dir: Path, workload: WorkloadId) -> Path:
@@ -116,17 +122,19 @@ def load_exit(agent_dir: Path, workload: WorkloadId) -> Exited | None:
     return _load_one(exit_path(agent_dir, workload), Exited)
 
 
-def forget(agent_dir: Path, workload: WorkloadId) -> None:
-    """Remove all three. The exit goes last, so that a removal cut short never leaves work that looks unexplained. Not synced:
-    what a power loss brings back is of another boot, nobody assigns it, and it is forgotten again."""
-    for path in (intent_path(agent_dir, workload), handle_path(agent_dir, workload), exit_path(agent_dir, workload)):
-        path.unlink(missing_ok=True)
+def forget(agent_dir: Path, workload: WorkloadId, drop: Callable[[Path], None]) -> None:
+    """Take all three away, our own by `drop`. The exit goes last, so that a removal cut short never leaves work that looks
+    unexplained. Not synced: what a power loss brings back is of another boot, nobody assigns it, and it is forgotten again."""
+    drop(intent_path(agent_dir, workload))
+    drop(handle_path(agent_dir, workload))
+    with contextlib.suppress(FileNotFoundError):
+        hide(exit_path(agent_dir, workload))  # the spawner finds it
 
 
 def _load(folder: Path, kind: type[Record]) -> dict[WorkloadId, Record]:
     found: dict[WorkloadId, Record] = {}
     for name in sorted(os.listdir(folder)):
-        # dot files are writes that were cut short before their rename: they never happened
+        # dot files are spares, or writes that were cut short before their rename: they never happened
         if name.startswith(".") or not name.endswith(".json"):
             continue
         record = _load_one(folder / name, kind)

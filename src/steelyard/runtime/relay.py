@@ -29,8 +29,9 @@ from steelyard.runtime.runner import page as pages
 from steelyard.runtime.runner.accept import SHORTAGE_S, accept_living
 from steelyard.runtime.runner.gate import microseconds
 from steelyard.runtime.runner.page import Page
+from steelyard.runtime.start_watch import StartWatch
 
-#: between two questions of readiness, and how long an answer to one may take
+#: between two questions of readiness, or looks at its log, and how long an answer to one may take
 READINESS_S, READINESS_TIMEOUT_S = 0.05, 5.0
 #: between two looks at the program's metrics, while it has requests, and how long one may take
 METRICS_S, METRICS_TIMEOUT_S = 0.25, 1.0
@@ -200,6 +201,12 @@ class Relay:
             self.page.say(f"GET {target} was answered with {answer.status}" if answer else f"GET {target} was not answered")
             await asyncio.sleep(READINESS_S)
 
+    async def watch_start(self, watch: StartWatch) -> None:
+        """Until it is cancelled."""
+        while True:
+            await asyncio.sleep(READINESS_S)
+            watch.look(self.now_ns())
+
     async def read_metrics(self) -> None:
         """Until the relay ends. Without requests nobody wants to know."""
         meter = Meter(self._config.metrics)
@@ -307,7 +314,9 @@ class Relay:
         await self._loop.connect_accepted_socket(lambda: connection.client, client)
 
 
-async def run(config: RelayConfig, page: Page, program: Program, private: socket.socket | None, clock: Clock) -> int:
+async def run(
+    config: RelayConfig, page: Page, program: Program, private: socket.socket | None, clock: Clock, watch: StartWatch
+) -> int:
     listener = socket.socket(fileno=config.listen_fd)
     listener.setblocking(False)
     relay = Relay(config, page, program, listener, clock)
@@ -322,7 +331,11 @@ async def run(config: RelayConfig, page: Page, program: Program, private: socket
         relay.address = ("127.0.0.1", config.port)
         accepting = port_accepts(config.port)
     starting = loop.create_task(relay.until_ready(accepting))
+    watching = loop.create_task(relay.watch_start(watch))
     await asyncio.wait([starting, relay.ended], return_when=asyncio.FIRST_COMPLETED)
+    watching.cancel()
+    if phases := watch.end(clock.mono_ns()):
+        page.write_phases({f"enter.{name}": ms for name, ms in phases.items()})
     if relay.ended.done():
         starting.cancel()
     elif relay.page.state != pages.RETIRING:
@@ -358,11 +371,12 @@ def main() -> int:
             private.bind(str(Path(folder) / "socket"))
             private.listen(4096)
         page.joined_ns = clock.mono_ns()
+        watch = StartWatch(page.joined_ns)
         page.state = pages.JOINED
         program = Program(config.argv, env, private)
         page.imported_ns = clock.mono_ns()
         page.state = pages.IMPORTED
-        return asyncio.run(run(config, page, program, private, clock))
+        return asyncio.run(run(config, page, program, private, clock, watch))
     except OSError as err:
         page.fail(f"the relay could not start {config.argv[0]}: {err}")
         return 1

@@ -16,15 +16,16 @@ from typing import NoReturn
 
 import msgspec
 
+from steelyard.runtime import mounts
 from steelyard.wire.spawn import Outputs, Spawn
 
-_PR_SET_NO_NEW_PRIVS = 38
 _PR_SET_THP_DISABLE = 41
 _MPOL_BIND = 2
 #: glibc has no function for it
 _SYS_SET_MEMPOLICY = {"x86_64": 238, "aarch64": 237}
 _ERROR_MAX = 3000
 _LOG_FLAGS = os.O_WRONLY | os.O_CREAT | os.O_APPEND | os.O_NOFOLLOW | os.O_NOCTTY | os.O_CLOEXEC
+_TO_LOGS = Outputs()
 _libc = ctypes.CDLL(None, use_errno=True)
 
 
@@ -36,19 +37,22 @@ def prctl(option: int, value: int) -> None:
 
 
 class Inherited(msgspec.Struct, frozen=True):
-    """What a child must not keep from the spawner; gathered once, because asking for 62 signals costs 0.4 ms after each fork."""
+    """What a child has of the spawner, gathered once: each thing that is done after a fork copies the pages that it touches."""
 
     #: whose handling is not the default
     signals: tuple[int, ...]
     #: RLIMIT_NOFILE that the spawner was started with (it raised its own)
     nofile: tuple[int, int]
+    #: nothing to read
+    stdin: int
 
 
 def observe_inherited(nofile: tuple[int, int]) -> Inherited:
-    """What is ignored stays ignored over exec: Python's SIGPIPE, a parent's SIGINT, the spawner's own."""
+    """What is ignored stays ignored over exec (Python's SIGPIPE, a parent's SIGINT, the spawner's own); what is handled must not
+    be lost before it."""
     fixed = (signal.SIGKILL, signal.SIGSTOP)
     changed = tuple(int(n) for n in signal.valid_signals() if n not in fixed and signal.getsignal(n) is not signal.SIG_DFL)
-    return Inherited(changed, nofile)
+    return Inherited(changed, nofile, os.open("/dev/null", os.O_RDONLY | os.O_CLOEXEC))
 
 
 def run_child(request: Spawn, passed: Sequence[int], joins: Sequence[int], error_fd: int, inherited: Inherited) -> NoReturn:
@@ -58,7 +62,7 @@ def run_child(request: Spawn, passed: Sequence[int], joins: Sequence[int], error
     try:
         signal.set_wakeup_fd(-1)
         for number in inherited.signals:
-            signal.signal(number, signal.SIG_DFL)
+            _libc.signal(number, None)  # signal.signal would tell what it was before, by exceptions
         step = "setsid"
         os.setsid()
         os.umask(0o022)
@@ -71,16 +75,19 @@ def run_child(request: Spawn, passed: Sequence[int], joins: Sequence[int], error
         step = "timing"
         _set_timing(request)
         step = "logs"
-        stdin = os.open("/dev/null", os.O_RDONLY | os.O_CLOEXEC)
-        stdout, stderr = (_open_log(path, request.uid, request.gid) for path in (request.stdout, request.stderr))
+        stdout, stderr = _open_log(request.stdout, request), _open_log(request.stderr, request)
         step = "fds"
-        wanted = {0: stdin, 1: stdout, 2: stderr, **dict(zip(request.fds, passed, strict=True))}
-        error_fd = _arrange(wanted, error_fd)
+        error_fd = _arrange(inherited.stdin, stdout, stderr, request.fds, passed, error_fd)
         step = "rlimit"
         resource.setrlimit(resource.RLIMIT_NOFILE, inherited.nofile)  # only after _arrange, which may need numbers beyond it
         for name, soft, hard in request.rlimits:
             step = f"rlimit {name}"
             resource.setrlimit(getattr(resource, name), (soft, hard))
+        step = "volumes"
+        if request.mounts is not None:
+            mounts.enter_own(request.mounts)
+        if request.sees_as is not None:
+            mounts.join(request.sees_as)
         if request.uid is not None and (os.geteuid() == 0 or request.uid != os.geteuid()):
             step = "setgroups"
             os.setgroups([])
@@ -90,17 +97,18 @@ def run_child(request: Spawn, passed: Sequence[int], joins: Sequence[int], error
             os.setresgid(request.gid, request.gid, request.gid)
             step = "setuid"
             os.setresuid(request.uid, request.uid, request.uid)
-        step = "no_new_privs"
-        prctl(_PR_SET_NO_NEW_PRIVS, 1)
         step = "chdir"  # as the workload's uid: a folder that it may not enter is refused here, not met later
         os.chdir(request.cwd)
         step = "output"
-        _open_outputs(request.outputs)
+        if request.outputs != _TO_LOGS:
+            _open_outputs(request.outputs)
         step = "exec"
-        env = dict(request.env)
+        env = request.env
         if request.listen_fds:
             env |= {"LISTEN_FDS": str(request.listen_fds), "LISTEN_PID": str(os.getpid())}
         signal.pthread_sigmask(signal.SIG_SETMASK, ())
+        if "/" in request.argv[0]:
+            os.execve(request.argv[0], request.argv, env)
         os.execvpe(request.argv[0], request.argv, env)
     except BaseException as err:
         os.write(error_fd, f"{step}\0{_explain(step, request, err)}".encode(errors="replace")[:_ERROR_MAX])
@@ -133,11 +141,11 @@ def _set_timing(request: Spawn) -> None:
         os.sched_setscheduler(0, os.SCHED_FIFO, os.sched_param(request.fifo_priority))
 
 
-def _open_log(path: str, uid: int | None, gid: int | None) -> int:
+def _open_log(path: str, request: Spawn) -> int:
     """Its folder is not the workload's to write, so nobody can have put a link there."""
     log = os.open(path, _LOG_FLAGS, 0o640)
-    if uid is not None and os.geteuid() == 0:
-        os.fchown(log, uid, -1 if gid is None else gid)
+    if request.uid is not None and os.geteuid() == 0:
+        os.fchown(log, request.uid, -1 if request.gid is None else request.gid)
     return log
 
 
@@ -156,16 +164,20 @@ def _open_outputs(outputs: Outputs) -> None:
         os.close(fd)
 
 
-def _arrange(wanted: dict[int, int], error_fd: int) -> int:
-    """Put each descriptor on its number and close all others. Returns where the error pipe is now.
-    All are copied above the highest wanted number first, so that no dup2 lands on one that is still needed."""
-    above = max(wanted) + 1
-    copies = {number: fcntl.fcntl(fd, fcntl.F_DUPFD_CLOEXEC, above) for number, fd in wanted.items()}
-    error_fd = fcntl.fcntl(error_fd, fcntl.F_DUPFD_CLOEXEC, above)
-    for number, fd in copies.items():
-        os.dup2(fd, number, inheritable=True)
-    low = 0
-    for kept in (*sorted(wanted), error_fd, resource.getrlimit(resource.RLIMIT_NOFILE)[0]):
+def _arrange(stdin: int, stdout: int, stderr: int, numbers: Sequence[int], passed: Sequence[int], error_fd: int) -> int:
+    """Put each descriptor on its number and close all others (Python 3.11 receives them without CLOEXEC). Returns where the error
+    pipe is now."""
+    wanted = {0: stdin, 1: stdout, 2: stderr}
+    if numbers or min(stdin, stdout, stderr, error_fd) <= 2:
+        # All are copied above the highest wanted number first, so that no dup2 lands on one that is still needed.
+        wanted |= zip(numbers, passed, strict=True)
+        above = max(wanted) + 1
+        wanted = {number: fcntl.fcntl(fd, fcntl.F_DUPFD_CLOEXEC, above) for number, fd in wanted.items()}
+        error_fd = fcntl.fcntl(error_fd, fcntl.F_DUPFD_CLOEXEC, above)
+    for number, fd in wanted.items():
+        os.dup2(fd, number)
+    low = 3
+    for kept in (*sorted(number for number in wanted if number > 2), error_fd, resource.getrlimit(resource.RLIMIT_NOFILE)[0]):
         if low < kept:  # an empty range would reach os.closerange as "up to the last one there is"
             os.closerange(low, kept)
         low = kept + 1
@@ -180,6 +192,8 @@ def _explain(step: str, request: Spawn, err: BaseException) -> str:
         return f"{request.argv[0]}: {words}"
     if step == "chdir":
         return f"{request.cwd}: {words} (as uid {os.geteuid()})"
+    if step == "volumes" and err.filename == mounts.NAMESPACE:
+        return f"{err.filename}: {words} ({mounts.WITHOUT})"
     if step == "output":
         return f"{err.filename}: {words} (as uid {os.geteuid()})"
     return f"{err.filename}: {words}" if err.filename else words

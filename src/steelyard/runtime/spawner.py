@@ -27,9 +27,9 @@ from pathlib import Path
 import msgspec
 
 from steelyard.clock import SystemClock
-from steelyard.config import write_files
 from steelyard.model.ids import WorkloadId
 from steelyard.runtime.procstat import observe_process
+from steelyard.runtime.spare_files import SpareFiles
 from steelyard.runtime.spawn_child import observe_inherited, prctl, run_child
 from steelyard.runtime.spawner_peer import Peer, note, open_listener, peer_is_ours
 from steelyard.wire import spawn as wire
@@ -43,11 +43,15 @@ EXEC_WAIT_MS = 5
 #: while exit records can't be written (disk full)
 RETRY_S = 0.5
 
+#: exits between two looks for the records of earlier ones that the agent has let go of
+SPARES_EVERY = 64
+
 #: descriptors for ourselves: one per held socket, two per start; workloads get the limit that we were started with
 NOFILE_MAX = 1 << 20
 
 _PR_SET_PDEATHSIG = 1
 _PR_SET_CHILD_SUBREAPER = 36
+_PR_SET_NO_NEW_PRIVS = 38
 _WALL = 0x40000000
 
 
@@ -77,6 +81,8 @@ class Spawner:
         self._unclaimed: OrderedDict[tuple[int, int], wire.Exited] = OrderedDict()
         #: ended, but the record is not on disk yet
         self._unsaved: dict[WorkloadId, wire.Exited] = {}
+        self._spares = SpareFiles()
+        self._saved = 0
         self._held: dict[str, int] = {}
         self._listing: list[Peer] = []
         self._terms = 0
@@ -145,7 +151,12 @@ class Spawner:
     def _save_exits(self) -> None:
         # all that ended while the last ones were being synced, for the price of one
         batch = list(self._unsaved.items())
-        results = write_files([(self._exits / f"{workload}.json", msgspec.json.encode(exited)) for workload, exited in batch])
+        if not batch:
+            return
+        if self._saved % SPARES_EVERY + len(batch) >= SPARES_EVERY:
+            self._spares.find(self._exits)
+        self._saved += len(batch)
+        results = self._spares.write([(self._exits / f"{w}.json", msgspec.json.encode(exited)) for w, exited in batch])
         for (workload, exited), error in zip(batch, results, strict=True):
             if error is not None:
                 note(f"exit record of {workload} not written, {len(self._unsaved)} wait; will try again: {error}")
@@ -252,9 +263,10 @@ class Spawner:
         child = Child(workload, pid, _observe_stranger(pid).start_time)
         self._children[pid] = child
         starting = self._starting[pid] = Starting(child, pipe, peer)
-        self._selector.register(pipe, selectors.EVENT_READ, lambda _events: self._settle(starting))
         if ready:
-            self._settle(starting)
+            self._settle(starting, watched=False)
+        else:
+            self._selector.register(pipe, selectors.EVENT_READ, lambda _events: self._settle(starting))
 
     def _check_new(self, workload: WorkloadId) -> str | None:
         """Why it may not be started; a workload runs at most once, whoever asks."""
@@ -266,12 +278,13 @@ class Spawner:
             return "it ran already"
         return None
 
-    def _settle(self, starting: Starting) -> None:
+    def _settle(self, starting: Starting, watched: bool = True) -> None:
         """The pipe closed: exec worked, or there is an error to read. Also called when the child is already gone."""
         child = starting.child
         if self._starting.pop(child.pid, None) is None:
             return
-        self._selector.unregister(starting.pipe)
+        if watched:
+            self._selector.unregister(starting.pipe)
         try:
             step, _, error = os.read(starting.pipe, 4096).decode(errors="replace").partition("\0")
         except BlockingIOError:
@@ -326,6 +339,7 @@ def main(argv: Sequence[str]) -> int:
         note(f"another spawner serves {path}")
         return 1
     prctl(_PR_SET_CHILD_SUBREAPER, 1)
+    prctl(_PR_SET_NO_NEW_PRIVS, 1)  # for all workloads, which have it from us
     prctl(_PR_SET_PDEATHSIG, 0)  # we outlive whoever started us
     spawner = Spawner(opened[0], exits, nofile)
     gc.collect()

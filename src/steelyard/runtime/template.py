@@ -36,6 +36,7 @@ _BOOT = (
     "import sys,importlib.util as u;p={folder!r};"
     "s=u.spec_from_file_location('steelyard_runner',p+'/__init__.py',submodule_search_locations=[p]);"
     "m=u.module_from_spec(s);sys.modules['steelyard_runner']=m;s.loader.exec_module(m);"
+    "from steelyard_runner.at_fork import handlers;handlers.collect();"
     "from steelyard_runner.boot import main;main()"
 )
 
@@ -186,12 +187,7 @@ class TemplateClient:
 
     async def learn(self, timeout_s: float) -> list[str]:
         """Those that a revision's loaded files import, on a connection of its own, which is closed after it."""
-        asking = TemplateClient(self._path)
-        await asking.connect()
-        try:
-            answer = await asking._ask({"op": "learn"}, (), timeout_s)
-        finally:
-            asking.close()
+        answer = await self._ask_apart({"op": "learn"}, (), timeout_s)
         return [str(name) for name in answer.get("names", ())]
 
     async def grow(
@@ -211,7 +207,7 @@ class TemplateClient:
         status tells when it is ready. EdgeFailed as for `fork`."""
         asked = {"op": "grow", "role": role, "cgroups": len(cgroup_fds)}
         asked |= {"env": dict(env or {}), "packages": list(packages)} if load is None else msgspec.structs.asdict(load)
-        return _forked(await self._ask(asked, (control_fd, stdout_fd, stderr_fd, *cgroup_fds), timeout_s))
+        return _forked(await self._ask_apart(asked, (control_fd, stdout_fd, stderr_fd, *cgroup_fds), timeout_s))
 
     async def fork(
         self,
@@ -254,6 +250,15 @@ class TemplateClient:
             waiting = self._waiting.popleft()
             if not waiting.done():
                 waiting.set_exception(_gone(self._path))
+
+    async def _ask_apart(self, asked: dict[str, Any], fds: Sequence[int], timeout_s: float) -> dict[str, Any]:
+        """On a connection of its own, where somebody else than the template answers."""
+        asking = TemplateClient(self._path)
+        await asking.connect()
+        try:
+            return await asking._ask(asked, fds, timeout_s)
+        finally:
+            asking.close()
 
     async def _ask(self, asked: dict[str, Any], fds: Sequence[int], timeout_s: float) -> dict[str, Any]:
         if self._socket is None:

@@ -255,7 +255,8 @@ class _Turn:
         refused: dict[tuple[Resources, Gang | None, float | None, bool], tuple[Reason, str]] = {}
         for job in jobs:
             spec = job.spec
-            if (self._limited or job.array is not None) and (why := self._find_limit(job)) is not None:
+            bound = self._limited or (job.array is not None and job.array.at_once is not None)
+            if bound and (why := self._find_limit(job)) is not None:
                 waits.append(why)
                 continue
             if not fits_quickly(job, room):

@@ -42,15 +42,16 @@ _OPEN = ("socket.", "ssl.", "_thread.", "threading.", "_io.", "sqlite3.", "psyco
 def explain(value: Any, what: str, err: Exception) -> str:
     """One or two sentences for the user."""
     found = find(value)
-    return tell(what, *found) if found is not None else f"{what} can't travel: {_first_line(err)}"
+    if found is None:
+        return f"{what} can't travel: {_first_line(err)}"
+    return tell(what, *found, "Give back what was made with it instead.")
 
 
-def tell(what: str, path: str, part: Any) -> str:
-    """What `find` found, for the user."""
+def tell(what: str, path: str, part: Any, instead: str = "Open it inside the function, or in @sy.enter.") -> str:
+    """What `find` found, for the user. `instead`: of what is open."""
     kind = describe_kind(part)
     where = f"{path} is {kind}" if path else f"it is {kind}"
-    held = " Open it inside the function, or in @sy.enter." if _is_open(part) else ""
-    return f"{what} can't travel: {where}.{held}"
+    return f"{what} can't travel: {where}." + (f" {instead}" if _is_open(part) else "")
 
 
 def find(value: Any) -> tuple[str, Any] | None:

@@ -1,4 +1,4 @@
-"""When does a function run by itself? Schedules as plain values.
+"""When does a function run by itself, and what does it keep? Schedules and volumes as plain values.
 
 Nothing here talks to anything; the command line reads the values when it deploys.
 """
@@ -72,3 +72,33 @@ class Every(_Value):
 
     def as_json(self) -> dict[str, Any]:
         return {"every_s": self.seconds}
+
+
+class Volume(_Value):
+    """A named folder that outlives what mounts it: `volumes={"/data": sy.Volume.from_name("data")}`. What is written there is on
+    its disk, and seen by all others that mount it, at once."""
+
+    __slots__ = ("create_if_missing", "name", "reads_only")
+
+    def __init__(self, name: str, *, create_if_missing: bool = False, reads_only: bool = False) -> None:
+        self.name = check_name(name, "a volume")
+        self.create_if_missing = create_if_missing
+        self.reads_only = reads_only
+
+    @classmethod
+    def from_name(cls, name: str, *, create_if_missing: bool = False) -> Volume:
+        """`create_if_missing`: made when the function is deployed; otherwise `steelyard volumes create` does it first."""
+        return cls(name, create_if_missing=create_if_missing)
+
+    def read_only(self) -> Volume:
+        """The same one, which the function can't write."""
+        return Volume(self.name, create_if_missing=self.create_if_missing, reads_only=True)
+
+    def commit(self) -> None:
+        """Nothing has to be done: what is written is there at once. For code that was written for Modal."""
+
+    def reload(self) -> None:
+        """Nothing has to be done: what others write is seen at once. For code that was written for Modal."""
+
+    def as_json(self) -> dict[str, Any]:
+        return {"name": self.name, "create_if_missing": self.create_if_missing, "read_only": self.reads_only}

@@ -6,14 +6,13 @@ DeclarationError names the option, what is wrong with it, and what to write. Whe
 
 from __future__ import annotations
 
-import difflib
 import math
 import re
 from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING, Any, TypedDict
 
 from steelyard.sdk.errors import DeclarationError
-from steelyard.sdk.nouns import Cron, Every, check_name
+from steelyard.sdk.nouns import Cron, Every, Volume, check_name
 
 if TYPE_CHECKING:
     from steelyard.sdk.image import Image
@@ -33,6 +32,8 @@ class FunctionOptions(TypedDict, total=False):
     gpu: str
     timing: str
     env: Mapping[str, str]
+    #: absolute path -> what is mounted there
+    volumes: Mapping[str, Volume]
     #: interpreter of the code's environment, or the environment itself
     python: str
     image: Image
@@ -51,6 +52,8 @@ class FunctionOptions(TypedDict, total=False):
     target_busy: float
     #: of a server: metrics of its page /metrics, and how much of each one replica should have
     scale_on: Mapping[str, float]
+    #: a file or folder (absolute) that each start reads: kept in the page cache while it sleeps
+    weights: str
     wake_bound: Duration
     public: bool
     schedule: Cron | Every
@@ -91,7 +94,7 @@ _ELSEWHERE = {
     "proxy": "replicas use the machine's own network",
     "enable_memory_snapshot": "replicas are always forked from a prepared template; `@sy.enter(shared=True)` fills it",
     **dict.fromkeys(("secret", "secrets"), "secrets are not there yet; `env=` and deploy --env set plain variables"),
-    **dict.fromkeys(("network_file_systems", "volumes"), "functions see the machine's own folders, as far as their user may"),
+    "network_file_systems": "`steelyard volumes create NAME --path DIR` makes a folder on one a volume, for volumes=",
     "serialized": "functions are found by name in their module; deploy the file",
 }
 
@@ -124,6 +127,8 @@ def read_options(options: Mapping[str, Any], where: str) -> dict[str, Any]:
 def _explain_unknown(name: str) -> str:
     if name in _ELSEWHERE:
         return f"'{name}' has no meaning here: {_ELSEWHERE[name]}."
+    import difflib  # imported here: it is for mistakes
+
     near = difflib.get_close_matches(name, [*_READERS, *ALIASES], 1)
     hint = f" Did you mean '{near[0]}'?" if near else ""
     return f"there is no option '{name}'.{hint} Options: {', '.join(sorted(_READERS))}."
@@ -226,6 +231,23 @@ def check_image(value: Any) -> dict[str, Any]:
     return value.as_json()
 
 
+def _volumes(value: Any) -> tuple[str, Any]:
+    if not isinstance(value, Mapping):
+        raise DeclarationError('it is a dict of paths, such as {"/data": sy.Volume.from_name("data")}.')
+    for path, volume in value.items():
+        if not isinstance(path, str) or not path.startswith("/"):
+            raise DeclarationError(f"{path!r} is no absolute path.")
+        if not isinstance(volume, Volume):
+            raise DeclarationError(f"what is mounted at {path} is no sy.Volume.from_name(...).")
+    return "volumes", [{"path": path.rstrip("/") or "/", **volume.as_json()} for path, volume in value.items()]
+
+
+def _weights(value: Any) -> tuple[str, Any]:
+    if not isinstance(value, str) or not value.startswith("/"):
+        raise DeclarationError("it is the absolute path of a file or folder.")
+    return "weights", value
+
+
 def _schedule(value: Any) -> tuple[str, Any]:
     if not isinstance(value, Cron | Every):
         raise DeclarationError("it is sy.Cron('*/5 * * * *') or sy.Every(minutes=5).")
@@ -239,6 +261,7 @@ _READERS: dict[str, Reader] = {
     "gpu": _gpu,
     "timing": _text("timing", "best-effort", "dedicated"),
     "env": _env,
+    "volumes": _volumes,
     "python": _text("python"),
     "image": lambda value: ("image", check_image(value)),
     "min_replicas": _whole("replicas_min", 0, 1000),
@@ -252,6 +275,7 @@ _READERS: dict[str, Reader] = {
     "target_wait_ms": _number("target_wait_ms", 0.001, 3_600_000),
     "target_busy": _number("target_busy", 0.01, 1.0),
     "scale_on": _scale_on,
+    "weights": _weights,
     "wake_bound": _seconds("wake_bound_s", 0.001),
     "public": _flag("public"),
     "schedule": _schedule,

@@ -32,7 +32,10 @@ WAIT_MIN_S, WAIT_MAX_S = 0.02, 2.0
 _LATER = frozenset({"queue-full", "function-unreachable", "gateway-unavailable", "not-begun"})
 
 
-_UNKNOWN = "Whether it took effect is not known. `steelyard logs` shows what it last said; retries= has such inputs run again."
+_UNKNOWN = (
+    "Whether it took effect is not known. `steelyard logs` shows what it last said; retries= says how often such inputs are run "
+    "again."
+)
 
 
 class Failure(NamedTuple):

@@ -11,11 +11,11 @@ from collections.abc import Callable, Collection, Sequence
 from typing import TypeVar
 
 from steelyard.errors import Conflict, EdgeFailed
+from steelyard.model.built_image import Image
 from steelyard.model.call import Call, CallState
 from steelyard.model.coldstart import ColdStart
 from steelyard.model.function import ApiKey, Function, Revision
 from steelyard.model.ids import CallId, FunctionName, ImageId, JobId, MachineId, ProjectName
-from steelyard.model.image import Image
 from steelyard.model.job import Job, JobState
 from steelyard.model.machine import Machine
 from steelyard.model.secret import Secret

@@ -13,13 +13,14 @@ import msgspec
 
 from steelyard.lifecycle.node import NodeHealth
 from steelyard.model.batch import ArrayPlace, RankEnd
+from steelyard.model.built_image import ImageSeen
 from steelyard.model.coldstart import ColdStart
 from steelyard.model.function import FunctionSpec, FunctionState, RevisionState, Routes
 from steelyard.model.health import Finding
 from steelyard.model.ids import AttemptId, FunctionName, ImageId, JobId, MachineId, ProjectName
-from steelyard.model.image import ImageSeen
 from steelyard.model.job import JobSpec, Owner, Plan
 from steelyard.model.machine import HeldPlan, Machine
+from steelyard.model.mount import MountedVolume
 from steelyard.model.proof import Proof
 from steelyard.model.reason import Reason
 from steelyard.model.usage import Usage
@@ -52,6 +53,7 @@ class AssignedJob(msgspec.Struct, frozen=True):
     restarts: int = 0
     #: what its processes may show the API: to submit, look at and stop the owner's jobs
     token: str = ""
+    volumes: tuple[MountedVolume, ...] = ()
 
 
 class AssignedFunction(msgspec.Struct, frozen=True):
@@ -70,6 +72,7 @@ class AssignedFunction(msgspec.Struct, frozen=True):
     #: of the function's traffic, 0..100
     percent: int = 100
     tags: tuple[str, ...] = ()
+    volumes: tuple[MountedVolume, ...] = ()
 
 
 class AssignedImages(msgspec.Struct, frozen=True):
@@ -246,6 +249,13 @@ class ExecState(msgspec.Struct, frozen=True):
     detail: str = ""
 
 
+class VolumeMake(msgspec.Struct, frozen=True):
+    """A volume's folder to make, or with `path` to look at: somebody's own that is to be one."""
+
+    owner: Owner
+    path: str = ""
+
+
 class Ask(msgspec.Struct, frozen=True, tag=True):
     """Server asks, agent answers with the same id. `what`:
 
@@ -258,6 +268,8 @@ class Ask(msgspec.Struct, frozen=True, tag=True):
     "scaling": of the function `workload` (JSON list of `ScalingSeen`, one for each revision that gets traffic)
     "exec": start `body` (JSON `ExecStart`) inside the attempt, answered with its name, such as `x1`; it is the workload
     `<attempt>-x1`, of which "exec-state" tells (JSON `ExecState`) and which "exec-stop" sends the signal `offset`.
+    "volume-make": the folder of the volume `workload` (`body`: JSON `VolumeMake`), answered with its path; "volume-delete";
+    "volumes" (`body`: JSON list of paths): how large they are, JSON list of `VolumeSeen` in that order
     """
 
     id: int

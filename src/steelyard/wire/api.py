@@ -11,10 +11,11 @@ import msgspec
 from msgspec import Meta
 
 from steelyard.model.batch import PRIORITY_MAX, RankEnd
+from steelyard.model.built_image import ImageSpec
 from steelyard.model.function import FunctionSpec, Routes, Share
-from steelyard.model.image import ImageSpec
 from steelyard.model.job import JobSpec
 from steelyard.model.machine import Machine
+from steelyard.model.mount import VolumeMount
 from steelyard.model.usage import Usage
 from steelyard.scaling.rollout import ERRORS_MAX
 
@@ -73,6 +74,8 @@ class ScriptSubmit(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     name: Annotated[str, Meta(min_length=1)] = "sbatch"
     #: that the job runs in, by name or id; "" without one
     image: Annotated[str, Meta(max_length=64)] = ""
+    #: sbatch knows nothing of them
+    volumes: tuple[VolumeMount, ...] = ()
 
 
 class ScriptSubmitted(msgspec.Struct, frozen=True):
@@ -256,6 +259,35 @@ class ScheduleView(msgspec.Struct, frozen=True):
     function: str | None = None
     every_s: float | None = None
     last_call: str | None = None
+
+
+class VolumeCreate(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    name: Annotated[str, Meta(min_length=1, max_length=255)]
+    #: a folder that is there, such as one on a shared file system; None: a new one on the machine
+    path: Annotated[str, Meta(min_length=1, max_length=4096)] | None = None
+
+
+class VolumeView(msgspec.Struct, frozen=True):
+    name: str
+    project: str
+    owner: str
+    generation: int
+    path: str
+    created_at: str
+    #: it is a name for somebody's own folder, which stays when the volume is deleted
+    external: bool
+    deleting: bool
+    #: of all that is in it, as of `measured_at`; None: not measured yet
+    size_bytes: int | None
+    #: False: there is more in it than is looked at
+    complete: bool
+    measured_at: str | None
+    #: of its file system
+    free_bytes: int | None
+    #: what mounts it, such as "function embed"
+    used_by: tuple[str, ...]
+    #: why it can't be mounted now, or nobody can tell
+    error: str = ""
 
 
 class EventView(msgspec.Struct, frozen=True):

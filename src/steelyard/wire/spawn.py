@@ -9,6 +9,7 @@ from __future__ import annotations
 import msgspec
 
 from steelyard.model.ids import WorkloadId
+from steelyard.model.mount import Mounts
 
 #: a packet never carries more; the kernel's default SO_SNDBUF takes it
 PACKET_MAX = 200_000
@@ -56,6 +57,10 @@ class Spawn(msgspec.Struct, frozen=True, tag=True):
     #: bind its memory to these NUMA nodes, where the kernel allows it
     memory_nodes: tuple[int, ...] = ()
     outputs: Outputs = Outputs()
+    #: what it sees that others don't; None: what we see
+    mounts: Mounts | None = None
+    #: it sees what this process sees
+    sees_as: int | None = None
 
 
 class Spawned(msgspec.Struct, frozen=True, tag=True):

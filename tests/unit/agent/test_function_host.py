@@ -17,6 +17,7 @@ from steelyard.agent.ledger import Ledger
 from steelyard.agent.trial import RolloutFailed
 from steelyard.clock import VirtualClock
 from steelyard.errors import EdgeFailed
+from steelyard.host.volumes import VolumeFolders
 from steelyard.model.function import FunctionSpec, FunctionState, Share
 from steelyard.model.ids import DEFAULT_PROJECT, FunctionName
 from steelyard.model.job import Owner, Plan
@@ -61,6 +62,7 @@ class World:
         self.clock = VirtualClock()
         paths = SimpleNamespace(function_sockets=folder)
         edges = SimpleNamespace(
+            volumes=VolumeFolders(Path("/nonexistent"), ()),
             clock=self.clock,
             paths=paths,
             settings=SimpleNamespace(work_uid=1, work_gid=1, admin_uid=0),

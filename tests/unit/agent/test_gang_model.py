@@ -21,6 +21,7 @@ from steelyard.agent.jobs import JobKeeper
 from steelyard.clock import VirtualClock
 from steelyard.config import Settings
 from steelyard.host import CgroupReading
+from steelyard.host.volumes import VolumeFolders
 from steelyard.model.batch import Gang
 from steelyard.model.ids import DEFAULT_PROJECT, AttemptId, JobId, WorkloadId
 from steelyard.model.job import JobSpec, Owner, Plan
@@ -124,7 +125,17 @@ class World:
             lambda: None,
             cast(Any, SimpleNamespace(note_start=nothing, note_end=nothing)),
             cast(Any, SimpleNamespace(check=nothing)),
-            cast(Any, SimpleNamespace(prepare=no_holdings, note_start=nothing, note_end=nothing, drop=nothing, forget=nothing)),
+            cast(
+                Any,
+                SimpleNamespace(
+                    prepare=no_holdings,
+                    note_start=nothing,
+                    note_end=nothing,
+                    drop=nothing,
+                    forget=nothing,
+                    volumes=VolumeFolders(Path("/nonexistent"), ()),
+                ),
+            ),
             "/slurm",
         )
         keeper._proofs.observe = nothing

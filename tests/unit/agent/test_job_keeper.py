@@ -16,6 +16,7 @@ from steelyard.agent.jobs import JobKeeper
 from steelyard.clock import VirtualClock
 from steelyard.config import Settings
 from steelyard.errors import Unreachable
+from steelyard.host.volumes import VolumeFolders
 from steelyard.model.batch import Gang
 from steelyard.model.ids import DEFAULT_PROJECT, AttemptId, JobId, WorkloadId
 from steelyard.model.job import JobSpec, Owner, Plan, Resources
@@ -56,7 +57,13 @@ class Rig:
             stop=lambda workload, signum: self.log.append(("stopped", workload, signum)),
         )
         holdings = SimpleNamespace(
-            prepare=self.prepare, note_start=nothing, note_end=nothing, drop=nothing, used=nothing, forget=nothing
+            volumes=VolumeFolders(Path("/nonexistent"), ()),
+            prepare=self.prepare,
+            note_start=nothing,
+            note_end=nothing,
+            drop=nothing,
+            used=nothing,
+            forget=nothing,
         )
         devices = SimpleNamespace(
             note_start=self.note_start, note_end=lambda who, plan: self.log.append(("end", list(who), plan))

@@ -20,6 +20,7 @@ from steelyard.agent.reconcile import JobSeen, Kill, Signal, decide_jobs
 from steelyard.agent.revision import RevisionHost
 from steelyard.clock import VirtualClock
 from steelyard.config import Settings
+from steelyard.host.volumes import VolumeFolders
 from steelyard.lifecycle.promise import Wakeups
 from steelyard.model.batch import Preemption
 from steelyard.model.ids import DEFAULT_PROJECT, AttemptId, FunctionName, JobId, WorkloadId
@@ -109,7 +110,13 @@ class Rig:
         nothing = cast(Any, lambda *arguments: None)
         reading = SimpleNamespace(oom_kills=None, memory_peak_bytes=None)
         holdings = SimpleNamespace(
-            prepare=self.prepare, note_start=nothing, note_end=nothing, drop=nothing, used=nothing, forget=nothing
+            volumes=VolumeFolders(Path("/nonexistent"), ()),
+            prepare=self.prepare,
+            note_start=nothing,
+            note_end=nothing,
+            drop=nothing,
+            used=nothing,
+            forget=nothing,
         )
         runtime = SimpleNamespace(
             prepare_all=self.prepare_all,
@@ -309,8 +316,11 @@ class Revision:
             attr=None, served_by_runner=False, as_root=False, env={}, startup_deadline_s=60.0, replicas_min=0, replicas_max=1,
             concurrency=8, bundle=None, wake_bound_s=wake_bound_s,
         )  # fmt: skip
-        function = SimpleNamespace(name=FunctionName("f"), revision=1, owner=Owner("root", 0), spec=spec, plan=PLACE, token="")
+        function = SimpleNamespace(
+            name=FunctionName("f"), revision=1, owner=Owner("root", 0), spec=spec, plan=PLACE, token="", volumes=()
+        )
         edges = SimpleNamespace(
+            volumes=VolumeFolders(Path("/nonexistent"), ()),
             clock=VirtualClock(),
             settings=SETTINGS,
             machine=SimpleNamespace(topology=make_hgx()),

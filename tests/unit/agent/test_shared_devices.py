@@ -63,6 +63,7 @@ def make_edges(folder: Path) -> Any:
         template_budget_bytes=0,
         observe_topology=None,
         scratch=SimpleNamespace(sweep=lambda living: True),
+        volumes=SimpleNamespace(sweep=lambda: None),
     )
 
 
@@ -78,7 +79,7 @@ def make_function() -> Any:
         cwd="/",
         wake_bound_s=None,
     )
-    return SimpleNamespace(name=FunctionName("f"), revision=1, owner=Owner("root", 0), spec=spec, plan=PLAN, token="")
+    return SimpleNamespace(name=FunctionName("f"), revision=1, owner=Owner("root", 0), spec=spec, plan=PLAN, token="", volumes=())
 
 
 def make_revision(folder: Path, presence: Presence) -> RevisionHost:

@@ -27,6 +27,7 @@ from steelyard.clock import VirtualClock
 from steelyard.config import Settings
 from steelyard.errors import EdgeFailed, SteelyardError, Unreachable
 from steelyard.host import CgroupReading
+from steelyard.host.volumes import VolumeFolders
 from steelyard.model.function import FunctionSpec
 from steelyard.model.ids import DEFAULT_PROJECT, FunctionName, WorkloadId
 from steelyard.model.job import Owner
@@ -97,6 +98,7 @@ class World:
         self.spawner, self.launches = Spawner(), True
         note = self.log.append
         self.edges = SimpleNamespace(
+            volumes=VolumeFolders(Path("/nonexistent"), ()),
             clock=VirtualClock(),
             settings=SETTINGS,
             machine=SimpleNamespace(topology=None),

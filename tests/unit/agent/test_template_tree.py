@@ -8,6 +8,7 @@ from types import SimpleNamespace
 from typing import Any, ClassVar, cast
 
 import pytest
+from msgspec.structs import replace
 
 from steelyard.agent import template_tree
 from steelyard.agent.template_tree import (
@@ -22,7 +23,9 @@ from steelyard.agent.template_tree import (
 )
 from steelyard.clock import VirtualClock
 from steelyard.errors import EdgeFailed
+from steelyard.host.volumes import VolumeFolders
 from steelyard.model.ids import FunctionName
+from steelyard.model.mount import MountedVolume
 from steelyard.runtime.template import Load, TemplateStatus
 
 ENV = {"PATH": "/bin", "HOME": "/home", "PYTHONPATH": "/libs", "A": "b", "STEELYARD_TOKEN": "t1"}
@@ -42,8 +45,10 @@ def test_a_base_is_shared_by_all_that_an_interpreter_starts_alike_for() -> None:
         base_key(want(python="/other"), "/lib", 1),
         base_key(want(), "/other", 1),
         base_key(want(), "/lib", 2),
+        base_key(replace(want(), volumes=(MountedVolume("a", "/srv/a", "/a"),)), "/lib", 1),
+        base_key(replace(want(), volumes=(MountedVolume("a", "/srv/a", "/a", read_only=True),)), "/lib", 1),
     ]
-    assert len({key, *others}) == 7
+    assert len({key, *others}) == 9
 
 
 def test_an_environment_is_shared_by_the_same_variables_and_packages_whatever_their_order() -> None:
@@ -102,7 +107,7 @@ class Process:
 def tree(monkeypatch: pytest.MonkeyPatch) -> TemplateTree:
     monkeypatch.setattr(template_tree, "TemplateProcess", Process)
     Process.answers, Process.made = {}, []
-    edges = SimpleNamespace(lib_dir=Path("/lib"), clock=VirtualClock())
+    edges = SimpleNamespace(lib_dir=Path("/lib"), clock=VirtualClock(), volumes=VolumeFolders(Path("/nonexistent"), ()))
     return TemplateTree(cast(Any, edges), cast(Any, SimpleNamespace(learned={})))
 
 

@@ -12,9 +12,9 @@ from steelyard.control.images import ImagesLoop, NodeImages, assign_images, find
 from steelyard.control.live import LiveJobs, refresh
 from steelyard.control.watch import Watch
 from steelyard.lifecycle.image import name_layers
+from steelyard.model.built_image import Image, ImageSeen, ImageSpec, ImageState, PipInstall, PythonBase
 from steelyard.model.function import Function, FunctionSpec
 from steelyard.model.ids import DEFAULT_PROJECT, FunctionName, JobId
-from steelyard.model.image import Image, ImageSeen, ImageSpec, ImageState, PipInstall, PythonBase
 from steelyard.model.job import Job, JobSpec, JobState, Owner
 from steelyard.store.memory import MemoryStore
 from steelyard.wire.agent import AssignedImages, ImagesSeen

@@ -22,8 +22,7 @@ from steelyard.lifecycle.image import (
     judge,
     name_layers,
 )
-from steelyard.model.ids import DEFAULT_PROJECT, ImageId, JobId
-from steelyard.model.image import (
+from steelyard.model.built_image import (
     Copy,
     Image,
     ImageSeen,
@@ -36,6 +35,7 @@ from steelyard.model.image import (
     Step,
     UvSync,
 )
+from steelyard.model.ids import DEFAULT_PROJECT, ImageId, JobId
 from steelyard.model.job import Job, JobSpec, JobState, Owner
 
 OWNER = Owner("ann", 1000)

@@ -69,7 +69,7 @@ def test_what_was_found_out_for_the_attempt_is_told():
 
 
 def test_a_script_takes_the_place_of_the_program_and_gets_the_arguments():
-    (launch,) = make_launches(make_spec("one", "two"), with_facts(script="/w/script"))
+    (launch,) = make_launches(make_spec("train.sh", "one", "two"), with_facts(script="/w/script"))
     assert launch.argv == ("/w/script", "one", "two")
 
 

@@ -7,19 +7,20 @@ from pathlib import Path
 
 import pytest
 
-from steelyard.config import write_files
-from steelyard.runtime import record_lane
 from steelyard.runtime.record_lane import RecordLane
+from steelyard.runtime.spare_files import SpareFiles
 
 
 def test_what_is_asked_for_meanwhile_is_one_batch(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     batches: list[int] = []
 
-    def counted(files: list[tuple[Path, bytes]]) -> list[OSError | None]:
-        batches.append(len(files))
-        return write_files(files)
+    write = SpareFiles.write
 
-    monkeypatch.setattr(record_lane, "write_files", counted)
+    def counted(spares: SpareFiles, files: list[tuple[Path, bytes]]) -> list[OSError | None]:
+        batches.append(len(files))
+        return write(spares, files)
+
+    monkeypatch.setattr(SpareFiles, "write", counted)
 
     async def story() -> None:
         lane = RecordLane()

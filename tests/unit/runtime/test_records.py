@@ -11,6 +11,7 @@ from steelyard.model.ids import WorkloadId
 from steelyard.model.job import Plan
 from steelyard.runtime import records
 from steelyard.runtime.records import Handle, Intent
+from steelyard.runtime.spare_files import SpareFiles
 
 W = WorkloadId("job-1.1")
 INTENT = Intent(W, "boot", "job", 1, Plan(cpus=(1, 2), memory_bytes=5), "10:100", {"function": "hello"})
@@ -40,8 +41,9 @@ def test_forgetting_removes_all_three_and_may_be_repeated(folder: Path) -> None:
     records.write_handle(folder, HANDLE)
     records.write_handle(folder, other)
     records.exit_path(folder, W).write_text("{}")
-    records.forget(folder, W)
-    records.forget(folder, W)
+    spares = SpareFiles()
+    records.forget(folder, W, spares.add)
+    records.forget(folder, W, spares.add)
     assert records.load_intents(folder) == {}
     assert records.load_handles(folder) == {other.workload: other}
     assert records.load_exits(folder) == {}

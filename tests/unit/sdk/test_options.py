@@ -35,6 +35,16 @@ def test_options_become_plain_values_with_their_units() -> None:
     }
 
 
+def test_volumes_are_told_with_their_paths() -> None:
+    data = sy.Volume.from_name("data", create_if_missing=True)
+    read = read_options({"volumes": {"/data": data, "/models/": sy.Volume.from_name("weights").read_only()}}, "f")
+    assert read["volumes"] == [
+        {"path": "/data", "name": "data", "create_if_missing": True, "read_only": False},
+        {"path": "/models", "name": "weights", "create_if_missing": False, "read_only": True},
+    ]
+    assert (data.commit(), data.reload()) == (None, None)
+
+
 def test_modals_spellings_mean_the_same() -> None:
     written = {"min_containers": 1, "max_containers": 4, "buffer_containers": 2, "scaledown_window": 5, "memory": 512}
     assert read_options(written, "f") == {
@@ -53,6 +63,9 @@ def test_modals_spellings_mean_the_same() -> None:
         ({"cpuu": 1}, "no option 'cpuu'. Did you mean 'cpu'"),
         ({"image": object()}, "'image' has no meaning here: the code runs in an environment of this machine"),
         ({"memory": 8 << 30}, "counts MiB. Write the unit"),
+        ({"volumes": ["/data"]}, "a dict of paths"),
+        ({"volumes": {"data": sy.Volume.from_name("data")}}, "no absolute path"),
+        ({"volumes": {"/data": "data"}}, "is no sy.Volume.from_name"),
         ({"memory": "eight"}, "such as '512MB'"),
         ({"timeout": "soon"}, "such as '500ms'"),
         ({"timeout": True}, "a duration"),

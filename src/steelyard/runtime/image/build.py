@@ -25,8 +25,8 @@ from steelyard.clock import SystemClock
 from steelyard.errors import SteelyardError, Unreachable
 from steelyard.lifecycle.build_failure import explain_step
 from steelyard.lifecycle.image import describe_part, image_environment, name_layers
+from steelyard.model.built_image import Base, Copy, ImageSpec, PipInstall, Run, SetEnv, Step, UvSync
 from steelyard.model.ids import ImageId
-from steelyard.model.image import Base, Copy, ImageSpec, PipInstall, Run, SetEnv, Step, UvSync
 from steelyard.runtime.image.layer import (
     CACHE,
     FILES,

@@ -10,6 +10,8 @@ standard library only, runs on Python 3.10 and later, and imports its own parts 
     template.py   prepares everything once, then makes replicas on request
     spare.py      the replica that was forked ahead, and the packets that orders come in
     fork.py       the fork itself: the replica becomes a child of the template's parent
+    at_fork.py    which handlers run around it
+    holes.py      what keeps a child's new objects out of the pages that it shares
     threads.py    which threads make forking unsafe
     join.py       own cgroups, cores and logs; how a process of ours ends
     serve.py      one replica's life around an event loop; the warm-up

@@ -16,6 +16,7 @@ from typing import Any
 
 from . import page as pages
 from . import user
+from .at_fork import handlers
 from .grow import load_app
 from .isolate import import_server
 from .join import leave
@@ -31,6 +32,8 @@ def main() -> None:
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper):
             stream.reconfigure(line_buffering=True)  # what user code prints is in the log at once
+    if config["mode"] != "base":
+        handlers.stop()
     if config["mode"] == "base":
         from .template import Template
 

@@ -114,7 +114,10 @@ def _fork_twice() -> int:
 def start_time(pid: int) -> int:
     """Field 22 of /proc/<pid>/stat: clock ticks since boot. 0 when the process is gone already."""
     try:
-        with open(f"/proc/{pid}/stat", "rb", buffering=0) as file:
-            return int(file.read().rsplit(b") ", 1)[1].split()[19])
+        fd = os.open(f"/proc/{pid}/stat", os.O_RDONLY | os.O_CLOEXEC)
+        try:
+            return int(os.read(fd, 4096).rsplit(b") ", 1)[1].split()[19])
+        finally:
+            os.close(fd)
     except (OSError, IndexError):
         return 0

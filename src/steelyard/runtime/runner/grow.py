@@ -16,6 +16,7 @@ import time
 from typing import Any
 
 from . import user
+from .at_fork import handlers
 from .imports import Unfit, import_packages
 from .isolate import Server, import_server
 from .join import join, reseed_numpy
@@ -52,10 +53,13 @@ class Seed:
 
 def make_base(config: dict[str, Any]) -> tuple[Machinery, list[str]]:
     """The machinery of every replica to come, and the parts of the server that loaded."""
+    _given.update(os.environ)
+    _given.pop("LC_CTYPE", None)
     try:
         server: Server = import_server(config["lib_dir"], compiled=config.get("compiled", True))
         machinery = Machinery(server, 1)
         warm_up(machinery)
+        handlers.stop()
     except Exception as err:  # nothing the user can mend, but they should see it
         raise Failed(f"Steelyard could not prepare its HTTP server in {sys.executable}: {type(err).__name__}: {err}") from err
     sys.path.append(config["lib_dir"])
@@ -111,11 +115,21 @@ def enter_folder(folder: str) -> None:
         raise OSError(f"chdir: {folder}: {err.strerror} (as uid {os.geteuid()})") from err
 
 
+#: the variables that this process was given last
+_given: dict[str, str] = {}
+
+
 def take_environment(env: dict[str, str]) -> None:
-    """These variables and no others, for Python and for the C library; beside them the one that Python sets itself when it starts
-    in the C locale."""
+    """These variables and none of those that were given before, for Python and for the C library. What an installed package set
+    itself while it was imported stays, as in a plain start; so does what Python sets when it starts in the C locale. Only the
+    difference is written: a revision differs from its environment in a few, and each costs copied pages."""
     flush()
-    coerced = os.environ.get("LC_CTYPE")
-    os.environ.clear()
-    os.environ.update({"LC_CTYPE": coerced, **env} if coerced is not None else env)
-    time.tzset()
+    for name in _given.keys() - env.keys():
+        os.environ.pop(name, None)
+    for name, value in env.items():
+        if _given.get(name) != value:
+            os.environ[name] = value
+    if _given.get("TZ") != env.get("TZ"):
+        time.tzset()
+    _given.clear()
+    _given.update(env)

@@ -8,7 +8,6 @@ open, so that a replica finds every code path and cache warm; nothing of the use
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import os
 import signal
 import socket
@@ -177,8 +176,10 @@ def report_failure(page: Page | None, text: str) -> None:
 
 def flush() -> None:
     for stream in (sys.stdout, sys.stderr):
-        with contextlib.suppress(OSError, ValueError, AttributeError):  # closed or missing: nothing to save
+        try:
             stream.flush()
+        except (OSError, ValueError, AttributeError, RuntimeError):
+            continue  # closed or missing: nothing to save; or a signal came while it is flushed
 
 
 def close_loop(loop: asyncio.AbstractEventLoop) -> None:

@@ -6,7 +6,7 @@ Takes JSON packets on a listening SEQPACKET Unix socket (the kernel keeps them w
     {"op": "show"}                                         -> the same and what `steelyard template` shows
     {"op": "fork", "replica", "cpus", "cgroups", "private", "sent_ns"[, "revision"]}
                                                            -> {"pid", "start_time", ...} | {"refused", "detail"}
-    {"op": "grow", "role", "env", "cgroups", ...}          -> the same
+    {"op": "grow", "role", "env", "cgroups", ...}          -> {"pid", "start_time"}, or the same
     {"op": "scan", "file", "code_dir"}                     -> {"names", "stamp"}: what a file imports of what is installed
     {"op": "learn"}                                        -> {"names"}: those that the user's loaded files import
 fork comes with descriptors [listening socket, page, stdout, stderr, cgroup files...], grow with [control socket, stdout, stderr,
@@ -31,8 +31,10 @@ from typing import Any
 
 from . import page as pages
 from . import user
+from .at_fork import handlers, reseed
 from .fork import SiblingFork, start_time
 from .grow import Failed, Seed, become, enter_folder, load_app, make_base, take_environment
+from .holes import fill_holes
 from .imports import find_installed, installation_stamp, learn, scan, top_level
 from .join import join, reseed_numpy
 from .page import Page
@@ -104,6 +106,8 @@ class Template:
         user.forget_phases()
         flush()  # what is left in a buffer would be written by every child
         gc.collect()
+        if self._role != "revision":
+            fill_holes()
         gc.freeze()
         self._unsafe = unsafe_state()
         self._status = {
@@ -183,8 +187,7 @@ class Template:
         except BlockingIOError:
             return None
         if packet is None:
-            self._poll.unregister(agent)
-            del self._agents[agent.fileno()]
+            self._forget(agent)
             agent.close()
             return None
         try:
@@ -197,6 +200,10 @@ class Template:
         if answer is not None:
             self._send(agent, answer)
         return None
+
+    def _forget(self, agent: socket.socket) -> None:
+        self._poll.unregister(agent)
+        del self._agents[agent.fileno()]
 
     def _send(self, agent: socket.socket, answer: dict[str, Any]) -> None:
         try:
@@ -216,7 +223,7 @@ class Template:
             if op == "fork":
                 return self._fork(packet)
             if op == "grow":
-                return self._grow(packet)
+                return self._grow(packet, agent)
             if op == "scan" and self._role == "base":
                 path = os.path.join(asked["code_dir"], asked["file"])
                 names = find_installed(scan(path), [asked["code_dir"], user.package_of(path)[0]])
@@ -239,12 +246,28 @@ class Template:
         finally:
             os._exit(0)
 
-    def _grow(self, packet: Packet) -> dict[str, Any] | Seed:
-        received_ns = time.monotonic_ns()
+    def _grow(self, packet: Packet, agent: socket.socket) -> dict[str, Any] | Seed | None:
+        """Answered by the child, on a connection that is asked nothing else. Of what this process writes after the fork it gets
+        a copy, and the page as it was is the child's alone: so it does as little as it can."""
         refused = self._refuse()
         if refused is not None:
             return refused
-        return self._fork_now(Seed(packet), received_ns)
+        seed = Seed(packet)
+        self._forget(agent)
+        handlers.quiet = True
+        try:
+            pid = self._forking.fork()
+        except OSError as err:
+            pid = -1
+            self._send(agent, {"refused": "fork-failed", "detail": str(err)})
+        handlers.quiet = False
+        if pid == 0:
+            reseed()
+            self._leave_template()
+            self._send(agent, {"pid": os.getpid(), "start_time": start_time(os.getpid())})
+        agent.close()
+        self._forks += pid > 0
+        return seed if pid == 0 else None
 
     def _fork(self, packet: Packet) -> dict[str, Any] | Order:
         received_ns = time.monotonic_ns()
@@ -274,15 +297,15 @@ class Template:
             return {"refused": "template-unsafe", "detail": "; ".join(each["name"] for each in self._unsafe)}
         return None
 
-    def _fork_now(self, child: Any, received_ns: int) -> Any:
-        """The child gets `child`, the template its answer."""
+    def _fork_now(self, order: Order, received_ns: int) -> dict[str, Any] | Order:
+        """The child gets its order, the template its answer."""
         try:
             pid = self._forking.fork()
         except OSError as err:
             return {"refused": "fork-failed", "detail": str(err)}
         if pid == 0:
             self._leave_template()
-            return child
+            return order
         self._forks += 1
         return {"pid": pid, "start_time": start_time(pid), "received_ns": received_ns, "forked_ns": time.monotonic_ns()}
 
@@ -323,8 +346,7 @@ class Template:
         self._poll.register(there, select.POLLIN)
         self._poll.poll(0)
         self._hear(there)
-        self._poll.unregister(there)
-        del self._agents[there.fileno()]
+        self._forget(there)
         here.close()
         there.close()
         self._spare, self._used_s, self._forks = kept, used_s, forks

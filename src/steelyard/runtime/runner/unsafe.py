@@ -10,6 +10,7 @@ from __future__ import annotations
 import ctypes
 import os
 import sys
+from collections.abc import Iterator
 
 _ENTER = "Do it in a function decorated with @sy.enter (without shared=True), which runs in each replica."
 
@@ -58,7 +59,7 @@ def _torch_initialized() -> bool:
 
 def _has_context() -> bool:
     """By the driver's library, if something has loaded it."""
-    path = next((line.split(None, 5)[5].strip() for line in _maps() if "/libcuda.so" in line), None)
+    path = _find_mapped(b"/libcuda.so")
     if path is None:
         return False
     try:
@@ -69,12 +70,31 @@ def _has_context() -> bool:
         return False
 
 
-def _maps() -> list[str]:
+def _find_mapped(part: bytes) -> str | None:
+    """Path of a mapped file with `part` in it. Read in pieces: a process with torch has thousands of lines."""
+    rest = b""
+    for piece in _pieces("/proc/self/maps"):
+        lines = rest + piece
+        at = lines.find(part)
+        if at >= 0 and (end := lines.find(b"\n", at)) >= 0:
+            return os.fsdecode(lines[lines.rfind(b"\n", 0, at) + 1 : end].split(None, 5)[5])
+        rest = lines[lines.rfind(b"\n") + 1 :]
+    return None
+
+
+def _pieces(path: str) -> Iterator[bytes]:
+    """Of a file below /proc; nothing of one that can't be read. Not through `open`, which costs a template more copied pages."""
     try:
-        with open("/proc/self/maps") as file:
-            return file.readlines()
+        fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
     except OSError:
-        return []
+        return
+    try:
+        while piece := os.read(fd, 4096):
+            yield piece
+    except OSError:
+        return
+    finally:
+        os.close(fd)
 
 
 def _loops(links: list[str]) -> list[dict[str, str]]:
@@ -101,26 +121,15 @@ def _children() -> list[dict[str, str]]:
 
 
 def _running_children() -> list[int]:
-    try:
-        with open(f"/proc/self/task/{os.getpid()}/children") as file:
-            pids = [int(word) for word in file.read().split()]
-    except OSError:
-        return []
+    pids = [int(word) for word in b"".join(_pieces(f"/proc/self/task/{os.getpid()}/children")).split()]
     return [pid for pid in pids if _runs(pid)]
 
 
 def _runs(pid: int) -> bool:
     """Also between its fork and its exec, when it has no command line."""
-    try:
-        with open(f"/proc/{pid}/stat", "rb") as file:
-            return file.read().rsplit(b") ", 1)[1][:1] not in b"ZX"
-    except (OSError, IndexError):
-        return False
+    stat = b"".join(_pieces(f"/proc/{pid}/stat"))
+    return b") " in stat and stat.rsplit(b") ", 1)[1][:1] not in b"ZX"
 
 
 def _command(pid: int) -> str:
-    try:
-        with open(f"/proc/{pid}/cmdline", "rb") as file:
-            return file.read(200).replace(b"\0", b" ").decode(errors="replace").strip()
-    except OSError:
-        return ""
+    return next(_pieces(f"/proc/{pid}/cmdline"), b"")[:200].replace(b"\0", b" ").decode(errors="replace").strip()

@@ -8,14 +8,14 @@ the traceback that the user should see, without frames of ours.
 from __future__ import annotations
 
 import importlib
-import importlib.util
 import inspect
 import os
 import re
 import sys
 import threading
 import traceback
-from types import ModuleType
+from importlib.machinery import ModuleSpec, SourceFileLoader
+from types import FunctionType, ModuleType
 from typing import Any
 
 RUNNER_FOLDER = os.path.dirname(os.path.abspath(__file__))
@@ -149,15 +149,20 @@ def import_file(code_dir: str, file: str) -> ModuleType:
 
 
 def _import_path(stem: str, path: str) -> ModuleType:
-    name = re.sub(r"\W", "_", stem)
+    name = stem if stem.isidentifier() else re.sub(r"\W", "_", stem)
     if name in sys.modules or name in sys.stdlib_module_names:
         name = f"{name}_app"  # a file called like a loaded module must not replace it
-    spec = importlib.util.spec_from_file_location(name, path)
-    if spec is None or spec.loader is None:
+    if not path.endswith(".py"):
         raise UserCodeFailed(f"{os.path.basename(path)} is not a Python file.")
-    module = importlib.util.module_from_spec(spec)
+    # by hand what importlib would make of it: going through its general ways costs each revision half a megabyte of copied pages
+    loader = SourceFileLoader(name, path)
+    spec = ModuleSpec(name, loader, origin=path)
+    spec.has_location = True
+    module = ModuleType(name)
+    module.__spec__, module.__loader__, module.__package__ = spec, loader, ""
+    vars(module).update(__file__=path, __cached__=spec.cached)
     sys.modules[name] = module
-    spec.loader.exec_module(module)
+    loader.exec_module(module)
     return module
 
 
@@ -188,6 +193,8 @@ def _check_app(app: Any, where: str) -> None:
         raise UserCodeFailed(
             f"{where} is not callable: it is of type {type(app).__name__}, and an ASGI app is called with (scope, receive, send)."
         )
+    if _plainly_takes_three(app):
+        return
     try:
         signature = inspect.signature(app)
     except (TypeError, ValueError):
@@ -202,6 +209,15 @@ def _check_app(app: Any, where: str) -> None:
     raise UserCodeFailed(
         f"{where} can't be called as an ASGI app, app(scope, receive, send): its signature is {signature}.{hint}"
     )
+
+
+def _plainly_takes_three(app: Any) -> bool:
+    """As nearly every app does; asking for a signature costs ten times the memory."""
+    call, given = (app, 3) if type(app) is FunctionType else (type(app).__call__, 4)
+    if type(call) is not FunctionType or hasattr(call, "__wrapped__"):
+        return False
+    code, defaults = call.__code__, call.__defaults__ or ()
+    return code.co_argcount - len(defaults) <= given <= code.co_argcount and not code.co_kwonlyargcount
 
 
 def _takes(signature: inspect.Signature, count: int) -> bool:

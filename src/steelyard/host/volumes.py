@@ -1,0 +1,211 @@
+"""Where do volumes lie on this machine, can they be mounted now, and are they really there for a process?
+
+    <home>/volumes/<name>        a volume's folder, its owner's alone
+    <home>/volumes/.gone-*       one that was deleted; emptied in the background, also after a death in the middle of it
+
+Volumes made with a path of their own are only looked at. Blocks: a network file system may take its time, so call from a thread.
+Never mounts anything; what is to be mounted where `lifecycle/mounts.py` decides from what is seen here.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import errno
+import logging
+import os
+import shutil
+import stat
+import tempfile
+from collections.abc import Collection, Sequence
+from pathlib import Path
+
+from steelyard.errors import EdgeFailed, Refused
+from steelyard.host.local_disks import parse_mountinfo
+from steelyard.host.sysfs import names, read_text
+from steelyard.lifecycle.mounts import PointSeen, check_path, plan_mounts, render_mount
+from steelyard.model.mount import MountedVolume, Mounts
+
+log = logging.getLogger(__name__)
+
+_GONE = ".gone-"
+
+
+class VolumeFolders:
+    """Of one home. `needed`: paths that all work must go on seeing."""
+
+    def __init__(self, folder: Path, needed: Sequence[str]) -> None:
+        self._folder = folder
+        self._needed = tuple(dict.fromkeys(os.path.realpath(path) for path in needed))
+
+    # -- making and deleting
+
+    def make(self, name: str, ids: tuple[int, int] | None) -> str:
+        """The folder of a volume, empty or as it was left. Raises EdgeFailed."""
+        folder = self._folder / name
+        uid = os.geteuid() if ids is None else ids[0]
+        try:
+            self._folder.mkdir(mode=0o711, exist_ok=True)
+            try:
+                folder.mkdir(mode=0o700)
+            except FileExistsError:
+                if folder.lstat().st_uid not in (uid, os.geteuid()) or not stat.S_ISDIR(folder.lstat().st_mode):
+                    raise
+            if ids is not None:
+                os.chown(folder, *ids, follow_symlinks=False)
+        except OSError as err:
+            raise EdgeFailed(f"The folder {folder} could not be made ({err.strerror or err}).", code="volume-not-made") from err
+        return str(folder)
+
+    def check_external(self, path: str, ids: tuple[int, int] | None) -> str:
+        """The real path of somebody's folder that is to be a volume. Raises Refused."""
+        real = os.path.realpath(path)
+        if (wrong := check_path(real)) is not None:
+            raise Refused(f"{wrong}. Nothing was made.", code="bad-volume-path")
+        try:
+            told = os.stat(real)
+        except OSError as err:
+            raise Refused(
+                f"{path} can't be looked at ({err.strerror}). Nothing was made. Make it first.", code="no-folder"
+            ) from err
+        if not stat.S_ISDIR(told.st_mode):
+            raise Refused(f"{path} is no folder. Nothing was made.", code="no-folder")
+        if ids is not None and not _may_enter(told, *ids):
+            raise Refused(
+                f"{path} may not be read by uid {ids[0]}, which work runs as. Nothing was made. Give it that folder first: "
+                f"chown {ids[0]}:{ids[1]} {path}",
+                code="folder-forbidden",
+            )
+        return real
+
+    def retire(self, name: str) -> None:
+        """Out of sight at once; `sweep` deletes what is in it. Nothing happens where there is none. Raises EdgeFailed."""
+        try:
+            if (self._folder / name).exists():
+                os.rename(self._folder / name, Path(tempfile.mkdtemp(prefix=_GONE, dir=self._folder)) / name)
+        except OSError as err:
+            raise EdgeFailed(f"{self._folder / name} could not be deleted ({err.strerror}).", code="volume-not-deleted") from err
+
+    def sweep(self) -> None:
+        """Delete what was retired; takes as long as there are files."""
+        for name in names(self._folder):
+            if name.startswith(_GONE):
+                try:
+                    shutil.rmtree(self._folder / name)
+                except OSError as err:
+                    log.warning("what was in volume %s could not be deleted yet: %s", name, err)
+
+    # -- mounting
+
+    async def mounts(self, volumes: Sequence[MountedVolume], uid: int, needed: Collection[str]) -> Mounts | None:
+        """`prepare` without blocking, for work of that uid."""
+        return await asyncio.to_thread(self.prepare, volumes, needed, as_root=uid == 0) if volumes else None
+
+    def prepare(self, volumes: Sequence[MountedVolume], needed: Collection[str], *, as_root: bool) -> Mounts | None:
+        """What to mount for work that also needs to see these paths; None: nothing. Raises EdgeFailed, which says why not."""
+        for volume in volumes:
+            if (wrong := check_source(volume)) is not None:
+                raise _refuse(wrong)
+        points = {volume.path: observe_point(volume.path) for volume in volumes if volume.path}
+        if not points:
+            return None
+        kept = (*self._needed, *(os.path.realpath(path) for path in needed if path))
+        planned = plan_mounts(volumes, points, kept, as_root=as_root)
+        if isinstance(planned, str):
+            raise _refuse(planned)
+        return planned
+
+
+def _refuse(text: str) -> EdgeFailed:
+    return EdgeFailed(f"Not started: {text}", code="start-failed", detail="volumes")
+
+
+def check_source(volume: MountedVolume) -> str | None:
+    """Why it can't be used now; None: it can."""
+    if not volume.source:
+        return f"there is no volume {volume.name} any more; `steelyard volumes create {volume.name}` makes one"
+    try:
+        told = os.statvfs(volume.source)
+        if not os.path.isdir(volume.source):
+            return f"{volume.source}, the folder of volume {volume.name}, is no folder"
+    except OSError as err:
+        return (
+            f"{volume.source}, the folder of volume {volume.name}, is not there ({err.strerror}). Bring it back, or make another"
+        )
+    full = (told.f_blocks and not told.f_bavail) or (told.f_files and not told.f_favail)
+    if full and not volume.read_only:
+        return f"the file system of volume {volume.name} is full. Free some space in {volume.source}, or mount it read-only (:ro)"
+    return None
+
+
+def observe_point(path: str) -> PointSeen:
+    """Follows links. Raises EdgeFailed where we may not look."""
+    at, missing = path, list[str]()
+    while True:
+        try:
+            told = os.stat(at)
+            break
+        except (FileNotFoundError, NotADirectoryError):
+            at, name = os.path.split(at)
+            missing.insert(0, name)
+        except OSError as err:
+            raise _refuse(f"{path} can't be looked at ({err.strerror})") from err
+    if not stat.S_ISDIR(told.st_mode):
+        at, name = os.path.split(at)
+        missing.insert(0, name)
+    nearest = os.path.realpath(at)
+    if not missing:
+        return PointSeen(nearest)
+    above = [nearest, *map(str, Path(nearest).parents)]
+    return PointSeen(
+        nearest,
+        tuple(missing),
+        blocked=os.path.lexists(os.path.join(nearest, missing[0])),
+        roots_own=all(_is_roots_own(folder) for folder in above),
+        entries=len(names(nearest)),
+    )
+
+
+def _is_roots_own(folder: str) -> bool:
+    told = os.stat(folder)
+    return told.st_uid == 0 and not told.st_mode & 0o022
+
+
+def _may_enter(told: os.stat_result, uid: int, gid: int) -> bool:
+    shift = 6 if told.st_uid == uid else 3 if told.st_gid == gid else 0
+    return uid == 0 or told.st_mode >> shift & 0o5 == 0o5
+
+
+def observe_mounted(pid: int, volumes: Sequence[MountedVolume]) -> list[str] | None:
+    """Those that are really mounted for this process, as `render_mount` says it; None where that can't be read."""
+    text = read_text(f"/proc/{pid}/mountinfo")
+    if not text:
+        return None
+    mounted = {mount.point: mount for mount in parse_mountinfo(text)}
+    found: list[str] = []
+    for volume in volumes:
+        target = os.path.join(*_real_point(volume.path)) if volume.path else ""
+        mount = mounted.get(target)
+        if mount is None:
+            continue
+        with contextlib.suppress(OSError):
+            here, there = os.stat(volume.source), os.stat(f"/proc/{pid}/root{target}")
+            if (here.st_dev, here.st_ino) == (there.st_dev, there.st_ino):
+                found.append(render_mount(volume.name, volume.path, mount.read_only))
+    return found
+
+
+def _real_point(path: str) -> tuple[str, ...]:
+    point = observe_point(path)
+    return (point.nearest, *point.missing)
+
+
+def free_bytes(path: str) -> int | None:
+    """Of its file system, for an ordinary user; None where it can't be looked at."""
+    try:
+        told = os.statvfs(path)
+    except OSError as err:
+        if err.errno not in (errno.ENOENT, errno.EACCES, errno.ENOTDIR):
+            log.warning("%s can't be looked at: %s", path, err)
+        return None
+    return told.f_bavail * told.f_frsize

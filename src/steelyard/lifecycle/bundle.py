@@ -1,0 +1,123 @@
+"""What is a container told to be? Pure: what was granted in, the OCI runtime configuration (config.json) out.
+
+Follows https://github.com/opencontainers/runtime-spec (1.0.2). Cores, memory and the number of processes are held by the control
+group that the container's processes are born in, so nothing of it stands here. Never: a capability, a hook, a device that was not
+granted, a variable of the image in a process of root's.
+"""
+
+from __future__ import annotations
+
+import msgspec
+
+from steelyard.lifecycle.seccomp import make_seccomp
+from steelyard.model.mount import Bind
+
+#: (first id inside, first on the machine, how many)
+IdMap = tuple[tuple[int, int, int], ...]
+#: what a container has of its own in any case
+NAMESPACES = ("cgroup", "ipc", "mount", "pid", "user", "uts")
+NETWORK = "network"
+#: of /proc and /sys, what tells of others or of the machine's secrets (as Docker and Podman mask them)
+MASKED = (
+    "/proc/acpi", "/proc/asound", "/proc/kcore", "/proc/keys", "/proc/kmsg", "/proc/latency_stats", "/proc/sched_debug",
+    "/proc/scsi", "/proc/timer_list", "/proc/timer_stats", "/sys/devices/virtual/powercap", "/sys/firmware",
+    "/sys/fs/cgroup", "/sys/kernel",
+)  # fmt: skip
+READ_ONLY = ("/proc/bus", "/proc/fs", "/proc/irq", "/proc/sys", "/proc/sysrq-trigger")
+
+
+class DeviceNode(msgspec.Struct, frozen=True):
+    path: str
+    #: "c" or "b"
+    kind: str
+    major: int
+    minor: int
+    mode: int = 0o666
+
+
+class Container(msgspec.Struct, frozen=True):
+    """Everything that was decided about one container."""
+
+    #: the folder that becomes /
+    root: str
+    #: the machine's /sys without what is mounted below it
+    sys: str
+    argv: tuple[str, ...]
+    env: dict[str, str]
+    cwd: str
+    uid: int
+    gid: int
+    groups: tuple[int, ...]
+    uids: IdMap
+    gids: IdMap
+    hostname: str
+    #: what `uname -m` says
+    machine: str
+    #: a network of its own with nothing but loopback, instead of the machine's
+    own_network: bool = False
+    binds: tuple[Bind, ...] = ()
+    devices: tuple[DeviceNode, ...] = ()
+    #: (name such as RLIMIT_MEMLOCK, soft, hard)
+    rlimits: tuple[tuple[str, int, int], ...] = ()
+
+
+def namespaces(*, own_network: bool) -> tuple[str, ...]:
+    return (*NAMESPACES, *((NETWORK,) if own_network else ()))
+
+
+def make_bundle(container: Container) -> dict[str, object]:
+    """The content of config.json."""
+    none: list[str] = []
+    return {
+        "ociVersion": "1.0.2",
+        "process": {
+            "terminal": False,
+            "user": {"uid": container.uid, "gid": container.gid, "additionalGids": list(container.groups)},
+            "args": list(container.argv),
+            "env": [f"{name}={value}" for name, value in sorted(container.env.items())],
+            "cwd": container.cwd or "/",
+            "capabilities": dict.fromkeys(("bounding", "effective", "inheritable", "permitted", "ambient"), none),
+            "rlimits": [{"type": name, "soft": soft, "hard": hard} for name, soft, hard in container.rlimits],
+            "noNewPrivileges": True,
+        },
+        "root": {"path": container.root, "readonly": False},
+        "hostname": container.hostname,
+        "mounts": [*_mounts(container), *(_bind(each) for each in container.binds)],
+        "linux": {
+            "namespaces": [{"type": kind} for kind in namespaces(own_network=container.own_network)],
+            "uidMappings": [_id_map(line) for line in container.uids],
+            "gidMappings": [_id_map(line) for line in container.gids],
+            "devices": [
+                {"path": each.path, "type": each.kind, "major": each.major, "minor": each.minor, "fileMode": each.mode}
+                for each in container.devices
+            ],
+            "seccomp": make_seccomp(container.machine),
+            "maskedPaths": list(MASKED),
+            "readonlyPaths": list(READ_ONLY),
+        },
+    }
+
+
+def _mounts(container: Container) -> list[dict[str, object]]:
+    return [
+        _mount("/proc", "proc", "proc", "nosuid", "noexec", "nodev"),
+        _mount("/dev", "tmpfs", "tmpfs", "nosuid", "noexec", "strictatime", "mode=755", "size=65536k"),
+        _mount("/dev/pts", "devpts", "devpts", "nosuid", "noexec", "newinstance", "ptmxmode=0666", "mode=0620"),
+        # no size: it counts as the workload's memory, whose limit is the control group's
+        _mount("/dev/shm", "tmpfs", "shm", "nosuid", "noexec", "nodev", "mode=1777"),
+        _mount("/dev/mqueue", "mqueue", "mqueue", "nosuid", "noexec", "nodev"),
+        _mount("/sys", "none", container.sys, "bind", "nosuid", "noexec", "nodev", "ro"),
+    ]
+
+
+def _mount(target: str, kind: str, source: str, *options: str) -> dict[str, object]:
+    return {"destination": target, "type": kind, "source": source, "options": list(options)}
+
+
+def _bind(each: Bind) -> dict[str, object]:
+    return _mount(each.target, "bind", each.source, "rbind", "nosuid", "nodev", "ro" if each.read_only else "rw")
+
+
+def _id_map(line: tuple[int, int, int]) -> dict[str, int]:
+    inside, outside, count = line
+    return {"containerID": inside, "hostID": outside, "size": count}

@@ -1,0 +1,126 @@
+"""How does a process get mounts that nobody else sees? Thin calls to the kernel, for children that are about to exec.
+
+Never touches the mounts of the process that it is imported into: callers have left its namespace (`unshare`) first. Raises
+OSError with the place. The newer calls (open_tree, mount_setattr: Linux 5.12) have no function in glibc; their numbers are the
+same on every architecture.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import os
+from collections.abc import Iterable
+
+MS_RDONLY, MS_NOSUID, MS_NODEV, MS_NOEXEC, MS_BIND, MS_REC, MS_PRIVATE = 1, 2, 4, 8, 4096, 16384, 1 << 18
+NEWNS, NEWCGROUP, NEWUTS, NEWIPC, NEWUSER, NEWPID, NEWNET = (
+    0x0002_0000, 0x0200_0000, 0x0400_0000, 0x0800_0000, 0x1000_0000, 0x2000_0000, 0x4000_0000,
+)  # fmt: skip
+MNT_DETACH = 2
+ATTR_RDONLY, ATTR_NOSUID, ATTR_NODEV, ATTR_IDMAP = 0x1, 0x2, 0x4, 0x0010_0000
+_OPEN_TREE, _MOVE_MOUNT, _MOUNT_SETATTR, _PIVOT_ROOT = 428, 429, 442, {"x86_64": 155, "aarch64": 41}
+_OPEN_TREE_CLONE, _AT_FDCWD, _AT_EMPTY_PATH, _AT_RECURSIVE, _MOVE_FROM_FD = 1, -100, 0x1000, 0x8000, 4
+_libc = ctypes.CDLL(None, use_errno=True)
+
+
+class _Attributes(ctypes.Structure):
+    _fields_ = [
+        ("set", ctypes.c_uint64),
+        ("clear", ctypes.c_uint64),
+        ("propagation", ctypes.c_uint64),
+        ("userns", ctypes.c_uint64),
+    ]
+
+
+#: (first id inside, first id outside, how many), as /proc/<pid>/uid_map has it
+IdMap = Iterable[tuple[int, int, int]]
+
+
+def unshare(flags: int) -> None:
+    _check(_libc.unshare(ctypes.c_int(flags)), "unshare")
+
+
+def make_private() -> None:
+    """After `unshare(NEWNS)`: what is mounted from here on stays here."""
+    mount("", "/", "", MS_REC | MS_PRIVATE)
+
+
+def mount(source: str, target: str, kind: str, flags: int = 0, options: str = "") -> None:
+    number = _libc.mount(source.encode(), os.fsencode(target), kind.encode(), ctypes.c_ulong(flags), options.encode())
+    _check(number, f"mount {kind} on {target}".replace("  ", " "))
+
+
+def bind(
+    source: str, target: str, *, read_only: bool = True, recursive: bool = False, maps: tuple[IdMap, IdMap] | None = None
+) -> None:
+    """`source` as it is mounted now, on `target`, without setuid and devices. `maps` (users, groups): ids on disk -> ids seen."""
+    flags = _OPEN_TREE_CLONE | os.O_CLOEXEC | (_AT_RECURSIVE if recursive else 0)
+    tree = _check(_syscall(_OPEN_TREE, _AT_FDCWD, os.fsencode(source), flags), f"open {source}")
+    try:
+        set_ = ATTR_NOSUID | ATTR_NODEV | (ATTR_RDONLY if read_only else 0) | (ATTR_IDMAP if maps else 0)
+        userns = _make_userns(*maps) if maps else -1
+        try:
+            attributes = _Attributes(set_, 0, 0, max(userns, 0))
+            size = ctypes.sizeof(attributes)
+            at = _AT_EMPTY_PATH | (_AT_RECURSIVE if recursive else 0)
+            _check(_syscall(_MOUNT_SETATTR, tree, b"", at, ctypes.byref(attributes), size), f"map the ids of {source}")
+        finally:
+            if userns >= 0:
+                os.close(userns)
+        _check(_syscall(_MOVE_MOUNT, tree, b"", _AT_FDCWD, os.fsencode(target), _MOVE_FROM_FD), f"mount {source} on {target}")
+    finally:
+        os.close(tree)
+
+
+def pivot_root(root: str) -> None:
+    """`root` (a mount) becomes /, and what was there is gone."""
+    os.chdir(root)
+    _check(_syscall(_PIVOT_ROOT[os.uname().machine], b".", b"."), f"pivot_root to {root}")
+    _check(_libc.umount2(b".", MNT_DETACH), "let go of the old root")
+    os.chdir("/")
+
+
+def write_maps(proc: str, users: IdMap, groups: IdMap, dir_fd: int | None = None) -> None:
+    """Of the process whose /proc folder this is; needs root's rights above it."""
+    for name, lines in (("uid_map", users), ("gid_map", groups)):
+        fd = os.open(f"{proc}/{name}", os.O_WRONLY | os.O_CLOEXEC, dir_fd=dir_fd)
+        try:
+            os.write(fd, "".join(f"{inside} {outside} {count}\n" for inside, outside, count in lines).encode())
+        finally:
+            os.close(fd)
+
+
+def _make_userns(users: IdMap, groups: IdMap) -> int:
+    """A descriptor of a user namespace with these maps. It needs a process to be born in; that one is gone again on return."""
+    ready, tell = os.pipe2(os.O_CLOEXEC)
+    wait, release = os.pipe2(os.O_CLOEXEC)
+    pid = os.fork()
+    if pid == 0:
+        try:
+            os.close(release)
+            unshare(NEWUSER)
+            os.write(tell, b"+")
+            os.read(wait, 1)
+        finally:
+            os._exit(0)
+    try:
+        os.close(tell)
+        os.close(wait)
+        if not os.read(ready, 1):
+            raise OSError(0, "a user namespace could not be made")
+        write_maps(f"/proc/{pid}", users, groups)
+        return os.open(f"/proc/{pid}/ns/user", os.O_RDONLY | os.O_CLOEXEC)
+    finally:
+        os.close(ready)
+        os.close(release)
+        os.waitpid(pid, 0)
+
+
+def _syscall(number: int, *arguments: object) -> int:
+    return _libc.syscall(ctypes.c_long(number), *(ctypes.c_long(each) if isinstance(each, int) else each for each in arguments))
+
+
+def _check(result: int, what: str) -> int:
+    if result < 0:
+        number = ctypes.get_errno()
+        raise OSError(number, f"{what}: {os.strerror(number)}")
+    return result

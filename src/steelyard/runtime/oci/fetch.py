@@ -1,0 +1,190 @@
+"""How do the parts of an image come to this machine? skopeo copies them, as an id that owns nothing else, into the cache's blobs.
+
+A registry is asked by skopeo itself; a folder or archive of a user is read with that user's rights and handed to skopeo as a
+file, so that nobody learns by us what they may not read. Bounded in time and size, and ended when nothing comes any more. Blobs
+that are complete are kept whatever happens, so that the next try goes on from there. Blocks: call from a thread.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import re
+import shutil
+import signal
+import subprocess
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import IO
+
+from steelyard.errors import EdgeFailed, NoRoom, Refused, SteelyardError
+from steelyard.model.image import ImageReference, ImageSource
+from steelyard.runtime.oci import FETCH_ID, Limits
+
+#: nothing has arrived for so long
+STALL_S = 60
+_LOOK_S = 1.0
+#: of prlimit: there is no such program
+_NOT_FOUND = 127
+#: of the agent's own environment, for whoever is behind a proxy or has authorities of their own
+_PASSED = ("HTTP_PROXY", "HTTPS_PROXY", "NO_PROXY", "http_proxy", "https_proxy", "no_proxy", "SSL_CERT_FILE", "SSL_CERT_DIR")
+Ids = tuple[int, int] | None
+_PATH = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
+#: what skopeo says, what it means, what to do; the first that fits
+_MEANINGS: tuple[tuple[str, str, str, str], ...] = (
+    (r"no image found in (manifest list|image index) for architecture", "wrong-architecture",
+     "there is none for this machine's architecture", "Name an image of this architecture."),
+    (r"manifest unknown|name unknown|not found|404|no such image|reference .* not found", "no-such-image",
+     "there is no such image or tag", "Look at its name and tag."),
+    (r"unauthorized|authentication required|denied|403", "image-private",
+     "the registry does not give it without a login", "Make it public, or copy it to a registry or an archive that is."),
+    (r"no space left", "disk-full", "the disk of the image cache is full", "Free space there, and try again."),
+    (r"digest|does not match|checksum", "wrong-digest",
+     "what came is not what its digest says", "The registry or something before it is damaged; nothing of it was used."),
+    (r"EOF|truncated|short read|connection reset|broken pipe", "image-truncated",
+     "it broke off in the middle", "Try again: what came whole is kept."),
+    (r"refused|no such host|i/o timeout|unreachable|deadline|dial tcp|TLS|certificate|x509", "registry-unreachable",
+     "the registry does not answer", "Look at its name and the network, and try again: what came whole is kept."),
+)  # fmt: skip
+
+
+def fetch(reference: ImageReference, ids: Ids, blobs: Path, layout: Path, limits: Limits) -> bytes:
+    """The index.json of a layout with one image in it. `layout`: an empty folder for this, removed by the caller. `ids`: who
+    asks. Raises SteelyardError with what happened."""
+    os.chown(layout, FETCH_ID, FETCH_ID)
+    source = f"docker://{reference.text}"
+    more: tuple[str, ...] = ("--src-tls-verify=false",) if reference.on_loopback else ()
+    if reference.source is not ImageSource.REGISTRY:
+        kind = "oci-archive" if reference.source is ImageSource.LAYOUT else "docker-archive"
+        staged = _stage(reference, ids, layout, limits)
+        source = f"{kind}:{staged}" + (f":{reference.tag}" if reference.tag else "")
+    target = layout / "image"
+    argv = (
+        "skopeo", "--insecure-policy", "--tmpdir", str(layout), "copy", "--quiet", "--retry-times", "2", "--format", "oci", *more,
+        "--dest-shared-blob-dir", str(blobs.parent), source, f"oci:{target}:image",
+    )  # fmt: skip
+    process = _start(argv, (FETCH_ID, FETCH_ID), limits, folder=layout, stdout=subprocess.DEVNULL)
+    said = _await(process, reference, limits, lambda: _count_bytes((layout, blobs)))
+    if process.returncode == _NOT_FOUND:
+        raise missing("skopeo")
+    if process.returncode:
+        raise _explain(reference, said, process.returncode)
+    return (target / "index.json").read_bytes()
+
+
+def missing(program: str) -> Refused:
+    return Refused(
+        f"Containers need {program}, which is not installed here. Nothing was started. Install it: "
+        "apt-get install skopeo umoci crun.",
+        code="container-tools-missing",
+    )
+
+
+def read_stamp(reference: ImageReference, ids: Ids) -> str:
+    """Changes when a user's folder or archive does. Refused unless the user may read it."""
+    name = f"{reference.name}/index.json" if reference.source is ImageSource.LAYOUT else reference.name
+    argv = ("sh", "-c", 'stat -L -c "%d %i %s %.9Y %.9Z" -- /dev/stdin <"$1"', "sh", name)
+    process = _start(argv, ids, Limits(), folder=Path("/"), stdout=subprocess.PIPE)
+    stdout, stderr = process.communicate(timeout=10)
+    if process.returncode or not Path(name).is_file():
+        why = stderr.decode(errors="replace").strip().rpartition(": ")[2] or "it is no file"
+        raise Refused(f"The image {reference.text} can't be read: {why}. Nothing was started.", code="image-unreadable")
+    return stdout.decode().strip()
+
+
+def _stage(reference: ImageReference, ids: Ids, layout: Path, limits: Limits) -> Path:
+    staged = layout / "staged.tar"
+    if reference.source is ImageSource.LAYOUT:
+        argv = ("tar", "-C", reference.name, "-cf", "-", "oci-layout", "index.json", "blobs")
+    else:
+        argv = ("cat", "--", reference.name)
+    with staged.open("xb") as file:
+        process = _start(argv, ids, limits, folder=layout, stdout=file)
+        said = _await(process, reference, limits, lambda: staged.stat().st_size)
+    if process.returncode:
+        why = said.strip().splitlines()[-1:] or ["it could not be read"]
+        raise Refused(f"The image {reference.text} can't be read: {why[0]}. Nothing was started.", code="image-unreadable")
+    os.chown(staged, FETCH_ID, FETCH_ID)
+    return staged
+
+
+def _start(argv: Sequence[str], ids: Ids, limits: Limits, *, folder: Path, stdout: IO[bytes] | int) -> subprocess.Popen[bytes]:
+    """With that user's rights, a session of its own, and little of our environment."""
+    env = {name: os.environ[name] for name in _PASSED if name in os.environ}
+    return subprocess.Popen(
+        ("prlimit", f"--fsize={limits.bytes_max}", "--core=0", "--", *argv),
+        user=ids[0] if ids else None,
+        group=ids[1] if ids else None,
+        extra_groups=[] if ids else None,
+        env={**env, "PATH": _PATH, "HOME": str(folder), "TMPDIR": str(folder), "LANG": "C.UTF-8"},
+        cwd="/",
+        stdin=subprocess.DEVNULL,
+        stdout=stdout,
+        stderr=subprocess.PIPE,
+        umask=0o022,
+        start_new_session=True,
+    )
+
+
+def _await(process: subprocess.Popen[bytes], reference: ImageReference, limits: Limits, measure: Callable[[], int]) -> str:
+    """Its stderr. Ends it, with all that it started, when time is over or nothing comes any more."""
+    waited = quiet = 0.0
+    seen = -1
+    try:
+        while True:
+            try:
+                _, stderr = process.communicate(timeout=_LOOK_S)
+                return stderr.decode(errors="replace")
+            except subprocess.TimeoutExpired:
+                waited, quiet = waited + _LOOK_S, quiet + _LOOK_S
+            if (now := measure()) != seen:
+                seen, quiet = now, 0.0
+            if waited >= limits.fetch_s or quiet >= min(STALL_S, limits.fetch_s):
+                why = (
+                    f"nothing came for {quiet:.0f} s"
+                    if waited < limits.fetch_s
+                    else f"it took longer than {limits.fetch_s:.0f} s"
+                )
+                raise EdgeFailed(
+                    f"The image {reference.text} could not be fetched: {why}. Nothing was started. Try again: what came whole is "
+                    "kept.",
+                    code="registry-slow",
+                )
+    finally:
+        if process.returncode is None:
+            with contextlib.suppress(ProcessLookupError):
+                os.killpg(process.pid, signal.SIGKILL)
+            process.communicate()
+
+
+def _count_bytes(folders: Sequence[Path]) -> int:
+    total = 0
+    for folder in folders:
+        for path in folder.rglob("*"):
+            with contextlib.suppress(OSError):
+                total += path.lstat().st_size
+    return total
+
+
+def _explain(reference: ImageReference, said: str, code: int) -> SteelyardError:
+    words = said.strip().splitlines()[-1] if said.strip() else f"skopeo ended with code {code}"
+    if match := re.search(r'msg="((?:[^"\\]|\\.)*)"', words):
+        words = match[1]
+    for pattern, name, meaning, advice in _MEANINGS:
+        if re.search(pattern, said, re.IGNORECASE):
+            text = f"The image {reference.text} could not be fetched: {meaning} ({words[-300:]}). Nothing was started. {advice}"
+            if name == "disk-full":
+                return NoRoom(text, code=name)
+            return (
+                EdgeFailed(text, code=name) if name in ("image-truncated", "registry-unreachable") else Refused(text, code=name)
+            )
+    return EdgeFailed(
+        f"The image {reference.text} could not be fetched: {words[-400:]}. Nothing was started.", code="image-unavailable"
+    )
+
+
+def remove_folder(folder: Path) -> None:
+    """Of whatever depth and whoever owns it; never follows a link out of it."""
+    if folder.exists():
+        subprocess.run(("rm", "-rf", "--one-file-system", "--", str(folder)), check=False, capture_output=True)
+    shutil.rmtree(folder, ignore_errors=True)

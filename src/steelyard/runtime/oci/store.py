@@ -1,0 +1,270 @@
+"""Which images are on this machine? A cache of one home, shared by its users: fetched once, unpacked once, evicted when unused.
+
+    <images>/blobs/sha256/<hex>        as they came, named by their content
+    <images>/refs/<key>.json           what a reference means here, written last
+    <images>/roots/<hex>/rootfs        the unpacked files; <hex> is the manifest's digest
+    <images>/roots/<hex>/image.json    what the image says of running it; its time of change is that of the last use
+    <images>/work/, <images>/locks/    what is under way, and who is at it
+
+A folder in `roots` appears by rename, whole or not at all; what a killed process left in `work` counts for nothing and goes at
+the next `sweep`. A tag is resolved once and then means the same here until it is evicted. Blocks: call from threads.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import fcntl
+import hashlib
+import logging
+import os
+import subprocess
+import sys
+from collections.abc import Callable, Collection, Iterator
+from pathlib import Path
+
+import msgspec
+
+from steelyard.config import write_file
+from steelyard.errors import EdgeFailed, NoRoom, Refused, SteelyardError
+from steelyard.model import words
+from steelyard.model.image import Image, ImageReference, ImageSource, find_user
+from steelyard.runtime.oci import FETCH_ID, Limits, jail
+from steelyard.runtime.oci.fetch import fetch, missing, read_stamp, remove_folder
+from steelyard.runtime.oci.manifest import Described, describe
+
+log = logging.getLogger(__name__)
+
+#: of the disk that the home is on
+BUDGET_SHARE = 0.25
+_IMAGE, _ROOT = "image.json", "rootfs"
+
+
+class _Ref(msgspec.Struct, frozen=True):
+    reference: str
+    digest: str
+    #: of a user's folder or archive: changes when it does
+    stamp: str = ""
+
+
+class ImageStore:
+    """`in_use` tells the digests of what runs now; these are never evicted."""
+
+    def __init__(
+        self,
+        folder: Path,
+        in_use: Callable[[], Collection[str]],
+        *,
+        budget_bytes: int | None = None,
+        limits: Limits | None = None,
+    ) -> None:
+        self._folder, self._in_use, self._budget_bytes = folder, in_use, budget_bytes
+        self._limits = limits or Limits()
+
+    def root(self, digest: str) -> Path:
+        return self._folder / "roots" / digest / _ROOT
+
+    def ensure(self, reference: ImageReference, ids: tuple[int, int] | None) -> Image:
+        """The unpacked image, fetched when it is not here. However many ask at a time, of whatever process, it is fetched once.
+        `ids`: for whom. Raises SteelyardError; nothing counts as being here then."""
+        local = reference.source is not ImageSource.REGISTRY
+        stamp = read_stamp(reference, ids) if local else ""
+        found = self._find(reference, stamp)
+        if found is not None:
+            return found
+        self._make_folders()
+        key = _key(reference)
+        with self._lock(key):
+            found = self._find(reference, stamp)  # somebody else may have been faster
+            if found is None:
+                found = self._fetch(reference, ids, stamp, key)
+        self.evict(keep=found.digest)
+        return found
+
+    def list(self) -> list[Image]:
+        """The one that was used last comes first."""
+        found: list[tuple[int, Image]] = []
+        for path in self._folder.glob(f"roots/*/{_IMAGE}"):
+            with contextlib.suppress(OSError, msgspec.MsgspecError):
+                found.append((path.stat().st_mtime_ns, msgspec.json.decode(path.read_bytes(), type=Image)))
+        return [image for _, image in sorted(found, key=lambda pair: -pair[0])]
+
+    # -- finding
+
+    def _find(self, reference: ImageReference, stamp: str) -> Image | None:
+        try:
+            ref = msgspec.json.decode((self._folder / "refs" / f"{_key(reference)}.json").read_bytes(), type=_Ref)
+            return self._load(ref.digest) if ref.stamp == stamp else None
+        except (OSError, msgspec.MsgspecError):
+            return None
+
+    def _load(self, digest: str) -> Image | None:
+        path = self._folder / "roots" / digest / _IMAGE
+        try:
+            image = msgspec.json.decode(path.read_bytes(), type=Image)
+            os.utime(path)
+        except (OSError, msgspec.MsgspecError):
+            return None
+        return image
+
+    # -- fetching
+
+    def _fetch(self, reference: ImageReference, ids: tuple[int, int] | None, stamp: str, key: str) -> Image:
+        layout = self._folder / "work" / key
+        remove_folder(layout)
+        layout.mkdir(mode=0o700)
+        try:
+            index = fetch(reference, ids, self._blobs, layout, self._limits)
+            described = describe(index, self._blobs, reference.text, os.uname().machine)
+        finally:
+            remove_folder(layout)
+        digest = described.image.digest
+        with self._lock(digest):
+            image = self._load(digest) or self._unpack(described)
+        ref = _Ref(reference.text, digest, stamp)
+        write_file(self._folder / "refs" / f"{key}.json", msgspec.json.encode(ref), 0o644)
+        return image
+
+    def _unpack(self, described: Described) -> Image:
+        image = described.image
+        work = self._folder / "work" / image.digest
+        remove_folder(work)
+        (work / "jail").mkdir(parents=True)
+        (work / "out").mkdir()
+        order = jail.Order(
+            blobs=str(self._blobs), root=str(work / "jail"), out=str(work / "out"), manifest=image.digest,
+            manifest_bytes=described.manifest.size, media_type=described.manifest.media_type, layers=described.layers,
+            limits=self._limits,
+        )  # fmt: skip
+        try:
+            seen = _run_jail(order, image.reference, self._folder)
+            ids = find_user(image.user, seen.passwd, seen.group)
+            if ids is None:
+                raise Refused(
+                    f"The image {image.reference} runs as {image.user!r}, and its /etc/passwd and /etc/group have no such user. "
+                    "Nothing was started. Name a user that is there, with USER where the image is built.",
+                    code="no-such-user",
+                )
+            done = msgspec.structs.replace(image, files=seen.files, bytes_on_disk=image.bytes_on_disk + seen.bytes, ids=ids)
+            (work / "out").chmod(0o711)
+            os.chown(work / "out", 0, 0)
+            write_file(work / "out" / _IMAGE, msgspec.json.encode(done), 0o644)
+            os.rename(work / "out", self._folder / "roots" / image.digest)
+        except SteelyardError as err:
+            if isinstance(err, Refused):  # a damaged blob must not be what the next try finds
+                self._drop_blobs(image.blobs)
+            raise
+        finally:
+            remove_folder(work)
+        return done
+
+    # -- making room
+
+    def evict(self, keep: str = "") -> None:
+        """Until all together fit the budget: what was used longest ago goes first, never what runs."""
+        images = self.list()
+        budget = self._budget()
+        total = sum(image.bytes_on_disk for image in images)
+        held = {*self._in_use(), keep} if total > budget else set()
+        for image in reversed(images):
+            if total <= budget:
+                return
+            if image.digest not in held and self.remove(image.digest):
+                log.info("evicted the image %s (%s)", image.reference, words.exact_size(image.bytes_on_disk))
+                total -= image.bytes_on_disk
+
+    def remove(self, digest: str) -> bool:
+        """False when somebody is unpacking it now. The caller knows that nothing runs on it."""
+        with self._lock(digest, wait=False) as got:
+            if not got:
+                return False
+            gone = self._folder / "work" / f"{digest}.gone"
+            image = self._load(digest)
+            with contextlib.suppress(FileNotFoundError):
+                os.rename(self._folder / "roots" / digest, gone)
+            remove_folder(gone)
+            if image is not None:
+                self._drop_blobs(image.blobs)
+        for path in self._folder.glob("refs/*.json"):
+            with contextlib.suppress(OSError, msgspec.MsgspecError):
+                if msgspec.json.decode(path.read_bytes(), type=_Ref).digest == digest:
+                    path.unlink()
+        return True
+
+    def sweep(self) -> None:
+        """What killed processes left."""
+        for path in self._folder.glob("work/*"):
+            with self._lock(path.name.partition(".")[0], wait=False) as got:
+                if got:
+                    remove_folder(path)
+
+    def _drop_blobs(self, blobs: Collection[str]) -> None:
+        kept = {blob for image in self.list() for blob in image.blobs}
+        for blob in set(blobs) - kept:
+            (self._blobs / blob).unlink(missing_ok=True)
+
+    def _budget(self) -> int:
+        if self._budget_bytes is not None:
+            return self._budget_bytes
+        disk = os.statvfs(self._folder)
+        return round(disk.f_blocks * disk.f_frsize * BUDGET_SHARE)
+
+    # -- folders
+
+    @property
+    def _blobs(self) -> Path:
+        return self._folder / "blobs" / "sha256"
+
+    def _make_folders(self) -> None:
+        self._blobs.mkdir(parents=True, exist_ok=True)
+        for name in ("refs", "roots", "work", "locks"):
+            (self._folder / name).mkdir(exist_ok=True)
+        for folder in (self._folder, self._folder / "roots", self._folder / "work"):
+            folder.chmod(0o711)
+        os.chown(self._blobs, FETCH_ID, FETCH_ID)
+
+    @contextlib.contextmanager
+    def _lock(self, key: str, *, wait: bool = True) -> Iterator[bool]:
+        """Among threads and processes; the kernel lets go of a dead one's. Its holder's time is bounded."""
+        fd = os.open(self._folder / "locks" / key, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+        try:
+            fcntl.flock(fd, fcntl.LOCK_EX | (0 if wait else fcntl.LOCK_NB))
+            yield True
+        except BlockingIOError:
+            yield False
+        finally:
+            os.close(fd)
+
+
+def _key(reference: ImageReference) -> str:
+    return hashlib.sha256(reference.text.encode()).hexdigest()[:40]
+
+
+def _run_jail(order: jail.Order, reference: str, folder: Path) -> jail.Unpacked:
+    argv = (sys.executable, "-P", "-m", "steelyard.runtime.oci.jail", msgspec.json.encode(order).decode())
+    try:
+        done = subprocess.run(
+            argv, stdin=subprocess.DEVNULL, capture_output=True, text=True, errors="replace", timeout=order.limits.unpack_s,
+            start_new_session=True, check=False,
+        )  # fmt: skip
+    except subprocess.TimeoutExpired:
+        raise EdgeFailed(
+            f"The image {reference} could not be unpacked within {order.limits.unpack_s:.0f} s. Nothing was started.",
+            code="unpack-failed",
+        ) from None
+    if done.returncode == 0:
+        return msgspec.json.decode(done.stdout, type=jail.Unpacked)
+    lines = [line.strip() for line in done.stderr.splitlines() if line.strip()] or ["it ended without a word"]
+    if any("no space left on device" in line for line in lines):
+        raise NoRoom(
+            f"The image {reference} could not be unpacked: the disk of {folder} is full. Nothing was started. Free space there, "
+            "and try again.",
+            code="disk-full",
+        )
+    said = next((line for line in lines if line.startswith(("image: ", "machine: "))), lines[-1])
+    kind, _, sentence = said.partition(": ")
+    if "umoci" in sentence and "not found" in sentence:
+        raise missing("umoci")
+    if kind == "machine":
+        raise EdgeFailed(f"The image {reference} could not be unpacked: {sentence}. Nothing was started.", code="unpack-failed")
+    why = sentence if kind == "image" else said.removeprefix("⨯ ")[-300:]
+    raise Refused(f"The image {reference} was refused: {why}. Nothing of it was kept; nothing was started.", code="image-refused")

@@ -1,0 +1,99 @@
+"""A language model's server, deployed as the recipe writes it, asked with OpenAI's own client through gateway and relay. The
+server is the example's, which takes vLLM's command line and needs no GPU."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any
+
+import openai
+import pytest
+from steelyard_cluster import Cluster, wait_until
+
+from steelyard.cli.model_files import find_model
+from steelyard.cli.recipe import VLLM, Program, render_recipe
+
+EXAMPLE = Path(__file__).parents[2] / "examples" / "llm"
+NAME = "chat"
+
+
+@pytest.fixture(scope="module")
+def chat(shared: Cluster) -> Iterator[openai.OpenAI]:
+    """The recipe's file but for the GPUs, which this server does without."""
+    folder = shared.folder / "llm"
+    folder.mkdir(mode=0o755)
+    program, model = folder / "vllm", folder / "model"
+    program.write_text(f'#!/bin/sh\nexec {sys.executable} {EXAMPLE / "server.py"} "$@"\n')
+    program.chmod(0o755)
+    subprocess.run([sys.executable, str(EXAMPLE / "transformer.py"), str(model)], check=True)
+    given = {"gpus": "1", "max_replicas": 2, "concurrency": 2, "idle_timeout": "1s", "public": True, "cpus": 1}
+    text = render_recipe(Program(VLLM, str(program)), NAME, str(model), find_model(str(model), folder), given, folder)
+    text = text.replace('gpu: "1"', "", 1).replace("concurrency: 2 ", "concurrency: 64 ").replace("target: 8", "target: 2")
+    (folder / "chat.yaml").write_text(text)
+    planned = shared.ok("apply", "-y", "-f", str(folder / "chat.yaml"))
+    assert "readiness: /health" in planned and "is ready" in planned
+    yield openai.OpenAI(base_url=f"{shared.gateway_url}/{NAME}/v1", api_key="none", max_retries=0, timeout=60)
+    shared.ok("delete", NAME)
+
+
+def stream(chat: openai.OpenAI, tokens: int) -> list[tuple[float, str]]:
+    """When each piece came, and what it was."""
+    asked: list[Any] = [{"role": "user", "content": "hello"}]
+    pieces = chat.chat.completions.create(model=NAME, messages=asked, stream=True, max_tokens=tokens)
+    return [(time.monotonic(), text) for piece in pieces if (text := piece.choices[0].delta.content)]
+
+
+def test_a_stream_wakes_the_model_and_comes_piece_by_piece(shared: Cluster, chat: openai.OpenAI) -> None:
+    shared.wait_function(NAME, "SLEEPING")
+    pieces = stream(chat, 40)
+    assert len(pieces) == 40
+    assert pieces[-1][0] - pieces[0][0] > 0.01, "all at once is no stream"
+    [row] = json.loads(shared.ok("coldstarts", NAME, "--limit", "1", "--json"))
+    told = row["user_phases"]
+    assert row["road"] == "plain" and {"enter.import", "enter.weights", "enter.warmup", "enter.ready"} <= told.keys()
+    assert sum(told.values()) == pytest.approx(row["phases"]["enter"], abs=5), "all of the start is told"
+
+
+def test_models_are_listed_and_mistakes_are_told_by_the_server_itself(chat: openai.OpenAI) -> None:
+    assert [model.id for model in chat.models.list()] == [NAME]
+    answer = chat.completions.create(model=NAME, prompt="once", max_tokens=5, seed=1, temperature=0)
+    assert answer.usage is not None and answer.usage.completion_tokens == 5 == len(answer.choices[0].text)
+    with pytest.raises(openai.BadRequestError, match="no model"):
+        chat.completions.create(model="another", prompt="once")
+
+
+def test_two_streams_are_worked_on_together(chat: openai.OpenAI) -> None:
+    with ThreadPoolExecutor(2) as pool:
+        one, other = (job.result() for job in [pool.submit(stream, chat, 60) for _ in range(2)])
+    assert len(one) == len(other) == 60
+    assert one[0][0] < other[-1][0] and other[0][0] < one[-1][0], "each began before the other ended"
+
+
+def test_a_client_that_leaves_ends_its_sequence(shared: Cluster, chat: openai.OpenAI) -> None:
+    with chat.completions.create(model=NAME, prompt="x", max_tokens=4096, stream=True) as left:
+        next(iter(left))
+
+    def running() -> str:
+        page = shared.call(f"/{NAME}/metrics").body.decode()
+        return next(line for line in page.splitlines() if line.startswith("vllm:num_requests_running"))
+
+    wait_until(lambda: running().endswith(" 0"), 20, "the sequence to end")
+
+
+def test_a_queue_inside_the_model_adds_a_replica(shared: Cluster, chat: openai.OpenAI) -> None:
+    def why() -> dict[str, Any]:
+        (found,) = shared.api("GET", f"/v1/functions/{NAME}/why").json()["revisions"]
+        return found
+
+    with ThreadPoolExecutor(8) as pool:
+        streams = [pool.submit(stream, chat, 400) for _ in range(8)]
+        seen = wait_until(lambda: seen if (seen := why())["serving"] == 2 else None, 40, "a second replica")
+        assert {len(job.result()) for job in streams} == {400}
+    assert any("vllm:num_requests_waiting is" in step["text"] and step["after"] == 2 for step in seen["changes"])
+    shared.wait_function(NAME, "SLEEPING", 40)

@@ -1,0 +1,203 @@
+"""Images for tests, honest and hostile, and a registry on loopback that may be slow, lying or cut short."""
+
+from __future__ import annotations
+
+import gzip
+import hashlib
+import io
+import json
+import tarfile
+import threading
+from collections.abc import Callable, Iterable
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
+from typing import Any
+
+MANIFEST = "application/vnd.oci.image.manifest.v1+json"
+CONFIG = "application/vnd.oci.image.config.v1+json"
+LAYER = "application/vnd.oci.image.layer.v1.tar+gzip"
+INDEX = "application/vnd.oci.image.index.v1+json"
+
+
+def digest(data: bytes) -> str:
+    return "sha256:" + hashlib.sha256(data).hexdigest()
+
+
+def entry(name: str, data: bytes = b"", **fields: Any) -> tuple[tarfile.TarInfo, bytes]:
+    """A file, or what `type` says."""
+    info = tarfile.TarInfo(name)
+    info.size, info.mode = len(data), fields.pop("mode", 0o755)
+    for key, value in fields.items():
+        setattr(info, key, value)
+    return info, data
+
+
+def folder(name: str, **fields: Any) -> tuple[tarfile.TarInfo, bytes]:
+    return entry(name, type=tarfile.DIRTYPE, **fields)
+
+
+def link(name: str, target: str, *, hard: bool = False) -> tuple[tarfile.TarInfo, bytes]:
+    return entry(name, type=tarfile.LNKTYPE if hard else tarfile.SYMTYPE, linkname=target)
+
+
+def make_tar(entries: Iterable[tuple[tarfile.TarInfo, bytes]]) -> bytes:
+    out = io.BytesIO()
+    with tarfile.open(fileobj=out, mode="w") as archive:
+        for info, data in entries:
+            archive.addfile(info, io.BytesIO(data))
+    return out.getvalue()
+
+
+def busybox_entries() -> list[tuple[tarfile.TarInfo, bytes]]:
+    """A root file system with a shell: one static program and its names."""
+    program = Path("/bin/busybox").read_bytes()
+    names = (
+        "sh ls cat echo id sleep true false mount umount mknod chmod chown wget httpd env head grep test mkdir rm touch ps kill"
+    )
+    return [
+        *(folder(name) for name in ("bin", "etc", "usr", "var")),
+        folder("tmp", mode=0o1777),
+        entry("bin/busybox", program),
+        *(link(f"bin/{name}", "busybox") for name in names.split()),
+        entry("etc/passwd", b"root:x:0:0:root:/root:/bin/sh\nweb:x:101:102::/:/bin/sh\n", mode=0o644),
+        entry("etc/group", b"root:x:0:\nweb:x:102:\n", mode=0o644),
+    ]
+
+
+class OciImage:
+    """An image as blobs. `config` goes into its config's `config`."""
+
+    def __init__(
+        self,
+        *layers: Iterable[tuple[tarfile.TarInfo, bytes]] | bytes,
+        config: dict[str, Any] | None = None,
+        architecture: str = "amd64",
+        compressed: Callable[[bytes], bytes] | None = None,
+        diff_ids: list[str] | None = None,
+    ) -> None:
+        """A layer of bytes is the tar as it should be sent."""
+        self.blobs: dict[str, bytes] = {}
+        tars = [layer if isinstance(layer, bytes) else make_tar(layer) for layer in layers]
+        sent = [(compressed or (lambda data: gzip.compress(data, 1, mtime=0)))(tar) for tar in tars]
+        described = [{"mediaType": LAYER, **self._add(data)} for data in sent]
+        self.layers = [each["digest"] for each in described]
+        body = {
+            "architecture": architecture,
+            "os": "linux",
+            "config": config or {},
+            "rootfs": {"type": "layers", "diff_ids": diff_ids or [digest(tar) for tar in tars]},
+        }
+        told = {"mediaType": CONFIG, **self._add(json.dumps(body).encode())}
+        self.manifest = json.dumps({"schemaVersion": 2, "mediaType": MANIFEST, "config": told, "layers": described}).encode()
+        self.digest = digest(self.manifest)
+
+    def _add(self, data: bytes) -> dict[str, Any]:
+        self.blobs[digest(data)] = data
+        return {"digest": digest(data), "size": len(data)}
+
+    def write_layout(self, path: Path, tag: str = "latest") -> Path:
+        blobs = path / "blobs" / "sha256"
+        blobs.mkdir(parents=True)
+        for name, data in {**self.blobs, self.digest: self.manifest}.items():
+            (blobs / name.removeprefix("sha256:")).write_bytes(data)
+        (path / "oci-layout").write_text('{"imageLayoutVersion": "1.0.0"}')
+        one = {
+            "mediaType": MANIFEST,
+            "digest": self.digest,
+            "size": len(self.manifest),
+            "annotations": {"org.opencontainers.image.ref.name": tag},
+        }
+        (path / "index.json").write_text(json.dumps({"schemaVersion": 2, "mediaType": INDEX, "manifests": [one]}))
+        return path
+
+
+class Registry:
+    """A registry of the OCI distribution specification, to read from. `names`: `app:1` -> image."""
+
+    def __init__(self) -> None:
+        self.names: dict[str, OciImage] = {}
+        #: paths of every GET
+        self.asked: list[str] = []
+        #: digest -> what is sent instead of that blob
+        self.lies: dict[str, bytes] = {}
+        #: digest -> as many bytes are sent of it, while its length says more
+        self.cut: dict[str, int] = {}
+        #: blobs wait for it
+        self.gate = threading.Event()
+        self.gate.set()
+        #: set when a blob is asked for
+        self.asked_blob = threading.Event()
+        outer = self
+
+        class Handler(BaseHTTPRequestHandler):
+            protocol_version = "HTTP/1.1"
+
+            def do_GET(self) -> None:
+                outer._answer(self)
+
+            do_HEAD = do_GET
+
+            def log_message(self, format: str, *args: Any) -> None: ...
+
+        self._server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
+        self._server.daemon_threads = True
+        self.host = f"127.0.0.1:{self._server.server_port}"
+        self._thread = threading.Thread(target=self._server.serve_forever, kwargs={"poll_interval": 0.02}, daemon=True)
+        self._thread.start()
+
+    def close(self) -> None:
+        self.gate.set()
+        self._server.shutdown()
+        self._server.server_close()
+        self._thread.join()
+
+    def add(self, name: str, image: OciImage) -> str:
+        """Its reference."""
+        self.names[name] = image
+        return f"{self.host}/{name}"
+
+    @property
+    def blobs_asked(self) -> list[str]:
+        return [path.rpartition("/")[2] for path in self.asked if "/blobs/" in path]
+
+    def _answer(self, request: BaseHTTPRequestHandler) -> None:
+        path = request.path
+        if request.command == "GET":
+            self.asked.append(path)
+        parts = path.split("/")
+        if path in ("/v2/", "/v2"):
+            self._send(request, b"{}", "application/json")
+        elif len(parts) >= 5 and parts[-2] == "manifests":
+            self._send_manifest(request, "/".join(parts[2:-2]), parts[-1])
+        elif len(parts) >= 5 and parts[-2] == "blobs":
+            self._send_blob(request, parts[-1])
+        else:
+            self._send(request, b"{}", "application/json", 404)
+
+    def _send_manifest(self, request: BaseHTTPRequestHandler, name: str, which: str) -> None:
+        found = self.names.get(f"{name}:{which}")
+        found = found or next((each for each in self.names.values() if each.digest == which), None)
+        if found is None:
+            error = {"errors": [{"code": "MANIFEST_UNKNOWN", "message": "manifest unknown"}]}
+            self._send(request, json.dumps(error).encode(), "application/json", 404)
+        else:
+            self._send(request, self.lies.get(found.digest, found.manifest), MANIFEST)
+
+    def _send_blob(self, request: BaseHTTPRequestHandler, name: str) -> None:
+        data = next((image.blobs[name] for image in self.names.values() if name in image.blobs), None)
+        if data is None:
+            self._send(request, b"{}", "application/json", 404)
+            return
+        self.asked_blob.set()
+        self.gate.wait(30)
+        self._send(request, self.lies.get(name, data), "application/octet-stream", cut=self.cut.get(name))
+
+    def _send(self, request: BaseHTTPRequestHandler, data: bytes, kind: str, status: int = 200, cut: int | None = None) -> None:
+        request.send_response(status)
+        request.send_header("Content-Type", kind)
+        request.send_header("Content-Length", str(len(data)))
+        request.end_headers()
+        if request.command == "GET":
+            request.wfile.write(data if cut is None else data[:cut])
+        if cut is not None:
+            request.close_connection = True
