@@ -67,8 +67,7 @@ class Agent:
         self._offered: Assignment | None = None
         self._offers = asyncio.Event()
         self._coldstarts: deque[ColdStart] = deque(maxlen=COLDSTARTS_MAX)
-        self._in_flight: dict[int, int] = {}
-        self._events_in_flight: dict[int, int] = {}
+        self._in_flight, self._events_in_flight = dict[int, int](), dict[int, int]()
         self._orphans: dict[WorkloadId, int] = {}
         #: exits that were told before what runs was taken over; None: it has been
         self._early: list[Exited] | None = []

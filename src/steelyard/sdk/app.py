@@ -13,7 +13,7 @@ from steelyard.sdk.declare import read_marks
 from steelyard.sdk.errors import DeclarationError
 from steelyard.sdk.handle import Cls, Function, kind_of
 from steelyard.sdk.nouns import check_name
-from steelyard.sdk.options import check_image, read_options
+from steelyard.sdk.options import read_options
 
 if TYPE_CHECKING:
     from typing import ParamSpec
@@ -60,7 +60,7 @@ class App:
         """`image`: of all its functions that name neither an image nor a `python` of their own."""
         self.name = check_name(name, "an app")
         if image is not None:
-            check_image(image)
+            read_options({"image": image}, f"App {name}")
         self.image = image
         #: declared function or class by its name within the app
         self.functions: dict[str, Function[..., Any] | Cls] = {}

@@ -223,12 +223,11 @@ def _scale_on(value: Any) -> tuple[str, Any]:
     return "scale_on", [{"metric": metric, "target": float(target)} for metric, target in value.items()]
 
 
-def check_image(value: Any) -> dict[str, Any]:
-    """As JSON. DeclarationError."""
+def _image(value: Any) -> tuple[str, Any]:
     # by its shape: the class need not be loaded where nobody has an image
     if type(value).__name__ != "Image" or not hasattr(value, "as_json"):
-        raise DeclarationError(f"image={value!r} is no image: write for example sy.Image.python('3.11').pip_install('numpy').")
-    return value.as_json()
+        raise DeclarationError("it is an image, such as sy.Image.python('3.11').pip_install('numpy').")
+    return "image", value.as_json()
 
 
 def _volumes(value: Any) -> tuple[str, Any]:
@@ -263,7 +262,7 @@ _READERS: dict[str, Reader] = {
     "env": _env,
     "volumes": _volumes,
     "python": _text("python"),
-    "image": lambda value: ("image", check_image(value)),
+    "image": _image,
     "min_replicas": _whole("replicas_min", 0, 1000),
     "max_replicas": _whole("replicas_max", 1, 1000),
     "buffer_replicas": _whole("buffer_replicas", 0, 1000),

@@ -43,7 +43,13 @@ class Devices:
 def make_edges(folder: Path) -> Any:
     machine = SimpleNamespace(topology=make_hgx(), boot_id="boot-1", id="m1", memory_bytes=1 << 30)
     paths = SimpleNamespace(
-        agent=folder, workloads=folder, function_sockets=folder, agent_token=folder / "token", run=folder, pages=folder
+        images=tmp_path,
+        agent=folder,
+        workloads=folder,
+        function_sockets=folder,
+        agent_token=folder / "token",
+        run=folder,
+        pages=folder,
     )
     return SimpleNamespace(
         paths=paths,

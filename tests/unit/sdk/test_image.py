@@ -61,7 +61,7 @@ def test_modals_spellings_mean_the_same() -> None:
         (lambda: sy.Image.python("3.11").copy("x", "/root"), "place inside"),
         (lambda: sy.Image.python("3.11").copy("x", "../x"), "place inside"),
         (lambda: sy.Image.python("3.11").run(""), "no command"),
-        (lambda: sy.App("a", image="numpy"), "is no image"),  # type: ignore[arg-type]
+        (lambda: sy.App("a", image="numpy"), "App a: image='numpy': it is an image"),  # type: ignore[arg-type]
         (lambda: read_options({"image": sy.Image.python("3.11"), "python": "/usr/bin/python3"}, "f"), "leave out"),
     ],
 )
