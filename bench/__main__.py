@@ -27,6 +27,7 @@ from bench import (
     tax,
     wakes,
     warm,
+    weights,
 )
 from bench.figures import Figure, environment, make_entry, merge_entries, read_page, render_page, render_table
 
@@ -56,6 +57,7 @@ GROUPS: dict[str, Measure] = {
     "calls": calls.measure_calls,
     "first-call": calls.measure_first,
     "reload": calls.measure_reload,
+    "weights": weights.measure_weights,
 }
 PAGE = Path(__file__).resolve().parent.parent / "docs" / "benchmarks.md"
 

@@ -1,5 +1,5 @@
 #!/bin/sh
-# Makes .venv-workloads and installs Open MPI and LAMMPS: what the examples of jobs run, and their tests. Needs `make setup` first.
+# Makes .venv-workloads and installs Open MPI, LAMMPS and what containers need: what examples and tests of jobs run. Needs `make setup` first.
 # Does nothing when nothing changed since the last time. Fails, with what is missing, where it can't be had: those tests are skipped.
 set -eu
 cd "$(dirname "$0")/.."
@@ -23,6 +23,8 @@ install_debian() {
 missing=
 command -v mpirun >/dev/null || missing="openmpi-bin"
 command -v lmp >/dev/null || missing="$missing lammps"
+for program in skopeo umoci crun; do command -v $program >/dev/null || missing="$missing $program"; done
+command -v busybox >/dev/null && ! ldd "$(command -v busybox)" >/dev/null 2>&1 || missing="$missing busybox-static"
 # shellcheck disable=SC2086  # words on purpose
 [ -z "$missing" ] || install_debian $missing
 

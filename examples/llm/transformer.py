@@ -78,11 +78,11 @@ def read_model(folder: Path) -> Transformer:
     heads = json.loads((folder / "config.json").read_bytes())["num_attention_heads"]
     with (folder / "model.safetensors").open("rb") as file:
         header = json.loads(file.read(int.from_bytes(file.read(8), "little")))
-        data = file.read()
+        data = np.fromfile(file, np.uint8)
     weights = {}
     for name, told in header.items():
         begin, end = told["data_offsets"]
-        weights[name] = np.frombuffer(data[begin:end], np.float32).reshape(told["shape"])
+        weights[name] = data[begin:end].view(np.float32).reshape(told["shape"])
     return Transformer(weights, heads)
 
 

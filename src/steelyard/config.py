@@ -71,14 +71,20 @@ class Paths(msgspec.Struct, frozen=True):
         return self.home / "code"
 
     @property
-    def images(self) -> Path:
-        """One folder per owner of images, named by the uid and written by that owner's builds (`runtime/image`)."""
-        return self.home / "images"
+    def environments(self) -> Path:
+        """Images that were built here: one folder per owner, named by the uid and written by that owner's builds
+        (`runtime/image`)."""
+        return self.home / "environments"
 
     @property
     def workloads(self) -> Path:
         """One folder per attempt or replica: its stdout and stderr."""
         return self.home / "workloads"
+
+    @property
+    def images(self) -> Path:
+        """Container images of this machine, see runtime/oci/store.py."""
+        return self.home / "images"
 
     @property
     def volumes(self) -> Path:

@@ -40,12 +40,12 @@ def matches(shown: str, printed: str) -> bool:
     return re.fullmatch(pattern.replace(r"\ ", " "), " ".join(printed.split()), re.S) is not None
 
 
-def carry_out_page(cluster: Cluster, page: str) -> None:
-    """In a folder of its own."""
+def carry_out_page(cluster: Cluster, page: str, more: dict[str, str] | None = None) -> None:
+    """In a folder of its own; `more`: variables of its commands."""
     folder = cluster.folder / page.removesuffix(".md")
     folder.mkdir(mode=0o755)
     bin_dir = os.path.dirname(sys.executable)
-    env = cluster.environ({"GATEWAY": cluster.gateway_url, "PATH": f"{bin_dir}:{os.environ['PATH']}"})
+    env = cluster.environ({"GATEWAY": cluster.gateway_url, "PATH": f"{bin_dir}:{os.environ['PATH']}", **(more or {})})
     for item in read_page((DOCS / page).read_text()):
         if not isinstance(item, Step):
             (folder / item[0]).write_text(item[1])

@@ -15,6 +15,7 @@ from spawner_rig import LIMIT_S, WORK_GID, WORK_UID, Rig, open_rig, until
 from steelyard.agent.cleanup import Cleanup
 from steelyard.agent.devices import DeviceKeeper
 from steelyard.agent.holdings import Holdings
+from steelyard.agent.job_container import JobContainers
 from steelyard.agent.jobs import JobKeeper
 from steelyard.agent.presence import Presence
 from steelyard.agent.scratch import ScratchKeeper
@@ -31,6 +32,7 @@ from steelyard.model.batch import Gang
 from steelyard.model.ids import DEFAULT_PROJECT, AttemptId, JobId
 from steelyard.model.job import JobSpec, Owner, Plan
 from steelyard.model.machine import Machine
+from steelyard.runtime.container import Containers
 from steelyard.wire.agent import AssignedJob, AttemptState
 from steelyard.wire.spawn import Running
 
@@ -69,7 +71,8 @@ class KeeperRig:
 
     def _make_keeper(self) -> JobKeeper:
         clock, runtime = SystemClock(), self.rig.make_runtime()
-        cleanup = Cleanup(runtime, self.paths)
+        containers = Containers(self.paths.run, self.paths.images, "h")
+        cleanup = Cleanup(runtime, self.paths, containers)
         self.paths.run.mkdir(exist_ok=True)
         journal = SettingsJournal(self.paths.run, boot_id())
         self.timing = TimingKeeper(self.paths, runtime, cleanup, clock, journal, root=False)
@@ -81,7 +84,7 @@ class KeeperRig:
         return JobKeeper(
             self.paths, SETTINGS, self.machine, runtime, cleanup, self.rig.cgroups, clock, self.timing,
             self.changed.set, self.devices, Presence(None), Holdings(scratch, usage, self.rig.cgroups, volumes),
-            "/nonexistent",
+            "/nonexistent", JobContainers(containers),
         )  # fmt: skip
 
     async def _take_exits(self) -> None:

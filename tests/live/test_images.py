@@ -66,7 +66,7 @@ class Site(Cluster):
 
     @property
     def images(self) -> Path:
-        return self.home / "images" / str(self._uid if self._uid is not None else os.getuid())
+        return self.home / "environments" / str(self._uid if self._uid is not None else os.getuid())
 
     def build(self, *args: str) -> str:
         return self.ok("image", "build", *args).strip()

@@ -222,9 +222,12 @@ def test_sizes_are_told_and_what_is_used_is_not_deleted(cluster: Cluster) -> Non
     cluster.ok("volumes", "delete", "--yes", "--force", "notes")
     wait_until(lambda: not list(folder.parent.iterdir()), 10, "its files to be gone")
     assert volumes(cluster) == {}
-    # its functions say what is wrong, and go on once there is one again
-    failed = cluster.cli("deploy", str(cluster.folder / "keep.py") + ":plain")
-    assert failed.returncode == 0
+    # its functions say what is wrong, and go on once there is one again: not on the folder that was deleted
+    failed = cluster.cli("call", "keep-write", "--json", json.dumps({"name": "a", "text": "b"}))
+    assert failed.returncode != 0 and b"is not there" in failed.stderr, failed.stderr
+    cluster.ok("volumes", "create", "notes")
+    wait_until(lambda: cluster.cli("call", "keep-write", "--json", '{"name": "a", "text": "b"}').returncode == 0, 30, "an answer")
+    assert (folder / "a").read_text() == "b"
 
 
 def test_scripts_for_sbatch_and_documents_name_volumes_too(shared: Cluster) -> None:

@@ -6,6 +6,7 @@ rank that ends badly says how the whole of it ended. Nothing here touches a proc
 
 from __future__ import annotations
 
+import asyncio
 import signal
 from collections.abc import Iterable
 from dataclasses import dataclass, field
@@ -17,6 +18,7 @@ from steelyard.lifecycle.promise import Wakeups
 from steelyard.model import words
 from steelyard.model.batch import RankEnd
 from steelyard.model.ids import AttemptId, WorkloadId
+from steelyard.model.image import Image
 from steelyard.model.job import JobSpec, Plan
 from steelyard.model.proof import Proof
 from steelyard.model.reason import Reason
@@ -105,6 +107,8 @@ class Attempt:
     #: a function has woken whose devices it was lent: which, and when what is left of it is killed (monotonic)
     gives_way_to: str = ""
     kill_at_ns: int | None = None
+    #: its image is being fetched, and nothing else of it is there
+    fetching: asyncio.Future[Image] | None = None
     #: its first process may have been started
     launched: bool = False
     #: ports that it was given

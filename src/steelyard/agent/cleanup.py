@@ -9,12 +9,13 @@ from pathlib import Path
 
 from steelyard.config import Paths
 from steelyard.model.ids import WorkloadId
+from steelyard.runtime.container import Containers
 from steelyard.runtime.process import ProcessRuntime
 
 
 class Cleanup:
-    def __init__(self, runtime: ProcessRuntime, paths: Paths) -> None:
-        self._runtime, self._paths = runtime, paths
+    def __init__(self, runtime: ProcessRuntime, paths: Paths, containers: Containers) -> None:
+        self._runtime, self._paths, self._containers = runtime, paths, containers
         self._left: set[WorkloadId] = set()
 
     def remove(self, workload: WorkloadId) -> bool:
@@ -31,6 +32,7 @@ class Cleanup:
         if not self._runtime.forget(workload):
             self._left.add(workload)
             return False
+        self._containers.forget(workload)
         self._left.discard(workload)
         return True
 

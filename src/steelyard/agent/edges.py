@@ -17,6 +17,7 @@ from steelyard.host.sockdiag import SocketQueue
 from steelyard.host.volumes import VolumeFolders
 from steelyard.model.machine import Machine
 from steelyard.model.topology import Topology
+from steelyard.runtime.container import Containers
 from steelyard.runtime.process import ProcessRuntime
 from steelyard.runtime.record_lane import RecordLane
 from steelyard.runtime.spawner_client import SpawnerClient
@@ -32,6 +33,7 @@ class Edges:
     spawner: SpawnerClient
     runtime: ProcessRuntime
     cleanup: Cleanup
+    containers: Containers
     #: durable files of the agent, many at the price of one
     lane: RecordLane
     gateway: Gateway

@@ -20,6 +20,7 @@ from steelyard.errors import Conflict, NotFound, SteelyardError
 from steelyard.host.proc import alive, read_environment
 from steelyard.model.ids import AttemptId, WorkloadId
 from steelyard.model.job import Plan
+from steelyard.runtime.container import Containers
 from steelyard.runtime.process import Adopted, AdoptedState, ProcessRuntime
 from steelyard.wire.agent import ExecStart, ExecState
 from steelyard.wire.spawn import Exited
@@ -43,6 +44,8 @@ class ExecHost(msgspec.Struct, frozen=True):
     #: (uid, gid), None for our own
     ids: tuple[int, int] | None
     cwd: str
+    #: the command runs inside its container
+    container: bool = False
 
 
 @dataclass
@@ -70,8 +73,10 @@ class ExecKeeper:
         cleanup: Cleanup,
         clock: Clock,
         find_host: Callable[[AttemptId, int | None], ExecHost],
+        containers: Containers,
     ) -> None:
         self._paths, self._runtime, self._cleanup, self._clock, self._find_host = paths, runtime, cleanup, clock, find_host
+        self._containers = containers
         self._execs: dict[WorkloadId, _Exec] = {}
         #: attempt -> the highest number that was given
         self._numbers: dict[AttemptId, int] = {}
@@ -99,23 +104,27 @@ class ExecKeeper:
         if sum(not state.ended for state in mine.values()) >= RUNNING_MAX:
             raise Conflict(f"{RUNNING_MAX} commands run inside this job already. Try again when one has ended.", code="busy")
         host = self._find_host(attempt, wanted.rank)
-        env = read_environment(host.pid)
+        env, argv, cwd, rootfs = read_environment(host.pid), wanted.argv, host.cwd, None
         if not alive(host.pid, host.start_time):
             raise Conflict("The job's first process has just ended. Nothing was started.", code="not-running")
         number = self._numbers[attempt] = 1 + (self._numbers.get(attempt) or self._last_number(attempt))
         workload = WorkloadId(f"{attempt}-x{number}")
         state = self._execs[workload] = _Exec(attempt, host.workload, number, wanted.key)
         try:
+            if host.container:
+                argv, rootfs = self._containers.enter(host.workload, number, wanted.argv)
+                cwd = "/"
             handle = await self._runtime.start(
                 workload,
                 kind=KIND,
-                argv=wanted.argv,
+                argv=argv,
                 env=env,
-                cwd=host.cwd,
+                cwd=cwd,
                 uid=host.ids[0] if host.ids else None,
                 gid=host.ids[1] if host.ids else None,
                 # not in the job's realtime class: who looks at a punctual program must not make it late
                 plan=Plan(cpus=host.plan.cpus),
+                rootfs=rootfs,
                 inside=host.workload,
             )
         except SteelyardError:

@@ -264,7 +264,7 @@ class FunctionHost:
 
     async def make_host(self, function: AssignedFunction, held: int | None) -> RevisionHost:
         """A revision with its code and listening socket; `held` is the descriptor the spawner kept for it."""
-        function = enter_function(self._edges.paths.images, function)
+        function = enter_function(self._edges.paths.environments, function)
         spec = function.spec
         if spec.bundle is not None:
             code = await ensure_code(self._edges.paths, self._edges.settings, spec.bundle)

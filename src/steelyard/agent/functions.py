@@ -65,7 +65,7 @@ class FunctionKeeper:
         self._devices, self._presence, self._lending = devices, presence, lending
         self._on_change, self._on_coldstart = on_change, on_coldstart
         self.tree = TemplateTree(edges, ledger)
-        self._weights = WeightsKeeper(edges.machine.memory_bytes, edges.clock)
+        self._weights = WeightsKeeper(edges)
         #: function -> its weights, of the assignment that was looked at last
         self._weights_of: dict[FunctionName, str] = {}
         self._weighed: Assignment | None = None

@@ -98,7 +98,7 @@ class ImageKeeper:
     """Looks at the disk when the assignment changes what may stay and when a build has ended, in a thread of its own."""
 
     def __init__(self, paths: Paths, settings: Settings, changed: Callable[[], None]) -> None:
-        self._images, self._settings, self._changed = paths.images, settings, changed
+        self._images, self._settings, self._changed = paths.environments, settings, changed
         self._wanted: tuple[AssignedImages, ...] | None = None
         self._task: asyncio.Task[None] | None = None
         self._again = False

@@ -15,6 +15,7 @@ from steelyard.agent.attempt import Attempt, Member
 from steelyard.agent.device_proof import asked_devices, explain_share, got_devices
 from steelyard.agent.holdings import Holdings
 from steelyard.agent.identity import choose_ids
+from steelyard.agent.job_container import JobContainers
 from steelyard.agent.timing import TimingKeeper
 from steelyard.clock import Clock
 from steelyard.config import Settings
@@ -40,10 +41,12 @@ class JobProofs:
         timing: TimingKeeper,
         clock: Clock,
         holdings: Holdings,
+        containers: JobContainers,
         common_cpus: Callable[[], tuple[int, ...]],
     ) -> None:
         self._settings, self._machine, self._cgroups = settings, machine, cgroups
         self._timing, self._clock, self._holdings, self._common_cpus = timing, clock, holdings, common_cpus
+        self._containers = containers
 
     def observe(self, job: AssignedJob, attempt: Attempt) -> None:
         """Make the newest proof of each of its processes that runs."""
@@ -60,14 +63,17 @@ class JobProofs:
     def _observe(self, job: AssignedJob, member: Member, mps: bool) -> None:
         reading = self._cgroups.read(member.workload)
         pids = reading.pids or ((member.handle.pid,) if member.handle else ())
+        pids = self._containers.inside(member.workload, pids)
         got = read_got(pids, reading, realtime=job.plan.timing is Timing.REALTIME)
         if got.get("cpus") is None:
             return  # it ended while we looked: the last reading stands
         got |= self._timing.got(job, pids, "cpuset" in self._cgroups.controllers)
         got |= got_devices(job.plan, pids, self._machine.topology)
         got |= self._holdings.got(member.workload, reading.io_max_bytes_s, pids, job.volumes)
+        got |= self._containers.got(member.workload, pids)
         shared, said = explain_share(job.plan, mps)
         forbidden, notes = self._timing.explain(job)
+        notes = (*notes, *self._containers.explain(member.workload))
         forbidden, notes = (*forbidden, *shared, *self._holdings.explain(member.workload, job.plan)), (*notes, *said)
         asked = self._asked(job, member)
         proof = check_proof(asked, got, member.matched_before, self._clock.now_us(), forbidden, notes)
@@ -93,4 +99,5 @@ class JobProofs:
             **self._timing.asked(job),
             **asked_devices(job.plan, self._machine.topology),
             **self._holdings.asked(job.spec.each, job.plan, job.volumes),
+            **self._containers.asked(member.workload),
         }

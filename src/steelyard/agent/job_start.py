@@ -15,8 +15,9 @@ from steelyard.agent.attempt import ATTEMPT, RANK, RANKS, Attempt, Member, expla
 from steelyard.agent.device_proof import shares_by_mps
 from steelyard.agent.devices import DeviceKeeper, devices_of
 from steelyard.agent.holdings import Holdings
-from steelyard.agent.identity import choose_ids, explain_start, make_env
+from steelyard.agent.identity import PATH, choose_ids, explain_start, make_env
 from steelyard.agent.images import MISSING, enter_job, start_builder
+from steelyard.agent.job_container import STOPPED, JobContainers
 from steelyard.agent.job_files import JobFiles, find_ports
 from steelyard.agent.presence import GONE, Presence
 from steelyard.agent.reconcile import RUNNING, watches_beats
@@ -62,6 +63,7 @@ class JobStarter:
         kept_cpus: Callable[[], tuple[int, ...]],
         taken_ports: Callable[[], Collection[range]],
         slurm_bin: str,
+        containers: JobContainers,
         images: Path,
     ) -> None:
         self._images = images
@@ -70,6 +72,7 @@ class JobStarter:
         self._holdings = holdings
         self._share_cpus, self._kept_cpus, self._taken_ports = share_cpus, kept_cpus, taken_ports
         self._slurm_bin = slurm_bin
+        self._containers = containers
 
     def ids(self, job: AssignedJob) -> Ids:
         return choose_ids(job.owner, job.spec.as_root, self._settings, os.geteuid())
@@ -77,7 +80,10 @@ class JobStarter:
     async def start(self, job: AssignedJob, attempt: Attempt) -> None:
         """All of it runs afterwards, or has ended already; a rank that ended badly meanwhile leaves the rest unstarted. Raises
         SteelyardError when something failed: whatever runs then has to be ended."""
-        ids = self.ids(job)
+        owner = ids = self.ids(job)
+        image = await self._containers.fetch(job, attempt, owner) if job.spec.contained else None
+        if image is not None and owner is not None:
+            ids = self._containers.ids(image, owner)
         attempt.mps = shares_by_mps(job.plan)
         launches = await self._make_launches(job, attempt, ids)
         envs = [self._make_env(job, member, launch, ids) for member, launch in zip(attempt.members, launches, strict=True)]
@@ -93,7 +99,9 @@ class JobStarter:
         for member, env in zip(attempt.members, envs, strict=True):
             env.update(await self._holdings.prepare(member.workload, job.spec.each, ids))
         needed = [env.get("STEELYARD_SCRATCH", "") for env in envs]
-        mounts = await self._holdings.volumes.mounts(job.volumes, ids[0] if ids else os.geteuid(), needed)
+        mounts = None
+        if image is None:
+            mounts = await self._holdings.volumes.mounts(job.volumes, ids[0] if ids else os.geteuid(), needed)
         wanted = [Wanted(member.workload, member.plan, _labels(job, attempt, member)) for member in attempt.members]
         await self._runtime.prepare_all(wanted, kind=KIND)
         for member, launch, env in zip(attempt.members, launches, envs, strict=True):
@@ -104,15 +112,21 @@ class JobStarter:
                 raise EdgeFailed(explain_limit(Reason.PREEMPTED, job.spec, attempt.gives_way_to), code=PREEMPTED)
             attempt.launched = True
             self._holdings.note_start(job.attempt, member.workload, member.plan)
+            argv, cwd, rootfs = launch.argv, job.spec.cwd, None
+            if image is not None and owner is not None:
+                outputs = _seen_by_us(outputs, job)  # opened before any volume is mounted
+                argv, rootfs = self._containers.make(job, member, image, launch, env, owner, str(self._files.folder(job.attempt)))
+                env, cwd = {"PATH": PATH}, "/"  # crun's own: it is root
             handle = await self._runtime.launch(
                 member.workload,
-                argv=launch.argv,
+                argv=argv,
                 env=env,
-                cwd=job.spec.cwd,
+                cwd=cwd,
                 uid=ids[0] if ids else None,
                 gid=ids[1] if ids else None,
                 # of all that write one file, the first alone may empty it
                 outputs=outputs if not member.rank else Outputs(outputs.stdout, outputs.stderr),
+                rootfs=rootfs,
                 mounts=mounts,
             )
             member.handle = handle
@@ -163,13 +177,19 @@ class JobStarter:
 
     def _make_env(self, job: AssignedJob, member: Member, launch: Launch, ids: Ids) -> dict[str, str]:
         """What one process is started with: the user's variables, over them who and where it is."""
-        env = make_env(enter_job(self._images, job), str(self._files.folder(job.attempt)), ids, job.owner)
+        if job.spec.contained:
+            # its image says where programs and homes are
+            env = job.spec.env
+        else:
+            env = make_env(enter_job(self._images, job), str(self._files.folder(job.attempt)), ids, job.owner)
         env = make_environment(member.plan, self._machine.topology, env, mps=shares_by_mps(member.plan)) | launch.env
         script = job.spec.script is not None
         env |= make_variables(job.volumes)
         facts = self._slurm_facts(job, member, ids) if is_told(job.spec) else {}
         if script:
             facts["STEELYARD_STEPS"] = self._files.make_steps(job.attempt, ids)
+        if job.spec.contained:  # the stand-ins of Slurm's commands are not inside
+            return env | facts
         return add_slurm(env, self._slurm_bin, facts, script=script)
 
     def _slurm_facts(self, job: AssignedJob, member: Member, ids: Ids) -> dict[str, str]:
@@ -215,7 +235,7 @@ def explain_failure(err: SteelyardError, job: AssignedJob, ids: Ids) -> tuple[Re
     """Why an attempt was not started, and what its owner can do about it."""
     if err.code == GONE:
         return Reason.DEVICE_GONE, err.public
-    if err.code in (PREEMPTED, MISSING):
+    if err.code in (STOPPED, PREEMPTED, MISSING):
         return Reason(err.code), err.public
     if err.detail == "output":
         advice = "That folder has to be there, and that user has to be allowed to write the file. Make it, or name another file."

@@ -32,6 +32,7 @@ from steelyard.agent.device_proof import shares_by_mps
 from steelyard.agent.devices import DeviceKeeper, devices_of
 from steelyard.agent.execs import ExecHost
 from steelyard.agent.holdings import Holdings
+from steelyard.agent.job_container import JobContainers
 from steelyard.agent.job_files import JobFiles
 from steelyard.agent.job_proofs import JobProofs
 from steelyard.agent.job_start import KIND, JobStarter, explain_failure
@@ -101,17 +102,18 @@ class JobKeeper:
         presence: Presence,
         holdings: Holdings,
         slurm_bin: str,
+        containers: JobContainers,
         may_have: Callable[[Plan], bool] = lambda plan: True,
     ) -> None:
         """`may_have`: does every function that has these devices lend them at this moment?"""
-        self._holdings = holdings
+        self._holdings, self._containers = holdings, containers
         self._timing, self._devices, self._machine = timing, devices, machine
         self._runtime, self._cleanup, self._cgroups, self._clock = runtime, cleanup, cgroups, clock
         self._changed, self._may_have = changed, may_have
         #: an attempt has ended, or was not started after all
         self._left = asyncio.Event()
         self.files = JobFiles(paths.workloads)
-        self._proofs = JobProofs(settings, machine, cgroups, timing, clock, holdings, self._shared_cpus)
+        self._proofs = JobProofs(settings, machine, cgroups, timing, clock, holdings, containers, self._shared_cpus)
         self._starter = JobStarter(
             settings,
             machine,
@@ -125,7 +127,8 @@ class JobKeeper:
             self._kept_cpus,
             lambda: [each.ports for each in self._attempts.values()],
             slurm_bin,
-            paths.images,
+            containers,
+            paths.environments,
         )
         self._attempts: dict[AttemptId, Attempt] = {}
         self._of: dict[str, AttemptId] = {}
@@ -256,6 +259,7 @@ class JobKeeper:
 
     def _explain(self, member: Member, exited: Exited | None, peak_bytes: int | None = None) -> MemberEnd:
         """`peak_bytes`: the most memory that it had, where that was read already."""
+        exited = self._containers.read_exit(member.workload, exited)
         if peak_bytes is not None and exited is not None and exited.signal is None:
             # It ended by itself, and not at its memory limit: nothing else is asked of the group.
             return explain_end(exited, None, peak_bytes, member.plan, self._clock.now_us())
@@ -287,6 +291,10 @@ class JobKeeper:
         if self._soon is not None:
             self._soon.cancel()
             self._soon = None
+        for attempt, state in self._attempts.items():
+            job = self._assigned.get(attempt)
+            if state.fetching is not None and (job is None or job.stop_signal is not None):
+                state.fetching.cancel()
         while True:
             now_ns = self._clock.mono_ns()
             self._look_at_beats(now_ns)
@@ -353,6 +361,7 @@ class JobKeeper:
     def _signal(self, state: Attempt, signum: int) -> None:
         for member in state.running:
             self._runtime.stop(member.workload, signum)
+            self._containers.signal(member.workload, signum, self._cgroups)
 
     def _signal_steps(self, state: Attempt, signum: int) -> None:
         """To what `srun` started, and not to the script around it, which as a rule would be ended by it."""
@@ -547,8 +556,8 @@ class JobKeeper:
         if state.phase != RUNNING or member.phase != RUNNING or member.handle is None:
             phase = state.phase if member.phase == RUNNING else member.phase
             raise Conflict(f"It is {phase}: commands run inside jobs that run. Nothing was started.", code="not-running")
-        handle = member.handle
-        return ExecHost(member.workload, handle.pid, handle.start_time, member.plan, self._starter.ids(job), job.spec.cwd)
+        handle, ids, contained = member.handle, self._starter.ids(job), job.spec.contained
+        return ExecHost(member.workload, handle.pid, handle.start_time, member.plan, ids, job.spec.cwd, contained)
 
     def end_over_scratch(self, over: Iterable[WorkloadId]) -> None:
         """End those that have more in a folder whose size is only watched than they asked for; at once, before it is all full."""

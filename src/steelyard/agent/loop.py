@@ -21,6 +21,7 @@ from steelyard.agent.functions import FunctionKeeper
 from steelyard.agent.health import HealthEdge, HealthKeeper
 from steelyard.agent.holdings import Holdings
 from steelyard.agent.images import ImageKeeper
+from steelyard.agent.job_container import JobContainers
 from steelyard.agent.jobs import KIND as JOB
 from steelyard.agent.jobs import JobKeeper
 from steelyard.agent.ledger import Ledger
@@ -109,19 +110,15 @@ class Agent:
             self.presence,
             self.holdings,
             str(edges.slurm_bin),
+            JobContainers(edges.containers),
             lambda plan: self.functions.may_have(plan),
         )
         self.images = ImageKeeper(edges.paths, edges.settings, self._changed)
-        self.execs = ExecKeeper(edges.paths, edges.runtime, edges.cleanup, edges.clock, self.jobs.find_host)
+        self.execs = ExecKeeper(edges.paths, edges.runtime, edges.cleanup, edges.clock, self.jobs.find_host, edges.containers)
         self.functions = FunctionKeeper(
-            edges,
-            self._ledger,
-            self._changed,
-            self._add_coldstart,
-            devices=self.devices,
-            presence=self.presence,
+            edges, self._ledger, self._changed, self._add_coldstart, devices=self.devices, presence=self.presence,
             lending=Lending(self._reserve, self.jobs.make_way, self.devices),
-        )
+        )  # fmt: skip
         self._link = Link(
             edges.settings,
             edges.paths.agent_token,

@@ -11,6 +11,8 @@ import contextlib
 import logging
 from pathlib import Path
 
+import msgspec
+
 from steelyard.agent.edges import Edges
 from steelyard.agent.replica import Slot
 from steelyard.agent.template_process import REVISION, Ids, TemplateProcess, adopted_process
@@ -118,6 +120,7 @@ class TemplateKeeper:
 
     async def _grow(self) -> TemplateStatus:
         function = self._function
+        await self._look_at_volumes()
         environment = await self._find_environment()
         parent = await self._tree.parent(self.wanted, environment)
         self.parent_key = parent.key
@@ -150,6 +153,14 @@ class TemplateKeeper:
         self.reason = Reason.TEMPLATE_HAS_THREADS if status.threads else Reason.TEMPLATE_UNSAFE
         self._learning = asyncio.get_running_loop().create_task(self._learn_and_end(process))
 
+    async def _look_at_volumes(self) -> bool:
+        """True when one of them is another folder than it was at the last look: what was forked before shows the old one."""
+        folders = await self._edges.volumes.identify(self.wanted.volumes)
+        if not folders or folders == self.wanted.folders:
+            return False
+        self.wanted = msgspec.structs.replace(self.wanted, folders=folders)
+        return True
+
     async def _find_environment(self) -> Environment:
         if self.environment is None:
             self.environment = await self._tree.find_environment(self.wanted)
@@ -160,6 +171,7 @@ class TemplateKeeper:
         process = adopted_process(self._edges, found)
         if process is not None and await process.adopt(found):
             self.status = process.status
+            await self._look_at_volumes()
             self._take(process)
             return
         log.info("template %s could not be adopted", found.workload)
@@ -187,12 +199,17 @@ class TemplateKeeper:
 
     async def fork(self, slot: Slot, listen_fd: int, private: bool) -> Forked | ForkRefused:
         """One replica from a prepared slot."""
+        if self.ready and await self._look_at_volumes():
+            self._end()
+            self.reason = Reason.TEMPLATE_NOT_READY
+            self._rebuild_in(REBUILD_MIN_S)
         if not self.ready:
             return ForkRefused(reason=str(self.reason), detail="")
         return await self._fork(self.process, slot, listen_fd, private, None)
 
     async def find_parent(self) -> TemplateProcess | None:
         """Its environment, made when there is none: with the packages imported, which may take seconds."""
+        await self._look_at_volumes()
         try:
             async with asyncio.timeout(ENVIRONMENT_WAIT_S):
                 parent = await self._tree.parent(self.wanted, await self._find_environment())

@@ -47,8 +47,9 @@ class Wanted(msgspec.Struct, frozen=True):
     python: str
     ids: Ids
     load: Load
-    #: those that are mounted
+    #: those that are mounted, and what their folders were when they were looked at last (`VolumeFolders.identify`)
     volumes: tuple[MountedVolume, ...] = ()
+    folders: tuple[tuple[int, int], ...] = ()
 
     @property
     def uid(self) -> int:
@@ -73,7 +74,7 @@ def environment_variables(env: Mapping[str, str]) -> dict[str, str]:
 
 def base_key(wanted: Wanted, lib_dir: str, python_mtime_ns: int) -> str:
     parts = (BASE, wanted.ids, wanted.python, python_mtime_ns, lib_dir, sorted(startup_variables(wanted.load.env).items()))
-    return _digest(*parts, *wanted.volumes)
+    return _digest(*parts, *wanted.volumes, *wanted.folders)
 
 
 def environment_key(base: str, env: Mapping[str, str], environment: Environment) -> str:

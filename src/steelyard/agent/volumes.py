@@ -19,7 +19,7 @@ from steelyard.clock import Clock
 from steelyard.config import Settings
 from steelyard.errors import SteelyardError
 from steelyard.host.scratch import observe_tree
-from steelyard.host.volumes import VolumeFolders, check_source, free_bytes
+from steelyard.host.volumes import LOOK_S, VolumeFolders, check_source, free_bytes
 from steelyard.model.mount import MountedVolume
 from steelyard.model.volume import VolumeSeen
 from steelyard.wire.agent import Answer, Ask, VolumeMake
@@ -31,8 +31,6 @@ ENTRIES_MAX = 1_000_000
 REST = 20
 #: small volumes are measured before the first answer
 PATIENCE_S = 0.5
-#: a network file system that does not answer holds up no answer of ours
-LOOK_S = 2.0
 
 
 class VolumeKeeper:

@@ -14,7 +14,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import NamedTuple
 
-from steelyard.clock import Clock
+from steelyard.agent.edges import Edges
 from steelyard.host.page_cache import CachedFile, list_files, measure_resident, read_ahead, yield_the_disk
 from steelyard.model.ids import FunctionName
 
@@ -63,8 +63,8 @@ def choose_kept(sizes: Sequence[tuple[FunctionName, int, int]], budget_bytes: in
 
 
 class WeightsKeeper:
-    def __init__(self, memory_bytes: int, clock: Clock) -> None:
-        self._memory_bytes, self._clock = memory_bytes, clock
+    def __init__(self, edges: Edges) -> None:
+        self._edges = edges
         self._known: dict[FunctionName, _Kept] = {}
         self._available_bytes = 0
         self._working: asyncio.Task[None] | None = None
@@ -72,7 +72,7 @@ class WeightsKeeper:
 
     def look(self, wanted: Sequence[Weights], available_bytes: int) -> None:
         """May be called as often as one likes; the work is done in a thread, a function at a time."""
-        now_ns, self._available_bytes = self._clock.mono_ns(), available_bytes
+        now_ns, self._available_bytes = self._edges.clock.mono_ns(), available_bytes
         for name in self._known.keys() - {each.function for each in wanted}:
             del self._known[name]
         for each in wanted:
@@ -91,7 +91,7 @@ class WeightsKeeper:
     async def _work(self, due: list[_Kept]) -> None:
         do = asyncio.get_running_loop().run_in_executor
         for kept in due:
-            kept.looked_ns = self._clock.mono_ns()
+            kept.looked_ns = self._edges.clock.mono_ns()
             kept.files = await do(self._thread, list_files, Path(kept.path))
             kept.resident = await do(self._thread, measure_resident, kept.files)
             sizes = [(name, each.size, each.last_awake_ns) for name, each in self._known.items()]
@@ -104,11 +104,11 @@ class WeightsKeeper:
 
     @property
     def budget_bytes(self) -> int:
-        return round(self._memory_bytes * BUDGET_SHARE)
+        return round(self._edges.machine.memory_bytes * BUDGET_SHARE)
 
     def _may_read(self, kept: _Kept) -> bool:
         # page cache counts as available, so what is read does not lower it; what programs take does
-        plenty = self._available_bytes >= kept.size + self._memory_bytes * RESERVE_SHARE
+        plenty = self._available_bytes >= kept.size + self._edges.machine.memory_bytes * RESERVE_SHARE
         return kept.asleep and kept.chosen and plenty and self._known.get(kept.function) is kept
 
     def tell(self, function: FunctionName) -> str:

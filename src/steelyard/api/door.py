@@ -15,9 +15,11 @@ from typing import cast
 import msgspec
 import msgspec.inspect
 
+from steelyard.errors import Refused
 from steelyard.model.function import FunctionSpec
 from steelyard.model.gpu_demand import check_gpu_demand
 from steelyard.model.ids import JOB_NAME, NAME
+from steelyard.model.image import parse_image
 from steelyard.model.job import JobSpec, Resources
 from steelyard.model.machine import Machine
 from steelyard.model.timing import Timing
@@ -64,12 +66,32 @@ def check_job(spec: JobSpec, machine: Machine | None, root: bool) -> list[Findin
     findings: list[Finding] = []
     if not JOB_NAME.fullmatch(spec.name):
         findings.append(Finding("bad-name", "a job's name has 1 to 100 characters and neither slashes nor control characters"))
-    if not spec.argv and spec.script is None:
+    if not spec.argv and spec.script is None and not spec.contained:
         findings.append(Finding("no-command", "there is no command to run: argv is empty"))
     findings += _check_command(spec.argv, {**spec.env, **spec.slurm})
-    findings += check_folder("cwd", spec.cwd)
+    findings += check_folder("cwd", spec.cwd) if spec.cwd or not spec.contained else []
+    findings += _check_image(spec)
     findings += _check_gang_place(spec, machine) or _check_resources(spec.resources, machine)
     findings += _check_root(spec.as_root, root)
+    return findings
+
+
+def _check_image(spec: JobSpec) -> list[Finding]:
+    if not spec.contained:
+        if spec.own_network:
+            return [Finding("no-container", "a network of its own is for jobs in containers: name an image")]
+        return []
+    findings: list[Finding] = []
+    try:
+        parse_image(spec.image)
+    except Refused as err:
+        findings.append(Finding(err.code, err.public))
+    if spec.as_root:
+        text = "root of the machine gets no container; leave as_root away: inside it may be root"
+        findings.append(Finding("root-container", text))
+    if spec.resources.gpus is not None or spec.resources.nics:
+        text = "GPUs and cards are not brought into containers yet: run it without an image"
+        findings.append(Finding("devices-container", text))
     return findings
 
 

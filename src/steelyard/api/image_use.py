@@ -14,7 +14,7 @@ from steelyard.store import Tx
 
 def settle_job(tx: Tx, spec: JobSpec, owner: Owner, now: int) -> JobSpec:
     """The spec with its image by id, noted as used. Raises Refused."""
-    if not spec.image:
+    if not spec.image or spec.contained:
         return spec
     image = _usable(tx, owner, spec.image, as_root=spec.as_root, now=now)
     return msgspec.structs.replace(spec, image=image.id)
@@ -56,5 +56,8 @@ def find_own_image(tx: Tx, owner: Owner, text: str) -> Image:
     """Raises NotFound."""
     row = find_image(tx.images(), owner.uid, text)
     if row is None:
-        raise NotFound(f"There is no image {text}. `steelyard image ls` lists them, `steelyard image build` makes one.")
+        raise NotFound(
+            f"There is no image {text}. `steelyard image ls` lists them, `steelyard image build` makes one. Of a "
+            "container image say from where it comes, such as docker://name:tag."
+        )
     return row

@@ -16,6 +16,8 @@ from steelyard.api.sbatch_script import read_script
 from steelyard.api.services import services_of
 from steelyard.api.submission import insert_jobs
 from steelyard.control import JOBS
+from steelyard.errors import Refused
+from steelyard.model.image import is_reference
 from steelyard.store import Tx
 from steelyard.wire.api import ScriptSubmit, ScriptSubmitted
 
@@ -30,6 +32,9 @@ async def submit_script(
     caller = caller_of(request)
     now = services.clock.now_us()
     submission = read_script(data, now)
+    if is_reference(data.image):
+        text = "A script runs in an image that was built here: containers are for commands (`steelyard run --image`)."
+        raise Refused(text, code="unfit-option")
     spec = msgspec.structs.replace(submission.spec, image=data.image)
 
     def submit(tx: Tx) -> ScriptSubmitted:

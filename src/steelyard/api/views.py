@@ -102,6 +102,7 @@ def job_view(job: Job, agent_lost: bool = False, why: Why | None = None) -> JobV
         after=tuple(f"{after.kind.value}:{after.job}" for after in spec.after),
         gpu_ids=() if plan is None else plan.gpus,
         cwd=spec.cwd,
+        image=spec.image,
         stdout=spec.stdout,
         stderr=spec.stderr,
         usage=job.usage,

@@ -29,6 +29,7 @@ from steelyard.host.sockdiag import SocketQueue
 from steelyard.host.topology.observe import observe_topology
 from steelyard.host.volumes import VolumeFolders
 from steelyard.model.machine import Machine
+from steelyard.runtime.container import Containers
 from steelyard.runtime.lib_dir import make_lib_dir
 from steelyard.runtime.process import ProcessRuntime
 from steelyard.runtime.record_lane import RecordLane
@@ -80,6 +81,7 @@ def _make_agent(paths: Paths, settings: Settings) -> Agent:
 
     spawner = SpawnerClient(paths.spawner_socket, on_exit)
     lane = RecordLane()
+    containers = Containers(paths.run, paths.images, machine.hostname)
     runtime = ProcessRuntime(paths.agent, paths.workloads, cgroups, spawner, clock, machine.boot_id, lane)
     edges = Edges(
         paths=paths,
@@ -89,7 +91,8 @@ def _make_agent(paths: Paths, settings: Settings) -> Agent:
         cgroups=cgroups,
         spawner=spawner,
         runtime=runtime,
-        cleanup=Cleanup(runtime, paths),
+        cleanup=Cleanup(runtime, paths, containers),
+        containers=containers,
         lane=lane,
         gateway=Envoy(paths, settings, clock),
         queue=SocketQueue(),

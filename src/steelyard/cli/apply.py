@@ -38,6 +38,7 @@ from steelyard.errors import NotFound, Refused, SteelyardError
 from steelyard.lifecycle.schedule import check_cron
 from steelyard.model.function import FunctionSpec
 from steelyard.model.ids import JobId
+from steelyard.model.image import is_reference
 from steelyard.wire.api import FunctionView, JobForecast, JobSubmit, JobView, SchedulePut, ScheduleView
 from steelyard.wire.http import ApiClient
 
@@ -155,7 +156,7 @@ def _plan_job(client: ApiClient, document: Document) -> Planned:
 
 def _plan_schedule(client: ApiClient, document: Document) -> Planned:
     assert document.spec is not None
-    spec = msgspec.structs.replace(document.spec, image=find_image_id(client, document.spec.image))
+    spec = msgspec.structs.replace(document.spec, image=_find_id(client, document.spec.image))
     put = msgspec.structs.replace(_schedule_put(document), spec=spec)
     if (wrong := check_cron(put.cron, UTC, SystemClock().now_us())) is not None:
         raise Refused(wrong, code="bad-cron")
@@ -185,6 +186,10 @@ def _plan_function(client: ApiClient, document: Document) -> Planned:
     changes = find_changes(old or FunctionSpec(), msgspec.structs.replace(spec, bundle=bundle))
     action = CREATE if old is None else UPDATE if changes else UNCHANGED
     return Planned(document, Step(FUNCTION, document.name, action, changes), spec, code)
+
+
+def _find_id(client: ApiClient, image: str) -> str:
+    return image if is_reference(image) else find_image_id(client, image)
 
 
 def _schedule_put(document: Document) -> SchedulePut:

@@ -320,6 +320,7 @@ _Read = Callable[[_Reader, PlainMapping, str], object]
 
 _CHOICES = {
     "timing": ("best-effort", "dedicated", "realtime"),
+    "network": ("host", "none"),
     "launcher": ("none", "torchrun", "mpi"),
     "preempt": ("requeue", "suspend", "cancel"),
 }
@@ -338,6 +339,7 @@ _RESOURCES: dict[str, tuple[str, _Read]] = {
 }
 _OPTIONS: dict[str, tuple[str, _Read]] = {
     "image": ("image", _Reader._text),
+    "network": ("network", _Reader._choice),
     "nodes": ("nodes", _Reader._number),
     "tasks_per_node": ("tasks_per_node", _Reader._number),
     "launcher": ("launcher", _Reader._choice),

@@ -29,6 +29,7 @@ from steelyard.model.batch import (
 )
 from steelyard.model.gpu_demand import parse_gpu_demand
 from steelyard.model.ids import JobId
+from steelyard.model.image import ImageSource, is_reference, parse_image
 from steelyard.model.job import JobSpec, Resources
 from steelyard.model.mount import VolumeMount, parse_mount
 from steelyard.model.timing import Timing
@@ -103,11 +104,14 @@ _OPTIONS = (
     ),
     click.option("--output", type=click.Path(), help="A file for its output, instead of `steelyard logs`."),
     click.option("--error", "errors", type=click.Path(), help="A file for its errors [default with --output: the same]."),
+    click.option("--image", metavar="IMAGE", default="", help="Run in an image of `steelyard image ls`, by name or id; or in a "
+                 "container: registry.host/path:tag, docker://name:tag, oci:/path or docker-archive:/path."),
+    click.option("--network", type=click.Choice(["host", "none"]), default="host", show_default=True,
+                 help="Of a container: the machine's network, or none but its own loopback."),
     click.option("--name", help="A name for people [default: the command's]."),
     click.option(
         "--env", "env", multiple=True, metavar="K=V", help="Set a variable (K alone takes the caller's value). May be repeated."
     ),
-    click.option("--image", metavar="NAME", help="Run it in that image (`steelyard image ls`): its Python comes first in PATH."),
     click.option("--as-root", is_flag=True, help="Run as root (only for the admin of a Steelyard that root started)."),
 )  # fmt: skip
 
@@ -135,12 +139,12 @@ def make_spec(command: tuple[str, ...], asked: Mapping[str, Any], cwd: str, now:
     retry = parse_retry(asked["retry"]) if asked["retry"] else ()
     if asked["requeue"]:
         retry += tuple(rule for rule in _REQUEUE if rule.on not in {each.on for each in retry})
+    image = _image(asked["image"], cwd)
     return JobSpec(
-        name=asked["name"] or os.path.basename(command[0]) or command[0],
+        name=asked["name"] or (os.path.basename(command[0]) or command[0] if command else _name_of(image)),
         argv=command,
-        cwd=cwd,
-        env={key: os.environ[key] for key in PASSED_ON if key in os.environ} | parse_env(asked["env"]),
-        image=asked["image"] or "",
+        cwd="" if is_reference(image) else cwd,
+        env=_passed_on(image) | parse_env(asked["env"]),
         resources=_make_resources(asked),
         as_root=asked["as_root"],
         priority=asked["priority"],
@@ -163,8 +167,37 @@ def make_spec(command: tuple[str, ...], asked: Mapping[str, Any], cwd: str, now:
         stdout=output,
         stderr=_path(asked["errors"], cwd) or output,
         checkpoint_dir=_path(asked["checkpoint_dir"], cwd),
+        image=image,
+        own_network=_own_network(asked),
         volumes=parse_volumes(asked["volumes"]),
     )
+
+
+def _name_of(image: str) -> str:
+    """Of a job that runs what its image says."""
+    return image.rpartition("/")[2].partition("@")[0].partition(":")[0] or "container"
+
+
+def _passed_on(image: str) -> dict[str, str]:
+    """A container's image says itself where programs are."""
+    return {} if is_reference(image) else {key: os.environ[key] for key in PASSED_ON if key in os.environ}
+
+
+def _image(text: str, cwd: str) -> str:
+    """A container's as short as it can be written, with relative paths meant from here; the name of one that was built here."""
+    if not is_reference(text):
+        return text
+    for source in (ImageSource.LAYOUT, ImageSource.ARCHIVE):
+        name = text.removeprefix(f"{source.value}:")
+        if name != text and not name.startswith("/"):
+            text = f"{source.value}:{os.path.join(cwd, name)}"
+    return parse_image(text).text
+
+
+def _own_network(asked: Mapping[str, Any]) -> bool:
+    if asked["network"] == "none" and not is_reference(asked["image"]):
+        raise Refused("--network is of containers: name one with --image. Nothing was started.", code="unfit-option")
+    return asked["network"] == "none"
 
 
 def _make_resources(asked: Mapping[str, Any]) -> Resources:

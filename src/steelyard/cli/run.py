@@ -19,6 +19,7 @@ from click.core import ParameterSource
 from steelyard.cli.job_options import job_options, make_spec
 from steelyard.cli.session import home_option, new_key, open_client
 from steelyard.errors import Refused
+from steelyard.model.image import is_reference
 
 RUN_HELP = """Run a command as a job, or a function of an app.
 
@@ -42,6 +43,7 @@ Examples:
   steelyard run --tasks-per-node 4 --gpus 1 --launcher torchrun --retry error:3 -- train.py
   steelyard run -d --array 0-99%8 --max-duration 1h --requeue -- ./sweep
   steelyard run -d --after ok:12,any:13 --scratch 20GB --output out/%j.txt -- ./merge
+  steelyard run --image docker://python:3.12-slim -- python -c 'print("hi")'
   steelyard run --volume data:/data -- python prepare.py
   steelyard run hello.py:greet --name Ada --loud
   steelyard run --cpus 4 --json stats.py:summarise data.csv --top 3
@@ -95,7 +97,7 @@ class RunCommand(click.Command):
 @click.option("--python", type=click.Path(), help="Of a function: interpreter of its environment [default: this one].")
 @click.option("--json", "as_json", is_flag=True, help="Of a function: print the result as JSON.")
 @home_option
-@click.argument("command", nargs=-1, required=True, type=click.UNPROCESSED, metavar="{-- CMD... | FILE.py[:NAME] [ARGS]...}")
+@click.argument("command", nargs=-1, type=click.UNPROCESSED, metavar="{-- CMD... | FILE.py[:NAME] [ARGS]...}")
 @click.pass_context
 def run(
     ctx: click.Context,
@@ -115,6 +117,8 @@ def run(
         from steelyard.cli.run_function import run_function
 
         sys.exit(run_function(home, target, words, python, as_json, {name: asked[name] for name in given if name in asked}))
+    if not command and not is_reference(asked["image"]):
+        raise click.UsageError("Say what to run: `-- CMD`, FILE.py:NAME, or an image that has a command of its own (--image).")
     _refuse(given, set(_NOT_FOR_JOBS), "is for functions (FILE.py:NAME without `--` before it)")
     _run_job(detach, home, command, array, project, asked)
 

@@ -21,6 +21,8 @@ OWN_LEAF = ("freezer", "memory", "cpu", "pids")
 _WORKLOAD = re.compile(r"/steelyard-[0-9a-f]{8}(?:-idle)?/(?:shared/)?(?!shared(?:/|$))([A-Za-z0-9._-]+)(?:/|$)")
 #: processes of one workload that are asked for what they used
 USAGE_PIDS_MAX = 512
+#: kinds of namespaces, by their names in /proc/<pid>/ns
+NAMESPACES = ("cgroup", "ipc", "mnt", "net", "pid", "user", "uts")
 #: different thread affinities that a proof lists
 APART_MAX = 16
 
@@ -138,6 +140,40 @@ def read_got(pids: Sequence[int], reading: CgroupReading, *, realtime: bool = Fa
         listed = sorted(affinities.items(), key=lambda item: (-item[1], sorted(item[0])))[:APART_MAX]
         got["threads_apart"] = {format_cpus(cpus): count for cpus, count in listed}
     return got
+
+
+def observe_walls(pids: Sequence[int], root: Path = Path("/")) -> dict[str, object]:
+    """What keeps these processes apart from the machine, as the kernel tells of each; a list where they differ.
+
+    namespaces: kinds in which they are not where we are. seccomp: `filter` or `none`. capabilities: `none`, or the hexadecimal
+    set of those that a process has or could get. All None when none of them is there any more.
+    """
+    ours = {name: _link(f"{root}/proc/self/ns/{name}") for name in NAMESPACES}
+    kinds: set[str] = set()
+    filters: set[str] = set()
+    capabilities: set[str] = set()
+    for pid in pids:
+        text = read_text(f"{root}/proc/{pid}/status")
+        theirs = {name: _link(f"{root}/proc/{pid}/ns/{name}") for name in NAMESPACES}
+        if not text or None in theirs.values():
+            continue
+        kinds.add(" ".join(name for name in NAMESPACES if theirs[name] != ours[name]))
+        filters.add("filter" if _field(text, "\nSeccomp:\t") == "2" else "none")
+        held = max(int(_field(text, f"\n{name}:\t") or "0", 16) for name in ("CapPrm", "CapEff", "CapBnd", "CapAmb"))
+        capabilities.add(f"{held:x}" if held else "none")
+    same = _one_or_all(kinds)
+    return {
+        "namespaces": same.split() if isinstance(same, str) else same,
+        "seccomp": _one_or_all(filters),
+        "capabilities": _one_or_all(capabilities),
+    }
+
+
+def _link(path: str) -> str | None:
+    try:
+        return os.readlink(path)
+    except OSError:
+        return None
 
 
 def read_environment(pid: int) -> dict[str, str]:

@@ -29,6 +29,8 @@ from steelyard.model.mount import MountedVolume, Mounts
 log = logging.getLogger(__name__)
 
 _GONE = ".gone-"
+#: a network file system that is gone may never answer
+LOOK_S = 2.0
 
 
 class VolumeFolders:
@@ -101,6 +103,16 @@ class VolumeFolders:
         """`prepare` without blocking, for work of that uid."""
         return await asyncio.to_thread(self.prepare, volumes, needed, as_root=uid == 0) if volumes else None
 
+    async def identify(self, volumes: Sequence[MountedVolume]) -> tuple[tuple[int, int], ...]:
+        """Device and inode of each folder, zeros where there is none: a mount goes on showing a folder that was deleted, and does
+        not show the one that took its place. Nothing is told of volumes on a file system that does not answer."""
+        if not volumes:
+            return ()
+        try:
+            return await asyncio.wait_for(asyncio.to_thread(lambda: tuple(_identify(each.source) for each in volumes)), LOOK_S)
+        except TimeoutError:
+            return ()
+
     def prepare(self, volumes: Sequence[MountedVolume], needed: Collection[str], *, as_root: bool) -> Mounts | None:
         """What to mount for work that also needs to see these paths; None: nothing. Raises EdgeFailed, which says why not."""
         for volume in volumes:
@@ -118,6 +130,14 @@ class VolumeFolders:
 
 def _refuse(text: str) -> EdgeFailed:
     return EdgeFailed(f"Not started: {text}", code="start-failed", detail="volumes")
+
+
+def _identify(folder: str) -> tuple[int, int]:
+    try:
+        told = os.stat(folder)
+    except OSError:
+        return (0, 0)
+    return (told.st_dev, told.st_ino)
 
 
 def check_source(volume: MountedVolume) -> str | None:

@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from steelyard.model.mount import Mounts
     from steelyard.runtime.process import Adopted
     from steelyard.runtime.records import Handle
-    from steelyard.wire.spawn import Outputs, Running
+    from steelyard.wire.spawn import Outputs, Rootfs, Running
 
 
 class Wanted(NamedTuple):
@@ -62,11 +62,13 @@ class Runtime(Protocol):
         rlimits: Sequence[tuple[str, int, int]] = (),
         logs: str | None = None,
         outputs: Outputs = ...,
+        rootfs: Rootfs | None = None,
         mounts: Mounts | None = None,
     ) -> Handle:
         """Run a prepared workload. EdgeFailed (code start-failed): nothing runs. Unreachable: it may run, adopt() tells.
         `logs`: the folder beside the workloads' own for stdout and stderr, shared by all that name it; its own by default.
         `outputs`: files that get its output instead; one that can't be opened fails the start (`detail` of the error: output).
+        `rootfs`: its program is a container runtime, and this is mounted for it alone.
         `mounts`: what it sees that others don't; one that can't be had fails the start (detail: volumes). A workload inside
         another sees what that sees."""
         ...
@@ -88,6 +90,7 @@ class Runtime(Protocol):
         rlimits: Sequence[tuple[str, int, int]] = (),
         logs: str | None = None,
         outputs: Outputs = ...,
+        rootfs: Rootfs | None = None,
         mounts: Mounts | None = None,
         labels: Mapping[str, str] | None = None,
         inside: WorkloadId | None = None,

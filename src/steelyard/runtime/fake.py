@@ -19,7 +19,7 @@ from steelyard.model.mount import Mounts
 from steelyard.runtime import Wanted
 from steelyard.runtime.process import NO_OUTPUTS, Adopted, AdoptedState, Evidence, decide_adoption
 from steelyard.runtime.records import WORKLOAD_ID, Handle, Intent
-from steelyard.wire.spawn import Exited, Outputs, Running
+from steelyard.wire.spawn import Exited, Outputs, Rootfs, Running
 
 #: what start times are counted in, as the kernel's
 TICK_NS = 10_000_000
@@ -106,6 +106,7 @@ class FakeRuntime:
         rlimits: Sequence[tuple[str, int, int]] = (),
         logs: str | None = None,
         outputs: Outputs = NO_OUTPUTS,
+        rootfs: Rootfs | None = None,
         mounts: Mounts | None = None,
     ) -> Handle:
         intent = self._intents.get(workload)
@@ -141,6 +142,7 @@ class FakeRuntime:
         rlimits: Sequence[tuple[str, int, int]] = (),
         logs: str | None = None,
         outputs: Outputs = NO_OUTPUTS,
+        rootfs: Rootfs | None = None,
         mounts: Mounts | None = None,
         labels: Mapping[str, str] | None = None,
         inside: WorkloadId | None = None,

@@ -11,14 +11,15 @@ import ctypes
 import os
 from collections.abc import Iterable
 
-MS_RDONLY, MS_NOSUID, MS_NODEV, MS_NOEXEC, MS_BIND, MS_REC, MS_PRIVATE = 1, 2, 4, 8, 4096, 16384, 1 << 18
+MS_RDONLY, MS_NOSUID, MS_NODEV, MS_NOEXEC, MS_REC, MS_SLAVE = 1, 2, 4, 8, 16384, 1 << 19
 NEWNS, NEWCGROUP, NEWUTS, NEWIPC, NEWUSER, NEWPID, NEWNET = (
     0x0002_0000, 0x0200_0000, 0x0400_0000, 0x0800_0000, 0x1000_0000, 0x2000_0000, 0x4000_0000,
 )  # fmt: skip
 MNT_DETACH = 2
 ATTR_RDONLY, ATTR_NOSUID, ATTR_NODEV, ATTR_IDMAP = 0x1, 0x2, 0x4, 0x0010_0000
 _OPEN_TREE, _MOVE_MOUNT, _MOUNT_SETATTR, _PIVOT_ROOT = 428, 429, 442, {"x86_64": 155, "aarch64": 41}
-_OPEN_TREE_CLONE, _AT_FDCWD, _AT_EMPTY_PATH, _AT_RECURSIVE, _MOVE_FROM_FD = 1, -100, 0x1000, 0x8000, 4
+_OPEN_TREE_CLONE, _AT_FDCWD, _AT_EMPTY_PATH, _MOVE_FROM_FD = 1, -100, 0x1000, 4
+_OPENAT2, _RESOLVE_IN_ROOT = 437, 0x10
 _libc = ctypes.CDLL(None, use_errno=True)
 
 
@@ -39,9 +40,9 @@ def unshare(flags: int) -> None:
     _check(_libc.unshare(ctypes.c_int(flags)), "unshare")
 
 
-def make_private() -> None:
-    """After `unshare(NEWNS)`: what is mounted from here on stays here."""
-    mount("", "/", "", MS_REC | MS_PRIVATE)
+def keep_to_myself() -> None:
+    """After `unshare(NEWNS)`: what is mounted from here on stays here. What the machine unmounts goes here too."""
+    mount("", "/", "", MS_REC | MS_SLAVE)
 
 
 def mount(source: str, target: str, kind: str, flags: int = 0, options: str = "") -> None:
@@ -49,23 +50,16 @@ def mount(source: str, target: str, kind: str, flags: int = 0, options: str = ""
     _check(number, f"mount {kind} on {target}".replace("  ", " "))
 
 
-def bind(
-    source: str, target: str, *, read_only: bool = True, recursive: bool = False, maps: tuple[IdMap, IdMap] | None = None
-) -> None:
-    """`source` as it is mounted now, on `target`, without setuid and devices. `maps` (users, groups): ids on disk -> ids seen."""
-    flags = _OPEN_TREE_CLONE | os.O_CLOEXEC | (_AT_RECURSIVE if recursive else 0)
-    tree = _check(_syscall(_OPEN_TREE, _AT_FDCWD, os.fsencode(source), flags), f"open {source}")
+def bind(source: str, target: str, *, read_only: bool = True, userns: int | None = None) -> None:
+    """`source` without what is mounted below it, on `target`, without setuid and devices. `userns`: a descriptor of a user
+    namespace by whose maps ids on disk become ids seen."""
+    tree = _check(_syscall(_OPEN_TREE, _AT_FDCWD, os.fsencode(source), _OPEN_TREE_CLONE | os.O_CLOEXEC), f"open {source}")
     try:
-        set_ = ATTR_NOSUID | ATTR_NODEV | (ATTR_RDONLY if read_only else 0) | (ATTR_IDMAP if maps else 0)
-        userns = _make_userns(*maps) if maps else -1
-        try:
-            attributes = _Attributes(set_, 0, 0, max(userns, 0))
-            size = ctypes.sizeof(attributes)
-            at = _AT_EMPTY_PATH | (_AT_RECURSIVE if recursive else 0)
-            _check(_syscall(_MOUNT_SETATTR, tree, b"", at, ctypes.byref(attributes), size), f"map the ids of {source}")
-        finally:
-            if userns >= 0:
-                os.close(userns)
+        wanted = ATTR_NOSUID | ATTR_NODEV | (ATTR_RDONLY if read_only else 0) | (ATTR_IDMAP if userns is not None else 0)
+        attributes = _Attributes(wanted, 0, 0, userns or 0)
+        size = ctypes.sizeof(attributes)
+        what = f"map the ids of {source}" if userns is not None else f"restrict {source}"
+        _check(_syscall(_MOUNT_SETATTR, tree, b"", _AT_EMPTY_PATH, ctypes.byref(attributes), size), what)
         _check(_syscall(_MOVE_MOUNT, tree, b"", _AT_FDCWD, os.fsencode(target), _MOVE_FROM_FD), f"mount {source} on {target}")
     finally:
         os.close(tree)
@@ -89,7 +83,7 @@ def write_maps(proc: str, users: IdMap, groups: IdMap, dir_fd: int | None = None
             os.close(fd)
 
 
-def _make_userns(users: IdMap, groups: IdMap) -> int:
+def make_userns(users: IdMap, groups: IdMap) -> int:
     """A descriptor of a user namespace with these maps. It needs a process to be born in; that one is gone again on return."""
     ready, tell = os.pipe2(os.O_CLOEXEC)
     wait, release = os.pipe2(os.O_CLOEXEC)
@@ -113,6 +107,20 @@ def _make_userns(users: IdMap, groups: IdMap) -> int:
         os.close(ready)
         os.close(release)
         os.waitpid(pid, 0)
+
+
+def find_inside(root: str, path: str) -> int:
+    """The mode of what `path` is for somebody whose / is `root`, however its links are made. Raises OSError."""
+    folder = os.open(root, os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
+    try:
+        how = (ctypes.c_uint64 * 3)(os.O_PATH | os.O_CLOEXEC, 0, _RESOLVE_IN_ROOT)
+        fd = _check(_syscall(_OPENAT2, folder, os.fsencode(path), ctypes.byref(how), ctypes.sizeof(how)), path)
+        try:
+            return os.fstat(fd).st_mode
+        finally:
+            os.close(fd)
+    finally:
+        os.close(folder)
 
 
 def _syscall(number: int, *arguments: object) -> int:

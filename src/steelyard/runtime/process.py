@@ -27,7 +27,7 @@ from steelyard.runtime import Wanted, records
 from steelyard.runtime.procstat import observe_process, process_runs
 from steelyard.runtime.record_lane import RecordLane
 from steelyard.runtime.records import Handle, Intent
-from steelyard.wire.spawn import Exited, Outputs, Running, Spawn, Spawned
+from steelyard.wire.spawn import Exited, Outputs, Rootfs, Running, Spawn, Spawned
 
 #: set to one of the names below, this process ends on the spot when it gets there, as if killed (tests of R4); with `:3` behind
 #: it, when it gets there for the third time
@@ -262,6 +262,7 @@ class ProcessRuntime:
         rlimits: Sequence[tuple[str, int, int]] = (),
         logs: str | None = None,
         outputs: Outputs = NO_OUTPUTS,
+        rootfs: Rootfs | None = None,
         mounts: Mounts | None = None,
     ) -> Handle:
         intent = records.load_intent(self._agent_dir, workload)
@@ -289,6 +290,7 @@ class ProcessRuntime:
             fifo_priority=FIFO_PRIORITY if intent.plan.timing is Timing.REALTIME else 0,
             memory_nodes=intent.plan.memory_nodes if intent.plan.cpus else (),
             outputs=outputs,
+            rootfs=rootfs,
             mounts=mounts,
             sees_as=self._leader_of(intent.inside),
         )
@@ -328,6 +330,7 @@ class ProcessRuntime:
         rlimits: Sequence[tuple[str, int, int]] = (),
         logs: str | None = None,
         outputs: Outputs = NO_OUTPUTS,
+        rootfs: Rootfs | None = None,
         mounts: Mounts | None = None,
         labels: Mapping[str, str] | None = None,
         inside: WorkloadId | None = None,
@@ -346,6 +349,7 @@ class ProcessRuntime:
             rlimits=rlimits,
             logs=logs,
             outputs=outputs,
+            rootfs=rootfs,
             mounts=mounts,
         )
 

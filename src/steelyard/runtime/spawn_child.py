@@ -17,6 +17,7 @@ from typing import NoReturn
 import msgspec
 
 from steelyard.runtime import mounts
+from steelyard.runtime.rootfs import CAP_CHOWN, PR_CAPBSET_DROP, enter
 from steelyard.wire.spawn import Outputs, Spawn
 
 _PR_SET_THP_DISABLE = 41
@@ -55,9 +56,11 @@ def observe_inherited(nofile: tuple[int, int]) -> Inherited:
     return Inherited(changed, nofile, os.open("/dev/null", os.O_RDONLY | os.O_CLOEXEC))
 
 
-def run_child(request: Spawn, passed: Sequence[int], joins: Sequence[int], error_fd: int, inherited: Inherited) -> NoReturn:
-    """`passed` are the descriptors for `request.fds`, `joins` the open cgroup files. All signals are blocked on entry, so that
-    none reaches the spawner's handlers from here."""
+def run_child(
+    request: Spawn, passed: Sequence[int], joins: Sequence[int], error_fd: int, inherited: Inherited, userns: int | None = None
+) -> NoReturn:
+    """`passed` are the descriptors for `request.fds`, `joins` the open cgroup files, `userns` maps the ids of its image. All
+    signals are blocked on entry, so that none reaches the spawner's handlers from here."""
     step = "signals"
     try:
         signal.set_wakeup_fd(-1)
@@ -74,6 +77,9 @@ def run_child(request: Spawn, passed: Sequence[int], joins: Sequence[int], error
             os.sched_setaffinity(0, request.cpus)  # after the cgroup: joining a cpuset sets it anew
         step = "timing"
         _set_timing(request)
+        if request.rootfs is not None:
+            step = "image"
+            enter(request.rootfs, userns)
         step = "logs"
         stdout, stderr = _open_log(request.stdout, request), _open_log(request.stderr, request)
         step = "fds"
@@ -86,9 +92,15 @@ def run_child(request: Spawn, passed: Sequence[int], joins: Sequence[int], error
         step = "volumes"
         if request.mounts is not None:
             mounts.enter_own(request.mounts)
-        if request.sees_as is not None:
+        if request.sees_as is not None and request.rootfs is None:
             mounts.join(request.sees_as)
-        if request.uid is not None and (os.geteuid() == 0 or request.uid != os.geteuid()):
+        if request.rootfs is not None:
+            step = "output"
+            _open_outputs_as(request.outputs, *request.rootfs.owner)
+            # crun gives 0, 1 and 2 to the container's user, whatever they are: /dev/null is not its to have
+            step = "capabilities"
+            prctl(PR_CAPBSET_DROP, CAP_CHOWN)
+        elif request.uid is not None and (os.geteuid() == 0 or request.uid != os.geteuid()):
             step = "setgroups"
             os.setgroups([])
             step = "setgid"
@@ -100,7 +112,7 @@ def run_child(request: Spawn, passed: Sequence[int], joins: Sequence[int], error
         step = "chdir"  # as the workload's uid: a folder that it may not enter is refused here, not met later
         os.chdir(request.cwd)
         step = "output"
-        if request.outputs != _TO_LOGS:
+        if request.rootfs is None and request.outputs != _TO_LOGS:
             _open_outputs(request.outputs)
         step = "exec"
         env = request.env
@@ -147,6 +159,18 @@ def _open_log(path: str, request: Spawn) -> int:
     if request.uid is not None and os.geteuid() == 0:
         os.fchown(log, request.uid, -1 if request.gid is None else request.gid)
     return log
+
+
+def _open_outputs_as(outputs: Outputs, uid: int, gid: int) -> None:
+    """With that user's rights, which this process then leaves again."""
+    os.setgroups([])
+    os.setegid(gid)
+    os.seteuid(uid)
+    try:
+        _open_outputs(outputs)
+    finally:
+        os.seteuid(0)
+        os.setegid(0)
 
 
 def _open_outputs(outputs: Outputs) -> None:

@@ -28,6 +28,7 @@ import msgspec
 
 from steelyard.clock import SystemClock
 from steelyard.model.ids import WorkloadId
+from steelyard.runtime.mount_calls import make_userns
 from steelyard.runtime.procstat import observe_process
 from steelyard.runtime.spare_files import SpareFiles
 from steelyard.runtime.spawn_child import observe_inherited, prctl, run_child
@@ -86,6 +87,8 @@ class Spawner:
         self._held: dict[str, int] = {}
         self._listing: list[Peer] = []
         self._terms = 0
+        #: maps of ids -> a descriptor of a user namespace with these
+        self._userns: dict[tuple[tuple[tuple[int, int, int], ...], ...], int] = {}
         listener.setblocking(False)
         self._selector.register(listener, selectors.EVENT_READ, self._accept)
         self._wakeup, wakeup_write = os.pipe2(os.O_NONBLOCK | os.O_CLOEXEC)
@@ -243,12 +246,17 @@ class Spawner:
             peer.send(wire.SpawnFailed(workload, "start", refusal))
             return
         passed, joins = fds[: len(request.fds)], fds[len(request.fds) :]
+        try:
+            userns = self._find_userns(request.rootfs)
+        except OSError as err:
+            peer.send(wire.SpawnFailed(workload, "user namespace", err.strerror or str(err)))
+            return
         pipe, error_fd = os.pipe2(os.O_CLOEXEC | os.O_NONBLOCK)
         mask = signal.pthread_sigmask(signal.SIG_BLOCK, self._all_signals)
         try:
             pid = os.fork()
             if pid == 0:
-                run_child(request, passed, joins, error_fd, self._inherited)
+                run_child(request, passed, joins, error_fd, self._inherited, userns)
         except OSError as err:
             os.close(pipe)
             peer.send(wire.SpawnFailed(workload, "fork", err.strerror or str(err)))
@@ -267,6 +275,15 @@ class Spawner:
             self._settle(starting, watched=False)
         else:
             self._selector.register(pipe, selectors.EVENT_READ, lambda _events: self._settle(starting))
+
+    def _find_userns(self, rootfs: wire.Rootfs | None) -> int | None:
+        """One for all containers of an owner: making it takes a process, and is done once."""
+        if rootfs is None or not rootfs.lower:
+            return None
+        maps = rootfs.uids, rootfs.gids
+        if maps not in self._userns:
+            self._userns[maps] = make_userns(*maps)
+        return self._userns[maps]
 
     def _check_new(self, workload: WorkloadId) -> str | None:
         """Why it may not be started; a workload runs at most once, whoever asks."""

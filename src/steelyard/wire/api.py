@@ -127,6 +127,8 @@ class JobView(msgspec.Struct, frozen=True):
     after: tuple[str, ...] = ()
     gpu_ids: tuple[str, ...] = ()
     cwd: str = ""
+    #: that its container is made of; "" for a job on the machine itself
+    image: str = ""
     #: where its output goes instead of the logs
     stdout: str | None = None
     stderr: str | None = None

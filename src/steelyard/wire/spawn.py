@@ -30,6 +30,21 @@ class Outputs(msgspec.Struct, frozen=True):
     truncate: bool = False
 
 
+class Rootfs(msgspec.Struct, frozen=True):
+    """The workload's program is a container runtime: it runs as root, in a mount namespace of its own in which this was mounted,
+    and it is what gives up root's rights. Logs belong to the request's uid all the same."""
+
+    #: the files of an image on the machine; "" mounts none (to enter a container that runs)
+    lower: str
+    #: an empty folder; below it appear `rootfs` (the files, writable in memory) and `sys` (the machine's, nothing below it)
+    folder: str
+    #: (first id on disk, first on the machine, how many)
+    uids: tuple[tuple[int, int, int], ...] = ()
+    gids: tuple[tuple[int, int, int], ...] = ()
+    #: (uid, gid) with whose rights `outputs` are opened
+    owner: tuple[int, int] = (0, 0)
+
+
 class Spawn(msgspec.Struct, frozen=True, tag=True):
     """Fork and exec one workload in its own session. Descriptors in the packet, in order: one per `fds` entry, then
     one open cgroup `tasks`/`cgroup.procs` file per `cgroups` count, which the child joins by writing 0."""
@@ -57,6 +72,7 @@ class Spawn(msgspec.Struct, frozen=True, tag=True):
     #: bind its memory to these NUMA nodes, where the kernel allows it
     memory_nodes: tuple[int, ...] = ()
     outputs: Outputs = Outputs()
+    rootfs: Rootfs | None = None
     #: what it sees that others don't; None: what we see
     mounts: Mounts | None = None
     #: it sees what this process sees

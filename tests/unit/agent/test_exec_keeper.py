@@ -43,6 +43,7 @@ class Rig:
             cast(Any, cleanup),
             self.clock,
             self.find_host,
+            cast(Any, None),
         )
         self.runtime.on_exit = lambda exited: keeper.on_exit(exited) and None
         return keeper

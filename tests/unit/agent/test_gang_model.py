@@ -17,6 +17,7 @@ import msgspec
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from containers import NO_CONTAINERS
 from steelyard.agent.jobs import JobKeeper
 from steelyard.clock import VirtualClock
 from steelyard.config import Settings
@@ -114,7 +115,7 @@ class World:
         )
         machine = SimpleNamespace(topology=None, cpus=(0,), numa_nodes=(), cores=(), hostname="h")
         keeper = JobKeeper(
-            cast(Any, SimpleNamespace(workloads=self.folder, images=self.folder)),
+            cast(Any, SimpleNamespace(workloads=self.folder, environments=self.folder)),
             SETTINGS,
             cast(Any, machine),
             cast(Any, self.runtime),
@@ -137,6 +138,7 @@ class World:
                 ),
             ),
             "/slurm",
+            NO_CONTAINERS,
         )
         keeper._proofs.observe = nothing
         keeper._holdings.used = nothing

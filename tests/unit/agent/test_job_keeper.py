@@ -10,6 +10,7 @@ from typing import Any, cast
 import msgspec
 import pytest
 
+from containers import NO_CONTAINERS
 from machines import make_hgx
 from steelyard.agent.attempt import Attempt, MemberEnd, make_members
 from steelyard.agent.jobs import JobKeeper
@@ -69,7 +70,7 @@ class Rig:
             note_start=self.note_start, note_end=lambda who, plan: self.log.append(("end", list(who), plan))
         )
         self.keeper = JobKeeper(
-            cast(Any, SimpleNamespace(workloads=folder, images=folder)),
+            cast(Any, SimpleNamespace(workloads=folder, environments=folder)),
             SETTINGS,
             cast(Any, SimpleNamespace(topology=make_hgx(), cpus=(0,), numa_nodes=(), cores=(), hostname="h")),
             cast(Any, runtime),
@@ -82,6 +83,7 @@ class Rig:
             cast(Any, SimpleNamespace(check=nothing)),
             cast(Any, holdings),
             "/slurm/bin",
+            NO_CONTAINERS,
         )
 
     async def note_start(self, plan: Plan) -> None:

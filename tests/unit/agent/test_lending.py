@@ -10,6 +10,7 @@ from typing import Any, cast
 
 import pytest
 
+from containers import NO_CONTAINERS
 from machines import make_hgx
 from steelyard.agent.attempt import Attempt, MemberEnd, Progress, make_members
 from steelyard.agent.function import FunctionHost
@@ -125,7 +126,7 @@ class Rig:
             stop=lambda workload, signum: self.log.append(("told", workload, signum)),
         )
         self.keeper = JobKeeper(
-            cast(Any, SimpleNamespace(workloads=folder, images=folder)),
+            cast(Any, SimpleNamespace(workloads=folder, environments=folder)),
             SETTINGS,
             cast(Any, SimpleNamespace(topology=make_hgx(), cpus=(0, 1), numa_nodes=(), cores=(), hostname="h")),
             cast(Any, runtime),
@@ -140,6 +141,7 @@ class Rig:
             cast(Any, SimpleNamespace(check=nothing)),
             cast(Any, holdings),
             "/slurm/bin",
+            NO_CONTAINERS,
             lambda plan: self.lends or not meets(plan, PLACE),
         )
         self.keeper.files.save_progress = cast(Any, nothing)
@@ -399,7 +401,8 @@ def make_keeper(*hosts: SimpleNamespace) -> FunctionKeeper:
     functions = [SimpleNamespace(name=host.name, plan=host.plan) for host in hosts]
     ledger = SimpleNamespace(assignment=SimpleNamespace(functions=functions))
     nothing = cast(Any, None)
-    keeper = FunctionKeeper(nothing, cast(Any, ledger), nothing, nothing, devices=nothing, presence=nothing, lending=nothing)
+    edges = cast(Any, SimpleNamespace(machine=SimpleNamespace(memory_bytes=1 << 30), clock=VirtualClock()))
+    keeper = FunctionKeeper(edges, cast(Any, ledger), nothing, nothing, devices=nothing, presence=nothing, lending=nothing)
     keeper._hosts = cast(Any, {host.name: host for host in hosts if host.known})
     return keeper
 

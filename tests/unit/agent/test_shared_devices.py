@@ -43,7 +43,7 @@ class Devices:
 def make_edges(folder: Path) -> Any:
     machine = SimpleNamespace(topology=make_hgx(), boot_id="boot-1", id="m1", memory_bytes=1 << 30)
     paths = SimpleNamespace(
-        images=tmp_path,
+        environments=folder,
         agent=folder,
         workloads=folder,
         function_sockets=folder,
@@ -65,6 +65,7 @@ def make_edges(folder: Path) -> Any:
         queue=SimpleNamespace(),
         journal=SimpleNamespace(),
         slurm_bin="/slurm/bin",
+        containers=SimpleNamespace(),
         lib_dir=folder,
         template_budget_bytes=0,
         observe_topology=None,
@@ -217,7 +218,7 @@ def test_a_template_counts_as_a_process_of_its_revision(tmp_path: Path) -> None:
     revision.template = cast(Any, SimpleNamespace(workload=WorkloadId("tmpl.f.1.5a")))
     assert revision.workloads == {"tmpl.f.1.5a"}
     keeper = FunctionKeeper(
-        cast(Any, None),
+        make_edges(tmp_path),
         cast(Any, None),
         lambda: None,
         lambda _: None,

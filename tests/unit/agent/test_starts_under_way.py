@@ -101,7 +101,7 @@ class World:
             volumes=VolumeFolders(Path("/nonexistent"), ()),
             clock=VirtualClock(),
             settings=SETTINGS,
-            machine=SimpleNamespace(topology=None),
+            machine=SimpleNamespace(topology=None, memory_bytes=1 << 30),
             spawner=self.spawner,
             paths=SimpleNamespace(workloads=folder, template_sockets=folder),
             runtime=SimpleNamespace(

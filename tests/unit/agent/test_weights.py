@@ -5,6 +5,8 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any, cast
 
 import pytest
 from hypothesis import given
@@ -35,7 +37,7 @@ class World:
 
     def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
         self.clock = VirtualClock()
-        self.keeper = WeightsKeeper(100 * GB, self.clock)
+        self.keeper = WeightsKeeper(cast(Any, SimpleNamespace(clock=self.clock, machine=SimpleNamespace(memory_bytes=100 * GB))))
         self.resident: dict[str, int] = {}
         self.sizes = {"/a": 30 * GB, "/b": 30 * GB}
         self.read: list[str] = []

@@ -70,7 +70,7 @@ def test_options_of_jobs_are_refused_for_functions_by_name(tmp_path: Path) -> No
     with pytest.raises(Refused, match="--json"):
         run_command.run.main(["--json", "--", "true"], standalone_mode=False)
     with pytest.raises(click.UsageError):
-        parse_run()
+        run_command.run.main([], standalone_mode=False)
 
 
 def test_only_files_with_an_apps_decorators_are_taken_for_apps(tmp_path: Path) -> None:

@@ -69,7 +69,7 @@ def main(argv: list[str]) -> int:
 def _build(order: Order) -> int:
     """Everything that needs root, then a child that has nothing of it."""
     mount_calls.unshare(mount_calls.NEWNS | mount_calls.NEWPID | mount_calls.NEWNET | mount_calls.NEWIPC | mount_calls.NEWUTS)
-    mount_calls.make_private()
+    mount_calls.keep_to_myself()
     root = order.root
     mount_calls.mount("tmpfs", root, "tmpfs", mount_calls.MS_NOSUID | mount_calls.MS_NODEV, "mode=755,size=4m")
     for folder in ("layout/blobs/sha256", "out", "proc", "etc", "tmp", "dev"):

@@ -1,0 +1,125 @@
+"""What becomes of a job that names an image? Its image is fetched before anything else of it is made, each of its processes is
+started inside a container, and its proof tells which walls the kernel really put around it.
+
+The machine's folders are not inside but for those that Steelyard made for the job. Never waits for a registry in the agent's
+loop: fetching is a thread's work, and a job that is stopped meanwhile does not wait for it.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import os
+from collections.abc import Mapping
+
+import msgspec
+
+from steelyard.agent.attempt import Attempt, Member
+from steelyard.errors import EdgeFailed, Refused
+from steelyard.host import Cgroups
+from steelyard.host.proc import observe_walls
+from steelyard.host.volumes import check_source
+from steelyard.lifecycle.bundle import namespaces
+from steelyard.lifecycle.launch import Launch
+from steelyard.model.ids import WorkloadId
+from steelyard.model.image import Image
+from steelyard.model.mount import Bind
+from steelyard.model.reason import Reason
+from steelyard.runtime.container import Containers, Wanted, end_deaf
+from steelyard.wire.agent import AssignedJob
+from steelyard.wire.spawn import Exited, Rootfs
+
+Ids = tuple[int, int]
+#: code of a start that was given up because nobody wants it any more
+STOPPED = str(Reason.STOPPED_BY_USER)
+#: kinds of namespaces, as /proc/<pid>/ns names them
+_NAMES = {"mount": "mnt", "network": "net"}
+
+
+class JobContainers:
+    def __init__(self, containers: Containers) -> None:
+        self._containers = containers
+
+    async def fetch(self, job: AssignedJob, attempt: Attempt, owner: Ids | None) -> Image:
+        """Raises SteelyardError; nothing of the job is there then."""
+        if owner is None:
+            self._containers.check()  # which refuses: only root makes containers
+            raise Refused("Containers need root. Nothing was started.", code="no-containers-here")
+        task = asyncio.ensure_future(asyncio.to_thread(self._containers.fetch, job.spec.image, owner))
+        attempt.fetching = task
+        try:
+            return await task
+        except asyncio.CancelledError:
+            raise EdgeFailed("Stopped before its image was there.", code=STOPPED) from None
+        finally:
+            attempt.fetching = None
+
+    def ids(self, image: Image, owner: Ids) -> Ids:
+        return self._containers.ids(image, owner)
+
+    def make(
+        self, job: AssignedJob, member: Member, image: Image, launch: Launch, env: Mapping[str, str], owner: Ids, folder: str
+    ) -> tuple[tuple[str, ...], Rootfs]:
+        """`env`: what it is told beside the image's variables; `folder`: that of the attempt, which is seen inside if it is
+        there."""
+        for volume in job.volumes:
+            if (wrong := check_source(volume)) is not None:
+                raise EdgeFailed(f"Not started: {wrong}", code="start-failed", detail="volumes")
+        volumes = (Bind(volume.source, volume.seen_at, volume.read_only) for volume in job.volumes)
+        wanted = Wanted(
+            argv=launch.argv,
+            env=dict(env),
+            cwd=job.spec.cwd,
+            own_network=job.spec.own_network,
+            binds=(*_find_binds(env, folder), *volumes),
+        )
+        return self._containers.make(member.workload, image, wanted, owner)
+
+    def signal(self, workload: WorkloadId, signum: int, cgroups: Cgroups) -> None:
+        """Its processes have been sent the signal: end the one that the kernel keeps it from."""
+        if self._containers.made(workload) is not None:
+            end_deaf(cgroups.pids(workload), signum)
+
+    def read_exit(self, workload: WorkloadId, exited: Exited | None) -> Exited | None:
+        """crun tells a signal as a shell would; a program that exits with such a code by itself reads the same."""
+        code = None if exited is None else exited.exit_code
+        if exited is None or code is None or not 128 < code <= 192 or self._containers.made(workload) is None:
+            return exited
+        return msgspec.structs.replace(exited, exit_code=None, signal=code - 128)
+
+    # -- the proof
+
+    def inside(self, workload: WorkloadId, pids: tuple[int, ...]) -> tuple[int, ...]:
+        """Without crun itself, which is ours."""
+        if self._containers.made(workload) is None:
+            return pids
+        return tuple(pid for pid in pids if _namespace(pid) != _namespace(os.getpid())) or pids
+
+    def asked(self, workload: WorkloadId) -> dict[str, object]:
+        made = self._containers.made(workload)
+        if made is None:
+            return {}
+        kinds = sorted(_NAMES.get(kind, kind) for kind in namespaces(own_network=made.own_network))
+        return {"uid": made.uid, "image": made.image, "namespaces": kinds, "seccomp": "filter", "capabilities": "none"}
+
+    def got(self, workload: WorkloadId, pids: tuple[int, ...]) -> dict[str, object]:
+        made = self._containers.made(workload)
+        return {} if made is None else {"image": made.image, **observe_walls(pids)}
+
+    def explain(self, workload: WorkloadId) -> tuple[str, ...]:
+        made = self._containers.made(workload)
+        return () if made is None else (f"runs in a container of {made.reference}, started by crun",)
+
+
+def _find_binds(env: Mapping[str, str], folder: str) -> list[Bind]:
+    """Folders and files that Steelyard made for it or tells it of, at the same paths."""
+    found = [Bind(folder, folder)] if os.path.isdir(folder) else []
+    scratch, certificate = env.get("STEELYARD_SCRATCH"), env.get("STEELYARD_CA")
+    found += [Bind(scratch, scratch)] if scratch else []
+    return found + ([Bind(certificate, certificate, True)] if certificate else [])
+
+
+def _namespace(pid: int) -> str:
+    try:
+        return os.readlink(f"/proc/{pid}/ns/user")
+    except OSError:
+        return ""

@@ -1,0 +1,230 @@
+"""How does a workload become a container? Its image is fetched, its bundle written, and crun started in its place by the spawner.
+
+    <run>/containers/<workload>/config.json   what crun is told (`lifecycle/bundle.py`); it names secrets, so it is root's alone
+    <run>/containers/<workload>/made.json     what whoever comes later must know of it
+    <run>/containers/<workload>/fs            where its files are mounted, in its own mount namespace alone
+    <run>/crun/                               crun's own notes
+
+crun stays as the parent of the container's first process: the workload's control group, session, logs, exit record and handle
+are those of any process. crun's exit code is that of the container's first process, or 128 + its signal. It is started with
+`/sys/fs/cgroup` hidden (the groups are ours, and crun refuses hybrid machines that it sees), so that runc is never needed.
+"""
+
+from __future__ import annotations
+
+import os
+import shutil
+import signal
+import stat
+from collections.abc import Collection, Mapping
+from pathlib import Path
+
+import msgspec
+
+from steelyard.config import write_file
+from steelyard.errors import EdgeFailed, Refused
+from steelyard.lifecycle.bundle import Container, DeviceNode, make_bundle
+from steelyard.model.ids import WorkloadId
+from steelyard.model.image import Image, choose_argv, parse_image
+from steelyard.model.mount import Bind
+from steelyard.runtime.mount_calls import find_inside
+from steelyard.runtime.oci.fetch import missing
+from steelyard.runtime.oci.ranges import make_maps, owner_range
+from steelyard.runtime.oci.store import ImageStore
+from steelyard.runtime.rootfs import ROOT, SYS
+from steelyard.wire.spawn import Rootfs
+
+Ids = tuple[int, int]
+TOOLS = ("skopeo", "umoci", "crun")
+DEFAULT_PATH = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
+#: the machine's own, for what uses the machine's network
+_NETWORK_FILES = ("/etc/resolv.conf", "/etc/hosts")
+#: idmapped layers of an overlay
+_KERNEL = (5, 19)
+#: whose default action ends nothing
+_HARMLESS = frozenset({signal.SIGCHLD, signal.SIGCONT, signal.SIGURG, signal.SIGWINCH, signal.SIGSTOP, signal.SIGTSTP,
+                       signal.SIGTTIN, signal.SIGTTOU})  # fmt: skip
+_CONFIG, _MADE, _FS = "config.json", "made.json", "fs"
+
+
+class Made(msgspec.Struct, frozen=True):
+    """What is known of a workload's container."""
+
+    #: hex digest of its image
+    image: str
+    reference: str
+    #: of the machine: whom its processes show as
+    uid: int
+    gid: int
+    own_network: bool = False
+
+
+class Wanted(msgspec.Struct, frozen=True):
+    """What a container is to run. `env` is over the image's; `argv` and `cwd` may be left to the image."""
+
+    argv: tuple[str, ...]
+    env: dict[str, str]
+    cwd: str = ""
+    own_network: bool = False
+    binds: tuple[Bind, ...] = ()
+    devices: tuple[DeviceNode, ...] = ()
+    rlimits: tuple[tuple[str, int, int], ...] = ()
+
+
+class Containers:
+    """Of one home. `images`: where their files are kept."""
+
+    def __init__(self, run: Path, images: Path, hostname: str) -> None:
+        self._folder, self._state, self._hostname = run / "containers", run / "crun", hostname
+        self._images = images
+        self._made: dict[WorkloadId, Made] | None = None
+        self.store = ImageStore(images, lambda: {made.image for made in self._all().values()})
+
+    def check(self) -> None:
+        """Can there be containers here? Raises Refused with what is missing; a weaker wall is never put up instead."""
+        if os.geteuid() != 0:
+            raise _impossible("root: start Steelyard as root, or run it without --image")
+        for tool in TOOLS:
+            if shutil.which(tool) is None:
+                raise missing(tool)
+        allowed = Path("/proc/sys/user/max_user_namespaces")
+        if not Path("/proc/self/ns/user").exists() or (allowed.exists() and allowed.read_text().strip() == "0"):
+            raise _impossible(
+                "user namespaces, which are switched off here: set user.max_user_namespaces (sysctl) to more than 0"
+            )
+        release = os.uname().release
+        if tuple(int(part) for part in release.split("-")[0].split(".")[:2] if part.isdigit()) < _KERNEL:
+            raise _impossible(f"Linux {_KERNEL[0]}.{_KERNEL[1]} or later, and this is {release}")
+
+    def fetch(self, reference: str, ids: Ids) -> Image:
+        """Blocks until the image is here, see `ImageStore.ensure`."""
+        self.check()
+        return self.store.ensure(parse_image(reference), ids)
+
+    def ids(self, image: Image, owner: Ids) -> Ids:
+        """(uid, gid) of the machine that the image's user is, when `owner` runs it."""
+        first, wanted = owner_range(self._images, owner[0]), image.ids
+        return (owner[0] if wanted.uid == 0 else first + wanted.uid, owner[1] if wanted.gid == 0 else first + wanted.gid)
+
+    def make(self, workload: WorkloadId, image: Image, wanted: Wanted, owner: Ids) -> tuple[tuple[str, ...], Rootfs]:
+        """Write its bundle: the command that starts it, and what is mounted for that. Raises Refused or EdgeFailed."""
+        folder, root = self._folder / workload, self.store.root(image.digest)
+        argv = choose_argv(image, wanted.argv)
+        env = {"PATH": DEFAULT_PATH, "HOME": image.ids.home} | image.env | wanted.env
+        _check_program(root, argv[0], env["PATH"], wanted.cwd or image.cwd or "/", image.reference)
+        first = owner_range(self._images, owner[0])
+        (uids, disk_uids), (gids, disk_gids) = make_maps(first, owner[0]), make_maps(first, owner[1])
+        files = () if wanted.own_network else tuple(Bind(name, name, True) for name in _NETWORK_FILES if os.path.isfile(name))
+        container = Container(
+            root=f"{folder}/{_FS}/{ROOT}", sys=f"{folder}/{_FS}/{SYS}", argv=argv, env=env, cwd=wanted.cwd or image.cwd,
+            uid=image.ids.uid, gid=image.ids.gid, groups=image.ids.groups, uids=uids, gids=gids,
+            hostname=workload[:64] if wanted.own_network else self._hostname, machine=os.uname().machine,
+            own_network=wanted.own_network, binds=(*files, *wanted.binds), devices=wanted.devices, rlimits=wanted.rlimits,
+        )  # fmt: skip
+        uid, gid = self.ids(image, owner)
+        made = Made(image.digest, image.reference, uid, gid, wanted.own_network)
+        try:
+            (folder / _FS).mkdir(parents=True, exist_ok=True, mode=0o711)
+            for each in (self._folder, folder):
+                each.chmod(0o711)
+            self._state.mkdir(exist_ok=True, mode=0o700)
+            write_file(folder / _CONFIG, msgspec.json.encode(make_bundle(container)))
+            write_file(folder / _MADE, msgspec.json.encode(made))
+        except OSError as err:
+            raise EdgeFailed(f"{folder} could not be written: {err.strerror}. Nothing was started.", code="start-failed") from err
+        self._all()[workload] = made
+        command = (*self._crun(), "run", "--bundle", str(folder), workload)
+        return command, Rootfs(str(root), f"{folder}/{_FS}", disk_uids, disk_gids, owner)
+
+    def enter(self, workload: WorkloadId, number: int, argv: tuple[str, ...]) -> tuple[tuple[str, ...], Rootfs]:
+        """The command that runs another one inside of it, behind the same walls."""
+        folder = self._folder / workload
+        try:
+            process = msgspec.json.decode((folder / _CONFIG).read_bytes())["process"]
+            path = folder / f"exec-{number}.json"
+            write_file(path, msgspec.json.encode({**process, "args": list(argv)}))
+        except OSError as err:
+            raise EdgeFailed(f"{folder} can't be used: {err.strerror}. Nothing was started.", code="start-failed") from err
+        return (*self._crun(), "exec", "--process", str(path), workload), Rootfs("", "")
+
+    def made(self, workload: WorkloadId) -> Made | None:
+        """None: it is no container."""
+        return self._all().get(workload)
+
+    def forget(self, workload: WorkloadId) -> None:
+        """Nothing of it runs any more."""
+        if self._all().pop(workload, None) is not None:
+            shutil.rmtree(self._state / workload, ignore_errors=True)
+            shutil.rmtree(self._folder / workload, ignore_errors=True)
+
+    def _crun(self) -> tuple[str, ...]:
+        return ("crun", "--cgroup-manager=disabled", "--root", str(self._state))
+
+    def _all(self) -> dict[WorkloadId, Made]:
+        """Read once: whoever was agent before has left them."""
+        if self._made is None:
+            self._made = {}
+            for path in self._folder.glob(f"*/{_MADE}"):
+                self._made[WorkloadId(path.parent.name)] = msgspec.json.decode(path.read_bytes(), type=Made)
+        return self._made
+
+
+def _impossible(needs: str) -> Refused:
+    return Refused(f"Containers need {needs}. Nothing was started.", code="no-containers-here")
+
+
+def _check_program(root: Path, program: str, path: str, cwd: str, reference: str) -> None:
+    """crun would say it too, but in the job's output and after it was called started."""
+    if "/" in program:
+        places = [program if program.startswith("/") else f"{cwd}/{program}"]
+    else:
+        places = [f"{folder}/{program}" for folder in path.split(":") if folder.startswith("/")]
+    for place in places:
+        try:
+            mode = find_inside(str(root), place)
+        except OSError:
+            continue
+        if stat.S_ISREG(mode) and mode & 0o111:
+            return
+    where = "" if "/" in program else f" in its PATH ({path})"
+    raise Refused(
+        f"The image {reference} has no program {program!r}{where}. Nothing was started. Name one that is in the image.",
+        code="no-such-program",
+    )
+
+
+def find_deaf(statuses: Mapping[int, str], signum: int) -> list[int]:
+    """Which of these processes the kernel keeps this signal from: the first of a pid namespace gets none that it has no handler
+    for, while any other process would end. `statuses`: pid -> the text of /proc/<pid>/status."""
+    if signum in _HARMLESS or not 1 <= signum <= 64:
+        return []
+    return [pid for pid, text in statuses.items() if _is_init(text) and not _handles(text, signum)]
+
+
+def _is_init(status: str) -> bool:
+    ids = _line(status, "NSpid").split()
+    return len(ids) > 1 and ids[-1] == "1"
+
+
+def _handles(status: str, signum: int) -> bool:
+    """By a handler, or by ignoring it on purpose."""
+    return any(int(_line(status, name) or "0", 16) >> (signum - 1) & 1 for name in ("SigCgt", "SigIgn", "SigBlk"))
+
+
+def _line(status: str, name: str) -> str:
+    return next((line.partition(":")[2].strip() for line in status.splitlines() if line.startswith(f"{name}:")), "")
+
+
+def end_deaf(pids: Collection[int], signum: int) -> None:
+    """End what a signal can't reach, as the signal would end any other process."""
+    statuses: dict[int, str] = {}
+    for pid in pids:
+        try:
+            statuses[pid] = Path(f"/proc/{pid}/status").read_text()
+        except OSError:
+            continue
+    for pid in find_deaf(statuses, signum):
+        try:
+            os.kill(pid, signal.SIGKILL)
+        except ProcessLookupError:
+            continue

@@ -1,0 +1,40 @@
+"""What does the child that becomes a container runtime mount first? An image's files, writable without a change on disk.
+
+Runs between fork and exec (`spawn_child.py`), as root, in a mount namespace of its own: nothing appears in the machine's table,
+and all of it goes with the last process inside. Files that are written go to memory, which counts as the workload's. Raises
+OSError with the step.
+"""
+
+from __future__ import annotations
+
+import os
+
+from steelyard.runtime import mount_calls
+from steelyard.runtime.mount_calls import MS_NODEV, MS_NOSUID, MS_RDONLY
+from steelyard.wire.spawn import Rootfs
+
+ROOT, SYS = "rootfs", "sys"
+_CGROUP = "/sys/fs/cgroup"
+#: prctl(2), capabilities(7)
+PR_CAPBSET_DROP, CAP_CHOWN = 24, 0
+
+
+def enter(rootfs: Rootfs, userns: int | None) -> None:
+    """`userns` maps the ids of `lower`, see `mount_calls.bind`."""
+    mount_calls.unshare(mount_calls.NEWNS)
+    mount_calls.keep_to_myself()
+    if os.path.isdir(_CGROUP):
+        # The groups were made and joined before; crun refuses hybrid machines when it sees them.
+        mount_calls.mount("none", _CGROUP, "tmpfs", MS_RDONLY | MS_NOSUID | MS_NODEV)
+    if not rootfs.lower:
+        return
+    folder = rootfs.folder
+    mount_calls.mount("none", folder, "tmpfs", MS_NOSUID | MS_NODEV, "mode=755")
+    for name in ("lower", "upper", "work", ROOT, SYS):
+        os.mkdir(f"{folder}/{name}")
+    mount_calls.bind(rootfs.lower, f"{folder}/lower", userns=userns)
+    # the folder that is written is what shows as /
+    os.chown(f"{folder}/upper", rootfs.uids[0][1], rootfs.gids[0][1])
+    options = f"lowerdir={folder}/lower,upperdir={folder}/upper,workdir={folder}/work"
+    mount_calls.mount("overlay", f"{folder}/{ROOT}", "overlay", MS_NOSUID | MS_NODEV, options)
+    mount_calls.bind("/sys", f"{folder}/{SYS}")

@@ -1,0 +1,111 @@
+"""Which bundle a workload gets, whose ids are inside, and which process a signal can't reach."""
+
+from __future__ import annotations
+
+import signal
+from pathlib import Path
+
+import msgspec
+import pytest
+
+from steelyard.errors import Refused
+from steelyard.model.ids import WorkloadId
+from steelyard.model.image import Image, UserIds
+from steelyard.runtime.container import Containers, Wanted, find_deaf
+from steelyard.runtime.oci.ranges import make_maps, owner_range
+
+ALICE, BOB = (1000, 100), (1001, 100)
+JOB = WorkloadId("7.1")
+
+
+@pytest.fixture
+def containers(tmp_path: Path) -> Containers:
+    root = tmp_path / "images/roots/abc/rootfs"
+    (root / "bin").mkdir(parents=True)
+    (root / "bin/app").write_text("x")
+    (root / "bin/app").chmod(0o755)
+    (root / "bin/data").write_text("x")
+    (root / "link").symlink_to("/bin/app")
+    (root / "out").symlink_to("/../../../../../../bin/sh")
+    return Containers(tmp_path / "run", tmp_path / "images", "node1")
+
+
+def image(**fields: object) -> Image:
+    return Image(**{"digest": "abc", "reference": "r.io/app:1", "env": {"PATH": "/bin", "A": "image"}, **fields})  # type: ignore[arg-type]
+
+
+def bundle(tmp_path: Path) -> dict[str, object]:
+    return msgspec.json.decode((tmp_path / "run/containers/7.1/config.json").read_bytes())
+
+
+def test_what_is_asked_stands_over_what_the_image_says(containers: Containers, tmp_path: Path) -> None:
+    command, rootfs = containers.make(JOB, image(cwd="/srv"), Wanted(("app", "-x"), {"A": "mine"}), ALICE)
+    process = bundle(tmp_path)["process"]
+    assert process["args"] == ["app", "-x"]  # type: ignore[index]
+    assert process["env"] == ["A=mine", "HOME=/", "PATH=/bin"]  # type: ignore[index]
+    assert process["cwd"] == "/srv"  # type: ignore[index]
+    assert (command[0], command[-1]) == ("crun", "7.1")
+    assert rootfs.lower == str(tmp_path / "images/roots/abc/rootfs")
+    assert (tmp_path / "run/containers/7.1/config.json").stat().st_mode & 0o777 == 0o600
+
+
+def test_an_agent_that_comes_later_knows_what_was_made_until_it_is_forgotten(containers: Containers, tmp_path: Path) -> None:
+    containers.make(JOB, image(), Wanted(("app",), {}), ALICE)
+    later = Containers(tmp_path / "run", tmp_path / "images", "node1")
+    assert later.made(JOB) == containers.made(JOB) is not None
+    later.forget(JOB)
+    assert Containers(tmp_path / "run", tmp_path / "images", "node1").made(JOB) is None
+    assert not (tmp_path / "run/containers/7.1").exists()
+
+
+def test_root_inside_is_the_owner_and_every_other_id_is_of_a_range_of_theirs(containers: Containers) -> None:
+    assert containers.ids(image(), ALICE) == ALICE
+    web = image(ids=UserIds(101, 102))
+    alice, bob = containers.ids(web, ALICE), containers.ids(web, BOB)
+    assert alice != bob
+    assert containers.ids(web, ALICE) == alice
+    assert alice[0] > 0x7000_0000 + 2 * 65536
+
+
+def test_ranges_of_users_never_meet_and_are_kept(tmp_path: Path) -> None:
+    firsts = [owner_range(tmp_path, uid) for uid in (5, 6, 5, 7)]
+    assert firsts[0] == firsts[2]
+    spans = [set(range(inside[1], inside[1] + inside[2], 4096)) for first in set(firsts) for inside in make_maps(first, 1)[0][1:]]
+    assert sum(map(len, spans)) == len(set().union(*spans))
+
+
+@pytest.mark.parametrize("program", ["app", "/bin/app", "/link", "bin/app"])
+def test_a_program_of_the_image_is_found_by_name_path_and_link(containers: Containers, program: str) -> None:
+    containers.make(JOB, image(), Wanted((program,), {}), ALICE)
+
+
+@pytest.mark.parametrize("program", ["nothing", "/bin/data", "/bin", "/out", "../../bin/sh"])
+def test_what_is_no_program_of_the_image_is_refused_before_it_starts(containers: Containers, program: str) -> None:
+    with pytest.raises(Refused, match="has no program") as refusal:
+        containers.make(JOB, image(), Wanted((program,), {}), ALICE)
+    assert refusal.value.code == "no-such-program"
+
+
+STATUS = "Name:\tx\nNSpid:\t{pids}\nSigBlk:\t{blocked}\nSigIgn:\t{ignored}\nSigCgt:\t{caught}\n"
+NONE, TERM = "0" * 16, f"{1 << 14:016x}"
+
+
+@pytest.mark.parametrize(
+    ("pids", "blocked", "ignored", "caught", "signum", "deaf"),
+    [
+        ("50\t1", NONE, NONE, NONE, signal.SIGTERM, True),
+        ("50\t1", NONE, NONE, TERM, signal.SIGTERM, False),
+        ("50\t1", NONE, TERM, NONE, signal.SIGTERM, False),
+        ("50\t1", TERM, NONE, NONE, signal.SIGTERM, False),
+        ("50\t1", NONE, NONE, TERM, signal.SIGINT, True),
+        ("50\t7", NONE, NONE, NONE, signal.SIGTERM, False),
+        ("50", NONE, NONE, NONE, signal.SIGTERM, False),
+        ("50\t1", NONE, NONE, NONE, signal.SIGCONT, False),
+        ("50\t1", NONE, NONE, NONE, signal.SIGWINCH, False),
+    ],
+)
+def test_only_a_first_process_without_a_handler_is_deaf(
+    pids: str, blocked: str, ignored: str, caught: str, signum: int, deaf: bool
+) -> None:
+    status = STATUS.format(pids=pids, blocked=blocked, ignored=ignored, caught=caught)
+    assert find_deaf({50: status}, signum) == ([50] if deaf else [])
