@@ -17,6 +17,7 @@ from bench import (
     calls,
     decision,
     idle,
+    images,
     jitter,
     jobs,
     many,
@@ -58,6 +59,7 @@ GROUPS: dict[str, Measure] = {
     "first-call": calls.measure_first,
     "reload": calls.measure_reload,
     "weights": weights.measure_weights,
+    "image-build": images.measure_build,
 }
 PAGE = Path(__file__).resolve().parent.parent / "docs" / "benchmarks.md"
 

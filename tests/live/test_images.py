@@ -225,6 +225,7 @@ def test_run_builds_what_is_missing_first(shared: Site) -> None:
 def test_a_failing_step_is_quoted_and_what_serves_goes_on(shared: Site) -> None:
     file = write_app(shared, folder="fails")
     shared.ok("deploy", str(file), "--replace")
+    before = shared.function("pics-look")["revision"]
     try:
         file.write_text(APP.replace('pip_install("numpy==2.0.0")', 'pip_install("numpy==2.0.0").pip_install("no-such-thing")'))
         done = shared.cli("deploy", str(file))
@@ -232,7 +233,7 @@ def test_a_failing_step_is_quoted_and_what_serves_goes_on(shared: Site) -> None:
         said = done.stderr.decode()
         assert "Step 3 of 5, pip_install no-such-thing: there is no such package" in said
         assert "Nothing was deployed" in said and "| " in said
-        assert shared.function("pics-look")["revision"] == 1
+        assert shared.function("pics-look")["revision"] == before
         assert shared.ok("call", "pics-again").strip() == '"2.0.0"'
         failed = next(each for each in shared.api("GET", "/v1/images").json() if each["state"] == "FAILED")
         assert "steelyard logs j-" in failed["detail"]
@@ -349,7 +350,7 @@ def test_yaml_and_sbatch_scripts_name_images(shared: Site) -> None:
 
 @pytest.mark.timeout(180)
 def test_the_page_is_true(shared: Site) -> None:
-    carry_out_page(shared, "images.md")
+    carry_out_page(shared, "environments.md")
 
 
 # each with a Steelyard of its own

@@ -14,7 +14,11 @@ import pytest
 from steelyard.cli.main import COMMANDS, PROGRAMS
 
 GOLDEN = Path(__file__).parent / "help"
-LINES = ["", *COMMANDS, "keys create", "keys delete", *(f"schedules {word}" for word in ("create", "delete", "pause", "resume"))]
+LINES = [
+    *("", *COMMANDS, "keys create", "keys delete"),
+    *(f"schedules {word}" for word in ("create", "delete", "pause", "resume")),
+    *(f"image {word}" for word in ("build", "ls", "inspect", "rm")),
+]
 
 
 def help_of(line: str) -> str:
