@@ -32,7 +32,7 @@ if TYPE_CHECKING:
     )
     from steelyard.sdk.handle import Cls, Function
     from steelyard.sdk.image import Image
-    from steelyard.sdk.nouns import Cron, Every, Volume
+    from steelyard.sdk.nouns import Cron, Every, Secret, Volume
     from steelyard.sdk.nouns import Every as Period
 
 __version__ = "0.1.0"
@@ -45,7 +45,7 @@ _HOMES = {
     **{name: ("handle", name) for name in ("Cls", "Function")},
     "Image": ("image", "Image"),
     "FunctionCall": ("call", "FunctionCall"),
-    **{name: ("nouns", name) for name in ("Cron", "Every", "Volume")},
+    **{name: ("nouns", name) for name in ("Cron", "Every", "Secret", "Volume")},
     **{
         name: ("errors", name)
         for name in (
@@ -72,7 +72,8 @@ _HOMES = {
 }
 
 __all__ = [
-    "__version__", "App", "Cls", "Cron", "Every", "Function", "FunctionCall", "Image", "Period", "Volume",
+    "__version__", "App", "Cls", "Cron", "Every", "Function", "FunctionCall", "Image", "Period", "Secret",
+    "Volume",
     "asgi_app", "batched", "concurrent", "endpoint", "enter", "exit", "fastapi_endpoint", "method", "phase", "web_endpoint",
     "web_server", "wsgi_app",
     "CallCancelled", "CallTimeout", "DeclarationError", "Error", "NotAllowed", "NotDeployed", "NotReachable", "OutOfMemory",

@@ -38,6 +38,11 @@ class Paths(msgspec.Struct, frozen=True):
         return self.home / "agent.token"
 
     @property
+    def secret_key(self) -> Path:
+        """What secrets are sealed with, mode 0600; there once there is a secret. Without it a copy of the store tells none."""
+        return self.home / "secrets.key"
+
+    @property
     def programs(self) -> Path:
         """One <program>.json per supervised program: pid, start time, boot id."""
         return self.home / "programs"
@@ -121,6 +126,17 @@ class Paths(msgspec.Struct, frozen=True):
     def relays(self) -> Path:
         """One folder per program behind the relay, for its private socket."""
         return self.run / "relay"
+
+    @property
+    def secrets(self) -> Path:
+        """One folder per workload that is given secrets as files. It may be a link to where nothing is written to a disk."""
+        return self.run / "secrets"
+
+    @property
+    def containers(self) -> Path:
+        """What crun is told of each container, variables among it, and its notes. It may be a link to where nothing is written to
+        a disk."""
+        return self.run / "containers"
 
     @property
     def tag(self) -> str:

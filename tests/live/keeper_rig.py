@@ -12,6 +12,7 @@ from typing import Any
 import msgspec
 from spawner_rig import LIMIT_S, WORK_GID, WORK_UID, Rig, open_rig, until
 
+from agent_parts import no_secrets
 from steelyard.agent.cleanup import Cleanup
 from steelyard.agent.devices import DeviceKeeper
 from steelyard.agent.holdings import Holdings
@@ -71,7 +72,7 @@ class KeeperRig:
 
     def _make_keeper(self) -> JobKeeper:
         clock, runtime = SystemClock(), self.rig.make_runtime()
-        containers = Containers(self.paths.run, self.paths.images, "h")
+        containers = Containers(self.paths.containers, self.paths.images, "h")
         cleanup = Cleanup(runtime, self.paths, containers)
         self.paths.run.mkdir(exist_ok=True)
         journal = SettingsJournal(self.paths.run, boot_id())
@@ -83,7 +84,7 @@ class KeeperRig:
         volumes = VolumeFolders(self.paths.volumes, ())
         return JobKeeper(
             self.paths, SETTINGS, self.machine, runtime, cleanup, self.rig.cgroups, clock, self.timing,
-            self.changed.set, self.devices, Presence(None), Holdings(scratch, usage, self.rig.cgroups, volumes),
+            self.changed.set, self.devices, Presence(None), Holdings(scratch, usage, self.rig.cgroups, volumes, no_secrets()),
             "/nonexistent", JobContainers(containers),
         )  # fmt: skip
 

@@ -6,6 +6,7 @@ import json
 import os
 import re
 import shutil
+import subprocess
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -160,13 +161,24 @@ def test_an_ended_one_leaves_no_bundle_mount_or_note(shared: Cluster, image: str
     run(shared, image, "true")
     job = submit(shared, image, "sh", "-c", "sleep 0.2")
     shared.wait_job(job, "SUCCEEDED")
-    folders = Path("/run/steelyard") / shared.tag
+    folder = (Path("/run/steelyard") / shared.tag / "containers").resolve()
+    wait_until(lambda: [path.name for path in folder.glob("*")] == [".crun"], 10, "bundles to be forgotten")
+    assert not list((folder / ".crun").iterdir())
+    assert str(folder) not in Path("/proc/self/mountinfo").read_text()
 
-    def gone() -> bool:
-        return not list((folders / "containers").glob("*")) and not list((folders / "crun").glob("*"))
 
-    wait_until(gone, 10, "bundles to be forgotten")
-    assert str(folders) not in Path("/proc/self/mountinfo").read_text()
+def test_an_agent_that_is_killed_over_a_fetch_leaves_nothing_and_the_next_fetches(shared: Cluster, registry: Registry) -> None:
+    reference = registry.add("killed:1", OciImage(busybox_entries(), [entry("etc/k", os.urandom(1000))], config=PATHS))
+    registry.gate.clear()
+    registry.asked_blob.clear()
+    try:
+        job = submit(shared, reference, "cat", "/etc/hello")
+        assert registry.asked_blob.wait(20)
+        shared.kill("agent")
+    finally:
+        registry.gate.set()
+    assert shared.wait_job(job, "FAILED")["exit_code"] == 1, "it ran, and there is no such file"
+    assert not list((shared.home / "images/work").iterdir())
 
 
 def test_stopping_while_its_image_is_fetched_does_not_wait_for_it(shared: Cluster, registry: Registry) -> None:
@@ -215,6 +227,21 @@ def test_volumes_and_scratch_are_seen_inside_at_their_paths(shared: Cluster, ima
     script = "cat /data/file; echo x > /data/other || echo read-only; echo s > $STEELYARD_SCRATCH/x && ls $STEELYARD_SCRATCH"
     out = run(shared, image, script, "--volume", "data:/data:ro", "--scratch", "16MB")
     assert out.split() == ["kept", "read-only", "x"]
+
+
+def test_secrets_come_as_variables_and_as_files(shared: Cluster, image: str) -> None:
+    shared.ok("secrets", "create", "db", "PASSWORD", input=b"hunter2-hunter2")
+    script = 'test "$PASSWORD" = hunter2-hunter2 && echo variable'
+    assert run(shared, image, script, "--secret", "db") == "variable\n"
+    script = 'test "$(cat $STEELYARD_SECRETS/db/PASSWORD)" = hunter2-hunter2 && echo file'
+    assert run(shared, image, script, "--secret", "db:files") == "file\n"
+    shared.ok("secrets", "delete", "db")
+
+
+def test_no_variable_of_the_users_brings_a_folder_of_the_machine_in(shared: Cluster, image: str) -> None:
+    for name in ("STEELYARD_SCRATCH", "STEELYARD_CA", "STEELYARD_SECRETS", "TMPDIR"):
+        out = run(shared, image, f"ls -d {shared.folder} 2>/dev/null; echo end", "--env", f"{name}={shared.folder}")
+        assert out == "end\n", name
 
 
 def test_the_ranks_of_a_gang_each_get_a_container(shared: Cluster, image: str) -> None:
@@ -303,8 +330,10 @@ def test_the_environment_of_an_image_reaches_no_process_of_root(shared: Cluster,
 def test_a_bundle_which_names_variables_is_roots_alone(shared: Cluster, image: str) -> None:
     job = submit(shared, image, "sleep", "1000", env={"TOKEN": "s3cret"})
     shared.wait_job(job, "RUNNING")
-    for path in (Path("/run/steelyard") / shared.tag / "containers").glob("*/config.json"):
-        assert path.stat().st_mode & 0o077 == 0
+    folder = (Path("/run/steelyard") / shared.tag / "containers").resolve()
+    assert (folder / f"{job}.1" / "config.json").stat().st_mode & 0o077 == 0
+    kind = subprocess.run(["stat", "-f", "-c", "%T", folder], capture_output=True, text=True, check=True).stdout.strip()
+    assert kind == "tmpfs", "no secret of a variable reaches a disk"
     shared.ok("stop", job)
 
 

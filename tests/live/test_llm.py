@@ -4,6 +4,7 @@ server is the example's, which takes vLLM's command line and needs no GPU."""
 from __future__ import annotations
 
 import json
+import os
 import subprocess
 import sys
 import time
@@ -97,3 +98,22 @@ def test_a_queue_inside_the_model_adds_a_replica(shared: Cluster, chat: openai.O
         assert {len(job.result()) for job in streams} == {400}
     assert any("vllm:num_requests_waiting is" in step["text"] and step["after"] == 2 for step in seen["changes"])
     shared.wait_function(NAME, "SLEEPING", 40)
+
+
+def test_one_command_writes_the_file_and_deploys_what_it_says(shared: Cluster) -> None:
+    """`llama-server` is stood in for by the example's server, which passes over options that it does not know."""
+    folder = shared.folder / "recipe"
+    folder.mkdir(mode=0o755)
+    (folder / "llama-server").write_text(f'#!/bin/sh\nexec {sys.executable} {EXAMPLE / "server.py"} "$@"\n')
+    (folder / "llama-server").chmod(0o755)
+    (folder / "small.gguf").write_bytes(b"GGUF" + bytes(1000))
+    env = {"PATH": f"{folder}:{os.environ['PATH']}"}
+    words = ("deploy", "--recipe", "llama-cpp", "small.gguf", "--public", "--idle-timeout", "1s")
+    unasked = shared.cli(*words, env=env, cwd=folder)
+    assert unasked.returncode != 0 and b"apply it with -y" in unasked.stderr, "nobody is there to ask"
+    shown = shared.ok(*words, "-y", env=env, cwd=folder)
+    assert "+ function small: new" in shown and "small revision 1 is ready" in shown
+    assert shared.call("/small/v1/models").status == 200
+    again = shared.ok("apply", "-y", "-f", str(folder / "small.yaml"))
+    assert "= function small: as it is" in again
+    shared.ok("delete", "small")

@@ -16,6 +16,7 @@ import pytest
 
 from oci_images import OciImage, Registry, busybox_entries, entry, folder, link, make_tar
 from steelyard.errors import Refused, SteelyardError
+from steelyard.host.as_user import observe_file
 from steelyard.model.image import Image, parse_image
 from steelyard.runtime.oci import RANGE_FIRST, Limits
 from steelyard.runtime.oci.store import ImageStore
@@ -47,7 +48,8 @@ def make_store(tmp_path: Path, *, in_use: tuple[str, ...] = (), budget: int = 1 
 
 
 def pull(store: ImageStore, reference: str, ids: tuple[int, int] | None = NOBODY) -> Image:
-    return store.ensure(parse_image(reference), ids)
+    parsed = parse_image(reference)
+    return store.ensure(parsed, ids, observe_file(parsed.file, ids) if parsed.file else "")
 
 
 def tiny(text: str = "hi", architecture: str = "amd64") -> OciImage:

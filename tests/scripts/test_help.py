@@ -15,7 +15,11 @@ from steelyard.cli.main import COMMANDS, PROGRAMS
 
 GOLDEN = Path(__file__).parent / "help"
 LINES = [
-    *("", *COMMANDS, "keys create", "keys delete"),
+    "",
+    *COMMANDS,
+    "keys create",
+    "keys delete",
+    *(f"secrets {word}" for word in ("list", "create", "delete")),
     *(f"schedules {word}" for word in ("create", "delete", "pause", "resume")),
     *(f"image {word}" for word in ("build", "ls", "inspect", "rm")),
 ]

@@ -28,6 +28,7 @@ from steelyard.agent.lending import Lending
 from steelyard.agent.presence import GONE, Presence
 from steelyard.agent.readiness import make_listener
 from steelyard.agent.revision import RevisionHost
+from steelyard.agent.secrets import SecretKeeper
 from steelyard.agent.template_tree import TemplateTree
 from steelyard.agent.trial import RolloutFailed, make_ready, socket_name, socket_path
 from steelyard.errors import SteelyardError, Unreachable
@@ -68,8 +69,10 @@ class FunctionHost:
         presence: Presence,
         lending: Lending,
         tree: TemplateTree,
+        secrets: SecretKeeper,
     ) -> None:
         self._devices, self._presence, self._lending, self._tree = devices, presence, lending, tree
+        self._secrets = secrets
         self._edges, self.name = edges, name
         self._on_change, self._on_coldstart, self._on_awake = on_change, on_coldstart, on_awake
         self._apply_routes, self._ledger = apply_routes, ledger
@@ -260,7 +263,8 @@ class FunctionHost:
                 # A defect of ours: the user must not wait for ever, and the log must name it.
                 log.error("roll-out of %s", function.name, exc_info=err)
                 failure = Reason.START_FAILED, f"Steelyard itself failed ({err!r}); the agent's log has more."
-        self._failed[function.revision] = failure
+        reason, detail = failure
+        self._failed[function.revision] = reason, self._secrets.clean(function.owner, function.spec.secrets, detail)
 
     async def make_host(self, function: AssignedFunction, held: int | None) -> RevisionHost:
         """A revision with its code and listening socket; `held` is the descriptor the spawner kept for it."""
@@ -287,6 +291,7 @@ class FunctionHost:
             self._on_awake,
             self._lending,
             self._tree,
+            self._secrets,
         )
 
     async def _take_back(self, function: AssignedFunction, plan: Plan) -> None:

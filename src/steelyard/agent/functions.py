@@ -19,6 +19,7 @@ from steelyard.agent.memory import NodeUse, TemplateUse, choose_evictions, choos
 from steelyard.agent.presence import Presence
 from steelyard.agent.replica import KIND as REPLICA
 from steelyard.agent.revision import RevisionHost
+from steelyard.agent.secrets import SecretKeeper
 from steelyard.agent.template import TemplateKeeper
 from steelyard.agent.template_process import BASE, TemplateProcess
 from steelyard.agent.template_process import KIND as TEMPLATE
@@ -60,8 +61,9 @@ class FunctionKeeper:
         devices: DeviceKeeper,
         presence: Presence,
         lending: Lending,
+        secrets: SecretKeeper,
     ) -> None:
-        self._edges, self._ledger = edges, ledger
+        self._edges, self._ledger, self._secrets = edges, ledger, secrets
         self._devices, self._presence, self._lending = devices, presence, lending
         self._on_change, self._on_coldstart = on_change, on_coldstart
         self.tree = TemplateTree(edges, ledger)
@@ -97,6 +99,7 @@ class FunctionKeeper:
             presence=self._presence,
             lending=self._lending,
             tree=self.tree,
+            secrets=self._secrets,
         )
         self._hosts[name] = host
         self._stale.add(name)
@@ -345,6 +348,16 @@ class FunctionKeeper:
     def log_folders(self) -> set[WorkloadId]:
         """Folders whose logs may be growing."""
         return {WorkloadId(revision.logs) for host in self._hosts.values() for revision in host.hosts if revision.replicas}
+
+    def on_secrets(self) -> None:
+        for revision in [revision for host in self._hosts.values() for revision in host.hosts if revision.secrets]:
+            revision.on_secrets()
+
+    @property
+    def secret_folders(self) -> set[str]:
+        """Of the revisions that have a process now."""
+        revisions = (revision for host in self._hosts.values() for revision in host.hosts)
+        return {revision.secrets.folder for revision in revisions if revision.secrets and revision.workloads}
 
     def held(self, assigned: Iterable[AssignedFunction]) -> tuple[HeldPlan, ...]:
         """Cores and devices that revisions run on beside those of the assigned ones: they drain, or serve until those are

@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 
 from steelyard.agent.scratch import ScratchKeeper
+from steelyard.agent.secrets import SecretKeeper
 from steelyard.agent.usage import UsageKeeper
 from steelyard.host import Cgroups
 from steelyard.host.volumes import VolumeFolders, observe_mounted
@@ -26,9 +27,10 @@ V1_WRITES = (
 
 
 class Holdings:
-    def __init__(self, scratch: ScratchKeeper, usage: UsageKeeper, cgroups: Cgroups, volumes: VolumeFolders) -> None:
-        self.scratch, self.usage = scratch, usage
-        self.volumes = volumes
+    def __init__(
+        self, scratch: ScratchKeeper, usage: UsageKeeper, cgroups: Cgroups, volumes: VolumeFolders, secrets: SecretKeeper
+    ) -> None:
+        self.scratch, self.usage, self.volumes, self.secrets = scratch, usage, volumes, secrets
         self._cgroups = cgroups
 
     async def prepare(self, workload: WorkloadId, asked: Resources, ids: tuple[int, int] | None) -> Mapping[str, str]:
@@ -47,6 +49,7 @@ class Holdings:
         """Nothing of it runs any more, or ever did."""
         self.usage.note_end(workload, None)
         self.scratch.release(workload)
+        self.secrets.drop(workload)
 
     def forget(self, attempt: AttemptId) -> None:
         self.usage.forget(attempt)

@@ -70,12 +70,12 @@ def enter_function(images: Path, function: AssignedFunction) -> AssignedFunction
     return msgspec.structs.replace(function, spec=spec)
 
 
-def enter_job(images: Path, job: AssignedJob) -> dict[str, str]:
-    """The user's variables, within those of its image. Raises EdgeFailed (code image-missing)."""
+def enter_job(images: Path, job: AssignedJob, env: dict[str, str]) -> dict[str, str]:
+    """The job's own variables, within those of its image. Raises EdgeFailed (code image-missing)."""
     if not job.spec.image:
-        return job.spec.env
+        return env
     folder, marker = find_layer(images, job.owner, job.spec.image)
-    return image_environment(str(folder), marker.env, PATH, job.spec.env)
+    return image_environment(str(folder), marker.env, PATH, env)
 
 
 def start_builder(images: Path, job: AssignedJob, ids: tuple[int, int] | None) -> tuple[tuple[str, ...], dict[str, str]]:

@@ -9,19 +9,20 @@ from __future__ import annotations
 
 import asyncio
 import os
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 
 import msgspec
 
 from steelyard.agent.attempt import Attempt, Member
 from steelyard.errors import EdgeFailed, Refused
 from steelyard.host import Cgroups
+from steelyard.host.as_user import observe_file
 from steelyard.host.proc import observe_walls
 from steelyard.host.volumes import check_source
 from steelyard.lifecycle.bundle import namespaces
 from steelyard.lifecycle.launch import Launch
 from steelyard.model.ids import WorkloadId
-from steelyard.model.image import Image
+from steelyard.model.image import Image, ImageReference, parse_image
 from steelyard.model.mount import Bind
 from steelyard.model.reason import Reason
 from steelyard.runtime.container import Containers, Wanted, end_deaf
@@ -44,7 +45,7 @@ class JobContainers:
         if owner is None:
             self._containers.check()  # which refuses: only root makes containers
             raise Refused("Containers need root. Nothing was started.", code="no-containers-here")
-        task = asyncio.ensure_future(asyncio.to_thread(self._containers.fetch, job.spec.image, owner))
+        task = asyncio.ensure_future(asyncio.to_thread(self._fetch, parse_image(job.spec.image), owner))
         attempt.fetching = task
         try:
             return await task
@@ -53,14 +54,29 @@ class JobContainers:
         finally:
             attempt.fetching = None
 
+    def _fetch(self, reference: ImageReference, owner: Ids) -> Image:
+        """A folder or archive must be theirs to read now, also when its image is here already."""
+        try:
+            stamp = observe_file(reference.file, owner) if reference.file else ""
+        except EdgeFailed as err:
+            raise Refused(f"The image {reference.text}: {err.public}. Nothing was started.", code="image-unreadable") from err
+        return self._containers.fetch(reference, owner, stamp)
+
     def ids(self, image: Image, owner: Ids) -> Ids:
         return self._containers.ids(image, owner)
 
     def make(
-        self, job: AssignedJob, member: Member, image: Image, launch: Launch, env: Mapping[str, str], owner: Ids, folder: str
+        self,
+        job: AssignedJob,
+        member: Member,
+        image: Image,
+        launch: Launch,
+        env: Mapping[str, str],
+        owner: Ids,
+        folders: Sequence[str],
     ) -> tuple[tuple[str, ...], Rootfs]:
-        """`env`: what it is told beside the image's variables; `folder`: that of the attempt, which is seen inside if it is
-        there."""
+        """`env`: what it is told beside the image's variables; `folders`: that Steelyard made for it. They are seen inside, where
+        they are there. Never taken from `env`, which is the user's to fill: crun mounts as root."""
         for volume in job.volumes:
             if (wrong := check_source(volume)) is not None:
                 raise EdgeFailed(f"Not started: {wrong}", code="start-failed", detail="volumes")
@@ -70,7 +86,7 @@ class JobContainers:
             env=dict(env),
             cwd=job.spec.cwd,
             own_network=job.spec.own_network,
-            binds=(*_find_binds(env, folder), *volumes),
+            binds=(*_find_binds(folders, launch.env.get("STEELYARD_CA", "")), *volumes),
         )
         return self._containers.make(member.workload, image, wanted, owner)
 
@@ -110,11 +126,9 @@ class JobContainers:
         return () if made is None else (f"runs in a container of {made.reference}, started by crun",)
 
 
-def _find_binds(env: Mapping[str, str], folder: str) -> list[Bind]:
-    """Folders and files that Steelyard made for it or tells it of, at the same paths."""
-    found = [Bind(folder, folder)] if os.path.isdir(folder) else []
-    scratch, certificate = env.get("STEELYARD_SCRATCH"), env.get("STEELYARD_CA")
-    found += [Bind(scratch, scratch)] if scratch else []
+def _find_binds(folders: Sequence[str], certificate: str) -> list[Bind]:
+    """At the same paths as outside."""
+    found = [Bind(folder, folder) for folder in folders if folder and os.path.isdir(folder)]
     return found + ([Bind(certificate, certificate, True)] if certificate else [])
 
 

@@ -27,7 +27,7 @@ from steelyard.errors import EdgeFailed
 from steelyard.lifecycle.launch import render_hostfile
 from steelyard.model.batch import Gang
 from steelyard.model.ids import AttemptId
-from steelyard.runtime.logs import read_log
+from steelyard.runtime.logs import Piece, read_log
 from steelyard.wire.spawn import Outputs
 
 log = logging.getLogger(__name__)
@@ -129,20 +129,20 @@ class JobFiles:
 
     # -- output
 
-    def read_output(self, workload: str, stream: str, offset: int, limit: int) -> tuple[bytes, int]:
+    def read_output(self, workload: str, stream: str, offset: int, limit: int, margin: int = 0) -> Piece:
         """Log or output file of an attempt or of one of its ranks (`<attempt>.<rank>`); a gang's own name means its rank 0.
-        Bytes from `offset` on, and where to go on."""
+        Bytes from `offset` on, where to go on, and `margin` bytes around them."""
         folder = self.folder(workload)
         kept = self._load_outputs(folder)
         if kept is not None:
             first, path = kept.outputs.stdout, kept.outputs.stderr if stream == "stderr" else kept.outputs.stdout
             if path is not None:
                 if stream == "stderr" and path == first:
-                    return b"", offset  # it is all in the other one
-                return read_users_file(path, kept.uid, offset, limit)
+                    return Piece(b"", offset)  # it is all in the other one
+                return read_users_file(path, kept.uid, offset, limit, margin)
         if not (folder / stream).exists() and (rank := folder.with_name(f"{folder.name}.0")).exists():
             folder = rank
-        return read_log(folder / stream, offset, limit)
+        return read_log(folder / stream, offset, limit, margin)
 
     def _load_outputs(self, folder: Path) -> Kept | None:
         """Also of a rank: its attempt's, one file for all ranks."""
@@ -158,7 +158,7 @@ class JobFiles:
         return None
 
 
-def read_users_file(path: str, uid: int, offset: int, limit: int) -> tuple[bytes, int]:
+def read_users_file(path: str, uid: int, offset: int, limit: int, margin: int = 0) -> Piece:
     """The job's own file, and no other: by a link one could be led to what only root may read. What can't be shown is said in
     its place."""
     try:
@@ -172,17 +172,19 @@ def read_users_file(path: str, uid: int, offset: int, limit: int) -> tuple[bytes
         if not stat.S_ISREG(seen.st_mode) or seen.st_uid != uid:
             return _say(f"its output went to {path}, which is not shown here: it is no file of uid {uid}", offset)
         begin = min(max(offset, 0), seen.st_size)
-        data = os.pread(fd, limit, begin)
-        return data, begin + len(data)
+        first = max(0, begin - margin)
+        window = os.pread(fd, begin - first + limit + margin, first)
+        before, data, after = window[: begin - first], window[begin - first :][:limit], window[begin - first + limit :]
+        return Piece(data, begin + len(data), before=before, after=after)
     except OSError as err:
         return _say(f"its output went to {path}, which can't be read ({err.strerror})", offset)
     finally:
         os.close(fd)
 
 
-def _say(text: str, offset: int) -> tuple[bytes, int]:
+def _say(text: str, offset: int) -> Piece:
     line = f"[steelyard: {text}]\n".encode()
-    return line[offset:], max(offset, len(line))
+    return Piece(line[offset:], max(offset, len(line)))
 
 
 def find_ports(firsts: Iterable[int], count: int, taken: Collection[range]) -> range:

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import os
-from collections.abc import Callable, Collection
+from collections.abc import Callable, Collection, Mapping
 from pathlib import Path
 
 from steelyard.agent.attempt import ATTEMPT, RANK, RANKS, Attempt, Member, explain_limit
@@ -21,6 +21,7 @@ from steelyard.agent.job_container import STOPPED, JobContainers
 from steelyard.agent.job_files import JobFiles, find_ports
 from steelyard.agent.presence import GONE, Presence
 from steelyard.agent.reconcile import RUNNING, watches_beats
+from steelyard.agent.secrets import WorkSecrets
 from steelyard.agent.timing import TimingKeeper
 from steelyard.config import Settings
 from steelyard.errors import EdgeFailed, SteelyardError
@@ -86,7 +87,11 @@ class JobStarter:
             ids = self._containers.ids(image, owner)
         attempt.mps = shares_by_mps(job.plan)
         launches = await self._make_launches(job, attempt, ids)
-        envs = [self._make_env(job, member, launch, ids) for member, launch in zip(attempt.members, launches, strict=True)]
+        given = [await self._secrets(job, member, ids).variables() for member in attempt.members]
+        envs = [
+            self._make_env(job, member, launch, ids, secrets)
+            for member, launch, secrets in zip(attempt.members, launches, given, strict=True)
+        ]
         outputs = Outputs(job.spec.stdout, job.spec.stderr, job.spec.truncate_output)
         if job.spec.stdout is not None or job.spec.stderr is not None:
             self._files.write_outputs(job.attempt, _seen_by_us(outputs, job), ids)
@@ -96,15 +101,17 @@ class JobStarter:
         self._timing.hold(job.attempt, job.plan)
         if devices_of(job.plan):
             await self._devices.note_start(job.plan)
+        needed: list[str] = []
         for member, env in zip(attempt.members, envs, strict=True):
-            env.update(await self._holdings.prepare(member.workload, job.spec.each, ids))
-        needed = [env.get("STEELYARD_SCRATCH", "") for env in envs]
+            held = await self._holdings.prepare(member.workload, job.spec.each, ids)
+            env.update(held)
+            needed.append(held.get("STEELYARD_SCRATCH", ""))
         mounts = None
         if image is None:
             mounts = await self._holdings.volumes.mounts(job.volumes, ids[0] if ids else os.geteuid(), needed)
         wanted = [Wanted(member.workload, member.plan, _labels(job, attempt, member)) for member in attempt.members]
         await self._runtime.prepare_all(wanted, kind=KIND)
-        for member, launch, env in zip(attempt.members, launches, envs, strict=True):
+        for member, launch, env, scratch in zip(attempt.members, launches, envs, needed, strict=True):
             if attempt.broke_with is not None:
                 member.phase = "not-started"
                 continue
@@ -115,7 +122,13 @@ class JobStarter:
             argv, cwd, rootfs = launch.argv, job.spec.cwd, None
             if image is not None and owner is not None:
                 outputs = _seen_by_us(outputs, job)  # opened before any volume is mounted
-                argv, rootfs = self._containers.make(job, member, image, launch, env, owner, str(self._files.folder(job.attempt)))
+                files = any(use.as_files for use in job.spec.secrets)
+                folders = (
+                    str(self._files.folder(job.attempt)),
+                    scratch,
+                    self._holdings.secrets.path(member.workload) if files else "",
+                )
+                argv, rootfs = self._containers.make(job, member, image, launch, env, owner, folders)
                 env, cwd = {"PATH": PATH}, "/"  # crun's own: it is root
             handle = await self._runtime.launch(
                 member.workload,
@@ -175,13 +188,14 @@ class JobStarter:
         cores = sum(not cpus.isdisjoint(core.cpus) for core in self._machine.cores)
         return cores if job.plan.cpus or job.plan.share >= cores else 0
 
-    def _make_env(self, job: AssignedJob, member: Member, launch: Launch, ids: Ids) -> dict[str, str]:
-        """What one process is started with: the user's variables, over them who and where it is."""
-        if job.spec.contained:
-            # its image says where programs and homes are
-            env = job.spec.env
-        else:
-            env = make_env(enter_job(self._images, job), str(self._files.folder(job.attempt)), ids, job.owner)
+    def _secrets(self, job: AssignedJob, member: Member, ids: Ids) -> WorkSecrets:
+        return WorkSecrets(self._holdings.secrets, job.owner, job.spec.secrets, member.workload, ids)
+
+    def _make_env(self, job: AssignedJob, member: Member, launch: Launch, ids: Ids, secrets: Mapping[str, str]) -> dict[str, str]:
+        """What one process is started with: the user's variables, over them its secrets, and who and where it is."""
+        env = job.spec.env | dict(secrets)
+        if not job.spec.contained:  # whose image says where programs and homes are
+            env = make_env(enter_job(self._images, job, env), str(self._files.folder(job.attempt)), ids, job.owner)
         env = make_environment(member.plan, self._machine.topology, env, mps=shares_by_mps(member.plan)) | launch.env
         script = job.spec.script is not None
         env |= make_variables(job.volumes)

@@ -423,6 +423,7 @@ class JobKeeper:
             self._step_soon()
 
     def _note_not_started(self, job: AssignedJob, state: Attempt, reason: Reason, detail: str, *, doubt: bool = False) -> None:
+        detail = self._holdings.secrets.clean(job.owner, job.spec.secrets, detail)
         for member in state.members:
             self._runtime.kill(member.workload)
             self._holdings.drop(member.workload)

@@ -30,6 +30,7 @@ from steelyard.agent.link import Link
 from steelyard.agent.presence import Presence
 from steelyard.agent.reconcile import ALIVE
 from steelyard.agent.scratch import ScratchKeeper
+from steelyard.agent.secrets import SecretKeeper
 from steelyard.agent.timing import KIND as PROBE
 from steelyard.agent.timing import TimingKeeper
 from steelyard.agent.usage import UsageKeeper
@@ -94,7 +95,8 @@ class Agent:
         self._missing: tuple[str, ...] = ()
         scratch = ScratchKeeper(edges.scratch)
         usage = UsageKeeper(edges.cgroups, edges.clock, edges.machine.topology, scratch.peak_bytes)
-        self.holdings = Holdings(scratch, usage, edges.cgroups, edges.volumes)
+        self.secrets = SecretKeeper(edges.paths, edges.settings, lambda: self.functions.on_secrets())
+        self.holdings = Holdings(scratch, usage, edges.cgroups, edges.volumes, self.secrets)
         self.volumes = VolumeKeeper(edges.volumes, edges.settings, edges.clock)
         self.jobs = JobKeeper(
             edges.paths,
@@ -118,8 +120,12 @@ class Agent:
         self.functions = FunctionKeeper(
             edges, self._ledger, self._changed, self._add_coldstart, devices=self.devices, presence=self.presence,
             lending=Lending(self._reserve, self.jobs.make_way, self.devices),
+            secrets=self.secrets,
         )  # fmt: skip
-        self._link = Link(
+        self._link = self._make_link(edges)
+
+    def _make_link(self, edges: Edges) -> Link:
+        return Link(
             edges.settings,
             edges.paths.agent_token,
             Hello(wire_version=WIRE_VERSION, machine=edges.machine),
@@ -245,6 +251,7 @@ class Agent:
     async def _adopt(self, held: dict[str, int], running: Running) -> None:
         found = self._edges.runtime.adopt(running)
         assignment = self._ledger.assignment
+        self.secrets.adopt(assignment.secrets)
         probes = [item for item in found if _kind(item) == PROBE]
         self.jobs.adopt([item for item in found if _kind(item) == JOB], assignment.jobs, probes)
         self.execs.adopt(item for item in found if _kind(item) == EXEC)
@@ -259,6 +266,7 @@ class Agent:
                 self._watch_orphan(workload, pid, start_time)
         self.devices.resume()
         self.volumes.sweep()
+        self._edges.containers.sweep()
         if assignment.generation:
             self._reconcile(assignment)
 
@@ -291,6 +299,7 @@ class Agent:
 
     def _reconcile(self, assignment: Assignment) -> None:
         self._reserve()
+        self.secrets.reconcile(assignment.secrets)
         self.jobs.reconcile(assignment.jobs)
         self.functions.reconcile(assignment.functions, assignment.keys)
         self.images.reconcile(assignment.images)
@@ -381,10 +390,10 @@ class Agent:
         if ask.what == "log":
             stream = "stderr" if ask.stream == "stderr" else "stdout"
             try:
-                data, next_offset = self.jobs.files.read_output(ask.workload, stream, ask.offset, ask.limit)
+                piece = self.jobs.files.read_output(ask.workload, stream, ask.offset, ask.limit, ask.margin)
             except SteelyardError as err:
                 return Answer(id=ask.id, error=err.public)
-            return Answer(id=ask.id, data=data, next_offset=next_offset)
+            return Answer(ask.id, piece.data, piece.next_offset, "", piece.gap, piece.before, piece.after, piece.cut)
         return Answer(id=ask.id, error=f"This agent does not know the question {ask.what!r}.")
 
     async def _answer_exec(self, ask: Ask) -> Answer:
@@ -436,6 +445,7 @@ class Agent:
             self.health.on_use()
             self._look_at_missing()
             self.images.check()
+            self.secrets.sweep(lambda: self.jobs.workloads_in("starting", *ALIVE) | self.functions.secret_folders)
             await self.holdings.scratch.look()
             self.jobs.end_over_scratch(self.holdings.scratch.over())
             self.execs.tidy({workload for workload, _, _ in self.jobs.running}, self.jobs.known)

@@ -26,6 +26,7 @@ from steelyard.agent.presence import GONE, Presence
 from steelyard.agent.replica import FAILED, SERVING, Replica, Slot, make_slot
 from steelyard.agent.replica_end import ENDS_KEPT, explain_replica_end, say_in_log
 from steelyard.agent.scaler import Scaler
+from steelyard.agent.secrets import SecretKeeper, WorkSecrets
 from steelyard.agent.starter import start_plain
 from steelyard.agent.template import TemplateKeeper
 from steelyard.agent.template_tree import TemplateTree
@@ -69,6 +70,7 @@ class RevisionHost:
         on_awake: Callable[[], None],
         lending: Lending,
         tree: TemplateTree,
+        secrets: SecretKeeper,
     ) -> None:
         self.edges, self.function, self.code, self.listener = edges, function, code, listener
         self._presence, self._lending = presence, lending
@@ -85,9 +87,10 @@ class RevisionHost:
         place = make_environment(self.plan, edges.machine.topology, env, threads=False, mps=shares_by_mps(self.plan))
         place |= make_variables(function.volumes)
         self.env = place | tell_api(edges.settings.api_url, function.token, edges.settings.tls_cert or "")
+        self.secrets = WorkSecrets(secrets, function.owner, function.spec.secrets, f"fn.{self.name}", self.ids)
         self.template: TemplateKeeper | None = None
         if function.spec.served_by_runner:
-            self.template = TemplateKeeper(edges, tree, function, code, self.logs, self.env, self.ids)
+            self.template = TemplateKeeper(edges, tree, function, code, self.logs, self.env, self.ids, self.secrets)
         self.replicas: dict[WorkloadId, Replica] = {}
         self.queued = 0
         #: requests that wait in Envoy, beyond what the replicas and the socket may hold
@@ -207,8 +210,11 @@ class RevisionHost:
             if self.function.spec.wake_bound_s is not None and not await self._take_back(replica):
                 return replica
             if not await self._start_from_template(replica, slot, fd):
+                given = await self.secrets.variables()
+                if replica.workload not in self.replicas:
+                    return replica  # given up meanwhile, and those who waited were told
                 replica.sent_ns = self.edges.clock.mono_ns()
-                handle = await start_plain(self, slot, fd, replica.trial)
+                handle = await start_plain(self, slot, fd, replica.trial, given)
                 replica.road, replica.pid, replica.start_time = Road.PLAIN, handle.pid, handle.start_time
         except (SteelyardError, OSError) as err:
             if replica.trial or self.edges.spawner.serves(slot.spawner):
@@ -247,10 +253,11 @@ class RevisionHost:
             replica.reason, replica.road = Reason(forked.reason), Road.ENVIRONMENT
             template.miss()
             parent = await template.find_parent()
+            load = await template.load()
             if replica.workload not in self.replicas:
                 return True  # given up meanwhile, and those who waited were told
             if parent is not None:
-                forked = await template.fork_from(parent, slot, listen_fd, replica.trial)
+                forked = await template.fork_from(parent, load, slot, listen_fd, replica.trial)
         if not isinstance(forked, Forked):
             log.info("%s: plain start: %s %s", self.name, forked.reason, forked.detail)
             return False
@@ -284,7 +291,7 @@ class RevisionHost:
                 detail += f" At the end {replica.page.said}."
             if self.function.spec.wake_bound_s is not None and not replica.taken_ns:
                 detail += " The devices that it had lent are not free yet; `steelyard check` says who is on them."
-            self._failed(replica, Reason.STARTUP_DEADLINE, detail)
+            self._failed(replica, Reason.STARTUP_DEADLINE, f"{detail} {self.secrets.explain_wait()}".rstrip())
 
     def _failed(self, replica: Replica, reason: Reason, detail: str) -> None:
         """A start came to nothing: end what there is of it, refuse those who wait, and do not try again at once."""
@@ -399,7 +406,9 @@ class RevisionHost:
             return True
         if not served and not retiring and (trial or not exited.unseen):
             how = f"signal {exited.signal}" if exited.signal else f"exit code {exited.exit_code}"
-            self._failed(replica, Reason.START_FAILED, replica.page.error or f"It ended before it served ({how}).")
+            self._failed(
+                replica, Reason.START_FAILED, self.secrets.clean(replica.page.error) or f"It ended before it served ({how})."
+            )
             return True
         if not retiring:
             # Those that wait are served by the next one: the kernel still holds them.
@@ -456,6 +465,17 @@ class RevisionHost:
             self._remove(replica)
         self.drop_slot()
         self.listener.close()
+
+    def on_secrets(self) -> None:
+        """A start would be given others than before: the template is made anew, and files are replaced."""
+        if self.template is not None:
+            self.template.renew()
+        if self.secrets and self.workloads and not self.secrets.explain_wait():
+            self._spawn_task(self._replace_files())
+
+    async def _replace_files(self) -> None:
+        with contextlib.suppress(SteelyardError):  # the next start tells
+            await self.secrets.variables()
 
     def drop_slot(self) -> None:
         """The prepared slot is no good any more (its spawner is gone, or the revision is)."""

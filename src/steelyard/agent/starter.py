@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import os
 import sys
+from collections.abc import Mapping
 from typing import TYPE_CHECKING
 
 from steelyard.agent.replica import Slot
@@ -19,8 +20,8 @@ if TYPE_CHECKING:
 LISTEN_FD, PAGE_FD = 3, 4
 
 
-async def start_plain(host: RevisionHost, slot: Slot, listen_fd: int, private: bool) -> Handle:
-    """Raises EdgeFailed (code start-failed) with the step that failed."""
+async def start_plain(host: RevisionHost, slot: Slot, listen_fd: int, private: bool, given: Mapping[str, str]) -> Handle:
+    """`given`: variables over the revision's own. Raises EdgeFailed (code start-failed) with the step that failed."""
     spec = host.function.spec
     load = make_load(host.function.name, spec, host.code, host.env)
     if spec.served_by_runner:
@@ -50,7 +51,7 @@ async def start_plain(host: RevisionHost, slot: Slot, listen_fd: int, private: b
     return await host.edges.runtime.launch(
         slot.workload,
         argv=argv,
-        env=env | host.env,
+        env=env | host.env | dict(given),
         cwd=spec.cwd or str(host.code),
         uid=host.ids[0] if host.ids else None,
         gid=host.ids[1] if host.ids else None,

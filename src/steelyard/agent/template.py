@@ -15,6 +15,7 @@ import msgspec
 
 from steelyard.agent.edges import Edges
 from steelyard.agent.replica import Slot
+from steelyard.agent.secrets import WorkSecrets
 from steelyard.agent.template_process import REVISION, Ids, TemplateProcess, adopted_process
 from steelyard.agent.template_tree import Environment, TemplateTree, Wanted
 from steelyard.errors import EdgeFailed, SteelyardError, Unreachable
@@ -56,8 +57,11 @@ class TemplateKeeper:
         logs: str,
         env: dict[str, str],
         ids: Ids,
+        secrets: WorkSecrets,
     ) -> None:
+        """`env`: without secrets, which only the revision's own processes are given, never those it shares with others."""
         self._edges, self._tree, self._function, self._logs, self._ids = edges, tree, function, logs, ids
+        self._secrets = secrets
         spec = function.spec
         load = make_load(function.name, spec, code, SINGLE_THREAD_ENV | env)
         self.wanted = Wanted(function.name, spec.python, ids, load, tuple(each for each in function.volumes if each.path))
@@ -124,11 +128,12 @@ class TemplateKeeper:
         environment = await self._find_environment()
         parent = await self._tree.parent(self.wanted, environment)
         self.parent_key = parent.key
+        load = await self.load()
         workload = WorkloadId(f"tmpl.{function.name}.{function.revision}.{self._edges.clock.now_us():x}")
-        process = TemplateProcess(self._edges, workload, REVISION, "", parent.workload)
+        process = TemplateProcess(self._edges, workload, REVISION, self._secrets.version, parent.workload)
         self.process = process
         try:
-            status = await process.grow(parent, self._ids, self._logs, function.spec.startup_deadline_s, load=self.wanted.load)
+            status = await process.grow(parent, self._ids, self._logs, function.spec.startup_deadline_s, load=load)
         except BaseException:
             self.process = None
             raise
@@ -142,9 +147,25 @@ class TemplateKeeper:
         self._take(process)
         return status
 
+    async def load(self) -> Load:
+        """What it, or a replica that is forked without it, is of, its secrets among the variables. Waits for those, and raises
+        EdgeFailed where one is gone."""
+        given = await self._secrets.variables()
+        load = self.wanted.load
+        return msgspec.structs.replace(load, env=load.env | given) if given else load
+
+    def renew(self) -> None:
+        """Another one, when a start should be given other secrets by now than it was."""
+        stale = self.process is not None and self.process.key != self._secrets.version
+        if self.ready and stale and not self._secrets.explain_wait():
+            self._end()
+            self.reason = Reason.TEMPLATE_NOT_READY
+            self.rebuild()
+
     def _take(self, process: TemplateProcess) -> None:
         status = process.status
         self.process = process
+        asyncio.get_running_loop().call_soon(self.renew)  # they may have changed since it began
         if not status.threads and not status.unsafe:
             self.reason = Reason.TEMPLATE_READY
             if self._learning is None and self.environment is not None:  # once, by whoever made the first
@@ -219,9 +240,11 @@ class TemplateKeeper:
         self.parent_key = parent.key
         return parent
 
-    async def fork_from(self, parent: TemplateProcess, slot: Slot, listen_fd: int, private: bool) -> Forked | ForkRefused:
-        """One replica that imports the user's module itself, from what `find_parent` found."""
-        return await self._fork(parent, slot, listen_fd, private, self.wanted.load)
+    async def fork_from(
+        self, parent: TemplateProcess, load: Load, slot: Slot, listen_fd: int, private: bool
+    ) -> Forked | ForkRefused:
+        """One replica that imports the user's module itself, from what `find_parent` and `load` found."""
+        return await self._fork(parent, slot, listen_fd, private, load)
 
     async def _fork(
         self, process: TemplateProcess | None, slot: Slot, listen_fd: int, private: bool, load: Load | None
@@ -277,6 +300,7 @@ class TemplateKeeper:
     async def _build_again(self) -> None:
         self.reason, self.missed_ns = Reason.TEMPLATE_NOT_READY, None
         try:
+            await self._secrets.variables()  # not in the lane, where others would wait behind it
             async with self._tree.lane:
                 await self.start()
         except Unreachable:

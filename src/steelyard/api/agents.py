@@ -131,7 +131,13 @@ class AgentHub:
     def holds(self, assignment: Assignment) -> bool:
         return self._assignment is assignment
 
-    async def ask(self, what: str, workload: str, stream: str = "stdout", offset: int = 0, body: bytes = b"") -> Answer:
+    def names_secret(self, owner: str, name: str) -> bool:
+        """Does what the agent was told last name it, for work of that owner?"""
+        return self._assignment is not None and any((each.owner, each.name) == (owner, name) for each in self._assignment.secrets)
+
+    async def ask(
+        self, what: str, workload: str, stream: str = "stdout", offset: int = 0, body: bytes = b"", margin: int = 0
+    ) -> Answer:
         """Raises Unreachable when no agent is there or it does not answer in time."""
         connection = self._connection
         if connection is None:
@@ -139,7 +145,7 @@ class AgentHub:
         if len(connection.asked) >= ASKS_MAX:
             raise Unreachable("The machine's agent has too many questions open. Try again.", code="agent-busy")
         self._ask_id += 1
-        question = Ask(id=self._ask_id, what=what, workload=workload, stream=stream, offset=offset, body=body)
+        question = Ask(self._ask_id, what, workload, stream, offset, body=body, margin=margin)
         future: asyncio.Future[Answer] = asyncio.get_running_loop().create_future()
         connection.asked[question.id] = future
         connection.push(question)

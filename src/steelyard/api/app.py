@@ -36,6 +36,7 @@ from steelyard.api.revisions import REVISION_ROUTES
 from steelyard.api.scaling import SCALING_ROUTES
 from steelyard.api.schedules import SCHEDULE_ROUTES
 from steelyard.api.scripts import SCRIPT_ROUTES
+from steelyard.api.secrets import SECRET_ROUTES
 from steelyard.api.services import Services
 from steelyard.api.status import STATUS_ROUTES
 from steelyard.api.volumes import VOLUME_ROUTES
@@ -56,6 +57,7 @@ from steelyard.control.schedules import SchedulesLoop
 from steelyard.control.watch import Watch
 from steelyard.store import Store
 from steelyard.store.call_files import CallFiles
+from steelyard.store.secret_box import SecretBox
 
 _log = logging.getLogger("steelyard.api")
 
@@ -78,6 +80,7 @@ ROUTES = (
     *BUNDLE_ROUTES,
     *IMAGE_ROUTES,
     *KEY_ROUTES,
+    *SECRET_ROUTES,
     *NODE_ROUTES,
     *VOLUME_ROUTES,
 )
@@ -106,6 +109,7 @@ def make_app(
     settings: Settings,
     bundles: Path,
     call_files: CallFiles,
+    box: SecretBox,
     carrier: Carrier,
     admin_token: str,
     agent_token: str,
@@ -141,7 +145,7 @@ def make_app(
     hub.attach(driver.poke)
     calls.attach(driver.poke)
     services = Services(
-        store, clock, settings, bundles, call_files, hub, driver, jobs, live, looks, calls, tokens, watch, epoch, root
+        store, clock, settings, bundles, call_files, hub, driver, jobs, live, looks, calls, tokens, watch, box, epoch, root
     )  # fmt: skip
 
     app = Litestar(

@@ -1,9 +1,10 @@
 """Who is calling? An ASGI layer around everything else, so that nothing behind it (routes, 404s, the OpenAPI document) is
 visible without a token.
 
-Anonymous: GET /healthz alone. HTTP: the admin's token; the agent's token may GET bundles; a running job's token may submit, look
-at and stop jobs, and read what it builds an image from; it and a function's token may call functions of their owner. WebSocket:
-the agent's token, for nothing but the agent's path. Tokens are compared in constant time and never logged.
+Anonymous: GET /healthz alone. HTTP: the admin's token; the agent's token may GET bundles and values of secrets; a running job's
+token may submit, look at and stop jobs, and read what it builds an image from; it and a function's token may call functions of
+their owner. WebSocket: the agent's token, for nothing but the agent's path. Tokens are compared in constant time and never
+logged.
 """
 
 from __future__ import annotations
@@ -26,8 +27,8 @@ from steelyard.store import Tx
 
 AGENT_PATH = "/v1/agent"
 HEALTH_PATH = "/healthz"
-#: the one thing besides its WebSocket that an agent may ask for: the code it is to run
-CODE_PATH = "/v1/bundles/"
+#: what an agent may ask for besides its WebSocket: the code that it is to run, and the secrets for it
+AGENT_PATHS = ("/v1/bundles/", "/v1/secret-values/")
 
 #: what a job's own processes may call
 JOB_PATHS = ("/v1/jobs", "/v1/scripts")
@@ -104,6 +105,10 @@ def caller_of(request: Any) -> Caller | None:
     return request.scope.get("steelyard.caller")
 
 
+def is_agent(request: Any) -> bool:
+    return request.scope.get("steelyard.agent", False)
+
+
 class TokenGate:
     """Passes on what shows the right token; answers 401 to the rest."""
 
@@ -115,8 +120,10 @@ class TokenGate:
 
     async def __call__(self, scope: Any, receive: Any, send: Any) -> None:
         if scope["type"] == "http":
-            if scope["path"] == HEALTH_PATH or self._fits(scope, self._admin_token) or self._agent_fetches_code(scope):
+            if scope["path"] == HEALTH_PATH or self._fits(scope, self._admin_token):
                 await self._app(scope, receive, send)
+            elif self._agent_fetches(scope):
+                await self._app({**scope, "steelyard.agent": True}, receive, send)
             elif (caller := self._workload_calls(scope)) is not None:
                 await self._app({**scope, "steelyard.caller": caller}, receive, send)
             else:
@@ -131,8 +138,8 @@ class TokenGate:
         else:
             await self._app(scope, receive, send)
 
-    def _agent_fetches_code(self, scope: Any) -> bool:
-        reads = scope["method"] == "GET" and scope["path"].startswith(CODE_PATH)
+    def _agent_fetches(self, scope: Any) -> bool:
+        reads = scope["method"] == "GET" and scope["path"].startswith(AGENT_PATHS)
         return reads and self._fits(scope, self._agent_token)
 
     def _workload_calls(self, scope: Any) -> Caller | None:

@@ -22,6 +22,7 @@ from steelyard.model.ids import JOB_NAME, NAME
 from steelyard.model.image import parse_image
 from steelyard.model.job import JobSpec, Resources
 from steelyard.model.machine import Machine
+from steelyard.model.secret import USES_MAX, SecretUse
 from steelyard.model.timing import Timing
 from steelyard.placement.gang import place_spec
 from steelyard.placement.machine import Refusal, place
@@ -72,6 +73,7 @@ def check_job(spec: JobSpec, machine: Machine | None, root: bool) -> list[Findin
     findings += check_folder("cwd", spec.cwd) if spec.cwd or not spec.contained else []
     findings += _check_image(spec)
     findings += _check_gang_place(spec, machine) or _check_resources(spec.resources, machine)
+    findings += _check_secrets(spec.secrets)
     findings += _check_root(spec.as_root, root)
     return findings
 
@@ -125,6 +127,7 @@ def check_function(name: str, spec: FunctionSpec, machine: Machine | None, root:
         findings.append(Finding("scratch-function", "scratch space and limits of disk traffic are for jobs only"))
     findings += _check_resources(spec.reserved or spec.resources, machine)
     findings += _check_replicas(spec)
+    findings += _check_secrets(spec.secrets)
     findings += _check_root(spec.as_root, root)
     return findings
 
@@ -312,6 +315,18 @@ def _check_command(argv: Sequence[str], env: Mapping[str, str]) -> list[Finding]
         )
         findings.append(Finding("command-too-long", text))
     return findings
+
+
+def _check_secrets(uses: Sequence[SecretUse]) -> list[Finding]:
+    names = [use.name for use in uses]
+    if len(names) > USES_MAX or len(set(names)) < len(names):
+        text = f"secrets are named once each, {USES_MAX} at most"
+        return [Finding("bad-secret", text)]
+    return [
+        Finding("bad-secret", f"{name[:80]!r} can't be a secret's name: up to 63 of a-z, 0-9 and -, with no - at the ends")
+        for name in names
+        if not NAME.fullmatch(name)
+    ]
 
 
 def check_folder(field: str, path: str) -> list[Finding]:

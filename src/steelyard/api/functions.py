@@ -20,6 +20,7 @@ from steelyard.api.logs import follow_function
 from steelyard.api.problems import errors
 from steelyard.api.requests import refuse_findings, require_json
 from steelyard.api.schedules import declare_schedule
+from steelyard.api.secrets import find_missing
 from steelyard.api.services import Services, services_of
 from steelyard.api.views import coldstart_view, function_view
 from steelyard.control import ASSIGNMENT, CALLS, JOBS, LEASES, SCHEDULES
@@ -47,8 +48,9 @@ async def deploy_function(
     name_ = FunctionName(name)
 
     def deploy(tx: Tx) -> FunctionView:
-        volumes = check_volumes(data.spec.volumes, tx.volumes(), services.owner)
-        refuse_findings([*check_function(name, data.spec, tx.machine(), services.root), *volumes])
+        findings = check_function(name, data.spec, tx.machine(), services.root)
+        findings += check_volumes(data.spec.volumes, tx.volumes(), services.owner)
+        refuse_findings([*findings, *find_missing(tx, services.owner, data.spec.secrets)])
         taken = {row.name: row for row in tx.functions()}
         spec = settle_function(tx, data.spec, services.owner, now)
         refuse_findings(check_traffic(name, data.percent, data.tag, taken))

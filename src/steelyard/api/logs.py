@@ -12,16 +12,18 @@ from collections.abc import Awaitable, Callable
 
 import msgspec
 
+from steelyard.api.secrets import make_redactor
 from steelyard.api.services import Services
 from steelyard.api.submission import one_job, parse_job_id
 from steelyard.api.views import function_view, job_view
 from steelyard.control.watch import wait_for
 from steelyard.errors import NotFound, Refused, Unreachable
+from steelyard.lifecycle.redaction import Redactor
 from steelyard.model.ids import DEFAULT_PROJECT, FunctionName, name_logs
 from steelyard.model.job import Job
 from steelyard.model.reason import Reason
 from steelyard.store import Tx
-from steelyard.wire.agent import LOG_READ_MAX, ExecState
+from steelyard.wire.agent import LOG_READ_MAX, Answer, ExecState
 from steelyard.wire.api import LogChunk
 
 POLL_FIRST_S = 0.05
@@ -43,6 +45,10 @@ class Source(msgspec.Struct, frozen=True):
     state: str
     reason: str | None
     detail: str
+    #: what is hidden of it; None: nothing
+    hide: Redactor | None = None
+    #: this log is complete, although the job goes on
+    over: bool = False
 
 
 async def follow_job(
@@ -52,16 +58,16 @@ async def follow_job(
     logs of those after it from their starts. Refuses a rank that the job does not have."""
 
     async def read() -> Source:
-        row = await services.store.read(lambda tx: one_job(tx, job))
+        row, hide = await services.store.read(lambda tx: _job_and_secrets(tx, services, job))
         view = job_view(row, services.hub.lost, services.jobs.why(row.id))
         workload = log_of(row, rank)
-        return Source(workload, row.attempt, row.state.terminal, row.exit_code, view.state, view.reason, view.detail)
+        return Source(workload, row.attempt, row.state.terminal, row.exit_code, view.state, view.reason, view.detail, hide)
 
     now = await read()
     row = await services.store.read(lambda tx: one_job(tx, job))
     for earlier in range(attempt or now.attempt, now.attempt):
         log = log_of(msgspec.structs.replace(row, attempt=earlier), rank)
-        source = msgspec.structs.replace(now, workload=log, attempt=earlier, ended=False)
+        source = msgspec.structs.replace(now, workload=log, attempt=earlier, ended=False, over=True)
         try:
             left = await _read_both(services, source, offsets)
         except Unreachable:
@@ -89,7 +95,7 @@ async def follow_exec(services: Services, job: str, name: str, offsets: tuple[in
     """Of a command inside the job."""
 
     async def read() -> Source:
-        row = await services.store.read(lambda tx: one_job(tx, job))
+        row, hide = await services.store.read(lambda tx: _job_and_secrets(tx, services, job))
         workload = f"{row.attempt_id}-{name}"
         try:
             answer = await services.hub.ask("exec-state", workload)
@@ -99,7 +105,7 @@ async def follow_exec(services: Services, job: str, name: str, offsets: tuple[in
         if answer.error:
             raise NotFound(answer.error)
         state = msgspec.json.decode(answer.data, type=ExecState)
-        return Source(workload, 0, state.ended, state.exit_code, "ENDED" if state.ended else "RUNNING", None, state.detail)
+        return Source(workload, 0, state.ended, state.exit_code, "ENDED" if state.ended else "RUNNING", None, state.detail, hide)
 
     return await _follow(services, f"job/{parse_job_id(job)}", read, offsets, wait_s)
 
@@ -110,7 +116,10 @@ async def follow_function(services: Services, name: str, offsets: tuple[int, int
         if row is None:
             raise NotFound(f"There is no function {name}. `steelyard functions` lists them.")
         view = function_view(row, services.settings, services.hub.lost)
-        return Source(name_logs(name), 0, False, None, view.state, view.reason, view.detail)
+        # all its revisions write to the same log
+        uses = {use for each in tx.revisions(DEFAULT_PROJECT, row.name) for use in each.spec.secrets}
+        hide = make_redactor(tx, services.box, row.owner, uses)
+        return Source(name_logs(name), 0, False, None, view.state, view.reason, view.detail, hide)
 
     async def read() -> Source:
         return await services.store.read(load)
@@ -145,7 +154,13 @@ async def _follow(
                     raise
                 # a client that follows shall survive a restart of the agent: it gets nothing, and asks again
                 chunk = _empty(source, offsets, silent=True)
-            if chunk.stdout or chunk.stderr or chunk.ended or over:
+            moved = (chunk.stdout_offset, chunk.stderr_offset)
+            if chunk.stdout or chunk.stderr or chunk.ended:
+                return chunk
+            if source.hide is not None and moved > offsets:
+                offsets = moved  # all of it was the middle of what is hidden
+                continue
+            if over:
                 return chunk
             if await wait_for(news, min(left_s, poll_s if source.workload else left_s)):
                 poll_s = POLL_FIRST_S
@@ -156,18 +171,20 @@ async def _follow(
 async def _read_both(services: Services, source: Source, offsets: tuple[int, int]) -> LogChunk:
     if source.workload is None:
         return _empty(source, offsets)
+    margin = 0 if source.hide is None else source.hide.margin
     out, err = await asyncio.gather(
-        services.hub.ask("log", source.workload, "stdout", offsets[0]),
-        services.hub.ask("log", source.workload, "stderr", offsets[1]),
+        services.hub.ask("log", source.workload, "stdout", offsets[0], margin=margin),
+        services.hub.ask("log", source.workload, "stderr", offsets[1], margin=margin),
     )
     # a full answer means that there may be more behind it; a log that was never written is an error, and empty
     more = len(out.data) >= LOG_READ_MAX or len(err.data) >= LOG_READ_MAX
     ended = source.ended and not more
+    (stdout, stdout_next), (stderr, stderr_next) = _show(source, out), _show(source, err)
     return LogChunk(
-        stdout=out.data,
-        stderr=err.data,
-        stdout_offset=offsets[0] if out.error else out.next_offset,
-        stderr_offset=offsets[1] if err.error else err.next_offset,
+        stdout=stdout,
+        stderr=stderr,
+        stdout_offset=offsets[0] if out.error else stdout_next,
+        stderr_offset=offsets[1] if err.error else stderr_next,
         ended=ended,
         exit_code=source.exit_code if ended else None,
         state=source.state,
@@ -175,6 +192,21 @@ async def _read_both(services: Services, source: Source, offsets: tuple[int, int
         detail=source.detail,
         attempt=source.attempt,
     )
+
+
+def _show(source: Source, answer: Answer) -> tuple[bytes, int]:
+    """What of it is given out, and where the next read begins: before what may become something to hide."""
+    if source.hide is None:
+        return answer.gap + answer.data, answer.next_offset
+    begin, end = len(answer.before), len(answer.before) + len(answer.data)
+    window = b"".join((answer.before, answer.data, answer.after))
+    shown = source.hide.show(window, begin, end, over=source.ended or source.over or answer.cut)
+    return answer.gap + shown.data, answer.next_offset - (len(answer.data) - shown.used)
+
+
+def _job_and_secrets(tx: Tx, services: Services, job: str) -> tuple[Job, Redactor | None]:
+    row = one_job(tx, job)
+    return row, make_redactor(tx, services.box, row.owner, row.spec.secrets)
 
 
 def _empty(source: Source, offsets: tuple[int, int], silent: bool = False) -> LogChunk:

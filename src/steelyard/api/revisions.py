@@ -13,6 +13,7 @@ from steelyard.api.functions import FunctionPath
 from steelyard.api.idempotency import IdempotencyKey, mutate
 from steelyard.api.problems import errors
 from steelyard.api.requests import refuse_findings, require_json
+from steelyard.api.secrets import find_missing
 from steelyard.api.services import Services, services_of
 from steelyard.api.views import function_view, revision_view
 from steelyard.control import ASSIGNMENT, JOBS
@@ -82,7 +83,10 @@ async def _change(
     now = services.clock.now_us()
 
     def commit(tx: Tx) -> FunctionView:
-        after = change(tx, _find(tx, name), services, now)
+        before = _find(tx, name)
+        after = change(tx, before, services, now)
+        for revision in after.live.keys() - before.live.keys():
+            refuse_findings(find_missing(tx, after.owner, after.live[revision].spec.secrets))
         tx.put_function(after)
         return msgspec.structs.replace(function_view(after, services.settings, services.hub.lost), spec=after.spec)
 

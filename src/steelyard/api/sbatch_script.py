@@ -124,7 +124,8 @@ def read_script(data: ScriptSubmit, now: int) -> Submission:
             f"on it: --nodes=1 --ntasks={submission.spec.slurm['SLURM_NTASKS']}.",
             code="one-machine",
         )
-    return msgspec.structs.replace(submission, spec=msgspec.structs.replace(submission.spec, volumes=data.volumes))
+    spec = msgspec.structs.replace(submission.spec, volumes=data.volumes, secrets=data.secrets)
+    return msgspec.structs.replace(submission, spec=spec)
 
 
 # which of the options count

@@ -16,6 +16,7 @@ from steelyard.api.idempotency import IdempotencyKey, mutate
 from steelyard.api.image_use import settle_job
 from steelyard.api.problems import errors
 from steelyard.api.requests import refuse_findings, require_json
+from steelyard.api.secrets import find_missing
 from steelyard.api.services import Services, services_of
 from steelyard.api.views import schedule_view
 from steelyard.control import SCHEDULES
@@ -191,8 +192,9 @@ def _check(name: str, data: SchedulePut, tx: Tx, services: Services, now: int) -
         return findings
     if data.spec.after or data.spec.begin_at is not None:
         findings.append(Finding("bad-schedule", "a schedule says when: its job can neither wait for others nor have a begin"))
+    findings += [*check_queueing(data.spec, now), *check_job(data.spec, tx.machine(), services.root)]
     findings += check_volumes(data.spec.volumes, tx.volumes(), services.owner)
-    return [*findings, *check_queueing(data.spec, now), *check_job(data.spec, tx.machine(), services.root)]
+    return [*findings, *find_missing(tx, services.owner, data.spec.secrets)]
 
 
 def _check_times(cron: str, timezone: str, every_s: float | None, now: int) -> list[Finding]:

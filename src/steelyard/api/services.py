@@ -20,6 +20,7 @@ from steelyard.control.watch import Watch
 from steelyard.model.job import Owner
 from steelyard.store import Store
 from steelyard.store.call_files import CallFiles
+from steelyard.store.secret_box import SecretBox
 
 if TYPE_CHECKING:
     from litestar import Request, WebSocket
@@ -40,6 +41,7 @@ class Services(msgspec.Struct, frozen=True):
     calls: CallsLoop
     secrets: Secrets
     watch: Watch
+    box: SecretBox
     #: this server's epoch
     epoch: int
     #: the platform runs as root, so that work may be asked to

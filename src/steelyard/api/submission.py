@@ -15,6 +15,7 @@ from steelyard.api.door_volumes import check_volumes
 from steelyard.api.image_use import settle_job
 from steelyard.api.requests import refuse_findings
 from steelyard.api.sbatch_patterns import fill_outputs
+from steelyard.api.secrets import find_missing
 from steelyard.control.changes import make_event
 from steelyard.errors import NotFound, Refused
 from steelyard.lifecycle.array import make_places, parse_array
@@ -78,8 +79,8 @@ def check_submission(
     """The spec with its dependencies by their full ids, or Refused with everything that is wrong with it."""
     if not PROJECT.fullmatch(project):
         raise Refused(f"{project[:80]!r} can't be a project's name: up to 63 of a-z, 0-9 and -.", code="bad-project")
-    volumes = check_volumes(spec.volumes, tx.volumes() if spec.volumes else (), owner)
-    refuse_findings([*check_queueing(spec, now), *check_job(spec, machine, root), *volumes])
+    given = [*check_volumes(spec.volumes, tx.volumes() if spec.volumes else (), owner), *find_missing(tx, owner, spec.secrets)]
+    refuse_findings([*check_queueing(spec, now), *check_job(spec, machine, root), *given])
     return _resolve(tx, spec)
 
 

@@ -33,14 +33,13 @@ from steelyard.wire.api import (
     ColdStartView,
     EventView,
     FunctionView,
-    ImageLayer,
-    ImageView,
     JobView,
     KeyView,
     RevisionView,
     ScheduleView,
     VolumeView,
 )
+from steelyard.wire.images import ImageLayer, ImageView
 
 #: the agent is called lost after this long without a connection
 AGENT_LOST_S = 15.0

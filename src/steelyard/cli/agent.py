@@ -81,7 +81,7 @@ def _make_agent(paths: Paths, settings: Settings) -> Agent:
 
     spawner = SpawnerClient(paths.spawner_socket, on_exit)
     lane = RecordLane()
-    containers = Containers(paths.run, paths.images, machine.hostname)
+    containers = Containers(paths.containers, paths.images, machine.hostname)
     runtime = ProcessRuntime(paths.agent, paths.workloads, cgroups, spawner, clock, machine.boot_id, lane)
     edges = Edges(
         paths=paths,

@@ -14,7 +14,7 @@ from typing import Any, NamedTuple
 import msgspec
 
 from steelyard.cli.app_file import AppFile, Declared, check_python
-from steelyard.cli.job_options import parse_env, parse_volumes
+from steelyard.cli.job_options import parse_env, parse_uses, parse_volumes
 from steelyard.cli.output import Progress, say
 from steelyard.cli.quantities import parse_bytes, parse_scale_on, parse_seconds
 from steelyard.cli.session import new_key
@@ -23,6 +23,7 @@ from steelyard.model.function import FunctionSpec, FunctionState
 from steelyard.model.gpu_demand import parse_gpu_demand
 from steelyard.model.ids import NAME
 from steelyard.model.job import Resources
+from steelyard.model.secret import SecretUse, merge_uses
 from steelyard.model.timing import Timing
 from steelyard.scaling.rollout import ERRORS_MAX
 from steelyard.wire.api import FunctionDeploy, FunctionSchedule, FunctionView, VolumeCreate, VolumeView
@@ -85,6 +86,7 @@ def make_app_spec(app: AppFile, declared: Declared, bundle: str, override: Mappi
         )
     options = {**declared.options, **override}
     env = {**declared.options.get("env", {}), **override.get("env", {})}
+    uses = merge_uses(msgspec.convert(declared.options.get("secrets", ()), tuple[SecretUse, ...]), override.get("secrets", ()))
     options["volumes"] = merge_volumes(declared.options.get("volumes", []), override.get("volumes", []))
     python, image = options.pop("python", None), options.pop("image", None) or image
     if "python" in override and "image" in override:
@@ -95,7 +97,7 @@ def make_app_spec(app: AppFile, declared: Declared, bundle: str, override: Mappi
         timing=Timing(options.get("timing", Timing.BEST_EFFORT.value)),
         gpus=parse_gpu_demand(options["gpus"]) if options.get("gpus") else None,
     )
-    fields = {name: value for name, value in options.items() if name not in (*_RESOURCES, "env")}
+    fields = {name: value for name, value in options.items() if name not in (*_RESOURCES, "env", "secrets")}
     unknown = sorted(set(fields) - set(FunctionSpec.__struct_fields__))
     if unknown:
         raise Refused(f"{declared.name}: this Steelyard can't give {unknown[0]!r}. Nothing was deployed.", code="bad-option")
@@ -111,6 +113,7 @@ def make_app_spec(app: AppFile, declared: Declared, bundle: str, override: Mappi
         app=app.description.app,
         origin=str(app.file),
         interface="call" if declared.interface == "call" else "http",
+        secrets=uses,
     )
     return msgspec.convert({**msgspec.to_builtins(spec), **fields}, FunctionSpec)
 
@@ -140,6 +143,7 @@ def make_override(asked: Mapping[str, Any]) -> dict[str, Any]:
     read: dict[str, tuple[str, Callable[[Any], Any]]] = {
         "memory": ("memory_bytes", parse_bytes),
         "env": ("env", parse_env),
+        "secrets": ("secrets", parse_uses),
         "volumes": ("volumes", lambda texts: msgspec.to_builtins(parse_volumes(texts))),
         "min_replicas": ("replicas_min", int),
         "max_replicas": ("replicas_max", int),

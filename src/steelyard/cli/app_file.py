@@ -215,12 +215,17 @@ class _Child:
 
 
 def check_python(python: str | None) -> str:
-    """Absolute, but not with links followed: an environment's interpreter is a link, and following it loses the environment."""
+    """Absolute, but not with links followed: an environment's interpreter is a link, and following it loses the environment. A
+    bare name is looked for as a shell does."""
+    if python and os.sep not in python:
+        import shutil
+
+        python = shutil.which(python) or python
     interpreter = os.path.abspath(python or sys.executable)
     if not os.path.isfile(interpreter) or not os.access(interpreter, os.X_OK):
         raise Refused(
-            f"The interpreter {interpreter} is no program. Nothing was deployed. --python and python= take the path of one, or "
-            "of an environment's: /usr/bin/python3, .venv/bin/python.",
+            f"The interpreter {interpreter} is no program. Nothing was deployed. --python and python= take a path or a command: "
+            ".venv/bin/python, python3.12.",
             code="no-such-python",
         )
     return interpreter

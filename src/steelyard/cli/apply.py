@@ -220,6 +220,7 @@ def make_function_spec(ask: FunctionAsk) -> tuple[FunctionSpec, Path | None]:
         replicas_max=ask.replicas[1],
         public=ask.public,
         as_root=ask.as_root,
+        secrets=ask.secrets,
         volumes=ask.volumes,
     )
     given = {

@@ -28,7 +28,7 @@ from steelyard.cli.app_deploy import (
     wait_settled,
 )
 from steelyard.cli.app_file import check_python, declares_app, parse_file
-from steelyard.cli.job_options import parse_env, parse_volumes, volume_option
+from steelyard.cli.job_options import parse_env, parse_uses, parse_volumes, secret_option, volume_option
 from steelyard.cli.numbers import Number
 from steelyard.cli.output import Progress, print_json, say
 from steelyard.cli.quantities import parse_bytes, parse_scale_on, parse_seconds, parse_share
@@ -152,6 +152,7 @@ Examples:
     "--env", "env", multiple=True, metavar="K=V", help="Set a variable (K alone takes the caller's value). May be repeated."
 )
 @volume_option
+@secret_option
 @click.option(
     "--python", "python", type=click.Path(), help="Interpreter of the code's environment [default: the one running this]."
 )
@@ -240,6 +241,7 @@ def deploy(
 
 def make_function(code: Target, asked: Mapping[str, Any]) -> tuple[str, FunctionSpec]:
     """Name and spec of an ASGI app or a program, but for its bundle. Raises Refused."""
+
     if asked["min_replicas"] > asked["max_replicas"]:
         raise Refused(
             f"--min-replicas {asked['min_replicas']} is more than --max-replicas {asked['max_replicas']}. Nothing was deployed.",
@@ -277,6 +279,7 @@ def make_function(code: Target, asked: Mapping[str, Any]) -> tuple[str, Function
         wake_bound_s=parse_seconds(asked["wake_bound"]) if asked["wake_bound"] else None,
         public=asked["public"],
         as_root=asked["as_root"],
+        secrets=parse_uses(asked["secrets"]),
         volumes=parse_volumes(asked["volumes"]),
     )
     return check_name(asked["name"] or code.name), spec

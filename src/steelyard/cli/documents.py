@@ -24,6 +24,7 @@ from steelyard.model.function import ScaleOn
 from steelyard.model.ids import NAME
 from steelyard.model.job import JobSpec, Resources
 from steelyard.model.mount import VolumeMount
+from steelyard.model.secret import SecretUse
 
 BYTES_MAX = 1 << 20
 DOCUMENTS_MAX = 1000
@@ -58,6 +59,7 @@ class FunctionAsk(msgspec.Struct, frozen=True):
     image: str = ""
     public: bool = False
     as_root: bool = False
+    secrets: tuple[SecretUse, ...] = ()
 
 
 class Document(msgspec.Struct, frozen=True):
@@ -219,6 +221,7 @@ class _Reader:
             image=like_job.image,
             public=self._truth(top, "public") if "public" in top else False,
             as_root=like_job.as_root,
+            secrets=like_job.secrets,
         )
 
     def _replicas(self) -> tuple[int, int]:
@@ -362,6 +365,7 @@ _OPTIONS: dict[str, tuple[str, _Read]] = {
     "output": ("output", _Reader._text),
     "error": ("errors", _Reader._text),
     "as_root": ("as_root", _Reader._truth),
+    "secrets": ("secrets", _Reader._list),
     "volumes": ("volumes", _Reader._list),
 }
 _COMMON = ("type", "name", "resources", "env", "image")
@@ -372,6 +376,6 @@ _KEYS: dict[str, tuple[str, ...]] = {
     FUNCTION: (
         *_COMMON, "target", "command", "workdir", "replicas", "concurrency", "idle_timeout", "startup_deadline", "wake_bound",
         "target_wait", "target_busy", "buffer_replicas", "scale_on", "weights",
-        "port", "readiness", "python", "public", "as_root",
+        "port", "readiness", "python", "public", "as_root", "secrets",
     ),
 }  # fmt: skip

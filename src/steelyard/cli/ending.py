@@ -22,6 +22,7 @@ from steelyard.errors import SteelyardError, StoreDamaged
 from steelyard.host import Cgroups
 from steelyard.host.cgroup import open_cgroups
 from steelyard.host.journal import SettingsJournal
+from steelyard.host.memory_folder import remove_memory_folder
 from steelyard.host.proc import boot_id, observe_processes
 from steelyard.host.scratch import ScratchDisk
 from steelyard.runtime.records import load_handles
@@ -56,6 +57,8 @@ def end_everything(paths: Paths, clock: Clock, say: Callable[[str], None]) -> No
     _put_back_settings(paths, say)
     for name in (*PROGRAM_NAMES, "up"):
         (paths.programs / f"{name}.json").unlink(missing_ok=True)
+    remove_memory_folder(paths.secrets)
+    remove_memory_folder(paths.containers)
     shutil.rmtree(paths.run, ignore_errors=True)
     with contextlib.suppress(OSError):
         # other homes may have theirs beside it

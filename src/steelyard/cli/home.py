@@ -23,6 +23,7 @@ import msgspec
 
 from steelyard.config import HOME_VERSION, Paths, Settings, load_settings, save_settings, write_file
 from steelyard.errors import Conflict, Refused, StoreDamaged
+from steelyard.host.memory_folder import make_memory_folder
 from steelyard.runtime.records import make_folders
 
 API_PORT = 7600
@@ -38,6 +39,7 @@ _OURS = frozenset(
         "settings.json",
         "admin.token",
         "agent.token",
+        "secrets.key",
         "programs",
         "logs",
         "server",
@@ -112,6 +114,8 @@ def make_run_folder(paths: Paths) -> None:
         raise Refused(
             f"{paths.run} belongs to another user (uid {owner}). Remove it, or use another --home.", code="run-folder-taken"
         )
+    make_memory_folder(paths.secrets, f"steelyard-{paths.tag}")
+    make_memory_folder(paths.containers, f"steelyard-{paths.tag}-containers")
 
 
 def find_missing(settings: Settings) -> list[str]:

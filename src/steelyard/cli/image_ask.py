@@ -25,8 +25,9 @@ from steelyard.cli.output import Progress, say
 from steelyard.cli.session import new_key, quote
 from steelyard.errors import Refused
 from steelyard.model.built_image import ImageSpec, ImageState
-from steelyard.wire.api import ImageBuild, ImageView, LogChunk
+from steelyard.wire.api import LogChunk
 from steelyard.wire.http import ApiClient
+from steelyard.wire.images import ImageBuild, ImageView
 
 #: one long poll of the log, and of the image once its build has ended
 POLL_S = 5.0

@@ -32,6 +32,7 @@ from steelyard.model.ids import JobId
 from steelyard.model.image import ImageSource, is_reference, parse_image
 from steelyard.model.job import JobSpec, Resources
 from steelyard.model.mount import VolumeMount, parse_mount
+from steelyard.model.secret import SecretUse, parse_use
 from steelyard.model.timing import Timing
 
 F = TypeVar("F", bound=Callable[..., Any])
@@ -50,6 +51,12 @@ def _choices(kind: Any) -> click.Choice:
 volume_option = click.option(
     "--volume", "volumes", multiple=True, metavar="NAME[:PATH[:ro]]",
     help="Mount a volume there; without a path $STEELYARD_VOLUME_<NAME> tells its folder. May be repeated.",
+)  # fmt: skip
+
+#: `--secret`, likewise
+secret_option = click.option(
+    "--secret", "secrets", multiple=True, metavar="NAME[:files]",
+    help="Give it a secret's keys as variables, or as files below $STEELYARD_SECRETS/NAME. May be repeated.",
 )  # fmt: skip
 
 _OPTIONS = (
@@ -112,6 +119,7 @@ _OPTIONS = (
     click.option(
         "--env", "env", multiple=True, metavar="K=V", help="Set a variable (K alone takes the caller's value). May be repeated."
     ),
+    secret_option,
     click.option("--as-root", is_flag=True, help="Run as root (only for the admin of a Steelyard that root started)."),
 )  # fmt: skip
 
@@ -167,6 +175,7 @@ def make_spec(command: tuple[str, ...], asked: Mapping[str, Any], cwd: str, now:
         stdout=output,
         stderr=_path(asked["errors"], cwd) or output,
         checkpoint_dir=_path(asked["checkpoint_dir"], cwd),
+        secrets=parse_uses(asked["secrets"]),
         image=image,
         own_network=_own_network(asked),
         volumes=parse_volumes(asked["volumes"]),
@@ -235,6 +244,20 @@ def parse_env(pairs: tuple[str, ...]) -> dict[str, str]:
         elif key in os.environ:
             env[key] = os.environ[key]
     return env
+
+
+def parse_uses(texts: Iterable[str]) -> tuple[SecretUse, ...]:
+    """ "db", "tls:files" -> what a workload asks for; each name once, the last one counts. Raises Refused."""
+    found: dict[str, SecretUse] = {}
+    for text in texts:
+        use = parse_use(text)
+        if use is None:
+            raise Refused(
+                f"{text[:80]!r} names no secret. Write NAME for variables or NAME:files for files, for example --secret db.",
+                code="bad-secret",
+            )
+        found[use.name] = use
+    return tuple(found.values())
 
 
 def parse_volumes(texts: Iterable[str]) -> tuple[VolumeMount, ...]:

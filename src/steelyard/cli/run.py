@@ -31,7 +31,7 @@ wrote them. Of an array its progress is shown, and the exit code is the highest.
 FILE.py[:NAME], without a `--` before it, is a function, a Class.method or a @app.local_entrypoint of the app in FILE.py. The app
 is deployed for this once: what it writes is shown on stderr, the result on stdout, and at the end all of it is deleted. Words
 behind it are its arguments, read by its annotations; `--help` there shows them. The exit code is 1 when it raises. Of the options
---cpus, --memory, --gpus, --timing, --env, --volume, --as-root, --image, --python and --json apply, before the file.
+--cpus, --memory, --gpus, --timing, --env, --secret, --volume, --as-root, --image, --python and --json apply, before the file.
 
 \b
 Examples:
@@ -53,7 +53,7 @@ Examples:
 _FUNCTION = re.compile(r".*\.py(:.*)?")
 #: options that mean something for a function too
 _FOR_FUNCTIONS = (
-    *("cpus", "memory", "gpus", "timing", "env", "volumes", "as_root", "image"),
+    *("cpus", "memory", "gpus", "timing", "env", "secrets", "volumes", "as_root", "image"),
     *("home", "python", "as_json"),
 )
 #: options that mean nothing for a job
@@ -126,7 +126,8 @@ def run(
 def _refuse(given: list[str], unfit: set[str], why: str) -> None:
     for name in given:
         if name in unfit:
-            option = {"as_json": "json", "errors": "error", "volumes": "volume"}.get(name, name).replace("_", "-")
+            spelt = {"as_json": "json", "errors": "error", "secrets": "secret", "volumes": "volume"}
+            option = spelt.get(name, name).replace("_", "-")
             raise Refused(f"--{option} {why}. Nothing was started.", code="unfit-option")
 
 

@@ -53,6 +53,7 @@ async def _serve(paths: Paths, settings: Settings, listening: socket.socket, adm
     from steelyard.control.kept_calls import sweep_calls
     from steelyard.gateway.carrier import GatewayCarrier
     from steelyard.store.call_files import CallFiles
+    from steelyard.store.secret_box import SecretBox
     from steelyard.store.sql import open_store
     from steelyard.wire.landing import remove_parts
 
@@ -72,6 +73,7 @@ async def _serve(paths: Paths, settings: Settings, listening: socket.socket, adm
             settings=settings,
             bundles=paths.bundles,
             call_files=calls,
+            box=SecretBox(paths.secret_key),
             carrier=carrier,
             admin_token=admin_token,
             agent_token=agent_token,

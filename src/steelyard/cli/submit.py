@@ -12,7 +12,7 @@ import click
 from steelyard.api.sbatch_script import Submission, read_script
 from steelyard.api.sbatch_text import SCRIPT_MAX_BYTES
 from steelyard.cli.attach import attend, make_patience
-from steelyard.cli.job_options import parse_volumes, volume_option
+from steelyard.cli.job_options import parse_uses, parse_volumes, secret_option, volume_option
 from steelyard.cli.output import print_json, print_table, say
 from steelyard.cli.session import home_option, json_option, new_key, open_client
 from steelyard.clock import SystemClock
@@ -36,9 +36,9 @@ Examples:
   steelyard submit --wait --wrap 'make -j4'
   next=$(steelyard submit --parsable --dependency=afterok:$first next.sh)
 """
-_OWN = (Option("json", "", NONE), Option("home"), Option("volume"), Option("image"))
+_OWN = (Option("json", "", NONE), Option("home"), Option("secret"), Option("volume"), Option("image"))
 #: what this command does itself
-_OURS = {"json", "home", "volume", "image", "test-only", "parsable", "wait", "quiet", "help", "usage"}
+_OURS = {"json", "home", "secret", "volume", "image", "test-only", "parsable", "wait", "quiet", "help", "usage"}
 
 
 class SubmitCommand(click.Command):
@@ -55,7 +55,7 @@ class SubmitCommand(click.Command):
 
 
 def _as_click(given: Given) -> str:
-    if given.option.name in ("home", "volume", "image"):
+    if given.option.name in ("home", "secret", "volume", "image"):
         return given.text
     return "--help" if given.option.name == "usage" else f"--{given.option.name}"
 
@@ -67,6 +67,7 @@ def _as_click(given: Given) -> str:
 @click.option("--wait", "-W", is_flag=True, help="Return when the job has ended, with its exit code.")
 @click.option("--quiet", "-Q", is_flag=True, help="Don't name what is ignored.")
 @click.option("--image", default="", metavar="NAME", help="Run it in that image (`steelyard image ls`).")
+@secret_option
 @volume_option
 @home_option
 @json_option
@@ -79,6 +80,7 @@ def submit(
     wait: bool,
     quiet: bool,
     image: str,
+    secrets: tuple[str, ...],
     volumes: tuple[str, ...],
     home: Path | None,
     as_json: bool,
@@ -86,7 +88,8 @@ def submit(
 ) -> None:
     options: tuple[str, ...] = ctx.meta[__name__]
     script, name = _read(words, wrapped=any(option.startswith("--wrap=") for option in options))
-    data = ScriptSubmit(script, _here(), words[1:], options, clean(os.environ), name, image, parse_volumes(volumes))
+    given = image, parse_volumes(volumes), parse_uses(secrets)
+    data = ScriptSubmit(script, _here(), words[1:], options, clean(os.environ), name, *given)
     if test_only:
         _show(read_script(data, SystemClock().now_us()), as_json)
         return

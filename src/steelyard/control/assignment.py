@@ -22,9 +22,10 @@ from steelyard.model.built_image import Image
 from steelyard.model.function import ApiKey, Function
 from steelyard.model.job import Job, JobState, Owner
 from steelyard.model.mount import MountedVolume, VolumeMount
+from steelyard.model.secret import Secret
 from steelyard.model.volume import Volume
 from steelyard.store import Store, Tx
-from steelyard.wire.agent import AssignedFunction, AssignedJob, Assignment
+from steelyard.wire.agent import AssignedFunction, AssignedJob, Assignment, SecretVersion
 
 
 class Seen(msgspec.Struct, frozen=True):
@@ -34,6 +35,8 @@ class Seen(msgspec.Struct, frozen=True):
     epoch: int
     #: what this server offered last
     offered: Assignment | None
+    #: all that there are, where work names any
+    secrets: tuple[SecretVersion, ...] = ()
     volumes: tuple[Volume, ...] = ()
     images: tuple[Image, ...] = ()
 
@@ -54,15 +57,30 @@ async def begin_epoch(store: Store) -> int:
 
 
 async def load(store: Store, live: LiveJobs, offered: Assignment | None) -> Seen:
-    def read(tx: Tx) -> tuple[tuple[int, list[Job]], tuple[Function, ...], tuple[ApiKey, ...], int]:
-        return tx.jobs_changed(live.change), tuple(tx.functions()), tuple(tx.keys()), tx.counter("epoch")
+    named = any(job.spec.secrets for job in live.holding)
 
-    def read_given(tx: Tx) -> tuple[tuple[Volume, ...], tuple[Image, ...]]:
-        return tuple(tx.volumes()), tuple(tx.images())
+    def read(tx: Tx) -> tuple[tuple[int, list[Job]], Seen]:
+        changed, functions = tx.jobs_changed(live.change), tuple(tx.functions())
+        asks = named or any(job.spec.secrets for job in changed[1]) or any(name_uses(function) for function in functions)
+        secrets = tuple(name_version(secret) for secret in tx.secrets()) if asks else ()
+        seen = Seen(
+            (), functions, tuple(tx.keys()), tx.counter("epoch"), offered, secrets, tuple(tx.volumes()), tuple(tx.images())
+        )
+        return changed, seen
 
-    (changed, functions, keys, epoch), (volumes, images) = await store.read(lambda tx: (read(tx), read_given(tx)))
+    changed, seen = await store.read(read)
     live.apply(*changed)
-    return Seen(live.holding, functions, keys, epoch, offered, volumes, images)
+    return msgspec.structs.replace(seen, jobs=live.holding)
+
+
+def name_version(secret: Secret) -> SecretVersion:
+    """Deleted and made anew, a secret begins at generation 1 again; no two are sealed with the same nonce."""
+    return SecretVersion(secret.owner.user, secret.name, secret.sealed.nonce.hex())
+
+
+def name_uses(function: Function) -> set[str]:
+    """Names of the secrets that any of its revisions which may be reached is given."""
+    return {use.name for each in function.live.values() for use in each.spec.secrets}
 
 
 class Secrets(Protocol):
@@ -92,6 +110,8 @@ def decide(seen: Seen, now: int, secrets: Secrets) -> Actions:
 
 def render_assignment(seen: Seen, secrets: Secrets) -> Assignment:
     """Oldest first; generation 0 stands for "not offered yet"."""
+    named = {(job.owner.user, use.name) for job in seen.jobs for use in job.spec.secrets}
+    named |= {(function.owner.user, name) for function in seen.functions for name in name_uses(function)}
     volumes = {(volume.name, volume.owner.uid): volume for volume in seen.volumes if not volume.deleting}
     return Assignment(
         epoch=seen.epoch,
@@ -133,6 +153,7 @@ def render_assignment(seen: Seen, secrets: Secrets) -> Assignment:
         ),
         keys=admitted_keys(seen.keys, seen.functions, secrets),
         images=assign_images(seen.images),
+        secrets=tuple(sorted((each for each in seen.secrets if (each.owner, each.name) in named), key=lambda each: each.name)),
     )
 
 

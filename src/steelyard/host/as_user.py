@@ -7,8 +7,11 @@ changes. Where we are not root, we have no other rights than the user's.
 from __future__ import annotations
 
 import ctypes
+import errno
 import os
+import stat
 import threading
+from collections.abc import Callable
 from pathlib import Path
 
 from steelyard.errors import EdgeFailed
@@ -23,28 +26,53 @@ _libc = ctypes.CDLL(None, use_errno=True)
 def find_newest(folder: str, ids: tuple[int, int] | None) -> str:
     """Path of the entry that was changed last, hidden ones left out; "" when there is none, or no such folder. `ids` are the
     user's uid and gid; None: our own. EdgeFailed when it can't be read. Blocks for up to `WAIT_S`."""
+
+    def look() -> str:
+        try:
+            entries = [entry for entry in Path(folder).iterdir() if not entry.name.startswith(".")]
+            return max(((entry.lstat().st_mtime_ns, str(entry)) for entry in entries), default=(0, ""))[1]
+        except (FileNotFoundError, NotADirectoryError):
+            return ""
+
+    return _look_as(folder, ids, look)
+
+
+def observe_file(path: str, ids: tuple[int, int] | None) -> str:
+    """What changes when the file does: device, inode, size, times of change. EdgeFailed unless it is a regular file that `ids`
+    may read. Blocks for up to `WAIT_S`."""
+
+    def look() -> str:
+        fd = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
+        try:
+            told = os.fstat(fd)
+        finally:
+            os.close(fd)
+        if not stat.S_ISREG(told.st_mode):
+            raise OSError(errno.EINVAL, "it is no file")
+        return f"{told.st_dev} {told.st_ino} {told.st_size} {told.st_mtime_ns} {told.st_ctime_ns}"
+
+    return _look_as(path, ids, look)
+
+
+def _look_as(what: str, ids: tuple[int, int] | None, look: Callable[[], str]) -> str:
     found: list[str] = []
     failed: list[OSError] = []
 
-    def look() -> None:
+    def run() -> None:
         try:
             if ids is not None and os.geteuid() == 0:
                 _become(*ids)
-            entries = [entry for entry in Path(folder).iterdir() if not entry.name.startswith(".")]
-            ages = [(entry.lstat().st_mtime_ns, str(entry)) for entry in entries]
-            found.append(max(ages, default=(0, ""))[1])
-        except (FileNotFoundError, NotADirectoryError):
-            found.append("")
+            found.append(look())
         except OSError as err:
             failed.append(err)
 
-    thread = threading.Thread(target=look, daemon=True)
+    thread = threading.Thread(target=run, daemon=True)
     thread.start()
     thread.join(WAIT_S)
     if failed:
-        raise EdgeFailed(f"{folder} can't be read: {failed[0].strerror}", code="folder-unreadable")
+        raise EdgeFailed(f"{what} can't be read: {failed[0].strerror}", code="folder-unreadable")
     if not found:
-        raise EdgeFailed(f"{folder} did not answer for {WAIT_S:.0f} s", code="folder-unreadable")
+        raise EdgeFailed(f"{what} did not answer for {WAIT_S:.0f} s", code="folder-unreadable")
     return found[0]
 
 

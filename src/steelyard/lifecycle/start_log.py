@@ -49,10 +49,9 @@ GAP_MIN_MS = 1.0
 
 
 class StartLog:
-    """Of one start, from `begin_ns` on; lines come with the time at which they were seen."""
+    """Of one start; lines come with the time at which they were seen."""
 
-    def __init__(self, begin_ns: int) -> None:
-        self._begin_ns = begin_ns
+    def __init__(self) -> None:
         self._marks: tuple[Mark, ...] = ()
         #: phase -> (place in its server's order, when it ended, how long it says that it took)
         self._ends: dict[str, tuple[int, int, float | None]] = {}
@@ -69,11 +68,11 @@ class StartLog:
                     self._ends[mark.phase] = place, at_ns, None if told is None else float(told[1]) * 1000
                 return
 
-    def phases(self, ready_ns: int) -> dict[str, float]:
+    def phases(self, begin_ns: int, ready_ns: int) -> dict[str, float]:
         """ms, by the names above, `other` and, from the last line until it was ready, `ready`; empty where nothing was told."""
         if not self._ends:
             return {}
-        found, at_ns, other_ms = dict[str, float](), self._begin_ns, 0.0
+        found, at_ns, other_ms = dict[str, float](), begin_ns, 0.0
         for phase, (_, end_ns, told_ms) in self._ends.items():
             passed_ms = (end_ns - at_ns) / 1e6
             found[phase] = passed_ms if told_ms is None else min(passed_ms, told_ms)

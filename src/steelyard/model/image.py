@@ -49,6 +49,13 @@ class ImageReference(msgspec.Struct, frozen=True):
         return f"{self.source.value}:{self.name}" + (f":{self.tag}" if self.tag else "")
 
     @property
+    def file(self) -> str:
+        """Of a folder or archive: the file that changes when the image does. "" for a registry."""
+        if self.source is ImageSource.REGISTRY:
+            return ""
+        return f"{self.name}/index.json" if self.source is ImageSource.LAYOUT else self.name
+
+    @property
     def on_loopback(self) -> bool:
         """A registry of this machine, which as a rule has no certificate."""
         return self.source is ImageSource.REGISTRY and _LOOPBACK.fullmatch(self.name.partition("/")[0]) is not None

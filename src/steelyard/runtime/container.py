@@ -1,9 +1,9 @@
 """How does a workload become a container? Its image is fetched, its bundle written, and crun started in its place by the spawner.
 
-    <run>/containers/<workload>/config.json   what crun is told (`lifecycle/bundle.py`); it names secrets, so it is root's alone
+    <run>/containers/<workload>/config.json   what crun is told (`lifecycle/bundle.py`); root's alone, in memory: it has secrets
     <run>/containers/<workload>/made.json     what whoever comes later must know of it
     <run>/containers/<workload>/fs            where its files are mounted, in its own mount namespace alone
-    <run>/crun/                               crun's own notes
+    <run>/containers/.crun/                   crun's own notes
 
 crun stays as the parent of the container's first process: the workload's control group, session, logs, exit record and handle
 are those of any process. crun's exit code is that of the container's first process, or 128 + its signal. It is started with
@@ -16,6 +16,7 @@ import os
 import shutil
 import signal
 import stat
+import threading
 from collections.abc import Collection, Mapping
 from pathlib import Path
 
@@ -25,7 +26,7 @@ from steelyard.config import write_file
 from steelyard.errors import EdgeFailed, Refused
 from steelyard.lifecycle.bundle import Container, DeviceNode, make_bundle
 from steelyard.model.ids import WorkloadId
-from steelyard.model.image import Image, choose_argv, parse_image
+from steelyard.model.image import Image, ImageReference, choose_argv
 from steelyard.model.mount import Bind
 from steelyard.runtime.mount_calls import find_inside
 from steelyard.runtime.oci.fetch import missing
@@ -72,10 +73,11 @@ class Wanted(msgspec.Struct, frozen=True):
 
 
 class Containers:
-    """Of one home. `images`: where their files are kept."""
+    """Of one home. `folder`: where crun is told of them; `images`: where their files are kept."""
 
-    def __init__(self, run: Path, images: Path, hostname: str) -> None:
-        self._folder, self._state, self._hostname = run / "containers", run / "crun", hostname
+    def __init__(self, folder: Path, images: Path, hostname: str) -> None:
+        self._folder = Path(os.path.realpath(folder))
+        self._state, self._hostname = self._folder / ".crun", hostname
         self._images = images
         self._made: dict[WorkloadId, Made] | None = None
         self.store = ImageStore(images, lambda: {made.image for made in self._all().values()})
@@ -96,10 +98,14 @@ class Containers:
         if tuple(int(part) for part in release.split("-")[0].split(".")[:2] if part.isdigit()) < _KERNEL:
             raise _impossible(f"Linux {_KERNEL[0]}.{_KERNEL[1]} or later, and this is {release}")
 
-    def fetch(self, reference: str, ids: Ids) -> Image:
+    def sweep(self) -> None:
+        """In the background: what an agent before this one was killed over."""
+        threading.Thread(target=self.store.sweep, daemon=True).start()
+
+    def fetch(self, reference: ImageReference, ids: Ids, stamp: str) -> Image:
         """Blocks until the image is here, see `ImageStore.ensure`."""
         self.check()
-        return self.store.ensure(parse_image(reference), ids)
+        return self.store.ensure(reference, ids, stamp)
 
     def ids(self, image: Image, owner: Ids) -> Ids:
         """(uid, gid) of the machine that the image's user is, when `owner` runs it."""
@@ -128,7 +134,9 @@ class Containers:
             for each in (self._folder, folder):
                 each.chmod(0o711)
             self._state.mkdir(exist_ok=True, mode=0o700)
-            write_file(folder / _CONFIG, msgspec.json.encode(make_bundle(container)))
+            # read by crun alone, which is started after it: nobody ever finds half of it
+            with open(os.open(folder / _CONFIG, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC, 0o600), "wb") as file:
+                file.write(msgspec.json.encode(make_bundle(container)))
             write_file(folder / _MADE, msgspec.json.encode(made))
         except OSError as err:
             raise EdgeFailed(f"{folder} could not be written: {err.strerror}. Nothing was started.", code="start-failed") from err

@@ -55,31 +55,74 @@ def find_part(layout: Layout, live_bytes: int, offset: int, limit: int) -> Part:
     return Part(start - begin, start, False, start - layout.live_start, min(limit, live_end - start))
 
 
-def read_log(path: Path, offset: int, limit: int) -> tuple[bytes, int]:
-    """At most `limit` (> 0) bytes of the stream from `offset` on (a line about a gap before them), and where to go on. Nothing
-    new, or no file yet: b"" and the end."""
+class Piece(msgspec.Struct, frozen=True):
+    """What a reader gets at a time, and what stands around it, by which is decided what of it may be shown."""
+
+    data: bytes
+    #: in the stream: where to go on
+    next_offset: int
+    #: a line about bytes that are gone before `data`
+    gap: bytes = b""
+    #: what comes right before and right behind, as many bytes as were asked for where there are so many
+    before: bytes = b""
+    after: bytes = b""
+    #: nothing will ever come right behind that is not there yet
+    cut: bool = False
+
+    @property
+    def plain(self) -> tuple[bytes, int]:
+        """All of it, and where to go on."""
+        return self.gap + self.data, self.next_offset
+
+
+def read_log(path: Path, offset: int, limit: int, margin: int = 0) -> Piece:
+    """At most `limit` (> 0) bytes of the stream from `offset` on. Nothing new, or no file yet: b"" and the end."""
     try:
         live = os.open(path, os.O_RDONLY | _FLAGS)
     except FileNotFoundError:
-        return b"", 0
+        return Piece(b"", 0)
     except OSError as err:
         raise EdgeFailed(f"log {path} cannot be read: {err.strerror}") from err
     try:
         live_bytes = os.fstat(live).st_size
         layout = _settle(_load_layout(path), live_bytes)
         part = find_part(layout, live_bytes, offset, limit)
-        data = os.pread(live, part.length, part.position) if not part.in_old else _read_old(path, part)
+        end = part.offset + part.length
+        first, last, cut = find_margins(layout, live_bytes, part, margin)
+        data, before, after = (
+            _read_range(live, path, layout, start, stop)
+            for start, stop in ((part.offset, end), (first, part.offset), (end, last))
+        )
     except OSError as err:
         raise EdgeFailed(f"log {path} cannot be read: {err.strerror}") from err
     finally:
         os.close(live)
-    return render_gap(part.dropped) + data, part.offset + len(data)
+    # a workload may have truncated its own log since the look at its size
+    return Piece(data, part.offset + len(data), render_gap(part.dropped), before, after, cut)
 
 
-def _read_old(path: Path, part: Part) -> bytes:
+def find_margins(layout: Layout, live_bytes: int, part: Part, margin: int) -> tuple[int, int, bool]:
+    """Pure. From where to where in the stream `margin` bytes around a part reach, over no gap; and whether the stream breaks off
+    there, because what came next is gone."""
+    old_end, end = layout.old_start + layout.old_bytes, part.offset + part.length
+    whole = not layout.old_bytes or old_end == layout.live_start
+    first = layout.old_start if layout.old_bytes and (part.in_old or whole) else layout.live_start
+    last = old_end if part.in_old and not whole else layout.live_start + live_bytes
+    return max(first, part.offset - margin), min(last, end + margin), part.in_old and not whole
+
+
+def _read_range(live: int, path: Path, layout: Layout, start: int, stop: int) -> bytes:
+    """Of the stream, which holds all of it."""
+    old_end = layout.old_start + layout.old_bytes
+    middle = min(stop, old_end) if layout.old_bytes and start < old_end else start
+    data = _read_old(path, start - layout.old_start, middle - start) if start < middle else b""
+    return data + os.pread(live, stop - middle, middle - layout.live_start) if middle < stop else data
+
+
+def _read_old(path: Path, position: int, length: int) -> bytes:
     with open(_old(path), "rb") as old:
-        data = os.pread(old.fileno(), part.length, part.position)
-    if len(data) < part.length:  # a reader would ask for the same bytes for ever
+        data = os.pread(old.fileno(), length, position)
+    if len(data) < length:  # a reader would ask for the same bytes for ever
         raise OSError(0, f"{_old(path)} is shorter than it was")
     return data
 

@@ -334,7 +334,7 @@ async def run(
     watching = loop.create_task(relay.watch_start(watch))
     await asyncio.wait([starting, relay.ended], return_when=asyncio.FIRST_COMPLETED)
     watching.cancel()
-    if phases := watch.end(clock.mono_ns()):
+    if phases := watch.end(page.imported_ns, clock.mono_ns()):
         page.write_phases({f"enter.{name}": ms for name, ms in phases.items()})
     if relay.ended.done():
         starting.cancel()
@@ -371,7 +371,7 @@ def main() -> int:
             private.bind(str(Path(folder) / "socket"))
             private.listen(4096)
         page.joined_ns = clock.mono_ns()
-        watch = StartWatch(page.joined_ns)
+        watch = StartWatch()
         page.state = pages.JOINED
         program = Program(config.argv, env, private)
         page.imported_ns = clock.mono_ns()

@@ -14,9 +14,9 @@ READ_MAX = 1 << 18
 
 
 class StartWatch:
-    def __init__(self, begin_ns: int) -> None:
-        """Before the program is started."""
-        self._log = StartLog(begin_ns)
+    def __init__(self) -> None:
+        """Before the program is started: what is written from now on is its own."""
+        self._log = StartLog()
         #: descriptor -> the beginning of a line that is not complete
         self._files: dict[int, bytes] = {}
         for fd in (1, 2):
@@ -39,10 +39,10 @@ class StartWatch:
             for line in lines:
                 self._log.feed(now_ns, line.decode(errors="replace"))
 
-    def end(self, now_ns: int) -> dict[str, float]:
-        """The phases, in ms; nothing is watched any more."""
+    def end(self, begin_ns: int, now_ns: int) -> dict[str, float]:
+        """The phases since `begin_ns`, in ms; nothing is watched any more."""
         self.look(now_ns)
         for fd in self._files:
             os.close(fd)
         self._files = {}
-        return self._log.phases(now_ns)
+        return self._log.phases(begin_ns, now_ns)

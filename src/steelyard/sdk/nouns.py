@@ -1,4 +1,4 @@
-"""When does a function run by itself, and what does it keep? Schedules and volumes as plain values.
+"""When does a function run by itself, and what is it given? Schedules, secrets and volumes as plain values.
 
 Nothing here talks to anything; the command line reads the values when it deploys.
 """
@@ -72,6 +72,27 @@ class Every(_Value):
 
     def as_json(self) -> dict[str, Any]:
         return {"every_s": self.seconds}
+
+
+class Secret(_Value):
+    """A secret of `steelyard secrets create NAME`, by its name; its values are never here. Its keys become variables of the
+    function, or files below the folder `$STEELYARD_SECRETS/NAME`."""
+
+    __slots__ = ("as_files", "name")
+
+    def __init__(self, name: str, as_files: bool) -> None:
+        self.name = check_name(name, "a secret")
+        if not isinstance(as_files, bool):
+            raise DeclarationError(f"as_files={as_files!r}: it is True or False.")
+        self.as_files = as_files
+
+    @classmethod
+    def from_name(cls, name: str, *, as_files: bool = False) -> Secret:
+        """Whether there is one of that name is checked when the function is deployed."""
+        return cls(name, as_files)
+
+    def as_json(self) -> dict[str, Any]:
+        return {"name": self.name, "as_files": self.as_files}
 
 
 class Volume(_Value):

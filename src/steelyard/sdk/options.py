@@ -8,11 +8,11 @@ from __future__ import annotations
 
 import math
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, TypedDict
 
 from steelyard.sdk.errors import DeclarationError
-from steelyard.sdk.nouns import Cron, Every, Volume, check_name
+from steelyard.sdk.nouns import Cron, Every, Secret, Volume, check_name
 
 if TYPE_CHECKING:
     from steelyard.sdk.image import Image
@@ -32,6 +32,8 @@ class FunctionOptions(TypedDict, total=False):
     gpu: str
     timing: str
     env: Mapping[str, str]
+    #: a text is a name: variables
+    secrets: Sequence[Secret | str]
     #: absolute path -> what is mounted there
     volumes: Mapping[str, Volume]
     #: interpreter of the code's environment, or the environment itself
@@ -93,7 +95,7 @@ _ELSEWHERE = {
     "cloud": "the machines are yours; there is no cloud to choose",
     "proxy": "replicas use the machine's own network",
     "enable_memory_snapshot": "replicas are always forked from a prepared template; `@sy.enter(shared=True)` fills it",
-    **dict.fromkeys(("secret", "secrets"), "secrets are not there yet; `env=` and deploy --env set plain variables"),
+    "secret": "secrets are a list: `secrets=[sy.Secret.from_name('name')]`",
     "network_file_systems": "`steelyard volumes create NAME --path DIR` makes a folder on one a volume, for volumes=",
     "serialized": "functions are found by name in their module; deploy the file",
 }
@@ -230,6 +232,20 @@ def _image(value: Any) -> tuple[str, Any]:
     return "image", value.as_json()
 
 
+def _secrets(value: Any) -> tuple[str, Any]:
+    if isinstance(value, str) or not isinstance(value, Sequence):
+        raise DeclarationError("it is a list, such as [sy.Secret.from_name('db')].")
+    found: dict[str, Any] = {}
+    for each in value:
+        secret = Secret.from_name(each) if isinstance(each, str) else each
+        if not isinstance(secret, Secret):
+            raise DeclarationError(f"{each!r} is no secret. Write sy.Secret.from_name('db').")
+        if secret.name in found:
+            raise DeclarationError(f"{secret.name!r} is named twice.")
+        found[secret.name] = secret.as_json()
+    return "secrets", list(found.values())
+
+
 def _volumes(value: Any) -> tuple[str, Any]:
     if not isinstance(value, Mapping):
         raise DeclarationError('it is a dict of paths, such as {"/data": sy.Volume.from_name("data")}.')
@@ -260,6 +276,7 @@ _READERS: dict[str, Reader] = {
     "gpu": _gpu,
     "timing": _text("timing", "best-effort", "dedicated"),
     "env": _env,
+    "secrets": _secrets,
     "volumes": _volumes,
     "python": _text("python"),
     "image": _image,

@@ -24,6 +24,7 @@ from typing import Any
 from steelyard.sdk import culprit
 from steelyard.sdk.errors import PayloadError, RemoteError, RemoteTraceback
 from steelyard.sdk.frames import PAYLOAD, RAISED, Buffer
+from steelyard.sdk.hide import hide, hide_in_error, holds_value
 
 #: smaller buffers are copied into the pickle
 BUFFER_MIN = 1 << 16
@@ -139,16 +140,19 @@ def find_at_home(name: str) -> Any:
 
 def dumps_error(err: BaseException, code: str, skip: tuple[str, ...] = ()) -> list[Buffer]:
     """The two segments of an ERROR frame. `skip`: folders whose frames are left out at the top of the traceback."""
+    hide_in_error(err)
     told = {
         "code": code,
         "type": f"{type(err).__module__}.{type(err).__qualname__}".removeprefix("builtins."),
-        "text": str(err),
+        "text": hide(str(err)),
         "traceback": user_traceback(err, skip),
     }
     pickled = b""
     if code in (RAISED, PAYLOAD) and isinstance(err, Exception):
         try:
             pickled = dumps(err, "the exception")[0]
+            if holds_value(pickled):
+                raise PayloadError("it holds a secret's value")
             loads([pickled])  # one that can be written and not read is common: its __init__ wants other arguments
         except Exception:
             pickled = b""
@@ -160,7 +164,7 @@ def user_traceback(err: BaseException, skip: tuple[str, ...] = ()) -> str:
     frames = err.__traceback__
     while frames is not None and skip and frames.tb_frame.f_code.co_filename.startswith(skip):
         frames = frames.tb_next
-    return "".join(traceback.format_exception(type(err), err, frames))
+    return hide("".join(traceback.format_exception(type(err), err, frames)))
 
 
 def loads_error(told: dict[str, Any], pickled: Buffer, main_is: str = "") -> Exception:

@@ -7,6 +7,8 @@ from collections.abc import Callable
 from http import HTTPStatus
 from typing import Any
 
+from steelyard.sdk.hide import hide
+
 Send = Callable[[Any], Any]
 
 
@@ -20,7 +22,7 @@ def make_problem(status: int, code: str, detail: str, **members: Any) -> dict[st
         "type": f"urn:steelyard:problem:{code}",
         "title": title,
         "status": status,
-        "detail": detail,
+        "detail": hide(detail),
         "code": code,
         **members,
     }

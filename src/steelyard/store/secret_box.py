@@ -38,7 +38,7 @@ class SecretBox:
         from cryptography.hazmat.primitives.ciphers.aead import AESGCM  # 12 MB, for servers that have secrets
 
         known = {secret.sealed.key_id: secret for secret in stored}
-        key = self._load_key() if known or self._path.exists() else self._make_key()
+        key = self._obtain_key(bool(known))
         for key_id, secret in known.items():
             if key_id != _name_key(key):
                 raise self._wrong(secret.name)
@@ -62,10 +62,13 @@ class SecretBox:
                 code="secret-damaged",
             ) from err
 
-    def digest(self, data: bytes) -> bytes:
-        """Names a request with values in it: nobody without the key can try values against it."""
-        key = self._load_key() if self._path.exists() else self._make_key()
-        return hashlib.blake2b(data, key=key, digest_size=32).digest()
+    def digest(self, data: bytes, any_stored: bool) -> bytes:
+        """Names a request with values in it: nobody without the key can try values against it. Errors as of `seal`."""
+        return hashlib.blake2b(data, key=self._obtain_key(any_stored), digest_size=32).digest()
+
+    def _obtain_key(self, any_stored: bool) -> bytes:
+        """Never a new one where there are secrets that it could not open."""
+        return self._load_key() if any_stored or self._path.exists() else self._make_key()
 
     def _make_key(self) -> bytes:
         key = os.urandom(KEY_BYTES)

@@ -83,6 +83,16 @@ class AssignedImages(msgspec.Struct, frozen=True):
     layers: tuple[ImageId, ...]
 
 
+class SecretVersion(msgspec.Struct, frozen=True):
+    """A secret that assigned work names. The agent asks for its values over HTTP, and writes them to no disk."""
+
+    #: user that it belongs to
+    owner: str
+    name: str
+    #: another one each time its values are set
+    version: str
+
+
 class Assignment(msgspec.Struct, frozen=True, tag=True):
     """Everything this agent should do. Older (epoch, generation) pairs are refused by the agent."""
 
@@ -92,6 +102,8 @@ class Assignment(msgspec.Struct, frozen=True, tag=True):
     functions: tuple[AssignedFunction, ...] = ()
     #: secrets that private functions accept
     keys: tuple[str, ...] = ()
+    #: those that jobs and functions name and that are there, sorted
+    secrets: tuple[SecretVersion, ...] = ()
     #: None: nothing is removed
     images: tuple[AssignedImages, ...] | None = None
 
@@ -281,6 +293,8 @@ class Ask(msgspec.Struct, frozen=True, tag=True):
     offset: int = 0
     limit: int = LOG_READ_MAX
     body: bytes = b""
+    #: log: bytes before and behind that are told too
+    margin: int = 0
 
 
 class Answer(msgspec.Struct, frozen=True, tag=True):
@@ -290,6 +304,12 @@ class Answer(msgspec.Struct, frozen=True, tag=True):
     #: log: where the next read begins (past gaps cut out by rotation)
     next_offset: int = 0
     error: str = ""
+    #: log: the line about bytes cut out before `data`; `margin` bytes before and behind it; whether nothing that is not there yet
+    #: will ever follow right behind
+    gap: bytes = b""
+    before: bytes = b""
+    after: bytes = b""
+    cut: bool = False
 
 
 FromAgent = Hello | Report | Answer

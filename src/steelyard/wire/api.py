@@ -11,11 +11,11 @@ import msgspec
 from msgspec import Meta
 
 from steelyard.model.batch import PRIORITY_MAX, RankEnd
-from steelyard.model.built_image import ImageSpec
 from steelyard.model.function import FunctionSpec, Routes, Share
 from steelyard.model.job import JobSpec
 from steelyard.model.machine import Machine
 from steelyard.model.mount import VolumeMount
+from steelyard.model.secret import SecretUse
 from steelyard.model.usage import Usage
 from steelyard.scaling.rollout import ERRORS_MAX
 
@@ -74,8 +74,9 @@ class ScriptSubmit(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     name: Annotated[str, Meta(min_length=1)] = "sbatch"
     #: that the job runs in, by name or id; "" without one
     image: Annotated[str, Meta(max_length=64)] = ""
-    #: sbatch knows nothing of them
+    #: sbatch knows nothing of these
     volumes: tuple[VolumeMount, ...] = ()
+    secrets: tuple[SecretUse, ...] = ()
 
 
 class ScriptSubmitted(msgspec.Struct, frozen=True):
@@ -516,46 +517,6 @@ class NodeDetail(msgspec.Struct, frozen=True):
     used: dict[str, str]
 
 
-class ImageBuild(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
-    spec: ImageSpec
-    #: moves to this image from the one that has it
-    name: Annotated[str, Meta(max_length=63)] = ""
-
-
-class ImageLayer(msgspec.Struct, frozen=True):
-    id: str
-    #: the step, for people
-    text: str
-
-
-class ImageView(msgspec.Struct, frozen=True):
-    id: str
-    owner: str
-    #: BUILDING, READY, FAILED, MISSING (from its machine's disk)
-    state: str
-    #: of its newest build
-    job: str
-    created_at: str
-    #: to the hour
-    used_at: str
-    name: str = ""
-    detail: str = ""
-    #: full version of its interpreter; "" before it was built
-    python: str = ""
-    #: of all its files; shared ones are counted for each image
-    size_bytes: int = 0
-    #: of its last step
-    added_bytes: int = 0
-    built_at: str | None = None
-    #: functions and jobs that it can't be removed because of
-    used_by: tuple[str, ...] = ()
-    #: from the base on; given when one image is asked for
-    layers: tuple[ImageLayer, ...] = ()
-    spec: ImageSpec | None = None
-    #: as "name version"; given when one is asked for and its machine answers
-    packages: tuple[str, ...] | None = None
-
-
 class KeyCreate(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     name: str
 
@@ -568,6 +529,35 @@ class KeyView(msgspec.Struct, frozen=True):
     owner: str
     created_at: str
     secret: str | None = None
+
+
+class SecretPut(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    name: str
+    #: key -> value
+    values: dict[str, str]
+    #: one of that name that is there is replaced: all of it
+    replace: bool = False
+
+
+class SecretView(msgspec.Struct, frozen=True):
+    """A secret, without its values: nothing shows those again."""
+
+    name: str
+    project: str
+    owner: str
+    generation: int
+    keys: tuple[str, ...]
+    created_at: str
+    changed_at: str
+    #: such as `function web` and `job j-000001`
+    used_by: tuple[str, ...] = ()
+
+
+class SecretValues(msgspec.Struct, frozen=True):
+    """For the agent alone."""
+
+    version: str
+    values: dict[str, str]
 
 
 class HealthRequest(msgspec.Struct, frozen=True, forbid_unknown_fields=True):

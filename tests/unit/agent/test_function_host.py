@@ -11,6 +11,7 @@ from typing import Any, cast
 import msgspec
 import pytest
 
+from agent_parts import no_secrets
 from steelyard.agent import function as function_module
 from steelyard.agent.function import FunctionHost
 from steelyard.agent.ledger import Ledger
@@ -79,7 +80,7 @@ class World:
         devices = cast(Any, SimpleNamespace(note_end=nothing))
         self.host = FunctionHost(
             cast(Any, edges), NAME, nothing, nothing, nothing, self.apply, self.ledger, devices,
-            cast(Any, SimpleNamespace(check=nothing)), cast(Any, None), cast(Any, None),
+            cast(Any, SimpleNamespace(check=nothing)), cast(Any, None), cast(Any, None), no_secrets(),
         )  # fmt: skip
         monkeypatch.setattr(FunctionHost, "make_host", self.make_host)
         monkeypatch.setattr(function_module, "make_ready", self.make_ready)

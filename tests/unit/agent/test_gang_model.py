@@ -17,6 +17,7 @@ import msgspec
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from agent_parts import no_secrets
 from containers import NO_CONTAINERS
 from steelyard.agent.jobs import JobKeeper
 from steelyard.clock import VirtualClock
@@ -130,6 +131,7 @@ class World:
                 Any,
                 SimpleNamespace(
                     prepare=no_holdings,
+                    secrets=no_secrets(),
                     note_start=nothing,
                     note_end=nothing,
                     drop=nothing,

@@ -65,31 +65,31 @@ def test_output_of_a_rank_is_found_in_its_log_or_in_the_attempts_file(files: Job
     log = tmp_path / f"{A}.0"
     log.mkdir()
     (log / "stdout").write_text("of rank 0")
-    assert files.read_output(f"{A}.0", "stdout", 3, 100) == (b"rank 0", 9)
-    assert files.read_output(A, "stdout", 0, 2) == (b"of", 2)
-    assert files.read_output(f"{A}.9", "stdout", 0, 2) == (b"", 0)
+    assert files.read_output(f"{A}.0", "stdout", 3, 100).plain == (b"rank 0", 9)
+    assert files.read_output(A, "stdout", 0, 2).plain == (b"of", 2)
+    assert files.read_output(f"{A}.9", "stdout", 0, 2).plain == (b"", 0)
     out = tmp_path / "out"
     out.write_text("mine")
     files.write_outputs(A, Outputs(stdout=str(out)), None)
-    assert files.read_output(f"{A}.0", "stdout", 1, 100) == (b"ine", 4)
+    assert files.read_output(f"{A}.0", "stdout", 1, 100).plain == (b"ine", 4)
     (log / "stderr").write_text("log")
-    assert files.read_output(f"{A}.0", "stderr", 0, 100) == (b"log", 3), "that stream goes to the log as ever"
+    assert files.read_output(f"{A}.0", "stderr", 0, 100).plain == (b"log", 3), "that stream goes to the log as ever"
 
 
 def test_what_is_no_file_of_the_user_is_said_instead_of_shown(tmp_path: Path) -> None:
     path = tmp_path / "out"
-    assert b"which is not there" in read_users_file(str(path), UID, 0, 100)[0]
+    assert b"which is not there" in read_users_file(str(path), UID, 0, 100).data
     path.write_text("text")
-    assert read_users_file(str(path), UID, 2, 1) == (b"x", 3)
-    assert read_users_file(str(path), UID, 99, 1) == (b"", 4)
-    said, offset = read_users_file(str(path), UID + 1, 0, 100)
+    assert read_users_file(str(path), UID, 2, 1).plain == (b"x", 3)
+    assert read_users_file(str(path), UID, 99, 1).plain == (b"", 4)
+    said, offset = read_users_file(str(path), UID + 1, 0, 100).plain
     assert b"no file of uid" in said
-    assert read_users_file(str(path), UID + 1, offset, 100) == (b"", offset), "and said once"
+    assert read_users_file(str(path), UID + 1, offset, 100).plain == (b"", offset), "and said once"
     link = tmp_path / "link"
     link.symlink_to(path)
-    assert b"not shown here" in read_users_file(str(link), UID, 0, 100)[0]
+    assert b"not shown here" in read_users_file(str(link), UID, 0, 100).data
     os.mkfifo(tmp_path / "fifo")
-    assert b"no file of uid" in read_users_file(str(tmp_path / "fifo"), UID, 0, 100)[0]
+    assert b"no file of uid" in read_users_file(str(tmp_path / "fifo"), UID, 0, 100).data
 
 
 def test_ports_that_somebody_listens_on_or_was_given_are_passed_over() -> None:

@@ -10,6 +10,7 @@ from typing import Any, cast
 import msgspec
 import pytest
 
+from agent_parts import no_secrets
 from containers import NO_CONTAINERS
 from machines import make_hgx
 from steelyard.agent.attempt import Attempt, MemberEnd, make_members
@@ -58,6 +59,7 @@ class Rig:
             stop=lambda workload, signum: self.log.append(("stopped", workload, signum)),
         )
         holdings = SimpleNamespace(
+            secrets=no_secrets(),
             volumes=VolumeFolders(Path("/nonexistent"), ()),
             prepare=self.prepare,
             note_start=nothing,

@@ -10,6 +10,7 @@ from typing import Any, cast
 
 import pytest
 
+from agent_parts import no_secrets
 from containers import NO_CONTAINERS
 from machines import make_hgx
 from steelyard.agent.attempt import Attempt, MemberEnd, Progress, make_members
@@ -111,6 +112,7 @@ class Rig:
         nothing = cast(Any, lambda *arguments: None)
         reading = SimpleNamespace(oom_kills=None, memory_peak_bytes=None)
         holdings = SimpleNamespace(
+            secrets=no_secrets(),
             volumes=VolumeFolders(Path("/nonexistent"), ()),
             prepare=self.prepare,
             note_start=nothing,
@@ -316,7 +318,7 @@ class Revision:
         self.ready = asyncio.Event()
         spec = SimpleNamespace(
             attr=None, served_by_runner=False, as_root=False, env={}, startup_deadline_s=60.0, replicas_min=0, replicas_max=1,
-            concurrency=8, bundle=None, wake_bound_s=wake_bound_s,
+            concurrency=8, bundle=None, wake_bound_s=wake_bound_s, secrets=(),
         )  # fmt: skip
         function = SimpleNamespace(
             name=FunctionName("f"), revision=1, owner=Owner("root", 0), spec=spec, plan=PLACE, token="", volumes=()
@@ -332,7 +334,7 @@ class Revision:
         nothing = cast(Any, lambda *arguments: None)
         self.host = RevisionHost(
             cast(Any, edges), cast(Any, function), folder, cast(Any, SimpleNamespace(fileno=lambda: 0)),
-            cast(Any, SimpleNamespace(check=nothing)), nothing, nothing, nothing, cast(Any, self), nothing,
+            cast(Any, SimpleNamespace(check=nothing)), nothing, nothing, nothing, cast(Any, self), nothing, no_secrets(),
         )  # fmt: skip
         self.host.opened = True
         self.host._armed = False
@@ -402,7 +404,9 @@ def make_keeper(*hosts: SimpleNamespace) -> FunctionKeeper:
     ledger = SimpleNamespace(assignment=SimpleNamespace(functions=functions))
     nothing = cast(Any, None)
     edges = cast(Any, SimpleNamespace(machine=SimpleNamespace(memory_bytes=1 << 30), clock=VirtualClock()))
-    keeper = FunctionKeeper(edges, cast(Any, ledger), nothing, nothing, devices=nothing, presence=nothing, lending=nothing)
+    keeper = FunctionKeeper(
+        edges, cast(Any, ledger), nothing, nothing, devices=nothing, presence=nothing, lending=nothing, secrets=no_secrets()
+    )
     keeper._hosts = cast(Any, {host.name: host for host in hosts if host.known})
     return keeper
 
@@ -424,7 +428,7 @@ def test_a_job_may_have_devices_whose_functions_all_sleep_and_lend() -> None:
 
 def test_a_function_lends_only_with_nothing_under_way(tmp_path: Path) -> None:
     nothing = cast(Any, None)
-    host = FunctionHost(nothing, FunctionName("f"), *[nothing] * 9)
+    host = FunctionHost(nothing, FunctionName("f"), *[nothing] * 9, no_secrets())
     assert not host.lends
     newest = SimpleNamespace(revision=1)
     host.desired = cast(Any, {1: newest})
@@ -452,7 +456,7 @@ def test_a_new_revision_takes_the_place_back_before_its_template_is_made(tmp_pat
 
         nothing, edges = cast(Any, None), cast(Any, SimpleNamespace(clock=VirtualClock()))
         lending = cast(Any, SimpleNamespace(take_back=take_back))
-        host = FunctionHost(edges, FunctionName("f"), *[nothing] * 7, lending, nothing)
+        host = FunctionHost(edges, FunctionName("f"), *[nothing] * 7, lending, nothing, no_secrets())
         plain, lender = (SimpleNamespace(spec=SimpleNamespace(wake_bound_s=bound_s)) for bound_s in (None, 3.0))
         await host._take_back(cast(Any, plain), PLACE)
         assert taken == []

@@ -9,6 +9,7 @@ from typing import Any, cast
 
 import pytest
 
+from agent_parts import no_secrets
 from machines import make_hgx
 from steelyard.agent.function import FunctionHost
 from steelyard.agent.functions import FunctionKeeper
@@ -50,6 +51,7 @@ def make_edges(folder: Path) -> Any:
         agent_token=folder / "token",
         run=folder,
         pages=folder,
+        secrets=folder,
     )
     return SimpleNamespace(
         paths=paths,
@@ -85,6 +87,7 @@ def make_function() -> Any:
         bundle=None,
         cwd="/",
         wake_bound_s=None,
+        secrets=(),
     )
     return SimpleNamespace(name=FunctionName("f"), revision=1, owner=Owner("root", 0), spec=spec, plan=PLAN, token="", volumes=())
 
@@ -102,6 +105,7 @@ def make_revision(folder: Path, presence: Presence) -> RevisionHost:
         lambda: None,
         cast(Any, None),
         cast(Any, None),
+        no_secrets(),
     )
 
 
@@ -120,6 +124,7 @@ def make_host(folder: Path, devices: Devices, presence: Presence) -> FunctionHos
         presence,
         cast(Any, None),
         cast(Any, None),
+        no_secrets(),
     )
 
 
@@ -225,6 +230,7 @@ def test_a_template_counts_as_a_process_of_its_revision(tmp_path: Path) -> None:
         devices=cast(Any, None),
         presence=cast(Any, None),
         lending=cast(Any, None),
+        secrets=no_secrets(),
     )
     keeper._hosts = cast(Any, {"f": SimpleNamespace(hosts=[revision])})
     assert (keeper.workloads, keeper.devices_in_use) == ({"tmpl.f.1.5a"}, {GPU})

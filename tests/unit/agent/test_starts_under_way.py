@@ -15,6 +15,7 @@ from typing import Any, cast
 import msgspec
 import pytest
 
+from agent_parts import no_secrets
 from steelyard.agent import revision as revision_module
 from steelyard.agent import template_process
 from steelyard.agent.functions import FunctionKeeper
@@ -123,12 +124,19 @@ class World:
         self.listener.bind(str(folder / "f.sock"))
         self.listener.listen()
         self.functions = FunctionKeeper(
-            cast(Any, self.edges), cast(Any, None), nothing, nothing, devices=nothing, presence=nothing, lending=nothing
+            cast(Any, self.edges),
+            cast(Any, None),
+            nothing,
+            nothing,
+            devices=nothing,
+            presence=nothing,
+            lending=nothing,
+            secrets=no_secrets(),
         )
         self.host = RevisionHost(
             cast(Any, self.edges), function, folder, self.listener,
             cast(Any, SimpleNamespace(check=nothing)), nothing, nothing, nothing, cast(Any, SimpleNamespace(give=nothing)),
-            self.functions.tree,
+            self.functions.tree, no_secrets(),
         )  # fmt: skip
         self.functions._hosts = cast(Any, {"f": SimpleNamespace(hosts=[self.host])})
         self.host.opened = True
@@ -219,7 +227,7 @@ def test_a_wake_while_the_new_spawner_says_hello_asks_no_template_of_the_old_one
     async def script(world: World) -> None:
         plain: list[str] = []
 
-        async def start_plain(host: Any, slot: Any, listen_fd: int, private: bool) -> Any:
+        async def start_plain(host: Any, slot: Any, listen_fd: int, private: bool, given: Any) -> Any:
             plain.append(slot.spawner)
             return SimpleNamespace(pid=1, start_time=1)
 
@@ -374,7 +382,9 @@ def test_a_template_of_the_old_spawner_is_asked_nothing(tmp_path: Path) -> None:
         slot = make_slot(world.edges)
         assert await world.template.fork(slot, 0, False) == ForkRefused("template-died", "")
         parent = await world.template.find_parent()
-        assert parent is None or not isinstance(await world.template.fork_from(parent, slot, 0, False), Forked)
+        assert parent is None or not isinstance(
+            await world.template.fork_from(parent, world.template.wanted.load, slot, 0, False), Forked
+        )
         assert world.client.asked == world.base_client.asked == 0
 
     play(tmp_path, script)

@@ -6,6 +6,7 @@ from dataclasses import dataclass, field
 from types import SimpleNamespace
 from typing import Any, cast
 
+from agent_parts import no_secrets
 from steelyard.agent.functions import FunctionKeeper
 from steelyard.clock import VirtualClock
 
@@ -51,6 +52,7 @@ def make_keeper(templates: dict[str, Template], budget: int, *nodes: Node) -> Fu
         devices=cast(Any, None),
         presence=cast(Any, None),
         lending=cast(Any, None),
+        secrets=no_secrets(),
     )
     hosts = {name: SimpleNamespace(hosts=[SimpleNamespace(name=name, template=item)]) for name, item in templates.items()}
     keeper._hosts = cast(Any, hosts)

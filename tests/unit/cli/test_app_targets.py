@@ -10,7 +10,7 @@ import pytest
 
 from steelyard.cli import run as run_command
 from steelyard.cli.app_deploy import make_app_spec, make_override
-from steelyard.cli.app_file import AppFile, Declared, Description, declares_app, load_app
+from steelyard.cli.app_file import AppFile, Declared, Description, check_python, declares_app, load_app
 from steelyard.cli.deploy_app import choose_function, find_taken, find_vanished
 from steelyard.cli.functions import group_by_app
 from steelyard.errors import Refused
@@ -158,3 +158,15 @@ def test_what_a_file_does_wrong_is_said_in_one_place(tmp_path: Path) -> None:
         with pytest.raises(Refused) as caught:
             load_app(file, __import__("sys").executable)
         assert said in caught.value.public
+
+
+def test_an_interpreter_is_a_path_or_a_command(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    place = tmp_path / "python3.99"
+    place.touch(mode=0o755)
+    monkeypatch.setenv("PATH", str(tmp_path))
+    assert check_python("python3.99") == str(place)
+    monkeypatch.chdir(tmp_path)
+    assert check_python("./python3.99") == str(place)
+    for wrong in ("3.99", str(tmp_path), "none/python"):
+        with pytest.raises(Refused, match=r"is no program\. Nothing was deployed\. .* take a path or a command"):
+            check_python(wrong)

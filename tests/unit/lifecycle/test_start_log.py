@@ -41,10 +41,10 @@ LLAMA = [
 
 
 def read(lines: list[tuple[float, str]], ready_s: float) -> dict[str, float]:
-    log = StartLog(0)
+    log = StartLog()
     for at_s, line in lines:
         log.feed(round(at_s * S), line)
-    return {phase: ms / 1000 for phase, ms in log.phases(round(ready_s * S)).items()}
+    return {phase: ms / 1000 for phase, ms in log.phases(0, round(ready_s * S)).items()}
 
 
 def test_vllm_tells_its_phases() -> None:

@@ -27,7 +27,7 @@ def containers(tmp_path: Path) -> Containers:
     (root / "bin/data").write_text("x")
     (root / "link").symlink_to("/bin/app")
     (root / "out").symlink_to("/../../../../../../bin/sh")
-    return Containers(tmp_path / "run", tmp_path / "images", "node1")
+    return Containers(tmp_path / "run/containers", tmp_path / "images", "node1")
 
 
 def image(**fields: object) -> Image:
@@ -51,10 +51,10 @@ def test_what_is_asked_stands_over_what_the_image_says(containers: Containers, t
 
 def test_an_agent_that_comes_later_knows_what_was_made_until_it_is_forgotten(containers: Containers, tmp_path: Path) -> None:
     containers.make(JOB, image(), Wanted(("app",), {}), ALICE)
-    later = Containers(tmp_path / "run", tmp_path / "images", "node1")
+    later = Containers(tmp_path / "run/containers", tmp_path / "images", "node1")
     assert later.made(JOB) == containers.made(JOB) is not None
     later.forget(JOB)
-    assert Containers(tmp_path / "run", tmp_path / "images", "node1").made(JOB) is None
+    assert Containers(tmp_path / "run/containers", tmp_path / "images", "node1").made(JOB) is None
     assert not (tmp_path / "run/containers/7.1").exists()
 
 

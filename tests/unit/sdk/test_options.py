@@ -35,6 +35,15 @@ def test_options_become_plain_values_with_their_units() -> None:
     }
 
 
+def test_secrets_are_named_and_never_held() -> None:
+    read = read_options({"secrets": [sy.Secret.from_name("db"), sy.Secret.from_name("tls", as_files=True), "token"]}, "f")
+    assert read["secrets"] == [
+        {"name": "db", "as_files": False},
+        {"name": "tls", "as_files": True},
+        {"name": "token", "as_files": False},
+    ]
+
+
 def test_volumes_are_told_with_their_paths() -> None:
     data = sy.Volume.from_name("data", create_if_missing=True)
     read = read_options({"volumes": {"/data": data, "/models/": sy.Volume.from_name("weights").read_only()}}, "f")
@@ -73,7 +82,11 @@ def test_modals_spellings_mean_the_same() -> None:
         ({"retries": True}, "whole number"),
         ({"min_replicas": 3, "max_replicas": 2}, "min_replicas 3 is more than max_replicas 2"),
         ({"min_replicas": 1, "keep_warm": 1}, "'min_replicas' and 'keep_warm' mean the same"),
-        ({"secrets": ["hf"]}, "secrets are not there yet"),
+        ({"secret": "db"}, "secrets are a list"),
+        ({"secrets": "db"}, "it is a list, such as [sy.Secret.from_name('db')]"),
+        ({"secrets": [{"PASSWORD": "x"}]}, "is no secret"),
+        ({"secrets": ["db", sy.Secret.from_name("db")]}, "'db' is named twice"),
+        ({"secrets": ["Data Base"]}, "can't be the name of a secret"),
         ({"schedule": "* * * * *"}, "sy.Cron"),
         ({"env": {"A": 1}}, "are texts"),
         ({"name": "Big Name"}, "can't be the name of a function"),

@@ -80,18 +80,6 @@ def missing(program: str) -> Refused:
     )
 
 
-def read_stamp(reference: ImageReference, ids: Ids) -> str:
-    """Changes when a user's folder or archive does. Refused unless the user may read it."""
-    name = f"{reference.name}/index.json" if reference.source is ImageSource.LAYOUT else reference.name
-    argv = ("sh", "-c", 'stat -L -c "%d %i %s %.9Y %.9Z" -- /dev/stdin <"$1"', "sh", name)
-    process = _start(argv, ids, Limits(), folder=Path("/"), stdout=subprocess.PIPE)
-    stdout, stderr = process.communicate(timeout=10)
-    if process.returncode or not Path(name).is_file():
-        why = stderr.decode(errors="replace").strip().rpartition(": ")[2] or "it is no file"
-        raise Refused(f"The image {reference.text} can't be read: {why}. Nothing was started.", code="image-unreadable")
-    return stdout.decode().strip()
-
-
 def _stage(reference: ImageReference, ids: Ids, layout: Path, limits: Limits) -> Path:
     staged = layout / "staged.tar"
     if reference.source is ImageSource.LAYOUT:
@@ -112,7 +100,8 @@ def _start(argv: Sequence[str], ids: Ids, limits: Limits, *, folder: Path, stdou
     """With that user's rights, a session of its own, and little of our environment."""
     env = {name: os.environ[name] for name in _PASSED if name in os.environ}
     return subprocess.Popen(
-        ("prlimit", f"--fsize={limits.bytes_max}", "--core=0", "--", *argv),
+        # it ends with us: the next agent may fetch the same
+        ("setpriv", "--pdeathsig", "KILL", "prlimit", f"--fsize={limits.bytes_max}", "--core=0", "--", *argv),
         user=ids[0] if ids else None,
         group=ids[1] if ids else None,
         extra_groups=[] if ids else None,

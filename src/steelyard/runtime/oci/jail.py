@@ -60,6 +60,7 @@ class Order(msgspec.Struct, frozen=True):
 
 def main(argv: list[str]) -> int:
     order = msgspec.json.decode(argv[0], type=Order)
+    _end_with_parent()  # the next agent may unpack the same
     try:
         return _build(order)
     except OSError as err:
@@ -95,6 +96,10 @@ def _build(order: Order) -> int:
     return code if code >= 0 else _say(_EXIT_MACHINE, f"unpacking was ended by signal {-code}")
 
 
+def _end_with_parent() -> None:
+    ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL, 0, 0, 0)
+
+
 def _bind_system(root: str) -> None:
     for place in _SYSTEM:
         if os.path.islink(place):
@@ -128,7 +133,7 @@ def _inmate(order: Order, tell: int, wait: int, others: tuple[int, ...]) -> NoRe
     try:
         for fd in others:
             os.close(fd)
-        ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL, 0, 0, 0)
+        _end_with_parent()
         mount_calls.pivot_root(order.root)
         mount_calls.mount("proc", "/proc", "proc", mount_calls.MS_NOSUID | mount_calls.MS_NODEV | mount_calls.MS_NOEXEC)
         mount_calls.unshare(mount_calls.NEWUSER)

@@ -27,9 +27,9 @@ import msgspec
 from steelyard.config import write_file
 from steelyard.errors import EdgeFailed, NoRoom, Refused, SteelyardError
 from steelyard.model import words
-from steelyard.model.image import Image, ImageReference, ImageSource, find_user
+from steelyard.model.image import Image, ImageReference, find_user
 from steelyard.runtime.oci import FETCH_ID, Limits, jail
-from steelyard.runtime.oci.fetch import fetch, missing, read_stamp, remove_folder
+from steelyard.runtime.oci.fetch import fetch, missing, remove_folder
 from steelyard.runtime.oci.manifest import Described, describe
 
 log = logging.getLogger(__name__)
@@ -63,11 +63,10 @@ class ImageStore:
     def root(self, digest: str) -> Path:
         return self._folder / "roots" / digest / _ROOT
 
-    def ensure(self, reference: ImageReference, ids: tuple[int, int] | None) -> Image:
+    def ensure(self, reference: ImageReference, ids: tuple[int, int] | None, stamp: str = "") -> Image:
         """The unpacked image, fetched when it is not here. However many ask at a time, of whatever process, it is fetched once.
-        `ids`: for whom. Raises SteelyardError; nothing counts as being here then."""
-        local = reference.source is not ImageSource.REGISTRY
-        stamp = read_stamp(reference, ids) if local else ""
+        `ids`: for whom. `stamp`: of a user's folder or archive, which they may read; it changes when that does. Raises
+        SteelyardError; nothing counts as being here then."""
         found = self._find(reference, stamp)
         if found is not None:
             return found
