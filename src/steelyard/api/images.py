@@ -30,13 +30,13 @@ from steelyard.model.ids import DEFAULT_PROJECT, NAME, JobId
 from steelyard.model.job import JobSpec, Owner, Resources
 from steelyard.model.machine import Machine
 from steelyard.store import Event, Tx
+from steelyard.wire.images import ImageBuild, ImageView
 
 ImagePath = Annotated[str, Parameter(min_length=1, max_length=64, description="An image's name, id, or the beginning of its id.")]
 
 #: what a build may take: compilers need memory, but not all of a small machine's
 BUILD_MEMORY_BYTES = 8 << 30
 BUILD_MAX_S = 2 * 3600.0
-from steelyard.wire.images import ImageBuild, ImageView
 
 
 @post("/v1/images", status_code=201, before_request=require_json, responses=errors(404, 413, 415, 422, 429, 507))

@@ -12,6 +12,7 @@ from steelyard.cli.output import Progress, print_json, print_table, say, show_ti
 from steelyard.cli.quantities import render_bytes
 from steelyard.cli.session import home_option, json_option, new_key, open_client, quote
 from steelyard.errors import Refused
+from steelyard.wire.images import ImageView
 
 IMAGE_HELP = """Build, list and remove images: Python environments, built once and kept, for functions and jobs.
 
@@ -40,7 +41,6 @@ Examples:
   steelyard image build --uv-lock uv.lock
   steelyard image build numpy 'scipy>=1.13' --name numbers
 """
-from steelyard.wire.images import ImageView
 
 
 @click.group(help=IMAGE_HELP, short_help="Build, list and remove Python environments of functions and jobs.")

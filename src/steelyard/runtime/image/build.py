@@ -267,7 +267,7 @@ def _short(text: str) -> str:
 
 def _fetch(image: str) -> tuple[ImageSpec, dict[str, bytes]]:
     """Steps and files, from the server, which may be away for a moment."""
-        from steelyard.wire.http import ApiClient
+    from steelyard.wire.http import ApiClient
     from steelyard.wire.images import ImageView
 
     ca_file = os.environ.get("STEELYARD_CA")
