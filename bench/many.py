@@ -49,6 +49,8 @@ async def app(scope, receive, send):
 #: arrivals per second, and the exponent of Zipf's law
 RATE, EXPONENT = 8.0, 1.1
 IDLE_S = 1.0
+#: a spare goes 60 s after the last order
+QUIET_S = 65.0
 
 
 class Scale(NamedTuple):
@@ -59,7 +61,7 @@ class Scale(NamedTuple):
     budgets: tuple[str, ...]
 
 
-FULL = Scale(1000, 20, 90.0, ("8GB", "2GB", "1GB", "512MB"))
+FULL = Scale(1000, 20, 60.0, ("8GB", "4GB", "2GB", "1GB"))
 QUICK = Scale(40, 4, 10.0, ("8GB",))
 
 
@@ -162,11 +164,22 @@ def wake_rounds(steelyard: Installation, say: Say, rounds: int = 20) -> list[flo
     return found[1:]
 
 
-def settle(steelyard: Installation, say: Say) -> None:
-    """Until spares and what the deploys left to do are gone."""
-    for left in range(70, 0, -5):
-        say(f"settling, {left} s")
+def settle(steelyard: Installation, say: Say, timeout_s: float = 600.0) -> None:
+    """Until no template has come or gone for so long that spares, and what the deploys left to do, are gone too."""
+    end, quiet_since, before = time.monotonic() + timeout_s, time.monotonic(), live_templates(steelyard)
+    while (quiet_s := time.monotonic() - quiet_since) < QUIET_S:
+        if time.monotonic() > end:
+            raise RuntimeError(f"templates still come and go after {timeout_s:g} s: {before} of them now")
+        say(f"{before} templates, quiet for {quiet_s:.0f} of {QUIET_S:g} s")
         time.sleep(5)
+        found = live_templates(steelyard)
+        if found != before:
+            quiet_since, before = time.monotonic(), found
+
+
+def live_templates(steelyard: Installation) -> int:
+    """Of revisions."""
+    return len(list((steelyard.folder / "home" / "agent" / "handles").glob("tmpl.*.json")))
 
 
 def agent_cost(steelyard: Installation, seconds: float = 10.0) -> tuple[float, float]:
@@ -234,8 +247,7 @@ def play(steelyard: Installation, scale: Scale, budget: str, say: Say, *, restar
     roads: dict[str, int] = {}
     for row in rows:
         roads[row["road"]] = roads.get(row["road"], 0) + 1
-    live = len(list((steelyard.folder / "home" / "agent" / "handles").glob("tmpl.*.json")))
-    return Point(budget, [row["wall_ms"] for row in rows], roads, failed, live)
+    return Point(budget, [row["wall_ms"] for row in rows], roads, failed, live_templates(steelyard))
 
 
 async def arrivals(port: int, scale: Scale) -> int:

@@ -145,7 +145,7 @@ class KeeperRig:
         return sorted(pid for workload in self.rig.cgroups.workloads() for pid in self.rig.cgroups.pids(workload))
 
     def log(self, workload: str = A, stream: str = "stdout") -> str:
-        return self.keeper.files.read_output(workload, stream, 0, 1 << 20)[0].decode()
+        return self.keeper.files.read_output(workload, stream, 0, 1 << 20).plain[0].decode()
 
     def end(self) -> None:
         self._pump.cancel()

@@ -140,7 +140,7 @@ def test_a_gigabyte_of_a_ranks_output_stays_bounded_and_binary(shared: Cluster) 
     wait_until(done, 90, "all of it to be written")
     kept = wait_until(lambda: size if (size := used_bytes(folder)) < 80 << 20 else None, 10, "what is beyond the bound to be cut")
     assert kept > 10 << 20
-    first, _ = JobFiles(shared.home / "workloads").read_output(f"{job}.1.0", "stdout", 0, 1000)
+    first, _ = JobFiles(shared.home / "workloads").read_output(f"{job}.1.0", "stdout", 0, 1000).plain
     assert first.startswith(b"\n[steelyard: ") and b"bytes of output were dropped here" in first
     shared.ok("stop", job)
 

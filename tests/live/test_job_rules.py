@@ -77,7 +77,7 @@ def test_output_goes_to_the_files_that_were_named_and_logs_shows_them() -> None:
         await rig.until_phase("ended")
         assert out.read_bytes() == b"before\n\xff\x00x\n"
         assert err.read_text() == "wrong\n" and err.stat().st_uid == WORK_UID
-        assert rig.keeper.files.read_output(A, "stdout", 7, 100) == (b"\xff\x00x\n", 11)
+        assert rig.keeper.files.read_output(A, "stdout", 7, 100).plain == (b"\xff\x00x\n", 11)
         assert rig.log(stream="stderr") == "wrong\n"
         rig.assign()
         assert rig.log(stream="stderr") == "wrong\n", "also when the job is history"
@@ -94,7 +94,7 @@ def test_both_streams_of_all_ranks_share_one_file_that_is_emptied_once() -> None
         rig.assign(make_job("sh", "-c", say, ranks=2, stdout=out, stderr=out, truncate_output=True))
         await rig.until_phase("ended")
         assert sorted(Path(out).read_text().splitlines()) == ["err 0", "err 1", "out 0", "out 1"]
-        assert rig.keeper.files.read_output(f"{A}.1", "stderr", 0, 100) == (b"", 0), "all of it is told as stdout"
+        assert rig.keeper.files.read_output(f"{A}.1", "stderr", 0, 100).plain == (b"", 0), "all of it is told as stdout"
         assert rig.log(f"{A}.1") == rig.log(A) == Path(out).read_text()
 
     play(script)

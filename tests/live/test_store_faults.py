@@ -479,7 +479,7 @@ print("migrated")
 
 
 def test_an_interrupted_migration_is_rolled_back_and_done_at_the_next_start(path: Path) -> None:
-    for step in range(1, 40, 4):
+    for step in range(1, 80, 4):
         done = subprocess.run(
             [sys.executable, "-c", MIGRATOR, str(path), str(step)], capture_output=True, text=True, timeout=60, check=False
         )

@@ -61,6 +61,7 @@ class FunctionHost:
         edges: Edges,
         name: FunctionName,
         on_change: Callable[[], None],
+        on_wake: Callable[[], None],
         on_coldstart: Callable[[ColdStart], None],
         on_awake: Callable[[], None],
         apply_routes: Callable[[], Awaitable[None]],
@@ -74,7 +75,8 @@ class FunctionHost:
         self._devices, self._presence, self._lending, self._tree = devices, presence, lending, tree
         self._secrets = secrets
         self._edges, self.name = edges, name
-        self._on_change, self._on_coldstart, self._on_awake = on_change, on_coldstart, on_awake
+        self._on_change, self._on_wake = on_change, on_wake
+        self._on_coldstart, self._on_awake = on_coldstart, on_awake
         self._apply_routes, self._ledger = apply_routes, ledger
         #: by revision: what should be reached
         self.desired: dict[int, AssignedFunction] = {}
@@ -92,6 +94,8 @@ class FunctionHost:
         self._turning = asyncio.Lock()
         self._turns: set[asyncio.Task[None]] = set()
         self._closed = False
+        #: it has cores or devices of its own, or had
+        self.placed = False
         self._told_ns = 0
         self._told = (0, 0)
         self._past: list[tuple[RevisionSeen, int]] = []
@@ -270,6 +274,7 @@ class FunctionHost:
         """A revision with its code and listening socket; `held` is the descriptor the spawner kept for it."""
         function = enter_function(self._edges.paths.environments, function)
         spec = function.spec
+        self.placed |= function.plan is not None
         if spec.bundle is not None:
             code = await ensure_code(self._edges.paths, self._edges.settings, spec.bundle)
         else:
@@ -286,7 +291,7 @@ class FunctionHost:
             code,
             listener,
             self._presence,
-            self._on_change,
+            self._on_wake,
             self._on_coldstart,
             self._on_awake,
             self._lending,
@@ -360,7 +365,7 @@ class FunctionHost:
         """What Envoy should know of the revisions that are reached."""
         routes = self._coming or self.routes
         hosts = {revision: self.ready[revision] for revision in sorted(routes.revisions)}
-        clusters = {revision: make_cluster(self._edges, host.function) for revision, host in hosts.items()}
+        clusters = {revision: self._cluster(host) for revision, host in hosts.items()}
         found: list[Route] = []
         if routes.shares:
             targets = tuple((clusters[share.revision].name, share.percent) for share in routes.shares)
@@ -370,6 +375,12 @@ class FunctionHost:
         for tag, revision in routes.tags:
             found.append(Route(self.name, ((clusters[revision].name, 100),), hosts[revision].function.spec.public, tag))
         return [*clusters.values()], found
+
+    def _cluster(self, host: RevisionHost) -> Cluster:
+        """Made once: with each roll-out of one function Envoy is told of all."""
+        if host.cluster is None:
+            host.cluster = make_cluster(self._edges, host.function)
+        return host.cluster
 
     def seen(self) -> FunctionSeen | None:
         newest = self.newest

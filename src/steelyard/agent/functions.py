@@ -46,6 +46,8 @@ TICK_S = 0.02
 PENDING_NS = 1_000_000_000
 #: the machine keeps this share of its memory available before templates are evicted
 RESERVE_SHARE = 0.05
+#: so often templates are looked at while everything sleeps
+ASLEEP_NS = 10 * 1_000_000_000
 
 
 class FunctionKeeper:
@@ -58,6 +60,7 @@ class FunctionKeeper:
         on_change: Callable[[], None],
         on_coldstart: Callable[[ColdStart], None],
         *,
+        on_wake: Callable[[], None],
         devices: DeviceKeeper,
         presence: Presence,
         lending: Lending,
@@ -65,7 +68,7 @@ class FunctionKeeper:
     ) -> None:
         self._edges, self._ledger, self._secrets = edges, ledger, secrets
         self._devices, self._presence, self._lending = devices, presence, lending
-        self._on_change, self._on_coldstart = on_change, on_coldstart
+        self._on_change, self._on_coldstart, self._on_wake = on_change, on_coldstart, on_wake
         self.tree = TemplateTree(edges, ledger)
         self._weights = WeightsKeeper(edges)
         #: function -> its weights, of the assignment that was looked at last
@@ -84,6 +87,7 @@ class FunctionKeeper:
         self._seen: dict[FunctionName, FunctionSeen | None] = {}
         self._stale: set[FunctionName] = set()
         self._pending_asked_ns = 0
+        self._memory_ns = -ASLEEP_NS
         self._pending_task: asyncio.Task[None] | None = None
 
     def _make_host(self, name: FunctionName) -> FunctionHost:
@@ -91,6 +95,7 @@ class FunctionKeeper:
             self._edges,
             name,
             on_change=lambda: self._note_change(name),
+            on_wake=lambda: self._note_wake(name),
             on_coldstart=self._on_coldstart,
             on_awake=lambda: self._wake_ticker(name),
             apply_routes=self.apply_routes,
@@ -108,6 +113,11 @@ class FunctionKeeper:
     def _note_change(self, name: FunctionName) -> None:
         self._stale.add(name)
         self._on_change()
+
+    def _note_wake(self, name: FunctionName) -> None:
+        """A replica came or goes: to be told, and not before it has served who woke it."""
+        self._stale.add(name)
+        self._on_wake()
 
     def _forget(self, name: FunctionName) -> None:
         del self._hosts[name]
@@ -197,6 +207,11 @@ class FunctionKeeper:
     def _awake_hosts(self) -> list[FunctionHost]:
         return [host for name in self._awake if (host := self._hosts.get(name)) is not None]
 
+    @property
+    def _placed_hosts(self) -> list[FunctionHost]:
+        """Those that have cores or devices of their own, or had: few of a thousand."""
+        return [host for host in self._hosts.values() if host.placed]
+
     def _divide(self) -> None:
         """Where those that are awake want more replicas than the machine holds, each gets its fair share at the next look.
         Whole cores are a function's own and are not divided."""
@@ -245,8 +260,10 @@ class FunctionKeeper:
     # -- truth from the machine
 
     def on_exit(self, exited: Exited) -> bool:
-        revisions = (revision for host in list(self._hosts.values()) for revision in host.hosts)
-        return any(revision.on_exit(exited) for revision in revisions) or self.tree.on_exit(exited)
+        # a function's name stands in that of each of its workloads; one may be called `tmpl`
+        names = {exited.workload.rsplit(".", 2)[0], exited.workload.removeprefix("tmpl.").rsplit(".", 2)[0]}
+        hosts = [self._hosts[FunctionName(name)] for name in names if name in self._hosts]
+        return any(revision.on_exit(exited) for host in hosts for revision in host.hosts) or self.tree.on_exit(exited)
 
     async def adopt(self, held: dict[str, int], found: Iterable[Adopted], keys: tuple[str, ...]) -> None:
         """After a restart: route what was routed, take over sockets, replicas and templates, end what belongs to nobody."""
@@ -330,7 +347,7 @@ class FunctionKeeper:
 
     @property
     def running(self) -> list[tuple[WorkloadId, int, int]]:
-        return [item for host in self._hosts.values() for revision in host.hosts for item in revision.running]
+        return [item for host in self._awake_hosts for revision in host.hosts for item in revision.running]
 
     @property
     def workloads(self) -> set[str]:
@@ -341,13 +358,13 @@ class FunctionKeeper:
     @property
     def devices_in_use(self) -> set[str]:
         """Of the revisions that have a process now; a sleeping one computes on nothing."""
-        revisions = (revision for host in self._hosts.values() for revision in host.hosts if revision.workloads)
+        revisions = (revision for host in self._placed_hosts for revision in host.hosts if revision.workloads)
         return {device for revision in revisions for device in devices_of(revision.plan)}
 
     @property
     def log_folders(self) -> set[WorkloadId]:
         """Folders whose logs may be growing."""
-        return {WorkloadId(revision.logs) for host in self._hosts.values() for revision in host.hosts if revision.replicas}
+        return {WorkloadId(revision.logs) for host in self._awake_hosts for revision in host.hosts if revision.replicas}
 
     def on_secrets(self) -> None:
         for revision in [revision for host in self._hosts.values() for revision in host.hosts if revision.secrets]:
@@ -362,9 +379,9 @@ class FunctionKeeper:
     def held(self, assigned: Iterable[AssignedFunction]) -> tuple[HeldPlan, ...]:
         """Cores and devices that revisions run on beside those of the assigned ones: they drain, or serve until those are
         ready."""
-        plans = {(function.name, function.plan) for function in assigned}
+        plans = {(function.name, function.plan) for function in assigned if function.plan is not None}
         found: dict[HeldPlan, None] = {}
-        for host in self._hosts.values():
+        for host in self._placed_hosts:
             for revision in host.hosts:
                 plan = revision.function.plan
                 if plan is not None and (revision.function.name, plan) not in plans:
@@ -384,7 +401,7 @@ class FunctionKeeper:
     @property
     def lent(self) -> tuple[Plan, ...]:
         """Places of functions that sleep and lend them."""
-        return tuple(revision.plan for host in self._hosts.values() if host.lends for revision in host.hosts)
+        return tuple(revision.plan for host in self._placed_hosts if host.lends for revision in host.hosts)
 
     def seen(self) -> tuple[FunctionSeen, ...]:
         """Looked at anew only where something may have changed: of a thousand functions, those that are awake or said so."""
@@ -431,11 +448,16 @@ class FunctionKeeper:
 
     def check_memory(self, available_bytes: int) -> None:
         """Evict templates when they hold more than their budget or the machine runs short; bring back one that was missed since
-        when there is room, or when others were not wanted for longer."""
+        when there is room, or when others were not wanted for longer. While everything sleeps and memory is there, nothing
+        of that changes: then it is looked at now and then."""
+        now_ns, budget = self._edges.clock.mono_ns(), self._edges.template_budget_bytes
+        reserve = round(self._edges.machine.memory_bytes * RESERVE_SHARE)
+        asleep = not self._awake and not self._stale and available_bytes >= reserve
+        if asleep and now_ns < self._memory_ns + ASLEEP_NS:
+            return
+        self._memory_ns = now_ns
         templates = self._templates()
         uses = [*self._uses_of_nodes(templates), *(_use(name, each) for name, each in templates.items() if each.ready)]
-        reserve = round(self._edges.machine.memory_bytes * RESERVE_SHARE)
-        now_ns, budget = self._edges.clock.mono_ns(), self._edges.template_budget_bytes
         evicted = choose_evictions(uses, now_ns, budget, available_bytes, reserve)
         if not evicted:
             missed = [

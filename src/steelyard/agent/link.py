@@ -20,11 +20,14 @@ from websockets.exceptions import InvalidHandshake, WebSocketException
 
 from steelyard.config import Settings
 from steelyard.wire.agent import Answer, Ask, Assignment, Hello, Report, ReportAck, decode_from_server, encode
+from steelyard.wire.reports import ReportWriter
 
 log = logging.getLogger(__name__)
 
 RETRY_MIN_S, RETRY_MAX_S = 0.05, 2.0
 FRAME_MAX = 64 * 1024 * 1024
+#: a wake is told after its answer: on two cores a report of a thousand functions, and what the server makes of it, delays it
+LATER_S = 0.03
 #: at most that long changes gather for the next report until the server has taken note of the one before
 ACK_WAIT_S = 0.25
 
@@ -46,6 +49,7 @@ class Link:
         self._make_report, self._on_assignment = make_report, on_assignment
         self._on_ack, self._on_ask = on_ack, on_ask
         self._changed = asyncio.Event()
+        self._timer: asyncio.TimerHandle | None = None
         self._seq = 0
         #: the server has taken note of the newest report
         self._noted = asyncio.Event()
@@ -54,6 +58,15 @@ class Link:
     def poke(self) -> None:
         """Something changed; report soon. Several pokes make one report."""
         self._changed.set()
+
+    def poke_later(self) -> None:
+        """The same, when whoever just woke has the cores no more."""
+        if self._timer is None:
+            self._timer = asyncio.get_running_loop().call_later(LATER_S, self._poke_now)
+
+    def _poke_now(self) -> None:
+        self._timer = None
+        self.poke()
 
     async def run(self) -> None:
         """Until cancelled."""
@@ -91,13 +104,14 @@ class Link:
                 task.cancel()
 
     async def _send_reports(self, socket: ClientConnection) -> None:
+        writer = ReportWriter()
         while True:
             await self._changed.wait()
             self._changed.clear()
             self._noted.clear()
             self._seq += 1
             try:
-                await socket.send(encode(self._make_report(self._seq)))
+                await socket.send(writer.encode(self._make_report(self._seq)))
             except WebSocketException:
                 return  # the reader sees the same end and reconnects
             # A report tells everything: one that came before this one was read would only be read in its place.

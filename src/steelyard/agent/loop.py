@@ -91,8 +91,7 @@ class Agent:
             self.health.record,
         )
         self.presence = Presence(edges.machine.topology)
-        #: what starts have missed, as it was reported last
-        self._missing: tuple[str, ...] = ()
+        self._missing: tuple[str, ...] = ()  # what starts have missed, as it was reported last
         scratch = ScratchKeeper(edges.scratch)
         usage = UsageKeeper(edges.cgroups, edges.clock, edges.machine.topology, scratch.peak_bytes)
         self.secrets = SecretKeeper(edges.paths, edges.settings, lambda: self.functions.on_secrets())
@@ -118,8 +117,8 @@ class Agent:
         self.images = ImageKeeper(edges.paths, edges.settings, self._changed)
         self.execs = ExecKeeper(edges.paths, edges.runtime, edges.cleanup, edges.clock, self.jobs.find_host, edges.containers)
         self.functions = FunctionKeeper(
-            edges, self._ledger, self._changed, self._add_coldstart, devices=self.devices, presence=self.presence,
-            lending=Lending(self._reserve, self.jobs.make_way, self.devices),
+            edges, self._ledger, self._changed, self._add_coldstart, on_wake=self._woke, devices=self.devices,
+            presence=self.presence, lending=Lending(self._reserve, self.jobs.make_way, self.devices),
             secrets=self.secrets,
         )  # fmt: skip
         self._link = self._make_link(edges)
@@ -308,6 +307,9 @@ class Agent:
     def _changed(self) -> None:
         self._link.poke()
 
+    def _woke(self) -> None:
+        self._link.poke_later()
+
     def _reserve(self) -> None:
         """When an assignment came, before anything is started, and when a function that lends its cores falls asleep or wakes;
         what older revisions leave free is noticed by the housekeeping."""
@@ -319,7 +321,7 @@ class Agent:
 
     def _add_coldstart(self, row: ColdStart) -> None:
         self._coldstarts.append(row)
-        self._changed()
+        self._woke()
 
     def _make_report(self, seq: int) -> Report:
         rows = tuple(self._coldstarts)[:COLDSTARTS_PER_REPORT]

@@ -31,6 +31,7 @@ from steelyard.agent.starter import start_plain
 from steelyard.agent.template import TemplateKeeper
 from steelyard.agent.template_tree import TemplateTree
 from steelyard.errors import SteelyardError, Unreachable
+from steelyard.gateway import Cluster
 from steelyard.lifecycle.environment import make_environment
 from steelyard.lifecycle.launch import tell_api
 from steelyard.lifecycle.mounts import make_variables
@@ -92,6 +93,8 @@ class RevisionHost:
         if function.spec.served_by_runner:
             self.template = TemplateKeeper(edges, tree, function, code, self.logs, self.env, self.ids, self.secrets)
         self.replicas: dict[WorkloadId, Replica] = {}
+        #: what Envoy is told of it, once it was
+        self.cluster: Cluster | None = None
         self.queued = 0
         #: requests that wait in Envoy, beyond what the replicas and the socket may hold
         self.pending = 0

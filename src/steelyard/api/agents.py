@@ -22,7 +22,8 @@ from steelyard.control.reports import greet
 from steelyard.errors import SteelyardError, Unreachable
 from steelyard.store import Store
 from steelyard.wire import WIRE_VERSION
-from steelyard.wire.agent import Answer, Ask, Assignment, Hello, Report, ReportAck, decode_from_agent, encode
+from steelyard.wire.agent import Answer, Ask, Assignment, Hello, Report, ReportAck, encode
+from steelyard.wire.reports import FrameReader
 
 _log = logging.getLogger("steelyard.agents")
 
@@ -225,14 +226,15 @@ class AgentHub:
 
     async def _receive_hello(self, socket: Socket) -> Hello:
         async with asyncio.timeout(HELLO_TIMEOUT_S):
-            frame = decode_from_agent(await socket.receive_bytes())
+            frame = FrameReader().decode(await socket.receive_bytes())
         if not isinstance(frame, Hello):
             raise msgspec.ValidationError("the first frame is not a Hello")
         return frame
 
     async def _read(self, socket: Socket, connection: _Connection) -> None:
+        reader = FrameReader()
         while True:
-            frame = decode_from_agent(await socket.receive_bytes())
+            frame = reader.decode(await socket.receive_bytes())
             if self._connection is not connection:
                 return
             match frame:

@@ -19,9 +19,9 @@ _log = logging.getLogger("steelyard.control")
 
 #: a loop that failed looks again after this, even if nobody pokes it
 RETRY_S = 1.0
-#: A look that took longer is followed by a rest, in which pokes gather: a look at hundreds costs little more than one at ten, so
-#: it is so many times as long as what the look took on top of this, and at most that long.
-QUICK_S, REST_TIMES, REST_MAX_S = 0.002, 6, 0.05
+#: a loop that is poked all the time lets pokes gather for as long as its look took; at every further look for twice as long as
+#: before, up to so many times, since a look at hundreds costs little more than one at ten; and never longer than this
+REST_TIMES, REST_MAX_S = 8, 0.05
 
 
 class Driver:
@@ -47,6 +47,7 @@ class Driver:
 
     async def _drive(self, loop: Loop) -> None:
         wanted = self._wanted[loop.name]
+        times = 1
         while True:
             wanted.clear()
             began_ns = self._clock.mono_ns()
@@ -56,12 +57,11 @@ class Driver:
                 async with asyncio.timeout(wait_s):
                     await wanted.wait()
             except TimeoutError:
+                times = 1
                 continue  # the tick: look again without having been poked
             # Poked all the time, it leaves time to others: what comes meanwhile is one activation then.
-            rest_s = (
-                min(REST_MAX_S, REST_TIMES * ((ended_ns - began_ns) / 1e9 - QUICK_S)) - (self._clock.mono_ns() - ended_ns) / 1e9
-            )
-            if rest_s > 0:
+            rest_s, times = choose_rest(times, ended_ns - began_ns, self._clock.mono_ns() - ended_ns)
+            if rest_s:
                 await asyncio.sleep(rest_s)
 
     async def _activate(self, loop: Loop) -> float:
@@ -79,3 +79,9 @@ class Driver:
             _log.exception("loop %s failed", loop.name)
             return min(RETRY_S, loop.tick_s)
         return loop.tick_s
+
+
+def choose_rest(times: int, took_ns: int, quiet_ns: int) -> tuple[float, int]:
+    """After a look that took `took_ns` and was followed by a poke `quiet_ns` later: (seconds to rest, `times` for the next)."""
+    rest_s = min(REST_MAX_S, times * took_ns / 1e9) - quiet_ns / 1e9
+    return (rest_s, min(REST_TIMES, 2 * times)) if rest_s > 0 else (0.0, 1)

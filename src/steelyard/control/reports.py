@@ -197,8 +197,12 @@ class News:
         """The report with those functions alone."""
         if self._full_ns is None or now_ns - self._full_ns >= FULL_NS:
             self._full_ns, self._known = now_ns, {}
-        known = self._known
-        return msgspec.structs.replace(report, functions=tuple(each for each in report.functions if known.get(each.name) != each))
+        news = tuple(each for each in report.functions if self._says_new(each))
+        return msgspec.structs.replace(report, functions=news)
+
+    def _says_new(self, seen: wire.FunctionSeen) -> bool:
+        known = self._known.get(seen.name)
+        return known is not seen and known != seen  # what was told in the same words is the same object
 
     def applied(self, report: wire.Report) -> None:
         self._known = {each.name: each for each in report.functions}

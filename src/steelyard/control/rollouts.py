@@ -6,7 +6,7 @@ Counts change with every request, so they are kept in memory (`Looks`) and store
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 
 import msgspec
 
@@ -16,7 +16,7 @@ from steelyard.control.traffic import roll_back
 from steelyard.control.watch import Watch
 from steelyard.errors import NoRoom, Refused, Unreachable
 from steelyard.model.function import Function, Revision, RevisionState, Rollout
-from steelyard.model.ids import FunctionName
+from steelyard.model.ids import DEFAULT_PROJECT, FunctionName
 from steelyard.model.reason import Reason
 from steelyard.scaling.rollout import FAILED_STARTS_MAX, Counts, Verdict, decide_rollback
 from steelyard.store import Event, Store, Tx
@@ -25,25 +25,35 @@ from steelyard.wire.agent import FunctionSeen, RevisionSeen
 #: how long counts that say nothing else may stay unstored
 STORE_S = 10.0
 IDLE_S = 3600.0
+#: so often all functions are looked at, whatever happened to their rows meanwhile
+FULL_NS = 60 * 1_000_000_000
+
+#: what agents say of revisions, by function
+AllLooks = Mapping[FunctionName, tuple[RevisionSeen, ...]]
 
 
 class Looks:
     """What the newest report says of revisions, by function."""
 
     def __init__(self) -> None:
-        self.revisions: dict[FunctionName, tuple[RevisionSeen, ...]] = {}
+        self.revisions: AllLooks = {}
 
     def take(self, functions: Iterable[FunctionSeen]) -> bool:
         """A new report; true when more changed than the number of good requests."""
         found = {each.name: each.revisions for each in functions}
         before, self.revisions = self.revisions, found
-        return {name: _without_requests(rows) for name, rows in found.items()} != {
-            name: _without_requests(rows) for name, rows in before.items()
-        }
+        return before.keys() != found.keys() or any(
+            _without_requests(found[name]) != _without_requests(before[name]) for name in changed_looks(before, found)
+        )
 
     def find(self, function: FunctionName) -> dict[int, RevisionSeen]:
         """Of a revision that went and came back, the one that is here now."""
         return {row.revision: row for row in sorted(self.revisions.get(function, ()), key=lambda row: row.since)}
+
+
+def changed_looks(before: AllLooks, after: AllLooks) -> list[FunctionName]:
+    """Those that are told otherwise; what was told in the same words is the same object."""
+    return [name for name, rows in after.items() if (known := before.get(name)) is not rows and known != rows]
 
 
 def _without_requests(rows: tuple[RevisionSeen, ...]) -> tuple[RevisionSeen, ...]:
@@ -68,10 +78,12 @@ class Report(msgspec.Struct, frozen=True):
     back: tuple[FunctionName, ...] = ()
 
 
-async def load(store: Store, looks: Looks) -> Seen:
+async def load(store: Store, looks: AllLooks, names: Collection[FunctionName]) -> Seen:
+    """Of the functions with these names."""
+
     def read(tx: Tx) -> Seen:
-        rows = [row for row in tx.functions() if row.name in looks.revisions]
-        return Seen(tuple((row, tuple(tx.revisions(row.project, row.name)), looks.revisions[row.name]) for row in rows))
+        rows = [row for name in names if (row := tx.function(DEFAULT_PROJECT, name)) is not None]
+        return Seen(tuple((row, tuple(tx.revisions(row.project, row.name)), looks[row.name]) for row in rows))
 
     return await store.read(read)
 
@@ -175,21 +187,27 @@ class RolloutsLoop:
         self._clock = clock
         self._watch = watch
         self._looks = looks
-        self._done: dict[FunctionName, tuple[RevisionSeen, ...]] | None = None
-        self._watching = False
+        #: what was looked at last; nothing before the first time, and when everything is due again
+        self._done: AllLooks = {}
+        self._full_ns = clock.mono_ns()
+        #: those whose new revision is watched: time alone may prove it
+        self._watching: set[FunctionName] = set()
 
     @property
     def tick_s(self) -> float:
         return STORE_S if self._watching or self._looks.revisions else IDLE_S
 
     async def activate(self) -> Sequence[str]:
-        looks = self._looks.revisions
-        if looks == self._done and not self._watching:
+        looks, now_ns = self._looks.revisions, self._clock.mono_ns()
+        names = {*changed_looks(self._done, looks), *(self._watching & looks.keys())}
+        if names and now_ns - self._full_ns >= FULL_NS:
+            self._full_ns, names = now_ns, {*looks}
+        if not names:
             return ()
-        seen = await load(self._store, self._looks)
+        seen = await load(self._store, looks, names)
         report = await carry_out(self._store, decide(seen, self._clock.now_us()))
         self._done = looks
-        self._watching = any(row.rollout is not None for row, _, _ in seen.functions)
+        self._watching = {row.name for row, _, _ in seen.functions if row.rollout is not None}
         for name in report.back:
             self._watch.notify(f"function/{name}")
         return (JOBS, ASSIGNMENT) if report.back else ()

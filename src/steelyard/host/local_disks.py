@@ -51,6 +51,8 @@ class Mount(msgspec.Struct, frozen=True):
     kind: str
     source: str
     read_only: bool
+    #: what of its file system is mounted, a path within that
+    root: str = "/"
 
 
 def choose_disk(disks: Sequence[Disk], home: Disk, wanted_bytes: int) -> Disk | None:
@@ -123,9 +125,9 @@ def parse_mountinfo(text: str) -> list[Mount]:
         fields, kind = head.split(), tail.split()
         if not dash or len(fields) < 6 or len(kind) < 2:
             continue
-        point = re.sub(r"\\([0-7]{3})", lambda match: chr(int(match[1], 8)), fields[4])
+        root, point = (re.sub(r"\\([0-7]{3})", lambda match: chr(int(match[1], 8)), each) for each in fields[3:5])
         options = {*fields[5].split(","), *(kind[2].split(",") if len(kind) > 2 else ())}
-        found[point] = Mount(fields[2], point, kind[0], kind[1], "ro" in options)
+        found[point] = Mount(fields[2], point, kind[0], kind[1], "ro" in options, root)
     return list(found.values())
 
 

@@ -10,7 +10,6 @@ Never mounts anything; what is to be mounted where `lifecycle/mounts.py` decides
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import errno
 import logging
 import os
@@ -21,9 +20,9 @@ from collections.abc import Collection, Sequence
 from pathlib import Path
 
 from steelyard.errors import EdgeFailed, Refused
-from steelyard.host.local_disks import parse_mountinfo
+from steelyard.host.local_disks import Mount, parse_mountinfo
 from steelyard.host.sysfs import names, read_text
-from steelyard.lifecycle.mounts import PointSeen, check_path, plan_mounts, render_mount
+from steelyard.lifecycle.mounts import PointSeen, check_path, is_within, plan_mounts, render_mount
 from steelyard.model.mount import MountedVolume, Mounts
 
 log = logging.getLogger(__name__)
@@ -196,28 +195,29 @@ def _may_enter(told: os.stat_result, uid: int, gid: int) -> bool:
     return uid == 0 or told.st_mode >> shift & 0o5 == 0o5
 
 
-def observe_mounted(pid: int, volumes: Sequence[MountedVolume]) -> list[str] | None:
-    """Those that are really mounted for this process, as `render_mount` says it; None where that can't be read."""
-    text = read_text(f"/proc/{pid}/mountinfo")
-    if not text:
+def observe_mounted(pid: int, volumes: Sequence[MountedVolume], root: Path = Path("/")) -> list[str] | None:
+    """Those that are really mounted for this process, as `render_mount` says it; None where that can't be read. Compares mount
+    tables, so that no file system is waited for."""
+    theirs, ours = (parse_mountinfo(read_text(root / f"proc/{each}/mountinfo") or "") for each in (pid, "self"))
+    if not theirs:
         return None
-    mounted = {mount.point: mount for mount in parse_mountinfo(text)}
     found: list[str] = []
     for volume in volumes:
-        target = os.path.join(*_real_point(volume.path)) if volume.path else ""
-        mount = mounted.get(target)
-        if mount is None:
-            continue
-        with contextlib.suppress(OSError):
-            here, there = os.stat(volume.source), os.stat(f"/proc/{pid}/root{target}")
-            if (here.st_dev, here.st_ino) == (there.st_dev, there.st_ino):
-                found.append(render_mount(volume.name, volume.path, mount.read_only))
+        place = _find_place(volume.source, ours) if volume.path else None
+        same = [each for each in theirs if place is not None and (each.number, each.root) == place and each not in ours]
+        # a link may have led elsewhere
+        mount = next((each for each in same if each.point == volume.path), same[0] if same else None)
+        if mount is not None:
+            found.append(render_mount(volume.name, volume.path, mount.read_only))
     return found
 
 
-def _real_point(path: str) -> tuple[str, ...]:
-    point = observe_point(path)
-    return (point.nearest, *point.missing)
+def _find_place(path: str, mounts: Sequence[Mount]) -> tuple[str, str] | None:
+    """(file system, path within it), by the mount nearest above."""
+    above = max((each for each in mounts if is_within(path, each.point)), key=lambda each: len(each.point), default=None)
+    if above is None:
+        return None
+    return above.number, os.path.normpath(os.path.join(above.root, os.path.relpath(path, above.point)))
 
 
 def free_bytes(path: str) -> int | None:

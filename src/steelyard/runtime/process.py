@@ -184,6 +184,8 @@ class ProcessRuntime:
         self._clock = clock
         self._boot_id = boot_id
         self._lane = lane
+        #: prepared and not launched yet: what is on disk, without reading it again
+        self._intents: dict[WorkloadId, Intent] = {}
         for folder in records.make_folders(agent_dir):
             lane.find_spares(folder)
         workloads_dir.mkdir(parents=True, exist_ok=True, mode=0o755)
@@ -215,6 +217,7 @@ class ProcessRuntime:
         except OSError as err:
             raise _not_intended(wanted[0].workload, err) from err
         for intent in intents:
+            self._intents[intent.workload] = intent
             self._make_group(intent)
 
     def _make_group(self, intent: Intent) -> None:
@@ -265,7 +268,7 @@ class ProcessRuntime:
         rootfs: Rootfs | None = None,
         mounts: Mounts | None = None,
     ) -> Handle:
-        intent = records.load_intent(self._agent_dir, workload)
+        intent = self._intents.pop(workload, None) or records.load_intent(self._agent_dir, workload)
         if intent is None:
             raise Conflict(f"{workload} was not prepared.")
         if intent.spawner != self._spawner.instance:
@@ -406,6 +409,7 @@ class ProcessRuntime:
     def forget(self, workload: WorkloadId) -> bool:
         if not self._cgroups.remove(workload):
             return False
+        self._intents.pop(workload, None)
         records.forget(self._agent_dir, workload, self._lane.drop)
         return True
 

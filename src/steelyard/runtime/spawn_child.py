@@ -28,6 +28,8 @@ _ERROR_MAX = 3000
 _LOG_FLAGS = os.O_WRONLY | os.O_CREAT | os.O_APPEND | os.O_NOFOLLOW | os.O_NOCTTY | os.O_CLOEXEC
 _TO_LOGS = Outputs()
 _libc = ctypes.CDLL(None, use_errno=True)
+#: looked up here, not after each fork; signal.signal would tell what was there before, by way of exceptions
+_set_signal = _libc.signal
 
 
 def prctl(option: int, value: int) -> None:
@@ -42,8 +44,9 @@ class Inherited(msgspec.Struct, frozen=True):
 
     #: whose handling is not the default
     signals: tuple[int, ...]
-    #: RLIMIT_NOFILE that the spawner was started with (it raised its own)
+    #: RLIMIT_NOFILE that the spawner was started with, and what it raised its own to
     nofile: tuple[int, int]
+    open_max: int
     #: nothing to read
     stdin: int
 
@@ -53,7 +56,8 @@ def observe_inherited(nofile: tuple[int, int]) -> Inherited:
     be lost before it."""
     fixed = (signal.SIGKILL, signal.SIGSTOP)
     changed = tuple(int(n) for n in signal.valid_signals() if n not in fixed and signal.getsignal(n) is not signal.SIG_DFL)
-    return Inherited(changed, nofile, os.open("/dev/null", os.O_RDONLY | os.O_CLOEXEC))
+    open_max = resource.getrlimit(resource.RLIMIT_NOFILE)[0]
+    return Inherited(changed, nofile, open_max, os.open("/dev/null", os.O_RDONLY | os.O_CLOEXEC))
 
 
 def run_child(
@@ -65,7 +69,7 @@ def run_child(
     try:
         signal.set_wakeup_fd(-1)
         for number in inherited.signals:
-            _libc.signal(number, None)  # signal.signal would tell what it was before, by exceptions
+            _set_signal(number, None)  # the default
         step = "setsid"
         os.setsid()
         os.umask(0o022)
@@ -83,7 +87,7 @@ def run_child(
         step = "logs"
         stdout, stderr = _open_log(request.stdout, request), _open_log(request.stderr, request)
         step = "fds"
-        error_fd = _arrange(inherited.stdin, stdout, stderr, request.fds, passed, error_fd)
+        error_fd = _arrange(inherited, stdout, stderr, request.fds, passed, error_fd)
         step = "rlimit"
         resource.setrlimit(resource.RLIMIT_NOFILE, inherited.nofile)  # only after _arrange, which may need numbers beyond it
         for name, soft, hard in request.rlimits:
@@ -188,11 +192,11 @@ def _open_outputs(outputs: Outputs) -> None:
         os.close(fd)
 
 
-def _arrange(stdin: int, stdout: int, stderr: int, numbers: Sequence[int], passed: Sequence[int], error_fd: int) -> int:
+def _arrange(inherited: Inherited, stdout: int, stderr: int, numbers: Sequence[int], passed: Sequence[int], error_fd: int) -> int:
     """Put each descriptor on its number and close all others (Python 3.11 receives them without CLOEXEC). Returns where the error
     pipe is now."""
-    wanted = {0: stdin, 1: stdout, 2: stderr}
-    if numbers or min(stdin, stdout, stderr, error_fd) <= 2:
+    wanted = {0: inherited.stdin, 1: stdout, 2: stderr}
+    if numbers or min(*wanted.values(), error_fd) <= 2:
         # All are copied above the highest wanted number first, so that no dup2 lands on one that is still needed.
         wanted |= zip(numbers, passed, strict=True)
         above = max(wanted) + 1
@@ -201,10 +205,10 @@ def _arrange(stdin: int, stdout: int, stderr: int, numbers: Sequence[int], passe
     for number, fd in wanted.items():
         os.dup2(fd, number)
     low = 3
-    for kept in (*sorted(number for number in wanted if number > 2), error_fd, resource.getrlimit(resource.RLIMIT_NOFILE)[0]):
+    for kept in (*sorted(numbers), error_fd, inherited.open_max):
         if low < kept:  # an empty range would reach os.closerange as "up to the last one there is"
             os.closerange(low, kept)
-        low = kept + 1
+        low = max(low, kept + 1)
     return error_fd
 
 

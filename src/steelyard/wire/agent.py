@@ -312,7 +312,6 @@ class Answer(msgspec.Struct, frozen=True, tag=True):
     cut: bool = False
 
 
-FromAgent = Hello | Report | Answer
 FromServer = Assignment | ReportAck | Ask
 
 
@@ -322,5 +321,4 @@ def digest_keys(keys: Iterable[str]) -> str:
 
 
 encode = msgspec.msgpack.Encoder().encode
-decode_from_agent = msgspec.msgpack.Decoder(FromAgent).decode
 decode_from_server = msgspec.msgpack.Decoder(FromServer).decode

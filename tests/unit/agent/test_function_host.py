@@ -41,7 +41,7 @@ class StandIn:
     def __init__(self, function: AssignedFunction) -> None:
         self.function, self.plan, self.since = function, Plan(), function.revision
         self.draining = self.closed = False
-        self.template = self.failure = None
+        self.template = self.failure = self.cluster = None
         self.replicas: dict[str, object] = {}
         self.live: list[Any] = []
         self.queued = self.pending = 0
@@ -79,7 +79,7 @@ class World:
         nothing = cast(Any, lambda *arguments: None)
         devices = cast(Any, SimpleNamespace(note_end=nothing))
         self.host = FunctionHost(
-            cast(Any, edges), NAME, nothing, nothing, nothing, self.apply, self.ledger, devices,
+            cast(Any, edges), NAME, nothing, nothing, nothing, nothing, self.apply, self.ledger, devices,
             cast(Any, SimpleNamespace(check=nothing)), cast(Any, None), cast(Any, None), no_secrets(),
         )  # fmt: skip
         monkeypatch.setattr(FunctionHost, "make_host", self.make_host)

@@ -405,7 +405,15 @@ def make_keeper(*hosts: SimpleNamespace) -> FunctionKeeper:
     nothing = cast(Any, None)
     edges = cast(Any, SimpleNamespace(machine=SimpleNamespace(memory_bytes=1 << 30), clock=VirtualClock()))
     keeper = FunctionKeeper(
-        edges, cast(Any, ledger), nothing, nothing, devices=nothing, presence=nothing, lending=nothing, secrets=no_secrets()
+        edges,
+        cast(Any, ledger),
+        nothing,
+        nothing,
+        on_wake=nothing,
+        devices=nothing,
+        presence=nothing,
+        lending=nothing,
+        secrets=no_secrets(),
     )
     keeper._hosts = cast(Any, {host.name: host for host in hosts if host.known})
     return keeper
@@ -428,7 +436,7 @@ def test_a_job_may_have_devices_whose_functions_all_sleep_and_lend() -> None:
 
 def test_a_function_lends_only_with_nothing_under_way(tmp_path: Path) -> None:
     nothing = cast(Any, None)
-    host = FunctionHost(nothing, FunctionName("f"), *[nothing] * 9, no_secrets())
+    host = FunctionHost(nothing, FunctionName("f"), *[nothing] * 10, no_secrets())
     assert not host.lends
     newest = SimpleNamespace(revision=1)
     host.desired = cast(Any, {1: newest})
@@ -456,7 +464,7 @@ def test_a_new_revision_takes_the_place_back_before_its_template_is_made(tmp_pat
 
         nothing, edges = cast(Any, None), cast(Any, SimpleNamespace(clock=VirtualClock()))
         lending = cast(Any, SimpleNamespace(take_back=take_back))
-        host = FunctionHost(edges, FunctionName("f"), *[nothing] * 7, lending, nothing, no_secrets())
+        host = FunctionHost(edges, FunctionName("f"), *[nothing] * 8, lending, nothing, no_secrets())
         plain, lender = (SimpleNamespace(spec=SimpleNamespace(wake_bound_s=bound_s)) for bound_s in (None, 3.0))
         await host._take_back(cast(Any, plain), PLACE)
         assert taken == []

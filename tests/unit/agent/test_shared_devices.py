@@ -119,6 +119,7 @@ def make_host(folder: Path, devices: Devices, presence: Presence) -> FunctionHos
         nothing,
         nothing,
         nothing,
+        nothing,
         cast(Any, ledger),
         cast(Any, devices),
         presence,
@@ -139,7 +140,8 @@ def make_agent(folder: Path) -> Agent:
         workloads={"f.1.5af3"}, plan=PLAN, function=make_function(), running=[(WorkloadId("f.1.5af3"), 1, 1)]
     )
     idle = SimpleNamespace(workloads=set[str](), plan=Plan(gpus=(make_hgx().gpus[1].id,)), function=make_function(), running=[])
-    agent.functions._hosts = cast(Any, {"f": SimpleNamespace(hosts=[revision, idle])})
+    agent.functions._hosts = cast(Any, {"f": SimpleNamespace(hosts=[revision, idle], placed=True)})
+    agent.functions._awake[FunctionName("f")] = None
     return agent
 
 
@@ -227,12 +229,13 @@ def test_a_template_counts_as_a_process_of_its_revision(tmp_path: Path) -> None:
         cast(Any, None),
         lambda: None,
         lambda _: None,
+        on_wake=lambda: None,
         devices=cast(Any, None),
         presence=cast(Any, None),
         lending=cast(Any, None),
         secrets=no_secrets(),
     )
-    keeper._hosts = cast(Any, {"f": SimpleNamespace(hosts=[revision])})
+    keeper._hosts = cast(Any, {"f": SimpleNamespace(hosts=[revision], placed=True)})
     assert (keeper.workloads, keeper.devices_in_use) == ({"tmpl.f.1.5a"}, {GPU})
 
 
@@ -247,6 +250,7 @@ def test_an_exit_that_is_told_before_anything_was_taken_over_is_nobodys_to_forge
 
     async def adopt() -> None:
         agent._edges.runtime.adopt = cast(Any, lambda running: [])
+        agent._edges.containers.sweep = cast(Any, lambda: None)
         agent.jobs.adopt = cast(Any, lambda *arguments: None)
         agent.functions.adopt = cast(Any, lambda *arguments: asyncio.sleep(0))
         agent.functions.on_exit = cast(Any, lambda exited: False)

@@ -124,15 +124,9 @@ class World:
         self.listener.bind(str(folder / "f.sock"))
         self.listener.listen()
         self.functions = FunctionKeeper(
-            cast(Any, self.edges),
-            cast(Any, None),
-            nothing,
-            nothing,
-            devices=nothing,
-            presence=nothing,
-            lending=nothing,
-            secrets=no_secrets(),
-        )
+            cast(Any, self.edges), cast(Any, None), nothing, nothing,
+            on_wake=nothing, devices=nothing, presence=nothing, lending=nothing, secrets=no_secrets(),
+        )  # fmt: skip
         self.host = RevisionHost(
             cast(Any, self.edges), function, folder, self.listener,
             cast(Any, SimpleNamespace(check=nothing)), nothing, nothing, nothing, cast(Any, SimpleNamespace(give=nothing)),

@@ -7,7 +7,7 @@ from types import SimpleNamespace
 from typing import Any, cast
 
 from agent_parts import no_secrets
-from steelyard.agent.functions import FunctionKeeper
+from steelyard.agent.functions import ASLEEP_NS, FunctionKeeper
 from steelyard.clock import VirtualClock
 
 
@@ -42,6 +42,12 @@ class Node:
         self.ended = True
 
 
+def look(keeper: FunctionKeeper, available_bytes: int = 900) -> None:
+    """As often as it is while everything sleeps."""
+    cast(VirtualClock, keeper._edges.clock).advance(ASLEEP_NS / 1e9)
+    keeper.check_memory(available_bytes)
+
+
 def make_keeper(templates: dict[str, Template], budget: int, *nodes: Node) -> FunctionKeeper:
     edges = SimpleNamespace(machine=SimpleNamespace(memory_bytes=1000), template_budget_bytes=budget, clock=VirtualClock())
     keeper = FunctionKeeper(
@@ -49,6 +55,7 @@ def make_keeper(templates: dict[str, Template], budget: int, *nodes: Node) -> Fu
         cast(Any, None),
         lambda: None,
         lambda _: None,
+        on_wake=lambda: None,
         devices=cast(Any, None),
         presence=cast(Any, None),
         lending=cast(Any, None),
@@ -63,12 +70,12 @@ def make_keeper(templates: dict[str, Template], budget: int, *nodes: Node) -> Fu
 def test_over_budget_the_least_recently_used_goes_and_returns_once_missed() -> None:
     old, new = Template(100, 1), Template(100, 2)
     keeper = make_keeper({"old": old, "new": new}, 150)
-    keeper.check_memory(available_bytes=900)
+    look(keeper)
     assert (old.done, new.done) == (["evicted"], [])
-    keeper.check_memory(available_bytes=900)
+    look(keeper)
     assert old.done == ["evicted"], "nobody missed it"
     old.missed_ns = 5
-    keeper.check_memory(available_bytes=900)
+    look(keeper)
     assert (old.done, new.done) == (["evicted", "rebuilt"], ["evicted"]), "it was wanted later than the other"
 
 
@@ -81,10 +88,25 @@ def test_a_machine_short_of_memory_evicts_within_the_budget() -> None:
 def test_an_environment_goes_only_when_no_living_template_came_from_it() -> None:
     child, environment = Template(100, 1), Node("e", 300)
     keeper = make_keeper({"child": child}, 450, environment)
-    keeper.check_memory(available_bytes=900)
+    look(keeper)
     assert (child.done, environment.ended) == ([], False), "what it holds is its child's too"
     cast(Any, keeper._edges).template_budget_bytes = 350
-    keeper.check_memory(available_bytes=900)
+    look(keeper)
     assert (child.done, environment.ended) == (["evicted"], False), "held together they are over the budget"
-    keeper.check_memory(available_bytes=10)
+    look(keeper, 10)
     assert environment.ended and not keeper.tree.nodes
+
+
+def test_while_everything_sleeps_it_is_looked_at_now_and_then_but_at_once_when_memory_is_short_or_somebody_woke() -> None:
+    one, two = Template(100, 1), Template(100, 2)
+    keeper = make_keeper({"one": one, "two": two}, 500)
+    look(keeper)
+    cast(Any, keeper._edges).template_budget_bytes = 150
+    keeper.check_memory(900)
+    assert (one.done, two.done) == ([], []), "nobody woke, so nothing can have changed"
+    keeper._awake[cast(Any, "two")] = None
+    keeper.check_memory(900)
+    assert (one.done, two.done) == (["evicted"], [])
+    keeper._awake.clear()
+    keeper.check_memory(10)
+    assert two.done == ["evicted"], "the machine is short of memory"

@@ -9,7 +9,7 @@ from collections.abc import AsyncIterator, Callable, Sequence
 import pytest
 
 from steelyard.clock import VirtualClock
-from steelyard.control.driver import Driver
+from steelyard.control.driver import REST_MAX_S, REST_TIMES, Driver, choose_rest
 from steelyard.control.watch import Watch, wait_for
 from steelyard.errors import Conflict, EdgeFailed, StoreDamaged
 
@@ -168,3 +168,18 @@ def test_a_watcher_hears_what_is_committed_after_it_subscribed() -> None:
         watch.notify("job/1")
 
     asyncio.run(main())
+
+
+def test_a_loop_that_is_poked_all_the_time_rests_longer_and_longer() -> None:
+    rests: list[float] = []
+    times = 1
+    for _ in range(6):
+        rest_s, times = choose_rest(times, took_ns=2_000_000, quiet_ns=0)
+        rests.append(rest_s)
+    assert rests == pytest.approx([0.002, 0.004, 0.008, 0.016, 0.016, 0.016]) and times == REST_TIMES
+    assert choose_rest(REST_TIMES, took_ns=20_000_000, quiet_ns=0)[0] == REST_MAX_S
+
+
+def test_after_a_quiet_time_a_loop_looks_at_once() -> None:
+    assert choose_rest(4, took_ns=2_000_000, quiet_ns=9_000_000) == (0.0, 1)
+    assert choose_rest(4, took_ns=2_000_000, quiet_ns=5_000_000) == (pytest.approx(0.003), 8)

@@ -12,7 +12,7 @@ import pytest
 from control_world import MACHINE
 from steelyard.clock import VirtualClock
 from steelyard.control import ASSIGNMENT, JOBS
-from steelyard.control.rollouts import STORE_S, Looks, RolloutsLoop, apply_look
+from steelyard.control.rollouts import STORE_S, Looks, RolloutsLoop, apply_look, changed_looks
 from steelyard.control.traffic import deploy_revision, move_traffic, previous_good, roll_back
 from steelyard.control.watch import Watch
 from steelyard.errors import NoRoom, Refused
@@ -289,3 +289,10 @@ def test_a_function_of_before_revisions_were_remembered_can_go_back_to_what_it_w
         ]  # fmt: skip
 
     play(script)
+
+
+def test_of_a_thousand_functions_those_count_that_are_told_otherwise() -> None:
+    a, b = (RevisionSeen(1, READY, since=5),), (RevisionSeen(1, READY, since=5, requests=1),)
+    one, two, three = FunctionName("one"), FunctionName("two"), FunctionName("three")
+    assert changed_looks({one: a, two: a}, {one: a, two: b, three: a}) == [two, three]
+    assert changed_looks({one: a, two: b}, {one: (RevisionSeen(1, READY, since=5),)}) == []

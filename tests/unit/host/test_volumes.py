@@ -68,6 +68,25 @@ def test_a_file_is_no_volume(tmp_path: Path) -> None:
     assert "is no folder" in str(check_source(MountedVolume("data", str(tmp_path / "file"))))
 
 
+OURS = "27 1 254:0 / / rw - ext4 /dev/vda rw\n30 27 0:41 /export /nfs rw - nfs4 server:/export rw\n"
+
+
+def test_what_is_mounted_is_told_by_the_tables_alone(tmp_path: Path) -> None:
+    (tmp_path / "proc/self").mkdir(parents=True)
+    (tmp_path / "proc/7").mkdir()
+    (tmp_path / "proc/self/mountinfo").write_text(OURS)
+    theirs = "46 63 254:0 /srv/my\\040data /data rw,nosuid - ext4 /dev/vda rw\n"
+    theirs += "47 63 0:41 /export/m /disk/m ro - nfs4 server:/export rw\n"
+    (tmp_path / "proc/7/mountinfo").write_text(OURS + theirs)
+    volumes = [
+        MountedVolume("data", "/srv/my data", "/data"),
+        MountedVolume("models", "/nfs/m", "/models"),  # a link leads to /disk/m
+        MountedVolume("other", "/srv/other", "/other"),
+        MountedVolume("told", "/srv/my data"),
+    ]
+    assert observe_mounted(7, volumes, tmp_path) == ["data at /data", "models at /models (read-only)"]
+
+
 def test_what_is_not_mounted_is_not_proved(tmp_path: Path) -> None:
     assert observe_mounted(os.getpid(), [MountedVolume("data", str(tmp_path), str(tmp_path))]) == []
     assert observe_mounted(2**22 + 1, [MountedVolume("data", str(tmp_path), "/data")]) is None

@@ -1,0 +1,59 @@
+"""Handlers of the interpreter's own modules run around the fork of a replica, and not around that of a template."""
+
+from __future__ import annotations
+
+import os
+import random
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+
+from steelyard.runtime.runner.at_fork import Handlers, reseed
+
+
+@pytest.fixture
+def registered(monkeypatch: pytest.MonkeyPatch) -> dict[str, Callable[[], object]]:
+    """What the interpreter was given, by when it runs."""
+    found: dict[str, Callable[[], object]] = {}
+    monkeypatch.setattr(os, "register_at_fork", lambda **given: found.update(given))
+    return found
+
+
+def test_what_was_collected_runs_as_ever_but_not_while_it_is_quiet(registered: dict[str, Callable[[], object]]) -> None:
+    said: list[str] = []
+    handlers = Handlers()
+    handlers.collect()
+    os.register_at_fork(before=lambda: said.append("before"), after_in_child=lambda: said.append("child"))
+    handlers.stop()
+    assert registered.keys() == {"before", "after_in_child"}
+    for handler in registered.values():
+        handler()
+    handlers.quiet = True
+    for handler in registered.values():
+        handler()
+    handlers.quiet = False
+    registered["before"]()
+    assert said == ["before", "child", "before"]
+
+
+def test_what_is_registered_later_always_runs(registered: dict[str, Any]) -> None:
+    handlers = Handlers()
+    handlers.collect()
+    handlers.stop()
+    handlers.quiet = True
+    mine = object()
+    os.register_at_fork(before=mine)  # type: ignore[call-overload]  # pyright: ignore[reportArgumentType]
+    assert registered == {"before": mine}
+
+
+def test_random_numbers_begin_anew() -> None:
+    state = random.getstate()
+    try:
+        random.seed(1)
+        same = random.random()
+        random.seed(1)
+        reseed()
+        assert random.random() != same
+    finally:
+        random.setstate(state)
