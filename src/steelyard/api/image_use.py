@@ -58,6 +58,6 @@ def find_own_image(tx: Tx, owner: Owner, text: str) -> Image:
     if row is None:
         raise NotFound(
             f"There is no image {text}. `steelyard image ls` lists them, `steelyard image build` makes one. Of a "
-            "container image say from where it comes, such as docker://name:tag."
+            f"container image say from where it comes, such as docker://{text}."
         )
     return row
