@@ -18,6 +18,7 @@ from bench import (
     containers,
     decision,
     idle,
+    images,
     jitter,
     jobs,
     many,
@@ -60,6 +61,7 @@ GROUPS: dict[str, Measure] = {
     "first-call": calls.measure_first,
     "reload": calls.measure_reload,
     "weights": weights.measure_weights,
+    "image-build": images.measure_build,
 }
 PAGE = Path(__file__).resolve().parent.parent / "docs" / "benchmarks.md"
 

@@ -12,7 +12,7 @@ import sys
 import tempfile
 import time
 import urllib.request
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -96,10 +96,13 @@ def free_port() -> int:
 
 
 @contextlib.contextmanager
-def installation() -> Iterator[Installation]:
+def installation(prepare: Callable[[Path], Mapping[str, str]] | None = None) -> Iterator[Installation]:
+    """`prepare` is given its folder before anything is started, and answers with variables."""
     folder = Path(tempfile.mkdtemp(prefix="sybench-"))
     folder.chmod(0o755)
     made = Installation(folder)
+    if prepare is not None:
+        made.env.update(prepare(folder))
     try:
         made.up()
         yield made

@@ -10,6 +10,7 @@ from machines import make_machine
 from steelyard.api.auth import WorkloadTokens
 from steelyard.clock import VirtualClock
 from steelyard.control.assignment import AssignmentLoop
+from steelyard.control.images import NodeImages
 from steelyard.control.jobs import JobsLoop
 from steelyard.control.live import LiveJobs
 from steelyard.control.reports import ReportsLoop, greet
@@ -61,7 +62,7 @@ class World:
         self.jobs = JobsLoop(self.store, self.clock, self.watch, self.live)
         self.assignment = AssignmentLoop(self.store, self.agents, self.live, self.tokens)
         self.looks = Looks()
-        self.reports = ReportsLoop(self.store, self.agents, self.clock, self.watch, self.live, self.looks)
+        self.reports = ReportsLoop(self.store, self.agents, self.clock, self.watch, self.live, self.looks, NodeImages())
         self.seq = 0
 
     async def submit(self, cpus: float = 1.0, **fields: object) -> JobId:

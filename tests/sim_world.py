@@ -22,6 +22,7 @@ from steelyard.control import ASSIGNMENT, JOBS, REPORTS
 from steelyard.control.assignment import AssignmentLoop, begin_epoch
 from steelyard.control.changes import commit_change
 from steelyard.control.driver import RETRY_S
+from steelyard.control.images import NodeImages
 from steelyard.control.jobs import JobsLoop
 from steelyard.control.live import LiveJobs
 from steelyard.control.reports import ReportsLoop, greet
@@ -132,7 +133,7 @@ class World:
         watch = Watch()
         self.jobs = JobsLoop(self.store, self.clock, watch, self.live)
         assignment = AssignmentLoop(self.store, self.hub, self.live, WorkloadTokens("", self.live.attempt))
-        reports = ReportsLoop(self.store, self.hub, self.clock, watch, self.live, Looks())
+        reports = ReportsLoop(self.store, self.hub, self.clock, watch, self.live, Looks(), NodeImages())
         self.loops = {JOBS: self.jobs, ASSIGNMENT: assignment, REPORTS: reports}
         self.wanted = {JOBS, ASSIGNMENT}
         #: when each looks although nobody poked it

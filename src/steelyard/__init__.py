@@ -31,6 +31,7 @@ if TYPE_CHECKING:
         StartFailed,
     )
     from steelyard.sdk.handle import Cls, Function
+    from steelyard.sdk.image import Image
     from steelyard.sdk.nouns import Cron, Every, Secret, Volume
     from steelyard.sdk.nouns import Every as Period
 
@@ -42,6 +43,7 @@ _HOMES = {
     "App": ("app", "App"),
     **{name: ("declare", name) for name in ("asgi_app", "batched", "concurrent", "endpoint", "method", "web_server", "wsgi_app")},
     **{name: ("handle", name) for name in ("Cls", "Function")},
+    "Image": ("image", "Image"),
     "FunctionCall": ("call", "FunctionCall"),
     **{name: ("nouns", name) for name in ("Cron", "Every", "Secret", "Volume")},
     **{
@@ -70,7 +72,7 @@ _HOMES = {
 }
 
 __all__ = [
-    "__version__", "App", "Cls", "Cron", "Every", "Function", "FunctionCall", "Period", "Secret",
+    "__version__", "App", "Cls", "Cron", "Every", "Function", "FunctionCall", "Image", "Period", "Secret",
     "Volume",
     "asgi_app", "batched", "concurrent", "endpoint", "enter", "exit", "fastapi_endpoint", "method", "phase", "web_endpoint",
     "web_server", "wsgi_app",

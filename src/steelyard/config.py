@@ -76,6 +76,12 @@ class Paths(msgspec.Struct, frozen=True):
         return self.home / "code"
 
     @property
+    def environments(self) -> Path:
+        """Images that were built here: one folder per owner, named by the uid and written by that owner's builds
+        (`runtime/image`)."""
+        return self.home / "environments"
+
+    @property
     def workloads(self) -> Path:
         """One folder per attempt or replica: its stdout and stderr."""
         return self.home / "workloads"
@@ -158,6 +164,8 @@ class Settings(msgspec.Struct, frozen=True):
     scratch_dir: str | None = None
     #: bytes that templates of functions may hold together; None: a quarter of the machine's memory
     template_memory_bytes: int | None = None
+    #: bytes that images may take on the home's disk; None: a quarter of it
+    image_space_bytes: int | None = None
 
     @property
     def api_url(self) -> str:

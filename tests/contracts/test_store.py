@@ -18,9 +18,10 @@ from msgspec.structs import replace
 
 from steelyard.errors import Conflict, EdgeFailed, SteelyardError
 from steelyard.model.batch import ArrayPlace
+from steelyard.model.built_image import Image, ImageSpec, ImageState, PythonBase
 from steelyard.model.call import CallState
-from steelyard.model.ids import DEFAULT_PROJECT, FunctionName, JobId, ProjectName
-from steelyard.model.job import JobState
+from steelyard.model.ids import DEFAULT_PROJECT, FunctionName, ImageId, JobId, ProjectName
+from steelyard.model.job import JobState, Owner
 from steelyard.model.site import Account, Quota, Schedule
 from steelyard.model.volume import Volume
 from steelyard.store import Tx
@@ -507,3 +508,16 @@ def test_volumes_come_back_as_they_were_put(held: Held) -> None:
     assert held.read(lambda tx: (tx.volume(DEFAULT_PROJECT, "data"), tx.volume(DEFAULT_PROJECT, "none"))) == (going, None)
     assert held.write(lambda tx: [tx.delete_volume(DEFAULT_PROJECT, "data") for _ in range(2)]) == [True, False]
     assert held.read(lambda tx: tx.volumes()) == [other]
+
+
+def test_images_of_two_owners_are_two(held: Held) -> None:
+    image = Image(ImageId("a" * 64), DEFAULT_PROJECT, OWNER, 1, ImageSpec(PythonBase("3.11")), JobId("j-000001"), 5, 5)
+    other = replace(image, owner=Owner("bob", OWNER.uid + 1))
+    held.write(lambda tx: (tx.put_image(image), tx.put_image(other)))
+    ready = replace(image, generation=2, state=ImageState.READY, python="3.11.2")
+    held.write(lambda tx: tx.put_image(ready))
+    with pytest.raises(Conflict):
+        held.write(lambda tx: tx.put_image(ready))
+    assert held.read(lambda tx: (tx.image(OWNER.uid, image.id), tx.image(OWNER.uid, ImageId("b" * 64)))) == (ready, None)
+    assert held.write(lambda tx: [tx.delete_image(OWNER.uid, image.id) for _ in range(2)]) == [True, False]
+    assert held.read(lambda tx: tx.images()) == [other]

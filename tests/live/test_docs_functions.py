@@ -1,45 +1,13 @@
-"""docs/functions.md and its neighbours are true: their files are written as they stand, their commands carried out in order, and
-what is printed must be what the page shows (`…` stands for anything)."""
+"""docs/functions.md and its neighbours are true (`doc_pages.py` says how that is seen)."""
 
 from __future__ import annotations
 
-import os
-import re
-import subprocess
-import sys
 import venv
-from collections.abc import Iterator
 from pathlib import Path
-from typing import NamedTuple
 
 import pytest
+from doc_pages import DOCS, carry_out_page
 from steelyard_cluster import Cluster
-
-DOCS = Path(__file__).resolve().parents[2] / "docs"
-_BLOCK = re.compile(r"^```(python|console)\n(.*?)^```$", re.M | re.S)
-
-
-class Step(NamedTuple):
-    command: str
-    shown: str
-
-
-def read_page(text: str) -> Iterator[tuple[str, str] | Step]:
-    """Files as (name, content), commands as Step, in the order of the page."""
-    for kind, body in _BLOCK.findall(text):
-        if kind == "python":
-            first, _, content = body.partition("\n")
-            assert first.startswith("# file: "), f"a Python block begins with its file's name, not {first!r}"
-            yield first.removeprefix("# file: "), content
-            continue
-        for part in re.split(r"^\$ ", body, flags=re.M)[1:]:
-            command, _, shown = part.partition("\n")
-            yield Step(command, shown)
-
-
-def matches(shown: str, printed: str) -> bool:
-    pattern = ".*".join(re.escape(" ".join(piece.split())) for piece in shown.split("…"))
-    return re.fullmatch(pattern.replace(r"\ ", " "), " ".join(printed.split()), re.S) is not None
 
 
 def make_vllm_environment(folder: Path) -> Path:
@@ -56,22 +24,5 @@ def make_vllm_environment(folder: Path) -> Path:
 @pytest.mark.timeout(300)
 @pytest.mark.parametrize("page", ["functions.md", "coming-from-modal.md"])
 def test_page_is_true(shared: Cluster, page: str) -> None:
-    folder = shared.folder / page.removesuffix(".md")
-    folder.mkdir(mode=0o755)
-    bin_dir = os.path.dirname(sys.executable)
-    more = {"GATEWAY": shared.gateway_url, "PATH": f"{bin_dir}:{os.environ['PATH']}", "EXAMPLES": str(DOCS.parent / "examples")}
-    env = shared.environ({**more, "VLLM_ENV": str(make_vllm_environment(shared.folder / "vllm-env"))})
-    for item in read_page((DOCS / page).read_text()):
-        if not isinstance(item, Step):
-            (folder / item[0]).write_text(item[1])
-            continue
-        done = subprocess.run(
-            ["sh", "-c", item.command], cwd=folder, env=env, capture_output=True, text=True, timeout=120, check=False
-        )
-        printed = done.stdout + done.stderr
-        refused = item.shown.startswith("steelyard: ")
-        assert (done.returncode != 0) is refused, f"$ {item.command}\nended with {done.returncode}:\n{printed}"
-        either = (
-            matches(item.shown, done.stdout) or matches(item.shown, printed) or matches(item.shown, done.stderr + done.stdout)
-        )
-        assert either, f"$ {item.command}\nthe page shows:\n{item.shown}\nprinted:\n{printed}"
+    more = {"EXAMPLES": str(DOCS.parent / "examples"), "VLLM_ENV": str(make_vllm_environment(shared.folder / "vllm-env"))}
+    carry_out_page(shared, page, more)

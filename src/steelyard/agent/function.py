@@ -22,6 +22,7 @@ from steelyard.agent.code import ensure_code
 from steelyard.agent.devices import DeviceKeeper, devices_of
 from steelyard.agent.edges import Edges
 from steelyard.agent.identity import choose_ids, explain_start
+from steelyard.agent.images import MISSING, enter_function
 from steelyard.agent.ledger import Ledger
 from steelyard.agent.lending import Lending
 from steelyard.agent.presence import GONE, Presence
@@ -253,7 +254,11 @@ class FunctionHost:
             case RolloutFailed():
                 failure = err.reason, err.public
             case SteelyardError():
-                known = {str(Reason.GATEWAY_REJECTED): Reason.GATEWAY_REJECTED, GONE: Reason.DEVICE_GONE}
+                known = {
+                    str(Reason.GATEWAY_REJECTED): Reason.GATEWAY_REJECTED,
+                    GONE: Reason.DEVICE_GONE,
+                    MISSING: Reason.IMAGE_MISSING,
+                }
                 ids = choose_ids(function.owner, function.spec.as_root, self._edges.settings, os.geteuid())
                 failure = known.get(err.code, Reason.START_FAILED), explain_start(err.public, ids, function.owner)
             case OSError():
@@ -267,6 +272,7 @@ class FunctionHost:
 
     async def make_host(self, function: AssignedFunction, held: int | None) -> RevisionHost:
         """A revision with its code and listening socket; `held` is the descriptor the spawner kept for it."""
+        function = enter_function(self._edges.paths.environments, function)
         spec = function.spec
         self.placed |= function.plan is not None
         if spec.bundle is not None:

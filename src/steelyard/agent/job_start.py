@@ -9,12 +9,14 @@ from __future__ import annotations
 import asyncio
 import os
 from collections.abc import Callable, Collection, Mapping
+from pathlib import Path
 
 from steelyard.agent.attempt import ATTEMPT, RANK, RANKS, Attempt, Member, explain_limit
 from steelyard.agent.device_proof import shares_by_mps
 from steelyard.agent.devices import DeviceKeeper, devices_of
 from steelyard.agent.holdings import Holdings
 from steelyard.agent.identity import PATH, choose_ids, explain_start, make_env
+from steelyard.agent.images import MISSING, enter_job, start_builder
 from steelyard.agent.job_container import STOPPED, JobContainers
 from steelyard.agent.job_files import JobFiles, find_ports
 from steelyard.agent.presence import GONE, Presence
@@ -63,7 +65,9 @@ class JobStarter:
         taken_ports: Callable[[], Collection[range]],
         slurm_bin: str,
         containers: JobContainers,
+        images: Path,
     ) -> None:
+        self._images = images
         self._settings, self._machine, self._runtime, self._files = settings, machine, runtime, files
         self._timing, self._devices, self._presence = timing, devices, presence
         self._holdings = holdings
@@ -78,7 +82,7 @@ class JobStarter:
         """All of it runs afterwards, or has ended already; a rank that ended badly meanwhile leaves the rest unstarted. Raises
         SteelyardError when something failed: whatever runs then has to be ended."""
         owner = ids = self.ids(job)
-        image = await self._containers.fetch(job, attempt, owner) if job.spec.image else None
+        image = await self._containers.fetch(job, attempt, owner) if job.spec.contained else None
         if image is not None and owner is not None:
             ids = self._containers.ids(image, owner)
         attempt.mps = shares_by_mps(job.plan)
@@ -168,6 +172,9 @@ class JobStarter:
             root=os.geteuid() == 0 and ids == (0, 0),
         )
         launches = make_launches(spec, facts)
+        if spec.builds:
+            argv, env = start_builder(self._images, job, ids)
+            launches = (Launch(argv, launches[0].env | env),)
         if len(launches) != len(attempt.members):
             text = (
                 f"{job.attempt} not started: it has {len(launches)} processes, and its plan has room for {len(attempt.members)}"
@@ -187,15 +194,15 @@ class JobStarter:
     def _make_env(self, job: AssignedJob, member: Member, launch: Launch, ids: Ids, secrets: Mapping[str, str]) -> dict[str, str]:
         """What one process is started with: the user's variables, over them its secrets, and who and where it is."""
         env = job.spec.env | dict(secrets)
-        if not job.spec.image:  # which says where programs and homes are
-            env = make_env(env, str(self._files.folder(job.attempt)), ids, job.owner)
+        if not job.spec.contained:  # whose image says where programs and homes are
+            env = make_env(enter_job(self._images, job, env), str(self._files.folder(job.attempt)), ids, job.owner)
         env = make_environment(member.plan, self._machine.topology, env, mps=shares_by_mps(member.plan)) | launch.env
         script = job.spec.script is not None
         env |= make_variables(job.volumes)
         facts = self._slurm_facts(job, member, ids) if is_told(job.spec) else {}
         if script:
             facts["STEELYARD_STEPS"] = self._files.make_steps(job.attempt, ids)
-        if job.spec.image:  # the stand-ins of Slurm's commands are not inside
+        if job.spec.contained:  # the stand-ins of Slurm's commands are not inside
             return env | facts
         return add_slurm(env, self._slurm_bin, facts, script=script)
 
@@ -242,10 +249,8 @@ def explain_failure(err: SteelyardError, job: AssignedJob, ids: Ids) -> tuple[Re
     """Why an attempt was not started, and what its owner can do about it."""
     if err.code == GONE:
         return Reason.DEVICE_GONE, err.public
-    if err.code == STOPPED:
-        return Reason.STOPPED_BY_USER, err.public
-    if err.code == PREEMPTED:
-        return Reason.PREEMPTED, err.public
+    if err.code in (STOPPED, PREEMPTED, MISSING):
+        return Reason(err.code), err.public
     if err.detail == "output":
         advice = "That folder has to be there, and that user has to be allowed to write the file. Make it, or name another file."
         return Reason.START_FAILED, f"{err.public}. {advice}"

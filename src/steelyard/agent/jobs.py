@@ -128,6 +128,7 @@ class JobKeeper:
             lambda: [each.ports for each in self._attempts.values()],
             slurm_bin,
             containers,
+            paths.environments,
         )
         self._attempts: dict[AttemptId, Attempt] = {}
         self._of: dict[str, AttemptId] = {}
@@ -227,6 +228,12 @@ class JobKeeper:
             return False
         self._end(*found, exited)
         return True
+
+    def builds(self, workload: WorkloadId) -> bool:
+        """Does it build an image?"""
+        found = self._find(workload)
+        job = self._assigned.get(found[0]) if found is not None else None
+        return job is not None and bool(job.spec.builds)
 
     def on_lost(self, workload: WorkloadId) -> None:
         """Its process is gone and nobody saw how (the spawner had been killed)."""
@@ -550,7 +557,7 @@ class JobKeeper:
         if state.phase != RUNNING or member.phase != RUNNING or member.handle is None:
             phase = state.phase if member.phase == RUNNING else member.phase
             raise Conflict(f"It is {phase}: commands run inside jobs that run. Nothing was started.", code="not-running")
-        handle, ids, contained = member.handle, self._starter.ids(job), bool(job.spec.image)
+        handle, ids, contained = member.handle, self._starter.ids(job), job.spec.contained
         return ExecHost(member.workload, handle.pid, handle.start_time, member.plan, ids, job.spec.cwd, contained)
 
     def end_over_scratch(self, over: Iterable[WorkloadId]) -> None:

@@ -20,6 +20,7 @@ from steelyard.agent.execs import ExecKeeper
 from steelyard.agent.functions import FunctionKeeper
 from steelyard.agent.health import HealthEdge, HealthKeeper
 from steelyard.agent.holdings import Holdings
+from steelyard.agent.images import ImageKeeper
 from steelyard.agent.job_container import JobContainers
 from steelyard.agent.jobs import KIND as JOB
 from steelyard.agent.jobs import JobKeeper
@@ -68,8 +69,7 @@ class Agent:
         self._offered: Assignment | None = None
         self._offers = asyncio.Event()
         self._coldstarts: deque[ColdStart] = deque(maxlen=COLDSTARTS_MAX)
-        self._in_flight: dict[int, int] = {}
-        self._events_in_flight: dict[int, int] = {}
+        self._in_flight, self._events_in_flight = dict[int, int](), dict[int, int]()
         self._orphans: dict[WorkloadId, int] = {}
         #: exits that were told before what runs was taken over; None: it has been
         self._early: list[Exited] | None = []
@@ -114,6 +114,7 @@ class Agent:
             JobContainers(edges.containers),
             lambda plan: self.functions.may_have(plan),
         )
+        self.images = ImageKeeper(edges.paths, edges.settings, self._changed)
         self.execs = ExecKeeper(edges.paths, edges.runtime, edges.cleanup, edges.clock, self.jobs.find_host, edges.containers)
         self.functions = FunctionKeeper(
             edges, self._ledger, self._changed, self._add_coldstart, on_wake=self._woke, devices=self.devices,
@@ -238,7 +239,10 @@ class Agent:
         if self._early is not None:
             # Nobody knows yet whose it is, and to forget it would be to start its job once more.
             self._early.append(exited)
-        elif not (self.jobs.on_exit(exited) or self.execs.on_exit(exited) or self.functions.on_exit(exited)):
+            return
+        if self.jobs.builds(WorkloadId(exited.workload)):
+            self.images.look()
+        if not (self.jobs.on_exit(exited) or self.execs.on_exit(exited) or self.functions.on_exit(exited)):
             self._edges.cleanup.forget(WorkloadId(exited.workload))
 
     # -- start-up
@@ -297,6 +301,7 @@ class Agent:
         self.secrets.reconcile(assignment.secrets)
         self.jobs.reconcile(assignment.jobs)
         self.functions.reconcile(assignment.functions, assignment.keys)
+        self.images.reconcile(assignment.images)
         self._changed()
 
     def _changed(self) -> None:
@@ -336,6 +341,7 @@ class Agent:
             blocked_pairs=node.blocked_pairs,
             held=self.functions.held(self._ledger.assignment.functions),
             health_events=events,
+            images=self.images.seen,
         )
 
     def _on_ack(self, seq: int) -> None:
@@ -367,6 +373,11 @@ class Agent:
             return Answer(id=ask.id, data=msgspec.json.encode(self.functions.ends(FunctionName(ask.workload))))
         if ask.what == "scaling":
             return Answer(id=ask.id, data=msgspec.json.encode(self.functions.scaling(FunctionName(ask.workload))))
+        if ask.what == "image-packages":
+            packages = self.images.packages(ask.workload)
+            if packages is None:
+                return Answer(id=ask.id, error="There is no such image on this machine.")
+            return Answer(id=ask.id, data=msgspec.json.encode(packages))
         if ask.what == "template":
             line = await self.functions.show_templates(FunctionName(ask.workload))
             if line is None:
@@ -435,6 +446,7 @@ class Agent:
             self._reserve()
             self.health.on_use()
             self._look_at_missing()
+            self.images.check()
             self.secrets.sweep(lambda: self.jobs.workloads_in("starting", *ALIVE) | self.functions.secret_folders)
             await self.holdings.scratch.look()
             self.jobs.end_over_scratch(self.holdings.scratch.over())

@@ -23,6 +23,7 @@ from steelyard.api.bundles import BUNDLE_ROUTES
 from steelyard.api.calls import CALL_ROUTES, new_call_id
 from steelyard.api.document import get_document
 from steelyard.api.functions import FUNCTION_ROUTES
+from steelyard.api.images import IMAGE_ROUTES
 from steelyard.api.inside import INSIDE_ROUTES
 from steelyard.api.jobs import JOB_ROUTES
 from steelyard.api.keys import KEY_ROUTES
@@ -45,6 +46,7 @@ from steelyard.control.answers import AnswersLoop
 from steelyard.control.assignment import AssignmentLoop
 from steelyard.control.calls import CallsLoop, Carrier
 from steelyard.control.driver import Driver
+from steelyard.control.images import ImagesLoop, NodeImages
 from steelyard.control.jobs import JobsLoop
 from steelyard.control.kept_calls import KeptCallsLoop
 from steelyard.control.leases import LeasesLoop
@@ -76,6 +78,7 @@ ROUTES = (
     *LEASE_ROUTES,
     *REVISION_ROUTES,
     *BUNDLE_ROUTES,
+    *IMAGE_ROUTES,
     *KEY_ROUTES,
     *SECRET_ROUTES,
     *NODE_ROUTES,
@@ -120,6 +123,7 @@ def make_app(
     hub = AgentHub(store, clock)
     live = LiveJobs()
     looks = Looks()
+    images = NodeImages()
     tokens = WorkloadTokens(admin_token, live.attempt)
     jobs = JobsLoop(store, clock, watch, live)
     calls = CallsLoop(store, clock, watch, call_files, carrier, tokens.call_key, random.random)
@@ -127,7 +131,8 @@ def make_app(
         (
             jobs,
             AssignmentLoop(store, hub, live, tokens),
-            ReportsLoop(store, hub, clock, watch, live, looks),
+            ReportsLoop(store, hub, clock, watch, live, looks, images),
+            ImagesLoop(store, clock, watch, live, images),
             RolloutsLoop(store, clock, watch, looks),
             AnswersLoop(store, clock),
             SchedulesLoop(store, clock, new_call_id),

@@ -2,8 +2,9 @@
 visible without a token.
 
 Anonymous: GET /healthz alone. HTTP: the admin's token; the agent's token may GET bundles and values of secrets; a running job's
-token may submit, look at and stop jobs; it and a function's token may call functions of their owner. WebSocket: the agent's
-token, for nothing but the agent's path. Tokens are compared in constant time and never logged.
+token may submit, look at and stop jobs, and read what it builds an image from; it and a function's token may call functions of
+their owner. WebSocket: the agent's token, for nothing but the agent's path. Tokens are compared in constant time and never
+logged.
 """
 
 from __future__ import annotations
@@ -31,6 +32,8 @@ AGENT_PATHS = ("/v1/bundles/", "/v1/secret-values/")
 
 #: what a job's own processes may call
 JOB_PATHS = ("/v1/jobs", "/v1/scripts")
+#: what those of a job that builds an image may read
+_READ_PARTS = re.compile(r"/v1/(images|bundles)/[^/]+")
 #: what those of jobs and functions may call
 CALL_PATHS = ("/v1/calls", "/v1/call-key")
 _MAKE_CALL = re.compile(r"/v1/functions/[^/]+/calls")
@@ -143,7 +146,8 @@ class TokenGate:
         path = scope["path"]
         one = {"POST": _MAKE_CALL, "GET": _READ_ENDS}.get(scope["method"])
         calls = _below(path, CALL_PATHS) or (one is not None and one.fullmatch(path) is not None)
-        if not calls and not _below(path, JOB_PATHS):
+        builds = scope["method"] == "GET" and _READ_PARTS.fullmatch(path) is not None
+        if not calls and not builds and not _below(path, JOB_PATHS):
             return None
         caller = self._tokens.check(_shown(scope))
         return caller if caller is not None and (calls or caller.kind == "job") else None

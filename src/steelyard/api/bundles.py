@@ -16,9 +16,12 @@ from litestar.openapi.datastructures import ResponseSpec
 from litestar.params import Parameter
 from litestar.response import File
 
+from steelyard.api.auth import Caller, caller_of
 from steelyard.api.problems import errors, refuse_disk
 from steelyard.api.services import services_of
 from steelyard.errors import NotFound, Refused
+from steelyard.model.ids import ImageId, JobId
+from steelyard.store import Tx
 from steelyard.wire.landing import Landing
 
 BUNDLE_MAX_BYTES = 256 << 20
@@ -44,6 +47,9 @@ async def head_bundle(request: Request[Any, Any, Any], sha256: Sha256) -> Respon
 
 @get("/v1/bundles/{sha256:str}", media_type="application/gzip", responses={**errors(404), **_BYTES})
 async def get_bundle(request: Request[Any, Any, Any], sha256: Sha256) -> File:
+    caller = caller_of(request)
+    if caller is not None and not await services_of(request).store.read(lambda tx: _is_built_from(tx, caller, sha256)):
+        raise NotFound(f"There is no bundle {sha256} that this job builds an image from.")
     path = _find(request, sha256)
     return File(path, filename=path.name, media_type="application/gzip")
 
@@ -86,6 +92,13 @@ async def _receive(request: Request[Any, Any, Any], file: Landing) -> str:
     if first[:2] != b"\x1f\x8b":
         raise Refused("A bundle is a tar.gz, and this is no gzip.", code="bad-bundle")
     return digest.hexdigest()
+
+
+def _is_built_from(tx: Tx, caller: Caller, sha256: str) -> bool:
+    """A job may read what the image is made of that it builds, and nothing else."""
+    job = tx.job(JobId(caller.name)) if caller.kind == "job" else None
+    image = tx.image(job.owner.uid, ImageId(job.spec.builds)) if job is not None and job.spec.builds else None
+    return image is not None and sha256 in image.spec.bundles
 
 
 def _find(request: Request[Any, Any, Any], sha256: str) -> Path:

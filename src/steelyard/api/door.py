@@ -67,10 +67,10 @@ def check_job(spec: JobSpec, machine: Machine | None, root: bool) -> list[Findin
     findings: list[Finding] = []
     if not JOB_NAME.fullmatch(spec.name):
         findings.append(Finding("bad-name", "a job's name has 1 to 100 characters and neither slashes nor control characters"))
-    if not spec.argv and spec.script is None and not spec.image:
+    if not spec.argv and spec.script is None and not spec.contained:
         findings.append(Finding("no-command", "there is no command to run: argv is empty"))
     findings += _check_command(spec.argv, {**spec.env, **spec.slurm})
-    findings += check_folder("cwd", spec.cwd) if spec.cwd or not spec.image else []
+    findings += check_folder("cwd", spec.cwd) if spec.cwd or not spec.contained else []
     findings += _check_image(spec)
     findings += _check_gang_place(spec, machine) or _check_resources(spec.resources, machine)
     findings += _check_secrets(spec.secrets)
@@ -79,7 +79,7 @@ def check_job(spec: JobSpec, machine: Machine | None, root: bool) -> list[Findin
 
 
 def _check_image(spec: JobSpec) -> list[Finding]:
-    if not spec.image:
+    if not spec.contained:
         if spec.own_network:
             return [Finding("no-container", "a network of its own is for jobs in containers: name an image")]
         return []
@@ -176,8 +176,10 @@ def _check_program(spec: FunctionSpec) -> list[Finding]:
             findings.append(Finding("bad-attr", "attr names the ASGI app inside the file, such as `app`"))
         if spec.port is not None and spec.interface == "call":
             findings.append(Finding("bad-port", "a function that takes calls gets its socket from Steelyard: it opens no port"))
-        if not spec.python:
-            findings.append(Finding("bad-python", "python must name the interpreter of the function's environment"))
+        if not spec.python and not spec.image:
+            findings.append(
+                Finding("bad-python", "python must name the interpreter of the function's environment, or image one that has it")
+            )
     if spec.python:
         findings += [Finding("bad-python", finding.text) for finding in check_folder("python", spec.python)]
     if spec.weights:

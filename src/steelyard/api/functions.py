@@ -14,6 +14,7 @@ from steelyard.api.door import check_fields, check_function
 from steelyard.api.door_traffic import check_traffic
 from steelyard.api.door_volumes import check_volumes
 from steelyard.api.idempotency import IdempotencyKey, mutate
+from steelyard.api.image_use import settle_function
 from steelyard.api.jobs import Limit, Offset, WaitS
 from steelyard.api.logs import follow_function
 from steelyard.api.problems import errors
@@ -51,6 +52,7 @@ async def deploy_function(
         findings += check_volumes(data.spec.volumes, tx.volumes(), services.owner)
         refuse_findings([*findings, *find_missing(tx, services.owner, data.spec.secrets)])
         taken = {row.name: row for row in tx.functions()}
+        spec = settle_function(tx, data.spec, services.owner, now)
         refuse_findings(check_traffic(name, data.percent, data.tag, taken))
         _check_bundle(services, data.spec)
         before = tx.function(DEFAULT_PROJECT, name_)
@@ -69,12 +71,12 @@ async def deploy_function(
             owner=services.owner,
             generation=1,
             revision=revision,
-            spec=data.spec,
+            spec=spec,
             deployed_at=now,
             by=services.owner.user,
             errors_max=data.errors_max,
         )
-        row = before or Function(name_, DEFAULT_PROJECT, services.owner, 0, revision, data.spec, now)
+        row = before or Function(name_, DEFAULT_PROJECT, services.owner, 0, revision, spec, now)
         after = deploy_revision(tx, row, new, data.percent, data.tag)
         after = msgspec.structs.replace(after, deployed_at=now, expires_at=expires_at)
         tx.put_function(after)

@@ -50,6 +50,8 @@ async def submit_job(request: Request[Any, Any, Any], data: JobSubmit, idempoten
     caller = caller_of(request)
     if caller is not None and data.spec.as_root:
         raise Refused("A job can't submit work that runs as root. Submit it yourself.", code="not-root")
+    if data.spec.builds:
+        raise Refused("Builds are made by POST /v1/images.", code="builds-images")
     now = services.clock.now_us()
 
     def submit(tx: Tx) -> JobView:

@@ -13,6 +13,7 @@ from steelyard.api.door import Finding, check_fields, check_job
 from steelyard.api.door_jobs import check_queueing
 from steelyard.api.door_volumes import check_volumes
 from steelyard.api.idempotency import IdempotencyKey, mutate
+from steelyard.api.image_use import settle_job
 from steelyard.api.problems import errors
 from steelyard.api.requests import refuse_findings, require_json
 from steelyard.api.secrets import find_missing
@@ -51,7 +52,10 @@ async def put_schedule(
             raise Conflict(
                 f"{name} came with the function of that name: change it there, and deploy it again.", code="name-taken"
             )
-        row = _put(tx, services, _make(name, data, services), before, now)
+        asked = _make(name, data, services)
+        if asked.spec is not None:
+            asked = msgspec.structs.replace(asked, spec=settle_job(tx, asked.spec, asked.owner, now))
+        row = _put(tx, services, asked, before, now)
         return _view(tx, row, services)
 
     return await _answer(request, idempotency_key, 200, commit)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
+import msgspec
 from litestar import Request, Response, post
 
 from steelyard.api.auth import caller_of
@@ -15,6 +16,8 @@ from steelyard.api.sbatch_script import read_script
 from steelyard.api.services import services_of
 from steelyard.api.submission import insert_jobs
 from steelyard.control import JOBS
+from steelyard.errors import Refused
+from steelyard.model.image import is_reference
 from steelyard.store import Tx
 from steelyard.wire.api import ScriptSubmit, ScriptSubmitted
 
@@ -29,10 +32,14 @@ async def submit_script(
     caller = caller_of(request)
     now = services.clock.now_us()
     submission = read_script(data, now)
+    if is_reference(data.image):
+        text = "A script runs in an image that was built here: containers are for commands (`steelyard run --image`)."
+        raise Refused(text, code="unfit-option")
+    spec = msgspec.structs.replace(submission.spec, image=data.image)
 
     def submit(tx: Tx) -> ScriptSubmitted:
         owner = submitter(tx, services, caller)
-        jobs = insert_jobs(tx, submission.spec, owner, now, root=services.root, array=submission.array)
+        jobs = insert_jobs(tx, spec, owner, now, root=services.root, array=submission.array)
         place = jobs[0].array
         return ScriptSubmitted(jobs[0].id if place is None else place.id, submission.ignored, submission.array)
 

@@ -12,6 +12,7 @@ import msgspec
 from steelyard.api.door import check_job
 from steelyard.api.door_jobs import check_queueing
 from steelyard.api.door_volumes import check_volumes
+from steelyard.api.image_use import settle_job
 from steelyard.api.requests import refuse_findings
 from steelyard.api.sbatch_patterns import fill_outputs
 from steelyard.api.secrets import find_missing
@@ -61,6 +62,7 @@ def insert_jobs(
     demand = None if array is None else parse_array(array)
     machine = tx.machine()
     spec = check_submission(tx, spec, machine, now, owner, root=root, project=project)
+    spec = settle_job(tx, spec, owner, now)
     id_ = JobId(f"j-{tx.bump('job'):06d}")
     places: tuple[tuple[JobId, ArrayPlace | None], ...] = ((id_, None),) if demand is None else make_places(id_, demand)
     node = "localhost" if machine is None else machine.hostname

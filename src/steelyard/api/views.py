@@ -16,6 +16,8 @@ from steelyard.config import Settings
 from steelyard.control.rollouts import apply_look
 from steelyard.lifecycle.call import KEPT_US
 from steelyard.lifecycle.history import read_event
+from steelyard.lifecycle.image import describe_part, name_layers
+from steelyard.model.built_image import Image
 from steelyard.model.call import Call
 from steelyard.model.coldstart import ColdStart
 from steelyard.model.function import ApiKey, Function, FunctionState, Revision, RevisionState
@@ -37,6 +39,7 @@ from steelyard.wire.api import (
     ScheduleView,
     VolumeView,
 )
+from steelyard.wire.images import ImageLayer, ImageView
 
 #: the agent is called lost after this long without a connection
 AGENT_LOST_S = 15.0
@@ -294,3 +297,27 @@ def _time(us: int) -> str:
     text = rfc3339(us)
     assert text is not None
     return text
+
+
+def image_view(image: Image, used_by: tuple[str, ...] = (), *, whole: bool = False) -> ImageView:
+    """`whole`: with its steps."""
+    view = ImageView(
+        id=image.id,
+        owner=image.owner.user,
+        state=image.state.value,
+        job=image.job,
+        created_at=_time(image.created_at),
+        used_at=_time(image.used_at),
+        name=image.name,
+        detail=image.detail,
+        python=image.python,
+        size_bytes=image.size_bytes,
+        added_bytes=image.added_bytes,
+        built_at=rfc3339(image.built_at),
+        used_by=used_by,
+    )
+    if not whole:
+        return view
+    parts = zip(name_layers(image.spec), (image.spec.base, *image.spec.steps), strict=True)
+    layers = tuple(ImageLayer(name, describe_part(part)) for name, part in parts)
+    return msgspec.structs.replace(view, spec=image.spec, layers=layers)

@@ -33,6 +33,7 @@ from steelyard.wire.http import ApiClient
 POLL_S, LOOK_S = 10.0, 0.2
 #: code up to that size is sent without asking whether it is there: an answer takes as long
 ASKED_BYTES = 64 << 10
+TWO_PYTHONS = "An image brings its own Python: leave out --python or --image. Nothing was deployed."
 #: options that are parts of `Resources`
 _RESOURCES = ("cpus", "memory_bytes", "timing", "gpus")
 
@@ -56,15 +57,26 @@ class DeployedRow(msgspec.Struct, frozen=True, omit_defaults=True):
     detail: str = ""
 
 
-def make_wanted(app: AppFile, bundle: str, suffix: str = "", override: Mapping[str, Any] | None = None) -> list[Wanted]:
-    """In the order of the file. `override` holds options of the command line, which win. Raises Refused."""
+def make_wanted(
+    app: AppFile,
+    bundle: str,
+    suffix: str = "",
+    override: Mapping[str, Any] | None = None,
+    images: Mapping[str, str] | None = None,
+) -> list[Wanted]:
+    """In the order of the file. `override` holds options of the command line, which win; `images` ids by the function's name in
+    the file. Raises Refused."""
     return [
-        Wanted(_check_name(declared.name, suffix), make_app_spec(app, declared, bundle, override or {}), declared)
+        Wanted(
+            _check_name(declared.name, suffix),
+            make_app_spec(app, declared, bundle, override or {}, (images or {}).get(declared.fn, "")),
+            declared,
+        )
         for declared in app.description.functions
     ]
 
 
-def make_app_spec(app: AppFile, declared: Declared, bundle: str, override: Mapping[str, Any]) -> FunctionSpec:
+def make_app_spec(app: AppFile, declared: Declared, bundle: str, override: Mapping[str, Any], image: str = "") -> FunctionSpec:
     file = Path(declared.file)
     if not file.is_relative_to(app.root):
         raise Refused(
@@ -76,7 +88,9 @@ def make_app_spec(app: AppFile, declared: Declared, bundle: str, override: Mappi
     env = {**declared.options.get("env", {}), **override.get("env", {})}
     uses = merge_uses(msgspec.convert(declared.options.get("secrets", ()), tuple[SecretUse, ...]), override.get("secrets", ()))
     options["volumes"] = merge_volumes(declared.options.get("volumes", []), override.get("volumes", []))
-    python = check_python(options.pop("python", None) or app.python)
+    python, image = options.pop("python", None), options.pop("image", None) or image
+    if "python" in override and "image" in override:
+        raise Refused(TWO_PYTHONS, code="two-pythons")
     resources = Resources(
         cpus=options.get("cpus", 1.0),
         memory_bytes=options.get("memory_bytes"),
@@ -91,7 +105,8 @@ def make_app_spec(app: AppFile, declared: Declared, bundle: str, override: Mappi
         file=file.relative_to(app.root).as_posix(),
         attr=declared.attr,
         bundle=bundle,
-        python=python,
+        python="" if image else check_python(python or app.python),
+        image=image,
         port=declared.port,
         env=env,
         resources=resources,

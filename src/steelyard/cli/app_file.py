@@ -49,6 +49,8 @@ class Declared(msgspec.Struct, frozen=True):
     schedule: dict[str, Any] | None
     methods: tuple[Method, ...]
     doc: str = ""
+    #: as `sdk/image.py` tells it
+    image: dict[str, Any] | None = None
 
 
 class Description(msgspec.Struct, frozen=True):
@@ -119,6 +121,12 @@ def load_app_apart(file: Path, python: str, home: Path | None) -> AppFile:
     lib_dir = lib_dir_for(home, python) or Path(steelyard.__file__).parents[1]
     with contextlib.closing(_Child(python, lib_dir, "describe", str(file))) as child:
         return _make(file, python, child.description)
+
+
+def load_images(file: Path) -> dict[str, dict[str, Any]]:
+    """The images that a file names, by those names, as `sdk/image.py` tells them. Raises Refused or UserCodeFailed."""
+    with _told():
+        return Program(str(file)).describe_images()
 
 
 class Call:

@@ -30,6 +30,7 @@ from steelyard.cli.apply_plan import (
 )
 from steelyard.cli.deploy import hand_over, read_target
 from steelyard.cli.documents import FUNCTION, JOB, Document, FunctionAsk, read_documents
+from steelyard.cli.image_ask import find_image_id
 from steelyard.cli.output import print_json, say
 from steelyard.cli.session import home_option, json_option, new_key, open_client
 from steelyard.clock import SystemClock
@@ -37,6 +38,7 @@ from steelyard.errors import NotFound, Refused, SteelyardError
 from steelyard.lifecycle.schedule import check_cron
 from steelyard.model.function import FunctionSpec
 from steelyard.model.ids import JobId
+from steelyard.model.image import is_reference
 from steelyard.wire.api import FunctionView, JobForecast, JobSubmit, JobView, SchedulePut, ScheduleView
 from steelyard.wire.http import ApiClient
 
@@ -154,14 +156,15 @@ def _plan_job(client: ApiClient, document: Document) -> Planned:
 
 def _plan_schedule(client: ApiClient, document: Document) -> Planned:
     assert document.spec is not None
-    put = _schedule_put(document)
+    spec = msgspec.structs.replace(document.spec, image=_find_id(client, document.spec.image))
+    put = msgspec.structs.replace(_schedule_put(document), spec=spec)
     if (wrong := check_cron(put.cron, UTC, SystemClock().now_us())) is not None:
         raise Refused(wrong, code="bad-cron")
     command = shlex.join(document.spec.argv)
     try:
         view = client.fetch(ScheduleView, "GET", f"/v1/schedules/{document.name}")
     except NotFound:
-        changes = (Change("cron", None, put.cron), Change("timezone", None, put.timezone), *find_asked(document.spec))
+        changes = (Change("cron", None, put.cron), Change("timezone", None, put.timezone), *find_asked(spec))
         return Planned(document, Step(document.kind, document.name, CREATE, changes, command=command))
     changes = find_changes(SchedulePut(view.cron, view.spec, view.timezone, view.function, view.every_s), put)
     return Planned(document, Step(document.kind, document.name, UPDATE if changes else UNCHANGED, changes, command=command))
@@ -170,6 +173,8 @@ def _plan_schedule(client: ApiClient, document: Document) -> Planned:
 def _plan_function(client: ApiClient, document: Document) -> Planned:
     assert document.function is not None
     spec, code = make_function_spec(document.function)
+    # stored by its id, which does not change when the name moves
+    spec = msgspec.structs.replace(spec, image=find_image_id(client, spec.image))
     old: FunctionSpec | None = None
     try:
         view = client.fetch(FunctionView, "GET", f"/v1/functions/{document.name}")
@@ -183,6 +188,10 @@ def _plan_function(client: ApiClient, document: Document) -> Planned:
     return Planned(document, Step(FUNCTION, document.name, action, changes), spec, code)
 
 
+def _find_id(client: ApiClient, image: str) -> str:
+    return image if is_reference(image) else find_image_id(client, image)
+
+
 def _schedule_put(document: Document) -> SchedulePut:
     assert document.spec is not None and document.cron is not None
     return SchedulePut(document.cron, document.spec, document.timezone)
@@ -191,13 +200,16 @@ def _schedule_put(document: Document) -> SchedulePut:
 def make_function_spec(ask: FunctionAsk) -> tuple[FunctionSpec, Path | None]:
     """As `deploy` makes it of the same words; the second is the file whose folder is captured. Raises Refused."""
     code = read_target(ask.target, ask.port)
-    python = check_python(ask.python)
+    if ask.image and ask.python:
+        raise Refused("An image brings its own Python: leave out `python` or `image`.", code="two-pythons")
+    python = "" if ask.image else check_python(ask.python)
     spec = FunctionSpec(
         file=code.file.name if code.file and code.attr else None,
         attr=code.attr,
-        argv=(python, code.file.name) if code.file and not code.attr else code.argv,
+        argv=(python or "python", code.file.name) if code.file and not code.attr else code.argv,
         cwd=None if code.file else ask.workdir,
         python=python,
+        image=ask.image,
         port=ask.port,
         readiness=ask.readiness,
         scale_on=ask.scale_on,

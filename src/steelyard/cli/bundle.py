@@ -12,7 +12,7 @@ import os
 import stat
 import tarfile
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path, PurePosixPath
 from typing import TYPE_CHECKING, BinaryIO, NamedTuple
 
@@ -46,10 +46,20 @@ class _Entry(NamedTuple):
     status: os.stat_result
 
 
-def capture_folder(folder: Path) -> Bundle:
-    """Raises Refused when it is too large or a file can't be read."""
+def capture_folder(folder: Path, *, whole: bool = False) -> Bundle:
+    """`whole`: also what .gitignore names. Raises Refused when it is too large or a file can't be read."""
     notes: list[str] = []
-    entries = sorted(_entries(folder, _outer_specs(folder), notes), key=lambda entry: entry.name)
+    entries = _entries(folder, [] if whole else _outer_specs(folder), notes, whole=whole)
+    return _pack(folder, sorted(entries, key=lambda entry: entry.name), notes)
+
+
+def capture_files(files: Mapping[str, Path]) -> Bundle:
+    """Single files, by their names in the bundle. As `capture_folder`."""
+    entries = [_Entry(name, path, path.stat()) for name, path in sorted(files.items())]
+    return _pack(entries[0].path.parent, entries, [])
+
+
+def _pack(folder: Path, entries: list[_Entry], notes: list[str]) -> Bundle:
     raw_bytes = sum(entry.status.st_size for entry in entries if stat.S_ISREG(entry.status.st_mode))
     if raw_bytes > RAW_MAX_BYTES:
         raise _too_large(folder, entries, raw_bytes)
@@ -71,12 +81,12 @@ def capture_folder(folder: Path) -> Bundle:
     return Bundle(sha256, size_bytes, file, tuple(notes))
 
 
-def _entries(folder: Path, outer: list[tuple[Path, GitIgnoreSpec]], notes: list[str]) -> Iterator[_Entry]:
+def _entries(folder: Path, outer: list[tuple[Path, GitIgnoreSpec]], notes: list[str], *, whole: bool) -> Iterator[_Entry]:
     """Files and links below a folder. `outer` are the ignore files of the folders around it, the innermost last."""
     pending = [(folder, outer)]
     while pending:
         here, specs = pending.pop()
-        spec = _load_spec(here)
+        spec = None if whole else _load_spec(here)
         specs = [*specs, (here, spec)] if spec is not None else specs
         for found in _scan(here):
             path = Path(found.path)

@@ -17,7 +17,16 @@ import click
 import msgspec
 from click.core import ParameterSource
 
-from steelyard.cli.app_deploy import DeployedRow, Takeover, explain_failure, is_reached, put_function, upload_code, wait_settled
+from steelyard.cli.app_deploy import (
+    TWO_PYTHONS,
+    DeployedRow,
+    Takeover,
+    explain_failure,
+    is_reached,
+    put_function,
+    upload_code,
+    wait_settled,
+)
 from steelyard.cli.app_file import check_python, declares_app, parse_file
 from steelyard.cli.job_options import parse_env, parse_uses, parse_volumes, secret_option, volume_option
 from steelyard.cli.numbers import Number
@@ -161,6 +170,7 @@ Examples:
 @click.option("--dry-run", is_flag=True, help="Of a recipe: check everything, print the file, and leave it at that.")
 @click.option("--yes", "-y", is_flag=True, help="Of a recipe: don't ask.")
 @click.option("--overwrite", is_flag=True, help="Of a recipe: write NAME.yaml anew, whatever was changed in it.")
+@click.option("--image", metavar="NAME", help="Run it in that image (`steelyard image ls`), with the image's Python.")
 @click.option("--public", is_flag=True, help="Anybody who reaches the gateway may call it, without a key.")
 @click.option("--as-root", is_flag=True, help="Run as root (only for the admin of a Steelyard that root started).")
 @click.option("--replace", is_flag=True, help="Of an app: take over what another file, or nobody's app, deployed by its names.")
@@ -237,13 +247,16 @@ def make_function(code: Target, asked: Mapping[str, Any]) -> tuple[str, Function
             f"--min-replicas {asked['min_replicas']} is more than --max-replicas {asked['max_replicas']}. Nothing was deployed.",
             code="bad-replicas",
         )
-    interpreter = check_python(asked["python"])
+    if asked["image"] and asked["python"]:
+        raise Refused(TWO_PYTHONS, code="two-pythons")
+    interpreter = "" if asked["image"] else check_python(asked["python"])
     spec = FunctionSpec(
         file=code.file.name if code.file and code.attr else None,
         attr=code.attr,
-        argv=(interpreter, code.file.name) if code.file and not code.attr else code.argv,
+        argv=(interpreter or "python", code.file.name) if code.file and not code.attr else code.argv,
         cwd=None if code.file else os.getcwd(),
         python=interpreter,
+        image=asked["image"] or "",
         port=asked["port"],
         readiness=asked["readiness"],
         env=parse_env(asked["env"]),

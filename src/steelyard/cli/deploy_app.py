@@ -25,8 +25,11 @@ from steelyard.cli.app_deploy import (
     wait_settled,
 )
 from steelyard.cli.app_file import AppFile, check_python, lib_dir_for, load_app
+from steelyard.cli.attach import make_patience
+from steelyard.cli.image_ask import ensure_app_images
 from steelyard.cli.output import Progress, print_json, print_table, say
 from steelyard.cli.session import new_key, open_client, quote
+from steelyard.clock import SystemClock
 from steelyard.errors import NotFound, Refused, SteelyardError
 from steelyard.wire.api import FunctionView
 from steelyard.wire.http import ApiClient
@@ -66,7 +69,8 @@ def deploy_app(home: Path | None, file: Path, asked: AppDeploy) -> bool:
         deployed = client.fetch(list[FunctionView], "GET", "/v1/functions")
         _check_taken(app, deployed, asked.replace)
         progress = Progress()
-        wanted = make_wanted(app, upload_code(client, app.root, progress), override=override)
+        images = ensure_app_images(client, app, progress, make_patience(home, SystemClock()), override)
+        wanted = make_wanted(app, upload_code(client, app.root, progress), override=override, images=images)
         make_volumes(client, wanted)
         rows = _deploy_all(client, wanted, progress, asked)
         vanished = find_vanished(app, deployed) if asked.only is None else []

@@ -56,6 +56,7 @@ class FunctionAsk(msgspec.Struct, frozen=True):
     port: int | None = None
     readiness: str = ""
     python: str | None = None
+    image: str = ""
     public: bool = False
     as_root: bool = False
     secrets: tuple[SecretUse, ...] = ()
@@ -217,6 +218,7 @@ class _Reader:
             port=self._number(top, "port") if "port" in top else None,
             readiness=self._text(top, "readiness") if "readiness" in top else "",
             python=self._text(top, "python") if "python" in top else None,
+            image=like_job.image,
             public=self._truth(top, "public") if "public" in top else False,
             as_root=like_job.as_root,
             secrets=like_job.secrets,
@@ -366,8 +368,8 @@ _OPTIONS: dict[str, tuple[str, _Read]] = {
     "secrets": ("secrets", _Reader._list),
     "volumes": ("volumes", _Reader._list),
 }
-_COMMON = ("type", "name", "resources", "env")
-_RUNS = (*_COMMON, "commands", "command", "workdir", *_OPTIONS)
+_COMMON = ("type", "name", "resources", "env", "image")
+_RUNS = tuple(dict.fromkeys((*_COMMON, "commands", "command", "workdir", *_OPTIONS)))
 _KEYS: dict[str, tuple[str, ...]] = {
     JOB: (*_RUNS, "array", "after", "project"),
     SCHEDULE: (*(key for key in _RUNS if key != "begin"), "schedule", "timezone"),

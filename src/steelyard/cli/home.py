@@ -64,6 +64,7 @@ class UpOptions(msgspec.Struct, frozen=True):
     work_uid: int | None = None
     scratch_dir: str | None = None
     template_memory_bytes: int | None = None
+    image_space_bytes: int | None = None
 
 
 def prepare_home(paths: Paths, options: UpOptions, programs_run: bool) -> Settings:
@@ -214,6 +215,7 @@ def _first_settings(options: UpOptions) -> Settings:
         tls_key=_absolute(options.tls_key),
         scratch_dir=_absolute(options.scratch_dir),
         template_memory_bytes=options.template_memory_bytes,
+        image_space_bytes=options.image_space_bytes,
     )
 
 
@@ -233,6 +235,7 @@ def _change(known: Settings, options: UpOptions, programs_run: bool) -> Settings
         tls_key=_absolute(options.tls_key) or known.tls_key,
         scratch_dir=_absolute(options.scratch_dir) or known.scratch_dir,
         template_memory_bytes=options.template_memory_bytes or known.template_memory_bytes,
+        image_space_bytes=options.image_space_bytes or known.image_space_bytes,
     )
     if not _is_loopback(wanted.api_host) and wanted.tls_cert is None:
         raise Refused(

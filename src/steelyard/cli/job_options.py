@@ -29,7 +29,7 @@ from steelyard.model.batch import (
 )
 from steelyard.model.gpu_demand import parse_gpu_demand
 from steelyard.model.ids import JobId
-from steelyard.model.image import ImageSource, parse_image
+from steelyard.model.image import ImageSource, is_reference, parse_image
 from steelyard.model.job import JobSpec, Resources
 from steelyard.model.mount import VolumeMount, parse_mount
 from steelyard.model.secret import SecretUse, parse_use
@@ -111,8 +111,8 @@ _OPTIONS = (
     ),
     click.option("--output", type=click.Path(), help="A file for its output, instead of `steelyard logs`."),
     click.option("--error", "errors", type=click.Path(), help="A file for its errors [default with --output: the same]."),
-    click.option("--image", metavar="IMAGE", default="", help="Run in a container: registry.host/path:tag, docker://name:tag, "
-                 "oci:/path or docker-archive:/path."),
+    click.option("--image", metavar="IMAGE", default="", help="Run in an image of `steelyard image ls`, by name or id; or in a "
+                 "container: registry.host/path:tag, docker://name:tag, oci:/path or docker-archive:/path."),
     click.option("--network", type=click.Choice(["host", "none"]), default="host", show_default=True,
                  help="Of a container: the machine's network, or none but its own loopback."),
     click.option("--name", help="A name for people [default: the command's]."),
@@ -151,8 +151,8 @@ def make_spec(command: tuple[str, ...], asked: Mapping[str, Any], cwd: str, now:
     return JobSpec(
         name=asked["name"] or (os.path.basename(command[0]) or command[0] if command else _name_of(image)),
         argv=command,
-        cwd="" if image else cwd,
-        env=({} if image else {key: os.environ[key] for key in PASSED_ON if key in os.environ}) | parse_env(asked["env"]),
+        cwd="" if is_reference(image) else cwd,
+        env=_passed_on(image) | parse_env(asked["env"]),
         resources=_make_resources(asked),
         as_root=asked["as_root"],
         priority=asked["priority"],
@@ -187,17 +187,24 @@ def _name_of(image: str) -> str:
     return image.rpartition("/")[2].partition("@")[0].partition(":")[0] or "container"
 
 
+def _passed_on(image: str) -> dict[str, str]:
+    """A container's image says itself where programs are."""
+    return {} if is_reference(image) else {key: os.environ[key] for key in PASSED_ON if key in os.environ}
+
+
 def _image(text: str, cwd: str) -> str:
-    """Relative paths are meant from here."""
+    """A container's as short as it can be written, with relative paths meant from here; the name of one that was built here."""
+    if not is_reference(text):
+        return text
     for source in (ImageSource.LAYOUT, ImageSource.ARCHIVE):
         name = text.removeprefix(f"{source.value}:")
         if name != text and not name.startswith("/"):
             text = f"{source.value}:{os.path.join(cwd, name)}"
-    return parse_image(text).text if text else ""
+    return parse_image(text).text
 
 
 def _own_network(asked: Mapping[str, Any]) -> bool:
-    if asked["network"] == "none" and not asked["image"]:
+    if asked["network"] == "none" and not is_reference(asked["image"]):
         raise Refused("--network is of containers: name one with --image. Nothing was started.", code="unfit-option")
     return asked["network"] == "none"
 

@@ -19,6 +19,7 @@ from click.core import ParameterSource
 from steelyard.cli.job_options import job_options, make_spec
 from steelyard.cli.session import home_option, new_key, open_client
 from steelyard.errors import Refused
+from steelyard.model.image import is_reference
 
 RUN_HELP = """Run a command as a job, or a function of an app.
 
@@ -30,7 +31,7 @@ wrote them. Of an array its progress is shown, and the exit code is the highest.
 FILE.py[:NAME], without a `--` before it, is a function, a Class.method or a @app.local_entrypoint of the app in FILE.py. The app
 is deployed for this once: what it writes is shown on stderr, the result on stdout, and at the end all of it is deleted. Words
 behind it are its arguments, read by its annotations; `--help` there shows them. The exit code is 1 when it raises. Of the options
---cpus, --memory, --gpus, --timing, --env, --secret, --volume, --as-root, --python and --json apply, before the file.
+--cpus, --memory, --gpus, --timing, --env, --secret, --volume, --as-root, --image, --python and --json apply, before the file.
 
 \b
 Examples:
@@ -51,7 +52,10 @@ Examples:
 #: a Python file, and perhaps what of it
 _FUNCTION = re.compile(r".*\.py(:.*)?")
 #: options that mean something for a function too
-_FOR_FUNCTIONS = ("cpus", "memory", "gpus", "timing", "env", "secrets", "volumes", "as_root", "home", "python", "as_json")
+_FOR_FUNCTIONS = (
+    *("cpus", "memory", "gpus", "timing", "env", "secrets", "volumes", "as_root", "image"),
+    *("home", "python", "as_json"),
+)
 #: options that mean nothing for a job
 _NOT_FOR_JOBS = ("python", "as_json")
 _META = __name__
@@ -113,7 +117,7 @@ def run(
         from steelyard.cli.run_function import run_function
 
         sys.exit(run_function(home, target, words, python, as_json, {name: asked[name] for name in given if name in asked}))
-    if not command and not asked["image"]:
+    if not command and not is_reference(asked["image"]):
         raise click.UsageError("Say what to run: `-- CMD`, FILE.py:NAME, or an image that has a command of its own (--image).")
     _refuse(given, set(_NOT_FOR_JOBS), "is for functions (FILE.py:NAME without `--` before it)")
     _run_job(detach, home, command, array, project, asked)

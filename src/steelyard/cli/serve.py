@@ -27,11 +27,13 @@ from steelyard.cli.app_deploy import (
     wait_settled,
 )
 from steelyard.cli.app_file import AppFile, Declared, Description, check_python, declares_app, load_app_apart, parse_file
-from steelyard.cli.attend import START
+from steelyard.cli.attach import make_patience
+from steelyard.cli.attend import START, Patience
 from steelyard.cli.deploy import read_target
 from steelyard.cli.deploy_app import choose_function
 from steelyard.cli.ephemeral import LEASE_S, Ended, Lease, ended_by_signals
 from steelyard.cli.function_logs import FunctionLogs, find_end
+from steelyard.cli.image_ask import ensure_app_images
 from steelyard.cli.output import Progress, print_table, say
 from steelyard.cli.saves import Save, Saves
 from steelyard.cli.session import home_option, open_client
@@ -74,7 +76,7 @@ def serve(env: tuple[str, ...], python: str | None, public: bool, home: Path | N
     try:
         with ended_by_signals(), open_client(home) as client, FunctionLogs(client, 8) as logs, Lease(client) as lease:
             saves = Saves(app.root, clock)
-            session = _Session(client, lease, logs, source, override, saves, clock)
+            session = _Session(client, lease, logs, source, override, saves, clock, make_patience(home, clock))
             session.begin(app)
             while True:
                 session.reload(saves.take())
@@ -122,21 +124,26 @@ class _Session:
         override: Mapping[str, Any],
         saves: Saves,
         clock: Clock,
+        patience: Patience,
     ) -> None:
+        self._patience = patience
         self._client, self._lease, self._logs = client, lease, logs
         self._source, self._override = source, override
         self._saves, self._clock = saves, clock
         self._loader = ThreadPoolExecutor(1, "load")
         self._app: AppFile | None = None
         self._bundle = ""
+        #: ids by the function's name in the file
+        self._images: dict[str, str] = {}
         #: as deployed last
         self._wanted: dict[str, Wanted] = {}
 
     def begin(self, app: AppFile) -> None:
         self._check_others(app)
         progress = Progress()
+        self._images = ensure_app_images(self._client, app, progress, self._patience, self._override)
         self._bundle = upload_code(self._client, app.root, progress)
-        views = self._put(make_wanted(app, self._bundle, SUFFIX, self._override))
+        views = self._put(make_wanted(app, self._bundle, SUFFIX, self._override, self._images))
         rows: list[tuple[str, ...]] = []
         for view in views:
             settled = wait_settled(self._client, view, progress.show)
@@ -165,9 +172,10 @@ class _Session:
         self._bundle = bundle
         declared = self._loader.submit(self._source.load)
         try:
-            views = self._put(make_wanted(self._app, bundle, SUFFIX, self._override))
+            views = self._put(make_wanted(self._app, bundle, SUFFIX, self._override, self._images))
             failed = self._tell(views, save)
             app = declared.result()
+            self._images = ensure_app_images(self._client, app, Progress(), self._patience, self._override)
         except SteelyardError as err:
             # the traceback of a file that can't be imported is here too
             say(f"steelyard: {err.public}")
@@ -176,7 +184,7 @@ class _Session:
 
     def _follow(self, app: AppFile, save: Save, failed: Mapping[str, str]) -> None:
         """What the file declares now, where that differs from what was deployed at once."""
-        wanted = make_wanted(app, self._bundle, SUFFIX, self._override)
+        wanted = make_wanted(app, self._bundle, SUFFIX, self._override, self._images)
         names = {each.name for each in wanted}
         self._app = app
         vanished = [name for name in self._wanted if name not in names]

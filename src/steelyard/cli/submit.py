@@ -36,9 +36,9 @@ Examples:
   steelyard submit --wait --wrap 'make -j4'
   next=$(steelyard submit --parsable --dependency=afterok:$first next.sh)
 """
-_OWN = (Option("json", "", NONE), Option("home"), Option("secret"), Option("volume"))
+_OWN = (Option("json", "", NONE), Option("home"), Option("secret"), Option("volume"), Option("image"))
 #: what this command does itself
-_OURS = {"json", "home", "secret", "volume", "test-only", "parsable", "wait", "quiet", "help", "usage"}
+_OURS = {"json", "home", "secret", "volume", "image", "test-only", "parsable", "wait", "quiet", "help", "usage"}
 
 
 class SubmitCommand(click.Command):
@@ -55,7 +55,7 @@ class SubmitCommand(click.Command):
 
 
 def _as_click(given: Given) -> str:
-    if given.option.name in ("home", "secret", "volume"):
+    if given.option.name in ("home", "secret", "volume", "image"):
         return given.text
     return "--help" if given.option.name == "usage" else f"--{given.option.name}"
 
@@ -66,6 +66,7 @@ def _as_click(given: Given) -> str:
 @click.option("--parsable", is_flag=True, help="Print the id alone.")
 @click.option("--wait", "-W", is_flag=True, help="Return when the job has ended, with its exit code.")
 @click.option("--quiet", "-Q", is_flag=True, help="Don't name what is ignored.")
+@click.option("--image", default="", metavar="NAME", help="Run it in that image (`steelyard image ls`).")
 @secret_option
 @volume_option
 @home_option
@@ -78,6 +79,7 @@ def submit(
     parsable: bool,
     wait: bool,
     quiet: bool,
+    image: str,
     secrets: tuple[str, ...],
     volumes: tuple[str, ...],
     home: Path | None,
@@ -86,7 +88,7 @@ def submit(
 ) -> None:
     options: tuple[str, ...] = ctx.meta[__name__]
     script, name = _read(words, wrapped=any(option.startswith("--wrap=") for option in options))
-    given = parse_volumes(volumes), parse_uses(secrets)
+    given = image, parse_volumes(volumes), parse_uses(secrets)
     data = ScriptSubmit(script, _here(), words[1:], options, clean(os.environ), name, *given)
     if test_only:
         _show(read_script(data, SystemClock().now_us()), as_json)

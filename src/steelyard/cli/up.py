@@ -69,6 +69,7 @@ Examples:
     "--scratch-dir", type=click.Path(), help="Where scratch folders of jobs are made [default: on the fastest local disk]."
 )
 @click.option("--template-memory", help="What templates of functions may hold together [default: a quarter of the memory].")
+@click.option("--image-space", help="What images may take on the home's disk [default: a quarter of it].")
 def up(
     detach: bool,
     home: Path | None,
@@ -80,10 +81,12 @@ def up(
     work_uid: int | None,
     scratch_dir: str | None,
     template_memory: str | None,
+    image_space: str | None,
 ) -> None:
     paths, clock = find_paths(home), SystemClock()
     budget = parse_bytes(template_memory) if template_memory else None
-    options = UpOptions(port, gateway_port, host, tls_cert, tls_key, work_uid, scratch_dir, budget)
+    space = parse_bytes(image_space) if image_space else None
+    options = UpOptions(port, gateway_port, host, tls_cert, tls_key, work_uid, scratch_dir, budget, space)
     _check_gateway_is_there()
     running = any(find_program(paths, name, clock) is not None for name in ("server", "envoy"))
     settings = prepare_home(paths, options, running)

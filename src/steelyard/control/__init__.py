@@ -19,6 +19,7 @@ SCHEDULES = "schedules"
 CALLS = "calls"
 LEASES = "leases"
 ROLLOUTS = "rollouts"
+IMAGES = "images"
 
 
 class Loop(Protocol):

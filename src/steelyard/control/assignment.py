@@ -15,8 +15,10 @@ from typing import Protocol
 import msgspec
 
 from steelyard.control import ASSIGNMENT, AgentLink
+from steelyard.control.images import assign_images
 from steelyard.control.live import LiveJobs
 from steelyard.lifecycle.job import in_doubt
+from steelyard.model.built_image import Image
 from steelyard.model.function import ApiKey, Function
 from steelyard.model.job import Job, JobState, Owner
 from steelyard.model.mount import MountedVolume, VolumeMount
@@ -36,6 +38,7 @@ class Seen(msgspec.Struct, frozen=True):
     #: all that there are, where work names any
     secrets: tuple[SecretVersion, ...] = ()
     volumes: tuple[Volume, ...] = ()
+    images: tuple[Image, ...] = ()
 
 
 class Actions(msgspec.Struct, frozen=True):
@@ -60,7 +63,9 @@ async def load(store: Store, live: LiveJobs, offered: Assignment | None) -> Seen
         changed, functions = tx.jobs_changed(live.change), tuple(tx.functions())
         asks = named or any(job.spec.secrets for job in changed[1]) or any(name_uses(function) for function in functions)
         secrets = tuple(name_version(secret) for secret in tx.secrets()) if asks else ()
-        seen = Seen((), functions, tuple(tx.keys()), tx.counter("epoch"), offered, secrets, tuple(tx.volumes()))
+        seen = Seen(
+            (), functions, tuple(tx.keys()), tx.counter("epoch"), offered, secrets, tuple(tx.volumes()), tuple(tx.images())
+        )
         return changed, seen
 
     changed, seen = await store.read(read)
@@ -147,6 +152,7 @@ def render_assignment(seen: Seen, secrets: Secrets) -> Assignment:
             for each in function.live.values()
         ),
         keys=admitted_keys(seen.keys, seen.functions, secrets),
+        images=assign_images(seen.images),
         secrets=tuple(sorted((each for each in seen.secrets if (each.owner, each.name) in named), key=lambda each: each.name)),
     )
 

@@ -11,9 +11,10 @@ from collections.abc import Sequence
 import msgspec
 
 from steelyard.clock import Clock
-from steelyard.control import ASSIGNMENT, JOBS, REPORTS, ROLLOUTS, AgentLink
+from steelyard.control import ASSIGNMENT, IMAGES, JOBS, REPORTS, ROLLOUTS, AgentLink
 from steelyard.control.changes import commit_change
 from steelyard.control.charging import charge_ended
+from steelyard.control.images import NodeImages
 from steelyard.control.live import LiveJobs
 from steelyard.control.rollouts import Looks
 from steelyard.control.watch import Watch
@@ -211,7 +212,10 @@ class ReportsLoop:
     name = REPORTS
     tick_s = 30.0
 
-    def __init__(self, store: Store, agents: AgentLink, clock: Clock, watch: Watch, live: LiveJobs, looks: Looks) -> None:
+    def __init__(
+        self, store: Store, agents: AgentLink, clock: Clock, watch: Watch, live: LiveJobs, looks: Looks, images: NodeImages
+    ) -> None:
+        self._images = images
         self._store = store
         self._live = live
         self._looks = looks
@@ -233,6 +237,8 @@ class ReportsLoop:
         for function in done.functions:
             self._watch.notify(f"function/{function.name}")
         pokes = [ROLLOUTS] if self._looks.take(report.functions) else []
+        if self._images.take(report.images) or any(job.state.terminal and job.spec.builds for job in done.jobs):
+            pokes.append(IMAGES)
         lent = any(function.lends for function in done.functions)
         if done.machine or lent or any(job.state.terminal or job.state is JobState.QUEUED for job in done.jobs):
             pokes += [JOBS, ASSIGNMENT]

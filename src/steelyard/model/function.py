@@ -34,13 +34,15 @@ class FunctionSpec(msgspec.Struct, frozen=True):
     #: sha256 of the captured code; None runs in `cwd`
     bundle: str | None = None
     cwd: str | None = None
-    #: interpreter of the user's environment (absolute)
+    #: interpreter of the user's environment (absolute); "" where an image brings it
     python: str = ""
     #: the program, or the function of the attribute (`@sy.web_server`), opens this TCP port on 127.0.0.1 itself; 0: a free one,
     #: told to each replica as PORT, also where its command says `$PORT`
     port: int | None = None
     #: of a program: it serves once a GET of this path is answered 2xx; empty: once it accepts a connection
     readiness: str = ""
+    #: of an image of its owner: id, name, or the beginning of an id; the id once it is stored. "" without one
+    image: str = ""
     env: dict[str, str] = {}
     resources: Resources = Resources(cpus=1.0)
     replicas_min: int = 0

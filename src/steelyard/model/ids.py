@@ -18,6 +18,8 @@ AttemptId = NewType("AttemptId", str)
 MachineId = NewType("MachineId", str)
 #: a durable call of a function
 CallId = NewType("CallId", str)
+#: of an image: sha256 of its base and its steps, in hex
+ImageId = NewType("ImageId", str)
 
 DEFAULT_PROJECT = ProjectName("default")
 

@@ -61,6 +61,11 @@ class ImageReference(msgspec.Struct, frozen=True):
         return self.source is ImageSource.REGISTRY and _LOOPBACK.fullmatch(self.name.partition("/")[0]) is not None
 
 
+def is_reference(text: str) -> bool:
+    """Does it say from where an image comes? A name without that is one that was built here (`model/built_image.py`)."""
+    return ":" in text or "/" in text
+
+
 def parse_image(text: str) -> ImageReference:
     """Raises Refused (code bad-image) with what to write instead."""
     if len(text) > REFERENCE_MAX or not text.isprintable():

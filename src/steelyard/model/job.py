@@ -20,6 +20,7 @@ from steelyard.model.batch import (
 )
 from steelyard.model.gpu_demand import GpuDemand
 from steelyard.model.ids import AttemptId, JobId, ProjectName, make_attempt_id
+from steelyard.model.image import is_reference
 from steelyard.model.mount import VolumeMount
 from steelyard.model.owner import Owner
 from steelyard.model.proof import Proof
@@ -70,6 +71,8 @@ class JobSpec(msgspec.Struct, frozen=True):
     #: with `image`: inside it, and "" is the image's own
     cwd: str
     env: dict[str, str] = {}
+    #: the image that it builds; the machine puts its own builder in the place of `argv` then
+    builds: str = ""
     resources: Resources = Resources()
     #: run with root's uid; only honoured for admins of a Steelyard that runs as root
     as_root: bool = False
@@ -105,13 +108,19 @@ class JobSpec(msgspec.Struct, frozen=True):
     checkpoint_dir: str | None = None
     #: how many CPUs `SLURM_CPUS_PER_TASK` and its like tell of, and more of what `sbatch` was told, for the job's eyes alone
     slurm: dict[str, str] = {}
-    #: runs in a container of this image (`model/image.py` has the forms); "" means on the machine itself
+    #: runs in a container of this image (`model/image.py` has the forms); or in one that was built here, by id, name, or the
+    #: beginning of an id, and by its id once it is stored; "" means in neither
     image: str = ""
     #: of a container: a network of its own with nothing but loopback, instead of the machine's
     own_network: bool = False
     volumes: tuple[VolumeMount, ...] = ()
     #: what it is given beside `env`, each name once
     secrets: tuple[SecretUse, ...] = ()
+
+    @property
+    def contained(self) -> bool:
+        """Does it run in a container?"""
+        return is_reference(self.image)
 
     @property
     def each(self) -> Resources:

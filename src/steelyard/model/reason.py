@@ -53,6 +53,7 @@ class Reason(StrEnum):
     EXIT_UNKNOWN = "exit-unknown"
     NOT_STARTED = "not-started"
     DEVICE_GONE = "device-gone"
+    IMAGE_MISSING = "image-missing"
     AGENT_UNREACHABLE = "agent-unreachable"
     # functions
     IMPORT_FAILED = "import-failed"

@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     from typing_extensions import Unpack
 
     from steelyard.sdk.handle import GeneratorFunction
+    from steelyard.sdk.image import Image
     from steelyard.sdk.options import FunctionOptions
 
     P = ParamSpec("P")
@@ -55,8 +56,12 @@ class Entrypoint:
 
 
 class App:
-    def __init__(self, name: str) -> None:
+    def __init__(self, name: str, *, image: Image | None = None) -> None:
+        """`image`: of all its functions that name neither an image nor a `python` of their own."""
         self.name = check_name(name, "an app")
+        if image is not None:
+            read_options({"image": image}, f"App {name}")
+        self.image = image
         #: declared function or class by its name within the app
         self.functions: dict[str, Function[..., Any] | Cls] = {}
         self.entrypoints: dict[str, Entrypoint] = {}

@@ -34,6 +34,7 @@ from steelyard.sdk.errors import (
     StartFailed,
 )
 from steelyard.sdk.handle import Function, methods_of
+from steelyard.sdk.image import Image
 
 _SDK = os.path.dirname(os.path.abspath(__file__))
 #: not the user's code's doing
@@ -79,6 +80,10 @@ class Program:
             return describe(self.module)
         except DeclarationError as err:
             raise LoadFailed("bad-declaration", str(err)) from err
+
+    def describe_images(self) -> dict[str, dict[str, Any]]:
+        """The images that the module names, by those names."""
+        return {name: value.as_json() for name, value in vars(self.module).items() if isinstance(value, Image)}
 
     def prepare(self, target: str, words: Sequence[str]) -> Prepared:
         """`target`: the name of an entry point, a function or Class.method; "": the only one there is."""

@@ -9,6 +9,7 @@
         "interface": "call" | "http" | "web_server",
         "port": null | 8000,             of a web server
         "options": {...},                canonical, as `read_options` gives them, with concurrency and replicas_max filled in
+        "image": null | {...},           as `Image.as_json` tells it: the function's own, or the app's
         "schedule": null | {"cron", "timezone"} | {"every_s"},
         "doc": "First line of its docstring",
         "methods": [
@@ -133,6 +134,9 @@ def _describe_function(short: str, handle: Function[..., Any] | Cls, module: Mod
     interface, port = interface_of(handle)
     options = dict(handle.options)
     schedule = options.pop("schedule", None)
+    image = options.pop("image", None)
+    if image is None and "python" not in options and handle.app is not None and handle.app.image is not None:
+        image = handle.app.image.as_json()
     marks = _marks(handle)
     options["concurrency"] = concurrency_of(handle)
     options["replicas_max"] = replicas_max_of(handle)
@@ -151,6 +155,7 @@ def _describe_function(short: str, handle: Function[..., Any] | Cls, module: Mod
         "interface": interface,
         "port": port,
         "options": options,
+        "image": image,
         "schedule": schedule,
         "doc": _first_line(handle.target),
         "methods": [

@@ -9,10 +9,13 @@ from __future__ import annotations
 import math
 import re
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any, TypedDict
+from typing import TYPE_CHECKING, Any, TypedDict
 
 from steelyard.sdk.errors import DeclarationError
 from steelyard.sdk.nouns import Cron, Every, Secret, Volume, check_name
+
+if TYPE_CHECKING:
+    from steelyard.sdk.image import Image
 
 Duration = str | float
 
@@ -33,8 +36,9 @@ class FunctionOptions(TypedDict, total=False):
     secrets: Sequence[Secret | str]
     #: absolute path -> what is mounted there
     volumes: Mapping[str, Volume]
-    #: interpreter of the code's environment
+    #: interpreter of the code's environment, or the environment itself
     python: str
+    image: Image
     min_replicas: int
     max_replicas: int
     buffer_replicas: int
@@ -86,7 +90,6 @@ ALIASES = {
 
 #: of Modal, without a meaning on one's own machines: said instead of "unknown"
 _ELSEWHERE = {
-    "image": "the code runs in an environment of this machine: `python=` (or deploy --python) names its interpreter",
     "mounts": "the folder of the file is captured as a whole, minus what .gitignore names",
     "region": "the machines are yours; there are no regions",
     "cloud": "the machines are yours; there is no cloud to choose",
@@ -115,6 +118,8 @@ def read_options(options: Mapping[str, Any], where: str) -> dict[str, Any]:
         except DeclarationError as err:
             raise DeclarationError(f"{where}: {written}={value!r}: {err}") from None
         read[key] = canonical
+    if "python" in read and "image" in read:
+        raise DeclarationError(f"{where}: an image brings its own Python: leave out python= or image=.")
     least, most = read.get("replicas_min", 0), read.get("replicas_max")
     if most is not None and least > most:
         raise DeclarationError(f"{where}: min_replicas {least} is more than max_replicas {most}.")
@@ -220,6 +225,13 @@ def _scale_on(value: Any) -> tuple[str, Any]:
     return "scale_on", [{"metric": metric, "target": float(target)} for metric, target in value.items()]
 
 
+def _image(value: Any) -> tuple[str, Any]:
+    # by its shape: the class need not be loaded where nobody has an image
+    if type(value).__name__ != "Image" or not hasattr(value, "as_json"):
+        raise DeclarationError("it is an image, such as sy.Image.python('3.11').pip_install('numpy').")
+    return "image", value.as_json()
+
+
 def _secrets(value: Any) -> tuple[str, Any]:
     if isinstance(value, str) or not isinstance(value, Sequence):
         raise DeclarationError("it is a list, such as [sy.Secret.from_name('db')].")
@@ -267,6 +279,7 @@ _READERS: dict[str, Reader] = {
     "secrets": _secrets,
     "volumes": _volumes,
     "python": _text("python"),
+    "image": _image,
     "min_replicas": _whole("replicas_min", 0, 1000),
     "max_replicas": _whole("replicas_max", 1, 1000),
     "buffer_replicas": _whole("buffer_replicas", 0, 1000),

@@ -17,10 +17,11 @@ from typing import Protocol, TypeVar
 
 import msgspec
 
+from steelyard.model.built_image import Image
 from steelyard.model.call import Call, CallState
 from steelyard.model.coldstart import ColdStart
 from steelyard.model.function import ApiKey, Function, Revision
-from steelyard.model.ids import CallId, FunctionName, JobId, ProjectName
+from steelyard.model.ids import CallId, FunctionName, ImageId, JobId, ProjectName
 from steelyard.model.job import Job, JobState
 from steelyard.model.machine import Machine
 from steelyard.model.secret import Secret
@@ -48,7 +49,7 @@ class Event(msgspec.Struct, frozen=True):
     at: int
     project: ProjectName
     owner: str
-    #: "job", "function", "key", "secret", "machine", "schedule", "call", "volume"
+    #: "job", "function", "key", "secret", "machine", "schedule", "call", "volume", "image"
     kind: str
     subject: str
     #: what happened, e.g. "submitted", "QUEUED -> STARTING"
@@ -140,6 +141,14 @@ class Tx(Protocol):
     def volume(self, project: ProjectName, name: str) -> Volume | None: ...
     def put_volume(self, volume: Volume) -> None: ...
     def delete_volume(self, project: ProjectName, name: str) -> bool: ...
+
+    def images(self) -> list[Image]: ...
+    def image(self, uid: int, image: ImageId) -> Image | None:
+        """The one of the owner with that uid."""
+        ...
+
+    def put_image(self, image: Image) -> None: ...
+    def delete_image(self, uid: int, image: ImageId) -> bool: ...
 
     def add_coldstarts(self, rows: Sequence[ColdStart]) -> None:
         """Rows whose id is already there are skipped."""

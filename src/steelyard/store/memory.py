@@ -11,10 +11,11 @@ from collections.abc import Callable, Collection, Sequence
 from typing import TypeVar
 
 from steelyard.errors import Conflict, EdgeFailed
+from steelyard.model.built_image import Image
 from steelyard.model.call import Call, CallState
 from steelyard.model.coldstart import ColdStart
 from steelyard.model.function import ApiKey, Function, Revision
-from steelyard.model.ids import CallId, FunctionName, JobId, MachineId, ProjectName
+from steelyard.model.ids import CallId, FunctionName, ImageId, JobId, MachineId, ProjectName
 from steelyard.model.job import Job, JobState
 from steelyard.model.machine import Machine
 from steelyard.model.secret import Secret
@@ -47,6 +48,7 @@ class _Content:
         self.keys: dict[tuple[ProjectName, str], ApiKey] = {}
         self.secrets: dict[tuple[ProjectName, str], Secret] = {}
         self.volumes: dict[tuple[ProjectName, str], Volume] = {}
+        self.images: dict[tuple[int, ImageId], Image] = {}
         self.coldstarts: dict[str, ColdStart] = {}
         self.answers: dict[tuple[ProjectName, str], StoredAnswer] = {}
         self.events: list[Event] = []
@@ -242,6 +244,20 @@ class MemoryTx:
 
     def delete_volume(self, project: ProjectName, name: str) -> bool:
         return self._drop(self._content.volumes, [(project, name)]) > 0
+
+    # images
+
+    def images(self) -> list[Image]:
+        return list(self._content.images.values())
+
+    def image(self, uid: int, image: ImageId) -> Image | None:
+        return self._content.images.get((uid, image))
+
+    def put_image(self, image: Image) -> None:
+        self._put_object(f"Image {image.id}", self._content.images, (image.owner.uid, image.id), image)
+
+    def delete_image(self, uid: int, image: ImageId) -> bool:
+        return self._drop(self._content.images, [(uid, image)]) > 0
 
     # history
 

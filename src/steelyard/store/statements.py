@@ -16,7 +16,7 @@ _cold, _ans, _ev = tables.coldstart.c, tables.answer.c, tables.event.c
 _machine, _counter = tables.machine.c, tables.counter.c
 
 _call, _rev = tables.call.c, tables.revision.c
-_secret, _vol = tables.secret.c, tables.volume.c
+_secret, _vol, _image = tables.secret.c, tables.volume.c, tables.image.c
 
 #: (insert unless there, update of exactly the generation before, stored generation)
 Put = tuple[Statement, Statement, Statement]
@@ -127,6 +127,12 @@ VOLUMES = Statement(sa.select(_vol.body, _vol.body_crc).order_by(_vol.seq))
 VOLUME = Statement(sa.select(_vol.body, _vol.body_crc).where(_one_volume))
 PUT_VOLUME = _put(tables.volume, "project", "name")
 DELETE_VOLUME = Statement(sa.delete(tables.volume).where(_one_volume))
+
+_one_image = sa.and_(_image.owner_uid == _p("owner_uid"), _image.id == _p("id"))
+IMAGES = Statement(sa.select(_image.body, _image.body_crc).order_by(_image.seq))
+IMAGE = Statement(sa.select(_image.body, _image.body_crc).where(_one_image))
+PUT_IMAGE = _put(tables.image, "owner_uid", "id")
+DELETE_IMAGE = Statement(sa.delete(tables.image).where(_one_image))
 
 _coldstarts = sa.select(_cold.body, _cold.body_crc).order_by(_cold.seq.desc()).limit(_p("limit"))
 COLDSTARTS = Statement(_coldstarts)

@@ -150,6 +150,16 @@ volume = sa.Table(
     sa.Index("volume_by_name", "project", "name", unique=True),
 )
 
+image = sa.Table(
+    "image",
+    metadata,
+    sa.Column("seq", sa.Integer, primary_key=True),
+    sa.Column("id", sa.Text, nullable=False),
+    *_ownership(known=True),
+    *_content(),
+    sa.Index("image_by_owner", "owner_uid", "id", unique=True),
+)
+
 coldstart = sa.Table(
     "coldstart",
     metadata,

@@ -17,10 +17,11 @@ import sqlalchemy as sa
 from sqlalchemy.exc import SQLAlchemyError
 
 from steelyard.errors import Conflict, SteelyardError
+from steelyard.model.built_image import Image
 from steelyard.model.call import Call, CallState
 from steelyard.model.coldstart import ColdStart
 from steelyard.model.function import ApiKey, Function, Revision
-from steelyard.model.ids import CallId, FunctionName, JobId, ProjectName
+from steelyard.model.ids import CallId, FunctionName, ImageId, JobId, ProjectName
 from steelyard.model.job import Job, JobState
 from steelyard.model.machine import Machine
 from steelyard.model.secret import Secret
@@ -44,6 +45,7 @@ _decode_account = msgspec.json.Decoder(Account)
 _decode_quota = msgspec.json.Decoder(Quota)
 _decode_schedule = msgspec.json.Decoder(Schedule)
 _decode_volume = msgspec.json.Decoder(Volume)
+_decode_image = msgspec.json.Decoder(Image)
 _decode_call = msgspec.json.Decoder(Call)
 _decode_coldstart = msgspec.json.Decoder(ColdStart)
 _decode_machine = msgspec.json.Decoder(Machine)
@@ -233,6 +235,20 @@ class SqlTx:
     def delete_volume(self, project: ProjectName, name: str) -> bool:
         return self._change(sql.DELETE_VOLUME, {"project": project, "name": name}) > 0
 
+    # images
+
+    def images(self) -> list[Image]:
+        return self._all(_decode_image, sql.IMAGES)
+
+    def image(self, uid: int, image: ImageId) -> Image | None:
+        return self._one(_decode_image, sql.IMAGE, {"owner_uid": uid, "id": image})
+
+    def put_image(self, image: Image) -> None:
+        self._put_object(f"Image {image.id}", sql.PUT_IMAGE, ("owner_uid", "id"), image, {"id": image.id})
+
+    def delete_image(self, uid: int, image: ImageId) -> bool:
+        return self._change(sql.DELETE_IMAGE, {"owner_uid": uid, "id": image}) > 0
+
     # history
 
     def add_coldstarts(self, rows: Sequence[ColdStart]) -> None:
@@ -325,7 +341,7 @@ class SqlTx:
         what: str,
         statements: sql.Put,
         identity: Sequence[str],
-        thing: Job | Function | Revision | ApiKey | Secret | Account | Quota | Schedule | Call | Volume,
+        thing: Job | Function | Revision | ApiKey | Secret | Account | Quota | Schedule | Call | Volume | Image,
         columns: Mapping[str, object],
     ) -> None:
         insert, update, generation = statements

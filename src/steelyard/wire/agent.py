@@ -13,10 +13,11 @@ import msgspec
 
 from steelyard.lifecycle.node import NodeHealth
 from steelyard.model.batch import ArrayPlace, RankEnd
+from steelyard.model.built_image import ImageSeen
 from steelyard.model.coldstart import ColdStart
 from steelyard.model.function import FunctionSpec, FunctionState, RevisionState, Routes
 from steelyard.model.health import Finding
-from steelyard.model.ids import AttemptId, FunctionName, JobId, MachineId, ProjectName
+from steelyard.model.ids import AttemptId, FunctionName, ImageId, JobId, MachineId, ProjectName
 from steelyard.model.job import JobSpec, Owner, Plan
 from steelyard.model.machine import HeldPlan, Machine
 from steelyard.model.mount import MountedVolume
@@ -74,6 +75,14 @@ class AssignedFunction(msgspec.Struct, frozen=True):
     volumes: tuple[MountedVolume, ...] = ()
 
 
+class AssignedImages(msgspec.Struct, frozen=True):
+    """Of one owner: what may stay on the machine's disk. Whatever else lies there and is not being built is removed."""
+
+    owner: Owner
+    #: sorted
+    layers: tuple[ImageId, ...]
+
+
 class SecretVersion(msgspec.Struct, frozen=True):
     """A secret that assigned work names. The agent asks for its values over HTTP, and writes them to no disk."""
 
@@ -95,6 +104,15 @@ class Assignment(msgspec.Struct, frozen=True, tag=True):
     keys: tuple[str, ...] = ()
     #: those that jobs and functions name and that are there, sorted
     secrets: tuple[SecretVersion, ...] = ()
+    #: None: nothing is removed
+    images: tuple[AssignedImages, ...] | None = None
+
+
+class ImagesSeen(msgspec.Struct, frozen=True):
+    """What lies on the machine, and bytes of its disk that images may take."""
+
+    layers: tuple[ImageSeen, ...]
+    budget_bytes: int
 
 
 class AttemptState(msgspec.Struct, frozen=True):
@@ -214,6 +232,8 @@ class Report(msgspec.Struct, frozen=True, tag=True):
     held: tuple[HeldPlan, ...] = ()
     #: not acknowledged yet (at most 100)
     health_events: tuple[HealthEvent, ...] = ()
+    #: None: it has not looked yet
+    images: ImagesSeen | None = None
 
 
 class ReportAck(msgspec.Struct, frozen=True, tag=True):
@@ -255,6 +275,7 @@ class Ask(msgspec.Struct, frozen=True, tag=True):
     "keys": answered once the gateway admits just the keys that `workload` is the digest of
     "template" (JSON list of `TemplateSeen`): of the function `workload`, from the base on; empty for a command
     "ends" (JSON list of `ReplicaEnd`): of replicas of the function `workload` that nobody told to end
+    "image-packages" (JSON list of texts): what is installed in the image `<uid>/<id>`
     "health" (JSON `MachineHealth`); "readmit": begin a check of the subject `workload`; "keep-hardware"
     "scaling": of the function `workload` (JSON list of `ScalingSeen`, one for each revision that gets traffic)
     "exec": start `body` (JSON `ExecStart`) inside the attempt, answered with its name, such as `x1`; it is the workload

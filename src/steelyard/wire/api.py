@@ -72,6 +72,8 @@ class ScriptSubmit(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     env: dict[str, str] = {}
     #: the script's file name, which names the job unless --job-name does
     name: Annotated[str, Meta(min_length=1)] = "sbatch"
+    #: that the job runs in, by name or id; "" without one
+    image: Annotated[str, Meta(max_length=64)] = ""
     #: sbatch knows nothing of these
     volumes: tuple[VolumeMount, ...] = ()
     secrets: tuple[SecretUse, ...] = ()

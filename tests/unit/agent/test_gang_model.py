@@ -116,7 +116,7 @@ class World:
         )
         machine = SimpleNamespace(topology=None, cpus=(0,), numa_nodes=(), cores=(), hostname="h")
         keeper = JobKeeper(
-            cast(Any, SimpleNamespace(workloads=self.folder)),
+            cast(Any, SimpleNamespace(workloads=self.folder, environments=self.folder)),
             SETTINGS,
             cast(Any, machine),
             cast(Any, self.runtime),

@@ -72,7 +72,7 @@ class Rig:
             note_start=self.note_start, note_end=lambda who, plan: self.log.append(("end", list(who), plan))
         )
         self.keeper = JobKeeper(
-            cast(Any, SimpleNamespace(workloads=folder)),
+            cast(Any, SimpleNamespace(workloads=folder, environments=folder)),
             SETTINGS,
             cast(Any, SimpleNamespace(topology=make_hgx(), cpus=(0,), numa_nodes=(), cores=(), hostname="h")),
             cast(Any, runtime),

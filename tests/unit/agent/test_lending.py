@@ -128,7 +128,7 @@ class Rig:
             stop=lambda workload, signum: self.log.append(("told", workload, signum)),
         )
         self.keeper = JobKeeper(
-            cast(Any, SimpleNamespace(workloads=folder)),
+            cast(Any, SimpleNamespace(workloads=folder, environments=folder)),
             SETTINGS,
             cast(Any, SimpleNamespace(topology=make_hgx(), cpus=(0, 1), numa_nodes=(), cores=(), hostname="h")),
             cast(Any, runtime),

@@ -44,6 +44,7 @@ class Devices:
 def make_edges(folder: Path) -> Any:
     machine = SimpleNamespace(topology=make_hgx(), boot_id="boot-1", id="m1", memory_bytes=1 << 30)
     paths = SimpleNamespace(
+        environments=folder,
         agent=folder,
         workloads=folder,
         function_sockets=folder,

@@ -70,7 +70,7 @@ def test_modals_spellings_mean_the_same() -> None:
     ("options", "words"),
     [
         ({"cpuu": 1}, "no option 'cpuu'. Did you mean 'cpu'"),
-        ({"image": object()}, "'image' has no meaning here: the code runs in an environment of this machine"),
+        ({"image": object()}, "it is an image, such as sy.Image.python"),
         ({"memory": 8 << 30}, "counts MiB. Write the unit"),
         ({"volumes": ["/data"]}, "a dict of paths"),
         ({"volumes": {"data": sy.Volume.from_name("data")}}, "no absolute path"),

@@ -1,5 +1,5 @@
-"""What functions and jobs are given: volumes and secrets. Extended in place until it is released, and frozen then: never imports
-`tables.py`, which moves on."""
+"""What functions and jobs are given: volumes, secrets and images. Extended in place until it is released, and frozen then: never
+imports `tables.py`, which moves on."""
 
 from __future__ import annotations
 
@@ -27,5 +27,7 @@ def _object(name: str, *columns: sa.Column[object]) -> None:
 def upgrade() -> None:
     _object("volume", sa.Column("name", sa.Text, nullable=False))
     op.create_index("volume_by_name", "volume", ["project", "name"], unique=True)
+    _object("image", sa.Column("id", sa.Text, nullable=False))
+    op.create_index("image_by_owner", "image", ["owner_uid", "id"], unique=True)
     _object("secret", sa.Column("name", sa.Text, nullable=False))
     op.create_index("secret_by_name", "secret", ["project", "name"], unique=True)

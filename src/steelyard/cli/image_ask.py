@@ -1,0 +1,187 @@
+"""How does an image that a file or a command line describes become one that is there? Its files are captured and sent, the server
+is asked for it, and what its build says is shown until it has ended.
+
+Asking for an image that is there costs one request.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from collections import deque
+from collections.abc import Mapping
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import msgspec
+
+from steelyard.cli.app_file import AppFile
+from steelyard.cli.attend import START, Patience, cursor_after
+from steelyard.cli.bundle import Bundle, capture_files, capture_folder
+from steelyard.cli.follow import Lines
+from steelyard.cli.job_logs import poll_job
+from steelyard.cli.output import Progress, say
+from steelyard.cli.session import new_key, quote
+from steelyard.errors import Refused
+from steelyard.model.built_image import ImageSpec, ImageState
+from steelyard.wire.api import LogChunk
+from steelyard.wire.http import ApiClient
+from steelyard.wire.images import ImageBuild, ImageView
+
+#: one long poll of the log, and of the image once its build has ended
+POLL_S = 5.0
+#: what a failure quotes
+LINES_QUOTED = 15
+#: options in a requirements file that lead to other files, which are not sent
+_ELSEWHERE = re.compile(r"^\s*(-r|--requirement|-c|--constraint|-e|--editable)\b|^\s*(\.{0,2}/|file:)")
+
+
+def ensure_app_images(
+    client: ApiClient, app: AppFile, progress: Progress, patience: Patience, override: Mapping[str, Any] | None = None
+) -> dict[str, str]:
+    """Ids of the images that its functions ask for, by the function's name in the file; built before this returns, each once.
+    With an `image` or `python` in `override` those in the file do not count. Raises Refused when one can't be built."""
+    if {"image", "python"} & set(override or {}):
+        return {}
+    made: dict[str, str] = {}
+    ids: dict[str, str] = {}
+    for declared in app.description.functions:
+        if declared.image is None:
+            continue
+        key = json.dumps(declared.image, sort_keys=True)
+        if key not in made:
+            spec = make_image_spec(client, declared.image, app.file.parent, progress)
+            made[key] = ensure_image(client, spec, progress, patience).id
+        ids[declared.fn] = made[key]
+    return ids
+
+
+def find_image_id(client: ApiClient, text: str) -> str:
+    """Of a name, or the beginning of an id; "" for "". Raises NotFound."""
+    return client.fetch(ImageView, "GET", f"/v1/images/{quote(text)}").id if text else ""
+
+
+def make_image_spec(client: ApiClient, asked: Mapping[str, Any], folder: Path, progress: Progress) -> ImageSpec:
+    """`asked`: as `sdk.image.Image.as_json` tells it. Its files, relative to `folder`, are sent. Raises Refused."""
+    steps: list[dict[str, Any]] = []
+    for step in asked["steps"]:
+        step = dict(step)
+        match step["kind"]:
+            case "pip":
+                file = step.pop("requirements", "")
+                if file:
+                    step["files"] = _send(client, _capture_requirements(folder / file), progress)
+            case "uv-sync":
+                step["files"] = _send(client, _capture_lock(folder / step.pop("lock")), progress)
+            case "copy":
+                inside = step.pop("inside")
+                step["to"], bundle = _capture_copy(folder / step.pop("local"), inside)
+                step["files"] = _send(client, bundle, progress)
+            case _:
+                pass
+        steps.append(step)
+    return msgspec.convert({"base": asked["base"], "steps": steps}, ImageSpec)
+
+
+def ensure_image(client: ApiClient, spec: ImageSpec, progress: Progress, patience: Patience, name: str = "") -> ImageView:
+    """There when this returns. Raises Refused, with the step that failed and what was said last."""
+    key = new_key()
+    body = ImageBuild(spec, name)
+    view = patience.call(lambda: client.fetch(ImageView, "POST", "/v1/images", body=body, key=key), "asking for the image")
+    if view.state == ImageState.READY:
+        return view
+    said = _Said(progress, name or view.id[:12])
+    cursor, ended = START, False
+    while view.state == ImageState.BUILDING:
+        if not ended:
+            chunk = patience.call(partial(poll_job, client, view.job, cursor, POLL_S), "the build")
+            cursor, ended = cursor_after(chunk), chunk.ended
+            said.note(chunk, view.job)
+        view = patience.call(partial(_look, client, view.id, POLL_S if ended else 0.0), "the build")
+    progress.clear()
+    if view.state != ImageState.READY:
+        quoted = said.quote()
+        raise Refused(
+            f"The image {name or view.id[:12]} could not be built. {said.failure or view.detail}\n{quoted}Nothing was deployed "
+            f"or started; `steelyard logs {view.job}` has all that was said.",
+            code="image-failed",
+        )
+    return view
+
+
+def _look(client: ApiClient, image: str, wait_s: float) -> ImageView:
+    return client.fetch(ImageView, "GET", f"/v1/images/{image}", params={"wait_s": wait_s}, wait_s=wait_s)
+
+
+class _Said:
+    """What a build has written so far."""
+
+    def __init__(self, progress: Progress, label: str) -> None:
+        self._progress, self._label = progress, label
+        self._out, self._err = Lines(), Lines()
+        self._last: deque[str] = deque(maxlen=LINES_QUOTED)
+        #: its last word: which step failed, why and what to do
+        self.failure = ""
+
+    def note(self, chunk: LogChunk, job: str) -> None:
+        if not chunk.attempt and not chunk.ended:
+            self._progress.show(f"Image {self._label}: {job} waits{f' ({chunk.detail})' if chunk.detail else ''}")
+        for line in (raw.decode(errors="replace") for raw in self._out.feed(chunk.stdout)):
+            self._last.append(line)
+            if line.startswith("["):
+                self._progress.show(f"Image {self._label}: {line}")
+        for raw in self._err.feed(chunk.stderr):
+            self.failure = raw.decode(errors="replace")
+
+    def quote(self) -> str:
+        return "".join(f"  | {line}\n" for line in self._last if line.strip())
+
+
+def _send(client: ApiClient, bundle: Bundle, progress: Progress) -> str:
+    with bundle.file:
+        path = f"/v1/bundles/{bundle.sha256}"
+        if not client.has(path):
+            progress.show(f"Sending {bundle.size_bytes / 1e6:.1f} MB for an image")
+            client.upload(path, bundle.file, bundle.size_bytes, "application/gzip")
+    progress.clear()
+    for note in bundle.notes:
+        say(f"Note: {note}")
+    return bundle.sha256
+
+
+def _capture_requirements(file: Path) -> Bundle:
+    for number, line in enumerate(_read(file).decode(errors="replace").splitlines(), 1):
+        if _ELSEWHERE.search(line):
+            raise Refused(
+                f"{file}, line {number}: {line.strip()!r} leads to other files, which are not sent. Nothing was built. Write "
+                "what is in them here, or bring them with copy(...) and install them with run(...).",
+                code="bad-requirements",
+            )
+    return capture_files({"requirements.txt": file})
+
+
+def _capture_lock(file: Path) -> Bundle:
+    """A folder stands for the uv.lock in it."""
+    lock = file / "uv.lock" if file.is_dir() else file
+    project = lock.with_name("pyproject.toml")
+    for needed in (lock, project):
+        _read(needed)
+    return capture_files({"uv.lock": lock, "pyproject.toml": project})
+
+
+def _capture_copy(local: Path, inside: str) -> tuple[str, Bundle]:
+    """Where the bundle's content goes, and the bundle."""
+    if local.is_dir():
+        return inside.strip("/"), capture_folder(local, whole=True)
+    _read(local)
+    name = local.name if not inside or inside.endswith("/") else inside.rpartition("/")[2]
+    folder = inside if inside.endswith("/") else inside.rpartition("/")[0]
+    return folder.strip("/"), capture_files({name: local})
+
+
+def _read(file: Path) -> bytes:
+    try:
+        return file.read_bytes()
+    except OSError as err:
+        raise Refused(f"{file} can't be read ({err.strerror}). Nothing was built.", code="no-such-file") from err

@@ -1,0 +1,189 @@
+"""What does a function need around its code? `image = sy.Image.python("3.11").pip_install("numpy")`: a Python environment, built
+once and kept.
+
+Every call gives a new image with one step more; nothing is done here and no file is read. Paths are those of whoever deploys,
+relative to the folder of the file that declares them. Standard library only.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import re
+import sys
+from collections.abc import Iterator, Mapping
+from pathlib import PurePath
+from typing import Any
+
+from steelyard.sdk.errors import DeclarationError
+
+_VERSION = re.compile(r"3\.\d{1,2}(\.\d{1,3})?", re.ASCII)
+_VARIABLE = re.compile(r"[A-Za-z_][A-Za-z0-9_]*", re.ASCII)
+Path = str | PurePath
+
+
+#: of Modal, without a meaning yet or at all: said instead of "no attribute"
+_ELSEWHERE = {
+    "apt_install": "packages of the system come from the machine: have its admin install them there",
+    "from_registry": "container images are not there yet: install packages with pip_install",
+    "from_dockerfile": "container images are not there yet: install packages with pip_install",
+    "micromamba": "environments are made by uv: install packages with pip_install",
+    "micromamba_install": "environments are made by uv: install packages with pip_install",
+    "poetry_install_from_file": "export a requirements file and give it to pip_install(requirements=...)",
+    "run_function": "write what it does as a command: run('python -c ...')",
+    "dockerfile_commands": "container images are not there yet: write run(...) and copy(...)",
+}
+
+
+def _explain(name: str) -> str:
+    if name in _ELSEWHERE:
+        return f"Image.{name} has no meaning here: {_ELSEWHERE[name]}."
+    return f"'Image' object has no attribute {name!r}"
+
+
+class _Kind(type):
+    """`Image.from_registry(...)` is asked of the class."""
+
+    def __getattr__(cls, name: str) -> Any:
+        raise AttributeError(_explain(name))
+
+
+class Image(metaclass=_Kind):
+    """Made by `Image.python(...)`. Equal where the steps are."""
+
+    __slots__ = ("_base", "_steps")
+
+    def __init__(self, base: Mapping[str, Any], steps: tuple[Mapping[str, Any], ...] = ()) -> None:
+        self._base, self._steps = base, steps
+
+    @classmethod
+    def python(cls, version: str | None = None) -> Image:
+        """A Python of the machine, or one that uv brings along: "3.11" or "3.11.9"; None: the version that runs this file."""
+        asked = "{}.{}".format(*sys.version_info) if version is None else version
+        if not isinstance(asked, str) or not _VERSION.fullmatch(asked):
+            raise DeclarationError(f"Image.python({version!r}): write a version such as '3.11', as a text.")
+        return cls({"kind": "python", "version": asked})
+
+    def pip_install(
+        self,
+        *packages: str | list[str],
+        requirements: Path | None = None,
+        index_url: str = "",
+        extra_index_url: str | list[str] = "",
+        find_links: str = "",
+        pre: bool = False,
+    ) -> Image:
+        """Packages, as `pip install` takes them, and those of a requirements file. `find_links`: a folder of the machine or an
+        address with wheels."""
+        named = [name for each in packages for name in ([each] if isinstance(each, str) else each)]
+        for name in named:
+            if not isinstance(name, str) or not name.strip() or name.strip()[0] in "-./":
+                raise DeclarationError(
+                    f"pip_install: {name!r} is no package. Write for example 'numpy>=2'; files of your own come by copy(...)."
+                )
+        if not named and requirements is None:
+            raise DeclarationError("pip_install names no package, and no requirements=.")
+        extra = [extra_index_url] if isinstance(extra_index_url, str) else list(extra_index_url)
+        return self._with(
+            kind="pip",
+            packages=named,
+            requirements=_path(requirements) if requirements is not None else "",
+            index_url=index_url,
+            extra_index_urls=[url for url in extra if url],
+            find_links=find_links,
+            pre=pre,
+        )
+
+    def uv_sync(self, lock: Path = "uv.lock", *, extras: list[str] | None = None, groups: list[str] | None = None) -> Image:
+        """What a uv.lock says, with the pyproject.toml beside it; not the project itself, which comes with the code."""
+        return self._with(kind="uv-sync", lock=_path(lock), extras=list(extras or ()), groups=list(groups or ()))
+
+    def env(self, variables: Mapping[str, str]) -> Image:
+        """Variables of later steps and of whatever runs in it. No place for secrets."""
+        for name, value in variables.items():
+            if not isinstance(name, str) or not isinstance(value, str) or not _VARIABLE.fullmatch(name) or "\0" in value:
+                raise DeclarationError(f"env: {name!r}: {value!r} is no variable; name and value are texts.")
+        return self._with(kind="env", env=dict(variables))
+
+    def copy(self, local: Path, inside: Path = "") -> Image:
+        """A file or folder of yours, at that path of the image's own folder, which modules are imported from and processes find
+        in STEELYARD_IMAGE. As `cp` does it: a folder's content goes to `inside`; a file too where that ends in a slash."""
+        place = str(inside)
+        if place.startswith("/") or ".." in place.split("/"):
+            raise DeclarationError(
+                f"copy: {place!r} can't be a place inside. Write a path in the image's own folder, without '..'."
+            )
+        return self._with(kind="copy", local=_path(local), inside=place)
+
+    def run(self, *commands: str | list[str]) -> Image:
+        """Lines of shell, a step each, in the image's own folder, with its Python first in PATH."""
+        image = self
+        for line in [line for each in commands for line in ([each] if isinstance(each, str) else each)]:
+            if not isinstance(line, str) or not line.strip() or "\0" in line:
+                raise DeclarationError(f"run: {line!r} is no command.")
+            image = image._with(kind="run", command=line)
+        if image is self:
+            raise DeclarationError("run names no command.")
+        return image
+
+    @contextlib.contextmanager
+    def imports(self) -> Iterator[None]:
+        """`with image.imports(): import torch`: packages that only the image has. Elsewhere, where the file is only read, what
+        can't be imported is passed over."""
+        try:
+            yield
+        except ImportError:
+            if os.environ.get("STEELYARD_IMAGE"):
+                raise
+
+    # Modal's spellings
+
+    @classmethod
+    def debian_slim(cls, python_version: str | None = None) -> Image:
+        """Modal's: here the same as `python`."""
+        return cls.python(python_version)
+
+    def uv_pip_install(self, *packages: str | list[str], requirements: list[str] | None = None, **options: Any) -> Image:
+        image = self.pip_install(*packages, **options) if packages or not requirements else self
+        for file in requirements or ():
+            image = image.pip_install(requirements=file, **options)
+        return image
+
+    def pip_install_from_requirements(self, requirements_txt: Path, **options: Any) -> Image:
+        return self.pip_install(requirements=requirements_txt, **options)
+
+    def add_local_dir(self, local_path: Path, remote_path: Path = "", *, copy: bool = True) -> Image:
+        del copy  # Modal's: it may add files when a container starts; here they are always a step
+        return self.copy(local_path, str(remote_path))
+
+    def add_local_file(self, local_path: Path, remote_path: Path = "", *, copy: bool = True) -> Image:
+        del copy
+        return self.copy(local_path, str(remote_path) or PurePath(local_path).name)
+
+    def run_commands(self, *commands: str | list[str]) -> Image:
+        return self.run(*commands)
+
+    def __getattr__(self, name: str) -> Any:
+        raise AttributeError(_explain(name))
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, Image) and self.as_json() == other.as_json()
+
+    def __hash__(self) -> int:
+        return hash(repr(self.as_json()))
+
+    def __repr__(self) -> str:
+        return f"<steelyard.Image python {self._base['version']}, {len(self._steps)} steps>"
+
+    def as_json(self) -> dict[str, Any]:
+        """The base and the steps as they were written; files are still named by their paths."""
+        return {"base": dict(self._base), "steps": [dict(step) for step in self._steps]}
+
+    def _with(self, **step: Any) -> Image:
+        return Image(self._base, (*self._steps, step))
+
+
+def _path(path: Path) -> str:
+    if not isinstance(path, str | PurePath) or not str(path) or "\0" in str(path):
+        raise DeclarationError(f"{path!r} is no path.")
+    return str(path)
