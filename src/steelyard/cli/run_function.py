@@ -16,15 +16,11 @@ from typing import Any
 import click
 
 from steelyard.cli.app_deploy import is_reached, make_override, make_volumes, make_wanted, put_function, upload_code, wait_settled
-from steelyard.cli.app_file import Call, UserCodeFailed, check_python, lib_dir_for
-from steelyard.cli.attach import make_patience
-from steelyard.cli.attend import Patience
+from steelyard.cli.app_file import AppFile, Call, UserCodeFailed, check_python, lib_dir_for
 from steelyard.cli.ephemeral import LEASE_S, Ended, Lease, ended_by_signals, make_suffix
 from steelyard.cli.function_logs import FunctionLogs
-from steelyard.cli.image_ask import ensure_app_images
 from steelyard.cli.output import Progress, say
 from steelyard.cli.session import find_settings, open_client, read_token
-from steelyard.clock import SystemClock
 from steelyard.errors import Refused
 from steelyard.model.reason import Reason
 from steelyard.wire.http import ApiClient
@@ -44,7 +40,7 @@ def run_function(
         with closing(Call(file, interpreter, name, words, lib_dir_for(home, interpreter))) as call:
             environ = make_environ(home)
             with open_client(home) as client, ended_by_signals():
-                return _run(client, call, environ, as_json, override, make_patience(home, SystemClock()))
+                return _run(client, call, environ, as_json, override, home)
     except UserCodeFailed as err:
         click.echo(err.public, err=True)
         return 1
@@ -56,10 +52,10 @@ def run_function(
 
 
 def _run(
-    client: ApiClient, call: Call, environ: Mapping[str, str], as_json: bool, override: Mapping[str, Any], patience: Patience
+    client: ApiClient, call: Call, environ: Mapping[str, str], as_json: bool, override: Mapping[str, Any], home: Path | None
 ) -> int:
     progress, suffix = Progress(quiet=True), make_suffix()
-    images = ensure_app_images(client, call.app, Progress(), patience, override)
+    images = _build_images(client, call.app, override, home)
     bundle = upload_code(client, call.app.root, progress)
     wanted = make_wanted(call.app, bundle, suffix, override, images)
     width = max(len(each.declared.fn) for each in wanted) if wanted else 0
@@ -84,6 +80,17 @@ def _run(
             code = call.run(suffix, as_json)
             sys.stdout.flush()
         return code
+
+
+def _build_images(client: ApiClient, app: AppFile, override: Mapping[str, Any], home: Path | None) -> dict[str, str]:
+    if all(each.image is None for each in app.description.functions):
+        return {}
+    # imported here: whoever has no image must not wait for it
+    from steelyard.cli.attach import make_patience
+    from steelyard.cli.image_ask import ensure_app_images
+    from steelyard.clock import SystemClock
+
+    return ensure_app_images(client, app, Progress(), make_patience(home, SystemClock()), override)
 
 
 def make_environ(home: Path | None) -> dict[str, str]:

@@ -34,7 +34,6 @@ from steelyard.sdk.errors import (
     StartFailed,
 )
 from steelyard.sdk.handle import Function, methods_of
-from steelyard.sdk.image import Image
 
 _SDK = os.path.dirname(os.path.abspath(__file__))
 #: not the user's code's doing
@@ -83,6 +82,8 @@ class Program:
 
     def describe_images(self) -> dict[str, dict[str, Any]]:
         """The images that the module names, by those names."""
+        from steelyard.sdk.image import Image
+
         return {name: value.as_json() for name, value in vars(self.module).items() if isinstance(value, Image)}
 
     def prepare(self, target: str, words: Sequence[str]) -> Prepared:
