@@ -204,9 +204,12 @@ def test_posts_around_the_idle_moment_are_neither_lost_nor_done_twice(shared: Cl
     effects = make_effects(shared, "idle-effects")
     deploy(shared, "idles", MANY, "--idle-timeout", "200ms", "--env", f"EFFECTS={effects}")
 
+    together = threading.Barrier(4)
+
     def client(number: int) -> list[tuple[str, int]]:
         results: list[tuple[str, int]] = []
         for at in range(40):
+            together.wait(30)  # or somebody would ask in each one's pause, and it would never be idle
             name = f"n{number}-{at}"
             results.append((name, call(shared, "/idles/effect", name.encode())))
             threading.Event().wait(0.2 + (at % 7 - 3) * 0.004)
@@ -288,13 +291,14 @@ def test_a_template_with_a_thread_is_not_forked_and_the_ledger_names_it(shared: 
 
 def test_shared_work_happens_before_the_fork_and_phases_sum_to_the_wall_time(shared: Cluster) -> None:
     deploy(shared, "phased", PHASED, "--idle-timeout", "300ms")
-    for _ in range(3):
+    for count in range(3):
+        # a wake is told a moment later: until then it still counts as asleep
+        wait_until(lambda seen=count: len(rows_of(shared, "phased")) >= seen, 5, "the ledger row of the wake before")
         shared.wait_function("phased", "SLEEPING")
         begin = time.monotonic()
         assert shared.call("/phased/").body == b"shared"
         outside_ms = (time.monotonic() - begin) * 1000
-        count = len(rows_of(shared, "phased"))
-    rows = wait_until(lambda: found if len(found := rows_of(shared, "phased")) >= max(3, count) else None, 5, "three rows")
+    rows = wait_until(lambda: found if len(found := rows_of(shared, "phased")) >= 3 else None, 5, "three rows")
     for row in rows:
         assert row["road"] == "template"
         assert sum(row["phases"].values()) == pytest.approx(row["wall_ms"], abs=1)

@@ -485,7 +485,7 @@ def test_thousand_functions_in_one_file_each(home: Path) -> None:
                 )
             )
             print(f"1,000 functions: Envoy {rss_kb / 1024:.0f} MB; deploys routed / finished after {took_ms} ms")
-            assert rss_kb < 80 * 1024 + 40 * 1000
+            assert rss_kb < 80 * 1024 + 45 * 1000
             begun = loop.time()
             assert await world.envoy.pending() == {}
             print(f"a look at what waits: {1000 * (loop.time() - begun):.1f} ms")

@@ -170,7 +170,7 @@ def test_killed_with_all_its_ancestors_a_template_and_they_come_back(busy: tuple
         os.kill(pid, signal.SIGKILL)
     assert call(cluster, "asleep") == 200
     wait_until(lambda: len(template_pids(cluster, "tmpl.asleep.*")) == 1, 20, "a new template")
-    assert len(template_pids(cluster, "tmpl-base.*")) == 1
+    wait_until(lambda: len(template_pids(cluster, "tmpl-base.*")) == 1, 20, "a new base")
     check_invariants(cluster, jobs, pids)
 
 
