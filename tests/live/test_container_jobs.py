@@ -294,10 +294,10 @@ ESCAPES = {
     "become another user of the machine": "chown 1000:1000 /tmp",
     "see the machine's processes": "test $(ls -d /proc/[0-9]* | wc -l) -gt 10",
     "kill the spawner": "kill -9 2",
-    "read root's files through init": "cat /proc/1/root/root/.bashrc /proc/1/root/work/main/README.md",
+    "read root's files through init": "cat /proc/1/root/root/.bashrc /proc/1/root/etc/shadow",
     "use a core pattern": "echo '|/bin/x' > /proc/sys/kernel/core_pattern",
     "change its own maps": "echo '0 0 1' > /proc/self/uid_map",
-    "leave by pivot": "chroot /proc/1/root/.. ls /work",
+    "leave by pivot": "chroot /proc/1/root/.. ls /run/steelyard",
     "unmask a path": "umount /proc/kcore",
     "new user namespace": "unshare -r true",
 }
