@@ -2,14 +2,10 @@
 
 from __future__ import annotations
 
-import contextlib
-import shutil
-import tempfile
 from collections.abc import Iterator
-from pathlib import Path
 
 import pytest
-from steelyard_cluster import Cluster
+from steelyard_cluster import Cluster, started
 from traces import Traces, observe_traces
 
 #: folders of the Steelyards that `shared` keeps up beside tests with one of their own: their templates come and go
@@ -40,7 +36,7 @@ def orphans_come_to_us() -> None:
 @pytest.fixture
 def cluster(nothing_left_behind: None) -> Iterator[Cluster]:
     """A Steelyard of its own, up and ready; down again afterwards, whatever the test did to it."""
-    with _started() as made:
+    with started() as made:
         yield made
 
 
@@ -48,25 +44,9 @@ def cluster(nothing_left_behind: None) -> Iterator[Cluster]:
 def shared() -> Iterator[Cluster]:
     """One Steelyard for all tests of a file: each leaves it as it found it."""
     before = observe_traces()
-    with _started() as made:
+    with started() as made:
         _kept_up.add(str(made.folder))
         yield made
         _kept_up.discard(str(made.folder))
     left = observe_traces().settled_minus(before)
     assert not left, f"left behind:\n{left}"
-
-
-@contextlib.contextmanager
-def _started() -> Iterator[Cluster]:
-    folder = Path(tempfile.mkdtemp(prefix="sy-", dir="/tmp"))
-    folder.chmod(0o755)
-    made = Cluster(folder)
-    try:
-        made.up()
-        yield made
-    except BaseException:
-        made.print_logs()
-        raise
-    finally:
-        made.down()
-        shutil.rmtree(folder, ignore_errors=True)

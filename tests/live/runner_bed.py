@@ -16,6 +16,9 @@ import textwrap
 import time
 from collections.abc import Callable, Coroutine, Sequence
 from pathlib import Path
+from typing import Any
+
+import pytest
 
 from steelyard.runtime.lib_dir import make_lib_dir
 from steelyard.runtime.runner.page import FAILED, SERVING, Page
@@ -317,10 +320,11 @@ def on_template(
     on_base(bed, run, env=env, **config)
 
 
-def other_pythons() -> list[str]:
-    """Interpreters of other versions that are here already: on the PATH, or kept by pyenv."""
+def other_pythons() -> list[Any]:
+    """For parametrize: interpreters of other versions that are here already, on the PATH or kept by pyenv."""
     versions = ("3.10", "3.12", "3.13", "3.14")
     kept = Path(os.environ.get("PYENV_ROOT", Path.home() / ".pyenv")) / "versions"
     paths = [shutil.which(f"python{version}") for version in versions]
     paths += [str(path) for version in versions for path in sorted(kept.glob(f"{version}.*/bin/python{version}"))]
-    return [path for path in paths if path and subprocess.run([path, "-c", ""], capture_output=True).returncode == 0]
+    found = [path for path in paths if path and subprocess.run([path, "-c", ""], capture_output=True).returncode == 0]
+    return found or [pytest.param("", marks=pytest.mark.skip(reason="NOT VERIFIED: no Python of another version is here"))]

@@ -2,18 +2,21 @@
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import json
 import os
+import shutil
 import signal
 import socket
 import subprocess
 import sys
+import tempfile
 import time
 import urllib.error
 import urllib.request
 import uuid
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeVar
@@ -200,6 +203,44 @@ class Cluster:
         """The ends of all program logs, for a failed test's report."""
         for file in sorted((self.home / "logs").glob("*.log")):
             print(f"--- {file.name}\n" + "\n".join(file.read_text(errors="replace").splitlines()[-lines:]))
+
+
+#: of nobody: what an ordinary user's Steelyard runs as
+USER_UID = 64321
+
+
+class UserCluster(Cluster):
+    """The same, of somebody who is not root in any way."""
+
+    as_user = ("setpriv", f"--reuid={USER_UID}", f"--regid={USER_UID}", "--clear-groups") if os.geteuid() == 0 else ()
+
+    def __init__(self, folder: Path) -> None:
+        super().__init__(folder)
+        if os.geteuid() == 0:
+            os.chown(folder, USER_UID, USER_UID)
+
+    def command(self, *args: str) -> list[str]:
+        return [*self.as_user, *super().command(*args)]
+
+    def environ(self, more: dict[str, str] | None = None) -> dict[str, str]:
+        return super().environ({"HOME": str(self.folder), "XDG_RUNTIME_DIR": str(self.folder / "run"), **(more or {})})
+
+
+@contextlib.contextmanager
+def started(kind: type[Cluster] = Cluster) -> Iterator[Cluster]:
+    """One that is up and ready; down again afterwards, whatever was done to it."""
+    folder = Path(tempfile.mkdtemp(prefix="sy-", dir="/tmp"))
+    folder.chmod(0o755)
+    made = kind(folder)
+    try:
+        made.up()
+        yield made
+    except BaseException:
+        made.print_logs()
+        raise
+    finally:
+        made.down()
+        shutil.rmtree(folder, ignore_errors=True)
 
 
 def request(method: str, url: str, headers: dict[str, str], data: bytes | None, timeout: float) -> Answer:

@@ -459,7 +459,7 @@ def test_work_that_user_code_registered_for_the_exit_runs(place: Place) -> None:
     assert replica.log == "goodbye\n"
 
 
-@pytest.mark.parametrize("python", other_pythons() or [pytest.param("", marks=pytest.mark.skip(reason="no other Python here"))])
+@pytest.mark.parametrize("python", other_pythons())
 def test_an_interpreter_of_another_version_with_nothing_installed_serves(place: Place, python: str) -> None:
     bed = place.bed_with("import steelyard as sy\n@sy.enter\ndef load(): print('entered')\n" + textwrap.dedent(APP))
     replica = place.serve(python=python)

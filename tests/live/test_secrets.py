@@ -5,23 +5,19 @@ from __future__ import annotations
 import contextlib
 import json
 import os
-import shutil
 import signal
 import stat
 import subprocess
 import sys
-import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from steelyard_cluster import Cluster, free_ports, wait_until
+from steelyard_cluster import Cluster, UserCluster, free_ports, started, wait_until
 
 PASSWORD, NEWER = "correct-horse-battery", "newer-staple-password"
 CERT = "-----BEGIN CERT-----\nMIIBszCCAVmgAwIBAgIUXs\n-----END CERT-----\n"
 CERT_LINE = CERT.splitlines()[1]
-#: somebody who is not root
-UID = 64321
 
 #: answers every request with its password
 SERVER = """
@@ -44,8 +40,8 @@ def look(what: str):
     if what == "files":
         folder = os.path.join(os.environ["STEELYARD_SECRETS"], "tls")
         return {name: open(os.path.join(folder, name)).read() for name in os.listdir(folder)}
-    if what == "print":
-        print("the password is", os.environ["PASSWORD"], flush=True)
+    if what.startswith("print"):
+        print(what, "the password is", os.environ["PASSWORD"], flush=True)
         return None
     if what == "raise":
         raise ValueError(f"can't log in with {at_import}")
@@ -61,35 +57,11 @@ except ValueError as err:
 """
 
 
-class UserCluster(Cluster):
-    """The same, of somebody who is not root."""
-
-    def __init__(self, folder: Path) -> None:
-        super().__init__(folder)
-        os.chown(folder, UID, UID)
-
-    def command(self, *args: str) -> list[str]:
-        return ["setpriv", f"--reuid={UID}", f"--regid={UID}", "--clear-groups", *super().command(*args)]
-
-    def environ(self, more: dict[str, str] | None = None) -> dict[str, str]:
-        return super().environ({"HOME": str(self.folder), **(more or {})})
-
-
 @pytest.fixture(scope="module", params=[Cluster, UserCluster] if os.geteuid() == 0 else [Cluster], ids=lambda kind: kind.__name__)
 def shared(request: pytest.FixtureRequest) -> Iterator[Cluster]:
-    folder = Path(tempfile.mkdtemp(prefix="sy-", dir="/tmp"))
-    folder.chmod(0o755)
-    made: Cluster = request.param(folder)
-    try:
-        made.up()
+    with started(request.param) as made:
         yield made
-    except BaseException:
-        made.print_logs()
-        raise
-    finally:
-        made.down()
-        left = list(Path("/dev/shm").glob(f"steelyard-{made.tag}*"))
-        shutil.rmtree(folder, ignore_errors=True)
+    left = list(Path("/dev/shm").glob(f"steelyard-{made.tag}*"))
     assert not left, "files of secrets outlive Steelyard"
 
 
@@ -113,7 +85,7 @@ def write(made: Cluster, name: str, text: str) -> Path:
 
 
 def run_folder(made: Cluster) -> Path:
-    places = [Path("/run/steelyard"), Path(f"/tmp/steelyard-{UID}"), Path(f"/tmp/steelyard-{os.geteuid()}")]
+    places = [Path("/run/steelyard"), Path(f"/tmp/steelyard-{os.geteuid()}"), made.folder / "run" / "steelyard"]
     if os.environ.get("XDG_RUNTIME_DIR"):
         places.append(Path(os.environ["XDG_RUNTIME_DIR"]) / "steelyard")
     return next(place / made.tag for place in places if (place / made.tag).is_dir())
@@ -208,15 +180,17 @@ def test_an_import_that_fails_tells_no_value(vault: Cluster) -> None:
 
 def test_a_replaced_secret_reaches_what_starts_afterwards_and_the_old_value_stays_hidden(vault: Cluster) -> None:
     deploy(vault)
-    assert call(vault, "print") == "None"
+    assert call(vault, "print-old") == "None"
     replace(vault, "db", "PASSWORD", NEWER)
     replace(vault, "tls", "CERT", "another one")
     vault.wait_function("vault-look", "SLEEPING")  # what runs keeps what it has
     assert call(vault, "import") == NEWER
     assert call(vault, "files") == repr({"CERT": "another one"})
-    assert call(vault, "print") == "None"
+    assert call(vault, "print-new") == "None"
     log = vault.ok("logs", "vault-look")
-    assert log.count("[secret db.PASSWORD]") == 2 and PASSWORD not in log and NEWER not in log
+    for line in ("print-old the password is [secret db.PASSWORD]\n", "print-new the password is [secret db.PASSWORD]\n"):
+        assert line in log, log
+    assert PASSWORD not in log and NEWER not in log
     assert not find_in_clear(vault, PASSWORD, NEWER)
 
 

@@ -7,16 +7,12 @@ import os
 import shutil
 import subprocess
 import sys
-import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
-from steelyard_cluster import Cluster, wait_until
-
-#: of nobody: what an ordinary user's Steelyard runs as in these tests
-UID = 54_321
+from steelyard_cluster import Cluster, UserCluster, started, wait_until
 
 APP = """
 import os
@@ -66,44 +62,21 @@ def imported() -> bool:
 """
 
 
-class UsersCluster(Cluster):
-    """Of an ordinary user, who is not root in any way."""
-
-    def command(self, *args: str) -> list[str]:
-        prefix = ["setpriv", f"--reuid={UID}", f"--regid={UID}", "--clear-groups"] if os.geteuid() == 0 else []
-        return [*prefix, *super().command(*args)]
-
-    def environ(self, more: dict[str, str] | None = None) -> dict[str, str]:
-        return super().environ({"HOME": str(self.folder), "XDG_RUNTIME_DIR": str(self.folder / "run"), **(more or {})})
-
-
 def user_can_run() -> bool:
     """May that user execute this interpreter, and make a namespace?"""
-    command = ["setpriv", f"--reuid={UID}", f"--regid={UID}", "--clear-groups"] if os.geteuid() == 0 else []
     done = subprocess.run(
-        [*command, "unshare", "--user", "--mount", "--map-current-user", sys.executable, "-c", "import msgspec"],
+        [*UserCluster.as_user, "unshare", "--user", "--mount", "--map-current-user", sys.executable, "-c", "import msgspec"],
         capture_output=True, check=False,
     )  # fmt: skip
     return done.returncode == 0
 
 
 @pytest.fixture
-def users(nothing_left_behind: None) -> Iterator[UsersCluster]:
+def users(nothing_left_behind: None) -> Iterator[Cluster]:
     if not user_can_run():
         pytest.skip("NOT VERIFIED: an ordinary user can't run this interpreter in a user namespace here")
-    folder = Path(tempfile.mkdtemp(prefix="sy-", dir="/tmp"))
-    if os.geteuid() == 0:
-        os.chown(folder, UID, UID)
-    made = UsersCluster(folder)
-    try:
-        made.up()
+    with started(UserCluster) as made:
         yield made
-    except BaseException:
-        made.print_logs()
-        raise
-    finally:
-        made.down()
-        shutil.rmtree(folder, ignore_errors=True)
 
 
 def host_mounts() -> str:
@@ -153,7 +126,7 @@ def test_what_a_job_writes_a_function_reads_and_the_other_way_round(cluster: Clu
     check_jobs_and_functions(cluster)
 
 
-def test_so_it_is_without_root(users: UsersCluster) -> None:
+def test_so_it_is_without_root(users: Cluster) -> None:
     check_jobs_and_functions(users)
     proof = prove(users)
     assert (proof["asked"]["volumes"], proof["got"]["volumes"]) == (["notes at /notes"], ["notes at /notes"])

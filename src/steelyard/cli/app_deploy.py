@@ -9,7 +9,7 @@ import contextlib
 import os
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import msgspec
 
@@ -28,6 +28,9 @@ from steelyard.model.timing import Timing
 from steelyard.scaling.rollout import ERRORS_MAX
 from steelyard.wire.api import FunctionDeploy, FunctionSchedule, FunctionView, VolumeCreate, VolumeView
 from steelyard.wire.http import ApiClient
+
+if TYPE_CHECKING:
+    from steelyard.cli.bundle import Bundle
 
 #: one long poll, and one between two looks at something else
 POLL_S, LOOK_S = 10.0, 0.2
@@ -166,11 +169,15 @@ def upload_code(client: ApiClient, folder: Path, progress: Progress) -> str:
     from steelyard.cli.bundle import capture_folder
 
     progress.show(f"Capturing {folder}")
-    bundle = capture_folder(folder)
+    return send_bundle(client, capture_folder(folder), progress)
+
+
+def send_bundle(client: ApiClient, bundle: Bundle, progress: Progress) -> str:
+    """Send it where the server does not have it, and close it; its sha256."""
     with bundle.file:
         path = f"/v1/bundles/{bundle.sha256}"
         if bundle.size_bytes <= ASKED_BYTES or not client.has(path):
-            progress.show(f"Sending {bundle.size_bytes / 1e6:.1f} MB of code")
+            progress.show(f"Sending {bundle.size_bytes / 1e6:.1f} MB")
             client.upload(path, bundle.file, bundle.size_bytes, "application/gzip")
     progress.clear()
     for note in bundle.notes:

@@ -16,12 +16,13 @@ from typing import Any
 
 import msgspec
 
+from steelyard.cli.app_deploy import send_bundle
 from steelyard.cli.app_file import AppFile
 from steelyard.cli.attend import START, Patience, cursor_after
 from steelyard.cli.bundle import Bundle, capture_files, capture_folder
 from steelyard.cli.follow import Lines
 from steelyard.cli.job_logs import poll_job
-from steelyard.cli.output import Progress, say
+from steelyard.cli.output import Progress
 from steelyard.cli.session import new_key, quote
 from steelyard.errors import Refused
 from steelyard.model.built_image import ImageSpec, ImageState
@@ -71,13 +72,13 @@ def make_image_spec(client: ApiClient, asked: Mapping[str, Any], folder: Path, p
             case "pip":
                 file = step.pop("requirements", "")
                 if file:
-                    step["files"] = _send(client, _capture_requirements(folder / file), progress)
+                    step["files"] = send_bundle(client, _capture_requirements(folder / file), progress)
             case "uv-sync":
-                step["files"] = _send(client, _capture_lock(folder / step.pop("lock")), progress)
+                step["files"] = send_bundle(client, _capture_lock(folder / step.pop("lock")), progress)
             case "copy":
                 inside = step.pop("inside")
                 step["to"], bundle = _capture_copy(folder / step.pop("local"), inside)
-                step["files"] = _send(client, bundle, progress)
+                step["files"] = send_bundle(client, bundle, progress)
             case _:
                 pass
         steps.append(step)
@@ -136,18 +137,6 @@ class _Said:
 
     def quote(self) -> str:
         return "".join(f"  | {line}\n" for line in self._last if line.strip())
-
-
-def _send(client: ApiClient, bundle: Bundle, progress: Progress) -> str:
-    with bundle.file:
-        path = f"/v1/bundles/{bundle.sha256}"
-        if not client.has(path):
-            progress.show(f"Sending {bundle.size_bytes / 1e6:.1f} MB for an image")
-            client.upload(path, bundle.file, bundle.size_bytes, "application/gzip")
-    progress.clear()
-    for note in bundle.notes:
-        say(f"Note: {note}")
-    return bundle.sha256
 
 
 def _capture_requirements(file: Path) -> Bundle:

@@ -6,11 +6,12 @@ cache (neither root nor a file's owner nor its writer) is told None.
 
 from __future__ import annotations
 
+import contextlib
 import ctypes
 import mmap
 import os
 import stat
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import NamedTuple
 
@@ -56,18 +57,10 @@ def measure_resident(files: list[CachedFile]) -> int | None:
     """Bytes of them that are in the page cache: counted for small files, estimated from a sample for large ones."""
     total = 0.0
     for file in files:
-        try:
-            fd = os.open(file.path, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK)
-        except OSError:
-            continue
-        try:
+        with contextlib.suppress(OSError), _opened(file) as fd:
             if not _may_know(fd):
                 return None
             total += _resident_share(fd, file.size) * file.size
-        except OSError:
-            continue
-        finally:
-            os.close(fd)
     return round(total)
 
 
@@ -82,19 +75,20 @@ def read_ahead(files: list[CachedFile], may_go_on: Callable[[], bool]) -> None:
     # read, not POSIX_FADV_WILLNEED: of a long range the kernel takes no more than one request of the disk's
     piece = bytearray(PIECE_BYTES)
     for file in files:
-        try:
-            fd = os.open(file.path, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK)
-        except OSError:
-            continue
-        try:
+        with contextlib.suppress(OSError), _opened(file) as fd:
             for at in range(0, file.size, PIECE_BYTES):
                 if not may_go_on():
                     return
                 os.preadv(fd, [piece], at)
-        except OSError:
-            continue
-        finally:
-            os.close(fd)
+
+
+@contextlib.contextmanager
+def _opened(file: CachedFile) -> Iterator[int]:
+    fd = os.open(file.path, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK)
+    try:
+        yield fd
+    finally:
+        os.close(fd)
 
 
 def _may_know(fd: int) -> bool:

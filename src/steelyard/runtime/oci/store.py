@@ -4,7 +4,7 @@
     <images>/refs/<key>.json           what a reference means here, written last
     <images>/roots/<hex>/rootfs        the unpacked files; <hex> is the manifest's digest
     <images>/roots/<hex>/image.json    what the image says of running it; its time of change is that of the last use
-    <images>/work/, <images>/locks/    what is under way, and who is at it
+    <images>/work, <images>/locks      what is under way, and who is at it
 
 A folder in `roots` appears by rename, whole or not at all; what a killed process left in `work` counts for nothing and goes at
 the next `sweep`. A tag is resolved once and then means the same here until it is evicted. Blocks: call from threads.
