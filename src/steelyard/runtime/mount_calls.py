@@ -1,8 +1,8 @@
 """How does a process get mounts that nobody else sees? Thin calls to the kernel, for children that are about to exec.
 
 Never touches the mounts of the process that it is imported into: callers have left its namespace (`unshare`) first. Raises
-OSError with the place. The newer calls (open_tree, mount_setattr: Linux 5.12) have no function in glibc; their numbers are the
-same on every architecture.
+OSError with the step as its file name. The newer calls (open_tree, mount_setattr: Linux 5.12) have no function in glibc; their
+numbers are the same on every architecture.
 """
 
 from __future__ import annotations
@@ -11,7 +11,9 @@ import ctypes
 import os
 from collections.abc import Iterable
 
-MS_RDONLY, MS_NOSUID, MS_NODEV, MS_NOEXEC, MS_REC, MS_SLAVE = 1, 2, 4, 8, 16384, 1 << 19
+#: include/uapi/linux/mount.h, sched.h
+MS_RDONLY, MS_NOSUID, MS_NODEV, MS_NOEXEC, MS_REMOUNT, MS_NOATIME, MS_NODIRATIME = 1, 2, 4, 8, 32, 1024, 2048
+MS_BIND, MS_REC, MS_SLAVE, MS_RELATIME = 4096, 16384, 1 << 19, 1 << 21
 NEWNS, NEWCGROUP, NEWUTS, NEWIPC, NEWUSER, NEWPID, NEWNET = (
     0x0002_0000, 0x0200_0000, 0x0400_0000, 0x0800_0000, 0x1000_0000, 0x2000_0000, 0x4000_0000,
 )  # fmt: skip
@@ -47,7 +49,7 @@ def keep_to_myself() -> None:
 
 def mount(source: str, target: str, kind: str, flags: int = 0, options: str = "") -> None:
     number = _libc.mount(source.encode(), os.fsencode(target), kind.encode(), ctypes.c_ulong(flags), options.encode())
-    _check(number, f"mount {kind} on {target}".replace("  ", " "))
+    _check(number, f"mount {kind or source} on {target}")
 
 
 def bind(source: str, target: str, *, read_only: bool = True, userns: int | None = None) -> None:
@@ -65,12 +67,19 @@ def bind(source: str, target: str, *, read_only: bool = True, userns: int | None
         os.close(tree)
 
 
-def pivot_root(root: str) -> None:
-    """`root` (a mount) becomes /, and what was there is gone."""
-    os.chdir(root)
-    _check(_syscall(_PIVOT_ROOT[os.uname().machine], b".", b"."), f"pivot_root to {root}")
-    _check(_libc.umount2(b".", MNT_DETACH), "let go of the old root")
-    os.chdir("/")
+def pivot_root(root: str, old: str) -> None:
+    """`root` (a mount) becomes /, what was there is at `old`, a folder in it. With "." for both it lies upon the new one until
+    `let_go(".")`, and no folder is needed."""
+    _check(_syscall(_PIVOT_ROOT[os.uname().machine], os.fsencode(root), os.fsencode(old)), f"pivot_root to {root}")
+
+
+def let_go(folder: str) -> None:
+    """Of a mount, once nobody is in it any more."""
+    _check(_libc.umount2(os.fsencode(folder), MNT_DETACH), f"let go of {folder}")
+
+
+def setns(fd: int, what: str) -> None:
+    _check(_libc.setns(fd, 0), what)
 
 
 def write_maps(proc: str, users: IdMap, groups: IdMap, dir_fd: int | None = None) -> None:
@@ -130,5 +139,5 @@ def _syscall(number: int, *arguments: object) -> int:
 def _check(result: int, what: str) -> int:
     if result < 0:
         number = ctypes.get_errno()
-        raise OSError(number, f"{what}: {os.strerror(number)}")
+        raise OSError(number, os.strerror(number), what)
     return result

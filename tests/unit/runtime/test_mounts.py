@@ -16,5 +16,5 @@ def test_a_namespace_that_is_refused_is_told_with_the_way_without() -> None:
 
 
 def test_any_other_mount_is_told_by_its_paths() -> None:
-    said = _explain("volumes", REQUEST, OSError(2, "No such file or directory", "/srv/data at /data"))
-    assert said == "/srv/data at /data: No such file or directory"
+    said = _explain("volumes", REQUEST, OSError(2, "No such file or directory", "mount /srv/data on /data"))
+    assert said == "mount /srv/data on /data: No such file or directory"

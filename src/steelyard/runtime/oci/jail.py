@@ -64,7 +64,7 @@ def main(argv: list[str]) -> int:
     try:
         return _build(order)
     except OSError as err:
-        return _say(_EXIT_MACHINE, f"the jail could not be made ({err.strerror or err})")
+        return _say(_EXIT_MACHINE, f"the jail could not be made ({_tell(err)})")
 
 
 def _build(order: Order) -> int:
@@ -127,6 +127,10 @@ def _write_layout(order: Order) -> None:
             file.write(msgspec.json.encode(content))
 
 
+def _tell(err: OSError) -> str:
+    return f"{err.filename}: {err.strerror}" if err.filename else err.strerror or str(err)
+
+
 def _inmate(order: Order, tell: int, wait: int, others: tuple[int, ...]) -> NoReturn:
     """Pid 1 of the jail. Never returns."""
     code = _EXIT_MACHINE
@@ -134,7 +138,10 @@ def _inmate(order: Order, tell: int, wait: int, others: tuple[int, ...]) -> NoRe
         for fd in others:
             os.close(fd)
         _end_with_parent()
-        mount_calls.pivot_root(order.root)
+        os.chdir(order.root)
+        mount_calls.pivot_root(".", ".")
+        mount_calls.let_go(".")
+        os.chdir("/")
         mount_calls.mount("proc", "/proc", "proc", mount_calls.MS_NOSUID | mount_calls.MS_NODEV | mount_calls.MS_NOEXEC)
         mount_calls.unshare(mount_calls.NEWUSER)
         os.write(tell, b"+")
@@ -148,7 +155,7 @@ def _inmate(order: Order, tell: int, wait: int, others: tuple[int, ...]) -> NoRe
         resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
         code = _unpack(order)
     except OSError as err:
-        code = _say(_EXIT_MACHINE, f"the jail could not be made ({err.strerror or err})")
+        code = _say(_EXIT_MACHINE, f"the jail could not be made ({_tell(err)})")
     finally:
         os._exit(code)
 
