@@ -125,7 +125,7 @@ def _crun_alone(steelyard: Installation, image: str, rounds: int) -> list[float]
 
 def _start_sleeper(steelyard: Installation, image: str) -> tuple[str, int, Path]:
     """(job, pid of its crun, its bundle), once the container runs."""
-    spec = {"name": "sleep", "argv": ["/bin/sleep", "1000"], "cwd": "/", "image": image}
+    spec = {"name": "sleep", "argv": ["/bin/sleep", "1000"], "cwd": "/", "image": image, "resources": {"cpus": 0.25}}
     job = steelyard.api("POST", "/v1/jobs", {"spec": spec})["id"]
     deadline = time.monotonic() + 30
     while time.monotonic() < deadline:
