@@ -23,9 +23,10 @@ from steelyard.lifecycle.bundle import namespaces
 from steelyard.lifecycle.launch import Launch
 from steelyard.model.ids import WorkloadId
 from steelyard.model.image import Image, ImageReference, parse_image
-from steelyard.model.mount import Bind
+from steelyard.model.mount import Bind, MountedVolume
 from steelyard.model.reason import Reason
-from steelyard.runtime.container import Containers, Wanted, end_deaf
+from steelyard.runtime.container import Containers, Wanted
+from steelyard.runtime.deaf import end_deaf
 from steelyard.wire.agent import AssignedJob
 from steelyard.wire.spawn import Exited, Rootfs
 
@@ -45,7 +46,7 @@ class JobContainers:
         if owner is None:
             self._containers.check()  # which refuses: only root makes containers
             raise Refused("Containers need root. Nothing was started.", code="no-containers-here")
-        task = asyncio.ensure_future(asyncio.to_thread(self._fetch, parse_image(job.spec.image), owner))
+        task = asyncio.ensure_future(asyncio.to_thread(fetch_image, self._containers, parse_image(job.spec.image), owner))
         attempt.fetching = task
         try:
             return await task
@@ -53,14 +54,6 @@ class JobContainers:
             raise EdgeFailed("Stopped before its image was there.", code=STOPPED) from None
         finally:
             attempt.fetching = None
-
-    def _fetch(self, reference: ImageReference, owner: Ids) -> Image:
-        """A folder or archive must be theirs to read now, also when its image is here already."""
-        try:
-            stamp = observe_file(reference.file, owner) if reference.file else ""
-        except EdgeFailed as err:
-            raise Refused(f"The image {reference.text}: {err.public}. Nothing was started.", code="image-unreadable") from err
-        return self._containers.fetch(reference, owner, stamp)
 
     def ids(self, image: Image, owner: Ids) -> Ids:
         return self._containers.ids(image, owner)
@@ -77,16 +70,12 @@ class JobContainers:
     ) -> tuple[tuple[str, ...], Rootfs]:
         """`env`: what it is told beside the image's variables; `folders`: that Steelyard made for it. They are seen inside, where
         they are there. Never taken from `env`, which is the user's to fill: crun mounts as root."""
-        for volume in job.volumes:
-            if (wrong := check_source(volume)) is not None:
-                raise EdgeFailed(f"Not started: {wrong}", code="start-failed", detail="volumes")
-        volumes = (Bind(volume.source, volume.seen_at, volume.read_only) for volume in job.volumes)
         wanted = Wanted(
             argv=launch.argv,
             env=dict(env),
             cwd=job.spec.cwd,
             own_network=job.spec.own_network,
-            binds=(*_find_binds(folders, launch.env.get("STEELYARD_CA", "")), *volumes),
+            binds=find_binds(folders, launch.env.get("STEELYARD_CA", ""), job.volumes),
         )
         return self._containers.make(member.workload, image, wanted, owner)
 
@@ -126,10 +115,25 @@ class JobContainers:
         return () if made is None else (f"runs in a container of {made.reference}, started by crun",)
 
 
-def _find_binds(folders: Sequence[str], certificate: str) -> list[Bind]:
-    """At the same paths as outside."""
-    found = [Bind(folder, folder) for folder in folders if folder and os.path.isdir(folder)]
-    return found + ([Bind(certificate, certificate, True)] if certificate else [])
+def fetch_image(containers: Containers, reference: ImageReference, owner: Ids) -> Image:
+    """Blocks. A folder or archive must be theirs to read now, also when its image is here already."""
+    try:
+        stamp = observe_file(reference.file, owner) if reference.file else ""
+    except EdgeFailed as err:
+        raise Refused(f"The image {reference.text}: {err.public}. Nothing was started.", code="image-unreadable") from err
+    return containers.fetch(reference, owner, stamp)
+
+
+def find_binds(folders: Sequence[str], certificate: str, volumes: Sequence[MountedVolume]) -> tuple[Bind, ...]:
+    """Folders and certificate at the same paths as outside, volumes at theirs. Raises EdgeFailed."""
+    for volume in volumes:
+        if (wrong := check_source(volume)) is not None:
+            raise EdgeFailed(f"Not started: {wrong}", code="start-failed", detail="volumes")
+    return (
+        *(Bind(folder, folder) for folder in folders if folder and os.path.isdir(folder)),
+        *([Bind(certificate, certificate, True)] if certificate else []),
+        *(Bind(volume.source, volume.seen_at, volume.read_only) for volume in volumes),
+    )
 
 
 def _namespace(pid: int) -> str:
