@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING
 
 from steelyard.agent.edges import Edges
 from steelyard.agent.identity import PATH, choose_ids
-from steelyard.agent.job_container import fetch_image, find_binds
+from steelyard.agent.job_container import find_binds
 from steelyard.agent.replica import Slot
 from steelyard.errors import Refused
 from steelyard.lifecycle.launch import PORT_FIRST
@@ -49,7 +49,7 @@ async def find_image(edges: Edges, function: AssignedFunction, *, fetch: bool = 
     reference = parse_image(function.spec.image)
     if not fetch:
         return await asyncio.to_thread(edges.containers.find, reference)
-    return await asyncio.to_thread(fetch_image, edges.containers, reference, owner)
+    return await asyncio.to_thread(edges.images.fetch, reference, owner)
 
 
 def owner_of(edges: Edges, function: AssignedFunction) -> Ids | None:

@@ -28,6 +28,7 @@ from steelyard.model.ids import WorkloadId
 from steelyard.model.image import Image, ImageReference, choose_argv
 from steelyard.model.mount import Bind
 from steelyard.runtime.mount_calls import find_inside
+from steelyard.runtime.oci import Tell, say_nothing
 from steelyard.runtime.oci.fetch import missing
 from steelyard.runtime.oci.ranges import make_maps, owner_range
 from steelyard.runtime.oci.store import ImageStore
@@ -104,10 +105,15 @@ class Containers:
         """In the background: what an agent before this one was killed over."""
         threading.Thread(target=self.store.sweep, daemon=True).start()
 
-    def fetch(self, reference: ImageReference, ids: Ids, stamp: str) -> Image:
+    def fetch(self, reference: ImageReference, ids: Ids, stamp: str, tell: Tell = say_nothing) -> Image:
         """Blocks until the image is here, see `ImageStore.ensure`."""
         self.check()
-        return self.store.ensure(reference, ids, stamp)
+        return self.store.ensure(reference, ids, stamp, tell)
+
+    def users(self, digest: str) -> list[str]:
+        """What runs on that image, and who sleeps on it."""
+        running = {str(workload) for workload, made in self._all().items() if made.image == digest}
+        return sorted(running | {name for name, pinned in self._pinned.items() if pinned == digest})
 
     def find(self, reference: ImageReference) -> Image:
         """As it is here, without a look at where it comes from. Blocks a little. Raises EdgeFailed."""
