@@ -69,7 +69,8 @@ class JobContainers:
         slurm_bin: str,
     ) -> tuple[tuple[str, ...], Rootfs]:
         """`env`: what it is told beside the image's variables; `folders`: that Steelyard made for it. They are seen inside, where
-        they are there. `slurm_bin`: of the stand-ins for a script's `srun` and its like. Never taken from `env`, which is the user's to fill: crun mounts as root."""
+        they are there; for a script also what its `srun` and the like need, by `slurm_bin`. Never taken from `env`, which is the
+        user's to fill: crun mounts as root."""
         for volume in job.volumes:
             if (wrong := check_source(volume)) is not None:
                 raise EdgeFailed(f"Not started: {wrong}", code="start-failed", detail="volumes")
