@@ -84,7 +84,7 @@ async def start_program(host: RevisionHost, image: Image, slot: Slot, listen_fd:
         cwd=spec.cwd or (str(host.code) if spec.bundle is not None else ""),
         own_network=spec.own_network,
         in_network=spec.own_network,
-        binds=(*code_binds, *find_binds([host.secrets.path], env.get("STEELYARD_CA", ""), host.function.volumes)),
+        binds=(*code_binds, *find_binds([host.secrets.path], [edges.settings.tls_cert or ""], host.function.volumes)),
         fds=1 if port is None else 0,
     )
     command, rootfs = edges.containers.make(slot.workload, image, wanted, owner)

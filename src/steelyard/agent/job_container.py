@@ -67,15 +67,20 @@ class JobContainers:
         env: Mapping[str, str],
         owner: Ids,
         folders: Sequence[str],
+        slurm_bin: str,
     ) -> tuple[tuple[str, ...], Rootfs]:
         """`env`: what it is told beside the image's variables; `folders`: that Steelyard made for it. They are seen inside, where
-        they are there. Never taken from `env`, which is the user's to fill: crun mounts as root."""
+        they are there; for a script also what its `srun` and the like need, by `slurm_bin`. Never taken from `env`, which is the
+        user's to fill: crun mounts as root."""
+        read = [launch.env.get("STEELYARD_CA", ""), "" if job.spec.script is None else os.path.dirname(slurm_bin)]
         wanted = Wanted(
             argv=launch.argv,
             env=dict(env),
             cwd=job.spec.cwd,
+            interpreter="" if job.spec.script is None else find_interpreter(job.spec.script),
+            programs="" if job.spec.script is None else slurm_bin,
             own_network=job.spec.own_network,
-            binds=find_binds(folders, launch.env.get("STEELYARD_CA", ""), job.volumes),
+            binds=find_binds(folders, read, job.volumes),
         )
         return self._containers.make(member.workload, image, wanted, owner)
 
@@ -115,14 +120,20 @@ class JobContainers:
         return () if made is None else (f"runs in a container of {made.reference}, started by crun",)
 
 
-def find_binds(folders: Sequence[str], certificate: str, volumes: Sequence[MountedVolume]) -> tuple[Bind, ...]:
-    """Folders and certificate at the same paths as outside, volumes at theirs. Raises EdgeFailed."""
+def find_interpreter(script: str) -> str:
+    """What its first line names."""
+    words = script.partition("\n")[0].removeprefix("#!").split()
+    return words[0] if words else "/bin/sh"
+
+
+def find_binds(folders: Sequence[str], read: Sequence[str], volumes: Sequence[MountedVolume]) -> tuple[Bind, ...]:
+    """Volumes, and the rest at the same paths as outside; what is in `read` can't be written. Raises EdgeFailed."""
     for volume in volumes:
         if (wrong := check_source(volume)) is not None:
             raise EdgeFailed(f"Not started: {wrong}", code="start-failed", detail="volumes")
     return (
         *(Bind(folder, folder) for folder in folders if folder and os.path.isdir(folder)),
-        *([Bind(certificate, certificate, True)] if certificate else []),
+        *(Bind(path, path, True) for path in read if path),
         *(Bind(volume.source, volume.seen_at, volume.read_only) for volume in volumes),
     )
 
