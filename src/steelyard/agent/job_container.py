@@ -66,19 +66,24 @@ class JobContainers:
         env: Mapping[str, str],
         owner: Ids,
         folders: Sequence[str],
+        slurm_bin: str,
     ) -> tuple[tuple[str, ...], Rootfs]:
         """`env`: what it is told beside the image's variables; `folders`: that Steelyard made for it. They are seen inside, where
-        they are there. Never taken from `env`, which is the user's to fill: crun mounts as root."""
+        they are there; for a script also what its `srun` and the like need, by `slurm_bin`. Never taken from `env`, which is the
+        user's to fill: crun mounts as root."""
         for volume in job.volumes:
             if (wrong := check_source(volume)) is not None:
                 raise EdgeFailed(f"Not started: {wrong}", code="start-failed", detail="volumes")
         volumes = (Bind(volume.source, volume.seen_at, volume.read_only) for volume in job.volumes)
+        read = [launch.env.get("STEELYARD_CA", ""), "" if job.spec.script is None else os.path.dirname(slurm_bin)]
         wanted = Wanted(
             argv=launch.argv,
             env=dict(env),
             cwd=job.spec.cwd,
+            interpreter="" if job.spec.script is None else find_interpreter(job.spec.script),
+            programs="" if job.spec.script is None else slurm_bin,
             own_network=job.spec.own_network,
-            binds=(*_find_binds(folders, launch.env.get("STEELYARD_CA", "")), *volumes),
+            binds=(*_find_binds(folders, read), *volumes),
         )
         return self._containers.make(member.workload, image, wanted, owner)
 
@@ -118,10 +123,16 @@ class JobContainers:
         return () if made is None else (f"runs in a container of {made.reference}, started by crun",)
 
 
-def _find_binds(folders: Sequence[str], certificate: str) -> list[Bind]:
-    """At the same paths as outside."""
+def find_interpreter(script: str) -> str:
+    """What its first line names."""
+    words = script.partition("\n")[0].removeprefix("#!").split()
+    return words[0] if words else "/bin/sh"
+
+
+def _find_binds(folders: Sequence[str], read: Sequence[str]) -> list[Bind]:
+    """At the same paths as outside; those of `read` can't be written."""
     found = [Bind(folder, folder) for folder in folders if folder and os.path.isdir(folder)]
-    return found + ([Bind(certificate, certificate, True)] if certificate else [])
+    return found + [Bind(path, path, True) for path in read if path]
 
 
 def _namespace(pid: int) -> str:

@@ -67,6 +67,10 @@ class Wanted(msgspec.Struct, frozen=True):
     argv: tuple[str, ...]
     env: dict[str, str]
     cwd: str = ""
+    #: of a script, which is brought in and runs instead of the image's entry point: what the image must have for that
+    interpreter: str = ""
+    #: a folder that is brought in, in which programs are looked for first
+    programs: str = ""
     own_network: bool = False
     binds: tuple[Bind, ...] = ()
     devices: tuple[DeviceNode, ...] = ()
@@ -120,9 +124,11 @@ class Containers:
     def make(self, workload: WorkloadId, image: Image, wanted: Wanted, owner: Ids) -> tuple[tuple[str, ...], Rootfs]:
         """Write its bundle: the command that starts it, and what is mounted for that. Raises Refused or EdgeFailed."""
         folder, root = self._folder / workload, self.store.root(image.digest)
-        argv = choose_argv(image, wanted.argv)
+        argv = wanted.argv if wanted.interpreter else choose_argv(image, wanted.argv)
         env = {"PATH": DEFAULT_PATH, "HOME": image.ids.home} | image.env | wanted.env
-        _check_program(root, argv[0], env["PATH"], wanted.cwd or image.cwd or "/", image.reference)
+        _check_program(root, wanted.interpreter or argv[0], env["PATH"], wanted.cwd or image.cwd or "/", image.reference)
+        if wanted.programs:
+            env["PATH"] = f"{wanted.programs}:{env['PATH']}"
         first = owner_range(self._images, owner[0])
         (uids, disk_uids), (gids, disk_gids) = make_maps(first, owner[0]), make_maps(first, owner[1])
         files = () if wanted.own_network else tuple(Bind(name, name, True) for name in _NETWORK_FILES if os.path.isfile(name))
