@@ -63,12 +63,14 @@ class Runtime(Protocol):
         logs: str | None = None,
         outputs: Outputs = ...,
         rootfs: Rootfs | None = None,
+        leaves: str = "",
         mounts: Mounts | None = None,
     ) -> Handle:
         """Run a prepared workload. EdgeFailed (code start-failed): nothing runs. Unreachable: it may run, adopt() tells.
         `logs`: the folder beside the workloads' own for stdout and stderr, shared by all that name it; its own by default.
         `outputs`: files that get its output instead; one that can't be opened fails the start (`detail` of the error: output).
-        `rootfs`: its program is a container runtime, and this is mounted for it alone.
+        `rootfs`: its program is a container runtime, and this is mounted for it alone. `leaves`: that program ends when the
+        workload runs, and has written its pid into this file.
         `mounts`: what it sees that others don't; one that can't be had fails the start (detail: volumes). A workload inside
         another sees what that sees."""
         ...
@@ -91,6 +93,7 @@ class Runtime(Protocol):
         logs: str | None = None,
         outputs: Outputs = ...,
         rootfs: Rootfs | None = None,
+        leaves: str = "",
         mounts: Mounts | None = None,
         labels: Mapping[str, str] | None = None,
         inside: WorkloadId | None = None,

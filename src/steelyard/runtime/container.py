@@ -16,7 +16,7 @@ import os
 import shutil
 import stat
 import threading
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import msgspec
@@ -42,7 +42,7 @@ DEFAULT_PATH = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
 _NETWORK_FILES = ("/etc/resolv.conf", "/etc/hosts")
 #: idmapped layers of an overlay
 _KERNEL = (5, 19)
-_CONFIG, _MADE, _FS = "config.json", "made.json", "fs"
+_CONFIG, _MADE, _FS, _PROCESS = "config.json", "made.json", "fs", "process.json"
 
 
 class Made(msgspec.Struct, frozen=True):
@@ -72,6 +72,8 @@ class Wanted(msgspec.Struct, frozen=True):
     in_network: bool = False
     #: descriptors from 3 on that it is given
     fds: int = 0
+    #: crun ends when it runs, and leaves its first process to whoever started crun (`Containers.pid_file`)
+    detached: bool = False
     binds: tuple[Bind, ...] = ()
     devices: tuple[DeviceNode, ...] = ()
     rlimits: tuple[tuple[str, int, int], ...] = ()
@@ -168,8 +170,8 @@ class Containers:
         except OSError as err:
             raise EdgeFailed(f"{folder} could not be written: {err.strerror}. Nothing was started.", code="start-failed") from err
         self._all()[workload] = made
-        passed = ("--preserve-fds", str(wanted.fds)) if wanted.fds else ()
-        command = (*self._crun(), "run", *passed, "--bundle", str(folder), workload)
+        options = self._options(workload, wanted.fds, detached=wanted.detached)
+        command = (*self._crun(), "run", *options, "--bundle", str(folder), workload)
         return command, Rootfs(str(root), f"{folder}/{_FS}", disk_uids, disk_gids, owner)
 
     def enter(self, workload: WorkloadId, number: int, argv: tuple[str, ...]) -> tuple[tuple[str, ...], Rootfs]:
@@ -182,6 +184,32 @@ class Containers:
         except OSError as err:
             raise EdgeFailed(f"{folder} can't be used: {err.strerror}. Nothing was started.", code="start-failed") from err
         return (*self._crun(), "exec", "--process", str(path), workload), Rootfs("", "")
+
+    def enter_for_good(
+        self, workload: WorkloadId, box: WorkloadId, argv: Sequence[str], env: Mapping[str, str], fds: int
+    ) -> tuple[tuple[str, ...], Rootfs]:
+        """The command that starts a workload in the container of another one, behind the same walls, and leaves it to whoever
+        started the command. `env` is all that it is given. Raises EdgeFailed."""
+        folder, made = self._folder / workload, self._all()[box]
+        try:
+            process = msgspec.json.decode((self._folder / box / _CONFIG).read_bytes())["process"]
+            told = {**process, "args": list(argv), "env": [f"{name}={value}" for name, value in env.items()], "cwd": "/"}
+            folder.mkdir(exist_ok=True, mode=0o711)
+            write_file(folder / _PROCESS, msgspec.json.encode(told))
+            write_file(folder / _MADE, msgspec.json.encode(made))
+        except OSError as err:
+            raise EdgeFailed(f"{folder} can't be written: {err.strerror}. Nothing was started.", code="start-failed") from err
+        self._all()[workload] = made
+        options = self._options(workload, fds, detached=True)
+        return (*self._crun(), "exec", *options, "--process", str(folder / _PROCESS), box), Rootfs("", "")
+
+    def pid_file(self, workload: WorkloadId) -> str:
+        """Of one that is detached."""
+        return str(self._folder / workload / "pid")
+
+    def _options(self, workload: WorkloadId, fds: int, *, detached: bool) -> tuple[str, ...]:
+        passed = ("--preserve-fds", str(fds)) if fds else ()
+        return (*passed, *(("--detach", "--pid-file", self.pid_file(workload)) if detached else ()))
 
     def made(self, workload: WorkloadId) -> Made | None:
         """None: it is no container."""

@@ -107,6 +107,7 @@ class FakeRuntime:
         logs: str | None = None,
         outputs: Outputs = NO_OUTPUTS,
         rootfs: Rootfs | None = None,
+        leaves: str = "",
         mounts: Mounts | None = None,
     ) -> Handle:
         intent = self._intents.get(workload)
@@ -143,6 +144,7 @@ class FakeRuntime:
         logs: str | None = None,
         outputs: Outputs = NO_OUTPUTS,
         rootfs: Rootfs | None = None,
+        leaves: str = "",
         mounts: Mounts | None = None,
         labels: Mapping[str, str] | None = None,
         inside: WorkloadId | None = None,

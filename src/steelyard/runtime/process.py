@@ -266,6 +266,7 @@ class ProcessRuntime:
         logs: str | None = None,
         outputs: Outputs = NO_OUTPUTS,
         rootfs: Rootfs | None = None,
+        leaves: str = "",
         mounts: Mounts | None = None,
     ) -> Handle:
         intent = self._intents.pop(workload, None) or records.load_intent(self._agent_dir, workload)
@@ -294,6 +295,7 @@ class ProcessRuntime:
             memory_nodes=intent.plan.memory_nodes if intent.plan.cpus else (),
             outputs=outputs,
             rootfs=rootfs,
+            leaves=leaves,
             mounts=mounts,
             sees_as=self._leader_of(intent.inside),
         )
@@ -334,6 +336,7 @@ class ProcessRuntime:
         logs: str | None = None,
         outputs: Outputs = NO_OUTPUTS,
         rootfs: Rootfs | None = None,
+        leaves: str = "",
         mounts: Mounts | None = None,
         labels: Mapping[str, str] | None = None,
         inside: WorkloadId | None = None,
@@ -353,6 +356,7 @@ class ProcessRuntime:
             logs=logs,
             outputs=outputs,
             rootfs=rootfs,
+            leaves=leaves,
             mounts=mounts,
         )
 

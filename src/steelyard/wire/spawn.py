@@ -73,6 +73,9 @@ class Spawn(msgspec.Struct, frozen=True, tag=True):
     memory_nodes: tuple[int, ...] = ()
     outputs: Outputs = Outputs()
     rootfs: Rootfs | None = None
+    #: the program starts the workload, writes the pid of its first process into this file, and ends with 0: that process is our
+    #: child then, and what `Spawned` tells of. "": the program is the workload
+    leaves: str = ""
     #: what it sees that others don't; None: what we see
     mounts: Mounts | None = None
     #: it sees what this process sees
