@@ -4,8 +4,8 @@ Needs no running Steelyard: it makes groups of its own (`steelyard-jitter-<pid>-
 journal of settings like any job. Everything is taken away at the end; what a killed run left is taken away by the next one
 (`sweep`). The neighbour is always in the common cpuset, as best-effort work is, and ends by itself in bounded time.
 
-Ctrl-C is heard where a round waits, and nowhere else: what a signal's handler raises is lost when it comes while a child is forked
-(Python prints what its hooks around a fork raise, logging's for one, and goes on), and late when it comes just before a wait.
+Ctrl-C is heard where a round waits, and nowhere else: what a signal's handler raises is lost when it comes while a child is
+forked (Python prints what its hooks around a fork raise, logging's for one, and goes on), and late just before a wait.
 """
 
 from __future__ import annotations

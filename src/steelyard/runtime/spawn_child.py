@@ -11,6 +11,7 @@ import fcntl
 import os
 import resource
 import signal
+import termios
 from collections.abc import Sequence
 from typing import NoReturn
 
@@ -88,6 +89,9 @@ def run_child(
         stdout, stderr = _open_log(request.stdout, request), _open_log(request.stderr, request)
         step = "fds"
         error_fd = _arrange(inherited, stdout, stderr, request.fds, passed, error_fd)
+        if request.terminal:
+            step = "terminal"
+            fcntl.ioctl(0, termios.TIOCSCTTY, 0)
         step = "rlimit"
         resource.setrlimit(resource.RLIMIT_NOFILE, inherited.nofile)  # only after _arrange, which may need numbers beyond it
         for name, soft, hard in request.rlimits:
