@@ -102,6 +102,7 @@ class Agent:
         self.holdings = Holdings(scratch, usage, edges.cgroups, edges.volumes, self.secrets)
         self.volumes = VolumeKeeper(edges.volumes, edges.settings, edges.clock)
         self.terminals = TerminalKeeper(edges.spawner, edges.clock)
+        self.container_images = edges.images
         self.jobs = JobKeeper(
             edges.paths,
             edges.settings,
@@ -116,7 +117,7 @@ class Agent:
             self.presence,
             self.holdings,
             str(edges.slurm_bin),
-            JobContainers(edges.containers),
+            JobContainers(edges.containers, self.container_images),
             lambda plan: self.functions.may_have(plan),
         )
         self.images = ImageKeeper(edges.paths, edges.settings, self._changed)
@@ -391,6 +392,8 @@ class Agent:
             if packages is None:
                 return Answer(id=ask.id, error="There is no such image on this machine.")
             return Answer(id=ask.id, data=msgspec.json.encode(packages))
+        if ask.what in ("container-images", "image-remove", "image-pull", "image-pull-state"):
+            return await self.container_images.answer(ask)
         if ask.what == "template":
             line = await self.functions.show_templates(FunctionName(ask.workload))
             if line is None:
