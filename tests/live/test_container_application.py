@@ -43,3 +43,13 @@ def test_as_a_job(shared: Cluster, application: str) -> None:
     assert "serving" in shared.ok("logs", job)
     shared.ok("stop", job)
     shared.wait_job(job, "STOPPED")
+
+
+def test_as_a_function(shared: Cluster, application: str) -> None:
+    shared.ok("deploy", "--name", "application", "--port", "0", "--public", "--image", application)
+    shared.wait_function("application", "SLEEPING")
+    url = f"{shared.gateway_url}/application"
+    assert fetch(f"{url}/") == b"<h1>from the image</h1>\n", "it is woken by who asks"
+    told = json.loads(fetch(f"{url}/api/y") or b"{}")
+    assert (told["path"], told["uid"]) == ("/api/y", 33)
+    shared.ok("delete", "application")

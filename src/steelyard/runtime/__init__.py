@@ -65,6 +65,7 @@ class Runtime(Protocol):
         rootfs: Rootfs | None = None,
         leaves: str = "",
         mounts: Mounts | None = None,
+        terminal: int | None = None,
     ) -> Handle:
         """Run a prepared workload. EdgeFailed (code start-failed): nothing runs. Unreachable: it may run, adopt() tells.
         `logs`: the folder beside the workloads' own for stdout and stderr, shared by all that name it; its own by default.
@@ -72,7 +73,7 @@ class Runtime(Protocol):
         `rootfs`: its program is a container runtime, and this is mounted for it alone. `leaves`: that program ends when the
         workload runs, and has written its pid into this file.
         `mounts`: what it sees that others don't; one that can't be had fails the start (detail: volumes). A workload inside
-        another sees what that sees."""
+        another sees what that sees. `terminal`: a descriptor of one, which becomes its session's, its input and its output."""
         ...
 
     async def start(
@@ -95,6 +96,7 @@ class Runtime(Protocol):
         rootfs: Rootfs | None = None,
         leaves: str = "",
         mounts: Mounts | None = None,
+        terminal: int | None = None,
         labels: Mapping[str, str] | None = None,
         inside: WorkloadId | None = None,
     ) -> Handle:

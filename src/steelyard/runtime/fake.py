@@ -109,6 +109,7 @@ class FakeRuntime:
         rootfs: Rootfs | None = None,
         leaves: str = "",
         mounts: Mounts | None = None,
+        terminal: int | None = None,
     ) -> Handle:
         intent = self._intents.get(workload)
         if intent is None:
@@ -146,6 +147,7 @@ class FakeRuntime:
         rootfs: Rootfs | None = None,
         leaves: str = "",
         mounts: Mounts | None = None,
+        terminal: int | None = None,
         labels: Mapping[str, str] | None = None,
         inside: WorkloadId | None = None,
     ) -> Handle:
