@@ -103,7 +103,6 @@ async def start_contained(
         fd_numbers=(LISTEN_FD, PAGE_FD),
         logs=host.logs,
         rootfs=rootfs,
-        leaves="" if relayed else edges.containers.pid_file(slot.workload),
     )
 
 

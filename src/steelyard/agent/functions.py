@@ -494,8 +494,8 @@ class FunctionKeeper:
             if children.get(node.workload):
                 return NodeUse.PARENT
             # bases are small, and whatever is deployed next would wait for one; but for those in containers, which hold an image
-            kept = node.role == BASE and not node.contained
-            return NodeUse.WANTED if node.key in wanted or None in wanted or kept else NodeUse.UNWANTED
+            kept = node.key in wanted or None in wanted or (node.role == BASE and not node.contained)
+            return NodeUse.WANTED if kept else NodeUse.UNWANTED
 
         return [TemplateUse(key, node.own_bytes, node.last_used_ns, kind(node)) for key, node in self.tree.nodes.items()]
 

@@ -89,7 +89,6 @@ async def open_box(edges: Edges, wanted: TemplateWanted, key: str, kind: str, lo
             fd_numbers=(3,),
             logs=logs,
             rootfs=rootfs,
-            leaves=edges.containers.pid_file(workload),
             labels={"role": BOX},
         )
     except BaseException:

@@ -81,11 +81,11 @@ class TemplateProcess:
         mounts: Mounts | None = None,
         box: tuple[WorkloadId, int] | None = None,
     ) -> TemplateStatus:
-        """A base: by exec, with what all that comes of it is to see, or in a box (`template_box.open_box`). Raises EdgeFailed when
-        it can't be started; else as `_await_ready`."""
+        """A base: by exec, with what all that comes of it is to see, or in a box (`template_box.open_box`). Raises EdgeFailed
+        when it can't be started; else as `_await_ready`."""
         edges = self._edges
         listener = self._listen()
-        fds, rootfs, leaves = (listener.fileno(),), None, ""
+        fds, rootfs = (listener.fileno(),), None
         try:
             if box is None:
                 argv, own = base_command(python, lib_dir=edges.lib_dir, control_fd=CONTROL_FD)
@@ -94,7 +94,7 @@ class TemplateProcess:
                 fds = (listener.fileno(), box[1])
                 argv, own = base_command(python, lib_dir=Path(LIB), control_fd=CONTROL_FD, alive_fd=CONTROL_FD + 1)
                 argv, rootfs = edges.containers.enter_for_good(self.workload, box[0], argv, {**env, **own}, len(fds))
-                env, leaves = {"PATH": PATH}, edges.containers.pid_file(self.workload)
+                env = {"PATH": PATH}
             handle = await edges.runtime.start(
                 self.workload,
                 kind=KIND,
@@ -108,7 +108,6 @@ class TemplateProcess:
                 fd_numbers=tuple(range(CONTROL_FD, CONTROL_FD + len(fds))),
                 logs=logs,
                 rootfs=rootfs,
-                leaves=leaves,
                 mounts=mounts,
                 labels=self._labels,
             )

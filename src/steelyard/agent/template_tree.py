@@ -3,8 +3,8 @@ base with installed packages imported) of this machine: makes each once, on dema
 
 A base is shared by what has the same user, interpreter, volumes at the same paths (what is forked sees what its parent sees),
 variables that an interpreter reads when it starts and, in a container, the same image; an environment by what has, beside that,
-all other variables and the packages in common. Packages are what the function's code was seen to import when it last ran, and what
-the new code's import statements name. One that can't be imported before a fork is left out by name.
+all other variables and the packages in common. Packages are what the function's code was seen to import when it last ran, and
+what the new code's import statements name. One that can't be imported before a fork is left out by name.
 """
 
 from __future__ import annotations

@@ -73,7 +73,7 @@ class Wanted(msgspec.Struct, frozen=True):
     in_network: bool = False
     #: descriptors from 3 on that it is given
     fds: int = 0
-    #: crun ends when it runs, and leaves its first process to whoever started crun (`Containers.pid_file`)
+    #: crun ends when it runs, and leaves its first process to whoever started crun
     detached: bool = False
     binds: tuple[Bind, ...] = ()
     devices: tuple[DeviceNode, ...] = ()
@@ -173,7 +173,8 @@ class Containers:
         self._all()[workload] = made
         options = self._options(workload, wanted.fds, detached=wanted.detached)
         command = (*self._crun(), "run", *options, "--bundle", str(folder), workload)
-        return command, Rootfs(str(root), f"{folder}/{_FS}", disk_uids, disk_gids, owner)
+        leaves = self._pid_file(workload) if wanted.detached else ""
+        return command, Rootfs(str(root), f"{folder}/{_FS}", disk_uids, disk_gids, owner, leaves)
 
     def enter(
         self, workload: WorkloadId, number: int, argv: tuple[str, ...], terminal: Terminal | None = None
@@ -210,15 +211,16 @@ class Containers:
             raise EdgeFailed(f"{folder} can't be written: {err.strerror}. Nothing was started.", code="start-failed") from err
         self._all()[workload] = made
         options = self._options(workload, fds, detached=True)
-        return (*self._crun(), "exec", *options, "--process", str(folder / _PROCESS), box), Rootfs("", "")
+        return (*self._crun(), "exec", *options, "--process", str(folder / _PROCESS), box), Rootfs(
+            "", "", leaves=self._pid_file(workload)
+        )
 
-    def pid_file(self, workload: WorkloadId) -> str:
-        """Of one that is detached."""
+    def _pid_file(self, workload: WorkloadId) -> str:
         return str(self._folder / workload / "pid")
 
     def _options(self, workload: WorkloadId, fds: int, *, detached: bool) -> tuple[str, ...]:
         passed = ("--preserve-fds", str(fds)) if fds else ()
-        return (*passed, *(("--detach", "--pid-file", self.pid_file(workload)) if detached else ()))
+        return (*passed, *(("--detach", "--pid-file", self._pid_file(workload)) if detached else ()))
 
     def made(self, workload: WorkloadId) -> Made | None:
         """None: it is no container."""

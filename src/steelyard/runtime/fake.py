@@ -107,7 +107,6 @@ class FakeRuntime:
         logs: str | None = None,
         outputs: Outputs = NO_OUTPUTS,
         rootfs: Rootfs | None = None,
-        leaves: str = "",
         mounts: Mounts | None = None,
         terminal: int | None = None,
     ) -> Handle:
@@ -145,7 +144,6 @@ class FakeRuntime:
         logs: str | None = None,
         outputs: Outputs = NO_OUTPUTS,
         rootfs: Rootfs | None = None,
-        leaves: str = "",
         mounts: Mounts | None = None,
         terminal: int | None = None,
         labels: Mapping[str, str] | None = None,

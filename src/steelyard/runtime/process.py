@@ -266,7 +266,6 @@ class ProcessRuntime:
         logs: str | None = None,
         outputs: Outputs = NO_OUTPUTS,
         rootfs: Rootfs | None = None,
-        leaves: str = "",
         mounts: Mounts | None = None,
         terminal: int | None = None,
     ) -> Handle:
@@ -296,7 +295,6 @@ class ProcessRuntime:
             memory_nodes=intent.plan.memory_nodes if intent.plan.cpus else (),
             outputs=outputs,
             rootfs=rootfs,
-            leaves=leaves,
             mounts=mounts,
             sees_as=self._leader_of(intent.inside),
             terminal=terminal is not None,
@@ -341,7 +339,6 @@ class ProcessRuntime:
         logs: str | None = None,
         outputs: Outputs = NO_OUTPUTS,
         rootfs: Rootfs | None = None,
-        leaves: str = "",
         mounts: Mounts | None = None,
         terminal: int | None = None,
         labels: Mapping[str, str] | None = None,
@@ -362,7 +359,6 @@ class ProcessRuntime:
             logs=logs,
             outputs=outputs,
             rootfs=rootfs,
-            leaves=leaves,
             mounts=mounts,
             terminal=terminal,
         )

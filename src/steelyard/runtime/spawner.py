@@ -68,7 +68,7 @@ class Starting(msgspec.Struct, frozen=True):
     child: Child
     pipe: int
     asked_by: Peer
-    #: see `wire.Spawn`
+    #: see `wire.Rootfs`
     leaves: str
 
 
@@ -278,7 +278,7 @@ class Spawner:
         ready = poll.poll(EXEC_WAIT_MS)
         child = Child(workload, pid, _observe_stranger(pid).start_time)
         self._children[pid] = child
-        starting = self._starting[pid] = Starting(child, pipe, peer, request.leaves)
+        starting = self._starting[pid] = Starting(child, pipe, peer, request.rootfs.leaves if request.rootfs else "")
         if ready:
             self._settle(starting, watched=False)
         else:

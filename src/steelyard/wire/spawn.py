@@ -43,6 +43,9 @@ class Rootfs(msgspec.Struct, frozen=True):
     gids: tuple[tuple[int, int, int], ...] = ()
     #: (uid, gid) with whose rights `outputs` are opened
     owner: tuple[int, int] = (0, 0)
+    #: the runtime starts the workload, writes the pid of its first process into this file, and ends with 0: that process is our
+    #: child then, and what `Spawned` tells of. "": the runtime is the workload, for as long as it lives
+    leaves: str = ""
 
 
 class Spawn(msgspec.Struct, frozen=True, tag=True):
@@ -73,9 +76,6 @@ class Spawn(msgspec.Struct, frozen=True, tag=True):
     memory_nodes: tuple[int, ...] = ()
     outputs: Outputs = Outputs()
     rootfs: Rootfs | None = None
-    #: the program starts the workload, writes the pid of its first process into this file, and ends with 0: that process is our
-    #: child then, and what `Spawned` tells of. "": the program is the workload
-    leaves: str = ""
     #: what it sees that others don't; None: what we see
     mounts: Mounts | None = None
     #: it sees what this process sees
