@@ -15,16 +15,20 @@ import msgspec
 
 from steelyard.agent.attempt import Attempt, Member
 from steelyard.agent.container_images import ContainerImages
+from steelyard.agent.secrets import SecretKeeper
 from steelyard.errors import EdgeFailed, Refused
 from steelyard.host import Cgroups
 from steelyard.host.proc import observe_walls
 from steelyard.host.volumes import check_source
 from steelyard.lifecycle.bundle import namespaces
 from steelyard.lifecycle.launch import Launch
+from steelyard.lifecycle.registry_login import Login, login_of_secret
 from steelyard.model.ids import WorkloadId
 from steelyard.model.image import Image, parse_image
+from steelyard.model.job import Owner
 from steelyard.model.mount import Bind
 from steelyard.model.reason import Reason
+from steelyard.model.secret import SecretUse
 from steelyard.runtime.container import Containers, Wanted, end_deaf
 from steelyard.wire.agent import AssignedJob
 from steelyard.wire.spawn import Exited, Rootfs
@@ -40,12 +44,13 @@ class JobContainers:
     def __init__(self, containers: Containers, images: ContainerImages) -> None:
         self._containers, self._images = containers, images
 
-    async def fetch(self, job: AssignedJob, attempt: Attempt, owner: Ids | None) -> Image:
+    async def fetch(self, job: AssignedJob, attempt: Attempt, owner: Ids | None, secrets: SecretKeeper) -> Image:
         """Raises SteelyardError; nothing of the job is there then."""
         if owner is None:
             self._containers.check()  # which refuses: only root makes containers
             raise Refused("Containers need root. Nothing was started.", code="no-containers-here")
-        task = asyncio.ensure_future(asyncio.to_thread(self._images.fetch, parse_image(job.spec.image), owner))
+        login = await _find_login(secrets, job.owner, job.spec.secrets)
+        task = asyncio.ensure_future(asyncio.to_thread(self._images.fetch, parse_image(job.spec.image), job.owner, owner, login))
         attempt.fetching = task
         try:
             return await task
@@ -121,6 +126,14 @@ class JobContainers:
     def explain(self, workload: WorkloadId) -> tuple[str, ...]:
         made = self._containers.made(workload)
         return () if made is None else (f"runs in a container of {made.reference}, started by crun",)
+
+
+async def _find_login(secrets: SecretKeeper, owner: Owner, uses: Sequence[SecretUse]) -> Login | None:
+    """Of a secret that the work names for that, once its values are here. Raises SteelyardError."""
+    for use in uses:
+        if use.for_registry:
+            return login_of_secret(use.name, (await secrets.wait(owner, (use,)))[use.name])
+    return None
 
 
 def find_interpreter(script: str) -> str:
