@@ -159,7 +159,7 @@ def test_a_job_is_fetched_with_a_secret_that_it_is_not_told(shared: Cluster, reg
         assert "PATH=/bin" in out
         assert USER not in out.split() and PASSWORD not in out and "STEELYARD_SECRET" not in out
         loose = shared.cli("run", "--secret", "ghcr:registry", "--", "true")
-        assert "a login at a registry is for jobs in containers" in loose.stderr.decode()
+        assert "a login at a registry is for containers" in loose.stderr.decode()
     finally:
         shared.ok("secrets", "delete", "ghcr")
 

@@ -10,17 +10,19 @@ from __future__ import annotations
 import asyncio
 import os
 import pwd
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 import msgspec
 
 from steelyard.agent.identity import choose_ids
+from steelyard.agent.secrets import SecretKeeper
 from steelyard.config import Settings
 from steelyard.errors import EdgeFailed, Refused, SteelyardError
 from steelyard.host.as_user import observe_file, read_small
-from steelyard.lifecycle.registry_login import FILE_MAX, Login, choose_login, render_login, user_files
+from steelyard.lifecycle.registry_login import FILE_MAX, Login, choose_login, login_of_secret, render_login, user_files
 from steelyard.model.image import Image, ImageReference, ImageSource, parse_image
 from steelyard.model.job import Owner
+from steelyard.model.secret import SecretUse
 from steelyard.runtime.container import Containers
 from steelyard.runtime.oci import Tell, say_nothing
 from steelyard.runtime.oci.store import RegistryLogin
@@ -50,7 +52,7 @@ class ContainerImages:
             stamp = observe_file(reference.file, ids) if reference.file else ""
         except EdgeFailed as err:
             raise Refused(f"The image {reference.text}: {err.public}. Nothing was started.", code="image-unreadable") from err
-        login = login or _find_login(reference, owner)
+        login = login or _find_own_login(reference, owner)
         known = login if login is not None and not login.helper else None
         try:
             return self._containers.fetch(reference, ids, stamp, tell, known and _seal(known, reference, owner))
@@ -111,7 +113,15 @@ class ContainerImages:
             raise Refused("It is being unpacked at this moment. Nothing was removed.", code="image-used")
 
 
-def _find_login(reference: ImageReference, owner: Owner) -> Login | None:
+async def find_login(secrets: SecretKeeper, owner: Owner, uses: Sequence[SecretUse]) -> Login | None:
+    """Of a secret that the work names for that, once its values are here. Raises SteelyardError."""
+    for use in uses:
+        if use.for_registry:
+            return login_of_secret(use.name, (await secrets.wait(owner, (use,)))[use.name])
+    return None
+
+
+def _find_own_login(reference: ImageReference, owner: Owner) -> Login | None:
     """In the files of the owner, read with the owner's rights. Raises SteelyardError."""
     if reference.source is not ImageSource.REGISTRY:
         return None

@@ -14,7 +14,7 @@ from collections.abc import Mapping, Sequence
 import msgspec
 
 from steelyard.agent.attempt import Attempt, Member
-from steelyard.agent.container_images import ContainerImages
+from steelyard.agent.container_images import ContainerImages, find_login
 from steelyard.agent.secrets import SecretKeeper
 from steelyard.errors import EdgeFailed, Refused
 from steelyard.host import Cgroups
@@ -22,14 +22,12 @@ from steelyard.host.proc import observe_walls
 from steelyard.host.volumes import check_source
 from steelyard.lifecycle.bundle import namespaces
 from steelyard.lifecycle.launch import Launch
-from steelyard.lifecycle.registry_login import Login, login_of_secret
 from steelyard.model.ids import WorkloadId
 from steelyard.model.image import Image, parse_image
-from steelyard.model.job import Owner
-from steelyard.model.mount import Bind
+from steelyard.model.mount import Bind, MountedVolume
 from steelyard.model.reason import Reason
-from steelyard.model.secret import SecretUse
-from steelyard.runtime.container import Containers, Wanted, end_deaf
+from steelyard.runtime.container import Containers, Wanted
+from steelyard.runtime.deaf import end_deaf
 from steelyard.wire.agent import AssignedJob
 from steelyard.wire.spawn import Exited, Rootfs
 
@@ -49,7 +47,7 @@ class JobContainers:
         if owner is None:
             self._containers.check()  # which refuses: only root makes containers
             raise Refused("Containers need root. Nothing was started.", code="no-containers-here")
-        login = await _find_login(secrets, job.owner, job.spec.secrets)
+        login = await find_login(secrets, job.owner, job.spec.secrets)
         task = asyncio.ensure_future(asyncio.to_thread(self._images.fetch, parse_image(job.spec.image), job.owner, owner, login))
         attempt.fetching = task
         try:
@@ -76,10 +74,6 @@ class JobContainers:
         """`env`: what it is told beside the image's variables; `folders`: that Steelyard made for it. They are seen inside, where
         they are there; for a script also what its `srun` and the like need, by `slurm_bin`. Never taken from `env`, which is the
         user's to fill: crun mounts as root."""
-        for volume in job.volumes:
-            if (wrong := check_source(volume)) is not None:
-                raise EdgeFailed(f"Not started: {wrong}", code="start-failed", detail="volumes")
-        volumes = (Bind(volume.source, volume.seen_at, volume.read_only) for volume in job.volumes)
         read = [launch.env.get("STEELYARD_CA", ""), "" if job.spec.script is None else os.path.dirname(slurm_bin)]
         wanted = Wanted(
             argv=launch.argv,
@@ -88,7 +82,7 @@ class JobContainers:
             interpreter="" if job.spec.script is None else find_interpreter(job.spec.script),
             programs="" if job.spec.script is None else slurm_bin,
             own_network=job.spec.own_network,
-            binds=(*_find_binds(folders, read), *volumes),
+            binds=find_binds(folders, read, job.volumes),
         )
         return self._containers.make(member.workload, image, wanted, owner)
 
@@ -128,24 +122,22 @@ class JobContainers:
         return () if made is None else (f"runs in a container of {made.reference}, started by crun",)
 
 
-async def _find_login(secrets: SecretKeeper, owner: Owner, uses: Sequence[SecretUse]) -> Login | None:
-    """Of a secret that the work names for that, once its values are here. Raises SteelyardError."""
-    for use in uses:
-        if use.for_registry:
-            return login_of_secret(use.name, (await secrets.wait(owner, (use,)))[use.name])
-    return None
-
-
 def find_interpreter(script: str) -> str:
     """What its first line names."""
     words = script.partition("\n")[0].removeprefix("#!").split()
     return words[0] if words else "/bin/sh"
 
 
-def _find_binds(folders: Sequence[str], read: Sequence[str]) -> list[Bind]:
-    """At the same paths as outside; those of `read` can't be written."""
-    found = [Bind(folder, folder) for folder in folders if folder and os.path.isdir(folder)]
-    return found + [Bind(path, path, True) for path in read if path]
+def find_binds(folders: Sequence[str], read: Sequence[str], volumes: Sequence[MountedVolume]) -> tuple[Bind, ...]:
+    """Volumes, and the rest at the same paths as outside; what is in `read` can't be written. Raises EdgeFailed."""
+    for volume in volumes:
+        if (wrong := check_source(volume)) is not None:
+            raise EdgeFailed(f"Not started: {wrong}", code="start-failed", detail="volumes")
+    return (
+        *(Bind(folder, folder) for folder in folders if folder and os.path.isdir(folder)),
+        *(Bind(path, path, True) for path in read if path),
+        *(Bind(volume.source, volume.seen_at, volume.read_only) for volume in volumes),
+    )
 
 
 def _namespace(pid: int) -> str:

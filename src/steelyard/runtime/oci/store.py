@@ -107,6 +107,12 @@ class ImageStore:
         self.evict(keep=found.digest)
         return found
 
+    def find(self, reference: ImageReference, whose: str) -> Image:
+        """The unpacked image as it was fetched last; nobody is asked. Raises EdgeFailed."""
+        if (image := self._find(reference, None, whose)) is not None:
+            return image
+        raise EdgeFailed(f"The image {reference.text} is not on this machine any more", code="image-missing")
+
     def list(self) -> list[Image]:
         """The one that was used last comes first."""
         return [each.image for each in self.look()]
@@ -126,13 +132,13 @@ class ImageStore:
 
     # -- finding
 
-    def _find(self, reference: ImageReference, stamp: str, whose: str) -> Image | None:
+    def _find(self, reference: ImageReference, stamp: str | None, whose: str) -> Image | None:
         """What everybody may have, or what was fetched with a login of theirs."""
         for private_to in dict.fromkeys(("", whose)):
             with contextlib.suppress(OSError, msgspec.MsgspecError):
                 path = self._folder / "refs" / f"{_key(reference, private_to)}.json"
                 ref = msgspec.json.decode(path.read_bytes(), type=_Ref)
-                if ref.stamp == stamp and (image := self._load(ref.digest)) is not None:
+                if stamp in (None, ref.stamp) and (image := self._load(ref.digest)) is not None:
                     return image
         return None
 
