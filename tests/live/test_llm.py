@@ -71,22 +71,23 @@ def test_models_are_listed_and_mistakes_are_told_by_the_server_itself(chat: open
         chat.completions.create(model="another", prompt="once")
 
 
-def test_two_streams_are_worked_on_together(chat: openai.OpenAI) -> None:
-    with ThreadPoolExecutor(2) as pool:
-        one, other = (job.result() for job in [pool.submit(stream, chat, 60) for _ in range(2)])
-    assert len(one) == len(other) == 60
-    assert one[0][0] < other[-1][0] and other[0][0] < one[-1][0], "each began before the other ended"
+def running(shared: Cluster) -> str:
+    page = shared.call(f"/{NAME}/metrics").body.decode()
+    return next(line for line in page.splitlines() if line.startswith("vllm:num_requests_running"))
+
+
+def test_two_streams_are_worked_on_together(shared: Cluster, chat: openai.OpenAI) -> None:
+    with chat.completions.create(model=NAME, prompt="x", max_tokens=4096, stream=True) as first:
+        next(iter(first))
+        assert len(stream(chat, 60)) == 60
+        assert running(shared).endswith(" 1"), "the first has not ended yet"
 
 
 def test_a_client_that_leaves_ends_its_sequence(shared: Cluster, chat: openai.OpenAI) -> None:
     with chat.completions.create(model=NAME, prompt="x", max_tokens=4096, stream=True) as left:
         next(iter(left))
 
-    def running() -> str:
-        page = shared.call(f"/{NAME}/metrics").body.decode()
-        return next(line for line in page.splitlines() if line.startswith("vllm:num_requests_running"))
-
-    wait_until(lambda: running().endswith(" 0"), 20, "the sequence to end")
+    wait_until(lambda: running(shared).endswith(" 0"), 20, "the sequence to end")
 
 
 def test_a_queue_inside_the_model_adds_a_replica(shared: Cluster, chat: openai.OpenAI) -> None:

@@ -8,6 +8,7 @@ from __future__ import annotations
 import os
 from collections.abc import Callable, Iterable, Mapping
 from datetime import UTC, datetime
+from pathlib import PurePath
 from typing import Any, TypeVar
 
 import click
@@ -57,6 +58,12 @@ volume_option = click.option(
 secret_option = click.option(
     "--secret", "secrets", multiple=True, metavar="NAME[:files]",
     help="Give it a secret's keys as variables, or as files below $STEELYARD_SECRETS/NAME. May be repeated.",
+)  # fmt: skip
+
+#: `--network`, likewise
+network_option = click.option(
+    "--network", type=click.Choice(["host", "none"]), default="host", show_default=True,
+    help="Of a container: the machine's network, or none but its own loopback.",
 )  # fmt: skip
 
 _OPTIONS = (
@@ -113,8 +120,7 @@ _OPTIONS = (
     click.option("--error", "errors", type=click.Path(), help="A file for its errors [default with --output: the same]."),
     click.option("--image", metavar="IMAGE", default="", help="Run in an image of `steelyard image ls`, by name or id; or in a "
                  "container: registry.host/path:tag, docker://name:tag, oci:/path or docker-archive:/path."),
-    click.option("--network", type=click.Choice(["host", "none"]), default="host", show_default=True,
-                 help="Of a container: the machine's network, or none but its own loopback."),
+    network_option,
     click.option("--name", help="A name for people [default: the command's]."),
     click.option(
         "--env", "env", multiple=True, metavar="K=V", help="Set a variable (K alone takes the caller's value). May be repeated."
@@ -147,7 +153,7 @@ def make_spec(command: tuple[str, ...], asked: Mapping[str, Any], cwd: str, now:
     retry = parse_retry(asked["retry"]) if asked["retry"] else ()
     if asked["requeue"]:
         retry += tuple(rule for rule in _REQUEUE if rule.on not in {each.on for each in retry})
-    image = _image(asked["image"], cwd)
+    image = name_image(asked["image"], cwd)
     return JobSpec(
         name=asked["name"] or (os.path.basename(command[0]) or command[0] if command else _name_of(image)),
         argv=command,
@@ -177,7 +183,7 @@ def make_spec(command: tuple[str, ...], asked: Mapping[str, Any], cwd: str, now:
         checkpoint_dir=_path(asked["checkpoint_dir"], cwd),
         secrets=parse_uses(asked["secrets"]),
         image=image,
-        own_network=_own_network(asked),
+        own_network=own_network(asked),
         volumes=parse_volumes(asked["volumes"]),
     )
 
@@ -192,19 +198,21 @@ def _passed_on(image: str) -> dict[str, str]:
     return {} if is_reference(image) else {key: os.environ[key] for key in PASSED_ON if key in os.environ}
 
 
-def _image(text: str, cwd: str) -> str:
-    """A container's as short as it can be written, with relative paths meant from here; the name of one that was built here."""
+def name_image(text: str, folder: str) -> str:
+    """A container's as short as it can be written, with relative paths meant from `folder`; the name of one that was built here.
+    Raises Refused."""
     if not is_reference(text):
         return text
     for source in (ImageSource.LAYOUT, ImageSource.ARCHIVE):
         name = text.removeprefix(f"{source.value}:")
         if name != text and not name.startswith("/"):
-            text = f"{source.value}:{os.path.join(cwd, name)}"
+            text = f"{source.value}:{PurePath(folder, name)}"
     return parse_image(text).text
 
 
-def _own_network(asked: Mapping[str, Any]) -> bool:
-    if asked["network"] == "none" and not is_reference(asked["image"]):
+def own_network(asked: Mapping[str, Any]) -> bool:
+    """Raises Refused."""
+    if asked["network"] == "none" and not is_reference(asked["image"] or ""):
         raise Refused("--network is of containers: name one with --image. Nothing was started.", code="unfit-option")
     return asked["network"] == "none"
 

@@ -18,7 +18,8 @@ from steelyard.model.coldstart import ColdStart
 from steelyard.model.function import FunctionSpec, FunctionState, RevisionState, Routes
 from steelyard.model.health import Finding
 from steelyard.model.ids import AttemptId, FunctionName, ImageId, JobId, MachineId, ProjectName
-from steelyard.model.job import JobSpec, Owner, Plan
+from steelyard.model.image import Image
+from steelyard.model.job import JobSpec, Owner, Plan, Terminal
 from steelyard.model.machine import HeldPlan, Machine
 from steelyard.model.mount import MountedVolume
 from steelyard.model.proof import Proof
@@ -250,6 +251,8 @@ class ExecStart(msgspec.Struct, frozen=True):
     rank: int | None = None
     #: asking again with the same key starts nothing twice
     key: str = ""
+    #: None: empty input, output to logs
+    terminal: Terminal | None = None
 
 
 class ExecState(msgspec.Struct, frozen=True):
@@ -268,6 +271,25 @@ class VolumeMake(msgspec.Struct, frozen=True):
     path: str = ""
 
 
+class PullStart(msgspec.Struct, frozen=True):
+    """A container image to fetch, and for whom."""
+
+    image: str
+    owner: Owner
+
+
+class ContainerImageSeen(msgspec.Struct, frozen=True):
+    """One that lies on the machine."""
+
+    image: Image
+    #: what it is known as there
+    references: tuple[str, ...]
+    #: microseconds, wall clock
+    used_at: int
+    #: workloads that run on it
+    used_by: tuple[str, ...]
+
+
 class Ask(msgspec.Struct, frozen=True, tag=True):
     """Server asks, agent answers with the same id. `what`:
 
@@ -276,10 +298,14 @@ class Ask(msgspec.Struct, frozen=True, tag=True):
     "template" (JSON list of `TemplateSeen`): of the function `workload`, from the base on; empty for a command
     "ends" (JSON list of `ReplicaEnd`): of replicas of the function `workload` that nobody told to end
     "image-packages" (JSON list of texts): what is installed in the image `<uid>/<id>`
+    "container-images" (JSON list of `ContainerImageSeen`); "image-remove" the one whose digest `workload` is
+    "image-pull": begin to fetch (`body`: JSON `PullStart`), or join who fetches it already; "image-pull-state" of the pull
+    `workload` (both answered with a JSON `PullView`; nothing: it is not known)
     "health" (JSON `MachineHealth`); "readmit": begin a check of the subject `workload`; "keep-hardware"
     "scaling": of the function `workload` (JSON list of `ScalingSeen`, one for each revision that gets traffic)
     "exec": start `body` (JSON `ExecStart`) inside the attempt, answered with its name, such as `x1`; it is the workload
     `<attempt>-x1`, of which "exec-state" tells (JSON `ExecState`) and which "exec-stop" sends the signal `offset`.
+    "stream": open `body` (JSON `StreamStart`) and dial back
     "volume-make": the folder of the volume `workload` (`body`: JSON `VolumeMake`), answered with its path; "volume-delete";
     "volumes" (`body`: JSON list of paths): how large they are, JSON list of `VolumeSeen` in that order
     """
