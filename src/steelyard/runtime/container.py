@@ -23,9 +23,10 @@ import msgspec
 
 from steelyard.config import write_file
 from steelyard.errors import EdgeFailed, Refused
-from steelyard.lifecycle.bundle import Container, DeviceNode, make_bundle
+from steelyard.lifecycle.bundle import Container, DeviceNode, add_terminal, make_bundle
 from steelyard.model.ids import WorkloadId
 from steelyard.model.image import Image, ImageReference, choose_argv
+from steelyard.model.job import Terminal
 from steelyard.model.mount import Bind
 from steelyard.runtime.mount_calls import find_inside
 from steelyard.runtime.oci import Tell, say_nothing
@@ -172,16 +173,24 @@ class Containers:
         command = (*self._crun(), "run", *passed, "--bundle", str(folder), workload)
         return command, Rootfs(str(root), f"{folder}/{_FS}", disk_uids, disk_gids, owner)
 
-    def enter(self, workload: WorkloadId, number: int, argv: tuple[str, ...]) -> tuple[tuple[str, ...], Rootfs]:
-        """The command that runs another one inside of it, behind the same walls."""
+    def enter(
+        self, workload: WorkloadId, number: int, argv: tuple[str, ...], terminal: Terminal | None = None
+    ) -> tuple[tuple[str, ...], Rootfs]:
+        """The command that runs another one inside of it, behind the same walls. Of a terminal our side is sent to `console`."""
         folder = self._folder / workload
         try:
             process = msgspec.json.decode((folder / _CONFIG).read_bytes())["process"]
             path = folder / f"exec-{number}.json"
-            write_file(path, msgspec.json.encode({**process, "args": list(argv)}))
+            process |= {"args": list(argv)} | ({} if terminal is None else add_terminal(process["env"], terminal))
+            write_file(path, msgspec.json.encode(process))
         except OSError as err:
             raise EdgeFailed(f"{folder} can't be used: {err.strerror}. Nothing was started.", code="start-failed") from err
-        return (*self._crun(), "exec", "--process", str(path), workload), Rootfs("", "")
+        console = () if terminal is None else ("--console-socket", str(self.console(workload, number)))
+        return (*self._crun(), "exec", *console, "--process", str(path), workload), Rootfs("", "")
+
+    def console(self, workload: WorkloadId, number: int = 0) -> Path:
+        """Where crun brings the terminal of a process of it: the first one's (0), or another's; the socket is its reader's."""
+        return self._folder / workload / f"console-{number}"
 
     def made(self, workload: WorkloadId) -> Made | None:
         """None: it is no container."""
