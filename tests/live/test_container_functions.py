@@ -295,7 +295,7 @@ def test_the_kernel_has_the_same_walls_around_a_replica_as_around_any_container(
 
 def test_how_a_replica_in_a_container_ended_is_known_and_the_next_one_serves(shared: Cluster, app: Path) -> None:
     assert shared.cli("call", "boxed-tell", "true").returncode == 1
-    ends = shared.api("GET", "/v1/functions/boxed-tell/ends").json()
+    ends = wait_until(lambda: shared.api("GET", "/v1/functions/boxed-tell/ends").json(), 10, "its end to be told")
     assert ends[-1]["exit_code"] == 7
     assert call(shared, "boxed-tell")["uid"] == 0
 

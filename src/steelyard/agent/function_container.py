@@ -18,10 +18,12 @@ from typing import TYPE_CHECKING
 
 import msgspec
 
+from steelyard.agent.container_images import find_login
 from steelyard.agent.edges import Edges
 from steelyard.agent.identity import PATH, choose_ids
 from steelyard.agent.job_container import find_binds
 from steelyard.agent.replica import LISTEN_FD, PAGE_FD, Slot
+from steelyard.agent.secrets import SecretKeeper
 from steelyard.agent.template import make_load
 from steelyard.agent.template_box import CODE, LIB, bind_runner
 from steelyard.errors import Refused
@@ -42,8 +44,8 @@ if TYPE_CHECKING:
 Ids = tuple[int, int]
 
 
-async def find_image(edges: Edges, function: AssignedFunction, *, fetch: bool = True) -> Image | None:
-    """None: it names none. Not fetched: only what is here already. Raises SteelyardError."""
+async def find_image(edges: Edges, function: AssignedFunction, secrets: SecretKeeper | None) -> Image | None:
+    """None: it names none. `secrets`: where its login may be; None: only what is here already. Raises SteelyardError."""
     if not function.spec.contained:
         return None
     owner = choose_ids(function.owner, False, edges.settings, os.geteuid())
@@ -51,9 +53,10 @@ async def find_image(edges: Edges, function: AssignedFunction, *, fetch: bool = 
         edges.containers.check()  # which refuses: only root makes containers
         raise Refused("Containers need root. Nothing was started.", code="no-containers-here")
     reference = parse_image(function.spec.image)
-    if not fetch:
-        return await asyncio.to_thread(edges.containers.find, reference)
-    return await asyncio.to_thread(edges.images.fetch, reference, owner)
+    if secrets is None:
+        return await asyncio.to_thread(edges.containers.find, reference, str(function.owner.uid))
+    login = await find_login(secrets, function.owner, function.spec.secrets)
+    return await asyncio.to_thread(edges.images.fetch, reference, function.owner, owner, login)
 
 
 def enter_image(edges: Edges, function: AssignedFunction, image: Image) -> tuple[AssignedFunction, Path]:
