@@ -208,7 +208,7 @@ def app(shared: Cluster, python: str) -> Iterator[Path]:
     (folder / "boxed.py").write_text(BOXED.format(image=python))
     shared.ok("deploy", str(folder / "boxed.py"))
     yield folder
-    for name in ("tell", "serve", "threads", "alone"):
+    for name in ("tell", "stays", "serve", "threads", "alone"):
         shared.ok("delete", f"boxed-{name}")
 
 
@@ -218,7 +218,7 @@ import steelyard as sy
 
 image = sy.Image.from_registry("{image}")
 app = sy.App("boxed", image=image)
-common = dict(idle_timeout="1s", env={{"MINE": "1"}}, cpus=0.1)
+common = dict(env={{"MINE": "1"}}, cpus=0.1)
 
 def told():
     status = open("/proc/self/status").read()
@@ -227,8 +227,12 @@ def told():
             "mine": os.environ.get("MINE"), "others": sorted(name for name in os.listdir("/proc") if name.isdigit()),
             **{{name: lines[name] for name in ("NoNewPrivs", "Seccomp", "CapBnd")}}}}
 
+@app.function(**common, idle_timeout="1s")
+def tell() -> dict:
+    return told()
+
 @app.function(**common)
-def tell(end: bool = False) -> dict:
+def stays(end: bool = False) -> dict:
     if end:
         os._exit(7)
     return told()
@@ -283,8 +287,8 @@ def test_a_python_function_is_forked_inside_the_container_of_its_image(shared: C
 
 
 def test_the_kernel_has_the_same_walls_around_a_replica_as_around_any_container(shared: Cluster, app: Path) -> None:
-    call(shared, "boxed-tell")
-    (pid,) = host_pids(shared, "boxed-tell")
+    call(shared, "boxed-stays")
+    (pid,) = host_pids(shared, "boxed-stays")
     walls = observe_walls([pid])
     assert walls == {
         "namespaces": ["cgroup", "ipc", "mnt", "pid", "user", "uts"], "seccomp": "filter", "capabilities": "none",
@@ -294,19 +298,21 @@ def test_the_kernel_has_the_same_walls_around_a_replica_as_around_any_container(
 
 
 def test_how_a_replica_in_a_container_ended_is_known_and_the_next_one_serves(shared: Cluster, app: Path) -> None:
-    assert shared.cli("call", "boxed-tell", "true").returncode == 1
-    ends = wait_until(lambda: shared.api("GET", "/v1/functions/boxed-tell/ends").json(), 10, "its end to be told")
+    assert shared.cli("call", "boxed-stays", "true").returncode == 1
+    ends = wait_until(lambda: shared.api("GET", "/v1/functions/boxed-stays/ends").json(), 10, "its end to be told")
     assert ends[-1]["exit_code"] == 7
-    assert call(shared, "boxed-tell")["uid"] == 0
+    assert call(shared, "boxed-stays")["uid"] == 0
 
 
 def test_functions_of_one_image_share_its_box_and_each_replica_has_a_control_group(shared: Cluster, app: Path) -> None:
-    call(shared, "boxed-tell")
+    call(shared, "boxed-stays")
     call(shared, "boxed-alone")
-    (tell,), (alone,) = host_pids(shared, "boxed-tell"), host_pids(shared, "boxed-alone")
-    assert os.readlink(f"/proc/{tell}/ns/pid") == os.readlink(f"/proc/{alone}/ns/pid")
-    shown = json.loads(shared.ok("template", "boxed-tell", "--json"))
+    (stays,), (alone,) = host_pids(shared, "boxed-stays"), host_pids(shared, "boxed-alone")
+    assert os.readlink(f"/proc/{stays}/ns/pid") == os.readlink(f"/proc/{alone}/ns/pid")
+    shown = json.loads(shared.ok("template", "boxed-stays", "--json"))
     assert [each["role"] for each in shown] == ["base", "environment", "revision"]
+    assert all(each["walls"] == observe_walls([stays]) for each in shown), "what is forked is behind the same walls"
+    assert "Runs in a container of" in shared.cli("template", "boxed-stays").stderr.decode()
 
 
 def test_a_revision_that_must_not_be_forked_starts_from_its_environment_inside(shared: Cluster, app: Path) -> None:
@@ -328,6 +334,21 @@ def test_killed_agent_and_spawner_leave_a_replica_in_its_container_and_later_one
     shared.wait_replaced("spawner", shared.kill("spawner"))
     assert Path(f"/proc/{pid}").exists(), "its container was not ended with its templates"
     shared.wait_ready()
+    try:
+        shared.cli("call", "boxed-tell", timeout=20)
+    except Exception:
+        print(shared.cli("functions").stdout.decode(), shared.cli("template", "boxed-tell").stdout.decode())
+        import subprocess
+
+        print(
+            subprocess.run(
+                ["bash", "-c", "ps -eo pid,ppid,stat,args | grep '[/]run/steelyard/lib\\|[c]run\\|spawner$'"],
+                capture_output=True,
+                text=True,
+            ).stdout[:5000]
+        )
+        shared.print_logs()
+        raise
     assert call(shared, "boxed-tell")["mine"] == told["mine"]
 
 
