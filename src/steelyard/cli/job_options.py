@@ -8,6 +8,7 @@ from __future__ import annotations
 import os
 from collections.abc import Callable, Iterable, Mapping
 from datetime import UTC, datetime
+from pathlib import PurePath
 from typing import Any, TypeVar
 
 import click
@@ -147,7 +148,7 @@ def make_spec(command: tuple[str, ...], asked: Mapping[str, Any], cwd: str, now:
     retry = parse_retry(asked["retry"]) if asked["retry"] else ()
     if asked["requeue"]:
         retry += tuple(rule for rule in _REQUEUE if rule.on not in {each.on for each in retry})
-    image = _image(asked["image"], cwd)
+    image = name_image(asked["image"], cwd)
     return JobSpec(
         name=asked["name"] or (os.path.basename(command[0]) or command[0] if command else _name_of(image)),
         argv=command,
@@ -192,14 +193,15 @@ def _passed_on(image: str) -> dict[str, str]:
     return {} if is_reference(image) else {key: os.environ[key] for key in PASSED_ON if key in os.environ}
 
 
-def _image(text: str, cwd: str) -> str:
-    """A container's as short as it can be written, with relative paths meant from here; the name of one that was built here."""
+def name_image(text: str, folder: str) -> str:
+    """A container's as short as it can be written, with relative paths meant from `folder`; the name of one that was built here.
+    Raises Refused."""
     if not is_reference(text):
         return text
     for source in (ImageSource.LAYOUT, ImageSource.ARCHIVE):
         name = text.removeprefix(f"{source.value}:")
         if name != text and not name.startswith("/"):
-            text = f"{source.value}:{os.path.join(cwd, name)}"
+            text = f"{source.value}:{PurePath(folder, name)}"
     return parse_image(text).text
 
 

@@ -29,6 +29,7 @@ from steelyard.model.ids import WorkloadId
 from steelyard.model.image import Image, ImageReference, choose_argv
 from steelyard.model.mount import Bind
 from steelyard.runtime.mount_calls import find_inside
+from steelyard.runtime.oci import Tell, say_nothing
 from steelyard.runtime.oci.fetch import missing
 from steelyard.runtime.oci.ranges import make_maps, owner_range
 from steelyard.runtime.oci.store import ImageStore
@@ -66,6 +67,10 @@ class Wanted(msgspec.Struct, frozen=True):
     argv: tuple[str, ...]
     env: dict[str, str]
     cwd: str = ""
+    #: of a script, which is brought in and runs instead of the image's entry point: what the image must have for that
+    interpreter: str = ""
+    #: a folder that is brought in, in which programs are looked for first
+    programs: str = ""
     own_network: bool = False
     binds: tuple[Bind, ...] = ()
     devices: tuple[DeviceNode, ...] = ()
@@ -102,10 +107,14 @@ class Containers:
         """In the background: what an agent before this one was killed over."""
         threading.Thread(target=self.store.sweep, daemon=True).start()
 
-    def fetch(self, reference: ImageReference, ids: Ids, stamp: str) -> Image:
+    def fetch(self, reference: ImageReference, ids: Ids, stamp: str, tell: Tell = say_nothing) -> Image:
         """Blocks until the image is here, see `ImageStore.ensure`."""
         self.check()
-        return self.store.ensure(reference, ids, stamp)
+        return self.store.ensure(reference, ids, stamp, tell)
+
+    def users(self, digest: str) -> list[WorkloadId]:
+        """What runs on that image."""
+        return sorted(workload for workload, made in self._all().items() if made.image == digest)
 
     def ids(self, image: Image, owner: Ids) -> Ids:
         """(uid, gid) of the machine that the image's user is, when `owner` runs it."""
@@ -115,9 +124,11 @@ class Containers:
     def make(self, workload: WorkloadId, image: Image, wanted: Wanted, owner: Ids) -> tuple[tuple[str, ...], Rootfs]:
         """Write its bundle: the command that starts it, and what is mounted for that. Raises Refused or EdgeFailed."""
         folder, root = self._folder / workload, self.store.root(image.digest)
-        argv = choose_argv(image, wanted.argv)
+        argv = wanted.argv if wanted.interpreter else choose_argv(image, wanted.argv)
         env = {"PATH": DEFAULT_PATH, "HOME": image.ids.home} | image.env | wanted.env
-        _check_program(root, argv[0], env["PATH"], wanted.cwd or image.cwd or "/", image.reference)
+        _check_program(root, wanted.interpreter or argv[0], env["PATH"], wanted.cwd or image.cwd or "/", image.reference)
+        if wanted.programs:
+            env["PATH"] = f"{wanted.programs}:{env['PATH']}"
         first = owner_range(self._images, owner[0])
         (uids, disk_uids), (gids, disk_gids) = make_maps(first, owner[0]), make_maps(first, owner[1])
         files = () if wanted.own_network else tuple(Bind(name, name, True) for name in _NETWORK_FILES if os.path.isfile(name))

@@ -1,5 +1,5 @@
 """What does a function need around its code? `image = sy.Image.python("3.11").pip_install("numpy")`: a Python environment, built
-once and kept.
+once and kept; or a container image by its name, `sy.Image.from_registry("ghcr.io/org/app:1.2")`.
 
 Every call gives a new image with one step more; nothing is done here and no file is read. Paths are those of whoever deploys,
 relative to the folder of the file that declares them. Standard library only.
@@ -25,13 +25,12 @@ Path = str | PurePath
 #: of Modal, without a meaning yet or at all: said instead of "no attribute"
 _ELSEWHERE = {
     "apt_install": "packages of the system come from the machine: have its admin install them there",
-    "from_registry": "container images are not there yet: install packages with pip_install",
-    "from_dockerfile": "container images are not there yet: install packages with pip_install",
+    "from_dockerfile": "build it with what you have (docker, buildah), and name the result with from_registry(...)",
     "micromamba": "environments are made by uv: install packages with pip_install",
     "micromamba_install": "environments are made by uv: install packages with pip_install",
     "poetry_install_from_file": "export a requirements file and give it to pip_install(requirements=...)",
     "run_function": "write what it does as a command: run('python -c ...')",
-    "dockerfile_commands": "container images are not there yet: write run(...) and copy(...)",
+    "dockerfile_commands": "write run(...) and copy(...)",
 }
 
 
@@ -42,14 +41,14 @@ def _explain(name: str) -> str:
 
 
 class _Kind(type):
-    """`Image.from_registry(...)` is asked of the class."""
+    """`Image.from_dockerfile(...)` is asked of the class."""
 
     def __getattr__(cls, name: str) -> Any:
         raise AttributeError(_explain(name))
 
 
 class Image(metaclass=_Kind):
-    """Made by `Image.python(...)`. Equal where the steps are."""
+    """Made by `Image.python(...)` or `Image.from_registry(...)`. Equal where the steps are."""
 
     __slots__ = ("_base", "_steps")
 
@@ -63,6 +62,17 @@ class Image(metaclass=_Kind):
         if not isinstance(asked, str) or not _VERSION.fullmatch(asked):
             raise DeclarationError(f"Image.python({version!r}): write a version such as '3.11', as a text.")
         return cls({"kind": "python", "version": asked})
+
+    @classmethod
+    def from_registry(cls, reference: str) -> Image:
+        """A container image: "ghcr.io/org/app:1.2", "docker://python:3.12-slim" (Docker Hub), "oci:PATH[:TAG]" (a folder in the
+        OCI image layout) or "docker-archive:PATH" (what `docker save` wrote). What runs with it runs in a container."""
+        if not isinstance(reference, str) or not (":" in reference or "/" in reference):
+            raise DeclarationError(
+                f"from_registry: {reference!r} does not say from where. Write for example 'docker://python:3.12-slim' or "
+                "'ghcr.io/org/app:1.2'."
+            )
+        return cls({"kind": "registry", "reference": reference})
 
     def pip_install(
         self,
@@ -173,13 +183,16 @@ class Image(metaclass=_Kind):
         return hash(repr(self.as_json()))
 
     def __repr__(self) -> str:
-        return f"<steelyard.Image python {self._base['version']}, {len(self._steps)} steps>"
+        base = "python {version}" if "version" in self._base else "{reference}"
+        return f"<steelyard.Image {base.format_map(self._base)}, {len(self._steps)} steps>"
 
     def as_json(self) -> dict[str, Any]:
         """The base and the steps as they were written; files are still named by their paths."""
         return {"base": dict(self._base), "steps": [dict(step) for step in self._steps]}
 
     def _with(self, **step: Any) -> Image:
+        if self._base["kind"] == "registry":
+            raise DeclarationError("A container image takes no further steps: bring what it needs in the image itself.")
         return Image(self._base, (*self._steps, step))
 
 

@@ -272,7 +272,7 @@ async def play(world: World, events: list[tuple[str, int, int]]) -> None:
     world.drop()
 
 
-@settings(deadline=None, max_examples=150)
+@settings(max_examples=150)
 @given(
     events=st.lists(EVENTS, max_size=8),
     ignores=st.sampled_from([frozenset[int](), frozenset({15}), frozenset({2, 15})]),

@@ -36,7 +36,7 @@ def read_all(path: Path, offset: int, limit: int, *, ended: bool) -> tuple[bytes
         found, offset = found + data, following
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(
     writes=st.lists(st.sampled_from(["x", "abc", VALUE, "abcde", "fgh", "\n"]), min_size=1, max_size=20),
     limit=st.integers(1, 30),
@@ -60,7 +60,7 @@ def test_what_is_followed_is_the_whole_with_its_values_replaced(writes: list[str
         shutil.rmtree(folder)
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(st.lists(st.sampled_from(["x", VALUE, "abcde", "fgh"]), min_size=5, max_size=40), st.integers(3, 60), st.integers(1, 30))
 def test_a_log_with_a_gap_is_read_to_its_end_and_tells_no_value(writes: list[str], keep: int, limit: int) -> None:
     folder = Path(tempfile.mkdtemp())

@@ -301,7 +301,7 @@ _steps = st.lists(
 )
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(_steps, st.integers(0, 1 << 30))
 def test_whatever_fails_and_whoever_is_killed_every_call_ends_and_none_is_asked_twice_at_a_time(
     tmp_path_factory: pytest.TempPathFactory, steps: list[tuple[str, object]], seed: int

@@ -64,7 +64,7 @@ class Copy(RuleBasedStateMachine):
 
 
 TestCopy = Copy.TestCase
-TestCopy.settings = settings(max_examples=60, stateful_step_count=25, deadline=None)
+TestCopy.settings = settings(max_examples=60, stateful_step_count=25)
 
 
 def test_a_dependency_is_looked_at_again_only_when_its_job_changed() -> None:

@@ -113,14 +113,14 @@ def test_serial_numbers_uuids_and_macs_are_masked() -> None:
 
 
 @given(st.lists(st.text(alphabet=string.printable + "Ä…\x00", max_size=300), max_size=30))
-@settings(max_examples=150, deadline=None)
+@settings(max_examples=150)
 def test_no_text_makes_the_reader_fail(lines: list[str]) -> None:
     log = parse_log("\n".join(lines), "log")
     assert all(len(event.text) <= TEXT_MAX for event in log.events)
 
 
 @given(st.sampled_from(STAMPED), st.data())
-@settings(max_examples=200, deadline=None)
+@settings(max_examples=200)
 def test_a_damaged_line_is_read_or_passed_over(line: str, data: st.DataObject) -> None:
     at = data.draw(st.integers(0, len(line) - 1))
     junk = data.draw(st.text(max_size=12))

@@ -96,7 +96,7 @@ def test_what_is_not_there_or_too_large_is_refused(tmp_path: Path) -> None:
         max_leaves=12,
     )
 )
-@settings(max_examples=100, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=100, suppress_health_check=[HealthCheck.function_scoped_fixture])
 def test_odd_json_is_read_or_refused(tmp_path: Path, document: object) -> None:
     file = tmp_path / "odd.json"
     file.write_text(json.dumps({"intf_status": document} if not isinstance(document, dict) else document))

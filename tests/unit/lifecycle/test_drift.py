@@ -56,7 +56,7 @@ def test_unchanged_hardware_passes() -> None:
 
 
 @given(st.randoms(use_true_random=False))
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=40)
 def test_order_and_volatile_facts_change_neither_hash_nor_findings(chance: random.Random) -> None:
     def shuffled(items: tuple[object, ...]) -> tuple[object, ...]:
         return tuple(chance.sample(items, len(items)))

@@ -194,5 +194,5 @@ class Lives(RuleBasedStateMachine):
         assert named <= self.touched
 
 
-Lives.TestCase.settings = settings(max_examples=150, stateful_step_count=25, deadline=None)
+Lives.TestCase.settings = settings(max_examples=150, stateful_step_count=25)
 TestLives = Lives.TestCase

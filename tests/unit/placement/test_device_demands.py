@@ -174,7 +174,7 @@ def test_a_topology_without_wires_says_so() -> None:
     assert answer.bottleneck is not None and answer.bottleneck.path is PathClass.SYS and "no source tells" in answer.notes[0]
 
 
-@settings(max_examples=150, deadline=None)
+@settings(max_examples=150)
 @given(
     sizes=st.lists(st.integers(0, 4), min_size=1, max_size=4),
     near=st.dictionaries(st.integers(0, 3), st.integers(1, 4), min_size=1, max_size=3),

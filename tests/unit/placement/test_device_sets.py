@@ -86,7 +86,7 @@ def shuffle(topology: Topology, seed: random.Random) -> Topology:
     return msgspec.structs.replace(topology, gpus=tuple(gpus), nics=tuple(nics), pairs=tuple(pairs))
 
 
-@settings(max_examples=200, deadline=None)
+@settings(max_examples=200)
 @given(topology=topologies(), data=st.data(), seed=st.randoms(use_true_random=False))
 def test_the_choice_is_the_one_that_trying_everything_gives(topology: Topology, data: st.DataObject, seed: random.Random) -> None:
     taken = data.draw(st.sets(st.sampled_from([gpu.id for gpu in topology.gpus]), max_size=len(topology.gpus) - 1))
@@ -199,7 +199,7 @@ rows_of = st.integers(2, 8).flatmap(
 )
 
 
-@settings(max_examples=150, deadline=None)
+@settings(max_examples=150)
 @given(drawn=rows_of, data=st.data())
 def test_next_best_and_symmetry_agree_with_listing_all_sets(
     drawn: tuple[list[list[int]], list[list[int]]], data: st.DataObject

@@ -64,7 +64,7 @@ def test_a_host_of_which_nothing_is_known_is_alone() -> None:
     assert sizes(fabric, "leaf") == [1, 2] and sizes(fabric, "fabric") == [3]
 
 
-@settings(max_examples=200, deadline=None)
+@settings(max_examples=200)
 @given(st.data())
 def test_levels_are_always_nested_runs(data: st.DataObject) -> None:
     names = [f"h{number}" for number in range(data.draw(st.integers(1, 9)))]
@@ -95,7 +95,7 @@ def recount(state: FabricState) -> None:
             assert [int(count) for count in holds[number]] == [int((whole[inside] >= k).sum()) for k in range(holds.shape[1])]
 
 
-@settings(max_examples=100, deadline=None)
+@settings(max_examples=100)
 @given(st.data())
 def test_counts_are_what_a_recount_gives_and_undo_brings_all_back(data: st.DataObject) -> None:
     state = make_state(fabric_of({"l1": ["a", "b"], "l2": ["c"]}), {"a": 2, "b": 4, "c": 1})

@@ -173,7 +173,7 @@ gangs = st.tuples(
 MACHINES = [RAIL, machine_of(cube_mesh()), machine_of(nvswitch_16())]
 
 
-@settings(max_examples=80, deadline=None)
+@settings(max_examples=80)
 @given(machine=st.sampled_from(MACHINES), wanted=st.lists(gangs, min_size=1, max_size=5))
 def test_the_parts_of_any_gang_make_the_whole(machine: Machine, wanted: list[tuple[Resources, int]]) -> None:
     room = Room(machine)

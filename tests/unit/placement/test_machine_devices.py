@@ -119,7 +119,7 @@ asked = st.builds(
 )
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(wanted=st.lists(st.tuples(asked, st.booleans()), max_size=12))
 def test_nothing_is_ever_given_twice(wanted: list[tuple[Resources, bool]]) -> None:
     running: list[tuple[Resources, Plan]] = []

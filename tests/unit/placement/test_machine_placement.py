@@ -157,7 +157,7 @@ def obviously_fits(machine: Machine, running: list[tuple[Resources, Plan]], dema
     return False
 
 
-@settings(max_examples=150, deadline=None)
+@settings(max_examples=150)
 @given(
     nodes=st.lists(st.integers(1, 3), min_size=1, max_size=2),
     siblings=st.integers(1, 2),
@@ -185,7 +185,7 @@ def test_placement_agrees_with_trying_everything(nodes: list[int], siblings: int
             running.pop(0)
 
 
-@settings(max_examples=100, deadline=None)
+@settings(max_examples=100)
 @given(wanted=st.lists(demands, max_size=8), last=demands)
 def test_the_largest_possible_is_possible_and_a_little_more_is_not(wanted: list[Resources], last: Resources) -> None:
     machine = make_machine((4,))

@@ -26,7 +26,7 @@ asked = st.builds(
 )
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(steps=st.lists(st.tuples(asked, st.integers(0, 2), st.booleans()), max_size=14), last=asked)
 def test_taking_and_releasing_is_as_good_as_booking_anew(steps: list[tuple[Resources, int, bool]], last: Resources) -> None:
     room, running = Room(MACHINE), list[tuple[Resources, Plan, bool]]()
@@ -46,7 +46,7 @@ def test_taking_and_releasing_is_as_good_as_booking_anew(steps: list[tuple[Resou
     assert room.fits_quickly(last) == anew.fits_quickly(last)
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(here=st.lists(asked, max_size=5), there=st.lists(asked, max_size=5), last=asked)
 def test_a_plan_for_two_rooms_fits_both(here: list[Resources], there: list[Resources], last: Resources) -> None:
     rooms = (Room(MACHINE), Room(MACHINE))

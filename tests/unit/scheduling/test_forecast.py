@@ -84,7 +84,7 @@ def test_only_the_first_of_a_long_queue_are_looked_at() -> None:
     assert list(forecast(Snapshot(small_machine(), queued), limit=5).items()) == [(f"q{at:04d}", at) for at in range(5)]
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(st.data())
 def test_what_is_told_comes_true_when_everything_takes_all_of_its_time(data: st.DataObject) -> None:
     """Against a plain clock that ticks every quarter of an hour."""

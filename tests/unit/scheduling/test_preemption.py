@@ -220,7 +220,7 @@ def situations(draw: st.DrawFn) -> tuple[Machine, list[Holding], Job]:
     return machine, holding, make_job(99, wants, priority=50, gang=gang)
 
 
-@settings(max_examples=100, deadline=None)
+@settings(max_examples=100)
 @given(situations())
 def test_victims_are_those_that_trying_every_set_gives(situation: tuple[Machine, list[Holding], Job]) -> None:
     machine, holding, job = situation

@@ -227,7 +227,7 @@ def snapshots(draw: st.DrawFn) -> Snapshot:
     return Snapshot(machine, queued, tuple(holding), quotas=quotas)
 
 
-@settings(max_examples=100, deadline=None)
+@settings(max_examples=100)
 @given(snapshots())
 def test_every_change_that_is_told_starts_the_job(snapshot: Snapshot) -> None:
     decision = DECIDE(snapshot, NOW)

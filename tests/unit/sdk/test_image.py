@@ -29,6 +29,12 @@ def test_without_a_version_it_is_the_one_that_runs() -> None:
     assert sy.Image.python().as_json()["base"]["version"] == "{}.{}".format(*sys.version_info)
 
 
+def test_a_container_image_is_named_as_it_was_written() -> None:
+    image = sy.Image.from_registry("oci:./layout")
+    assert image.as_json() == {"base": {"kind": "registry", "reference": "oci:./layout"}, "steps": []}
+    assert "oci:./layout" in repr(image) and "python 3.11" in repr(sy.Image.python("3.11"))
+
+
 def test_modals_spellings_mean_the_same() -> None:
     modal = (
         sy.Image.debian_slim(python_version="3.11")
@@ -55,6 +61,8 @@ def test_modals_spellings_mean_the_same() -> None:
     [
         (lambda: sy.Image.python("three"), "write a version"),
         (lambda: sy.Image.python(3.11), "as a text"),  # type: ignore[arg-type]
+        (lambda: sy.Image.from_registry("nginx"), "does not say from where"),
+        (lambda: sy.Image.from_registry("docker://nginx").run("make"), "no further steps"),
         (lambda: sy.Image.python("3.11").pip_install(), "names no package"),
         (lambda: sy.Image.python("3.11").pip_install("./mine"), "copy"),
         (lambda: sy.Image.python("3.11").env({"A": 1}), "texts"),  # type: ignore[dict-item]
@@ -70,7 +78,7 @@ def test_mistakes_are_named(make: Any, text: str) -> None:
         make()
 
 
-@pytest.mark.parametrize("name", ["apt_install", "from_registry", "from_dockerfile", "micromamba"])
+@pytest.mark.parametrize("name", ["apt_install", "from_dockerfile", "micromamba"])
 def test_what_is_not_there_says_what_to_do(name: str) -> None:
     for asked in (sy.Image, sy.Image.python("3.11")):
         with pytest.raises(AttributeError, match=f"{name} has no meaning here: .*[a-z]"):

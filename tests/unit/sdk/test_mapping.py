@@ -93,7 +93,7 @@ def run(mapping: Mapping, platform: Platform) -> list[Any]:
     raise AssertionError("it never ends")
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(st.integers(0, 300), st.integers(0, 20), st.integers(), st.sampled_from([0.0, 0.3]), st.booleans(), st.integers(0, 2))
 def test_every_input_has_one_outcome_and_runs_no_more_often_than_it_may(
     count: int, width: int, seed: int, faults: float, ordered: bool, retries: int

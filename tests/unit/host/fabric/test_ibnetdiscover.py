@@ -180,7 +180,7 @@ def test_the_recorded_port_lists(name: str, hosts: int, switches: int) -> None:
     assert (len(fabric.hosts), len(fabric.switches)) == (hosts, switches)
 
 
-@settings(max_examples=150, deadline=None)
+@settings(max_examples=150)
 @given(st.data())
 def test_damaged_files_are_read_or_refused(data: st.DataObject) -> None:
     lines = write_blocks().splitlines()

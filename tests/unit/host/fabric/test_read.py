@@ -148,7 +148,7 @@ def test_every_recorded_fabric_file_is_read_right_or_refused_in_one_sentence() -
             assert refused.value.public.startswith(path.name) and "\n" not in refused.value.public
 
 
-@settings(max_examples=200, deadline=None)
+@settings(max_examples=200)
 @given(st.sampled_from([TREE, DOMAINS, MODEL]), st.data())
 def test_damaged_files_are_read_or_refused(whole: str, data: st.DataObject) -> None:
     start = data.draw(st.integers(0, len(whole)))
@@ -162,7 +162,7 @@ def test_damaged_files_are_read_or_refused(whole: str, data: st.DataObject) -> N
         assert "f" in said and "\n" not in said
 
 
-@settings(max_examples=100, deadline=None)
+@settings(max_examples=100)
 @given(st.binary(max_size=200))
 def test_junk_is_refused(data: bytes) -> None:
     with contextlib.suppress(Refused):

@@ -170,7 +170,7 @@ _YAML = [
 _WORDS = st.sampled_from(_CONF + _YAML)
 
 
-@settings(max_examples=300, deadline=None)
+@settings(max_examples=300)
 @given(st.lists(_WORDS, max_size=25).map("".join))
 def test_any_words_are_read_or_refused(text: str) -> None:
     try:
@@ -180,7 +180,7 @@ def test_any_words_are_read_or_refused(text: str) -> None:
     assert "t.conf" in said
 
 
-@settings(max_examples=200, deadline=None)
+@settings(max_examples=200)
 @given(st.text(alphabet="ab01[]-,٣ ", max_size=20))
 def test_any_hostlist_is_expanded_or_refused(text: str) -> None:
     with contextlib.suppress(Refused):

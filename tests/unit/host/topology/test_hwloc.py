@@ -449,7 +449,7 @@ def mutations(text: str) -> st.SearchStrategy[str]:
 
 @pytest.mark.parametrize("text", [RICH, VERSION_1], ids=["version 2", "version 1"])
 def test_a_damaged_file_is_read_or_refused_and_never_crashes(text: str) -> None:
-    @settings(max_examples=250, deadline=None)
+    @settings(max_examples=250)
     @given(mutations(text))
     def damage(changed: str) -> None:
         with contextlib.suppress(Refused):
@@ -463,7 +463,7 @@ def test_a_damaged_file_is_read_or_refused_and_never_crashes(text: str) -> None:
 def test_a_damaged_recorded_file_is_read_or_refused(name: str) -> None:
     text = recorded(f"hwloc-xml/{name}").read_text()
 
-    @settings(max_examples=20, deadline=None)
+    @settings(max_examples=20)
     @given(mutations(text))
     def damage(changed: str) -> None:
         with contextlib.suppress(Refused):

@@ -356,7 +356,7 @@ def test_any_nonsense_in_the_files_is_read(tmp_path: Path) -> None:
     tree, own = write(tmp_path), sorted(files())
     junk = st.sampled_from(["", "-1", "9" * 5000, "0-99999999999", "0x" + "f" * 40000, "²", "\0", "Unknown", "1e999", "NaN GT/s"])
 
-    @settings(max_examples=150, deadline=None)
+    @settings(max_examples=150)
     @given(st.dictionaries(st.sampled_from(own), junk | st.text(max_size=8), min_size=1, max_size=4))
     def damage(changed: dict[str, str]) -> None:
         for name, text in changed.items():
@@ -371,7 +371,7 @@ def test_any_nonsense_in_the_files_is_read(tmp_path: Path) -> None:
     damage()
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(st.integers(0, 10**6), st.binary(max_size=8), st.booleans())
 def test_a_damaged_archive_is_read_or_refused(at: int, junk: bytes, inside: bool) -> None:
     with tempfile.TemporaryDirectory() as folder:

@@ -162,7 +162,7 @@ def test_an_nvswitch_without_address_is_one_of_those_that_have_one() -> None:
 
 
 @given(st.permutations([0, 1, 2]), st.booleans())
-@settings(max_examples=20, deadline=None)
+@settings(max_examples=20)
 def test_merging_a_source_with_itself_changes_nothing(order: list[int], twice: bool) -> None:
     whole = merge([[TREE, DRIVER, MATRIX][place] for place in order])
     assert merge([whole, whole, *([whole] if twice else [])]) == whole

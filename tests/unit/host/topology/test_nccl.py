@@ -188,7 +188,7 @@ def test_the_retyped_mask_of_oci_is_left_out() -> None:
 
 
 @given(st.data())
-@settings(max_examples=150, deadline=None)
+@settings(max_examples=150)
 def test_a_mutated_file_is_a_topology_or_refused(data: st.DataObject) -> None:
     answer = read_or_refuse(read_nccl_xml, data.draw(mutated(MACHINE)))
     if isinstance(answer, Topology):

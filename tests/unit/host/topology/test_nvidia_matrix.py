@@ -50,7 +50,7 @@ def test_a_matrix_tells_paths_names_and_affinities() -> None:
 
 
 @given(st.permutations(range(1, 5)))
-@settings(max_examples=24, deadline=None)
+@settings(max_examples=24)
 def test_shuffled_rows_give_the_same_machine(order: list[int]) -> None:
     lines = MATRIX.split("\n")
     shuffled = "\n".join([lines[0], *(lines[place] for place in order), *lines[5:]])
@@ -132,7 +132,7 @@ def test_the_restricted_matrix_keeps_no_cut_affinity() -> None:
 
 
 @given(st.data())
-@settings(max_examples=150, deadline=None)
+@settings(max_examples=150)
 def test_a_mutated_matrix_is_a_topology_or_refused(data: st.DataObject) -> None:
     answer = read_or_refuse(read_nvidia_matrix, data.draw(mutated(MATRIX)))
     if isinstance(answer, Topology):

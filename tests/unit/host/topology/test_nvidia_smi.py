@@ -204,7 +204,7 @@ def test_the_recorded_link_status_has_twelve_links_per_gpu() -> None:
 
 
 @given(st.data())
-@settings(max_examples=150, deadline=None)
+@settings(max_examples=150)
 def test_a_mutated_xml_screen_is_a_topology_or_refused(data: st.DataObject) -> None:
     answer = read_or_refuse(read_nvidia_smi_xml, data.draw(mutated(XML)))
     if isinstance(answer, Topology):
@@ -214,7 +214,7 @@ def test_a_mutated_xml_screen_is_a_topology_or_refused(data: st.DataObject) -> N
 
 
 @given(st.data())
-@settings(max_examples=150, deadline=None)
+@settings(max_examples=150)
 def test_a_mutated_text_screen_is_a_topology_or_refused(data: st.DataObject) -> None:
     answer = read_or_refuse(read_nvidia_smi_text, data.draw(mutated(TEXT)))
     if isinstance(answer, Topology):
@@ -224,7 +224,7 @@ def test_a_mutated_text_screen_is_a_topology_or_refused(data: st.DataObject) -> 
 
 
 @given(st.data())
-@settings(max_examples=150, deadline=None)
+@settings(max_examples=150)
 def test_a_mutated_link_status_is_a_topology_or_refused(data: st.DataObject) -> None:
     answer = read_or_refuse(read_nvlink_status, data.draw(mutated(STATUS.replace("\nNVML", "\n\tNVML"))))
     if isinstance(answer, Topology):

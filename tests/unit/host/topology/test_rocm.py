@@ -99,7 +99,7 @@ def test_recorded_screens_are_read(name: str, gpus: int, classes: dict[str, int]
 
 
 @given(st.data())
-@settings(max_examples=150, deadline=None)
+@settings(max_examples=150)
 def test_a_mutated_table_is_a_topology_or_refused(data: st.DataObject) -> None:
     answer = read_or_refuse(read_rocm_topo, data.draw(mutated(TOPO)))
     if isinstance(answer, Topology):
@@ -109,7 +109,7 @@ def test_a_mutated_table_is_a_topology_or_refused(data: st.DataObject) -> None:
 
 
 @given(st.data())
-@settings(max_examples=150, deadline=None)
+@settings(max_examples=150)
 def test_a_mutated_dump_is_a_topology_or_refused(data: st.DataObject) -> None:
     answer = read_or_refuse(read_rocm_json, data.draw(mutated(JSON)))
     if isinstance(answer, Topology):

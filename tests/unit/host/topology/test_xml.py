@@ -98,7 +98,7 @@ def test_what_is_no_xml_is_refused(text: str) -> None:
     refusal(text)
 
 
-@settings(max_examples=300, deadline=None)
+@settings(max_examples=300)
 @given(st.text(alphabet="<>/&;!ab[]\"'= %-?\x00ä\n", max_size=60) | st.text(max_size=60))
 def test_any_text_is_read_or_refused(text: str) -> None:
     with contextlib.suppress(Refused):

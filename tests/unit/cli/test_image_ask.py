@@ -1,0 +1,37 @@
+"""Images of a file are asked for by what they are: a container's is named, nothing of it is built here."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any, cast
+
+import pytest
+
+from steelyard.cli.app_file import AppFile, Declared, Description
+from steelyard.cli.image_ask import ensure_app_images, make_image_spec
+from steelyard.errors import Refused
+from steelyard.sdk.image import Image
+
+NOBODY: Any = None
+
+
+def declare(fn: str, image: Image | None) -> Declared:
+    return Declared(fn, fn, "app.py", fn, "call", None, {}, None, (), image=image and image.as_json())
+
+
+def test_a_container_image_is_named_with_its_path_from_the_files_folder_and_nobody_is_asked() -> None:
+    layout, hub = Image.from_registry("oci:./layout:1"), Image.from_registry("docker://python:3.12-slim")
+    functions = (declare("one", layout), declare("two", hub), declare("three", None), declare("four", layout))
+    app = AppFile(Path("/srv/app.py"), Path("/srv"), "python3", Description("app", functions))
+    ids = ensure_app_images(cast("Any", NOBODY), app, cast("Any", NOBODY), cast("Any", NOBODY))
+    assert ids == {
+        "one": "oci:/srv/layout:1",
+        "two": "docker.io/library/python:3.12-slim",
+        "four": "oci:/srv/layout:1",
+    }
+
+
+def test_nothing_of_a_container_image_is_built() -> None:
+    asked = Image.from_registry("docker://nginx").as_json()
+    with pytest.raises(Refused, match="fetched"):
+        make_image_spec(cast("Any", NOBODY), asked, Path("/srv"), cast("Any", NOBODY))
