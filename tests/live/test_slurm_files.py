@@ -1,4 +1,4 @@
-"""Does the real Slurm take the files that are rendered from recorded machines? slurmd reads each machine through hwloc and compares.
+"""Does the real Slurm take what is rendered from recorded machines? slurmd reads each through hwloc and compares.
 
 Needs Debian's slurmd and the recorded machines. No cluster is started: slurmd is ended when it has read everything.
 """
@@ -8,23 +8,24 @@ from __future__ import annotations
 import os
 import re
 import shutil
+import stat
 import subprocess
 from pathlib import Path
 
 import msgspec
 import pytest
+
 from recorded import recorded
 from slurm_machines import seen_host, spec_of
-
 from steelyard.engine.bringup.plan import plan_bring_up
-from steelyard.host.fabric.read import read_fabric, read_fabric_text
-from steelyard.host.fabric.slurm import read_slurm_topology
 from steelyard.host.topology.read import read_topology
 from steelyard.model.cluster import StepKind
 from steelyard.model.topology import Topology
 
 SLURMD = shutil.which("slurmd") or shutil.which("slurmd", path="/usr/sbin")
-pytestmark = pytest.mark.skipif(SLURMD is None, reason="Debian's slurmd is needed (apt-get install slurmd): NOT VERIFIED without")
+pytestmark = pytest.mark.skipif(
+    SLURMD is None or os.geteuid() != 0, reason="Debian's slurmd and root are needed: Slurm's files are NOT VERIFIED without"
+)
 
 #: recorded machine -> what Slurm should call a socket, and how many there are
 MACHINES = {
@@ -53,9 +54,9 @@ def test_slurmd_finds_the_recorded_machine_as_its_line_says(name: str, tmp_path:
     assert f"SlurmdParameters={socketing}" in conf if socketing else "SlurmdParameters" not in conf
     assert f"SocketsPerBoard={sockets} " in conf
     said = _start_slurmd(tmp_path, files, HWLOC_XMLFILE=str(recorded(f"hwloc-xml/{name}")), HWLOC_THISSYSTEM="1")
-    assert "differs from hardware" not in said and "error" not in said and "fatal" not in said, said
+    # (an irregular machine is an error to slurmd, which goes on with whole numbers)
+    assert not re.search(r"(error|fatal): (?!(Thread|Core) count \(\d+\) not multiple)", said), said
     assert f" Sockets:{sockets} " in said, said
-
 
 
 def _files(folder: Path, machine: Topology) -> dict[str, str]:
@@ -80,6 +81,8 @@ def _start_slurmd(folder: Path, files: dict[str, str], **environ: str) -> str:
     """What it says until it has read all there is to read about its machine."""
     for name, content in files.items():
         (folder / name).write_text(content)
+    for gpu in re.findall(r"File=(\S+)", files["gres.conf"]):
+        os.mknod(gpu, 0o600 | stat.S_IFCHR, os.makedev(1, 3))
     for path in ("lib/slurm/slurmd", "log/slurm"):
         (folder / path).mkdir(parents=True)
     conf = str(folder / "slurm.conf")

@@ -51,7 +51,8 @@ find /sys/devices/system/cpu /sys/devices/system/node /sys/devices/pci* /sys/dev
     -o -name size -o -name shared_cpu_map -o -name cpulist -o -name cpumap -o -name distance -o -name meminfo -o -name class \
     -o -name vendor -o -name device -o -name numa_node -o -name local_cpulist -o -name local_cpus -o -name '*_link_speed' \
     -o -name '*_link_width' -o -name speed -o -name operstate -o -name rate -o -name state -o -name link_layer \
-    -o -name properties -o -name mem_info_vram_total -o -name numa_status \) ! -path '*/power/*' ! -path '*/cpuidle/*' ! -path '*/thermal*'
+    -o -name properties -o -name mem_info_vram_total -o -name numa_status \) \
+    ! -path '*/power/*' ! -path '*/cpuidle/*' ! -path '*/thermal*'
 find /proc/driver/nvidia/gpus -name information -o -name numa_status
 } | awk '{
     file = $0; count = 0; text = ""
