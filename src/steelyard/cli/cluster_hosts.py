@@ -88,7 +88,10 @@ def _same_everywhere(item: PlainMapping, source: str) -> dict[str, object]:
             raise Refused(f"{source}: {port!r} is no port.", code="bad-hosts")
         found["port"] = int(port)
     if reserve := _text(item, "memory_reserve", source):
-        found["reserve_bytes"] = parse_bytes(reserve)
+        try:
+            found["reserve_bytes"] = parse_bytes(reserve)
+        except Refused as err:
+            raise Refused(f"{source}: memory_reserve: {err.public}", code=err.code) from err
     return found
 
 

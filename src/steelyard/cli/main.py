@@ -80,11 +80,12 @@ COMMANDS: dict[str, Entry] = {
     "coldstarts": Entry("Functions", "steelyard.cli.functions:coldstarts", "Show what each wake cost, phase by phase."),
 }
 
-#: programs that `up` starts; not for people, so `--help` does not show them
+#: what `up` and Slurm's daemons start; not for people, so `--help` does not show them
 PROGRAMS: dict[str, str] = {
     "supervise": "steelyard.cli.up:supervise",
     "server": "steelyard.cli.program_commands:server",
     "agent": "steelyard.cli.program_commands:agent",
+    "node": "steelyard.cli.node:node",
 }
 
 _HELP = """Steelyard turns this machine into a serverless platform for functions and jobs, with no hypervisor in the path.

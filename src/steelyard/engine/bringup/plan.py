@@ -150,8 +150,10 @@ def _steps(host: SeenHost, head: SeenHost, files: Mapping[str, str], nodes: Sequ
     """In the order in which they are carried out on that host."""
     steps: list[Step] = []
     is_head = host.name == head.name
-    if host.missing:
-        steps.append(Step(host.name, StepKind.INSTALL, " ".join(host.missing), "from the distribution"))
+    # a distribution starts what it installs: a node must not come up as a second controller
+    missing = [package for package in host.missing if is_head or package != "slurmctld"]
+    if missing:
+        steps.append(Step(host.name, StepKind.INSTALL, " ".join(missing), "from the distribution"))
     if not host.key and is_head:
         steps.append(Step(host.name, StepKind.KEY, KEY, "there is none: munge's key for the cluster is made here"))
     elif not is_head and (host.key != head.key or not head.key):
