@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from steelyard.agent.cleanup import Cleanup
+from steelyard.agent.container_images import ContainerImages
 from steelyard.clock import Clock
 from steelyard.config import Paths, Settings
 from steelyard.gateway import Gateway
@@ -34,6 +35,8 @@ class Edges:
     runtime: ProcessRuntime
     cleanup: Cleanup
     containers: Containers
+    #: of containers
+    images: ContainerImages
     #: durable files of the agent, many at the price of one
     lane: RecordLane
     gateway: Gateway

@@ -20,7 +20,7 @@ from steelyard.model.function import FunctionSpec
 from steelyard.model.gpu_demand import check_gpu_demand
 from steelyard.model.ids import JOB_NAME, NAME
 from steelyard.model.image import parse_image
-from steelyard.model.job import JobSpec, Resources
+from steelyard.model.job import JobSpec, Resources, Terminal
 from steelyard.model.machine import Machine
 from steelyard.model.secret import USES_MAX, SecretUse
 from steelyard.model.timing import Timing
@@ -34,6 +34,9 @@ _ENV_NAME = re.compile(r"[A-Za-z_][A-Za-z0-9_.-]{0,254}")
 _METRIC = re.compile(r"[a-zA-Z_:][a-zA-Z0-9_:]{0,199}", re.ASCII)
 #: as many as a replica's page has room for
 _METRICS_MAX = 8
+_TERM = re.compile(r"[A-Za-z0-9][A-Za-z0-9._+-]{0,63}", re.ASCII)
+#: of a terminal: the kernel counts them in 16 bits
+_WINDOW_MAX = 65_535
 _SHA256 = re.compile(r"[0-9a-f]{64}")
 #: what a request line can hold
 _READINESS = re.compile(r"/[!-~]{0,1023}", re.ASCII)
@@ -78,10 +81,10 @@ def check_job(spec: JobSpec, machine: Machine | None, root: bool) -> list[Findin
     return findings
 
 
-def _check_image(spec: JobSpec) -> list[Finding]:
+def _check_image(spec: JobSpec | FunctionSpec) -> list[Finding]:
     if not spec.contained:
         if spec.own_network:
-            return [Finding("no-container", "a network of its own is for jobs in containers: name an image")]
+            return [Finding("no-container", "a network of its own is for containers: name an image")]
         return []
     findings: list[Finding] = []
     try:
@@ -97,10 +100,21 @@ def _check_image(spec: JobSpec) -> list[Finding]:
     return findings
 
 
-def check_exec(argv: tuple[str, ...]) -> list[Finding]:
+def check_exec(argv: tuple[str, ...], terminal: Terminal | None) -> list[Finding]:
     if not argv:
         return [Finding("no-command", "there is no command to run: argv is empty")]
-    return _check_command(argv, {})
+    return [*_check_command(argv, {}), *_check_terminal(terminal)]
+
+
+def _check_terminal(terminal: Terminal | None) -> list[Finding]:
+    if terminal is None:
+        return []
+    findings: list[Finding] = []
+    if not (1 <= terminal.rows <= _WINDOW_MAX and 1 <= terminal.columns <= _WINDOW_MAX):
+        findings.append(Finding("bad-terminal", f"a terminal has 1 to {_WINDOW_MAX} rows and columns"))
+    if not _TERM.fullmatch(terminal.kind):
+        findings.append(Finding("bad-terminal", f"{terminal.kind[:80]!r} is no kind of terminal, such as xterm-256color"))
+    return findings
 
 
 def check_function(name: str, spec: FunctionSpec, machine: Machine | None, root: bool) -> list[Finding]:
@@ -113,6 +127,7 @@ def check_function(name: str, spec: FunctionSpec, machine: Machine | None, root:
     if len(spec.origin) > 4096 or "\0" in spec.origin:
         findings.append(Finding("bad-origin", "origin is the path of the file that declares the app"))
     findings += _check_program(spec)
+    findings += _check_image(spec)
     findings += _check_command(spec.argv, spec.env)
     if spec.resources.exclusive:
         findings.append(Finding("exclusive-function", "a function that wants cores of its own asks for the timing `dedicated`"))
@@ -166,7 +181,7 @@ def _find_unknown(value: object, kind: msgspec.inspect.Type, at: str) -> Iterato
 
 def _check_program(spec: FunctionSpec) -> list[Finding]:
     findings: list[Finding] = []
-    if (spec.file is not None) == bool(spec.argv):
+    if (spec.file is not None) == bool(spec.argv) and not (spec.contained and spec.file is None):
         findings.append(Finding("no-program", "a function is either file and attr (an ASGI app) or argv (a program)"))
     if spec.file is not None:
         parts = spec.file.split("/")
@@ -191,10 +206,10 @@ def _check_program(spec: FunctionSpec) -> list[Finding]:
         findings.append(Finding("bad-readiness", text))
     if spec.port is not None and not 0 <= spec.port <= 65535:
         findings.append(Finding("bad-port", "port must be between 1 and 65535, or 0 for a free one, which is told as PORT"))
-    if spec.port and spec.replicas_max > 1:
+    if spec.port and spec.replicas_max > 1 and not spec.own_network:
         text = "only one replica on a machine can open the port: replicas_max must be 1, or port 0, a free one for each as $PORT"
         findings.append(Finding("bad-port", text))
-    if spec.bundle is None and spec.cwd is None:
+    if spec.bundle is None and spec.cwd is None and not spec.contained:
         findings.append(Finding("no-code", "a function needs its code: a bundle, or a cwd to run in"))
     if spec.bundle is not None and not _SHA256.fullmatch(spec.bundle):
         findings.append(Finding("bad-bundle", "a bundle is named by its sha256, 64 hex digits"))

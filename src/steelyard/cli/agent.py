@@ -14,6 +14,7 @@ from pathlib import Path
 import msgspec
 
 from steelyard.agent.cleanup import Cleanup
+from steelyard.agent.container_images import ContainerImages
 from steelyard.agent.edges import Edges
 from steelyard.agent.loop import Agent
 from steelyard.clock import SystemClock
@@ -93,6 +94,7 @@ def _make_agent(paths: Paths, settings: Settings) -> Agent:
         runtime=runtime,
         cleanup=Cleanup(runtime, paths, containers),
         containers=containers,
+        images=ContainerImages(containers, settings),
         lane=lane,
         gateway=Envoy(paths, settings, clock),
         queue=SocketQueue(),

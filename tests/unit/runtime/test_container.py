@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import signal
 from pathlib import Path
 
 import msgspec
@@ -11,7 +10,7 @@ import pytest
 from steelyard.errors import Refused
 from steelyard.model.ids import WorkloadId
 from steelyard.model.image import Image, UserIds
-from steelyard.runtime.container import Containers, Wanted, find_deaf
+from steelyard.runtime.container import Containers, Wanted
 from steelyard.runtime.oci.ranges import make_maps, owner_range
 
 ALICE, BOB = (1000, 100), (1001, 100)
@@ -96,28 +95,3 @@ def test_what_is_no_program_of_the_image_is_refused_before_it_starts(containers:
     with pytest.raises(Refused, match="has no program") as refusal:
         containers.make(JOB, image(), Wanted((program,), {}), ALICE)
     assert refusal.value.code == "no-such-program"
-
-
-STATUS = "Name:\tx\nNSpid:\t{pids}\nSigBlk:\t{blocked}\nSigIgn:\t{ignored}\nSigCgt:\t{caught}\n"
-NONE, TERM = "0" * 16, f"{1 << 14:016x}"
-
-
-@pytest.mark.parametrize(
-    ("pids", "blocked", "ignored", "caught", "signum", "deaf"),
-    [
-        ("50\t1", NONE, NONE, NONE, signal.SIGTERM, True),
-        ("50\t1", NONE, NONE, TERM, signal.SIGTERM, False),
-        ("50\t1", NONE, TERM, NONE, signal.SIGTERM, False),
-        ("50\t1", TERM, NONE, NONE, signal.SIGTERM, False),
-        ("50\t1", NONE, NONE, TERM, signal.SIGINT, True),
-        ("50\t7", NONE, NONE, NONE, signal.SIGTERM, False),
-        ("50", NONE, NONE, NONE, signal.SIGTERM, False),
-        ("50\t1", NONE, NONE, NONE, signal.SIGCONT, False),
-        ("50\t1", NONE, NONE, NONE, signal.SIGWINCH, False),
-    ],
-)
-def test_only_a_first_process_without_a_handler_is_deaf(
-    pids: str, blocked: str, ignored: str, caught: str, signum: int, deaf: bool
-) -> None:
-    status = STATUS.format(pids=pids, blocked=blocked, ignored=ignored, caught=caught)
-    assert find_deaf({50: status}, signum) == ([50] if deaf else [])
