@@ -85,6 +85,8 @@ def _check_image(spec: JobSpec | FunctionSpec) -> list[Finding]:
     if not spec.contained:
         if spec.own_network:
             return [Finding("no-container", "a network of its own is for containers: name an image")]
+        if any(use.for_registry for use in spec.secrets):
+            return [Finding("no-container", "a login at a registry is for containers: name an image")]
         return []
     findings: list[Finding] = []
     try:

@@ -32,7 +32,7 @@ from steelyard.runtime.mount_calls import find_inside
 from steelyard.runtime.oci import Tell, say_nothing
 from steelyard.runtime.oci.fetch import missing
 from steelyard.runtime.oci.ranges import make_maps, owner_range
-from steelyard.runtime.oci.store import ImageStore
+from steelyard.runtime.oci.store import ImageStore, RegistryLogin
 from steelyard.runtime.rootfs import ROOT, SYS
 from steelyard.wire.spawn import Rootfs
 
@@ -110,20 +110,27 @@ class Containers:
         """In the background: what an agent before this one was killed over."""
         threading.Thread(target=self.store.sweep, daemon=True).start()
 
-    def fetch(self, reference: ImageReference, ids: Ids, stamp: str, tell: Tell = say_nothing) -> Image:
+    def fetch(
+        self,
+        reference: ImageReference,
+        ids: Ids,
+        stamp: str,
+        tell: Tell = say_nothing,
+        login: RegistryLogin | None = None,
+    ) -> Image:
         """Blocks until the image is here, see `ImageStore.ensure`."""
         self.check()
-        return self.store.ensure(reference, ids, stamp, tell)
+        return self.store.ensure(reference, ids, stamp, tell, login)
 
     def users(self, digest: str) -> list[str]:
         """What runs on that image, and who sleeps on it."""
         running = {str(workload) for workload, made in self._all().items() if made.image == digest}
         return sorted(running | {name for name, pinned in self._pinned.items() if pinned == digest})
 
-    def find(self, reference: ImageReference) -> Image:
+    def find(self, reference: ImageReference, whose: str) -> Image:
         """As it is here, without a look at where it comes from. Blocks a little. Raises EdgeFailed."""
         self.check()
-        return self.store.find(reference)
+        return self.store.find(reference, whose)
 
     def pin(self, name: str, image: Image | None) -> None:
         """It stays here until another one, or none, is pinned by that name."""
