@@ -4,7 +4,11 @@ from __future__ import annotations
 
 from pathlib import Path
 
+from steelyard.agent.container_images import ContainerImages
 from steelyard.agent.job_container import JobContainers
+from steelyard.config import Settings
 from steelyard.runtime.container import Containers
 
-NO_CONTAINERS = JobContainers(Containers(Path("/nonexistent"), Path("/nonexistent"), "h"))
+_NONE = Containers(Path("/nonexistent"), Path("/nonexistent"), "h")
+_SETTINGS = Settings(1, "127.0.0.1", 1, "127.0.0.1", 2, work_uid=1, work_gid=1, admin_user="root", admin_uid=0)
+NO_CONTAINERS = JobContainers(_NONE, ContainerImages(_NONE, _SETTINGS))

@@ -14,6 +14,7 @@ from spawner_rig import LIMIT_S, WORK_GID, WORK_UID, Rig, open_rig, until
 
 from agent_parts import no_secrets
 from steelyard.agent.cleanup import Cleanup
+from steelyard.agent.container_images import ContainerImages
 from steelyard.agent.devices import DeviceKeeper
 from steelyard.agent.holdings import Holdings
 from steelyard.agent.job_container import JobContainers
@@ -85,7 +86,7 @@ class KeeperRig:
         return JobKeeper(
             self.paths, SETTINGS, self.machine, runtime, cleanup, self.rig.cgroups, clock, self.timing,
             self.changed.set, self.devices, Presence(None), Holdings(scratch, usage, self.rig.cgroups, volumes, no_secrets()),
-            "/nonexistent", JobContainers(containers),
+            "/nonexistent", JobContainers(containers, ContainerImages(containers, SETTINGS)),
         )  # fmt: skip
 
     async def _take_exits(self) -> None:

@@ -14,15 +14,15 @@ from collections.abc import Mapping, Sequence
 import msgspec
 
 from steelyard.agent.attempt import Attempt, Member
+from steelyard.agent.container_images import ContainerImages
 from steelyard.errors import EdgeFailed, Refused
 from steelyard.host import Cgroups
-from steelyard.host.as_user import observe_file
 from steelyard.host.proc import observe_walls
 from steelyard.host.volumes import check_source
 from steelyard.lifecycle.bundle import namespaces
 from steelyard.lifecycle.launch import Launch
 from steelyard.model.ids import WorkloadId
-from steelyard.model.image import Image, ImageReference, parse_image
+from steelyard.model.image import Image, parse_image
 from steelyard.model.mount import Bind
 from steelyard.model.reason import Reason
 from steelyard.runtime.container import Containers, Wanted, end_deaf
@@ -37,15 +37,15 @@ _NAMES = {"mount": "mnt", "network": "net"}
 
 
 class JobContainers:
-    def __init__(self, containers: Containers) -> None:
-        self._containers = containers
+    def __init__(self, containers: Containers, images: ContainerImages) -> None:
+        self._containers, self._images = containers, images
 
     async def fetch(self, job: AssignedJob, attempt: Attempt, owner: Ids | None) -> Image:
         """Raises SteelyardError; nothing of the job is there then."""
         if owner is None:
             self._containers.check()  # which refuses: only root makes containers
             raise Refused("Containers need root. Nothing was started.", code="no-containers-here")
-        task = asyncio.ensure_future(asyncio.to_thread(self._fetch, parse_image(job.spec.image), owner))
+        task = asyncio.ensure_future(asyncio.to_thread(self._images.fetch, parse_image(job.spec.image), owner))
         attempt.fetching = task
         try:
             return await task
@@ -53,14 +53,6 @@ class JobContainers:
             raise EdgeFailed("Stopped before its image was there.", code=STOPPED) from None
         finally:
             attempt.fetching = None
-
-    def _fetch(self, reference: ImageReference, owner: Ids) -> Image:
-        """A folder or archive must be theirs to read now, also when its image is here already."""
-        try:
-            stamp = observe_file(reference.file, owner) if reference.file else ""
-        except EdgeFailed as err:
-            raise Refused(f"The image {reference.text}: {err.public}. Nothing was started.", code="image-unreadable") from err
-        return self._containers.fetch(reference, owner, stamp)
 
     def ids(self, image: Image, owner: Ids) -> Ids:
         return self._containers.ids(image, owner)

@@ -13,6 +13,7 @@ from collections import deque
 
 import msgspec
 
+from steelyard.agent.container_images import ContainerImages
 from steelyard.agent.devices import DeviceKeeper
 from steelyard.agent.edges import Edges
 from steelyard.agent.execs import KIND as EXEC
@@ -97,6 +98,7 @@ class Agent:
         self.secrets = SecretKeeper(edges.paths, edges.settings, lambda: self.functions.on_secrets())
         self.holdings = Holdings(scratch, usage, edges.cgroups, edges.volumes, self.secrets)
         self.volumes = VolumeKeeper(edges.volumes, edges.settings, edges.clock)
+        self.container_images = ContainerImages(edges.containers, edges.settings)
         self.jobs = JobKeeper(
             edges.paths,
             edges.settings,
@@ -111,7 +113,7 @@ class Agent:
             self.presence,
             self.holdings,
             str(edges.slurm_bin),
-            JobContainers(edges.containers),
+            JobContainers(edges.containers, self.container_images),
             lambda plan: self.functions.may_have(plan),
         )
         self.images = ImageKeeper(edges.paths, edges.settings, self._changed)
@@ -378,6 +380,8 @@ class Agent:
             if packages is None:
                 return Answer(id=ask.id, error="There is no such image on this machine.")
             return Answer(id=ask.id, data=msgspec.json.encode(packages))
+        if ask.what in ("container-images", "image-remove", "image-pull", "image-pull-state"):
+            return await self.container_images.answer(ask)
         if ask.what == "template":
             line = await self.functions.show_templates(FunctionName(ask.workload))
             if line is None:

@@ -27,7 +27,7 @@ from steelyard.model.site import Schedule
 from steelyard.model.volume import Volume, VolumeSeen
 from steelyard.scheduling.snapshot import Why
 from steelyard.store import Event
-from steelyard.wire.agent import RevisionSeen
+from steelyard.wire.agent import ContainerImageSeen, RevisionSeen
 from steelyard.wire.api import (
     CallView,
     ColdStartView,
@@ -39,7 +39,7 @@ from steelyard.wire.api import (
     ScheduleView,
     VolumeView,
 )
-from steelyard.wire.images import ImageLayer, ImageView
+from steelyard.wire.images import ContainerImageView, ImageLayer, ImageView
 
 #: the agent is called lost after this long without a connection
 AGENT_LOST_S = 15.0
@@ -321,3 +321,21 @@ def image_view(image: Image, used_by: tuple[str, ...] = (), *, whole: bool = Fal
     parts = zip(name_layers(image.spec), (image.spec.base, *image.spec.steps), strict=True)
     layers = tuple(ImageLayer(name, describe_part(part)) for name, part in parts)
     return msgspec.structs.replace(view, spec=image.spec, layers=layers)
+
+
+def container_image_view(seen: ContainerImageSeen, used_by: tuple[str, ...]) -> ContainerImageView:
+    image = seen.image
+    return ContainerImageView(
+        id=image.digest,
+        references=seen.references,
+        size_bytes=image.bytes_on_disk,
+        files=image.files,
+        used_at=_time(seen.used_at),
+        used_by=used_by,
+        entrypoint=image.entrypoint,
+        command=image.command,
+        env=image.env,
+        cwd=image.cwd,
+        user=image.user,
+        ports=image.ports,
+    )

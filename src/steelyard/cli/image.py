@@ -1,4 +1,4 @@
-"""`steelyard image`: Python environments, built once and kept, for functions and jobs."""
+"""`steelyard image`: Python environments, built once and kept, for functions and jobs; and container images."""
 
 from __future__ import annotations
 
@@ -11,18 +11,21 @@ import click
 from steelyard.cli.output import Progress, print_json, print_table, say, show_time
 from steelyard.cli.quantities import render_bytes
 from steelyard.cli.session import home_option, json_option, new_key, open_client, quote
-from steelyard.errors import Refused
-from steelyard.wire.images import ImageView
+from steelyard.errors import NotFound, Refused, SteelyardError
+from steelyard.wire.http import ApiClient
+from steelyard.wire.images import ContainerImageView, ImageView
 
-IMAGE_HELP = """Build, list and remove images: Python environments, built once and kept, for functions and jobs.
+IMAGE_HELP = """Build, fetch, list and remove images: Python environments, and images of containers.
 
-An image is a Python and steps upon it, each kept by what is in it: one more package costs that package. Functions name theirs in
-the file (`image=`), and `deploy`, `run` and `serve` build what is missing. Builds are jobs of yours: `steelyard ps` lists them.
+An environment is a Python and steps upon it, each kept by what is in it: one more package costs that package. Functions name
+theirs in the file (`image=`), and `deploy`, `run` and `serve` build what is missing. Builds are jobs of yours: `steelyard ps`
+lists them. Container images are fetched by what runs in them, or ahead of need by `pull`.
 
 \b
 Examples:
   steelyard image build -r requirements.txt --python 3.11 --name train
   steelyard run --image train -- python train.py
+  steelyard image pull docker://python:3.12-slim
   steelyard image ls
 """
 
@@ -43,7 +46,7 @@ Examples:
 """
 
 
-@click.group(help=IMAGE_HELP, short_help="Build, list and remove Python environments of functions and jobs.")
+@click.group(help=IMAGE_HELP, short_help="Build, fetch, list and remove images.")
 def image() -> None: ...
 
 
@@ -129,25 +132,55 @@ def _compose(
 
 
 @image.command(
+    "pull",
+    help="Fetch a container image, so that what runs in it need not wait.\n\nIt is fetched and unpacked once per machine, shared "
+    "by all that name it, and kept until nothing uses it and others need its room. Its digest is printed.\n\n\b\nExamples:\n"
+    "  steelyard image pull ghcr.io/org/app:1.2\n  steelyard image pull docker://nginx:1.27\n"
+    "  steelyard image pull oci:./layout\n",
+    short_help="Fetch a container image ahead of need.",
+)
+@click.argument("reference", metavar="IMAGE")
+@home_option
+@json_option
+def pull(reference: str, home: Path | None, as_json: bool) -> None:
+    from steelyard.cli.attach import make_patience
+    from steelyard.cli.container_image import pull_image
+    from steelyard.clock import SystemClock
+
+    with open_client(home) as client:
+        view = pull_image(client, reference, Progress(), make_patience(home, SystemClock()))
+    if as_json:
+        print_json(view)
+        return
+    click.echo(f"sha256:{view.digest}")
+    say(f"{view.image}, {render_bytes(view.size_bytes)}.")
+
+
+@image.command(
     "ls",
-    help="List images: what they take, when they were used, and what needs them.\n\nSteps that several share are counted "
-    "for each; on the disk they are there once.\n\n\b\nExamples:\n  steelyard image ls\n  steelyard image ls --json\n",
+    help="List images: what they take, when they were used, and what needs them.\n\nSteps that several environments share are "
+    "counted for each; on the disk they are there once.\n\n\b\nExamples:\n  steelyard image ls\n  steelyard image ls --json\n",
     short_help="List images.",
 )
 @home_option
 @json_option
 def list_images(home: Path | None, as_json: bool) -> None:
+    from steelyard.cli.container_image import containers_if_any
+
     with open_client(home) as client:
         views = client.fetch(list[ImageView], "GET", "/v1/images")
+        containers, untold = containers_if_any(client)
+    if untold:
+        say(f"steelyard: {untold}")
     if as_json:
-        print_json(views)
+        print_json([*views, *containers])
         return
     rows = [
         (
             view.name,
             view.id[:12],
             view.state,
-            view.python,
+            f"python {view.python}" if view.python else "",
             render_bytes(view.size_bytes) if view.size_bytes else "",
             show_time(view.built_at),
             show_time(view.used_at),
@@ -155,8 +188,21 @@ def list_images(home: Path | None, as_json: bool) -> None:
         )
         for view in views
     ]
-    columns = ("name", "id", "state", "python", "size", "built", "last used", "used by")
-    print_table(columns, rows, "No images. `steelyard image build` makes one.", keep=("name", "id"))
+    rows += [
+        (
+            _few(view.references),
+            view.id[:12],
+            "READY",
+            "container",
+            render_bytes(view.size_bytes),
+            "",
+            show_time(view.used_at),
+            _few(view.used_by),
+        )
+        for view in containers
+    ]
+    columns = ("name", "id", "state", "kind", "size", "built", "last used", "used by")
+    print_table(columns, rows, "No images. `steelyard image build` makes one, `pull` fetches one.", keep=("name", "id"))
 
 
 @image.command(
@@ -164,15 +210,39 @@ def list_images(home: Path | None, as_json: bool) -> None:
     help="Show an image: its steps, what is installed, and what needs it.\n\n\b\nExamples:\n  steelyard image inspect train\n",
     short_help="Show an image.",
 )
-@click.argument("name", metavar="NAME|ID")
+@click.argument("name", metavar="NAME|IMAGE|ID")
 @home_option
 @json_option
 def inspect(name: str, home: Path | None, as_json: bool) -> None:
     with open_client(home) as client:
-        view = client.fetch(ImageView, "GET", f"/v1/images/{quote(name)}")
+        view = _find(client, name)
     if as_json:
         print_json(view)
-        return
+    elif isinstance(view, ContainerImageView):
+        from steelyard.cli.container_image import show_container
+
+        show_container(view)
+    else:
+        _show(view)
+
+
+def _find(client: ApiClient, name: str) -> ImageView | ContainerImageView:
+    """Of what was built here, or of the machine's container images. Raises NotFound."""
+    from steelyard.cli.container_image import find_container
+    from steelyard.model.image import is_reference
+
+    if is_reference(name):
+        return find_container(client, name)
+    try:
+        return client.fetch(ImageView, "GET", f"/v1/images/{quote(name)}")
+    except NotFound as err:
+        try:
+            return find_container(client, name)
+        except SteelyardError:
+            raise err from None
+
+
+def _show(view: ImageView) -> None:
     facts = {
         "id": view.id,
         "name": view.name,
@@ -202,14 +272,16 @@ def inspect(name: str, home: Path | None, as_json: bool) -> None:
     "stay, too.\n\n\b\nExamples:\n  steelyard image rm train\n",
     short_help="Remove images.",
 )
-@click.argument("names", nargs=-1, required=True, metavar="NAME|ID...")
+@click.argument("names", nargs=-1, required=True, metavar="NAME|IMAGE|ID...")
 @home_option
 def remove(names: tuple[str, ...], home: Path | None) -> None:
     failed = False
     with open_client(home) as client:
         for name in names:
             try:
-                client.call("DELETE", f"/v1/images/{quote(name)}", key=new_key())
+                found = _find(client, name)
+                kind, key = ("images", new_key()) if isinstance(found, ImageView) else ("container-images", None)
+                client.call("DELETE", f"/v1/{kind}/{found.id}", key=key)
             except Refused as err:
                 say(f"steelyard: {err.public}")
                 failed = True

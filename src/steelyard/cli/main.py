@@ -70,7 +70,7 @@ COMMANDS: dict[str, Entry] = {
     "traffic": Entry("Functions", "steelyard.cli.revisions:traffic", "Share a function's requests between its revisions."),
     "rollback": Entry("Functions", "steelyard.cli.revisions:rollback", "Go back to an earlier revision."),
     "calls": Entry("Functions", "steelyard.cli.calls:calls", "List, show and cancel durable calls."),
-    "image": Entry("Functions", "steelyard.cli.image:image", "Build, list and remove Python environments of functions and jobs."),
+    "image": Entry("Functions", "steelyard.cli.image:image", "Build, fetch, list and remove images."),
     "delete": Entry("Functions", "steelyard.cli.functions:delete", "Delete a function."),
     "keys": Entry("Functions", "steelyard.cli.functions:keys", "List, create and delete API keys."),
     "secrets": Entry("Functions", "steelyard.cli.secrets:secrets", "List, create and delete secrets."),

@@ -29,6 +29,7 @@ from steelyard.model.ids import WorkloadId
 from steelyard.model.image import Image, ImageReference, choose_argv
 from steelyard.model.mount import Bind
 from steelyard.runtime.mount_calls import find_inside
+from steelyard.runtime.oci import Tell, say_nothing
 from steelyard.runtime.oci.fetch import missing
 from steelyard.runtime.oci.ranges import make_maps, owner_range
 from steelyard.runtime.oci.store import ImageStore
@@ -102,10 +103,14 @@ class Containers:
         """In the background: what an agent before this one was killed over."""
         threading.Thread(target=self.store.sweep, daemon=True).start()
 
-    def fetch(self, reference: ImageReference, ids: Ids, stamp: str) -> Image:
+    def fetch(self, reference: ImageReference, ids: Ids, stamp: str, tell: Tell = say_nothing) -> Image:
         """Blocks until the image is here, see `ImageStore.ensure`."""
         self.check()
-        return self.store.ensure(reference, ids, stamp)
+        return self.store.ensure(reference, ids, stamp, tell)
+
+    def users(self, digest: str) -> list[WorkloadId]:
+        """What runs on that image."""
+        return sorted(workload for workload, made in self._all().items() if made.image == digest)
 
     def ids(self, image: Image, owner: Ids) -> Ids:
         """(uid, gid) of the machine that the image's user is, when `owner` runs it."""

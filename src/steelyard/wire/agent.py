@@ -18,6 +18,7 @@ from steelyard.model.coldstart import ColdStart
 from steelyard.model.function import FunctionSpec, FunctionState, RevisionState, Routes
 from steelyard.model.health import Finding
 from steelyard.model.ids import AttemptId, FunctionName, ImageId, JobId, MachineId, ProjectName
+from steelyard.model.image import Image
 from steelyard.model.job import JobSpec, Owner, Plan
 from steelyard.model.machine import HeldPlan, Machine
 from steelyard.model.mount import MountedVolume
@@ -268,6 +269,25 @@ class VolumeMake(msgspec.Struct, frozen=True):
     path: str = ""
 
 
+class PullStart(msgspec.Struct, frozen=True):
+    """A container image to fetch, and for whom."""
+
+    image: str
+    owner: Owner
+
+
+class ContainerImageSeen(msgspec.Struct, frozen=True):
+    """One that lies on the machine."""
+
+    image: Image
+    #: what it is known as there
+    references: tuple[str, ...]
+    #: microseconds, wall clock
+    used_at: int
+    #: workloads that run on it
+    used_by: tuple[str, ...]
+
+
 class Ask(msgspec.Struct, frozen=True, tag=True):
     """Server asks, agent answers with the same id. `what`:
 
@@ -276,6 +296,9 @@ class Ask(msgspec.Struct, frozen=True, tag=True):
     "template" (JSON list of `TemplateSeen`): of the function `workload`, from the base on; empty for a command
     "ends" (JSON list of `ReplicaEnd`): of replicas of the function `workload` that nobody told to end
     "image-packages" (JSON list of texts): what is installed in the image `<uid>/<id>`
+    "container-images" (JSON list of `ContainerImageSeen`); "image-remove" the one whose digest `workload` is
+    "image-pull": begin to fetch (`body`: JSON `PullStart`), or join who fetches it already; "image-pull-state" of the pull
+    `workload` (both answered with a JSON `PullView`; nothing: it is not known)
     "health" (JSON `MachineHealth`); "readmit": begin a check of the subject `workload`; "keep-hardware"
     "scaling": of the function `workload` (JSON list of `ScalingSeen`, one for each revision that gets traffic)
     "exec": start `body` (JSON `ExecStart`) inside the attempt, answered with its name, such as `x1`; it is the workload

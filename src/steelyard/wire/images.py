@@ -1,13 +1,15 @@
-"""What does the REST API take and give of images that are built here? As `api.py`."""
+"""What does the REST API take and give of images, those that are built here and those of containers? As `api.py`."""
 
 from __future__ import annotations
 
+from enum import StrEnum
 from typing import Annotated
 
 import msgspec
 from msgspec import Meta
 
 from steelyard.model.built_image import ImageSpec
+from steelyard.model.image import REFERENCE_MAX
 
 
 class ImageBuild(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
@@ -46,5 +48,57 @@ class ImageView(msgspec.Struct, frozen=True):
     #: from the base on; given when one image is asked for
     layers: tuple[ImageLayer, ...] = ()
     spec: ImageSpec | None = None
+    #: tells it from those of containers where both are listed
+    kind: str = "environment"
     #: as "name version"; given when one is asked for and its machine answers
     packages: tuple[str, ...] | None = None
+
+
+class ContainerImageView(msgspec.Struct, frozen=True):
+    """An image of the machine's cache, which all its users share."""
+
+    #: hex SHA-256 of its manifest in the OCI format
+    id: str
+    #: what it is known as here
+    references: tuple[str, ...]
+    #: unpacked, and as it came
+    size_bytes: int
+    files: int
+    used_at: str
+    #: jobs, functions and schedules that name it, and what runs on it now
+    used_by: tuple[str, ...] = ()
+    #: what the image says of running it
+    entrypoint: tuple[str, ...] = ()
+    command: tuple[str, ...] = ()
+    env: dict[str, str] = {}
+    cwd: str = ""
+    user: str = ""
+    ports: tuple[int, ...] = ()
+    kind: str = "container"
+
+
+class Pull(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """A container image that is to be on the machine."""
+
+    image: Annotated[str, Meta(min_length=1, max_length=REFERENCE_MAX)]
+
+
+class PullState(StrEnum):
+    FETCHING = "FETCHING"
+    UNPACKING = "UNPACKING"
+    READY = "READY"
+    FAILED = "FAILED"
+
+
+class PullView(msgspec.Struct, frozen=True):
+    #: of the pull, for as long as its agent runs
+    id: str
+    image: str
+    state: PullState = PullState.FETCHING
+    fetched_bytes: int = 0
+    #: of the image, once it is there: hex digest, and bytes that it takes on the disk
+    digest: str = ""
+    size_bytes: int = 0
+    #: why it failed, for people and for programs
+    detail: str = ""
+    code: str = ""

@@ -8,6 +8,8 @@ that no user has, so that a setuid file of an image means nothing to the machine
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import msgspec
 
 from steelyard.model.image import IDS_MAX
@@ -32,6 +34,13 @@ class Limits(msgspec.Struct, frozen=True):
     depth_max: int = 256
     fetch_s: float = 1800.0
     unpack_s: float = 1800.0
+
+
+#: told while an image is on its way: bytes that came so far; None: all of it came, and it is unpacked
+Tell = Callable[[int | None], None]
+
+
+def say_nothing(_: int | None) -> None: ...
 
 
 #: an honest small layer of zeros is no bomb

@@ -19,7 +19,7 @@ from typing import IO
 
 from steelyard.errors import EdgeFailed, NoRoom, Refused, SteelyardError
 from steelyard.model.image import ImageReference, ImageSource
-from steelyard.runtime.oci import FETCH_ID, Limits
+from steelyard.runtime.oci import FETCH_ID, Limits, Tell, say_nothing
 
 #: nothing has arrived for so long
 STALL_S = 60
@@ -48,9 +48,10 @@ _MEANINGS: tuple[tuple[str, str, str, str], ...] = (
 )  # fmt: skip
 
 
-def fetch(reference: ImageReference, ids: Ids, blobs: Path, layout: Path, limits: Limits) -> bytes:
+def fetch(reference: ImageReference, ids: Ids, blobs: Path, layout: Path, limits: Limits, tell: Tell = say_nothing) -> bytes:
     """The index.json of a layout with one image in it. `layout`: an empty folder for this, removed by the caller. `ids`: who
     asks. Raises SteelyardError with what happened."""
+    before = _count_bytes((blobs,))
     os.chown(layout, FETCH_ID, FETCH_ID)
     source = f"docker://{reference.text}"
     more: tuple[str, ...] = ("--src-tls-verify=false",) if reference.on_loopback else ()
@@ -64,7 +65,13 @@ def fetch(reference: ImageReference, ids: Ids, blobs: Path, layout: Path, limits
         "--dest-shared-blob-dir", str(blobs.parent), source, f"oci:{target}:image",
     )  # fmt: skip
     process = _start(argv, (FETCH_ID, FETCH_ID), limits, folder=layout, stdout=subprocess.DEVNULL)
-    said = _await(process, reference, limits, lambda: _count_bytes((layout, blobs)))
+
+    def measure() -> int:
+        here = _count_bytes((layout, blobs))
+        tell(max(0, here - before))
+        return here
+
+    said = _await(process, reference, limits, measure)
     if process.returncode == _NOT_FOUND:
         raise missing("skopeo")
     if process.returncode:

@@ -28,7 +28,7 @@ from steelyard.config import write_file
 from steelyard.errors import EdgeFailed, NoRoom, Refused, SteelyardError
 from steelyard.model import words
 from steelyard.model.image import Image, ImageReference, find_user
-from steelyard.runtime.oci import FETCH_ID, Limits, jail
+from steelyard.runtime.oci import FETCH_ID, Limits, Tell, jail, say_nothing
 from steelyard.runtime.oci.fetch import fetch, missing, remove_folder
 from steelyard.runtime.oci.manifest import Described, describe
 
@@ -44,6 +44,16 @@ class _Ref(msgspec.Struct, frozen=True):
     digest: str
     #: of a user's folder or archive: changes when it does
     stamp: str = ""
+
+
+class Kept(msgspec.Struct, frozen=True):
+    """An image that is here."""
+
+    image: Image
+    #: all that it is known as here, in order
+    references: tuple[str, ...]
+    #: microseconds, wall clock
+    used_at: int
 
 
 class ImageStore:
@@ -63,7 +73,7 @@ class ImageStore:
     def root(self, digest: str) -> Path:
         return self._folder / "roots" / digest / _ROOT
 
-    def ensure(self, reference: ImageReference, ids: tuple[int, int] | None, stamp: str = "") -> Image:
+    def ensure(self, reference: ImageReference, ids: tuple[int, int] | None, stamp: str = "", tell: Tell = say_nothing) -> Image:
         """The unpacked image, fetched when it is not here. However many ask at a time, of whatever process, it is fetched once.
         `ids`: for whom. `stamp`: of a user's folder or archive, which they may read; it changes when that does. Raises
         SteelyardError; nothing counts as being here then."""
@@ -75,17 +85,26 @@ class ImageStore:
         with self._lock(key):
             found = self._find(reference, stamp)  # somebody else may have been faster
             if found is None:
-                found = self._fetch(reference, ids, stamp, key)
+                found = self._fetch(reference, ids, stamp, key, tell)
         self.evict(keep=found.digest)
         return found
 
     def list(self) -> list[Image]:
         """The one that was used last comes first."""
-        found: list[tuple[int, Image]] = []
+        return [each.image for each in self.look()]
+
+    def look(self) -> list[Kept]:
+        """The one that was used last comes first."""
+        names: dict[str, list[str]] = {}
+        for _, ref in self._refs():
+            names.setdefault(ref.digest, []).append(ref.reference)
+        found: list[Kept] = []
         for path in self._folder.glob(f"roots/*/{_IMAGE}"):
             with contextlib.suppress(OSError, msgspec.MsgspecError):
-                found.append((path.stat().st_mtime_ns, msgspec.json.decode(path.read_bytes(), type=Image)))
-        return [image for _, image in sorted(found, key=lambda pair: -pair[0])]
+                used_at = path.stat().st_mtime_ns // 1000
+                image = msgspec.json.decode(path.read_bytes(), type=Image)
+                found.append(Kept(image, tuple(sorted(set(names.get(image.digest, ())))), used_at))
+        return sorted(found, key=lambda each: -each.used_at)
 
     # -- finding
 
@@ -95,6 +114,11 @@ class ImageStore:
             return self._load(ref.digest) if ref.stamp == stamp else None
         except (OSError, msgspec.MsgspecError):
             return None
+
+    def _refs(self) -> Iterator[tuple[Path, _Ref]]:
+        for path in self._folder.glob("refs/*.json"):
+            with contextlib.suppress(OSError, msgspec.MsgspecError):
+                yield path, msgspec.json.decode(path.read_bytes(), type=_Ref)
 
     def _load(self, digest: str) -> Image | None:
         path = self._folder / "roots" / digest / _IMAGE
@@ -107,16 +131,17 @@ class ImageStore:
 
     # -- fetching
 
-    def _fetch(self, reference: ImageReference, ids: tuple[int, int] | None, stamp: str, key: str) -> Image:
+    def _fetch(self, reference: ImageReference, ids: tuple[int, int] | None, stamp: str, key: str, tell: Tell) -> Image:
         layout = self._folder / "work" / key
         remove_folder(layout)
         layout.mkdir(mode=0o700)
         try:
-            index = fetch(reference, ids, self._blobs, layout, self._limits)
+            index = fetch(reference, ids, self._blobs, layout, self._limits, tell)
             described = describe(index, self._blobs, reference.text, os.uname().machine)
         finally:
             remove_folder(layout)
         digest = described.image.digest
+        tell(None)
         with self._lock(digest):
             image = self._load(digest) or self._unpack(described)
         ref = _Ref(reference.text, digest, stamp)
@@ -183,10 +208,9 @@ class ImageStore:
             remove_folder(gone)
             if image is not None:
                 self._drop_blobs(image.blobs)
-        for path in self._folder.glob("refs/*.json"):
-            with contextlib.suppress(OSError, msgspec.MsgspecError):
-                if msgspec.json.decode(path.read_bytes(), type=_Ref).digest == digest:
-                    path.unlink()
+        for path, ref in self._refs():
+            if ref.digest == digest:
+                path.unlink(missing_ok=True)
         return True
 
     def sweep(self) -> None:

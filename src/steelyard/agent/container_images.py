@@ -1,0 +1,127 @@
+"""How do container images come to this machine and go again, and what does the server hear of them? For jobs as they start, and
+for whoever asks for one ahead of need.
+
+Fetching is a thread's work: the agent's loop never waits for a registry. Whoever asks for an image that is on its way already
+waits for the same one (`runtime/oci/store.py` holds the lock, over all processes).
+"""
+
+from __future__ import annotations
+
+import asyncio
+import os
+from collections.abc import Callable
+
+import msgspec
+
+from steelyard.agent.identity import choose_ids
+from steelyard.config import Settings
+from steelyard.errors import EdgeFailed, Refused, SteelyardError
+from steelyard.host.as_user import observe_file
+from steelyard.model.image import Image, ImageReference, parse_image
+from steelyard.model.job import Owner
+from steelyard.runtime.container import Containers
+from steelyard.runtime.oci import Tell, say_nothing
+from steelyard.wire.agent import Answer, Ask, ContainerImageSeen, PullStart
+from steelyard.wire.images import PullState, PullView
+
+Ids = tuple[int, int]
+#: that have ended, and may still be asked about
+KEPT_MAX = 64
+#: an answer waits so long for the end of a pull: nobody need ask again for what is here
+PATIENCE_S = 0.25
+
+
+class ContainerImages:
+    def __init__(self, containers: Containers, settings: Settings) -> None:
+        self._containers, self._settings = containers, settings
+        self._pulls: dict[str, _Pull] = {}
+        self._count = 0
+
+    def fetch(self, reference: ImageReference, ids: Ids, tell: Tell = say_nothing) -> Image:
+        """Blocks. `ids`: of the machine, whose work it is for; a folder or archive must be theirs to read now, also when its
+        image is here already. Raises SteelyardError; nothing is there then."""
+        try:
+            stamp = observe_file(reference.file, ids) if reference.file else ""
+        except EdgeFailed as err:
+            raise Refused(f"The image {reference.text}: {err.public}. Nothing was started.", code="image-unreadable") from err
+        return self._containers.fetch(reference, ids, stamp, tell)
+
+    async def answer(self, ask: Ask) -> Answer:
+        try:
+            if ask.what in ("image-pull", "image-pull-state"):
+                start = ask.what == "image-pull"
+                pull = self._pull(msgspec.json.decode(ask.body, type=PullStart)) if start else self._pulls.get(ask.workload)
+                if pull is None:
+                    return Answer(id=ask.id)
+                await asyncio.wait([pull.task], timeout=PATIENCE_S)
+                return Answer(id=ask.id, data=msgspec.json.encode(pull.view))
+            if ask.what == "image-remove":
+                await asyncio.to_thread(self._remove, ask.workload)
+                return Answer(id=ask.id)
+            seen = await asyncio.to_thread(self._look)
+        except (SteelyardError, msgspec.MsgspecError) as err:
+            return Answer(id=ask.id, error=err.public if isinstance(err, SteelyardError) else str(err))
+        return Answer(id=ask.id, data=msgspec.json.encode(seen))
+
+    # -- pulls
+
+    def _pull(self, wanted: PullStart) -> _Pull:
+        self._containers.check()
+        reference = parse_image(wanted.image)
+        ids = choose_ids(wanted.owner, False, self._settings, os.geteuid())
+        assert ids is not None  # else there are no containers
+        for pull in self._pulls.values():
+            if not pull.task.done() and (pull.view.image, pull.owner) == (reference.text, wanted.owner):
+                return pull
+        self._count += 1
+        pull = _Pull(PullView(f"p{self._count}", reference.text), wanted.owner)
+        pull.begin(lambda tell: self.fetch(reference, ids, tell))
+        self._pulls[pull.view.id] = pull
+        ended = [name for name, each in self._pulls.items() if each.task.done()]
+        for name in ended[:-KEPT_MAX]:
+            del self._pulls[name]
+        return pull
+
+    # -- what is here
+
+    def _look(self) -> list[ContainerImageSeen]:
+        return [
+            ContainerImageSeen(each.image, each.references, each.used_at, tuple(self._containers.users(each.image.digest)))
+            for each in self._containers.store.look()
+        ]
+
+    def _remove(self, digest: str) -> None:
+        if self._containers.users(digest):
+            raise Refused("Something runs on it. Nothing was removed.", code="image-used")
+        if not self._containers.store.remove(digest):
+            raise Refused("It is being unpacked at this moment. Nothing was removed.", code="image-used")
+
+
+class _Pull:
+    """`view` is what to tell of it at any moment."""
+
+    task: asyncio.Task[None]
+
+    def __init__(self, view: PullView, owner: Owner) -> None:
+        self.view, self.owner = view, owner
+
+    def begin(self, fetch: Callable[[Tell], Image]) -> None:
+        self.task = asyncio.get_running_loop().create_task(self._run(fetch))
+
+    async def _run(self, fetch: Callable[[Tell], Image]) -> None:
+        try:
+            image = await asyncio.to_thread(fetch, self._tell)
+        except SteelyardError as err:
+            self._set(state=PullState.FAILED, detail=err.public, code=err.code)
+        else:
+            self._set(state=PullState.READY, digest=image.digest, size_bytes=image.bytes_on_disk)
+
+    def _tell(self, fetched: int | None) -> None:
+        """From the thread that fetches."""
+        if fetched is None:
+            self._set(state=PullState.UNPACKING)
+        else:
+            self._set(fetched_bytes=max(fetched, self.view.fetched_bytes))
+
+    def _set(self, **fields: object) -> None:
+        self.view = msgspec.structs.replace(self.view, **fields)
