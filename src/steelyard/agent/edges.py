@@ -11,6 +11,7 @@ from steelyard.clock import Clock
 from steelyard.config import Paths, Settings
 from steelyard.gateway import Gateway
 from steelyard.host import Cgroups
+from steelyard.host.cdi import CdiReader
 from steelyard.host.journal import SettingsJournal
 from steelyard.host.scratch import ScratchDisk
 from steelyard.host.sockdiag import SocketQueue
@@ -34,6 +35,8 @@ class Edges:
     runtime: ProcessRuntime
     cleanup: Cleanup
     containers: Containers
+    #: what they need for their devices
+    cdi: CdiReader
     #: durable files of the agent, many at the price of one
     lane: RecordLane
     gateway: Gateway

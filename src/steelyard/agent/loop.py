@@ -14,6 +14,7 @@ from collections import deque
 import msgspec
 
 from steelyard.agent.container_images import ContainerImages
+from steelyard.agent.device_grants import DeviceGrants
 from steelyard.agent.devices import DeviceKeeper
 from steelyard.agent.edges import Edges
 from steelyard.agent.execs import KIND as EXEC
@@ -113,7 +114,7 @@ class Agent:
             self.presence,
             self.holdings,
             str(edges.slurm_bin),
-            JobContainers(edges.containers, self.container_images),
+            JobContainers(edges.containers, self.container_images, DeviceGrants(edges.cdi, edges.machine.topology)),
             lambda plan: self.functions.may_have(plan),
         )
         self.images = ImageKeeper(edges.paths, edges.settings, self._changed)

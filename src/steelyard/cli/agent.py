@@ -20,6 +20,7 @@ from steelyard.clock import SystemClock
 from steelyard.config import Paths, Settings
 from steelyard.errors import SteelyardError
 from steelyard.gateway.envoy import Envoy
+from steelyard.host.cdi import CdiReader
 from steelyard.host.cgroup import open_cgroups
 from steelyard.host.device_nodes import observe_gpu_nodes
 from steelyard.host.journal import SettingsJournal
@@ -93,6 +94,7 @@ def _make_agent(paths: Paths, settings: Settings) -> Agent:
         runtime=runtime,
         cleanup=Cleanup(runtime, paths, containers),
         containers=containers,
+        cdi=CdiReader(),
         lane=lane,
         gateway=Envoy(paths, settings, clock),
         queue=SocketQueue(),

@@ -1,7 +1,7 @@
 """What does this machine show of CDI specifications, drivers and device files? One look, under a root that is a parameter.
 
-Files that somebody other than root may change are not used: what they say is done by root. A specification in YAML is decoded by a
-program that ends (`cdi_yaml.py`), once for each version of the file.
+Files that somebody other than root may change are not used: what they say is done by root. A specification in YAML is decoded by
+a program that ends (`cdi_yaml.py`), once for each version of the file.
 """
 
 from __future__ import annotations
@@ -56,6 +56,7 @@ class CdiReader:
         mounted = {mount.host_path for part in parts for mount in part.mounts or ()}
         libraries = {path for path in mounted if ".so" in os.path.basename(path)}
         return CdiFacts(
+            root="" if self._root == Path("/") else str(self._root),
             files=files,
             problems=tuple(each for each in read if isinstance(each, Problem)),
             driver=driver,

@@ -1,5 +1,5 @@
-"""What does a YAML file say? Run as a program of its own (`python -m steelyard.host.cdi_yaml FILE`), which prints it as JSON: what
-reads YAML must not stay with an agent. A file that is not plain YAML ends it with 1 and a sentence.
+"""What does a YAML file say? Run as a program of its own (`python -m steelyard.host.cdi_yaml FILE`), which prints it as JSON:
+what reads YAML must not stay with an agent. A file that is not plain YAML ends it with 1 and a sentence.
 """
 
 from __future__ import annotations

@@ -1,5 +1,5 @@
-"""Which files did NVIDIA's driver install, and which device files are whose? From /proc, /sys and the folders where its installers
-put libraries, under a root that is a parameter. Never asks the driver, never starts a program.
+"""Which files did NVIDIA's driver install, and which device files are whose? From /proc, /sys and the folders where its
+installers put libraries, under a root that is a parameter. Never asks the driver, never starts a program.
 """
 
 from __future__ import annotations

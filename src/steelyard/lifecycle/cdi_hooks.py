@@ -71,7 +71,8 @@ def find_libraries(
 ) -> tuple[dict[str, str], dict[str, str]]:
     """(file name -> file of the machine, of all that the loader must find; path of each link -> file of the machine). A link that
     leads to nothing that is mounted is left out. `aliases`: as in `CdiFacts`."""
-    placed = {mount.container_path: mount.host_path for mount in mounts}
+    mounted = {mount.container_path: mount.host_path for mount in mounts}
+    placed = dict(mounted)
     for mount in mounts:
         folder = posixpath.dirname(mount.container_path)
         if folder in effects.library_folders:
@@ -80,7 +81,7 @@ def find_libraries(
     links: dict[str, str] = {}
     for path in effects.links:
         source = _follow(path, effects.links, placed)
-        if source is not None and path not in placed:
+        if source is not None and path not in mounted:
             links[path] = source
     found = {
         posixpath.basename(path): source

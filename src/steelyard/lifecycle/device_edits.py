@@ -19,6 +19,7 @@ import msgspec
 from steelyard.lifecycle.cdi import Found, resolve
 from steelyard.lifecycle.cdi_hooks import find_libraries, read_hooks
 from steelyard.model.cdi import CdiEdits, CdiFacts, CdiNode, DeviceEdits, Number, OwnNode
+from steelyard.model.image import IDS_MAX
 from steelyard.model.job import Plan
 from steelyard.model.mount import Bind, DeviceNode
 from steelyard.model.topology import Gpu, MigInstance, Topology
@@ -68,8 +69,13 @@ def grant_devices(plan: Plan, topology: Topology | None, facts: CdiFacts) -> Dev
     for node in edits.nodes:
         if (node.major, node.minor) in others:
             whose = others[node.major, node.minor]
-            return f"{node.path} is {whose}, of a device that this work was not given, says {edits.notes[0]}. {ANEW}"
-    return edits
+            where = ", ".join(edits.sources)
+            return f"{where} would bring in {node.path}, which is {whose}, of a device that this work was not given. {ANEW}"
+    return msgspec.structs.replace(
+        edits,
+        binds=tuple(msgspec.structs.replace(each, source=facts.root + each.source) for each in edits.binds),
+        libraries={name: facts.root + library for name, library in edits.libraries.items()},
+    )
 
 
 def _list_given(plan: Plan, gpus: Sequence[Gpu]) -> list[_Given]:
@@ -173,7 +179,8 @@ def _from_file(path: str, names: str, parts: Sequence[CdiEdits], facts: CdiFacts
             *(Bind(source, target, True) for target, source in links.items()),
         ),
         libraries=libraries,
-        groups=tuple(gid for part in parts for gid in part.additional_gids or ()),
+        groups=tuple(gid for part in parts for gid in part.additional_gids or () if gid < IDS_MAX),
+        sources=(path,),
         notes=tuple(notes),
     )
 
@@ -249,5 +256,6 @@ def _join(first: DeviceEdits, more: DeviceEdits) -> DeviceEdits:
         libraries=first.libraries | more.libraries,
         groups=tuple(dict.fromkeys((*first.groups, *more.groups))),
         lock_memory=first.lock_memory or more.lock_memory,
+        sources=tuple(dict.fromkeys((*first.sources, *more.sources))),
         notes=(*first.notes, *more.notes),
     )

@@ -129,6 +129,8 @@ class OwnNode(msgspec.Struct, frozen=True):
 class CdiFacts(msgspec.Struct, frozen=True):
     """What a machine shows, at one look."""
 
+    #: stands before each path of the machine; "" but for one that is made up
+    root: str = ""
     files: tuple[SpecificationFile, ...] = ()
     problems: tuple[Problem, ...] = ()
     driver: NvidiaDriver | None = None
@@ -155,5 +157,7 @@ class DeviceEdits(msgspec.Struct, frozen=True):
     groups: tuple[int, ...] = ()
     #: any amount of memory may be locked, as RDMA needs it
     lock_memory: bool = False
+    #: files of the standard that it was taken from
+    sources: tuple[str, ...] = ()
     #: sentences for the proof: where it comes from, what was not done
     notes: tuple[str, ...] = ()

@@ -68,6 +68,7 @@ def make_edges(folder: Path) -> Any:
         journal=SimpleNamespace(),
         slurm_bin="/slurm/bin",
         containers=SimpleNamespace(),
+        cdi=SimpleNamespace(),
         lib_dir=folder,
         template_budget_bytes=0,
         observe_topology=None,
