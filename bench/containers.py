@@ -40,8 +40,7 @@ print(json.dumps(taken[2:]))
 
 
 def measure_containers(say: Say, quick: bool) -> list[Figure]:
-    lacking = [name for name in NEEDED if shutil.which(name) is None] + ([] if os.geteuid() == 0 else ["root"])
-    if lacking:
+    if lacking := find_lacking():
         return [Figure(GROUP, "containers", None, "", "", None, f"NOT VERIFIED: needs {', '.join(lacking)}")]
     with installation() as steelyard:
         image = _make_image(steelyard.folder)
@@ -49,9 +48,13 @@ def measure_containers(say: Say, quick: bool) -> list[Figure]:
         return [*figures, _measure_unpack(steelyard.folder, say, 1 if quick else 5)]
 
 
+def find_lacking() -> list[str]:
+    return [name for name in NEEDED if shutil.which(name) is None] + ([] if os.geteuid() == 0 else ["root"])
+
+
 def _make_image(folder: Path, files: int = 0) -> str:
     """A layout with busybox, and files of random bytes beside it."""
-    layout, root = folder / f"layout-{files}", folder / f"root-{files}"
+    root = folder / f"root-{files}"
     (root / "bin").mkdir(parents=True)
     shutil.copy("/bin/busybox", root / "bin/busybox")
     for name in ("true", "sleep"):
@@ -60,6 +63,12 @@ def _make_image(folder: Path, files: int = 0) -> str:
         path = root / f"data/{at % 50}/{at}"
         path.parent.mkdir(parents=True, exist_ok=True)
         path.write_bytes(os.urandom(FILE_BYTES // 2) + bytes(FILE_BYTES // 2))
+    return make_layout(folder, root)
+
+
+def make_layout(folder: Path, root: Path) -> str:
+    """The reference of an image with the files of `root` in one layer."""
+    layout = folder / f"layout-{root.name}"
     for command in (
         ["init", "--layout", str(layout)],
         ["new", "--image", f"{layout}:x"],

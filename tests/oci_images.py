@@ -6,6 +6,7 @@ import gzip
 import hashlib
 import io
 import json
+import subprocess
 import tarfile
 import threading
 from collections.abc import Callable, Iterable
@@ -201,3 +202,35 @@ class Registry:
             request.wfile.write(data if cut is None else data[:cut])
         if cut is not None:
             request.close_connection = True
+
+
+def python_entries(python: str = "/usr/bin/python3") -> list[tuple[tarfile.TarInfo, bytes]]:
+    """The machine's own Python with its standard library and what that is linked against; `bin/python3` in PATH, no shell."""
+    told = subprocess.run(
+        [python, "-Ic", "import sysconfig, sys; print(sysconfig.get_path('stdlib'), sysconfig.get_config_var('DESTSHARED'))"],
+        capture_output=True, text=True, check=True,
+    ).stdout.split()  # fmt: skip
+    program, library = Path(python).resolve(), Path(told[0])
+    skipped = {
+        "test",
+        "idlelib",
+        "tkinter",
+        "lib2to3",
+        "ensurepip",
+        "__pycache__",
+        "site-packages",
+        "dist-packages",
+        "pydoc_data",
+    }
+    files = [path for path in library.rglob("*") if path.is_file() and not skipped & {*path.relative_to(library).parts}]
+    objects = [str(program), *(str(path) for path in Path(told[1]).glob("*.so"))]
+    linked = subprocess.run(["ldd", *objects], capture_output=True, text=True, check=False).stdout
+    libraries = {word for line in linked.splitlines() for word in line.split() if word.startswith("/") and not word.endswith(":")}
+    found = {str(program): program, **{str(path): path for path in files}, **{name: Path(name) for name in sorted(libraries)}}
+    return [
+        *(folder(name) for name in ("etc", "bin")),
+        folder("tmp", mode=0o1777),
+        entry("etc/passwd", b"root:x:0:0:root:/root:/bin/sh\nweb:x:101:102::/:/bin/sh\n", mode=0o644),
+        link("bin/python3", str(program)),
+        *(entry(name.lstrip("/"), path.read_bytes(), mode=path.stat().st_mode & 0o777) for name, path in found.items()),
+    ]

@@ -1,5 +1,5 @@
 #!/bin/sh
-# Makes .venv-workloads and installs Open MPI, LAMMPS and what containers need: what examples and tests of jobs run. Needs `make setup` first.
+# Makes .venv-workloads and installs Open MPI, LAMMPS, Slurm and what containers need: what examples and tests of jobs run. Needs `make setup` first.
 # Does nothing when nothing changed since the last time. Fails, with what is missing, where it can't be had: those tests are skipped.
 set -eu
 cd "$(dirname "$0")/.."
@@ -25,6 +25,12 @@ command -v mpirun >/dev/null || missing="openmpi-bin"
 command -v lmp >/dev/null || missing="$missing lammps"
 for program in skopeo umoci crun; do command -v $program >/dev/null || missing="$missing $program"; done
 command -v busybox >/dev/null && ! ldd "$(command -v busybox)" >/dev/null 2>&1 || missing="$missing busybox-static"
+# a cluster of Slurm for tests, each of its machines a few namespaces; libpmix-dev holds the name by which Slurm looks for PMIx
+command -v nft >/dev/null || missing="$missing nftables"
+for program in slurmctld slurmd munge; do command -v $program >/dev/null || missing="$missing $program"; done
+command -v sbatch >/dev/null || missing="$missing slurm-client"
+[ -x /usr/sbin/sshd ] || missing="$missing openssh-server"
+[ -e "/usr/lib/$(uname -m)-linux-gnu/libpmix.so" ] || missing="$missing libpmix-dev"
 # shellcheck disable=SC2086  # words on purpose
 [ -z "$missing" ] || install_debian $missing
 

@@ -15,6 +15,7 @@ from typing import Any
 
 import pytest
 from api_rig import ADMIN, FakeAgent, Server
+from mpi_ring import RING
 
 from steelyard.model.ids import AttemptId
 from steelyard.runtime.slurm_bin import make_slurm_bin
@@ -197,21 +198,6 @@ def test_what_srun_cannot_do_is_named(run: Run, words: tuple[str, ...], code: in
 def test_what_srun_does_not_act_on_is_named(run: Run) -> None:
     done = run("srun", "-n1", "--time=5", "echo", "ran")
     assert (done.stdout, "--time=5 is not acted on" in done.stderr) == ("ran\n", True)
-
-
-#: an MPI program without a compiler: each rank adds up everybody's number
-RING = """
-import ctypes
-mpi = ctypes.CDLL("libmpi.so.40", mode=ctypes.RTLD_GLOBAL)
-names = ("ompi_mpi_comm_world", "ompi_mpi_int", "ompi_mpi_op_sum")
-world, kind, add = (ctypes.byref(ctypes.c_char.in_dll(mpi, name)) for name in names)
-mpi.MPI_Init(None, None)
-rank, total = ctypes.c_int(), ctypes.c_int()
-mpi.MPI_Comm_rank(world, ctypes.byref(rank))
-mpi.MPI_Allreduce(ctypes.byref(ctypes.c_int(rank.value + 1)), ctypes.byref(total), 1, kind, add, world)
-print(f"rank {rank.value}, sum {total.value}", flush=True)
-mpi.MPI_Finalize()
-"""
 
 
 def test_an_mpi_program_is_started_by_mpirun(run: Run, folder: Path) -> None:

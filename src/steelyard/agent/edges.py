@@ -7,11 +7,12 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from steelyard.agent.cleanup import Cleanup
+from steelyard.agent.container_images import ContainerImages
+from steelyard.agent.device_grants import DeviceGrants
 from steelyard.clock import Clock
 from steelyard.config import Paths, Settings
 from steelyard.gateway import Gateway
 from steelyard.host import Cgroups
-from steelyard.host.cdi import CdiReader
 from steelyard.host.journal import SettingsJournal
 from steelyard.host.scratch import ScratchDisk
 from steelyard.host.sockdiag import SocketQueue
@@ -35,8 +36,10 @@ class Edges:
     runtime: ProcessRuntime
     cleanup: Cleanup
     containers: Containers
+    #: of containers
+    images: ContainerImages
     #: what they need for their devices
-    cdi: CdiReader
+    grants: DeviceGrants
     #: durable files of the agent, many at the price of one
     lane: RecordLane
     gateway: Gateway

@@ -21,6 +21,7 @@ import msgspec
 from steelyard.agent.code import ensure_code
 from steelyard.agent.devices import DeviceKeeper, devices_of
 from steelyard.agent.edges import Edges
+from steelyard.agent.function_container import find_code, find_image
 from steelyard.agent.identity import choose_ids, explain_start
 from steelyard.agent.images import MISSING, enter_function
 from steelyard.agent.ledger import Ledger
@@ -36,6 +37,7 @@ from steelyard.gateway import Cluster, Route
 from steelyard.model.coldstart import ColdStart
 from steelyard.model.function import FunctionState, RevisionState, Routes
 from steelyard.model.ids import FunctionName
+from steelyard.model.image import Image
 from steelyard.model.job import Plan
 from steelyard.model.reason import Reason
 from steelyard.scaling.rollout import Wanted, plan_rollout
@@ -235,7 +237,8 @@ class FunctionHost:
             await self._take_back(function, plan)
             if devices_of(plan):
                 await self._devices.note_start(plan)
-            host = await self.make_host(function, None)
+            image = await find_image(self._edges, function)
+            host = await self.make_host(function, None, image)
             self._rolling = host
             await make_ready(self._edges, host)
             self.ready[function.revision], host = host, None
@@ -270,7 +273,7 @@ class FunctionHost:
         reason, detail = failure
         self._failed[function.revision] = reason, self._secrets.clean(function.owner, function.spec.secrets, detail)
 
-    async def make_host(self, function: AssignedFunction, held: int | None) -> RevisionHost:
+    async def make_host(self, function: AssignedFunction, held: int | None, image: Image | None) -> RevisionHost:
         """A revision with its code and listening socket; `held` is the descriptor the spawner kept for it."""
         function = enter_function(self._edges.paths.environments, function)
         spec = function.spec
@@ -279,6 +282,8 @@ class FunctionHost:
             code = await ensure_code(self._edges.paths, self._edges.settings, spec.bundle)
         else:
             code = Path(spec.cwd or "/")
+        if image is not None:
+            code = find_code(function, image)
         if held is not None:
             listener = socket.socket(fileno=held)
             listener.setblocking(False)
@@ -297,6 +302,7 @@ class FunctionHost:
             self._lending,
             self._tree,
             self._secrets,
+            image,
         )
 
     async def _take_back(self, function: AssignedFunction, plan: Plan) -> None:
@@ -439,7 +445,7 @@ class FunctionHost:
 
     async def adopt(self, function: AssignedFunction, held: int | None) -> RevisionHost:
         """Route what an earlier agent routed. A template is started again unless one was found alive (the caller adopts it)."""
-        host = await self.make_host(function, held)
+        host = await self.make_host(function, held, await find_image(self._edges, function, fetch=False))
         self.desired[function.revision], self.ready[function.revision] = function, host
         wanted = [Wanted(each.revision, each.percent, each.tags) for each in self.desired.values()]
         self.routes = plan_rollout(wanted, self.ready, (), Routes()).routes
@@ -447,7 +453,7 @@ class FunctionHost:
 
     async def adopt_draining(self, function: AssignedFunction, held: int | None) -> RevisionHost:
         """Let a revision that an earlier agent drained finish what it holds."""
-        host = await self.make_host(function, held)
+        host = await self.make_host(function, held, await find_image(self._edges, function, fetch=False))
         host.opened = True
         self._drain(host)
         return host

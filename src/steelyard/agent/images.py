@@ -62,7 +62,7 @@ def find_layer(images: Path, owner: Owner, image: str) -> tuple[Path, Marker]:
 def enter_function(images: Path, function: AssignedFunction) -> AssignedFunction:
     """With the interpreter and the variables of its image. Raises EdgeFailed (code image-missing). Safe to repeat."""
     spec = function.spec
-    if not spec.image:
+    if not spec.image or spec.contained:
         return function
     folder, marker = find_layer(images, function.owner, spec.image)
     env = image_environment(str(folder), marker.env, PATH, spec.env)

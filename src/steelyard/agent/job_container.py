@@ -27,9 +27,10 @@ from steelyard.model.cdi import DeviceEdits
 from steelyard.model.ids import WorkloadId
 from steelyard.model.image import Image, parse_image
 from steelyard.model.job import Plan
-from steelyard.model.mount import Bind
+from steelyard.model.mount import Bind, MountedVolume
 from steelyard.model.reason import Reason
-from steelyard.runtime.container import Containers, Wanted, end_deaf
+from steelyard.runtime.container import Containers, Wanted
+from steelyard.runtime.deaf import end_deaf
 from steelyard.wire.agent import AssignedJob
 from steelyard.wire.spawn import Exited, Rootfs
 
@@ -75,19 +76,20 @@ class JobContainers:
         owner: Ids,
         folders: Sequence[str],
         edits: DeviceEdits,
+        slurm_bin: str,
     ) -> tuple[tuple[str, ...], Rootfs]:
         """`env`: what it is told beside the image's variables; `folders`: that Steelyard made for it. They are seen inside, where
-        they are there. Never taken from `env`, which is the user's to fill: crun mounts as root."""
-        for volume in job.volumes:
-            if (wrong := check_source(volume)) is not None:
-                raise EdgeFailed(f"Not started: {wrong}", code="start-failed", detail="volumes")
-        volumes = (Bind(volume.source, volume.seen_at, volume.read_only) for volume in job.volumes)
+        they are there; for a script also what its `srun` and the like need, by `slurm_bin`. Never taken from `env`, which is the
+        user's to fill: crun mounts as root."""
+        read = [launch.env.get("STEELYARD_CA", ""), "" if job.spec.script is None else os.path.dirname(slurm_bin)]
         wanted = Wanted(
             argv=launch.argv,
             env=dict(env),
             cwd=job.spec.cwd,
+            interpreter="" if job.spec.script is None else find_interpreter(job.spec.script),
+            programs="" if job.spec.script is None else slurm_bin,
             own_network=job.spec.own_network,
-            binds=(*_find_binds(folders, launch.env.get("STEELYARD_CA", "")), *volumes),
+            binds=find_binds(folders, read, job.volumes),
             edits=edits,
         )
         return self._containers.make(member.workload, image, wanted, owner)
@@ -132,10 +134,22 @@ class JobContainers:
         return () if made is None else (f"runs in a container of {made.reference}, started by crun", *made.notes)
 
 
-def _find_binds(folders: Sequence[str], certificate: str) -> list[Bind]:
-    """At the same paths as outside."""
-    found = [Bind(folder, folder) for folder in folders if folder and os.path.isdir(folder)]
-    return found + ([Bind(certificate, certificate, True)] if certificate else [])
+def find_interpreter(script: str) -> str:
+    """What its first line names."""
+    words = script.partition("\n")[0].removeprefix("#!").split()
+    return words[0] if words else "/bin/sh"
+
+
+def find_binds(folders: Sequence[str], read: Sequence[str], volumes: Sequence[MountedVolume]) -> tuple[Bind, ...]:
+    """Volumes, and the rest at the same paths as outside; what is in `read` can't be written. Raises EdgeFailed."""
+    for volume in volumes:
+        if (wrong := check_source(volume)) is not None:
+            raise EdgeFailed(f"Not started: {wrong}", code="start-failed", detail="volumes")
+    return (
+        *(Bind(folder, folder) for folder in folders if folder and os.path.isdir(folder)),
+        *(Bind(path, path, True) for path in read if path),
+        *(Bind(volume.source, volume.seen_at, volume.read_only) for volume in volumes),
+    )
 
 
 def _namespace(pid: int) -> str:

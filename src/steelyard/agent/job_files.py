@@ -164,7 +164,7 @@ def read_users_file(path: str, uid: int, offset: int, limit: int, margin: int = 
     try:
         fd = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_NOCTTY | os.O_CLOEXEC)
     except FileNotFoundError:
-        return _say(f"its output went to {path}, which is not there", offset)
+        return _say(f"its output goes to {path}, which is not there", offset)
     except OSError as err:
         return _say(f"its output went to {path}, which is not shown here ({err.strerror})", offset)
     try:

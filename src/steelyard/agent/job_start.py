@@ -130,7 +130,7 @@ class JobStarter:
                     scratch,
                     self._holdings.secrets.path(member.workload) if files else "",
                 )
-                argv, rootfs = self._containers.make(job, member, image, launch, env, owner, folders, edits)
+                argv, rootfs = self._containers.make(job, member, image, launch, env, owner, folders, edits, self._slurm_bin)
                 env, cwd = {"PATH": PATH}, "/"  # crun's own: it is root
             handle = await self._runtime.launch(
                 member.workload,
@@ -204,7 +204,7 @@ class JobStarter:
         facts = self._slurm_facts(job, member, ids) if is_told(job.spec) else {}
         if script:
             facts["STEELYARD_STEPS"] = self._files.make_steps(job.attempt, ids)
-        if job.spec.contained:  # the stand-ins of Slurm's commands are not inside
+        if job.spec.contained:  # whose image says where programs are: the stand-ins come in front of that
             return env | facts
         return add_slurm(env, self._slurm_bin, facts, script=script)
 

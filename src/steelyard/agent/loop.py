@@ -13,8 +13,6 @@ from collections import deque
 
 import msgspec
 
-from steelyard.agent.container_images import ContainerImages
-from steelyard.agent.device_grants import DeviceGrants
 from steelyard.agent.devices import DeviceKeeper
 from steelyard.agent.edges import Edges
 from steelyard.agent.execs import KIND as EXEC
@@ -99,7 +97,7 @@ class Agent:
         self.secrets = SecretKeeper(edges.paths, edges.settings, lambda: self.functions.on_secrets())
         self.holdings = Holdings(scratch, usage, edges.cgroups, edges.volumes, self.secrets)
         self.volumes = VolumeKeeper(edges.volumes, edges.settings, edges.clock)
-        self.container_images = ContainerImages(edges.containers, edges.settings)
+        self.container_images = edges.images
         self.jobs = JobKeeper(
             edges.paths,
             edges.settings,
@@ -114,7 +112,7 @@ class Agent:
             self.presence,
             self.holdings,
             str(edges.slurm_bin),
-            JobContainers(edges.containers, self.container_images, DeviceGrants(edges.cdi, edges.machine.topology)),
+            JobContainers(edges.containers, edges.images, edges.grants),
             lambda plan: self.functions.may_have(plan),
         )
         self.images = ImageKeeper(edges.paths, edges.settings, self._changed)

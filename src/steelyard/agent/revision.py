@@ -14,12 +14,13 @@ import os
 import signal
 import socket
 from collections import deque
-from collections.abc import Callable, Coroutine
+from collections.abc import Callable, Coroutine, Mapping
 from pathlib import Path
 
 from steelyard.agent.answer import refuse_waiting, render_refusal
 from steelyard.agent.device_proof import shares_by_mps
 from steelyard.agent.edges import Edges
+from steelyard.agent.function_container import start_program
 from steelyard.agent.identity import choose_ids, make_env
 from steelyard.agent.lending import Lending
 from steelyard.agent.presence import GONE, Presence
@@ -38,9 +39,12 @@ from steelyard.lifecycle.mounts import make_variables
 from steelyard.model.coldstart import ColdStart, Road
 from steelyard.model.function import ReplicaEnd
 from steelyard.model.ids import WorkloadId, name_logs
+from steelyard.model.image import Image
 from steelyard.model.job import Plan
 from steelyard.model.reason import Reason
+from steelyard.runtime.container import variables
 from steelyard.runtime.process import Adopted
+from steelyard.runtime.records import Handle
 from steelyard.runtime.runner.page import Page
 from steelyard.runtime.template import Forked
 from steelyard.scaling.rollout import Counts
@@ -72,6 +76,7 @@ class RevisionHost:
         lending: Lending,
         tree: TemplateTree,
         secrets: SecretKeeper,
+        image: Image | None = None,
     ) -> None:
         self.edges, self.function, self.code, self.listener = edges, function, code, listener
         self._presence, self._lending = presence, lending
@@ -80,11 +85,17 @@ class RevisionHost:
         self._gave = False
         self._on_change, self._on_coldstart, self._on_awake = on_change, on_coldstart, on_awake
         self.plan = function.plan or Plan()
+        self.image = image
         self.ids = choose_ids(function.owner, function.spec.as_root, edges.settings, os.geteuid())
+        if image is not None and self.ids is not None:
+            self.ids = edges.containers.ids(image, self.ids)
+            edges.containers.pin(self.name, image)
         self.logs = name_logs(function.name)
         # one home for all: what is read when an interpreter starts must not differ from function to function
         home = str(code if function.spec.bundle is None else edges.paths.unpacked)
         env = make_env(function.spec.env, home, self.ids, function.owner)
+        if image is not None:
+            env = variables(image, function.spec.env)
         place = make_environment(self.plan, edges.machine.topology, env, threads=False, mps=shares_by_mps(self.plan))
         place |= make_variables(function.volumes)
         self.env = place | tell_api(edges.settings.api_url, function.token, edges.settings.tls_cert or "")
@@ -217,7 +228,7 @@ class RevisionHost:
                 if replica.workload not in self.replicas:
                     return replica  # given up meanwhile, and those who waited were told
                 replica.sent_ns = self.edges.clock.mono_ns()
-                handle = await start_plain(self, slot, fd, replica.trial, given)
+                handle = await self._start_plain(slot, fd, replica.trial, given)
                 replica.road, replica.pid, replica.start_time = Road.PLAIN, handle.pid, handle.start_time
         except (SteelyardError, OSError) as err:
             if replica.trial or self.edges.spawner.serves(slot.spawner):
@@ -235,6 +246,11 @@ class RevisionHost:
         loop.call_later(SLOT_DELAY_S, self._prepare_slot)
         self._on_change()
         return replica
+
+    async def _start_plain(self, slot: Slot, listen_fd: int, private: bool, given: Mapping[str, str]) -> Handle:
+        if self.image is not None:
+            return await start_program(self, self.image, slot, listen_fd, given)
+        return await start_plain(self, slot, listen_fd, private, given)
 
     async def _take_back(self, replica: Replica) -> bool:
         """Whoever it was lent to leaves its place first. False: the start has failed meanwhile."""
@@ -467,6 +483,8 @@ class RevisionHost:
         for replica in list(self.replicas.values()):
             self._remove(replica)
         self.drop_slot()
+        if self.image is not None:
+            self.edges.containers.pin(self.name, None)
         self.listener.close()
 
     def on_secrets(self) -> None:

@@ -249,6 +249,11 @@ class WorkSecrets:
         return bool(self._uses)
 
     @property
+    def path(self) -> str:
+        """Of its files, once there are variables; "" where it takes none."""
+        return self._keeper.path(self.folder) if any(use.as_files for use in self._uses) else ""
+
+    @property
     def version(self) -> str:
         """Of what a start should be given now; "" where that is nothing."""
         return self._keeper.version(self._owner, self._uses)

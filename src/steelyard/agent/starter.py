@@ -8,6 +8,7 @@ import sys
 from collections.abc import Mapping
 from typing import TYPE_CHECKING
 
+from steelyard.agent.function_container import LISTEN_FD, PAGE_FD
 from steelyard.agent.replica import Slot
 from steelyard.agent.template import make_load
 from steelyard.runtime.records import Handle
@@ -16,8 +17,6 @@ from steelyard.runtime.template import replica_command, server_command
 
 if TYPE_CHECKING:
     from steelyard.agent.revision import RevisionHost
-
-LISTEN_FD, PAGE_FD = 3, 4
 
 
 async def start_plain(host: RevisionHost, slot: Slot, listen_fd: int, private: bool, given: Mapping[str, str]) -> Handle:

@@ -78,10 +78,10 @@ def check_job(spec: JobSpec, machine: Machine | None, root: bool) -> list[Findin
     return findings
 
 
-def _check_image(spec: JobSpec) -> list[Finding]:
+def _check_image(spec: JobSpec | FunctionSpec) -> list[Finding]:
     if not spec.contained:
         if spec.own_network:
-            return [Finding("no-container", "a network of its own is for jobs in containers: name an image")]
+            return [Finding("no-container", "a network of its own is for containers: name an image")]
         return []
     findings: list[Finding] = []
     try:
@@ -113,6 +113,7 @@ def check_function(name: str, spec: FunctionSpec, machine: Machine | None, root:
     if len(spec.origin) > 4096 or "\0" in spec.origin:
         findings.append(Finding("bad-origin", "origin is the path of the file that declares the app"))
     findings += _check_program(spec)
+    findings += _check_image(spec)
     findings += _check_command(spec.argv, spec.env)
     if spec.resources.exclusive:
         findings.append(Finding("exclusive-function", "a function that wants cores of its own asks for the timing `dedicated`"))
@@ -166,7 +167,7 @@ def _find_unknown(value: object, kind: msgspec.inspect.Type, at: str) -> Iterato
 
 def _check_program(spec: FunctionSpec) -> list[Finding]:
     findings: list[Finding] = []
-    if (spec.file is not None) == bool(spec.argv):
+    if (spec.file is not None) == bool(spec.argv) and not (spec.contained and spec.file is None):
         findings.append(Finding("no-program", "a function is either file and attr (an ASGI app) or argv (a program)"))
     if spec.file is not None:
         parts = spec.file.split("/")
@@ -191,10 +192,10 @@ def _check_program(spec: FunctionSpec) -> list[Finding]:
         findings.append(Finding("bad-readiness", text))
     if spec.port is not None and not 0 <= spec.port <= 65535:
         findings.append(Finding("bad-port", "port must be between 1 and 65535, or 0 for a free one, which is told as PORT"))
-    if spec.port and spec.replicas_max > 1:
+    if spec.port and spec.replicas_max > 1 and not spec.own_network:
         text = "only one replica on a machine can open the port: replicas_max must be 1, or port 0, a free one for each as $PORT"
         findings.append(Finding("bad-port", text))
-    if spec.bundle is None and spec.cwd is None:
+    if spec.bundle is None and spec.cwd is None and not spec.contained:
         findings.append(Finding("no-code", "a function needs its code: a bundle, or a cwd to run in"))
     if spec.bundle is not None and not _SHA256.fullmatch(spec.bundle):
         findings.append(Finding("bad-bundle", "a bundle is named by its sha256, 64 hex digits"))

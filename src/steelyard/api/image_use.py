@@ -8,7 +8,6 @@ from steelyard.errors import NotFound, Refused
 from steelyard.lifecycle.image import FUNCTION_PYTHON_MIN, USED_STEP_US, find_image, python_of
 from steelyard.model.built_image import Image, ImageState
 from steelyard.model.function import FunctionSpec
-from steelyard.model.image import is_reference
 from steelyard.model.job import JobSpec, Owner
 from steelyard.store import Tx
 
@@ -29,9 +28,11 @@ def settle_function(tx: Tx, spec: FunctionSpec, owner: Owner, now: int) -> Funct
         raise Refused(
             "A function has its Python from `python` or from `image`, not from both. Leave one out.", code="two-pythons"
         )
-    if is_reference(spec.image):
-        text = "Functions don't run in containers yet, jobs do (`steelyard run --image`). Nothing was deployed."
+    if spec.contained and spec.served_by_runner:
+        text = "Python functions don't run in containers yet, programs do. Nothing was deployed."
         raise Refused(text, code="function-container")
+    if spec.contained:
+        return spec
     image = _usable(tx, owner, spec.image, as_root=spec.as_root, now=now)
     if python_of(image.spec.base.version) < FUNCTION_PYTHON_MIN:
         least = ".".join(map(str, FUNCTION_PYTHON_MIN))

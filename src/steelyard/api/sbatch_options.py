@@ -176,8 +176,9 @@ class Exported(NamedTuple):
     left_out: tuple[str, ...]
 
 
-def export_variables(text: str | None, env: Mapping[str, str]) -> Exported:
-    """What of the caller's `env` the job gets: ALL, NONE (or NIL), names and NAME=VALUE, in any mixture."""
+def export_variables(text: str | None, env: Mapping[str, str], *, inherit: bool = True) -> Exported:
+    """What of the caller's `env` the job gets: ALL, NONE (or NIL), names and NAME=VALUE, in any mixture. Without `inherit` only
+    what is named."""
     chosen: dict[str, str] = {}
     everything = text is None
     for item in [] if text is None else _split_exports(text):
@@ -190,7 +191,8 @@ def export_variables(text: str | None, env: Mapping[str, str]) -> Exported:
             everything = True
         elif name.upper() not in ("NONE", "NIL", "") and name in env:
             chosen[name] = env[name]
-    inherited = {name: value for name, value in env.items() if not name.startswith(_NEVER_EXPORTED)} if everything else {}
+    inherited = {name: value for name, value in env.items() if not name.startswith(_NEVER_EXPORTED)}
+    inherited = inherited if everything and inherit else {}
     merged = inherited | chosen
     good = {name: value for name, value in merged.items() if _VARIABLE.fullmatch(name) and "\0" not in value}
     return Exported(good, tuple(sorted(set(merged) - set(good))))

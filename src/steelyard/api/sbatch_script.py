@@ -29,6 +29,7 @@ from steelyard.api.slurm_time import find_zone, parse_begin, parse_slurm_time
 from steelyard.errors import Refused
 from steelyard.lifecycle.array import parse_array
 from steelyard.model.batch import PRIORITY_DEFAULT, RetryOn, RetryRule, Warn
+from steelyard.model.image import is_reference
 from steelyard.model.job import JobSpec
 from steelyard.wire.api import ScriptSubmit
 
@@ -70,6 +71,8 @@ class _Call(NamedTuple):
     name: str
     now: int
     zone: tzinfo | None
+    #: it runs on the files of an image: what is around the caller is not there
+    contained: bool
 
 
 def parse_script(
@@ -82,8 +85,10 @@ def parse_script(
     name: str = "sbatch",
     now: int = 0,
     zone: tzinfo | None = None,
+    contained: bool = False,
 ) -> Submission:
-    """`name` is the script's file name, `now` in microseconds since the epoch, `zone` the caller's (None: this machine's)."""
+    """`name` is the script's file name, `now` in microseconds since the epoch, `zone` the caller's (None: this machine's). A
+    `contained` script begins in the image's folder unless --chdir names one, and gets those variables that --export names."""
     called = read_called(options)
     wrapped = next((each.given.value for each in reversed(called) if each.given.option.name == "wrap"), None)
     if wrapped is not None:
@@ -93,7 +98,7 @@ def parse_script(
     lines = check_text(text)
     chosen = _choose(read_lines(lines), called)
     _check_known(chosen)
-    spec, notes = _make_spec(chosen, _Call(text, arguments, cwd, env, name[:_NAME_MAX], now, zone))
+    spec, notes = _make_spec(chosen, _Call(text, arguments, cwd, env, name[:_NAME_MAX], now, zone, contained))
     array = None if (asked := _value(chosen, "array")) is None else _placed(chosen, lambda: parse_array(asked).text, "array")
     understood = tuple(
         Understood(
@@ -117,6 +122,7 @@ def read_script(data: ScriptSubmit, now: int) -> Submission:
         name=data.name,
         now=now,
         zone=find_zone(data.env.get("TZ")),
+        contained=is_reference(data.image),
     )
     if submission.nodes > 1:
         raise Refused(
@@ -196,7 +202,7 @@ def _make_spec(chosen: Mapping[str, Setting], call: _Call) -> tuple[JobSpec, lis
     """The job, and sentences about options that are acted on in part."""
     notes: list[str] = []
     folder = _find_folder(_value(chosen, "chdir"), call.cwd)
-    exported = _placed(chosen, lambda: export_variables(_value(chosen, "export"), call.env), "export")
+    exported = _placed(chosen, lambda: export_variables(_value(chosen, "export"), call.env, inherit=not call.contained), "export")
     if exported.left_out:
         names = ", ".join(exported.left_out[:10]) + (" and more" if len(exported.left_out) > 10 else "")
         notes.append(f"the environment: {names} can't be passed on (shell functions, values with NUL)")
@@ -213,7 +219,7 @@ def _make_spec(chosen: Mapping[str, Setting], call: _Call) -> tuple[JobSpec, lis
     spec = JobSpec(
         name=name,
         argv=(call.name, *call.arguments),
-        cwd=folder,
+        cwd="" if call.contained and "chdir" not in chosen else folder,
         env=exported.env,
         resources=size.resources,
         script=call.text,

@@ -16,8 +16,7 @@ from steelyard.api.sbatch_script import read_script
 from steelyard.api.services import services_of
 from steelyard.api.submission import insert_jobs
 from steelyard.control import JOBS
-from steelyard.errors import Refused
-from steelyard.model.image import is_reference
+from steelyard.model.image import is_reference, parse_image
 from steelyard.store import Tx
 from steelyard.wire.api import ScriptSubmit, ScriptSubmitted
 
@@ -32,10 +31,8 @@ async def submit_script(
     caller = caller_of(request)
     now = services.clock.now_us()
     submission = read_script(data, now)
-    if is_reference(data.image):
-        text = "A script runs in an image that was built here: containers are for commands (`steelyard run --image`)."
-        raise Refused(text, code="unfit-option")
-    spec = msgspec.structs.replace(submission.spec, image=data.image)
+    image = parse_image(data.image).text if is_reference(data.image) else data.image
+    spec = msgspec.structs.replace(submission.spec, image=image)
 
     def submit(tx: Tx) -> ScriptSubmitted:
         owner = submitter(tx, services, caller)

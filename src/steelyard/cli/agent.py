@@ -14,6 +14,8 @@ from pathlib import Path
 import msgspec
 
 from steelyard.agent.cleanup import Cleanup
+from steelyard.agent.container_images import ContainerImages
+from steelyard.agent.device_grants import DeviceGrants
 from steelyard.agent.edges import Edges
 from steelyard.agent.loop import Agent
 from steelyard.clock import SystemClock
@@ -94,7 +96,8 @@ def _make_agent(paths: Paths, settings: Settings) -> Agent:
         runtime=runtime,
         cleanup=Cleanup(runtime, paths, containers),
         containers=containers,
-        cdi=CdiReader(),
+        images=ContainerImages(containers, settings),
+        grants=DeviceGrants(CdiReader(), machine.topology),
         lane=lane,
         gateway=Envoy(paths, settings, clock),
         queue=SocketQueue(),

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import msgspec
 
 from steelyard.cli.app_file import AppFile, Declared, check_python
-from steelyard.cli.job_options import parse_env, parse_uses, parse_volumes
+from steelyard.cli.job_options import name_image, parse_env, parse_uses, parse_volumes
 from steelyard.cli.output import Progress, say
 from steelyard.cli.quantities import parse_bytes, parse_scale_on, parse_seconds
 from steelyard.cli.session import new_key
@@ -154,6 +154,8 @@ def make_override(asked: Mapping[str, Any]) -> dict[str, Any]:
         "target_wait": ("target_wait_ms", lambda text: parse_seconds(text) * 1000),
         "scale_on": ("scale_on", lambda words: msgspec.to_builtins(parse_scale_on(words))),
         "weights": ("weights", os.path.abspath),
+        "image": ("image", lambda text: name_image(text, os.getcwd())),
+        "network": ("own_network", lambda text: text == "none"),
         "startup_deadline": ("startup_deadline_s", parse_seconds),
         "wake_bound": ("wake_bound_s", parse_seconds),
     }

@@ -28,7 +28,7 @@ from steelyard.cli.apply_plan import (
     order_documents,
     render_steps,
 )
-from steelyard.cli.deploy import hand_over, read_target
+from steelyard.cli.deploy import hand_over, make_argv, read_target
 from steelyard.cli.documents import FUNCTION, JOB, Document, FunctionAsk, read_documents
 from steelyard.cli.image_ask import find_image_id
 from steelyard.cli.output import print_json, say
@@ -174,7 +174,7 @@ def _plan_function(client: ApiClient, document: Document) -> Planned:
     assert document.function is not None
     spec, code = make_function_spec(document.function)
     # stored by its id, which does not change when the name moves
-    spec = msgspec.structs.replace(spec, image=find_image_id(client, spec.image))
+    spec = msgspec.structs.replace(spec, image=_find_id(client, spec.image))
     old: FunctionSpec | None = None
     try:
         view = client.fetch(FunctionView, "GET", f"/v1/functions/{document.name}")
@@ -206,10 +206,11 @@ def make_function_spec(ask: FunctionAsk) -> tuple[FunctionSpec, Path | None]:
     spec = FunctionSpec(
         file=code.file.name if code.file and code.attr else None,
         attr=code.attr,
-        argv=(python or "python", code.file.name) if code.file and not code.attr else code.argv,
-        cwd=None if code.file else ask.workdir,
+        argv=make_argv(code, python, ask.image),
+        cwd=None if code.file or is_reference(ask.image) else ask.workdir,
         python=python,
         image=ask.image,
+        own_network=ask.own_network,
         port=ask.port,
         readiness=ask.readiness,
         scale_on=ask.scale_on,

@@ -28,7 +28,16 @@ from steelyard.cli.app_deploy import (
     wait_settled,
 )
 from steelyard.cli.app_file import check_python, declares_app, parse_file
-from steelyard.cli.job_options import parse_env, parse_uses, parse_volumes, secret_option, volume_option
+from steelyard.cli.job_options import (
+    name_image,
+    network_option,
+    own_network,
+    parse_env,
+    parse_uses,
+    parse_volumes,
+    secret_option,
+    volume_option,
+)
 from steelyard.cli.numbers import Number
 from steelyard.cli.output import Progress, print_json, say
 from steelyard.cli.quantities import parse_bytes, parse_scale_on, parse_seconds, parse_share
@@ -37,6 +46,7 @@ from steelyard.errors import Refused
 from steelyard.model.function import FunctionSpec
 from steelyard.model.gpu_demand import parse_gpu_demand
 from steelyard.model.ids import NAME
+from steelyard.model.image import is_reference
 from steelyard.model.job import Resources
 from steelyard.model.timing import Timing
 from steelyard.wire.http import ApiClient
@@ -51,6 +61,7 @@ TARGET is one of
   FILE.py          with --port, a program that opens it itself
   -- CMD...        any program, in the current folder: it opens --port,
                    or takes the socket by LISTEN_FDS (fd 3)
+  nothing          with --image, what a container image itself runs
   MODEL            with --recipe, a language model: a folder, a GGUF file, or
                    a name of Hugging Face
 
@@ -80,6 +91,7 @@ Examples:
   steelyard deploy --recipe vllm Qwen/Qwen3-8B --gpu H100:2
   steelyard deploy --recipe llama-cpp ./model.gguf --name chat --dry-run
   steelyard deploy --name files --port 8000 -- python3 -m http.server 8000
+  steelyard deploy --name web --port 8080 --image docker://nginxinc/nginx-unprivileged
 """
 
 
@@ -170,7 +182,13 @@ Examples:
 @click.option("--dry-run", is_flag=True, help="Of a recipe: check everything, print the file, and leave it at that.")
 @click.option("--yes", "-y", is_flag=True, help="Of a recipe: don't ask.")
 @click.option("--overwrite", is_flag=True, help="Of a recipe: write NAME.yaml anew, whatever was changed in it.")
-@click.option("--image", metavar="NAME", help="Run it in that image (`steelyard image ls`), with the image's Python.")
+@click.option(
+    "--image",
+    metavar="IMAGE",
+    help="Run it in that image of `steelyard image ls`, with the image's Python; or in a container: registry.host/path:tag, "
+    "docker://name:tag, oci:/path or docker-archive:/path.",
+)
+@network_option
 @click.option("--public", is_flag=True, help="Anybody who reaches the gateway may call it, without a key.")
 @click.option("--as-root", is_flag=True, help="Run as root (only for the admin of a Steelyard that root started).")
 @click.option("--replace", is_flag=True, help="Of an app: take over what another file, or nobody's app, deployed by its names.")
@@ -193,7 +211,7 @@ Examples:
 )
 @home_option
 @json_option
-@click.argument("target", nargs=-1, required=True, type=click.UNPROCESSED, metavar="TARGET")
+@click.argument("target", nargs=-1, type=click.UNPROCESSED, metavar="TARGET")
 @click.pass_context
 def deploy(
     ctx: click.Context,
@@ -225,6 +243,8 @@ def deploy(
             "--dry-run and --overwrite are for recipes (--recipe vllm MODEL). Nothing was deployed.", code="unfit-option"
         )
     takeover = Takeover(traffic, tag, parse_share(rollback_errors))
+    if not target and not is_reference(asked["image"] or ""):
+        raise click.UsageError("Say what to deploy: FILE.py:APP, `-- CMD`, or a container image that has a command (--image).")
     code = read_target(target, asked["port"], apps=True)
     if code.file is not None and asked["port"] is None and declares_app(code.file):
         from steelyard.cli.deploy_app import AppDeploy, deploy_app
@@ -249,14 +269,16 @@ def make_function(code: Target, asked: Mapping[str, Any]) -> tuple[str, Function
         )
     if asked["image"] and asked["python"]:
         raise Refused(TWO_PYTHONS, code="two-pythons")
-    interpreter = "" if asked["image"] else check_python(asked["python"])
+    image = name_image(asked["image"] or "", os.getcwd())
+    interpreter = "" if image else check_python(asked["python"])
     spec = FunctionSpec(
         file=code.file.name if code.file and code.attr else None,
         attr=code.attr,
-        argv=(interpreter or "python", code.file.name) if code.file and not code.attr else code.argv,
-        cwd=None if code.file else os.getcwd(),
+        argv=make_argv(code, interpreter, image),
+        cwd=None if code.file or is_reference(image) else os.getcwd(),
         python=interpreter,
-        image=asked["image"] or "",
+        image=image,
+        own_network=own_network(asked),
         port=asked["port"],
         readiness=asked["readiness"],
         env=parse_env(asked["env"]),
@@ -331,8 +353,10 @@ class Target(NamedTuple):
 
 
 def read_target(words: tuple[str, ...], port: int | None, *, apps: bool = False) -> Target:
-    """One word that names a Python file, or a command line. Checks that the file is there and is Python; whether the app is in
-    it only the import can say. `apps`: a file alone may be one with an app of functions."""
+    """One word that names a Python file, or a command line; no word: what a container image says. Checks that the file is there
+    and is Python; whether the app is in it only the import can say. `apps`: a file alone may be one with an app of functions."""
+    if not words:
+        return Target(name="", file=None, attr=None, argv=())
     first, *rest = words
     if rest or not re.search(r"\.py(:|$)", first):
         if first.endswith(".py") or ".py:" in first:
@@ -354,6 +378,13 @@ def read_target(words: tuple[str, ...], port: int | None, *, apps: bool = False)
         )
     parse_file(file)
     return Target(name=file.stem.lower().replace("_", "-"), file=file, attr=attr or None, argv=())
+
+
+def make_argv(code: Target, python: str, image: str) -> tuple[str, ...]:
+    """What a program's replica executes. `python`: of the machine; "" where an image brings it."""
+    if code.file is None or code.attr is not None:
+        return code.argv
+    return (python or ("python3" if is_reference(image) else "python"), code.file.name)
 
 
 def check_name(name: str) -> str:

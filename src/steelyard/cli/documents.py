@@ -22,6 +22,7 @@ from steelyard.host.fabric.plain_yaml import Plain, PlainMapping, read_plain_doc
 from steelyard.model.batch import Dependency
 from steelyard.model.function import ScaleOn
 from steelyard.model.ids import NAME
+from steelyard.model.image import is_reference
 from steelyard.model.job import JobSpec, Resources
 from steelyard.model.mount import VolumeMount
 from steelyard.model.secret import SecretUse
@@ -57,6 +58,7 @@ class FunctionAsk(msgspec.Struct, frozen=True):
     readiness: str = ""
     python: str | None = None
     image: str = ""
+    own_network: bool = False
     public: bool = False
     as_root: bool = False
     secrets: tuple[SecretUse, ...] = ()
@@ -195,9 +197,13 @@ class _Reader:
 
     def _read_function(self, name: str) -> FunctionAsk:
         top = self._top
-        if ("target" in top) == ("command" in top):
+        contained = is_reference(self._text(top, "image") if "image" in top else "")
+        if ("target" in top) == ("command" in top) and not (contained and "target" not in top):
             raise self._wrong(top.line, "exactly one of `target` (FILE.py:APP) and `command` must be there")
-        target = (os.path.join(self._folder, self._text(top, "target")),) if "target" in top else self._words("command")
+        if "target" in top:
+            target: tuple[str, ...] = (os.path.join(self._folder, self._text(top, "target")),)
+        else:
+            target = self._words("command") if "command" in top else ()  # else what the image says
         like_job = self._read_spec(name, target)
         return FunctionAsk(
             target=target,
@@ -219,6 +225,7 @@ class _Reader:
             readiness=self._text(top, "readiness") if "readiness" in top else "",
             python=self._text(top, "python") if "python" in top else None,
             image=like_job.image,
+            own_network=like_job.own_network,
             public=self._truth(top, "public") if "public" in top else False,
             as_root=like_job.as_root,
             secrets=like_job.secrets,
@@ -368,7 +375,7 @@ _OPTIONS: dict[str, tuple[str, _Read]] = {
     "secrets": ("secrets", _Reader._list),
     "volumes": ("volumes", _Reader._list),
 }
-_COMMON = ("type", "name", "resources", "env", "image")
+_COMMON = ("type", "name", "resources", "env", "image", "network")
 _RUNS = tuple(dict.fromkeys((*_COMMON, "commands", "command", "workdir", *_OPTIONS)))
 _KEYS: dict[str, tuple[str, ...]] = {
     JOB: (*_RUNS, "array", "after", "project"),

@@ -60,6 +60,12 @@ secret_option = click.option(
     help="Give it a secret's keys as variables, or as files below $STEELYARD_SECRETS/NAME. May be repeated.",
 )  # fmt: skip
 
+#: `--network`, likewise
+network_option = click.option(
+    "--network", type=click.Choice(["host", "none"]), default="host", show_default=True,
+    help="Of a container: the machine's network, or none but its own loopback.",
+)  # fmt: skip
+
 _OPTIONS = (
     click.option(
         "--cpus", type=Number(), default=1.0, show_default=True, help="Cores: a share in common, or whole ones with --exclusive."
@@ -114,8 +120,7 @@ _OPTIONS = (
     click.option("--error", "errors", type=click.Path(), help="A file for its errors [default with --output: the same]."),
     click.option("--image", metavar="IMAGE", default="", help="Run in an image of `steelyard image ls`, by name or id; or in a "
                  "container: registry.host/path:tag, docker://name:tag, oci:/path or docker-archive:/path."),
-    click.option("--network", type=click.Choice(["host", "none"]), default="host", show_default=True,
-                 help="Of a container: the machine's network, or none but its own loopback."),
+    network_option,
     click.option("--name", help="A name for people [default: the command's]."),
     click.option(
         "--env", "env", multiple=True, metavar="K=V", help="Set a variable (K alone takes the caller's value). May be repeated."
@@ -178,7 +183,7 @@ def make_spec(command: tuple[str, ...], asked: Mapping[str, Any], cwd: str, now:
         checkpoint_dir=_path(asked["checkpoint_dir"], cwd),
         secrets=parse_uses(asked["secrets"]),
         image=image,
-        own_network=_own_network(asked),
+        own_network=own_network(asked),
         volumes=parse_volumes(asked["volumes"]),
     )
 
@@ -205,8 +210,9 @@ def name_image(text: str, folder: str) -> str:
     return parse_image(text).text
 
 
-def _own_network(asked: Mapping[str, Any]) -> bool:
-    if asked["network"] == "none" and not is_reference(asked["image"]):
+def own_network(asked: Mapping[str, Any]) -> bool:
+    """Raises Refused."""
+    if asked["network"] == "none" and not is_reference(asked["image"] or ""):
         raise Refused("--network is of containers: name one with --image. Nothing was started.", code="unfit-option")
     return asked["network"] == "none"
 

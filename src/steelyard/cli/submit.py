@@ -12,7 +12,7 @@ import click
 from steelyard.api.sbatch_script import Submission, read_script
 from steelyard.api.sbatch_text import SCRIPT_MAX_BYTES
 from steelyard.cli.attach import attend, make_patience
-from steelyard.cli.job_options import parse_uses, parse_volumes, secret_option, volume_option
+from steelyard.cli.job_options import name_image, parse_uses, parse_volumes, secret_option, volume_option
 from steelyard.cli.output import print_json, print_table, say
 from steelyard.cli.session import home_option, json_option, new_key, open_client
 from steelyard.clock import SystemClock
@@ -33,6 +33,7 @@ Examples:
   steelyard submit --time=2:00:00 -c 4 train.sh data.csv
   steelyard submit --test-only train.sh
   steelyard submit --volume data:/data train.sh
+  steelyard submit --image docker://python:3.12 train.sh
   steelyard submit --wait --wrap 'make -j4'
   next=$(steelyard submit --parsable --dependency=afterok:$first next.sh)
 """
@@ -66,7 +67,8 @@ def _as_click(given: Given) -> str:
 @click.option("--parsable", is_flag=True, help="Print the id alone.")
 @click.option("--wait", "-W", is_flag=True, help="Return when the job has ended, with its exit code.")
 @click.option("--quiet", "-Q", is_flag=True, help="Don't name what is ignored.")
-@click.option("--image", default="", metavar="NAME", help="Run it in that image (`steelyard image ls`).")
+@click.option("--image", default="", metavar="IMAGE", help="Run it in an image of `steelyard image ls`, or in a container: "
+              "registry.host/path:tag, docker://name:tag, oci:/path or docker-archive:/path.")  # fmt: skip
 @secret_option
 @volume_option
 @home_option
@@ -88,7 +90,7 @@ def submit(
 ) -> None:
     options: tuple[str, ...] = ctx.meta[__name__]
     script, name = _read(words, wrapped=any(option.startswith("--wrap=") for option in options))
-    given = image, parse_volumes(volumes), parse_uses(secrets)
+    given = name_image(image, _here()), parse_volumes(volumes), parse_uses(secrets)
     data = ScriptSubmit(script, _here(), words[1:], options, clean(os.environ), name, *given)
     if test_only:
         _show(read_script(data, SystemClock().now_us()), as_json)

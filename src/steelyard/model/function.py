@@ -8,6 +8,7 @@ from typing import Literal
 import msgspec
 
 from steelyard.model.ids import FunctionName, ProjectName
+from steelyard.model.image import is_reference
 from steelyard.model.job import NO_SHARE, Owner, Plan, Resources
 from steelyard.model.mount import VolumeMount
 from steelyard.model.reason import Reason
@@ -41,8 +42,11 @@ class FunctionSpec(msgspec.Struct, frozen=True):
     port: int | None = None
     #: of a program: it serves once a GET of this path is answered 2xx; empty: once it accepts a connection
     readiness: str = ""
-    #: of an image of its owner: id, name, or the beginning of an id; the id once it is stored. "" without one
+    #: it runs in a container of this image (`model/image.py` has the forms); or in one of its owner's that was built here, by id,
+    #: name, or the beginning of an id, and by its id once it is stored; "" means in neither
     image: str = ""
+    #: of a container: a network of its own with nothing but loopback, instead of the machine's
+    own_network: bool = False
     env: dict[str, str] = {}
     resources: Resources = Resources(cpus=1.0)
     replicas_min: int = 0
@@ -80,6 +84,11 @@ class FunctionSpec(msgspec.Struct, frozen=True):
     interface: Literal["http", "call"] = "http"
     #: what its replicas are given beside `env`, each name once
     secrets: tuple[SecretUse, ...] = ()
+
+    @property
+    def contained(self) -> bool:
+        """Does it run in a container?"""
+        return is_reference(self.image)
 
     @property
     def served_by_runner(self) -> bool:

@@ -15,7 +15,6 @@ from __future__ import annotations
 import os
 import posixpath
 import shutil
-import signal
 import stat
 import threading
 from collections.abc import Collection, Mapping
@@ -45,9 +44,6 @@ DEFAULT_PATH = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
 _NETWORK_FILES = ("/etc/resolv.conf", "/etc/hosts")
 #: idmapped layers of an overlay
 _KERNEL = (5, 19)
-#: whose default action ends nothing
-_HARMLESS = frozenset({signal.SIGCHLD, signal.SIGCONT, signal.SIGURG, signal.SIGWINCH, signal.SIGSTOP, signal.SIGTSTP,
-                       signal.SIGTTIN, signal.SIGTTOU})  # fmt: skip
 #: of glibc's loaders, most special first; where a folder is a link to another, both names do
 _MACHINE = os.uname().machine
 LIBRARY_FOLDERS = (
@@ -78,7 +74,15 @@ class Wanted(msgspec.Struct, frozen=True):
     argv: tuple[str, ...]
     env: dict[str, str]
     cwd: str = ""
+    #: of a script, which is brought in and runs instead of the image's entry point: what the image must have for that
+    interpreter: str = ""
+    #: a folder that is brought in, in which programs are looked for first
+    programs: str = ""
     own_network: bool = False
+    #: whoever starts it is in that network already
+    in_network: bool = False
+    #: descriptors from 3 on that it is given
+    fds: int = 0
     binds: tuple[Bind, ...] = ()
     #: for the devices that it was given
     edits: DeviceEdits = DeviceEdits()
@@ -92,7 +96,9 @@ class Containers:
         self._state, self._hostname = self._folder / ".crun", hostname
         self._images = images
         self._made: dict[WorkloadId, Made] | None = None
-        self.store = ImageStore(images, lambda: {made.image for made in self._all().values()})
+        #: who sleeps, and will want its image again -> digest
+        self._pinned: dict[str, str] = {}
+        self.store = ImageStore(images, lambda: {*self._pinned.values(), *(made.image for made in self._all().values())})
 
     def check(self) -> None:
         """Can there be containers here? Raises Refused with what is missing; a weaker wall is never put up instead."""
@@ -119,9 +125,22 @@ class Containers:
         self.check()
         return self.store.ensure(reference, ids, stamp, tell)
 
-    def users(self, digest: str) -> list[WorkloadId]:
-        """What runs on that image."""
-        return sorted(workload for workload, made in self._all().items() if made.image == digest)
+    def users(self, digest: str) -> list[str]:
+        """What runs on that image, and who sleeps on it."""
+        running = {str(workload) for workload, made in self._all().items() if made.image == digest}
+        return sorted(running | {name for name, pinned in self._pinned.items() if pinned == digest})
+
+    def find(self, reference: ImageReference) -> Image:
+        """As it is here, without a look at where it comes from. Blocks a little. Raises EdgeFailed."""
+        self.check()
+        return self.store.find(reference)
+
+    def pin(self, name: str, image: Image | None) -> None:
+        """It stays here until another one, or none, is pinned by that name."""
+        if image is None:
+            self._pinned.pop(name, None)
+        else:
+            self._pinned[name] = image.digest
 
     def ids(self, image: Image, owner: Ids) -> Ids:
         """(uid, gid) of the machine that the image's user is, when `owner` runs it."""
@@ -131,10 +150,12 @@ class Containers:
     def make(self, workload: WorkloadId, image: Image, wanted: Wanted, owner: Ids) -> tuple[tuple[str, ...], Rootfs]:
         """Write its bundle: the command that starts it, and what is mounted for that. Raises Refused or EdgeFailed."""
         folder, root = self._folder / workload, self.store.root(image.digest)
-        argv = choose_argv(image, wanted.argv)
+        argv = wanted.argv if wanted.interpreter else choose_argv(image, wanted.argv)
         edits = wanted.edits
-        env = {"PATH": DEFAULT_PATH, "HOME": image.ids.home} | image.env | edits.env | wanted.env
-        _check_program(root, argv[0], env["PATH"], wanted.cwd or image.cwd or "/", image.reference)
+        env = variables(image, edits.env | wanted.env)
+        _check_program(root, wanted.interpreter or argv[0], env["PATH"], wanted.cwd or image.cwd or "/", image.reference)
+        if wanted.programs:
+            env["PATH"] = f"{wanted.programs}:{env['PATH']}"
         first = owner_range(self._images, owner[0])
         (uids, disk_uids), (gids, disk_gids) = make_maps(first, owner[0]), make_maps(first, owner[1])
         files = () if wanted.own_network else tuple(Bind(name, name, True) for name in _NETWORK_FILES if os.path.isfile(name))
@@ -144,7 +165,7 @@ class Containers:
             uid=image.ids.uid, gid=image.ids.gid, groups=tuple(dict.fromkeys((*image.ids.groups, *edits.groups))),
             uids=uids, gids=gids,
             hostname=workload[:64] if wanted.own_network else self._hostname, machine=os.uname().machine,
-            own_network=wanted.own_network, devices=edits.nodes,
+            own_network=wanted.own_network and not wanted.in_network, devices=edits.nodes,
             binds=(*files, *edits.binds, *place_libraries(str(root), edits.libraries, edits.binds), *wanted.binds),
         )  # fmt: skip
         uid, gid = self.ids(image, owner)
@@ -169,7 +190,8 @@ class Containers:
         except OSError as err:
             raise EdgeFailed(f"{folder} could not be written: {err.strerror}. Nothing was started.", code="start-failed") from err
         self._all()[workload] = made
-        command = (*self._crun(), "run", "--bundle", str(folder), workload)
+        passed = ("--preserve-fds", str(wanted.fds)) if wanted.fds else ()
+        command = (*self._crun(), "run", *passed, "--bundle", str(folder), workload)
         return command, Rootfs(str(root), f"{folder}/{_FS}", disk_uids, disk_gids, owner, edits.nodes, edits.lock_memory)
 
     def enter(self, workload: WorkloadId, number: int, argv: tuple[str, ...]) -> tuple[tuple[str, ...], Rootfs]:
@@ -203,6 +225,11 @@ class Containers:
             for path in self._folder.glob(f"*/{_MADE}"):
                 self._made[WorkloadId(path.parent.name)] = msgspec.json.decode(path.read_bytes(), type=Made)
         return self._made
+
+
+def variables(image: Image, env: Mapping[str, str]) -> dict[str, str]:
+    """`env` over the image's own."""
+    return {"PATH": DEFAULT_PATH, "HOME": image.ids.home} | image.env | dict(env)
 
 
 def place_libraries(root: str, libraries: Mapping[str, str], bound: Collection[Bind]) -> list[Bind]:
@@ -243,40 +270,3 @@ def _check_program(root: Path, program: str, path: str, cwd: str, reference: str
         f"The image {reference} has no program {program!r}{where}. Nothing was started. Name one that is in the image.",
         code="no-such-program",
     )
-
-
-def find_deaf(statuses: Mapping[int, str], signum: int) -> list[int]:
-    """Which of these processes the kernel keeps this signal from: the first of a pid namespace gets none that it has no handler
-    for, while any other process would end. `statuses`: pid -> the text of /proc/<pid>/status."""
-    if signum in _HARMLESS or not 1 <= signum <= 64:
-        return []
-    return [pid for pid, text in statuses.items() if _is_init(text) and not _handles(text, signum)]
-
-
-def _is_init(status: str) -> bool:
-    ids = _line(status, "NSpid").split()
-    return len(ids) > 1 and ids[-1] == "1"
-
-
-def _handles(status: str, signum: int) -> bool:
-    """By a handler, or by ignoring it on purpose."""
-    return any(int(_line(status, name) or "0", 16) >> (signum - 1) & 1 for name in ("SigCgt", "SigIgn", "SigBlk"))
-
-
-def _line(status: str, name: str) -> str:
-    return next((line.partition(":")[2].strip() for line in status.splitlines() if line.startswith(f"{name}:")), "")
-
-
-def end_deaf(pids: Collection[int], signum: int) -> None:
-    """End what a signal can't reach, as the signal would end any other process."""
-    statuses: dict[int, str] = {}
-    for pid in pids:
-        try:
-            statuses[pid] = Path(f"/proc/{pid}/status").read_text()
-        except OSError:
-            continue
-    for pid in find_deaf(statuses, signum):
-        try:
-            os.kill(pid, signal.SIGKILL)
-        except ProcessLookupError:
-            continue

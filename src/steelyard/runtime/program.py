@@ -1,6 +1,6 @@
 """How is the user's program started behind the relay, and how does it end? Forked before any event loop or thread exists,
 given the listening socket by the systemd convention (fd 3, LISTEN_FDS, LISTEN_PID), and killed by the kernel should the relay
-die first.
+die first. Of one in a container the runtime is started, which has its variables elsewhere.
 
 Only the relay uses it; workloads at large are started by the spawner.
 """
@@ -15,6 +15,8 @@ import re
 import signal
 import socket
 from collections.abc import Mapping, Sequence
+
+from steelyard.runtime.relay_container import end_deaf_child
 
 _PR_SET_PDEATHSIG = 1
 
@@ -41,10 +43,13 @@ def name_port(argv: Sequence[str], port: int) -> list[str]:
 class Program:
     """The user's program as a child process. Its death kills nothing else; ours kills it."""
 
-    def __init__(self, argv: Sequence[str], env: Mapping[str, str], listener: socket.socket | None) -> None:
+    def __init__(
+        self, argv: Sequence[str], env: Mapping[str, str], listener: socket.socket | None, *, contained: bool = False
+    ) -> None:
         self.pid = os.fork()  # before the event loop and with one thread
         if self.pid == 0:
-            _become(argv, dict(env), listener)
+            _become(argv, dict(env), listener, told=not contained)
+        self._contained = contained
         self.pidfd = os.pidfd_open(self.pid)
         self.exit_code: int | None = None
 
@@ -60,15 +65,18 @@ class Program:
     def signal(self, signum: int) -> None:
         if self.exit_code is None:
             signal.pidfd_send_signal(self.pidfd, signum)
+            if self._contained:
+                end_deaf_child(self.pid, signum)
 
 
-def _become(argv: Sequence[str], env: dict[str, str], listener: socket.socket | None) -> None:
+def _become(argv: Sequence[str], env: dict[str, str], listener: socket.socket | None, *, told: bool) -> None:
     """In the child: the descriptors and variables of the systemd convention, then exec. Never returns."""
     try:
         ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL, 0, 0, 0)
         if listener is not None:
             os.dup2(listener.fileno(), 3)  # dup2 makes it inheritable; if it is 3 already, say so
             os.set_inheritable(3, True)
+        if listener is not None and told:
             env |= {"LISTEN_FDS": "1", "LISTEN_PID": str(os.getpid()), "LISTEN_FDNAMES": "http"}
         os.execvpe(argv[0], list(argv), env)
     except OSError as err:

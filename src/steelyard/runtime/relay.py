@@ -25,6 +25,7 @@ from steelyard.clock import Clock, SystemClock
 from steelyard.runtime.ask import Address, accepts, ask, port_accepts, program_accepts
 from steelyard.runtime.metrics import PAGE_MAX, Meter
 from steelyard.runtime.program import Program, choose_port, name_port
+from steelyard.runtime.relay_container import become, bind_as, enter_network
 from steelyard.runtime.runner import page as pages
 from steelyard.runtime.runner.accept import SHORTAGE_S, accept_living
 from steelyard.runtime.runner.gate import microseconds
@@ -40,6 +41,16 @@ GRACE_S = 10.0
 HEAD_MAX = 65536
 
 
+class Contained(msgspec.Struct, frozen=True):
+    """The program runs in a container: the relay begins as root, and goes on as this user."""
+
+    #: what the program is called in messages
+    name: str
+    uid: int
+    gid: int
+    own_network: bool = False
+
+
 class RelayConfig(msgspec.Struct, frozen=True):
     argv: tuple[str, ...]
     concurrency: int
@@ -51,8 +62,15 @@ class RelayConfig(msgspec.Struct, frozen=True):
     metrics: tuple[str, ...] = ()
     #: where the private socket may be made; None: a temporary folder
     folder: str | None = None
+    #: of a program in a container, whose runtime `argv` starts
+    container: Contained | None = None
     listen_fd: int = 3
     page_fd: int = 4
+
+    @property
+    def name(self) -> str:
+        """Of the program, for people."""
+        return self.container.name if self.container else self.argv[0]
 
 
 def relay_command(
@@ -64,11 +82,12 @@ def relay_command(
     readiness: str = "",
     metrics: Sequence[str] = (),
     folder: str | None = None,
+    container: Contained | None = None,
     listen_fd: int = 3,
     page_fd: int = 4,
 ) -> tuple[list[str], dict[str, str]]:
     """(argv, env) of the relay under our interpreter `python`, isolated (-I) from PYTHON* variables meant for the program."""
-    config = RelayConfig(tuple(argv), concurrency, port, readiness, tuple(metrics), folder, listen_fd, page_fd)
+    config = RelayConfig(tuple(argv), concurrency, port, readiness, tuple(metrics), folder, container, listen_fd, page_fd)
     return [python, "-I", "-m", "steelyard.runtime.relay"], {"STEELYARD_RELAY": msgspec.json.encode(config).decode()}
 
 
@@ -258,7 +277,7 @@ class Relay:
         if self._retiring:
             code = 0
         elif not self._serving:
-            self.page.fail(f"{self._config.argv[0]} ended with exit code {code} before it accepted connections")
+            self.page.fail(f"{self._config.name} ended with exit code {code} before it accepted connections")
             code = code or 1
         if not self.ended.done():
             self.ended.set_result(code)
@@ -357,7 +376,10 @@ def main() -> int:
     page.alive_ns = clock.mono_ns()
     folder: str | None = None
     private: socket.socket | None = None
+    container = config.container
     try:
+        if container is not None and container.own_network:
+            enter_network()
         if config.port is not None:
             port = config.port or choose_port(os.getpid())
             if accepts(port):
@@ -366,19 +388,24 @@ def main() -> int:
             config = msgspec.structs.replace(config, port=port, argv=tuple(name_port(config.argv, port)))
             env["PORT"] = str(port)
         else:
-            folder = tempfile.mkdtemp(prefix="steelyard-", dir=config.folder)
             private = socket.socket(socket.AF_UNIX)
-            private.bind(str(Path(folder) / "socket"))
+            if container is not None and config.folder is not None:
+                bind_as(private, f"{config.folder}/socket", (container.uid, container.gid))
+            else:
+                folder = tempfile.mkdtemp(prefix="steelyard-", dir=config.folder)
+                private.bind(str(Path(folder) / "socket"))
             private.listen(4096)
         page.joined_ns = clock.mono_ns()
         watch = StartWatch()
         page.state = pages.JOINED
-        program = Program(config.argv, env, private)
+        program = Program(config.argv, env, private, contained=container is not None)
+        if container is not None:
+            become((container.uid, container.gid))
         page.imported_ns = clock.mono_ns()
         page.state = pages.IMPORTED
         return asyncio.run(run(config, page, program, private, clock, watch))
     except OSError as err:
-        page.fail(f"the relay could not start {config.argv[0]}: {err}")
+        page.fail(f"the relay could not start {config.name}: {err}")
         return 1
     finally:
         if folder is not None:

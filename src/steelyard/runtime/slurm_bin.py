@@ -14,9 +14,12 @@ from steelyard.runtime.slurm.main import NAMES
 _SOURCES = Path(__file__).parent / "slurm"
 
 _LAUNCHER = """#!/bin/sh
-# where this interpreter can't be reached, the system's will do
+# where this interpreter can't be reached, the system's or the container's will do
 python={python}
-[ -x "$python" ] || python=python3
+[ -x "$python" ] || python=$(command -v python3) || {{
+    echo "{name}: error: there is no python3 here, which {name} needs: take an image that has one, or leave {name} out" >&2
+    exit 127
+}}
 exec "$python" -I -S {main} {name} "$@"
 """
 
@@ -25,7 +28,7 @@ def make_slurm_bin(folder: Path, python: str) -> Path:
     """`<folder>/<hash>/bin` with `srun`, `sbatch`, `squeue`, `scancel` and `scontrol`, readable by everybody, and what they need
     beside it. `python`: the interpreter that runs them. Made once per content. EdgeFailed when it can't be written."""
     sources = sorted(_SOURCES.glob("*.py"))
-    stamp = hashlib.sha256(python.encode())
+    stamp = hashlib.sha256(python.encode() + b"\0" + _LAUNCHER.encode())
     for source in sources:
         stamp.update(source.name.encode() + b"\0" + source.read_bytes())
     made = folder / stamp.hexdigest()[:16]

@@ -12,6 +12,7 @@ from msgspec import Meta
 
 from steelyard.model.batch import PRIORITY_MAX, RankEnd
 from steelyard.model.function import FunctionSpec, Routes, Share
+from steelyard.model.image import REFERENCE_MAX
 from steelyard.model.job import JobSpec
 from steelyard.model.machine import Machine
 from steelyard.model.mount import VolumeMount
@@ -72,8 +73,8 @@ class ScriptSubmit(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     env: dict[str, str] = {}
     #: the script's file name, which names the job unless --job-name does
     name: Annotated[str, Meta(min_length=1)] = "sbatch"
-    #: that the job runs in, by name or id; "" without one
-    image: Annotated[str, Meta(max_length=64)] = ""
+    #: that the job runs in: an environment by name or id, or a container image; "" without one
+    image: Annotated[str, Meta(max_length=REFERENCE_MAX)] = ""
     #: sbatch knows nothing of these
     volumes: tuple[VolumeMount, ...] = ()
     secrets: tuple[SecretUse, ...] = ()

@@ -93,7 +93,7 @@ class World:
             {int(name.rpartition(".")[2]): percent for route in routes if not route.tag for name, percent in route.targets}
         )
 
-    async def make_host(self, function: AssignedFunction, held: int | None) -> StandIn:
+    async def make_host(self, function: AssignedFunction, held: int | None, image: object) -> StandIn:
         self.made.append(StandIn(function))
         return self.made[-1]
 

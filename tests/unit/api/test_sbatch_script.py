@@ -386,3 +386,12 @@ def test_what_is_asked_for_is_what_comes_out(ntasks: int, cores: int, mem_mib: i
     spec = read(lines(*(spelling.format(name, value) for name, value in asked.items()))).spec
     assert spec.resources.cpus == ntasks * cores and spec.resources.memory_bytes == mem_mib << 20
     assert spec.max_duration_s == minutes * 60 and spec.slurm["SLURM_NTASKS"] == str(ntasks)
+
+
+def test_a_script_in_a_container_gets_what_is_named_and_nothing_that_is_around_its_caller() -> None:
+    script = "#!/bin/sh\n#SBATCH --export=ALL,MINE=1,HOME\n"
+    env = {"HOME": "/home/eve", "PATH": "/opt/bin"}
+    spec = parse_script(script, (), (), "/home/eve", env, contained=True).spec
+    assert (spec.cwd, spec.env) == ("", {"MINE": "1", "HOME": "/home/eve"})
+    assert spec.stdout == "/home/eve/slurm-%j.out"
+    assert parse_script(script, (), ("--chdir=/data",), "/home/eve", env, contained=True).spec.cwd == "/data"

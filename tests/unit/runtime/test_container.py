@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import signal
 from pathlib import Path
 
 import msgspec
@@ -14,7 +13,7 @@ from steelyard.model.cdi import DeviceEdits
 from steelyard.model.ids import WorkloadId
 from steelyard.model.image import Image, UserIds
 from steelyard.model.mount import Bind, DeviceNode
-from steelyard.runtime.container import Containers, Wanted, find_deaf, place_libraries
+from steelyard.runtime.container import Containers, Wanted, place_libraries
 from steelyard.runtime.oci.ranges import make_maps, owner_range
 
 ALICE, BOB = (1000, 100), (1001, 100)
@@ -52,6 +51,18 @@ def test_what_is_asked_stands_over_what_the_image_says(containers: Containers, t
     assert (tmp_path / "run/containers/7.1/config.json").stat().st_mode & 0o777 == 0o600
 
 
+def test_a_script_runs_instead_of_the_entry_point_and_finds_what_is_brought_in_first(
+    containers: Containers, tmp_path: Path
+) -> None:
+    wanted = Wanted(("/work/script",), {}, interpreter="/bin/app", programs="/home/slurm/bin")
+    containers.make(JOB, image(entrypoint=("/bin/false",)), wanted, ALICE)
+    process = bundle(tmp_path)["process"]
+    assert process["args"] == ["/work/script"]  # type: ignore[index]
+    assert "PATH=/home/slurm/bin:/bin" in process["env"]  # type: ignore[index]
+    with pytest.raises(Refused, match="no program '/bin/bash'"):
+        containers.make(JOB, image(), Wanted(("/work/script",), {}, interpreter="/bin/bash"), ALICE)
+
+
 def test_an_agent_that_comes_later_knows_what_was_made_until_it_is_forgotten(containers: Containers, tmp_path: Path) -> None:
     containers.make(JOB, image(), Wanted(("app",), {}), ALICE)
     later = Containers(tmp_path / "run/containers", tmp_path / "images", "node1")
@@ -87,31 +98,6 @@ def test_what_is_no_program_of_the_image_is_refused_before_it_starts(containers:
     with pytest.raises(Refused, match="has no program") as refusal:
         containers.make(JOB, image(), Wanted((program,), {}), ALICE)
     assert refusal.value.code == "no-such-program"
-
-
-STATUS = "Name:\tx\nNSpid:\t{pids}\nSigBlk:\t{blocked}\nSigIgn:\t{ignored}\nSigCgt:\t{caught}\n"
-NONE, TERM = "0" * 16, f"{1 << 14:016x}"
-
-
-@pytest.mark.parametrize(
-    ("pids", "blocked", "ignored", "caught", "signum", "deaf"),
-    [
-        ("50\t1", NONE, NONE, NONE, signal.SIGTERM, True),
-        ("50\t1", NONE, NONE, TERM, signal.SIGTERM, False),
-        ("50\t1", NONE, TERM, NONE, signal.SIGTERM, False),
-        ("50\t1", TERM, NONE, NONE, signal.SIGTERM, False),
-        ("50\t1", NONE, NONE, TERM, signal.SIGINT, True),
-        ("50\t7", NONE, NONE, NONE, signal.SIGTERM, False),
-        ("50", NONE, NONE, NONE, signal.SIGTERM, False),
-        ("50\t1", NONE, NONE, NONE, signal.SIGCONT, False),
-        ("50\t1", NONE, NONE, NONE, signal.SIGWINCH, False),
-    ],
-)
-def test_only_a_first_process_without_a_handler_is_deaf(
-    pids: str, blocked: str, ignored: str, caught: str, signum: int, deaf: bool
-) -> None:
-    status = STATUS.format(pids=pids, blocked=blocked, ignored=ignored, caught=caught)
-    assert find_deaf({50: status}, signum) == ([50] if deaf else [])
 
 
 def test_libraries_are_placed_beside_the_images_own_libc(tmp_path: Path) -> None:

@@ -62,6 +62,13 @@ def test_a_gzip_of_several_members_is_one_layer() -> None:
     assert check(gzip.compress(tar[:700]) + gzip.compress(tar[700:])).entries == 2
 
 
+def test_the_last_padding_and_the_end_may_be_missing_as_umoci_leaves_them_out() -> None:
+    tar = make_tar([entry("a", b"x" * 5000)])
+    assert check(tar[: 512 + 5000]).file_bytes == 5000
+    with pytest.raises(BadLayer, match="ends in the middle"):
+        check(tar[: 512 + 4999])
+
+
 @pytest.mark.parametrize(
     ("data", "words"),
     [
