@@ -138,6 +138,7 @@ def test_the_proof_lists_the_device_files_that_are_inside(root: Path, image: str
         plan = Plan(share=0.1, gpus=(GPUS[1],))
         rig.assign(make_job("sh", "-c", "echo up; exec sleep 1000", plan=plan, image=image, cwd="", env={}))
         await until(lambda: rig.keeper.files.read_output(A, "stdout", 0, 10).data == b"up\n", "it to be up")
+        await rig.until_phase("running")
         proof = rig.keeper.proof(A)
         assert proof is not None
         proofs.append(proof)
