@@ -38,6 +38,11 @@ class Paths(msgspec.Struct, frozen=True):
         return self.home / "agent.token"
 
     @property
+    def attachment(self) -> Path:
+        """Which Slurm cluster `cluster attach` found, and how; there once it did."""
+        return self.home / "slurm.json"
+
+    @property
     def secret_key(self) -> Path:
         """What secrets are sealed with, mode 0600; there once there is a secret. Without it a copy of the store tells none."""
         return self.home / "secrets.key"

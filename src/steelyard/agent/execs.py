@@ -7,6 +7,7 @@ with the job at the latest. What has ended is forgotten, its output too, once th
 
 from __future__ import annotations
 
+import os
 import shutil
 from collections.abc import Callable, Collection, Iterable
 from dataclasses import dataclass
@@ -14,6 +15,7 @@ from dataclasses import dataclass
 import msgspec
 
 from steelyard.agent.cleanup import Cleanup
+from steelyard.agent.terminals import TerminalKeeper
 from steelyard.clock import Clock
 from steelyard.config import Paths
 from steelyard.errors import Conflict, NotFound, SteelyardError
@@ -46,6 +48,8 @@ class ExecHost(msgspec.Struct, frozen=True):
     cwd: str
     #: the command runs inside its container
     container: bool = False
+    #: a process that has its network, files and ids: of a container, its own rather than crun
+    inner_pid: int = 0
 
 
 @dataclass
@@ -74,9 +78,10 @@ class ExecKeeper:
         clock: Clock,
         find_host: Callable[[AttemptId, int | None], ExecHost],
         containers: Containers,
+        terminals: TerminalKeeper,
     ) -> None:
         self._paths, self._runtime, self._cleanup, self._clock, self._find_host = paths, runtime, cleanup, clock, find_host
-        self._containers = containers
+        self._containers, self._terminals = containers, terminals
         self._execs: dict[WorkloadId, _Exec] = {}
         #: attempt -> the highest number that was given
         self._numbers: dict[AttemptId, int] = {}
@@ -110,10 +115,16 @@ class ExecKeeper:
         number = self._numbers[attempt] = 1 + (self._numbers.get(attempt) or self._last_number(attempt))
         workload = WorkloadId(f"{attempt}-x{number}")
         state = self._execs[workload] = _Exec(attempt, host.workload, number, wanted.key)
+        side = None
         try:
             if host.container:
-                argv, rootfs = self._containers.enter(host.workload, number, wanted.argv)
+                argv, rootfs = self._containers.enter(host.workload, number, wanted.argv, wanted.terminal)
                 cwd = "/"
+                if wanted.terminal is not None:
+                    self._terminals.expect(workload, self._containers.console(host.workload, number))
+            elif wanted.terminal is not None:
+                env["TERM"] = wanted.terminal.kind
+                side = self._terminals.open(workload, wanted.terminal, host.ids)
             handle = await self._runtime.start(
                 workload,
                 kind=KIND,
@@ -126,10 +137,15 @@ class ExecKeeper:
                 plan=Plan(cpus=host.plan.cpus),
                 rootfs=rootfs,
                 inside=host.workload,
+                terminal=side,
             )
         except SteelyardError:
+            self._terminals.forget(workload)
             self._forget(workload)
             raise
+        finally:
+            if side is not None:
+                os.close(side)
         state.pid, state.start_time = handle.pid, handle.start_time
         return f"x{number}"
 

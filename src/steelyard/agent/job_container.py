@@ -14,8 +14,9 @@ from collections.abc import Mapping, Sequence
 import msgspec
 
 from steelyard.agent.attempt import Attempt, Member
-from steelyard.agent.container_images import ContainerImages
+from steelyard.agent.container_images import ContainerImages, find_login
 from steelyard.agent.device_grants import DeviceGrants
+from steelyard.agent.secrets import SecretKeeper
 from steelyard.errors import EdgeFailed, Refused
 from steelyard.host import Cgroups
 from steelyard.host.device_nodes import observe_inside
@@ -45,12 +46,13 @@ class JobContainers:
     def __init__(self, containers: Containers, images: ContainerImages, grants: DeviceGrants) -> None:
         self._containers, self._images, self._grants = containers, images, grants
 
-    async def fetch(self, job: AssignedJob, attempt: Attempt, owner: Ids | None) -> Image:
+    async def fetch(self, job: AssignedJob, attempt: Attempt, owner: Ids | None, secrets: SecretKeeper) -> Image:
         """Raises SteelyardError; nothing of the job is there then."""
         if owner is None:
             self._containers.check()  # which refuses: only root makes containers
             raise Refused("Containers need root. Nothing was started.", code="no-containers-here")
-        task = asyncio.ensure_future(asyncio.to_thread(self._images.fetch, parse_image(job.spec.image), owner))
+        login = await find_login(secrets, job.owner, job.spec.secrets)
+        task = asyncio.ensure_future(asyncio.to_thread(self._images.fetch, parse_image(job.spec.image), job.owner, owner, login))
         attempt.fetching = task
         try:
             return await task

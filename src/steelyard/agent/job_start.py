@@ -83,7 +83,7 @@ class JobStarter:
         """All of it runs afterwards, or has ended already; a rank that ended badly meanwhile leaves the rest unstarted. Raises
         SteelyardError when something failed: whatever runs then has to be ended."""
         owner = ids = self.ids(job)
-        image = await self._containers.fetch(job, attempt, owner) if job.spec.contained else None
+        image = await self._containers.fetch(job, attempt, owner, self._holdings.secrets) if job.spec.contained else None
         if image is not None and owner is not None:
             ids = self._containers.ids(image, owner)
         inside = [DeviceEdits() if image is None else await self._containers.edits(each.plan) for each in attempt.members]

@@ -31,6 +31,9 @@ from steelyard.agent.presence import Presence
 from steelyard.agent.reconcile import ALIVE
 from steelyard.agent.scratch import ScratchKeeper
 from steelyard.agent.secrets import SecretKeeper
+from steelyard.agent.streams import StreamKeeper
+from steelyard.agent.terminals import HELD as TERMINAL
+from steelyard.agent.terminals import TerminalKeeper
 from steelyard.agent.timing import KIND as PROBE
 from steelyard.agent.timing import TimingKeeper
 from steelyard.agent.usage import UsageKeeper
@@ -45,6 +48,7 @@ from steelyard.runtime.procstat import process_runs
 from steelyard.wire import WIRE_VERSION
 from steelyard.wire.agent import Answer, Ask, Assignment, ExecStart, Hello, MachineHealth, Report
 from steelyard.wire.spawn import Exited, Running
+from steelyard.wire.streams import StreamStart
 
 log = logging.getLogger(__name__)
 
@@ -97,6 +101,7 @@ class Agent:
         self.secrets = SecretKeeper(edges.paths, edges.settings, lambda: self.functions.on_secrets())
         self.holdings = Holdings(scratch, usage, edges.cgroups, edges.volumes, self.secrets)
         self.volumes = VolumeKeeper(edges.volumes, edges.settings, edges.clock)
+        self.terminals = TerminalKeeper(edges.spawner, edges.clock)
         self.container_images = edges.images
         self.jobs = JobKeeper(
             edges.paths,
@@ -116,7 +121,10 @@ class Agent:
             lambda plan: self.functions.may_have(plan),
         )
         self.images = ImageKeeper(edges.paths, edges.settings, self._changed)
-        self.execs = ExecKeeper(edges.paths, edges.runtime, edges.cleanup, edges.clock, self.jobs.find_host, edges.containers)
+        self.execs = ExecKeeper(
+            edges.paths, edges.runtime, edges.cleanup, edges.clock, self.jobs.find_host, edges.containers, self.terminals
+        )
+        self.streams = StreamKeeper(edges.settings, edges.paths.agent_token, edges.clock, self.terminals, self.jobs.find_host)
         self.functions = FunctionKeeper(
             edges, self._ledger, self._changed, self._add_coldstart, on_wake=self._woke, devices=self.devices,
             presence=self.presence, lending=Lending(self._reserve, self.jobs.make_way, self.devices),
@@ -182,6 +190,7 @@ class Agent:
             for fd in held.values():
                 os.close(fd)
             try:
+                self.terminals.on_new_spawner()
                 self.functions.on_new_spawner()
             except Unreachable as err:
                 log.warning("the new spawner went while it was given the sockets: %s", err)
@@ -232,6 +241,7 @@ class Agent:
             system_s=0.0,
             peak_rss_bytes=0,
         )
+        self.terminals.on_exit(workload)
         if not self.execs.on_exit(exited):
             self.functions.on_exit(exited)
 
@@ -241,6 +251,7 @@ class Agent:
             # Nobody knows yet whose it is, and to forget it would be to start its job once more.
             self._early.append(exited)
             return
+        self.terminals.on_exit(WorkloadId(exited.workload))
         if self.jobs.builds(WorkloadId(exited.workload)):
             self.images.look()
         if not (self.jobs.on_exit(exited) or self.execs.on_exit(exited) or self.functions.on_exit(exited)):
@@ -255,6 +266,8 @@ class Agent:
         probes = [item for item in found if _kind(item) == PROBE]
         self.jobs.adopt([item for item in found if _kind(item) == JOB], assignment.jobs, probes)
         self.execs.adopt(item for item in found if _kind(item) == EXEC)
+        terminals = {name: held.pop(name) for name in list(held) if name.startswith(TERMINAL)}
+        self.terminals.adopt(terminals, {workload for workload, _, _ in [*self.jobs.running, *self.execs.running]})
         self.holdings.scratch.adopt([workload for workload, _, _ in self.jobs.running])
         await self.functions.adopt(held, [item for item in found if _kind(item) not in (JOB, PROBE, EXEC)], assignment.keys)
         early, self._early = self._early or [], None
@@ -388,6 +401,12 @@ class Agent:
             return Answer(id=ask.id, data=msgspec.json.encode(line))
         if ask.what.startswith("exec"):
             return await self._answer_exec(ask)
+        if ask.what == "stream":
+            try:
+                await self.streams.start(msgspec.json.decode(ask.body, type=StreamStart))
+            except (SteelyardError, msgspec.MsgspecError) as err:
+                return Answer(id=ask.id, error=err.public if isinstance(err, SteelyardError) else str(err))
+            return Answer(id=ask.id)
         if ask.what.startswith("volume"):
             return await self.volumes.answer(ask)
         if ask.what in ("health", "readmit", "keep-hardware"):
@@ -453,6 +472,7 @@ class Agent:
             self.secrets.sweep(lambda: self.jobs.workloads_in("starting", *ALIVE) | self.functions.secret_folders)
             await self.holdings.scratch.look()
             self.jobs.end_over_scratch(self.holdings.scratch.over())
+            self.terminals.tidy()
             self.execs.tidy({workload for workload, _, _ in self.jobs.running}, self.jobs.known)
             running = [*self.jobs.running, *self.execs.running]
             for workload in {item[0] for item in running} | self.functions.log_folders:

@@ -40,6 +40,7 @@ from steelyard.api.scripts import SCRIPT_ROUTES
 from steelyard.api.secrets import SECRET_ROUTES
 from steelyard.api.services import Services
 from steelyard.api.status import STATUS_ROUTES
+from steelyard.api.streams import STREAM_ROUTES, StreamDesk
 from steelyard.api.volumes import VOLUME_ROUTES
 from steelyard.clock import Clock
 from steelyard.config import Settings
@@ -69,6 +70,7 @@ ROUTES = (
     *STATUS_ROUTES,
     *JOB_ROUTES,
     *INSIDE_ROUTES,
+    *STREAM_ROUTES,
     *QUEUE_ROUTES,
     *SCRIPT_ROUTES,
     *SCHEDULE_ROUTES,
@@ -101,6 +103,7 @@ class App:
     def stop(self) -> None:
         """Answer every long poll with what it has and close the agent's connection, so that the server can end at once."""
         self.services.watch.stop()
+        self.services.streams.stop()
         self.services.hub.stop()
 
 
@@ -147,7 +150,8 @@ def make_app(
     hub.attach(driver.poke)
     calls.attach(driver.poke)
     services = Services(
-        store, clock, settings, bundles, call_files, hub, driver, jobs, live, looks, calls, tokens, watch, box, epoch, root
+        store, clock, settings, bundles, call_files, hub, StreamDesk(hub), driver,
+        jobs, live, looks, calls, tokens, watch, box, epoch, root
     )  # fmt: skip
 
     app = Litestar(

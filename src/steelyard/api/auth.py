@@ -3,8 +3,8 @@ visible without a token.
 
 Anonymous: GET /healthz alone. HTTP: the admin's token; the agent's token may GET bundles and values of secrets; a running job's
 token may submit, look at and stop jobs, and read what it builds an image from; it and a function's token may call functions of
-their owner. WebSocket: the agent's token, for nothing but the agent's path. Tokens are compared in constant time and never
-logged.
+their owner. WebSocket: the agent's token for the agent's paths and nothing else, the admin's for all others. Tokens are compared
+in constant time and never logged.
 """
 
 from __future__ import annotations
@@ -26,6 +26,8 @@ from steelyard.model.job import Job, Owner
 from steelyard.store import Tx
 
 AGENT_PATH = "/v1/agent"
+#: where an agent brings its end of a stream that it was asked for
+STREAM_PATH = "/v1/agent/streams"
 HEALTH_PATH = "/healthz"
 #: what an agent may ask for besides its WebSocket: the code that it is to run, and the secrets for it
 AGENT_PATHS = ("/v1/bundles/", "/v1/secret-values/")
@@ -129,7 +131,8 @@ class TokenGate:
             else:
                 await _refuse(send)
         elif scope["type"] == "websocket":
-            if scope["path"] == AGENT_PATH and self._fits(scope, self._agent_token):
+            token = self._agent_token if _below(scope["path"], (AGENT_PATH,)) else self._admin_token
+            if self._fits(scope, token):
                 await self._app(scope, receive, send)
             else:
                 # closing before accepting is answered by the HTTP layer as 403, with no body

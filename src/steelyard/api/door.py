@@ -20,7 +20,7 @@ from steelyard.model.function import FunctionSpec
 from steelyard.model.gpu_demand import check_gpu_demand
 from steelyard.model.ids import JOB_NAME, NAME
 from steelyard.model.image import parse_image
-from steelyard.model.job import JobSpec, Resources
+from steelyard.model.job import JobSpec, Resources, Terminal
 from steelyard.model.machine import Machine
 from steelyard.model.secret import USES_MAX, SecretUse
 from steelyard.model.timing import Timing
@@ -34,6 +34,9 @@ _ENV_NAME = re.compile(r"[A-Za-z_][A-Za-z0-9_.-]{0,254}")
 _METRIC = re.compile(r"[a-zA-Z_:][a-zA-Z0-9_:]{0,199}", re.ASCII)
 #: as many as a replica's page has room for
 _METRICS_MAX = 8
+_TERM = re.compile(r"[A-Za-z0-9][A-Za-z0-9._+-]{0,63}", re.ASCII)
+#: of a terminal: the kernel counts them in 16 bits
+_WINDOW_MAX = 65_535
 _SHA256 = re.compile(r"[0-9a-f]{64}")
 #: what a request line can hold
 _READINESS = re.compile(r"/[!-~]{0,1023}", re.ASCII)
@@ -82,6 +85,8 @@ def _check_image(spec: JobSpec | FunctionSpec) -> list[Finding]:
     if not spec.contained:
         if spec.own_network:
             return [Finding("no-container", "a network of its own is for containers: name an image")]
+        if any(use.for_registry for use in spec.secrets):
+            return [Finding("no-container", "a login at a registry is for containers: name an image")]
         return []
     findings: list[Finding] = []
     try:
@@ -97,10 +102,21 @@ def _check_image(spec: JobSpec | FunctionSpec) -> list[Finding]:
     return findings
 
 
-def check_exec(argv: tuple[str, ...]) -> list[Finding]:
+def check_exec(argv: tuple[str, ...], terminal: Terminal | None) -> list[Finding]:
     if not argv:
         return [Finding("no-command", "there is no command to run: argv is empty")]
-    return _check_command(argv, {})
+    return [*_check_command(argv, {}), *_check_terminal(terminal)]
+
+
+def _check_terminal(terminal: Terminal | None) -> list[Finding]:
+    if terminal is None:
+        return []
+    findings: list[Finding] = []
+    if not (1 <= terminal.rows <= _WINDOW_MAX and 1 <= terminal.columns <= _WINDOW_MAX):
+        findings.append(Finding("bad-terminal", f"a terminal has 1 to {_WINDOW_MAX} rows and columns"))
+    if not _TERM.fullmatch(terminal.kind):
+        findings.append(Finding("bad-terminal", f"{terminal.kind[:80]!r} is no kind of terminal, such as xterm-256color"))
+    return findings
 
 
 def check_function(name: str, spec: FunctionSpec, machine: Machine | None, root: bool) -> list[Finding]:

@@ -51,11 +51,11 @@ async def start_exec(
     if caller_of(request) is not None:
         # it might be another user's job, or root's
         raise Refused("A job's own processes can't run commands inside jobs. Do it yourself.", code="not-for-jobs")
-    refuse_findings(check_exec(data.argv))
+    refuse_findings(check_exec(data.argv, data.terminal))
     row = await _find(services, job)
     if row.state not in (JobState.RUNNING, JobState.STOPPING):
         raise Conflict(f"Job {job} is {row.state}: commands run inside jobs that run. Nothing was started.", code="not-running")
-    body = msgspec.json.encode(ExecStart(data.argv, data.rank, idempotency_key or ""))
+    body = msgspec.json.encode(ExecStart(data.argv, data.rank, idempotency_key or "", data.terminal))
     answer = await services.hub.ask("exec", row.attempt_id, body=body)
     if answer.error:
         raise Conflict(answer.error, code="exec-refused")

@@ -25,6 +25,8 @@ from steelyard.store.secret_box import SecretBox
 if TYPE_CHECKING:
     from litestar import Request, WebSocket
 
+    from steelyard.api.streams import StreamDesk
+
 
 class Services(msgspec.Struct, frozen=True):
     store: Store
@@ -34,6 +36,7 @@ class Services(msgspec.Struct, frozen=True):
     bundles: Path
     call_files: CallFiles
     hub: AgentHub
+    streams: StreamDesk
     driver: Driver
     jobs: JobsLoop
     live: LiveJobs

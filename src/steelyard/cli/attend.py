@@ -58,7 +58,7 @@ class Patience:
 
     def __init__(self, clock: Clock, supervised: Callable[[], bool]) -> None:
         self._clock = clock
-        self._supervised = supervised
+        self.supervised = supervised
         self._pause = threading.Event()
         self._saying = threading.Lock()
         self._said = False
@@ -73,9 +73,9 @@ class Patience:
             except Unreachable as err:
                 if deadline_ns is None:
                     deadline_ns = self._clock.mono_ns() + int(AWAY_S * 1e9)
-                    if self._supervised():
+                    if self.supervised():
                         self._say(f"steelyard: the server is away; {what} goes on when it is back")
-                if not self._supervised() or self._clock.mono_ns() > deadline_ns:
+                if not self.supervised() or self._clock.mono_ns() > deadline_ns:
                     raise err
                 self._pause.wait(0.1)
 

@@ -6,12 +6,11 @@ Works without a running Steelyard. Rounds of all that is compared are interleave
 from __future__ import annotations
 
 import math
-import signal
 from collections.abc import Sequence
-from types import FrameType
 
 import click
 
+from steelyard.cli.attend import Interrupts
 from steelyard.cli.output import Progress, print_json, print_table, say
 from steelyard.cli.session import json_option
 from steelyard.errors import Refused
@@ -73,8 +72,8 @@ def measure(timings: Sequence[Timing], seconds: float, noises: Sequence[bool]) -
     """Every class with every kind of neighbour, in turns; with the histogram behind each figure."""
     from steelyard.cli.jitter_rounds import Rounds
 
-    previous = signal.signal(signal.SIGTERM, _interrupt)
-    rounds, progress = Rounds(), Progress()
+    interrupts = Interrupts(_give_up)
+    rounds, progress = Rounds(interrupts), Progress()
     late: dict[tuple[Timing, bool], dict[int, int]] = {(timing, noise): {} for noise in noises for timing in timings}
     could_not: dict[Timing, dict[str, None]] = {timing: {} for timing in timings}
     try:
@@ -95,7 +94,7 @@ def measure(timings: Sequence[Timing], seconds: float, noises: Sequence[bool]) -
     finally:
         progress.clear()
         rounds.close()
-        signal.signal(signal.SIGTERM, previous)
+        interrupts.restore()
     if not any(late.values()):
         raise Refused(" ".join(word for words in could_not.values() for word in words), code="not-measured")
     return [
@@ -104,7 +103,7 @@ def measure(timings: Sequence[Timing], seconds: float, noises: Sequence[bool]) -
     ]
 
 
-def _interrupt(_signum: int, _frame: FrameType | None) -> None:
+def _give_up(_signum: int, _told: int) -> None:
     raise KeyboardInterrupt
 
 

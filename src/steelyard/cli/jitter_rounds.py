@@ -3,6 +3,9 @@
 Needs no running Steelyard: it makes groups of its own (`steelyard-jitter-<pid>-<start time>`) and goes through the machine's
 journal of settings like any job. Everything is taken away at the end; what a killed run left is taken away by the next one
 (`sweep`). The neighbour is always in the common cpuset, as best-effort work is, and ends by itself in bounded time.
+
+Ctrl-C is heard where a round waits, and nowhere else: what a signal's handler raises is lost when it comes while a child is
+forked (Python prints what its hooks around a fork raise, logging's for one, and goes on), and late just before a wait.
 """
 
 from __future__ import annotations
@@ -16,9 +19,11 @@ import subprocess
 import sys
 import tempfile
 import threading
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import TypeVar
 
+from steelyard.cli.attend import Interrupts
 from steelyard.host.cgroup import find_mounts, open_cgroups
 from steelyard.host.journal import SettingsJournal
 from steelyard.host.machine import observe_machine
@@ -30,6 +35,8 @@ from steelyard.model.ids import WorkloadId
 from steelyard.model.job import Plan, Resources
 from steelyard.model.timing import FIFO_PRIORITY, Timing
 from steelyard.placement.machine import Refusal, place
+
+T = TypeVar("T")
 
 PREFIX = "jitter-"
 INTERVAL_US = 1000
@@ -45,9 +52,10 @@ _PR_SET_PDEATHSIG = 1
 
 
 class Rounds:
-    """All rounds of one command; `close` in any case."""
+    """All rounds of one command; `close` in any case. `interrupts` raise when they are handed on."""
 
-    def __init__(self, run: Path = Path("/run/steelyard")) -> None:
+    def __init__(self, interrupts: Interrupts, run: Path = Path("/run/steelyard")) -> None:
+        self._interrupts = interrupts
         self.machine = observe_machine()
         self._tag = f"{PREFIX}{os.getpid()}-{start_time(os.getpid()) or 0}"
         self._root = os.geteuid() == 0
@@ -93,7 +101,7 @@ class Rounds:
                 free = sum(1 for core in self.machine.cores if not set(core.cpus) & set(plan.cpus))
                 share = free if plan.cpus else free - PROBE_SHARE
                 neighbour = self._start(NOISE, Plan(share=share), self._noise_command(seconds), cpus=shared)
-                threading.Event().wait(NOISE_HEAD_S)
+                self._wait_for(lambda: threading.Event().wait(NOISE_HEAD_S))
                 if neighbour.poll() is not None:
                     could_not += (f"The neighbour ended at once (exit code {neighbour.returncode}): there was no noise.",)
             late, words = self._probe(plan, seconds)
@@ -119,6 +127,11 @@ class Rounds:
         unheld = self._journal.hold(self._holder, planned.settings)
         return (*planned.forbidden, *explain_unheld(unheld, self._holder))
 
+    def _wait_for(self, blocking: Callable[[], T]) -> T | None:
+        result = self._interrupts.wait_for(blocking)
+        self._interrupts.forward()
+        return result
+
     @property
     def _holder(self) -> str:
         return f"{self._tag}/{PROBE}"
@@ -137,7 +150,7 @@ class Rounds:
             command += [str(seconds), str(INTERVAL_US), str(fifo), str(out)]
         with open(self._folder / "stdout", "w+b") as stdout, open(self._folder / "stderr", "w+b") as stderr:
             child = self._start(PROBE, plan, command, stdout.fileno(), stderr.fileno())
-            code = child.wait()
+            code = self._wait_for(child.wait)
             stdout.seek(0)
             text = stdout.read().decode(errors="replace")
             stderr.seek(0)

@@ -43,6 +43,7 @@ COMMANDS: dict[str, Entry] = {
     "devices": Entry("Machines", "steelyard.cli.nodes:devices", "List GPUs, network cards and disks, and who uses them."),
     "jitter": Entry("Machines", "steelyard.cli.jitter:jitter", "Measure how late timers wake up, class by class."),
     "check": Entry("Machines", "steelyard.cli.check:check", "Look for what is wrong with this machine."),
+    "cluster": Entry("Machines", "steelyard.cli.cluster:cluster", "Work on a Slurm cluster."),
     "run": Entry("Jobs", "steelyard.cli.run:run", "Run a command as a job, or a function of an app."),
     "submit": Entry("Jobs", "steelyard.cli.submit:submit", "Submit a script that was written for sbatch."),
     "ps": Entry("Jobs", "steelyard.cli.ps:ps", "List jobs."),

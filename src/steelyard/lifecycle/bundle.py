@@ -10,6 +10,7 @@ from __future__ import annotations
 import msgspec
 
 from steelyard.lifecycle.seccomp import make_seccomp
+from steelyard.model.job import Terminal
 from steelyard.model.mount import Bind, DeviceNode
 
 #: (first id inside, first on the machine, how many)
@@ -81,6 +82,16 @@ def make_bundle(container: Container) -> dict[str, object]:
             "maskedPaths": list(MASKED),
             "readonlyPaths": list(READ_ONLY),
         },
+    }
+
+
+def add_terminal(env: list[str], terminal: Terminal) -> dict[str, object]:
+    """What a process is told besides when it gets one."""
+    kept = [line for line in env if not line.startswith("TERM=")]
+    return {
+        "terminal": True,
+        "consoleSize": {"height": terminal.rows, "width": terminal.columns},
+        "env": [*kept, f"TERM={terminal.kind}"],
     }
 
 

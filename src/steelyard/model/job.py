@@ -61,6 +61,15 @@ class Resources(msgspec.Struct, frozen=True):
         return self.exclusive or self.timing is not Timing.BEST_EFFORT
 
 
+class Terminal(msgspec.Struct, frozen=True):
+    """A terminal that a process is given instead of empty input and logs."""
+
+    rows: int = 24
+    columns: int = 80
+    #: what it can do, as TERM tells
+    kind: str = "xterm"
+
+
 class JobSpec(msgspec.Struct, frozen=True):
     """What the user asked for. Never changes after submit."""
 

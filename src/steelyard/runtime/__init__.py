@@ -64,13 +64,14 @@ class Runtime(Protocol):
         outputs: Outputs = ...,
         rootfs: Rootfs | None = None,
         mounts: Mounts | None = None,
+        terminal: int | None = None,
     ) -> Handle:
         """Run a prepared workload. EdgeFailed (code start-failed): nothing runs. Unreachable: it may run, adopt() tells.
         `logs`: the folder beside the workloads' own for stdout and stderr, shared by all that name it; its own by default.
         `outputs`: files that get its output instead; one that can't be opened fails the start (`detail` of the error: output).
         `rootfs`: its program is a container runtime, and this is mounted for it alone.
         `mounts`: what it sees that others don't; one that can't be had fails the start (detail: volumes). A workload inside
-        another sees what that sees."""
+        another sees what that sees. `terminal`: a descriptor of one, which becomes its session's, its input and its output."""
         ...
 
     async def start(
@@ -92,6 +93,7 @@ class Runtime(Protocol):
         outputs: Outputs = ...,
         rootfs: Rootfs | None = None,
         mounts: Mounts | None = None,
+        terminal: int | None = None,
         labels: Mapping[str, str] | None = None,
         inside: WorkloadId | None = None,
     ) -> Handle:

@@ -24,16 +24,17 @@ import msgspec
 
 from steelyard.config import write_file
 from steelyard.errors import EdgeFailed, Refused
-from steelyard.lifecycle.bundle import Container, make_bundle
+from steelyard.lifecycle.bundle import Container, add_terminal, make_bundle
 from steelyard.model.cdi import DeviceEdits
 from steelyard.model.ids import WorkloadId
 from steelyard.model.image import Image, ImageReference, choose_argv
+from steelyard.model.job import Terminal
 from steelyard.model.mount import Bind
 from steelyard.runtime.mount_calls import find_inside
 from steelyard.runtime.oci import Tell, say_nothing
 from steelyard.runtime.oci.fetch import missing
 from steelyard.runtime.oci.ranges import make_maps, owner_range
-from steelyard.runtime.oci.store import ImageStore
+from steelyard.runtime.oci.store import ImageStore, RegistryLogin
 from steelyard.runtime.rootfs import DEV, ROOT, SYS
 from steelyard.wire.spawn import Rootfs
 
@@ -120,20 +121,27 @@ class Containers:
         """In the background: what an agent before this one was killed over."""
         threading.Thread(target=self.store.sweep, daemon=True).start()
 
-    def fetch(self, reference: ImageReference, ids: Ids, stamp: str, tell: Tell = say_nothing) -> Image:
+    def fetch(
+        self,
+        reference: ImageReference,
+        ids: Ids,
+        stamp: str,
+        tell: Tell = say_nothing,
+        login: RegistryLogin | None = None,
+    ) -> Image:
         """Blocks until the image is here, see `ImageStore.ensure`."""
         self.check()
-        return self.store.ensure(reference, ids, stamp, tell)
+        return self.store.ensure(reference, ids, stamp, tell, login)
 
     def users(self, digest: str) -> list[str]:
         """What runs on that image, and who sleeps on it."""
         running = {str(workload) for workload, made in self._all().items() if made.image == digest}
         return sorted(running | {name for name, pinned in self._pinned.items() if pinned == digest})
 
-    def find(self, reference: ImageReference) -> Image:
+    def find(self, reference: ImageReference, whose: str) -> Image:
         """As it is here, without a look at where it comes from. Blocks a little. Raises EdgeFailed."""
         self.check()
-        return self.store.find(reference)
+        return self.store.find(reference, whose)
 
     def pin(self, name: str, image: Image | None) -> None:
         """It stays here until another one, or none, is pinned by that name."""
@@ -194,16 +202,24 @@ class Containers:
         command = (*self._crun(), "run", *passed, "--bundle", str(folder), workload)
         return command, Rootfs(str(root), f"{folder}/{_FS}", disk_uids, disk_gids, owner, edits.nodes, edits.lock_memory)
 
-    def enter(self, workload: WorkloadId, number: int, argv: tuple[str, ...]) -> tuple[tuple[str, ...], Rootfs]:
-        """The command that runs another one inside of it, behind the same walls."""
+    def enter(
+        self, workload: WorkloadId, number: int, argv: tuple[str, ...], terminal: Terminal | None = None
+    ) -> tuple[tuple[str, ...], Rootfs]:
+        """The command that runs another one inside of it, behind the same walls. Of a terminal our side is sent to `console`."""
         folder = self._folder / workload
         try:
             process = msgspec.json.decode((folder / _CONFIG).read_bytes())["process"]
             path = folder / f"exec-{number}.json"
-            write_file(path, msgspec.json.encode({**process, "args": list(argv)}))
+            process |= {"args": list(argv)} | ({} if terminal is None else add_terminal(process["env"], terminal))
+            write_file(path, msgspec.json.encode(process))
         except OSError as err:
             raise EdgeFailed(f"{folder} can't be used: {err.strerror}. Nothing was started.", code="start-failed") from err
-        return (*self._crun(), "exec", "--process", str(path), workload), Rootfs("", "")
+        console = () if terminal is None else ("--console-socket", str(self.console(workload, number)))
+        return (*self._crun(), "exec", *console, "--process", str(path), workload), Rootfs("", "")
+
+    def console(self, workload: WorkloadId, number: int = 0) -> Path:
+        """Where crun brings the terminal of a process of it: the first one's (0), or another's; the socket is its reader's."""
+        return self._folder / workload / f"console-{number}"
 
     def made(self, workload: WorkloadId) -> Made | None:
         """None: it is no container."""

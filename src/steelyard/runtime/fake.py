@@ -108,6 +108,7 @@ class FakeRuntime:
         outputs: Outputs = NO_OUTPUTS,
         rootfs: Rootfs | None = None,
         mounts: Mounts | None = None,
+        terminal: int | None = None,
     ) -> Handle:
         intent = self._intents.get(workload)
         if intent is None:
@@ -144,6 +145,7 @@ class FakeRuntime:
         outputs: Outputs = NO_OUTPUTS,
         rootfs: Rootfs | None = None,
         mounts: Mounts | None = None,
+        terminal: int | None = None,
         labels: Mapping[str, str] | None = None,
         inside: WorkloadId | None = None,
     ) -> Handle:

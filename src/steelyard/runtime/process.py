@@ -267,6 +267,7 @@ class ProcessRuntime:
         outputs: Outputs = NO_OUTPUTS,
         rootfs: Rootfs | None = None,
         mounts: Mounts | None = None,
+        terminal: int | None = None,
     ) -> Handle:
         intent = self._intents.pop(workload, None) or records.load_intent(self._agent_dir, workload)
         if intent is None:
@@ -296,7 +297,11 @@ class ProcessRuntime:
             rootfs=rootfs,
             mounts=mounts,
             sees_as=self._leader_of(intent.inside),
+            terminal=terminal is not None,
         )
+        if terminal is not None:
+            request = msgspec.structs.replace(request, fds=(0, 1, 2))
+            fds = (terminal,) * 3
         joins = self._cgroups.open_join(intent.inside or workload)
         try:
             spawned = await self._spawner.spawn(request, fds, joins)
@@ -335,6 +340,7 @@ class ProcessRuntime:
         outputs: Outputs = NO_OUTPUTS,
         rootfs: Rootfs | None = None,
         mounts: Mounts | None = None,
+        terminal: int | None = None,
         labels: Mapping[str, str] | None = None,
         inside: WorkloadId | None = None,
     ) -> Handle:
@@ -354,6 +360,7 @@ class ProcessRuntime:
             outputs=outputs,
             rootfs=rootfs,
             mounts=mounts,
+            terminal=terminal,
         )
 
     def claim(self, workload: WorkloadId, pid: int, start_time: int) -> Handle:

@@ -11,6 +11,7 @@ import fcntl
 import os
 import resource
 import signal
+import termios
 from collections.abc import Sequence
 from typing import NoReturn
 
@@ -88,6 +89,8 @@ def run_child(
         stdout, stderr = _open_log(request.stdout, request), _open_log(request.stderr, request)
         step = "fds"
         error_fd = _arrange(inherited, stdout, stderr, request.fds, passed, error_fd)
+        if request.terminal:
+            fcntl.ioctl(0, termios.TIOCSCTTY, 0)
         step = "rlimit"
         resource.setrlimit(resource.RLIMIT_NOFILE, inherited.nofile)  # only after _arrange, which may need numbers beyond it
         for name, soft, hard in request.rlimits:
@@ -119,9 +122,7 @@ def run_child(
         if request.rootfs is None and request.outputs != _TO_LOGS:
             _open_outputs(request.outputs)
         step = "exec"
-        env = request.env
-        if request.listen_fds:
-            env |= {"LISTEN_FDS": str(request.listen_fds), "LISTEN_PID": str(os.getpid())}
+        env = _add_listening(request)
         signal.pthread_sigmask(signal.SIG_SETMASK, ())
         if "/" in request.argv[0]:
             os.execve(request.argv[0], request.argv, env)
@@ -130,6 +131,12 @@ def run_child(
         os.write(error_fd, f"{step}\0{_explain(step, request, err)}".encode(errors="replace")[:_ERROR_MAX])
     finally:
         os._exit(127)
+
+
+def _add_listening(request: Spawn) -> dict[str, str]:
+    if not request.listen_fds:
+        return request.env
+    return request.env | {"LISTEN_FDS": str(request.listen_fds), "LISTEN_PID": str(os.getpid())}
 
 
 def _set_timing(request: Spawn) -> None:

@@ -19,7 +19,7 @@ from steelyard.model.function import FunctionSpec, FunctionState, RevisionState,
 from steelyard.model.health import Finding
 from steelyard.model.ids import AttemptId, FunctionName, ImageId, JobId, MachineId, ProjectName
 from steelyard.model.image import Image
-from steelyard.model.job import JobSpec, Owner, Plan
+from steelyard.model.job import JobSpec, Owner, Plan, Terminal
 from steelyard.model.machine import HeldPlan, Machine
 from steelyard.model.mount import MountedVolume
 from steelyard.model.proof import Proof
@@ -251,6 +251,8 @@ class ExecStart(msgspec.Struct, frozen=True):
     rank: int | None = None
     #: asking again with the same key starts nothing twice
     key: str = ""
+    #: None: empty input, output to logs
+    terminal: Terminal | None = None
 
 
 class ExecState(msgspec.Struct, frozen=True):
@@ -303,6 +305,7 @@ class Ask(msgspec.Struct, frozen=True, tag=True):
     "scaling": of the function `workload` (JSON list of `ScalingSeen`, one for each revision that gets traffic)
     "exec": start `body` (JSON `ExecStart`) inside the attempt, answered with its name, such as `x1`; it is the workload
     `<attempt>-x1`, of which "exec-state" tells (JSON `ExecState`) and which "exec-stop" sends the signal `offset`.
+    "stream": open `body` (JSON `StreamStart`) and dial back
     "volume-make": the folder of the volume `workload` (`body`: JSON `VolumeMake`), answered with its path; "volume-delete";
     "volumes" (`body`: JSON list of paths): how large they are, JSON list of `VolumeSeen` in that order
     """

@@ -13,7 +13,7 @@ from msgspec import Meta
 from steelyard.model.batch import PRIORITY_MAX, RankEnd
 from steelyard.model.function import FunctionSpec, Routes, Share
 from steelyard.model.image import REFERENCE_MAX
-from steelyard.model.job import JobSpec
+from steelyard.model.job import JobSpec, Terminal
 from steelyard.model.machine import Machine
 from steelyard.model.mount import VolumeMount
 from steelyard.model.secret import SecretUse
@@ -44,6 +44,8 @@ class ExecSubmit(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     argv: tuple[str, ...]
     #: of a gang; None: its first
     rank: Annotated[int, Meta(ge=0, le=1_000_000)] | None = None
+    #: it runs in one (WebSocket `/v1/jobs/{job}/exec/{name}/terminal`), instead of with empty input and logs
+    terminal: Terminal | None = None
 
 
 class ExecSignal(msgspec.Struct, frozen=True, forbid_unknown_fields=True):

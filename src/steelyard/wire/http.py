@@ -12,10 +12,10 @@ from __future__ import annotations
 import contextlib
 import select
 import socket
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from types import TracebackType
-from typing import BinaryIO, NamedTuple, TypeVar
+from typing import TYPE_CHECKING, BinaryIO, NamedTuple, TypeVar
 from urllib.parse import urlencode, urlsplit
 
 import msgspec
@@ -24,11 +24,15 @@ from steelyard.errors import Conflict, EdgeFailed, NoRoom, NotFound, Refused, St
 from steelyard.wire.api import Problem
 from steelyard.wire.http1 import BadResponse, ResponseReader
 
+if TYPE_CHECKING:
+    from steelyard.wire.streams import Stream, Word
+
 T = TypeVar("T")
 
 #: seconds that a call may take beyond the wait it asked for
 PATIENCE_S = 30.0
 CONNECT_S = 5.0
+_UNAVAILABLE = 503
 RECV_BYTES = 1 << 18
 
 _BY_STATUS: dict[int, type[SteelyardError]] = {
@@ -107,6 +111,25 @@ class ApiClient:
         if key is not None:
             headers["Idempotency-Key"] = key
         return self._send(method, path, headers, content, params, wait_s)
+
+    async def dial(
+        self, path: str, params: Mapping[str, str | int] | None = None, on_word: Callable[[Word], None] | None = None
+    ) -> Stream:
+        """A stream of bytes both ways (`wire/streams.py`). Raises the error of `errors.py` that a refusal means."""
+        from steelyard.wire.streams import dial
+
+        def explain(frame: bytes) -> SteelyardError:
+            try:
+                problem = msgspec.json.decode(frame, type=Problem)
+            except msgspec.MsgspecError:
+                return _error(502, frame, f"WebSocket {path}")
+            if problem.status == _UNAVAILABLE:
+                # the agent is on its way back, as the server may be
+                return Unreachable(problem.detail, code=problem.code)
+            return _error(problem.status, frame, f"WebSocket {path}")
+
+        ca_file = None if self._ca_file is None else str(self._ca_file)
+        return await dial(self.base_url, path, self._token, ca_file, params=params, explain=explain, on_word=on_word)
 
     def has(self, path: str) -> bool:
         """HEAD: is it there?"""

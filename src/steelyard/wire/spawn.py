@@ -81,6 +81,8 @@ class Spawn(msgspec.Struct, frozen=True, tag=True):
     mounts: Mounts | None = None
     #: it sees what this process sees
     sees_as: int | None = None
+    #: descriptor 0 is a terminal, which becomes its session's
+    terminal: bool = False
 
 
 class Spawned(msgspec.Struct, frozen=True, tag=True):

@@ -11,6 +11,7 @@ from typing import Any, cast
 import pytest
 
 from steelyard.agent.execs import ENDED_MAX, KIND, READ_KEEP_S, RUNNING_MAX, ExecHost, ExecKeeper
+from steelyard.agent.terminals import TerminalKeeper
 from steelyard.clock import VirtualClock
 from steelyard.errors import Conflict, EdgeFailed, NotFound, SteelyardError
 from steelyard.host.proc import start_time
@@ -44,6 +45,7 @@ class Rig:
             self.clock,
             self.find_host,
             cast(Any, None),
+            TerminalKeeper(cast(Any, None), self.clock),
         )
         self.runtime.on_exit = lambda exited: keeper.on_exit(exited) and None
         return keeper

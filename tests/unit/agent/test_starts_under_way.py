@@ -24,6 +24,7 @@ from steelyard.agent.revision import RevisionHost
 from steelyard.agent.template import TemplateKeeper
 from steelyard.agent.template_process import BASE, REVISION, TemplateProcess
 from steelyard.agent.template_tree import Environment
+from steelyard.agent.terminals import TerminalKeeper
 from steelyard.clock import VirtualClock
 from steelyard.config import Settings
 from steelyard.errors import EdgeFailed, SteelyardError, Unreachable
@@ -194,6 +195,7 @@ def make_agent(world: World) -> Agent:
     agent._edges = cast(Any, SimpleNamespace(spawner=world.spawner, clock=world.edges.clock))
     agent._orphans = {}
     agent.functions = world.functions
+    agent.terminals = TerminalKeeper(cast(Any, world.spawner), world.edges.clock)
     agent.jobs = cast(Any, SimpleNamespace(running=[], reconcile=lambda jobs: world.log.append("jobs"), on_lost=lambda job: None))
     agent.execs = cast(Any, SimpleNamespace(running=[], on_exit=lambda exited: False))
     agent._ledger = cast(Any, SimpleNamespace(assignment=SimpleNamespace(jobs=())))

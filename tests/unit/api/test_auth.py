@@ -101,7 +101,12 @@ def passes(kind: str, path: str, *values: bytes, method: str = "GET") -> bool:
         ("websocket", "/v1/agent", [f"Bearer {AGENT}"], True),
         ("websocket", "/v1/agent", [f"Bearer {ADMIN}"], False),
         ("websocket", "/v1/agent", [], False),
-        ("websocket", "/v1/jobs", [f"Bearer {AGENT}"], False),
+        ("websocket", "/v1/agent/streams/x", [f"Bearer {AGENT}"], True),
+        ("websocket", "/v1/agent/streams/x", [f"Bearer {ADMIN}"], False),
+        ("websocket", "/v1/jobs/j-000001/terminal", [f"Bearer {ADMIN}"], True),
+        ("websocket", "/v1/jobs/j-000001/terminal", [f"Bearer {JOB}"], False),
+        ("websocket", "/v1/jobs/j-000001/terminal", [f"Bearer {AGENT}"], False),
+        ("websocket", "/v1/jobs/j-000001/terminal", [], False),
         ("websocket", "/healthz", [], False),
     ],
 )

@@ -1,0 +1,86 @@
+"""How does the agent open a stream that the server asks for? What is wanted comes first, so that a refusal is an answer; then the
+agent dials back, and bytes pass until either side has ended."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import logging
+from collections.abc import Awaitable, Callable
+from pathlib import Path
+from typing import NamedTuple
+
+from steelyard.agent.execs import ExecHost
+from steelyard.agent.terminals import TerminalKeeper
+from steelyard.clock import Clock
+from steelyard.config import Settings
+from steelyard.errors import SteelyardError
+from steelyard.host.inside import connect_inside
+from steelyard.model.ids import AttemptId
+from steelyard.wire.streams import PortStream, Stream, StreamLost, StreamStart, TerminalStream, Word, carry, dial
+
+_log = logging.getLogger(__name__)
+PATH = "/v1/agent/streams/"
+
+
+class _Wanted(NamedTuple):
+    serve: Callable[[Stream], Awaitable[None]]
+    on_word: Callable[[Word], None] | None = None
+
+
+class StreamKeeper:
+    """`find_host`: the running workload of an attempt (and rank); raises SteelyardError."""
+
+    def __init__(
+        self,
+        settings: Settings,
+        token_file: Path,
+        clock: Clock,
+        terminals: TerminalKeeper,
+        find_host: Callable[[AttemptId, int | None], ExecHost],
+    ) -> None:
+        self._settings, self._token_file, self._clock = settings, token_file, clock
+        self._terminals, self._find_host = terminals, find_host
+        self._tasks: set[asyncio.Task[None]] = set()
+
+    async def start(self, asked: StreamStart) -> None:
+        """Raises SteelyardError; nothing is open then."""
+        match asked.what:
+            case TerminalStream(workload, offset):
+                terminal = self._terminals.find(workload)
+
+                def on_word(word: Word) -> None:
+                    if word.hang_up:
+                        self._terminals.hang_up(workload)
+                    terminal.on_word(word)
+
+                wanted = _Wanted(lambda stream: terminal.serve(stream, offset, self._clock), on_word)
+            case PortStream(attempt, port, rank):
+                wanted = await self._connect(self._find_host(attempt, rank), port)
+        task = asyncio.create_task(self._serve(asked.name, wanted))
+        self._tasks.add(task)
+        task.add_done_callback(self._tasks.discard)
+
+    async def _connect(self, host: ExecHost, port: int) -> _Wanted:
+        connected = await connect_inside(host.inner_pid, port)
+        reader, writer = await asyncio.open_connection(sock=connected)
+
+        async def serve(stream: Stream) -> None:
+            try:
+                with contextlib.suppress(OSError):  # it was reset: so is the other end, by the stream's
+                    await carry(stream, reader, writer)
+            finally:
+                writer.transport.abort()
+
+        return _Wanted(serve)
+
+    async def _serve(self, name: str, wanted: _Wanted) -> None:
+        try:
+            token = self._token_file.read_text().strip()
+            stream = await dial(self._settings.api_url, PATH + name, token, self._settings.tls_cert, on_word=wanted.on_word)
+        except (SteelyardError, OSError) as err:
+            _log.warning("a stream could not be brought to the server: %s", err)
+            return
+        async with stream:
+            with contextlib.suppress(StreamLost):
+                await wanted.serve(stream)

@@ -1,0 +1,174 @@
+"""Routes that join a command line to something on the machine, byte by byte: terminals and ports inside jobs.
+
+The agent opens what is wanted and dials back; from then on frames pass both ways unread (`wire/streams.py` says what is in them).
+Nothing is stored, and nothing is kept when the server ends: whoever was joined comes back and asks anew.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import logging
+import secrets
+from typing import Any
+
+import msgspec
+from litestar import WebSocket, websocket
+
+from steelyard.api.agents import AgentHub
+from steelyard.api.auth import STREAM_PATH
+from steelyard.api.problems import make_problem, status_of
+from steelyard.api.services import Services, services_of
+from steelyard.api.submission import one_job
+from steelyard.errors import Conflict, Refused, SteelyardError, Unreachable
+from steelyard.model.ids import WorkloadId
+from steelyard.model.job import Job, JobState
+from steelyard.wire.streams import OPEN_S, OPENED, PortStream, StreamStart, TerminalStream
+
+_log = logging.getLogger("steelyard.streams")
+
+Socket = WebSocket[Any, Any, Any]
+#: that a server has at a time
+STREAMS_MAX = 1000
+#: close codes: RFC 6455
+_DONE, _RESTARTING, _REFUSED = 1000, 1012, 1008
+
+
+class StreamDesk:
+    """Where both ends of a stream meet."""
+
+    def __init__(self, hub: AgentHub) -> None:
+        self._hub = hub
+        #: name -> who waits for the agent's end of it, and what tells the agent's end that all is over
+        self._waiting: dict[str, asyncio.Future[tuple[Socket, asyncio.Event]]] = {}
+        self._open = 0
+        self._stopping = asyncio.Event()
+
+    @property
+    def stopping(self) -> bool:
+        return self._stopping.is_set()
+
+    def stop(self) -> None:
+        """The server ends: so do all streams."""
+        self._stopping.set()
+
+    async def join(self, socket: Socket, what: TerminalStream | PortStream) -> None:
+        """An accepted caller, until either end has gone. Raises SteelyardError when there is nothing to join it to."""
+        if self._open >= STREAMS_MAX:
+            raise Refused(f"{STREAMS_MAX} streams are open already. Try again when one has ended.", code="busy")
+        self._open += 1
+        name = secrets.token_urlsafe(24)
+        met: asyncio.Future[tuple[Socket, asyncio.Event]] = asyncio.get_running_loop().create_future()
+        self._waiting[name] = met
+        try:
+            answer = await self._hub.ask("stream", "", body=msgspec.json.encode(StreamStart(name, what)))
+            if answer.error:
+                raise Conflict(answer.error, code="stream-refused")
+            try:
+                async with asyncio.timeout(OPEN_S):
+                    other, over = await met
+            except TimeoutError as err:
+                raise Unreachable("The machine's agent did not come back. Try again.", code="agent-unreachable") from err
+            try:
+                await socket.send({"type": "websocket.send", "text": OPENED, "bytes": None})
+                await self._carry(socket, other)
+            finally:
+                over.set()
+        finally:
+            self._open -= 1
+            self._waiting.pop(name, None)
+
+    async def meet(self, socket: Socket, name: str) -> None:
+        """The agent's end, accepted, until the stream is over."""
+        met = self._waiting.pop(name, None)
+        if met is None or met.done():
+            return
+        over = asyncio.Event()
+        met.set_result((socket, over))
+        await over.wait()
+
+    async def _carry(self, one: Socket, other: Socket) -> None:
+        tasks = [asyncio.create_task(_pump(one, other)), asyncio.create_task(_pump(other, one))]
+        tasks.append(asyncio.create_task(_wait(self._stopping)))
+        try:
+            await asyncio.wait(tasks, return_when=asyncio.FIRST_COMPLETED)
+        finally:
+            for task in tasks:
+                task.cancel()
+            await asyncio.gather(*tasks, return_exceptions=True)
+
+
+async def _wait(event: asyncio.Event) -> None:
+    await event.wait()
+
+
+async def _pump(source: Socket, target: Socket) -> None:
+    """Until either has gone."""
+    with contextlib.suppress(RuntimeError, OSError):
+        while (event := await source.receive())["type"] == "websocket.receive":
+            await target.send({"type": "websocket.send", "bytes": event.get("bytes"), "text": event.get("text")})
+
+
+async def _serve(socket: Socket, services: Services, what: TerminalStream | PortStream | SteelyardError) -> None:
+    await socket.accept()
+    try:
+        if isinstance(what, SteelyardError):
+            raise what
+        await services.streams.join(socket, what)
+    except SteelyardError as err:
+        if err.detail:
+            _log.error("%s: %s %s", socket.url.path, err.public, err.detail)
+        with contextlib.suppress(RuntimeError, OSError):
+            text = make_problem(status_of(err), err.code, err.public).decode()
+            await socket.send({"type": "websocket.send", "text": text, "bytes": None})
+            await socket.close(_REFUSED)
+        return
+    with contextlib.suppress(RuntimeError, OSError):
+        await socket.close(_RESTARTING if services.streams.stopping else _DONE)
+
+
+async def _find(services: Services, job: str) -> Job | SteelyardError:
+    try:
+        return await services.store.read(lambda tx: one_job(tx, job))
+    except SteelyardError as err:
+        return err
+
+
+@websocket("/v1/jobs/{job:str}/terminal")
+async def job_terminal(socket: Socket, job: str, offset: int = 0) -> None:
+    """The terminal of a job that has one, from a byte of its output on."""
+    services = services_of(socket)
+    row = await _find(services, job)
+    what = row if isinstance(row, SteelyardError) else TerminalStream(WorkloadId(row.attempt_id), offset)
+    await _serve(socket, services, what)
+
+
+@websocket("/v1/jobs/{job:str}/exec/{name:str}/terminal")
+async def exec_terminal(socket: Socket, job: str, name: str, offset: int = 0) -> None:
+    """The terminal of a command inside a job."""
+    services = services_of(socket)
+    row = await _find(services, job)
+    what = row if isinstance(row, SteelyardError) else TerminalStream(WorkloadId(f"{row.attempt_id}-{name}"), offset)
+    await _serve(socket, services, what)
+
+
+@websocket("/v1/jobs/{job:str}/ports/{port:int}")
+async def job_port(socket: Socket, job: str, port: int, rank: int | None = None) -> None:
+    """A new connection to a port inside the job."""
+    services = services_of(socket)
+    row = await _find(services, job)
+    what = row if isinstance(row, SteelyardError) else PortStream(row.attempt_id, port, rank)
+    if isinstance(row, Job) and row.state not in (JobState.RUNNING, JobState.STOPPING):
+        what = Conflict(f"Job {row.id} is {row.state}: nothing in it listens.", code="not-running")
+    await _serve(socket, services, what)
+
+
+@websocket(STREAM_PATH + "/{name:str}")
+async def agent_end(socket: Socket, name: str) -> None:
+    await socket.accept()
+    await services_of(socket).streams.meet(socket, name)
+    with contextlib.suppress(RuntimeError, OSError):
+        await socket.close(_DONE)
+
+
+STREAM_ROUTES = (job_terminal, exec_terminal, job_port, agent_end)

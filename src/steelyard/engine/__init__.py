@@ -1,0 +1,1 @@
+"""How does Steelyard stand on another batch system? Slurm."""

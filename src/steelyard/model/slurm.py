@@ -1,0 +1,72 @@
+"""What is known of a Slurm cluster that Steelyard is attached to, and how it is reached?"""
+
+from __future__ import annotations
+
+import msgspec
+
+#: what is read and written here was the same in all of these
+VERSION_MIN, VERSION_MAX = (22, 5), (25, 11)
+
+
+class Attachment(msgspec.Struct, frozen=True):
+    """What `cluster attach` was told and found; `slurm.json` in the home."""
+
+    #: host to run Slurm's commands on, as ssh takes it; "" is this machine
+    ssh: str = ""
+    #: "" leaves it to Slurm
+    partition: str = ""
+    account: str = ""
+    #: on storage that this machine, the login host and the nodes share: outputs and exit records, a folder per user
+    folder: str = ""
+    #: variables of whoever attached that lead Slurm's commands to their cluster
+    env: dict[str, str] = {}
+
+
+class SlurmNode(msgspec.Struct, frozen=True):
+    name: str
+    cpus: int
+    sockets: int
+    cores_per_socket: int
+    threads_per_core: int
+    memory_bytes: int
+    #: `gpu:a100` or `gpu` -> how many
+    gres: dict[str, int]
+    #: in Slurm's words, such as `IDLE+DRAIN`
+    state: str
+    #: why it is out of use, with who said so; "" where nobody did
+    reason: str = ""
+    partitions: tuple[str, ...] = ()
+
+
+class SlurmPartition(msgspec.Struct, frozen=True):
+    name: str
+    default: bool
+    #: in Slurm's words: `UP`, `DOWN`, `DRAIN`, `INACTIVE`
+    state: str
+    #: as Slurm writes it: `2-00:00:00`, `UNLIMITED`
+    time_max: str
+    nodes: int
+    cpus: int
+
+
+class SlurmCluster(msgspec.Struct, frozen=True):
+    """All that `cluster attach` reads."""
+
+    name: str
+    controller: str
+    #: as Slurm writes it: `22.05.8`
+    version: str
+    partitions: tuple[SlurmPartition, ...]
+    nodes: tuple[SlurmNode, ...]
+    #: Slurm's settings that decide what can be asked of it, by their own names
+    settings: dict[str, str]
+    #: leaf switch, or block, -> its nodes in Slurm's notation; {}: Slurm was told of no topology
+    topology: dict[str, str] = {}
+    #: that the user may charge; (): Slurm keeps no accounts, or does not say
+    accounts: tuple[str, ...] = ()
+
+
+def parse_version(text: str) -> tuple[int, int]:
+    """`22.05.8` -> (22, 5); ValueError for what is no version."""
+    major, minor = text.strip().split(".")[:2]
+    return int(major), int(minor)

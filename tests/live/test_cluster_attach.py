@@ -1,0 +1,120 @@
+"""`cluster attach` on a real Slurm, as root and as an ordinary user, and what it says where something is wrong."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+from collections.abc import Iterator
+from typing import Any
+
+import pytest
+from steelyard_cluster import Cluster, UserCluster
+
+from slurm_bed import USER, SlurmBed, slurm
+
+
+@pytest.fixture(scope="module")
+def bed() -> Iterator[SlurmBed]:
+    with slurm() as made:
+        yield made
+
+
+class Attaching:
+    """A home that was up once: to attach, nothing has to run."""
+
+    def __init__(self, bed: SlurmBed, kind: type[Cluster]) -> None:
+        self.bed, self.folder = bed, bed.shared / kind.__name__
+        self.folder.mkdir()
+        self.cluster = kind(self.folder)
+        self.cluster.up()
+        self.cluster.down()
+
+    def cli(self, *words: str, env: dict[str, str] | None = None) -> tuple[int, str, str]:
+        done = self.cluster.cli("cluster", *words, env={"SLURM_CONF": self.bed.environ["SLURM_CONF"], **(env or {})})
+        return done.returncode, done.stdout.decode(), done.stderr.decode()
+
+    def json(self, *words: str, env: dict[str, str] | None = None) -> Any:
+        code, out, err = self.cli(*words, "--json", env=env)
+        assert code == 0, err
+        return json.loads(out)
+
+
+@pytest.fixture(scope="module")
+def roots(bed: SlurmBed) -> Attaching:
+    return Attaching(bed, Cluster)
+
+
+def test_an_ordinary_user_attaches_and_sees_the_cluster(bed: SlurmBed) -> None:
+    mine = Attaching(bed, UserCluster)
+    assert mine.cli("status")[0] == 2
+    found = mine.json("attach", "--partition", "main")
+    seen = found["cluster"]
+    assert (seen["name"], seen["controller"], seen["version"]) == ("bed", "head", bed.ok("sinfo", "--version").split()[1])
+    # the one of root's alone is not shown to others
+    assert [part["name"] for part in seen["partitions"]] == ["main"]
+    assert [(node["name"], node["cpus"], node["memory_bytes"]) for node in seen["nodes"]] == [
+        (f"n{number}", os.cpu_count(), 1 << 30) for number in (1, 2, 3)
+    ]
+    assert seen["settings"]["SelectType"] == "select/cons_tres"
+    assert found["attachment"]["folder"] == str(mine.cluster.home / "slurm")
+    # what leads to this cluster is kept, for whoever has no such variable
+    assert mine.cluster.cli("cluster", "status").stdout.decode().startswith(f"bed: Slurm {seen['version']} on head\n")
+    code, _, err = mine.cli("attach", "--partition", "closed")
+    assert (code, "Slurm says: allocation failure: User's group not permitted to use this partition" in err) == (2, True)
+    # and what was attached before stays
+    assert mine.json("status")["attachment"]["partition"] == "main"
+    assert mine.cli("detach")[0] == 0 and mine.cli("status")[0] == 2
+
+
+def test_a_login_host_is_asked_by_ssh(bed: SlurmBed, roots: Attaching) -> None:
+    ssh = roots.folder / "ssh"
+    ssh.write_text(f'#!/bin/sh\nexec {shutil.which("ssh")} {" ".join(bed.ssh_command[1:])} "$@"\n')
+    ssh.chmod(0o755)
+    env = {"PATH": f"{roots.folder}:{os.environ['PATH']}", "SLURM_CONF": ""}
+    found = roots.json("attach", "--ssh", f"{USER}@{bed['n2'].address}", env=env)
+    assert [part["name"] for part in found["cluster"]["partitions"]] == ["main"]
+    assert found["attachment"]["folder"] == f"{bed.shared}/{USER}/.local/share/steelyard/slurm"
+    code, _, err = roots.cli("attach", "--ssh", f"{bed.network}.99", env=env)
+    assert (code, f"{bed.network}.99 is not reached by ssh" in err) == (3, True)
+
+
+def test_a_drained_node_is_shown_with_its_reason(bed: SlurmBed, roots: Attaching) -> None:
+    bed.ok("scontrol", "update", "node=n3", "state=drain", "reason=bad fan")
+    try:
+        nodes = roots.json("attach")["cluster"]["nodes"]
+        assert [(node["state"], node["reason"].partition(" [")[0]) for node in nodes][2] == ("IDLE+DRAIN", "bad fan")
+        assert "bad fan" in roots.cli("status")[1]
+    finally:
+        bed.ok("scontrol", "update", "node=n3", "state=resume")
+
+
+@pytest.mark.parametrize(
+    ("words", "text"),
+    [
+        (("--partition", "nope"), "Slurm says: allocation failure: Invalid partition name specified"),
+        (("--ssh", "-oProxyCommand=false"), "is no host"),
+        (("--folder", "/proc/here"), "/proc/here can't be made"),
+    ],
+)
+def test_bad_input_is_refused_and_changes_nothing(roots: Attaching, words: tuple[str, ...], text: str) -> None:
+    before = roots.json("attach")["attachment"]
+    code, _, err = roots.cli("attach", *words)
+    assert (code, text in err) == (2, True), err
+    assert roots.json("status")["attachment"] == before
+
+
+def test_what_is_wrong_with_slurm_is_told_apart(bed: SlurmBed, roots: Attaching) -> None:
+    empty = roots.folder / "empty"
+    empty.mkdir()
+    (empty / "sh").symlink_to(shutil.which("sh") or "/bin/sh")
+    code, _, err = roots.cli("attach", env={"PATH": str(empty)})
+    assert (code, "There is no scontrol on this machine" in err) == (2, True), err
+    conf = bed.folder / "silent.conf"
+    conf.write_text((bed.folder / "slurm.conf").read_text().replace(f"{bed.munge}/socket", "/nowhere"))
+    code, _, err = roots.cli("attach", env={"SLURM_CONF": str(conf)})
+    assert (code, "munge on this machine does not sign" in err) == (2, True), err
+    other = bed.folder / "away.conf"
+    other.write_text((bed.folder / "slurm.conf").read_text() + "SlurmctldPort=6999\nMessageTimeout=2\n")
+    code, _, err = roots.cli("attach", env={"SLURM_CONF": str(other)})
+    assert (code, "slurmctld does not answer" in err) == (3, True), err
