@@ -90,7 +90,8 @@ def fetch(
     more += ("--src-no-creds",) if login is None else ("--src-authfile", f"/proc/self/fd/{kept}")
     argv = (
         "skopeo", "--debug", "--insecure-policy", "--tmpdir", str(layout), "copy", "--quiet", "--retry-times", "2", "--format",
-        "oci", *more, "--dest-shared-blob-dir", str(blobs.parent), source, f"oci:{target}:image",
+        # of other compressions (zstd) umoci knows nothing: these layers are compressed anew on their way
+        "oci", "--dest-compress-format", "gzip", *more, "--dest-shared-blob-dir", str(blobs.parent), source, f"oci:{target}:image",
     )  # fmt: skip
     try:
         process = _start(argv, (FETCH_ID, FETCH_ID), limits, folder=layout, stdout=subprocess.DEVNULL, keep=kept)
