@@ -201,7 +201,8 @@ def _from_driver(given: Sequence[_Given], maker: str, plan: Plan, topology: Topo
     whose = ", ".join(each.name for each in given)
     if maker != "NVIDIA":
         # whose libraries are part of the image
-        return DeviceEdits(nodes=tuple(nodes), notes=(f"{whose} by its driver's device files: {UNVERIFIED}",))
+        source = f"the device files of {maker}'s driver"
+        return DeviceEdits(nodes=tuple(nodes), sources=(source,), notes=(f"{whose} by {source}: {UNVERIFIED}",))
     driver = facts.driver
     if driver is None:
         return (
@@ -219,8 +220,9 @@ def _from_driver(given: Sequence[_Given], maker: str, plan: Plan, topology: Topo
     libraries = {
         name: library for library in driver.libraries for name in (posixpath.basename(library), *facts.aliases.get(library, ()))
     }
-    note = f"{whose} by the files of NVIDIA's driver {driver.version}: {UNVERIFIED}"
-    return DeviceEdits(nodes=tuple(nodes), binds=tuple(binds), libraries=libraries, notes=(note,))
+    source = f"the files of NVIDIA's driver {driver.version}"
+    notes = (f"{whose} by {source}: {UNVERIFIED}",)
+    return DeviceEdits(nodes=tuple(nodes), binds=tuple(binds), libraries=libraries, sources=(source,), notes=notes)
 
 
 # -- network cards
