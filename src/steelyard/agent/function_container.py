@@ -88,6 +88,7 @@ async def start_contained(
         binds=await _find_binds(host),
         fds=2 if not relayed else 0 if port is not None else 1,
         detached=not relayed,
+        edits=await edges.grants.edits(host.plan),
     )
     command, rootfs = edges.containers.make(slot.workload, image, wanted, owner)
     env = {"PATH": PATH}  # nothing of the user's or the image's: both, crun and the relay, begin as root

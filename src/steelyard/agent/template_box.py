@@ -73,6 +73,7 @@ async def open_box(edges: Edges, wanted: TemplateWanted, key: str, kind: str, lo
                 binds=(*binds, *find_binds((), [edges.settings.tls_cert or ""], wanted.volumes)),
                 fds=1,
                 detached=True,
+                edits=await edges.grants.edits(wanted.devices),
             ),
             wanted.owner,
         )

@@ -24,6 +24,7 @@ from steelyard.agent.template_process import BASE, ENVIRONMENT, KIND, Ids, Templ
 from steelyard.errors import EdgeFailed, SteelyardError
 from steelyard.model.ids import FunctionName, WorkloadId
 from steelyard.model.image import Image
+from steelyard.model.job import Plan
 from steelyard.model.mount import MountedVolume
 from steelyard.runtime.process import Adopted
 from steelyard.runtime.template import Load
@@ -58,6 +59,8 @@ class Wanted(msgspec.Struct, frozen=True):
     own_network: bool = False
     #: some of its secrets are files
     secret_files: bool = False
+    #: the devices that are brought into the container, and nothing else of its plan
+    devices: Plan = Plan()
 
     @property
     def uid(self) -> int:
@@ -82,7 +85,14 @@ def environment_variables(env: Mapping[str, str]) -> dict[str, str]:
 
 def base_key(wanted: Wanted, lib_dir: str, python_mtime_ns: int) -> str:
     parts = (BASE, wanted.ids, wanted.python, python_mtime_ns, lib_dir, sorted(startup_variables(wanted.load.env).items()))
-    inside = () if wanted.image is None else (wanted.image.digest, wanted.owner, wanted.own_network, wanted.secret_files)
+    inside = (
+        ()
+        if wanted.image is None
+        else (
+            *(wanted.image.digest, wanted.owner, wanted.own_network, wanted.secret_files),
+            *(wanted.devices.gpus, wanted.devices.nics),
+        )
+    )
     return _digest(*parts, *wanted.volumes, *wanted.folders, *inside)
 
 
