@@ -21,6 +21,7 @@ from steelyard.agent.job_container import JobContainers
 from steelyard.agent.jobs import JobKeeper
 from steelyard.agent.presence import Presence
 from steelyard.agent.scratch import ScratchKeeper
+from steelyard.agent.terminals import TerminalKeeper
 from steelyard.agent.timing import TimingKeeper
 from steelyard.agent.usage import UsageKeeper
 from steelyard.clock import SystemClock
@@ -83,9 +84,11 @@ class KeeperRig:
         scratch = ScratchKeeper(ScratchDisk(self.paths.home, cgroup_tag(self), configured=self.paths.home))
         usage = UsageKeeper(self.rig.cgroups, clock, None, scratch.peak_bytes)
         volumes = VolumeFolders(self.paths.volumes, ())
+        terminals = TerminalKeeper(self.rig.client, clock)
+        holdings = Holdings(scratch, usage, self.rig.cgroups, volumes, no_secrets(), terminals)
         return JobKeeper(
             self.paths, SETTINGS, self.machine, runtime, cleanup, self.rig.cgroups, clock, self.timing,
-            self.changed.set, self.devices, Presence(None), Holdings(scratch, usage, self.rig.cgroups, volumes, no_secrets()),
+            self.changed.set, self.devices, Presence(None), holdings,
             "/nonexistent", JobContainers(containers, ContainerImages(containers, SETTINGS)),
         )  # fmt: skip
 

@@ -130,18 +130,21 @@ class JobStarter:
                 )
                 argv, rootfs = self._containers.make(job, member, image, launch, env, owner, folders, self._slurm_bin)
                 env, cwd = {"PATH": PATH}, "/"  # crun's own: it is root
-            handle = await self._runtime.launch(
-                member.workload,
-                argv=argv,
-                env=env,
-                cwd=cwd,
-                uid=ids[0] if ids else None,
-                gid=ids[1] if ids else None,
-                # of all that write one file, the first alone may empty it
-                outputs=outputs if not member.rank else Outputs(outputs.stdout, outputs.stderr),
-                rootfs=rootfs,
-                mounts=mounts,
-            )
+            console = None if image is None else self._containers.console(member.workload)
+            with self._holdings.terminals.made(member.workload, job.spec.terminal, ids, console) as terminal:
+                handle = await self._runtime.launch(
+                    member.workload,
+                    argv=argv,
+                    env=env,
+                    cwd=cwd,
+                    uid=ids[0] if ids else None,
+                    gid=ids[1] if ids else None,
+                    # of all that write one file, the first alone may empty it
+                    outputs=outputs if not member.rank else Outputs(outputs.stdout, outputs.stderr),
+                    rootfs=rootfs,
+                    mounts=mounts,
+                    terminal=terminal,
+                )
             member.handle = handle
             if member.phase == "starting":  # a short one may have ended already
                 member.phase = RUNNING
@@ -196,6 +199,8 @@ class JobStarter:
         env = job.spec.env | dict(secrets)
         if not job.spec.contained:  # whose image says where programs and homes are
             env = make_env(enter_job(self._images, job, env), str(self._files.folder(job.attempt)), ids, job.owner)
+        if job.spec.terminal is not None:
+            env["TERM"] = job.spec.terminal.kind
         env = make_environment(member.plan, self._machine.topology, env, mps=shares_by_mps(member.plan)) | launch.env
         script = job.spec.script is not None
         env |= make_variables(job.volumes)
