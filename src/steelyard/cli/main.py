@@ -44,7 +44,7 @@ COMMANDS: dict[str, Entry] = {
     "devices": Entry("Machines", "steelyard.cli.nodes:devices", "List GPUs, network cards and disks, and who uses them."),
     "jitter": Entry("Machines", "steelyard.cli.jitter:jitter", "Measure how late timers wake up, class by class."),
     "check": Entry("Machines", "steelyard.cli.check:check", "Look for what is wrong with this machine."),
-    "cluster": Entry("Machines", "steelyard.cli.cluster:cluster", "Work on a Slurm cluster."),
+    "cluster": Entry("Machines", "steelyard.cli.cluster:cluster", "Bring up a Slurm cluster, or work on one."),
     "run": Entry("Jobs", "steelyard.cli.run:run", "Run a command as a job, or a function of an app."),
     "shell": Entry("Jobs", "steelyard.cli.shell:shell", "Start a job with a shell in it, or enter one that runs."),
     "submit": Entry("Jobs", "steelyard.cli.submit:submit", "Submit a script that was written for sbatch."),
@@ -83,11 +83,12 @@ COMMANDS: dict[str, Entry] = {
     "coldstarts": Entry("Functions", "steelyard.cli.functions:coldstarts", "Show what each wake cost, phase by phase."),
 }
 
-#: programs that `up` starts; not for people, so `--help` does not show them
+#: what `up` and Slurm's daemons start; not for people, so `--help` does not show them
 PROGRAMS: dict[str, str] = {
     "supervise": "steelyard.cli.up:supervise",
     "server": "steelyard.cli.program_commands:server",
     "agent": "steelyard.cli.program_commands:agent",
+    "node": "steelyard.cli.node:node",
 }
 
 _HELP = """Steelyard turns this machine into a serverless platform for functions and jobs, with no hypervisor in the path.
