@@ -65,6 +65,7 @@ class Made(msgspec.Struct, frozen=True):
     own_network: bool = False
     #: paths of its device files beside those that every container has; None in notes of earlier versions
     devices: tuple[str, ...] | None = None
+    lock_memory: bool = False
     #: sentences for its proof
     notes: tuple[str, ...] = ()
 
@@ -186,6 +187,7 @@ class Containers:
             gid,
             wanted.own_network,
             tuple(sorted(node.path for node in edits.nodes)),
+            edits.lock_memory,
             edits.notes,
         )
         try:
@@ -217,9 +219,10 @@ class Containers:
             write_file(path, msgspec.json.encode(process))
         except OSError as err:
             raise EdgeFailed(f"{folder} can't be used: {err.strerror}. Nothing was started.", code="start-failed") from err
-        return (*self._crun(), "exec", *self._brings(workload, terminal, number), "--process", str(path), workload), Rootfs(
-            "", ""
-        )
+        made = self.made(workload)
+        locks = made is not None and made.lock_memory
+        brings = self._brings(workload, terminal, number)
+        return (*self._crun(), "exec", *brings, "--process", str(path), workload), Rootfs("", "", lock_memory=locks)
 
     def _brings(self, workload: WorkloadId, terminal: Terminal | None, number: int = 0) -> tuple[str, ...]:
         return () if terminal is None else ("--console-socket", str(self.console(workload, number)))
