@@ -9,9 +9,9 @@ from __future__ import annotations
 import asyncio
 import os
 from collections.abc import Callable, Collection, Mapping
-from pathlib import Path
 
 from steelyard.agent.attempt import ATTEMPT, RANK, RANKS, Attempt, Member, explain_limit
+from steelyard.agent.code import ensure_code
 from steelyard.agent.device_proof import shares_by_mps
 from steelyard.agent.devices import DeviceKeeper, devices_of
 from steelyard.agent.holdings import Holdings
@@ -23,7 +23,7 @@ from steelyard.agent.presence import GONE, Presence
 from steelyard.agent.reconcile import RUNNING, watches_beats
 from steelyard.agent.secrets import WorkSecrets
 from steelyard.agent.timing import TimingKeeper
-from steelyard.config import Settings
+from steelyard.config import Paths, Settings
 from steelyard.errors import EdgeFailed, SteelyardError
 from steelyard.host.as_user import find_newest
 from steelyard.lifecycle.environment import make_environment
@@ -65,9 +65,9 @@ class JobStarter:
         taken_ports: Callable[[], Collection[range]],
         slurm_bin: str,
         containers: JobContainers,
-        images: Path,
+        paths: Paths,
     ) -> None:
-        self._images = images
+        self._paths, self._images = paths, paths.environments
         self._settings, self._machine, self._runtime, self._files = settings, machine, runtime, files
         self._timing, self._devices, self._presence = timing, devices, presence
         self._holdings = holdings
@@ -84,7 +84,8 @@ class JobStarter:
         owner = ids = self.ids(job)
         image = await self._containers.fetch(job, attempt, owner, self._holdings.secrets) if job.spec.contained else None
         if image is not None and owner is not None:
-            ids = self._containers.ids(image, owner)
+            ids = self._containers.ids(job.spec, image, owner)
+        brought = await self._bring_files(job)
         attempt.mps = shares_by_mps(job.plan)
         launches = await self._make_launches(job, attempt, ids)
         given = [await self._secrets(job, member, ids).variables() for member in attempt.members]
@@ -128,7 +129,7 @@ class JobStarter:
                     scratch,
                     self._holdings.secrets.path(member.workload) if files else "",
                 )
-                argv, rootfs = self._containers.make(job, member, image, launch, env, owner, folders, self._slurm_bin)
+                argv, rootfs = self._containers.make(job, member, image, launch, env, owner, folders, self._slurm_bin, brought)
                 env, cwd = {"PATH": PATH}, "/"  # crun's own: it is root
             handle = await self._runtime.launch(
                 member.workload,
@@ -145,6 +146,12 @@ class JobStarter:
             member.handle = handle
             if member.phase == "starting":  # a short one may have ended already
                 member.phase = RUNNING
+
+    async def _bring_files(self, job: AssignedJob) -> str:
+        """The folder of what a step of a build brings along; "" without. Raises EdgeFailed."""
+        if job.spec.makes is None or not job.spec.makes.files:
+            return ""
+        return str(await ensure_code(self._paths, self._settings, job.spec.makes.files))
 
     async def _make_launches(self, job: AssignedJob, attempt: Attempt, ids: Ids) -> tuple[Launch, ...]:
         """Everything that a launch has to be told is found out or made here."""

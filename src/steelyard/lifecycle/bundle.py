@@ -1,8 +1,8 @@
 """What is a container told to be? Pure: what was granted in, the OCI runtime configuration (config.json) out.
 
 Follows https://github.com/opencontainers/runtime-spec (1.0.2). Cores, memory and the number of processes are held by the control
-group that the container's processes are born in, so nothing of it stands here. Never: a capability, a hook, a device that was not
-granted, a variable of the image in a process of root's.
+group that the container's processes are born in, so nothing of it stands here. Never: a capability (but for what
+makes an image), a hook, a device that was not granted, a variable of the image in a process of root's.
 """
 
 from __future__ import annotations
@@ -60,6 +60,8 @@ class Container(msgspec.Struct, frozen=True):
     devices: tuple[DeviceNode, ...] = ()
     #: (name such as RLIMIT_MEMLOCK, soft, hard)
     rlimits: tuple[tuple[str, int, int], ...] = ()
+    #: of its own user namespace
+    capabilities: tuple[str, ...] = ()
 
 
 def namespaces(*, own_network: bool) -> tuple[str, ...]:
@@ -77,7 +79,10 @@ def make_bundle(container: Container) -> dict[str, object]:
             "args": list(container.argv),
             "env": [f"{name}={value}" for name, value in sorted(container.env.items())],
             "cwd": container.cwd or "/",
-            "capabilities": dict.fromkeys(("bounding", "effective", "inheritable", "permitted", "ambient"), none),
+            "capabilities": {
+                **{kind: list(container.capabilities) for kind in ("bounding", "effective", "permitted")},
+                **dict.fromkeys(("inheritable", "ambient"), none),
+            },
             "rlimits": [{"type": name, "soft": soft, "hard": hard} for name, soft, hard in container.rlimits],
             "noNewPrivileges": True,
         },

@@ -24,14 +24,16 @@ import msgspec
 from steelyard.config import write_file
 from steelyard.errors import EdgeFailed, Refused
 from steelyard.lifecycle.bundle import Container, DeviceNode, add_terminal, make_bundle
+from steelyard.lifecycle.container_step import CAPABILITIES, DONE
 from steelyard.model.ids import WorkloadId
-from steelyard.model.image import Image, ImageReference, choose_argv
+from steelyard.model.image import Image, ImageReference, UserIds, choose_argv
 from steelyard.model.job import Terminal
 from steelyard.model.mount import Bind
 from steelyard.runtime.mount_calls import find_inside
 from steelyard.runtime.oci import Tell, say_nothing
 from steelyard.runtime.oci.fetch import missing
-from steelyard.runtime.oci.ranges import make_maps, owner_range
+from steelyard.runtime.oci.ranges import BUILD_IDS, BUILD_MAPS, make_maps, owner_range
+from steelyard.runtime.oci.steps import StepMade
 from steelyard.runtime.oci.store import ImageStore, RegistryLogin
 from steelyard.runtime.rootfs import ROOT, SYS
 from steelyard.wire.spawn import Rootfs
@@ -56,6 +58,8 @@ class Made(msgspec.Struct, frozen=True):
     uid: int
     gid: int
     own_network: bool = False
+    #: the image that it makes; "" of any other
+    makes: str = ""
 
 
 class Wanted(msgspec.Struct, frozen=True):
@@ -76,6 +80,8 @@ class Wanted(msgspec.Struct, frozen=True):
     binds: tuple[Bind, ...] = ()
     devices: tuple[DeviceNode, ...] = ()
     rlimits: tuple[tuple[str, int, int], ...] = ()
+    #: its files become that image of its owner's; it runs as root of ids that only images have, with what such a step may do
+    step: StepMade | None = None
 
 
 class Containers:
@@ -108,7 +114,8 @@ class Containers:
 
     def sweep(self) -> None:
         """In the background: what an agent before this one was killed over."""
-        threading.Thread(target=self.store.sweep, daemon=True).start()
+        steps = [made.makes for made in self._all().values()]
+        threading.Thread(target=self.store.sweep, args=(steps,), daemon=True).start()
 
     def fetch(
         self,
@@ -154,16 +161,24 @@ class Containers:
             env["PATH"] = f"{wanted.programs}:{env['PATH']}"
         first = owner_range(self._images, owner[0])
         (uids, disk_uids), (gids, disk_gids) = make_maps(first, owner[0]), make_maps(first, owner[1])
+        ids, binds, disk = image.ids, wanted.binds, ""
+        if wanted.step is not None:
+            uids, disk_uids = BUILD_MAPS
+            (gids, disk_gids), ids = BUILD_MAPS, UserIds(home=image.ids.home)
+            disk = str(self.store.begin_step(wanted.step))
+            binds = (*binds, Bind(f"{disk}/done", DONE))
         files = () if wanted.own_network else tuple(Bind(name, name, True) for name in _NETWORK_FILES if os.path.isfile(name))
         container = Container(
             root=f"{folder}/{_FS}/{ROOT}", sys=f"{folder}/{_FS}/{SYS}", argv=argv, env=env, cwd=wanted.cwd or image.cwd,
-            uid=image.ids.uid, gid=image.ids.gid, groups=image.ids.groups, uids=uids, gids=gids,
+            uid=ids.uid, gid=ids.gid, groups=ids.groups, uids=uids, gids=gids,
             hostname=workload[:64] if wanted.own_network else self._hostname, machine=os.uname().machine,
-            own_network=wanted.own_network and not wanted.in_network, binds=(*files, *wanted.binds),
+            own_network=wanted.own_network and not wanted.in_network, binds=(*files, *binds),
             devices=wanted.devices, rlimits=wanted.rlimits,
+            capabilities=CAPABILITIES if wanted.step is not None else (),
         )  # fmt: skip
-        uid, gid = self.ids(image, owner)
-        made = Made(image.digest, image.reference, uid, gid, wanted.own_network)
+        uid, gid = self.ids(image, owner) if wanted.step is None else BUILD_IDS
+        makes = "" if wanted.step is None else wanted.step.image.digest
+        made = Made(image.digest, image.reference, uid, gid, wanted.own_network, makes)
         try:
             (folder / _FS).mkdir(parents=True, exist_ok=True, mode=0o711)
             for each in (self._folder, folder):
@@ -178,7 +193,7 @@ class Containers:
         self._all()[workload] = made
         passed = ("--preserve-fds", str(wanted.fds)) if wanted.fds else ()
         command = (*self._crun(), "run", *passed, "--bundle", str(folder), workload)
-        return command, Rootfs(str(root), f"{folder}/{_FS}", disk_uids, disk_gids, owner)
+        return command, Rootfs(str(root), f"{folder}/{_FS}", disk, disk_uids, disk_gids, owner)
 
     def enter(
         self, workload: WorkloadId, number: int, argv: tuple[str, ...], terminal: Terminal | None = None
@@ -205,7 +220,9 @@ class Containers:
 
     def forget(self, workload: WorkloadId) -> None:
         """Nothing of it runs any more."""
-        if self._all().pop(workload, None) is not None:
+        if (made := self._all().pop(workload, None)) is not None:
+            if made.makes:
+                self.store.drop_step(made.makes)
             shutil.rmtree(self._state / workload, ignore_errors=True)
             shutil.rmtree(self._folder / workload, ignore_errors=True)
 
