@@ -9,7 +9,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from steelyard_cluster import Cluster
+from steelyard_cluster import Cluster, wait_until
 
 from oci_images import OciImage, Registry, busybox_entries, entry, folder, link
 
@@ -104,7 +104,7 @@ def test_a_failed_step_is_quoted_and_leaves_nothing(shared: Cluster, base: str, 
     assert failed.returncode != 0
     assert "Step 2 of 2, run echo it is broken; exit 3" in said
     assert "| it is broken" in said
-    assert not list((shared.home / "images/steps").iterdir())
+    wait_until(lambda: not list((shared.home / "images/steps").iterdir()), 20, "what the step wrote is gone")
 
 
 def test_what_a_step_sees_has_neither_a_token_nor_the_machines_folders(shared: Cluster, base: str, tmp_path: Path) -> None:

@@ -80,6 +80,7 @@ async def start_program(host: RevisionHost, image: Image, slot: Slot, listen_fd:
         port = port or (PORT_FIRST if spec.own_network else choose_port(zlib.crc32(slot.workload.encode())))
         env["PORT"] = str(port)
         argv = tuple(name_port(argv, port))
+    edits = await edges.grants.edits(host.plan)
     code_binds = [Bind(str(edges.paths.unpacked / spec.bundle), str(host.code), True)] if spec.bundle is not None else []
     wanted = Wanted(
         argv=argv,
@@ -89,6 +90,7 @@ async def start_program(host: RevisionHost, image: Image, slot: Slot, listen_fd:
         in_network=spec.own_network,
         binds=(*code_binds, *find_binds([host.secrets.path], [edges.settings.tls_cert or ""], host.function.volumes)),
         fds=1 if port is None else 0,
+        edits=edits,
     )
     command, rootfs = edges.containers.make(slot.workload, image, wanted, owner)
     folder = edges.cleanup.relay_folder(slot.workload)

@@ -15,18 +15,21 @@ import msgspec
 
 from steelyard.agent.attempt import Attempt, Member
 from steelyard.agent.container_images import ContainerImages, find_login
+from steelyard.agent.device_grants import DeviceGrants
 from steelyard.agent.images import SITE_VARIABLES
 from steelyard.agent.secrets import SecretKeeper
 from steelyard.errors import EdgeFailed, Refused
 from steelyard.host import Cgroups
+from steelyard.host.device_nodes import observe_inside
 from steelyard.host.proc import observe_walls
 from steelyard.host.volumes import check_source
 from steelyard.lifecycle.bundle import namespaces
 from steelyard.lifecycle.container_step import FILES
 from steelyard.lifecycle.launch import Launch
+from steelyard.model.cdi import DeviceEdits
 from steelyard.model.ids import WorkloadId
 from steelyard.model.image import Image, ImageSource, parse_image
-from steelyard.model.job import ImageStep, JobSpec, Owner
+from steelyard.model.job import ImageStep, JobSpec, Owner, Plan
 from steelyard.model.mount import Bind, MountedVolume
 from steelyard.model.reason import Reason
 from steelyard.runtime.container import Containers, Wanted
@@ -45,8 +48,8 @@ _NAMES = {"mount": "mnt", "network": "net"}
 
 
 class JobContainers:
-    def __init__(self, containers: Containers, images: ContainerImages) -> None:
-        self._containers, self._images = containers, images
+    def __init__(self, containers: Containers, images: ContainerImages, grants: DeviceGrants) -> None:
+        self._containers, self._images, self._grants = containers, images, grants
 
     async def fetch(self, job: AssignedJob, attempt: Attempt, owner: Ids | None, secrets: SecretKeeper) -> Image:
         """Raises SteelyardError; nothing of the job is there then."""
@@ -67,6 +70,10 @@ class JobContainers:
         """Of the machine, whom its processes show as."""
         return BUILD_IDS if spec.makes is not None else self._containers.ids(image, owner)
 
+    async def edits(self, plan: Plan) -> DeviceEdits:
+        """What its container needs for its devices. Raises Refused."""
+        return await self._grants.edits(plan)
+
     def make(
         self,
         job: AssignedJob,
@@ -76,6 +83,7 @@ class JobContainers:
         env: Mapping[str, str],
         owner: Ids,
         folders: Sequence[str],
+        edits: DeviceEdits,
         slurm_bin: str,
         files: str,
     ) -> tuple[tuple[str, ...], Rootfs]:
@@ -93,6 +101,7 @@ class JobContainers:
             programs="" if job.spec.script is None else slurm_bin,
             own_network=job.spec.own_network,
             binds=find_binds(folders, read, job.volumes),
+            edits=edits,
         )
         return self._containers.make(member.workload, image, wanted, owner)
 
@@ -144,15 +153,19 @@ class JobContainers:
             return {}
         capabilities = {} if made.makes else {"capabilities": "none"}
         kinds = sorted(_NAMES.get(kind, kind) for kind in namespaces(own_network=made.own_network))
-        return {"uid": made.uid, "image": made.image, "namespaces": kinds, "seccomp": "filter", **capabilities}
+        told = {} if made.devices is None else {"device_files": list(made.devices)}
+        return {"uid": made.uid, "image": made.image, "namespaces": kinds, "seccomp": "filter", **capabilities, **told}
 
     def got(self, workload: WorkloadId, pids: tuple[int, ...]) -> dict[str, object]:
         made = self._containers.made(workload)
-        return {} if made is None else {"image": made.image, **observe_walls(pids)}
+        if made is None:
+            return {}
+        told = {} if made.devices is None else {"device_files": observe_inside(pids)}
+        return {"image": made.image, **observe_walls(pids), **told}
 
     def explain(self, workload: WorkloadId) -> tuple[str, ...]:
         made = self._containers.made(workload)
-        return () if made is None else (f"runs in a container of {made.reference}, started by crun",)
+        return () if made is None else (f"runs in a container of {made.reference}, started by crun", *made.notes)
 
 
 def _site_variables() -> dict[str, str]:

@@ -13,18 +13,20 @@ are those of any process. crun's exit code is that of the container's first proc
 from __future__ import annotations
 
 import os
+import posixpath
 import shutil
 import stat
 import threading
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from pathlib import Path
 
 import msgspec
 
 from steelyard.config import write_file
 from steelyard.errors import EdgeFailed, Refused
-from steelyard.lifecycle.bundle import Container, DeviceNode, add_terminal, make_bundle
+from steelyard.lifecycle.bundle import Container, add_terminal, make_bundle
 from steelyard.lifecycle.container_step import CAPABILITIES, DONE
+from steelyard.model.cdi import DeviceEdits
 from steelyard.model.ids import WorkloadId
 from steelyard.model.image import Image, ImageReference, UserIds, choose_argv
 from steelyard.model.job import Terminal
@@ -35,7 +37,7 @@ from steelyard.runtime.oci.fetch import missing
 from steelyard.runtime.oci.ranges import BUILD_IDS, BUILD_MAPS, make_maps, owner_range
 from steelyard.runtime.oci.steps import StepMade
 from steelyard.runtime.oci.store import ImageStore, RegistryLogin
-from steelyard.runtime.rootfs import ROOT, SYS
+from steelyard.runtime.rootfs import DEV, ROOT, SYS
 from steelyard.wire.spawn import Rootfs
 
 Ids = tuple[int, int]
@@ -45,6 +47,11 @@ DEFAULT_PATH = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
 _NETWORK_FILES = ("/etc/resolv.conf", "/etc/hosts")
 #: idmapped layers of an overlay
 _KERNEL = (5, 19)
+#: of glibc's loaders, most special first; where a folder is a link to another, both names do
+_MACHINE = os.uname().machine
+LIBRARY_FOLDERS = (
+    f"/usr/lib/{_MACHINE}-linux-gnu", f"/lib/{_MACHINE}-linux-gnu", "/usr/lib64", "/lib64", "/usr/lib", "/lib",
+)  # fmt: skip
 _CONFIG, _MADE, _FS = "config.json", "made.json", "fs"
 
 
@@ -58,6 +65,10 @@ class Made(msgspec.Struct, frozen=True):
     uid: int
     gid: int
     own_network: bool = False
+    #: paths of its device files beside those that every container has; None in notes of earlier versions
+    devices: tuple[str, ...] | None = None
+    #: sentences for its proof
+    notes: tuple[str, ...] = ()
     #: the image that it makes; "" of any other
     makes: str = ""
 
@@ -78,8 +89,8 @@ class Wanted(msgspec.Struct, frozen=True):
     #: descriptors from 3 on that it is given
     fds: int = 0
     binds: tuple[Bind, ...] = ()
-    devices: tuple[DeviceNode, ...] = ()
-    rlimits: tuple[tuple[str, int, int], ...] = ()
+    #: for the devices that it was given
+    edits: DeviceEdits = DeviceEdits()
     #: its files become that image of its owner's; it runs as root of ids that only images have, with what such a step may do
     step: StepMade | None = None
 
@@ -155,7 +166,8 @@ class Containers:
         """Write its bundle: the command that starts it, and what is mounted for that. Raises Refused or EdgeFailed."""
         folder, root = self._folder / workload, self.store.root(image.digest)
         argv = wanted.argv if wanted.interpreter else choose_argv(image, wanted.argv)
-        env = variables(image, wanted.env)
+        edits = wanted.edits
+        env = variables(image, edits.env | wanted.env)
         _check_program(root, wanted.interpreter or argv[0], env["PATH"], wanted.cwd or image.cwd or "/", image.reference)
         if wanted.programs:
             env["PATH"] = f"{wanted.programs}:{env['PATH']}"
@@ -169,16 +181,26 @@ class Containers:
             binds = (*binds, Bind(f"{disk}/done", DONE))
         files = () if wanted.own_network else tuple(Bind(name, name, True) for name in _NETWORK_FILES if os.path.isfile(name))
         container = Container(
-            root=f"{folder}/{_FS}/{ROOT}", sys=f"{folder}/{_FS}/{SYS}", argv=argv, env=env, cwd=wanted.cwd or image.cwd,
-            uid=ids.uid, gid=ids.gid, groups=ids.groups, uids=uids, gids=gids,
+            root=f"{folder}/{_FS}/{ROOT}", sys=f"{folder}/{_FS}/{SYS}", nodes=f"{folder}/{_FS}/{DEV}",
+            argv=argv, env=env, cwd=wanted.cwd or image.cwd,
+            uid=ids.uid, gid=ids.gid, groups=tuple(dict.fromkeys((*ids.groups, *edits.groups))),
+            uids=uids, gids=gids,
             hostname=workload[:64] if wanted.own_network else self._hostname, machine=os.uname().machine,
-            own_network=wanted.own_network and not wanted.in_network, binds=(*files, *binds),
-            devices=wanted.devices, rlimits=wanted.rlimits,
+            own_network=wanted.own_network and not wanted.in_network, devices=edits.nodes,
+            binds=(*files, *edits.binds, *place_libraries(str(root), edits.libraries, edits.binds), *binds),
             capabilities=CAPABILITIES if wanted.step is not None else (),
         )  # fmt: skip
         uid, gid = self.ids(image, owner) if wanted.step is None else BUILD_IDS
-        makes = "" if wanted.step is None else wanted.step.image.digest
-        made = Made(image.digest, image.reference, uid, gid, wanted.own_network, makes)
+        made = Made(
+            image.digest,
+            image.reference,
+            uid,
+            gid,
+            wanted.own_network,
+            tuple(sorted(node.path for node in edits.nodes)),
+            edits.notes,
+            "" if wanted.step is None else wanted.step.image.digest,
+        )
         try:
             (folder / _FS).mkdir(parents=True, exist_ok=True, mode=0o711)
             for each in (self._folder, folder):
@@ -193,7 +215,7 @@ class Containers:
         self._all()[workload] = made
         passed = ("--preserve-fds", str(wanted.fds)) if wanted.fds else ()
         command = (*self._crun(), "run", *passed, "--bundle", str(folder), workload)
-        return command, Rootfs(str(root), f"{folder}/{_FS}", disk, disk_uids, disk_gids, owner)
+        return command, Rootfs(str(root), f"{folder}/{_FS}", disk, disk_uids, disk_gids, owner, edits.nodes, edits.lock_memory)
 
     def enter(
         self, workload: WorkloadId, number: int, argv: tuple[str, ...], terminal: Terminal | None = None
@@ -241,6 +263,22 @@ class Containers:
 def variables(image: Image, env: Mapping[str, str]) -> dict[str, str]:
     """`env` over the image's own."""
     return {"PATH": DEFAULT_PATH, "HOME": image.ids.home} | image.env | dict(env)
+
+
+def place_libraries(root: str, libraries: Mapping[str, str], bound: Collection[Bind]) -> list[Bind]:
+    """Where the loader of the image below `root` finds them without being told: its own libc lies there."""
+    for folder in LIBRARY_FOLDERS:
+        try:
+            find_inside(root, f"{folder}/libc.so.6")
+        except OSError:
+            continue
+        taken = {each.target for each in bound}
+        return [
+            Bind(source, path, True)
+            for name, source in sorted(libraries.items())
+            if (path := posixpath.join(folder, name)) not in taken
+        ]
+    return []
 
 
 def _impossible(needs: str) -> Refused:

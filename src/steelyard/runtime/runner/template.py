@@ -99,7 +99,10 @@ class Template:
     def _prepare(self, seed: Seed | None) -> None:
         if seed is None:
             self._machinery, self._server = make_base(self._config)
-            rehearse(Template({**self._config, "control_fd": listen().detach()}))
+            try:
+                rehearse(Template({**self._config, "control_fd": listen().detach()}))
+            except (OSError, Failed) as err:  # it costs memory, and nothing else
+                sys.stderr.write(f"the way of a revision could not be rehearsed: {err}\n")
             told: dict[str, Any] = {}
         else:
             told = become(seed, self._fork_quietly)
@@ -244,7 +247,7 @@ class Template:
         folders = [self._revision["code_dir"], user.package_of(path)[0]]
         if self._refuse() is not None:
             return {"names": learn(folders)}
-        if self._forking.fork():
+        if self._fork_quietly():
             return None
         try:
             self._send(agent, {"names": learn(folders)})

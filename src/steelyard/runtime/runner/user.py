@@ -146,8 +146,8 @@ def _is_ours(filename: str) -> bool:
 
 
 def import_file(code_dir: str, file: str, get_code: GetCode = SourceFileLoader.get_code) -> ModuleType:
-    path = os.path.join(code_dir, file)
-    if not os.path.isfile(path):
+    path = f"{code_dir}/{file}"
+    if not os.access(path, os.F_OK):
         raise UserCodeFailed(f"There is no file {file} in the deployed code.")
     folder, parts = package_of(path)
     for entry in dict.fromkeys([code_dir, folder]):
@@ -166,7 +166,7 @@ def _import_path(stem: str, path: str, get_code: GetCode) -> ModuleType:
     if name in sys.modules or name in sys.stdlib_module_names:
         name = f"{name}_app"  # a file called like a loaded module must not replace it
     if not path.endswith(".py"):
-        raise UserCodeFailed(f"{os.path.basename(path)} is not a Python file.")
+        raise UserCodeFailed(f"{path.rpartition('/')[2]} is not a Python file.")
     # by hand what importlib would make of it: going through its general ways costs each revision half a megabyte of copied pages
     loader = SourceFileLoader(name, path)
     spec = ModuleSpec(name, loader, origin=path)
@@ -189,10 +189,10 @@ def _cached(path: str) -> str:
 
 def package_of(path: str) -> tuple[str, list[str]]:
     """The folder to put on sys.path and the dotted name: folders with an `__init__.py` belong to the name."""
-    folder, name = os.path.split(path)
-    parts = [os.path.splitext(name)[0]]
-    while os.path.isfile(os.path.join(folder, "__init__.py")):
-        folder, name = os.path.split(folder)
+    folder, _, name = path.rpartition("/")
+    parts = [name.rpartition(".")[0] or name]
+    while os.access(f"{folder}/__init__.py", os.F_OK):
+        folder, _, name = folder.rpartition("/")
         parts.insert(0, name)
     return folder, parts
 
