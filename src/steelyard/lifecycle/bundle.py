@@ -61,7 +61,6 @@ def namespaces(*, own_network: bool) -> tuple[str, ...]:
 
 def make_bundle(container: Container) -> dict[str, object]:
     """The content of config.json."""
-    none: list[str] = []
     return {
         "ociVersion": "1.0.2",
         "process": {
@@ -71,8 +70,8 @@ def make_bundle(container: Container) -> dict[str, object]:
             "env": [f"{name}={value}" for name, value in sorted(container.env.items())],
             "cwd": container.cwd or "/",
             "capabilities": {
-                **{kind: list(container.capabilities) for kind in ("bounding", "effective", "permitted")},
-                **dict.fromkeys(("inheritable", "ambient"), none),
+                kind: [] if kind in ("inheritable", "ambient") else list(container.capabilities)
+                for kind in ("bounding", "effective", "inheritable", "permitted", "ambient")
             },
             "noNewPrivileges": True,
         },
