@@ -10,6 +10,7 @@ from __future__ import annotations
 import asyncio
 import os
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 
 import msgspec
 
@@ -97,7 +98,8 @@ class JobContainers:
             argv=launch.argv,
             env=dict(env),
             cwd=job.spec.cwd,
-            interpreter="" if job.spec.script is None else find_interpreter(job.spec.script),
+            interpreter=_find_first(job.spec, launch),
+            terminal=job.spec.terminal,
             programs="" if job.spec.script is None else slurm_bin,
             own_network=job.spec.own_network,
             binds=find_binds(folders, read, job.volumes),
@@ -126,6 +128,10 @@ class JobContainers:
             step=StepMade(made, image.digest, str(owner.uid)),
         )
         return self._containers.make(workload, image, wanted, ids)
+
+    def console(self, workload: WorkloadId) -> Path:
+        """Where its terminal will be brought."""
+        return self._containers.console(workload)
 
     def signal(self, workload: WorkloadId, signum: int, cgroups: Cgroups) -> None:
         """Its processes have been sent the signal: end the one that the kernel keeps it from."""
@@ -171,6 +177,13 @@ class JobContainers:
 def _site_variables() -> dict[str, str]:
     """How the site reaches package indexes: of our own environment, and not kept in the image."""
     return {name: os.environ[name] for name in (*SITE_VARIABLES, *_PIP_VARIABLES) if name in os.environ and "_FILE" not in name}
+
+
+def _find_first(spec: JobSpec, launch: Launch) -> str:
+    """What the image must have for a script or a terminal's program, which run instead of its entry point; "" for that."""
+    if spec.script is not None:
+        return find_interpreter(spec.script)
+    return launch.argv[0] if spec.terminal is not None and launch.argv else ""
 
 
 def find_interpreter(script: str) -> str:
