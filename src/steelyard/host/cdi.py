@@ -98,7 +98,8 @@ class CdiReader:
             else:
                 told = ask([sys.executable, "-P", "-m", "steelyard.host.cdi_yaml", str(self._at(path))])
                 if told.error:
-                    return Problem(path, told.error.removeprefix(f"{sys.executable} failed with code 1: "))
+                    said = told.error.removeprefix(f"{sys.executable} failed with code 1: ").rstrip(".")
+                    return Problem(path, said.removeprefix(f"{self._at(path)}: "))
                 content = msgspec.json.decode(told.text)
         except (OSError, msgspec.MsgspecError, RecursionError) as err:
             return Problem(path, f"it can't be read ({err})")

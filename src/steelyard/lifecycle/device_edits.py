@@ -133,7 +133,11 @@ def _number(node: CdiNode, facts: CdiFacts) -> Number | None:
     if node.major is not None and node.minor is not None:
         return node.major, node.minor
     seen = facts.numbers.get(node.source)
-    return None if seen is None else (seen.major, seen.minor)
+    if seen is not None:
+        return seen.major, seen.minor
+    # one that its driver knows, and that nobody has made yet
+    own = {each.path: each.number for nodes in facts.own_nodes.values() for each in nodes}
+    return facts.shared_nodes.get(node.source, own.get(node.source))
 
 
 def _from_files(found: Sequence[Found], facts: CdiFacts) -> DeviceEdits | str:
@@ -166,8 +170,9 @@ def _from_file(path: str, names: str, parts: Sequence[CdiEdits], facts: CdiFacts
     libraries, links = find_libraries(effects, mounts, facts.aliases)
     notes = [f"{names} by {path}: {UNVERIFIED}"]
     if effects.done or effects.not_done:
+        left = [path for path in effects.links if path not in links and path not in {mount.container_path for mount in mounts}]
         had = f"; had without them: {', '.join(effects.done)}" if effects.done else ""
-        lacking = f"; not done: {', '.join(effects.not_done)}" if effects.not_done else ""
+        lacking = f"; not done: {', '.join((*effects.not_done, *left))}" if effects.not_done or left else ""
         notes.append(f"no hook of {path} ran{had}{lacking}")
     if any(part.intel_rdt for part in parts):
         notes.append(f"intelRdt of {path} is left out: caches are divided by Steelyard")
@@ -201,7 +206,8 @@ def _from_driver(given: Sequence[_Given], maker: str, plan: Plan, topology: Topo
     whose = ", ".join(each.name for each in given)
     if maker != "NVIDIA":
         # whose libraries are part of the image
-        return DeviceEdits(nodes=tuple(nodes), notes=(f"{whose} by its driver's device files: {UNVERIFIED}",))
+        source = f"the device files of {maker}'s driver"
+        return DeviceEdits(nodes=tuple(nodes), sources=(source,), notes=(f"{whose} by {source}: {UNVERIFIED}",))
     driver = facts.driver
     if driver is None:
         return (
@@ -219,8 +225,9 @@ def _from_driver(given: Sequence[_Given], maker: str, plan: Plan, topology: Topo
     libraries = {
         name: library for library in driver.libraries for name in (posixpath.basename(library), *facts.aliases.get(library, ()))
     }
-    note = f"{whose} by the files of NVIDIA's driver {driver.version}: {UNVERIFIED}"
-    return DeviceEdits(nodes=tuple(nodes), binds=tuple(binds), libraries=libraries, notes=(note,))
+    source = f"the files of NVIDIA's driver {driver.version}"
+    notes = (f"{whose} by {source}: {UNVERIFIED}",)
+    return DeviceEdits(nodes=tuple(nodes), binds=tuple(binds), libraries=libraries, sources=(source,), notes=notes)
 
 
 # -- network cards

@@ -157,7 +157,7 @@ class DeviceEdits(msgspec.Struct, frozen=True):
     groups: tuple[int, ...] = ()
     #: any amount of memory may be locked, as RDMA needs it
     lock_memory: bool = False
-    #: files of the standard that it was taken from
+    #: what it was taken from: files of the standard, or a driver
     sources: tuple[str, ...] = ()
     #: sentences for the proof: where it comes from, what was not done
     notes: tuple[str, ...] = ()

@@ -65,6 +65,7 @@ class Made(msgspec.Struct, frozen=True):
     own_network: bool = False
     #: paths of its device files beside those that every container has; None in notes of earlier versions
     devices: tuple[str, ...] | None = None
+    lock_memory: bool = False
     #: sentences for its proof
     notes: tuple[str, ...] = ()
 
@@ -184,6 +185,7 @@ class Containers:
             gid,
             wanted.own_network,
             tuple(sorted(node.path for node in edits.nodes)),
+            edits.lock_memory,
             edits.notes,
         )
         try:
@@ -214,8 +216,10 @@ class Containers:
             write_file(path, msgspec.json.encode(process))
         except OSError as err:
             raise EdgeFailed(f"{folder} can't be used: {err.strerror}. Nothing was started.", code="start-failed") from err
+        made = self.made(workload)
+        locks = made is not None and made.lock_memory
         console = () if terminal is None else ("--console-socket", str(self.console(workload, number)))
-        return (*self._crun(), "exec", *console, "--process", str(path), workload), Rootfs("", "")
+        return (*self._crun(), "exec", *console, "--process", str(path), workload), Rootfs("", "", lock_memory=locks)
 
     def console(self, workload: WorkloadId, number: int = 0) -> Path:
         """Where crun brings the terminal of a process of it: the first one's (0), or another's; the socket is its reader's."""

@@ -91,7 +91,8 @@ def fetch(
     argv = (
         "skopeo", "--debug", "--insecure-policy", "--tmpdir", str(layout), "copy", "--quiet", "--retry-times", "2", "--format",
         # of other compressions (zstd) umoci knows nothing: these layers are compressed anew on their way
-        "oci", "--dest-compress-format", "gzip", *more, "--dest-shared-blob-dir", str(blobs.parent), source, f"oci:{target}:image",
+        "oci", "--dest-compress-format", "gzip", *more, "--dest-shared-blob-dir", str(blobs.parent), source,
+        f"oci:{target}:image",
     )  # fmt: skip
     try:
         process = _start(argv, (FETCH_ID, FETCH_ID), limits, folder=layout, stdout=subprocess.DEVNULL, keep=kept)

@@ -51,11 +51,16 @@ class Handlers:
                 handler()
 
 
+_seeds: list[Callable[[], None]] = []
+
+
 def reseed() -> None:
     """The one handler that is not about threads. By the base class, which has none of the options that cost pages."""
     random: Any = sys.modules.get("random")
-    if random is not None:
-        super(random.Random, random._inst).seed()
+    if not _seeds and random is not None:
+        _seeds.append(super(random.Random, random._inst).seed)  # found once, by the base
+    for seed in _seeds:
+        seed()
 
 
 #: of this process; they are collected from before threading is imported (see the boot line in runtime/template.py)
