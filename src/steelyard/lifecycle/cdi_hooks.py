@@ -70,7 +70,7 @@ def find_libraries(
     effects: Effects, mounts: Sequence[CdiMount], aliases: Mapping[str, tuple[str, ...]]
 ) -> tuple[dict[str, str], dict[str, str]]:
     """(file name -> file of the machine, of all that the loader must find; path of each link -> file of the machine). A link that
-    leads to nothing that is mounted is left out. `aliases`: as in `CdiFacts`."""
+    leads to nothing that is mounted, such as to a device file, is left out. `aliases`: as in `CdiFacts`."""
     mounted = {mount.container_path: mount.host_path for mount in mounts}
     placed = dict(mounted)
     for mount in mounts:

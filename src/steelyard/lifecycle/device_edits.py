@@ -88,6 +88,8 @@ def _list_given(plan: Plan, gpus: Sequence[Gpu]) -> list[_Given]:
 
 def _own(given: _Given, facts: CdiFacts) -> list[OwnNode]:
     """The device files that come with it. A part needs those of the whole, its instance's and its own."""
+    if "/" in given.gpu.id:
+        return []  # a further partition of one card: which of its device files is whose, nobody says
     nodes = facts.own_nodes.get(given.gpu.pci or "", ())
     if given.part is None:
         return [node for node in nodes if node.part is None]
@@ -133,7 +135,11 @@ def _number(node: CdiNode, facts: CdiFacts) -> Number | None:
     if node.major is not None and node.minor is not None:
         return node.major, node.minor
     seen = facts.numbers.get(node.source)
-    return None if seen is None else (seen.major, seen.minor)
+    if seen is not None:
+        return seen.major, seen.minor
+    # one that its driver knows, and that nobody has made yet
+    own = {each.path: each.number for nodes in facts.own_nodes.values() for each in nodes}
+    return facts.shared_nodes.get(node.source, own.get(node.source))
 
 
 def _from_files(found: Sequence[Found], facts: CdiFacts) -> DeviceEdits | str:
@@ -166,8 +172,9 @@ def _from_file(path: str, names: str, parts: Sequence[CdiEdits], facts: CdiFacts
     libraries, links = find_libraries(effects, mounts, facts.aliases)
     notes = [f"{names} by {path}: {UNVERIFIED}"]
     if effects.done or effects.not_done:
+        left = [path for path in effects.links if path not in links and path not in {mount.container_path for mount in mounts}]
         had = f"; had without them: {', '.join(effects.done)}" if effects.done else ""
-        lacking = f"; not done: {', '.join(effects.not_done)}" if effects.not_done else ""
+        lacking = f"; not done: {', '.join((*effects.not_done, *left))}" if effects.not_done or left else ""
         notes.append(f"no hook of {path} ran{had}{lacking}")
     if any(part.intel_rdt for part in parts):
         notes.append(f"intelRdt of {path} is left out: caches are divided by Steelyard")

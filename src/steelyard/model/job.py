@@ -125,6 +125,9 @@ class JobSpec(msgspec.Struct, frozen=True):
     volumes: tuple[VolumeMount, ...] = ()
     #: what it is given beside `env`, each name once
     secrets: tuple[SecretUse, ...] = ()
+    #: it runs in one (WebSocket `/v1/jobs/{job}/terminal`), which is hung up when nobody comes to it for a minute; in a container
+    #: its command then takes the place of the image's entry point. None: empty input, output to logs
+    terminal: Terminal | None = None
 
     @property
     def contained(self) -> bool:

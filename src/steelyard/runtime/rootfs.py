@@ -28,6 +28,9 @@ def enter(rootfs: Rootfs, userns: int | None) -> None:
     if os.path.isdir(_CGROUP):
         # The groups were made and joined before; crun refuses hybrid machines when it sees them.
         mount_calls.mount("none", _CGROUP, "tmpfs", MS_RDONLY | MS_NOSUID | MS_NODEV)
+    if rootfs.lock_memory:
+        # kept by the container, which may not raise it itself
+        raise_limit(resource.RLIMIT_MEMLOCK, resource.RLIM_INFINITY)
     if not rootfs.lower:
         return
     folder = rootfs.folder
@@ -42,9 +45,6 @@ def enter(rootfs: Rootfs, userns: int | None) -> None:
     mount_calls.bind("/sys", f"{folder}/{SYS}")
     if rootfs.devices:
         _make_devices(rootfs)
-    if rootfs.lock_memory:
-        # kept by the container, which may not raise it itself
-        raise_limit(resource.RLIMIT_MEMLOCK, resource.RLIM_INFINITY)
 
 
 def raise_limit(limit: int, value: int) -> None:

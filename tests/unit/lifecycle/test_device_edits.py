@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from typing import Any
 
 import msgspec
@@ -11,6 +12,8 @@ from hypothesis import strategies as st
 
 import gpu_root
 from gpu_root import CARD, FOLDER, GPUS, MIG, PLAIN_CARD, TOPOLOGY, UUIDS, VERSION
+from recorded import recorded
+from steelyard.host.topology.read import read_topology
 from steelyard.lifecycle.cdi import read_specification
 from steelyard.lifecycle.device_edits import grant_devices
 from steelyard.model.cdi import CdiFacts, DeviceEdits, NvidiaDriver, OwnNode, Problem, Specification, SpecificationFile
@@ -102,6 +105,12 @@ def test_amds_gpus_need_no_library_of_the_machine() -> None:
     assert not edits.libraries and not edits.binds
 
 
+def test_a_further_partition_of_a_card_does_not_get_the_cards_own_files() -> None:
+    topology = Topology(gpus=(Gpu(GPUS[0], vendor="AMD", pci=GPUS[0]), Gpu(f"{GPUS[0]}/1", vendor="AMD", pci=GPUS[0])))
+    said = grant_devices(Plan(gpus=(f"{GPUS[0]}/1",)), topology, FACTS)
+    assert isinstance(said, str) and "shows no device file" in said
+
+
 @pytest.mark.parametrize(
     ("facts", "words"),
     [
@@ -172,7 +181,24 @@ def test_a_specification_of_other_things_of_the_maker_does_not_count() -> None:
 def test_files_that_are_gone_are_named() -> None:
     assert f"{LIBRARY}, which is not there" in refuse(with_file(missing=frozenset({LIBRARY})), gpus=GPUS[:1])
     gone = with_file(only(device(UUIDS[0], {"path": "/dev/nvidia1"}, {"path": "/dev/nvidia-modeset"})))
-    assert "/dev/nvidia1, which is not there" in refuse(gone, gpus=GPUS[:1])
+    assert "/dev/nvidia-modeset, which is not there" in refuse(gone, gpus=GPUS[:1])
+
+
+def test_a_device_file_that_its_driver_knows_need_not_have_been_made() -> None:
+    facts = with_file(only(device(UUIDS[0], {"path": "/dev/nvidia1"}, {"path": "/dev/nvidia-uvm"})))
+    assert {(node.path, node.major, node.minor) for node in grant(facts, gpus=GPUS[:1]).nodes} >= {
+        ("/dev/nvidia1", 195, 1), ("/dev/nvidia-uvm", 511, 0),
+    }  # fmt: skip
+
+
+def test_links_that_lead_to_nothing_of_the_specification_are_named() -> None:
+    link = {
+        "hookName": "createContainer",
+        "path": "/x/nvidia-cdi-hook",
+        "args": ["x", "create-symlinks", "--link", "../card1::/dev/dri/b"],
+    }
+    nodes = {"path": "/dev/nvidia1"}
+    assert grant(with_file(only(device(UUIDS[0], nodes, hooks=[link]))), gpus=GPUS[:1]).notes[1].endswith(", /dev/dri/b")
 
 
 def test_a_specification_that_would_bring_in_another_device_is_refused() -> None:
@@ -226,3 +252,22 @@ def test_no_device_file_of_a_device_that_was_not_given_is_ever_inside(
     for pci, nodes in FACTS.own_nodes.items():
         if pci not in gpus and not (card and pci == CARD):
             assert not inside & {node.number for node in nodes}
+
+
+@pytest.mark.parametrize("name", [
+    "nccl-topo/oci-H100-topology.xml", "nccl-topo/aws-p4d-24xl-topo.xml", "nvidia-smi/qx-a100-sxm4-v12.xml",
+    "nvidia-smi/q-nvidia-smi-query.535.154.05.out.0.valid.4090.txt", "hwloc-xml/hwloc-nvidiaDGX2.xml",
+])  # fmt: skip
+def test_on_recorded_machines_each_gpu_is_found_in_a_specification_and_comes_alone(name: str) -> None:
+    topology = read_topology([recorded(name)])
+    gpus = [gpu for gpu in topology.gpus if gpu.vendor == "NVIDIA"]
+    assert gpus
+    # numbered as the driver does, which is not how it counts minors
+    nodes = {gpu.id: OwnNode(f"/dev/nvidia{minor}", (195, minor)) for minor, gpu in enumerate(reversed(gpus))}
+    devices = [device(str(at), {"path": nodes[gpu.id].path}) for at, gpu in enumerate(gpus)]
+    by_file = with_file(only(*devices), own_nodes={gpu.pci or "": (nodes[gpu.id],) for gpu in gpus})
+    for facts in (by_file, msgspec.structs.replace(by_file, files=())):
+        for gpu in gpus:
+            edits = grant_devices(Plan(gpus=(gpu.id,)), topology, facts)
+            assert isinstance(edits, DeviceEdits), edits
+            assert [node.path for node in edits.nodes if re.fullmatch(r"/dev/nvidia\d+", node.path)] == [nodes[gpu.id].path]
