@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import base64
 import gzip
 import hashlib
 import io
 import json
+import ssl
 import subprocess
 import tarfile
 import threading
@@ -115,7 +117,8 @@ class OciImage:
 class Registry:
     """A registry of the OCI distribution specification, to read from. `names`: `app:1` -> image."""
 
-    def __init__(self) -> None:
+    def __init__(self, tls: ssl.SSLContext | None = None, host: str = "127.0.0.1") -> None:
+        """Behind `tls` it listens on `host`, which may be a name."""
         self.names: dict[str, OciImage] = {}
         #: paths of every GET
         self.asked: list[str] = []
@@ -126,6 +129,11 @@ class Registry:
         #: blobs wait for it
         self.gate = threading.Event()
         self.gate.set()
+        #: who may read, and how they show it: "basic" or "bearer"
+        self.login: tuple[str, str] | None = None
+        self.asks_for = "basic"
+        #: a status that every question about images gets
+        self.status = 200
         #: set when a blob is asked for
         self.asked_blob = threading.Event()
         outer = self
@@ -140,9 +148,12 @@ class Registry:
 
             def log_message(self, format: str, *args: Any) -> None: ...
 
-        self._server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
+        self._server = ThreadingHTTPServer((host, 0), Handler)
         self._server.daemon_threads = True
-        self.host = f"127.0.0.1:{self._server.server_port}"
+        self.scheme = "http" if tls is None else "https"
+        if tls is not None:
+            self._server.socket = tls.wrap_socket(self._server.socket, server_side=True, do_handshake_on_connect=False)
+        self.host = f"{host}:{self._server.server_port}"
         self._thread = threading.Thread(target=self._server.serve_forever, kwargs={"poll_interval": 0.02}, daemon=True)
         self._thread.start()
 
@@ -166,7 +177,13 @@ class Registry:
         if request.command == "GET":
             self.asked.append(path)
         parts = path.split("/")
-        if path in ("/v2/", "/v2"):
+        if path.startswith("/token"):
+            self._send_token(request)
+        elif self.status != 200 and path != "/v2/":
+            self._send(request, b"{}", "application/json", self.status)
+        elif self.login is not None and request.headers.get("Authorization", "") != self._admits():
+            self._refuse(request)
+        elif path in ("/v2/", "/v2"):
             self._send(request, b"{}", "application/json")
         elif len(parts) >= 5 and parts[-2] == "manifests":
             self._send_manifest(request, "/".join(parts[2:-2]), parts[-1])
@@ -174,6 +191,23 @@ class Registry:
             self._send_blob(request, parts[-1])
         else:
             self._send(request, b"{}", "application/json", 404)
+
+    def _admits(self) -> str:
+        return self._basic() if self.asks_for == "basic" else "Bearer of-the-tests"
+
+    def _basic(self) -> str:
+        return "Basic " + base64.b64encode(":".join(self.login or ()).encode()).decode()
+
+    def _refuse(self, request: BaseHTTPRequestHandler) -> None:
+        asks = {"basic": 'Basic realm="tests"', "bearer": f'Bearer realm="{self.scheme}://{self.host}/token",service="tests"'}
+        error = {"errors": [{"code": "UNAUTHORIZED", "message": "authentication required"}]}
+        headers = {"WWW-Authenticate": asks[self.asks_for]}
+        self._send(request, json.dumps(error).encode(), "application/json", 401, headers=headers)
+
+    def _send_token(self, request: BaseHTTPRequestHandler) -> None:
+        known = request.headers.get("Authorization", "") == self._basic()
+        answer = {"token": "of-the-tests"} if known else {"errors": [{"code": "DENIED", "message": "no such user"}]}
+        self._send(request, json.dumps(answer).encode(), "application/json", 200 if known else 401)
 
     def _send_manifest(self, request: BaseHTTPRequestHandler, name: str, which: str) -> None:
         found = self.names.get(f"{name}:{which}")
@@ -193,8 +227,18 @@ class Registry:
         self.gate.wait(30)
         self._send(request, self.lies.get(name, data), "application/octet-stream", cut=self.cut.get(name))
 
-    def _send(self, request: BaseHTTPRequestHandler, data: bytes, kind: str, status: int = 200, cut: int | None = None) -> None:
+    def _send(
+        self,
+        request: BaseHTTPRequestHandler,
+        data: bytes,
+        kind: str,
+        status: int = 200,
+        cut: int | None = None,
+        headers: dict[str, str] | None = None,
+    ) -> None:
         request.send_response(status)
+        for name, value in (headers or {}).items():
+            request.send_header(name, value)
         request.send_header("Content-Type", kind)
         request.send_header("Content-Length", str(len(data)))
         request.end_headers()

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import tempfile
 from collections.abc import Iterator
+from pathlib import Path
 
 import pytest
 from steelyard_cluster import Cluster, started
@@ -31,6 +33,15 @@ def nothing_left_behind(request: pytest.FixtureRequest) -> Iterator[None]:
 def orphans_come_to_us() -> None:
     """As subreaper of all that tests start, we see (and reap) what would otherwise end up at pid 1."""
     Traces.become_subreaper()
+
+
+@pytest.fixture
+def open_path() -> Iterator[Path]:
+    """A folder that every user may go through. Those of pytest are one user's, whatever a test does: another run closes them."""
+    with tempfile.TemporaryDirectory(prefix="steelyard-open-", ignore_cleanup_errors=True) as name:
+        made = Path(name)
+        made.chmod(0o711)
+        yield made
 
 
 @pytest.fixture

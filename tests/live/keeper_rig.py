@@ -15,6 +15,7 @@ from spawner_rig import LIMIT_S, WORK_GID, WORK_UID, Rig, open_rig, until
 from agent_parts import no_secrets
 from steelyard.agent.cleanup import Cleanup
 from steelyard.agent.container_images import ContainerImages
+from steelyard.agent.device_grants import DeviceGrants
 from steelyard.agent.devices import DeviceKeeper
 from steelyard.agent.holdings import Holdings
 from steelyard.agent.job_container import JobContainers
@@ -25,6 +26,7 @@ from steelyard.agent.timing import TimingKeeper
 from steelyard.agent.usage import UsageKeeper
 from steelyard.clock import SystemClock
 from steelyard.config import Paths, Settings
+from steelyard.host.cdi import CdiReader
 from steelyard.host.journal import SettingsJournal
 from steelyard.host.machine import observe_machine
 from steelyard.host.proc import boot_id, observe_processes
@@ -60,8 +62,8 @@ def make_job(*argv: str, plan: Plan | None = None, ranks: int = 0, **fields: Any
 class KeeperRig:
     """One agent at a time; `restart` lets another take over, as after kill -9."""
 
-    def __init__(self, rig: Rig, machine: Machine) -> None:
-        self.rig, self.machine = rig, machine
+    def __init__(self, rig: Rig, machine: Machine, root: Path) -> None:
+        self.rig, self.machine, self.root = rig, machine, root
         self.paths = Paths(home=rig.folder, run=rig.folder / "run")
         self.assigned: dict[AttemptId, AssignedJob] = {}
         self.changed = asyncio.Event()
@@ -83,10 +85,13 @@ class KeeperRig:
         scratch = ScratchKeeper(ScratchDisk(self.paths.home, cgroup_tag(self), configured=self.paths.home))
         usage = UsageKeeper(self.rig.cgroups, clock, None, scratch.peak_bytes)
         volumes = VolumeFolders(self.paths.volumes, ())
+        images = ContainerImages(containers, SETTINGS)
+        grants = DeviceGrants(CdiReader(self.root), self.machine.topology)
         return JobKeeper(
-            self.paths, SETTINGS, self.machine, runtime, cleanup, self.rig.cgroups, clock, self.timing,
-            self.changed.set, self.devices, Presence(None), Holdings(scratch, usage, self.rig.cgroups, volumes, no_secrets()),
-            "/nonexistent", JobContainers(containers, ContainerImages(containers, SETTINGS)),
+            self.paths, SETTINGS, self.machine, runtime, cleanup, self.rig.cgroups, clock, self.timing, self.changed.set,
+            self.devices, Presence(self.machine.topology, self.root),
+            Holdings(scratch, usage, self.rig.cgroups, volumes, no_secrets()),
+            "/nonexistent", JobContainers(containers, images, grants),
         )  # fmt: skip
 
     async def _take_exits(self) -> None:
@@ -160,18 +165,22 @@ def stopped(pid: int) -> bool:
     return seen is not None and seen.state in "TtD"
 
 
-def play(script: Callable[[KeeperRig], Coroutine[Any, Any, None]], machine: Machine | None = None) -> None:
+def play(
+    script: Callable[[KeeperRig], Coroutine[Any, Any, None]], machine: Machine | None = None, root: Path = Path("/")
+) -> None:
+    """`root`: below which the machine's devices are shown."""
+
     async def main() -> None:
-        async with asyncio.timeout(60), open_keeper(machine) as rig:
+        async with asyncio.timeout(60), open_keeper(machine, root) as rig:
             await script(rig)
 
     asyncio.run(main())
 
 
 @contextlib.asynccontextmanager
-async def open_keeper(machine: Machine | None = None) -> AsyncIterator[KeeperRig]:
+async def open_keeper(machine: Machine | None = None, root: Path = Path("/")) -> AsyncIterator[KeeperRig]:
     async with open_rig() as rig:
-        keeper = KeeperRig(rig, machine or observe_machine())
+        keeper = KeeperRig(rig, machine or observe_machine(), root)
         try:
             yield keeper
         finally:

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
 from pathlib import Path
 from typing import Any
 
+import pytest
 from steelyard_cluster import Cluster, wait_until
 
 
@@ -29,6 +31,20 @@ def test_check_runs_here_without_any_steelyard_and_says_whether_this_is_bare_met
     assert {each["severity"] for each in document["findings"]} <= {"PASS", "INFO", "UNKNOWN", "WARNING", "CRITICAL"}
     unread = [each for each in document["findings"] if each["severity"] == "UNKNOWN"]
     assert all(each["sentence"] for each in unread)
+
+
+@pytest.mark.skipif(os.geteuid() != 0 or shutil.which("unshare") is None, reason="needs root, and mounts of its own")
+def test_check_names_specifications_of_devices_that_are_not_used() -> None:
+    files = "mkdir -m 755 /run/cdi; echo '{' > /run/cdi/bad.json; echo 'a: [' > /run/cdi/bad.yaml"
+    good = "printf 'cdiVersion: 0.5.0\\nkind: a.com/gpu\\ndevices:\\n- name: x\\n' > /run/cdi/good.yaml"
+    check = f"mount -t tmpfs none /run; {files}; {good}; exec '{sys.executable}' -P -m steelyard check --json"
+    environ = {**os.environ, "STEELYARD_HOME": "/nonexistent"}
+    done = subprocess.run(["unshare", "-m", "sh", "-c", check], capture_output=True, text=True, env=environ, check=False)
+    assert done.returncode in (1, 2), done.stderr
+    said = [each["sentence"] for each in json.loads(done.stdout)["findings"] if each["check"] == "containers"]
+    assert len(said) == 2, said
+    assert any("/var/run/cdi/bad.json is not used" in each for each in said)
+    assert any("/var/run/cdi/bad.yaml is not used: this is no YAML at line" in each for each in said)
 
 
 def test_a_machine_out_of_use_takes_no_work_until_an_active_check_has_passed(cluster: Cluster) -> None:

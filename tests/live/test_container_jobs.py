@@ -258,7 +258,7 @@ def test_the_ranks_of_a_gang_each_get_a_container(shared: Cluster, image: str) -
         (("--image", "nginx", "--", "true"), "docker://nginx"),
         (("--image", "{image}", "--", "no-such-program"), "no program 'no-such-program'"),
         (("--image", "{host}/missing:1", "--", "true"), "no such image or tag"),
-        (("--image", "{image}", "--gpus", "1", "--", "true"), "GPUs"),
+        (("--image", "{image}", "--gpus", "1", "--", "true"), "this machine has no GPU"),
         (("--image", "{image}", "--as-root", "--", "true"), "as_root"),
         (
             (

@@ -92,13 +92,10 @@ def test_an_interpreter_that_the_image_lacks_is_named_before_anything_starts(sha
     assert "has no program '/bin/bash'" in ended["detail"]
 
 
-def test_a_file_for_apply_names_a_layout_beside_it(shared: Cluster, tmp_path: Path) -> None:
-    OciImage(busybox_entries(), config={"Env": ["PATH=/bin", "FROM_IMAGE=yes"]}).write_layout(tmp_path / "layout")
-    for folder in (tmp_path, *tmp_path.parents):
-        if folder != Path("/tmp") and folder.stat().st_mode & 0o077 == 0:
-            folder.chmod(0o711)
+def test_a_file_for_apply_names_a_layout_beside_it(shared: Cluster, open_path: Path) -> None:
+    OciImage(busybox_entries(), config={"Env": ["PATH=/bin", "FROM_IMAGE=yes"]}).write_layout(open_path / "layout")
     job = 'type: job\nname: contained\nimage: oci:./layout\nnetwork: none\ncommand: [sh, -c, "echo $FROM_IMAGE"]\n'
-    (tmp_path / "job.yaml").write_text(job)
-    [made] = json.loads(shared.ok("apply", "-y", "--json", "-f", str(tmp_path / "job.yaml")))
+    (open_path / "job.yaml").write_text(job)
+    [made] = json.loads(shared.ok("apply", "-y", "--json", "-f", str(open_path / "job.yaml")))
     shared.wait_job(made["id"], "SUCCEEDED")
     assert shared.ok("logs", made["id"]) == "yes\n"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import subprocess
 import sys
 from collections.abc import Callable
@@ -66,9 +67,46 @@ def test_a_revision_costs_little_beyond_its_environment(make_bed: Callable[..., 
         other = await bed.grow(environment, "revision", load=bed.make_load(env))
         await other.status(20)  # the environment has been at work since
         memory = observe_memory(revision)
-        assert memory is not None and memory.private < 2_500_000, memory
+        assert memory is not None and memory.private < 1_700_000, memory
         other.close()
         environment.close()
+
+    on_base(bed, story)
+
+
+def test_of_a_rehearsal_nothing_is_left(make_bed: Callable[..., Bed]) -> None:
+    look = (
+        "{'cwd': os.getcwd(), 'name': __name__, 'ours': [name for name in os.environ if 'STEELYARD' in name], 'path': sys.path}"
+    )
+    bed = make_bed(looking(f"return {look}"))
+
+    async def story() -> None:
+        environment = await bed.grow(bed.base_client, "environment", env={"OWN": "mine"}, packages=[])
+        await environment.status(20)
+        assert os.readlink(f"/proc/{bed.template_pid}/cwd") == "/"
+        bed.client = await bed.grow(environment, "revision", load=bed.make_load({"OWN": "mine"}))
+        assert (await bed.ready()).state == "ready"
+        replica = await bed.wake()
+        found = seen(bed)
+        assert (found["cwd"], found["name"], found["ours"]) == (str(bed.code), "app", ["STEELYARD_FUNCTION"])
+        assert "rehearsal" not in str(found["path"])
+        replica.retire()
+        assert replica.exit_code() == 0
+        environment.close()
+
+    on_base(bed, story)
+
+
+def test_code_of_any_size_comes_from_the_child_that_made_it(make_bed: Callable[..., Bed]) -> None:
+    bed = make_bed(looking("return {'size': len(TEXT), 'file': app.__code__.co_filename}", f"TEXT = '{'x' * 300_000}'"))
+
+    async def story() -> None:
+        bed.client = await bed.grow(bed.base_client, "revision", load=bed.make_load())
+        assert (await bed.ready()).state == "ready"
+        replica = await bed.wake()
+        assert seen(bed) == {"size": 300_000, "file": str(bed.code / "app.py")}
+        replica.retire()
+        assert replica.exit_code() == 0
 
     on_base(bed, story)
 

@@ -36,10 +36,12 @@ def registry() -> Iterator[Registry]:
 
 
 @pytest.fixture
+def tmp_path(open_path: Path) -> Path:
+    return open_path
+
+
+@pytest.fixture
 def store(tmp_path: Path) -> ImageStore:
-    for path in (tmp_path, *tmp_path.parents):
-        if path != Path("/tmp") and path.stat().st_mode & 0o077 == 0:
-            path.chmod(0o711)
     return make_store(tmp_path)
 
 
@@ -152,6 +154,23 @@ def test_a_changed_archive_is_another_image(store: ImageStore, tmp_path: Path) -
     second = pull(store, f"oci:{layout}")
     assert first.digest != second.digest
     assert (store.root(second.digest) / "etc/hello").read_bytes() == b"two"
+
+
+def test_layers_compressed_with_zstd_are_taken(store: ImageStore, tmp_path: Path) -> None:
+    plain, packed = tiny(text="zst").write_layout(tmp_path / "plain"), tmp_path / "packed"
+    subprocess.run(
+        ["skopeo", "--insecure-policy", "copy", "-q", "--dest-compress-format", "zstd", f"oci:{plain}:latest", f"oci:{packed}:1"],
+        check=True,
+    )
+    assert any(path.read_bytes().startswith(b"\x28\xb5\x2f\xfd") for path in (packed / "blobs/sha256").iterdir())
+    root = store.root(pull(store, f"oci:{packed}").digest)
+    assert (root / "etc/hello").read_bytes() == b"zst"
+
+
+def test_an_image_keeps_the_digest_that_its_registry_gave_it(registry: Registry, store: ImageStore) -> None:
+    image = tiny()
+    reference = f"{registry.add('app:1', image).rpartition(':')[0]}@{image.digest}"
+    assert pull(store, reference).digest == image.digest.removeprefix("sha256:")
 
 
 # -- what is not there, or not what it says

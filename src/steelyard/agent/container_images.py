@@ -9,18 +9,23 @@ from __future__ import annotations
 
 import asyncio
 import os
-from collections.abc import Callable
+import pwd
+from collections.abc import Callable, Sequence
 
 import msgspec
 
 from steelyard.agent.identity import choose_ids
+from steelyard.agent.secrets import SecretKeeper
 from steelyard.config import Settings
 from steelyard.errors import EdgeFailed, Refused, SteelyardError
-from steelyard.host.as_user import observe_file
-from steelyard.model.image import Image, ImageReference, parse_image
+from steelyard.host.as_user import observe_file, read_small
+from steelyard.lifecycle.registry_login import FILE_MAX, Login, choose_login, login_of_secret, render_login, user_files
+from steelyard.model.image import Image, ImageReference, ImageSource, parse_image
 from steelyard.model.job import Owner
+from steelyard.model.secret import SecretUse
 from steelyard.runtime.container import Containers
 from steelyard.runtime.oci import Tell, say_nothing
+from steelyard.runtime.oci.store import RegistryLogin
 from steelyard.wire.agent import Answer, Ask, ContainerImageSeen, PullStart
 from steelyard.wire.images import PullState, PullView
 
@@ -37,14 +42,25 @@ class ContainerImages:
         self._pulls: dict[str, _Pull] = {}
         self._count = 0
 
-    def fetch(self, reference: ImageReference, ids: Ids, tell: Tell = say_nothing) -> Image:
-        """Blocks. `ids`: of the machine, whose work it is for; a folder or archive must be theirs to read now, also when its
-        image is here already. Raises SteelyardError; nothing is there then."""
+    def fetch(
+        self, reference: ImageReference, owner: Owner, ids: Ids, login: Login | None = None, tell: Tell = say_nothing
+    ) -> Image:
+        """Blocks. `ids`: of the machine, whom the work for `owner` runs as; a folder or archive must be theirs to read now, also
+        when its image is here already. `login`: at the registry, instead of the owner's own. Raises SteelyardError; nothing is
+        there then."""
         try:
             stamp = observe_file(reference.file, ids) if reference.file else ""
         except EdgeFailed as err:
             raise Refused(f"The image {reference.text}: {err.public}. Nothing was started.", code="image-unreadable") from err
-        return self._containers.fetch(reference, ids, stamp, tell)
+        login = login or _find_own_login(reference, owner)
+        known = login if login is not None and not login.helper else None
+        try:
+            return self._containers.fetch(reference, ids, stamp, tell, known and _seal(known, reference, owner))
+        except Refused as err:
+            if login is None or not login.helper or err.code != "image-private":
+                raise
+            text = f"{err.public} Your login there is kept by {login.helper}, which is not asked."
+            raise Refused(text, code=err.code) from None
 
     async def answer(self, ask: Ask) -> Answer:
         try:
@@ -75,7 +91,7 @@ class ContainerImages:
                 return pull
         self._count += 1
         pull = _Pull(PullView(f"p{self._count}", reference.text), wanted.owner)
-        pull.begin(lambda tell: self.fetch(reference, ids, tell))
+        pull.begin(lambda tell: self.fetch(reference, wanted.owner, ids, tell=tell))
         self._pulls[pull.view.id] = pull
         ended = [name for name, each in self._pulls.items() if each.task.done()]
         for name in ended[:-KEPT_MAX]:
@@ -95,6 +111,32 @@ class ContainerImages:
             raise Refused("Something runs on it. Nothing was removed.", code="image-used")
         if not self._containers.store.remove(digest):
             raise Refused("It is being unpacked at this moment. Nothing was removed.", code="image-used")
+
+
+async def find_login(secrets: SecretKeeper, owner: Owner, uses: Sequence[SecretUse]) -> Login | None:
+    """Of a secret that the work names for that, once its values are here. Raises SteelyardError."""
+    for use in uses:
+        if use.for_registry:
+            return login_of_secret(use.name, (await secrets.wait(owner, (use,)))[use.name])
+    return None
+
+
+def _find_own_login(reference: ImageReference, owner: Owner) -> Login | None:
+    """In the files of the owner, read with the owner's rights. Raises SteelyardError."""
+    if reference.source is not ImageSource.REGISTRY:
+        return None
+    try:
+        user = pwd.getpwuid(owner.uid)
+    except KeyError:
+        return None
+    ids = (owner.uid, user.pw_gid)
+    found = [(path, read_small(path, ids, FILE_MAX)) for path in user_files(owner.uid, user.pw_dir)]
+    return choose_login([(path, content) for path, content in found if content is not None], reference.name)
+
+
+def _seal(login: Login, reference: ImageReference, owner: Owner) -> RegistryLogin:
+    """An image that came by it is this owner's, whichever of their logins it was."""
+    return RegistryLogin(render_login(login, reference.name), str(owner.uid))
 
 
 class _Pull:

@@ -8,6 +8,7 @@ from pathlib import Path
 
 from steelyard.agent.cleanup import Cleanup
 from steelyard.agent.container_images import ContainerImages
+from steelyard.agent.device_grants import DeviceGrants
 from steelyard.clock import Clock
 from steelyard.config import Paths, Settings
 from steelyard.gateway import Gateway
@@ -37,6 +38,8 @@ class Edges:
     containers: Containers
     #: of containers
     images: ContainerImages
+    #: what they need for their devices
+    grants: DeviceGrants
     #: durable files of the agent, many at the price of one
     lane: RecordLane
     gateway: Gateway

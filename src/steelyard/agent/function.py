@@ -237,7 +237,7 @@ class FunctionHost:
             await self._take_back(function, plan)
             if devices_of(plan):
                 await self._devices.note_start(plan)
-            image = await find_image(self._edges, function)
+            image = await find_image(self._edges, function, self._secrets)
             host = await self.make_host(function, None, image)
             self._rolling = host
             await make_ready(self._edges, host)
@@ -445,7 +445,7 @@ class FunctionHost:
 
     async def adopt(self, function: AssignedFunction, held: int | None) -> RevisionHost:
         """Route what an earlier agent routed. A template is started again unless one was found alive (the caller adopts it)."""
-        host = await self.make_host(function, held, await find_image(self._edges, function, fetch=False))
+        host = await self.make_host(function, held, await find_image(self._edges, function, None))
         self.desired[function.revision], self.ready[function.revision] = function, host
         wanted = [Wanted(each.revision, each.percent, each.tags) for each in self.desired.values()]
         self.routes = plan_rollout(wanted, self.ready, (), Routes()).routes
@@ -453,7 +453,7 @@ class FunctionHost:
 
     async def adopt_draining(self, function: AssignedFunction, held: int | None) -> RevisionHost:
         """Let a revision that an earlier agent drained finish what it holds."""
-        host = await self.make_host(function, held, await find_image(self._edges, function, fetch=False))
+        host = await self.make_host(function, held, await find_image(self._edges, function, None))
         host.opened = True
         self._drain(host)
         return host

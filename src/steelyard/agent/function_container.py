@@ -15,10 +15,12 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from steelyard.agent.container_images import find_login
 from steelyard.agent.edges import Edges
 from steelyard.agent.identity import PATH, choose_ids
 from steelyard.agent.job_container import find_binds
 from steelyard.agent.replica import Slot
+from steelyard.agent.secrets import SecretKeeper
 from steelyard.errors import Refused
 from steelyard.lifecycle.launch import PORT_FIRST
 from steelyard.model.image import Image, choose_argv, parse_image
@@ -38,8 +40,8 @@ LISTEN_FD, PAGE_FD = 3, 4
 CODE, LIB = "/run/steelyard/code", "/run/steelyard/lib"
 
 
-async def find_image(edges: Edges, function: AssignedFunction, *, fetch: bool = True) -> Image | None:
-    """None: it names none. Not fetched: only what is here already. Raises SteelyardError."""
+async def find_image(edges: Edges, function: AssignedFunction, secrets: SecretKeeper | None) -> Image | None:
+    """None: it names none. `secrets`: where its login may be; None: only what is here already. Raises SteelyardError."""
     if not function.spec.contained:
         return None
     owner = owner_of(edges, function)
@@ -47,9 +49,10 @@ async def find_image(edges: Edges, function: AssignedFunction, *, fetch: bool = 
         edges.containers.check()  # which refuses: only root makes containers
         raise Refused("Containers need root. Nothing was started.", code="no-containers-here")
     reference = parse_image(function.spec.image)
-    if not fetch:
-        return await asyncio.to_thread(edges.containers.find, reference)
-    return await asyncio.to_thread(edges.images.fetch, reference, owner)
+    if secrets is None:
+        return await asyncio.to_thread(edges.containers.find, reference, str(function.owner.uid))
+    login = await find_login(secrets, function.owner, function.spec.secrets)
+    return await asyncio.to_thread(edges.images.fetch, reference, function.owner, owner, login)
 
 
 def owner_of(edges: Edges, function: AssignedFunction) -> Ids | None:
@@ -77,6 +80,7 @@ async def start_program(host: RevisionHost, image: Image, slot: Slot, listen_fd:
         port = port or (PORT_FIRST if spec.own_network else choose_port(zlib.crc32(slot.workload.encode())))
         env["PORT"] = str(port)
         argv = tuple(name_port(argv, port))
+    edits = await edges.grants.edits(host.plan)
     code_binds = [Bind(str(edges.paths.unpacked / spec.bundle), str(host.code), True)] if spec.bundle is not None else []
     wanted = Wanted(
         argv=argv,
@@ -86,6 +90,7 @@ async def start_program(host: RevisionHost, image: Image, slot: Slot, listen_fd:
         in_network=spec.own_network,
         binds=(*code_binds, *find_binds([host.secrets.path], [edges.settings.tls_cert or ""], host.function.volumes)),
         fds=1 if port is None else 0,
+        edits=edits,
     )
     command, rootfs = edges.containers.make(slot.workload, image, wanted, owner)
     folder = edges.cleanup.relay_folder(slot.workload)

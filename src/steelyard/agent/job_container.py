@@ -14,15 +14,20 @@ from collections.abc import Mapping, Sequence
 import msgspec
 
 from steelyard.agent.attempt import Attempt, Member
-from steelyard.agent.container_images import ContainerImages
+from steelyard.agent.container_images import ContainerImages, find_login
+from steelyard.agent.device_grants import DeviceGrants
+from steelyard.agent.secrets import SecretKeeper
 from steelyard.errors import EdgeFailed, Refused
 from steelyard.host import Cgroups
+from steelyard.host.device_nodes import observe_inside
 from steelyard.host.proc import observe_walls
 from steelyard.host.volumes import check_source
 from steelyard.lifecycle.bundle import namespaces
 from steelyard.lifecycle.launch import Launch
+from steelyard.model.cdi import DeviceEdits
 from steelyard.model.ids import WorkloadId
 from steelyard.model.image import Image, parse_image
+from steelyard.model.job import Plan
 from steelyard.model.mount import Bind, MountedVolume
 from steelyard.model.reason import Reason
 from steelyard.runtime.container import Containers, Wanted
@@ -38,15 +43,16 @@ _NAMES = {"mount": "mnt", "network": "net"}
 
 
 class JobContainers:
-    def __init__(self, containers: Containers, images: ContainerImages) -> None:
-        self._containers, self._images = containers, images
+    def __init__(self, containers: Containers, images: ContainerImages, grants: DeviceGrants) -> None:
+        self._containers, self._images, self._grants = containers, images, grants
 
-    async def fetch(self, job: AssignedJob, attempt: Attempt, owner: Ids | None) -> Image:
+    async def fetch(self, job: AssignedJob, attempt: Attempt, owner: Ids | None, secrets: SecretKeeper) -> Image:
         """Raises SteelyardError; nothing of the job is there then."""
         if owner is None:
             self._containers.check()  # which refuses: only root makes containers
             raise Refused("Containers need root. Nothing was started.", code="no-containers-here")
-        task = asyncio.ensure_future(asyncio.to_thread(self._images.fetch, parse_image(job.spec.image), owner))
+        login = await find_login(secrets, job.owner, job.spec.secrets)
+        task = asyncio.ensure_future(asyncio.to_thread(self._images.fetch, parse_image(job.spec.image), job.owner, owner, login))
         attempt.fetching = task
         try:
             return await task
@@ -58,6 +64,10 @@ class JobContainers:
     def ids(self, image: Image, owner: Ids) -> Ids:
         return self._containers.ids(image, owner)
 
+    async def edits(self, plan: Plan) -> DeviceEdits:
+        """What its container needs for its devices. Raises Refused."""
+        return await self._grants.edits(plan)
+
     def make(
         self,
         job: AssignedJob,
@@ -67,6 +77,7 @@ class JobContainers:
         env: Mapping[str, str],
         owner: Ids,
         folders: Sequence[str],
+        edits: DeviceEdits,
         slurm_bin: str,
     ) -> tuple[tuple[str, ...], Rootfs]:
         """`env`: what it is told beside the image's variables; `folders`: that Steelyard made for it. They are seen inside, where
@@ -81,6 +92,7 @@ class JobContainers:
             programs="" if job.spec.script is None else slurm_bin,
             own_network=job.spec.own_network,
             binds=find_binds(folders, read, job.volumes),
+            edits=edits,
         )
         return self._containers.make(member.workload, image, wanted, owner)
 
@@ -109,15 +121,19 @@ class JobContainers:
         if made is None:
             return {}
         kinds = sorted(_NAMES.get(kind, kind) for kind in namespaces(own_network=made.own_network))
-        return {"uid": made.uid, "image": made.image, "namespaces": kinds, "seccomp": "filter", "capabilities": "none"}
+        told = {} if made.devices is None else {"device_files": list(made.devices)}
+        return {"uid": made.uid, "image": made.image, "namespaces": kinds, "seccomp": "filter", "capabilities": "none", **told}
 
     def got(self, workload: WorkloadId, pids: tuple[int, ...]) -> dict[str, object]:
         made = self._containers.made(workload)
-        return {} if made is None else {"image": made.image, **observe_walls(pids)}
+        if made is None:
+            return {}
+        told = {} if made.devices is None else {"device_files": observe_inside(pids)}
+        return {"image": made.image, **observe_walls(pids), **told}
 
     def explain(self, workload: WorkloadId) -> tuple[str, ...]:
         made = self._containers.made(workload)
-        return () if made is None else (f"runs in a container of {made.reference}, started by crun",)
+        return () if made is None else (f"runs in a container of {made.reference}, started by crun", *made.notes)
 
 
 def find_interpreter(script: str) -> str:

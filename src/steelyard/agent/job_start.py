@@ -30,6 +30,7 @@ from steelyard.lifecycle.environment import make_environment
 from steelyard.lifecycle.launch import Facts, Launch, list_ports, make_launches, ports_wanted
 from steelyard.lifecycle.mounts import make_variables, to_machine, to_workload
 from steelyard.lifecycle.slurm_environment import add_slurm, is_told, make_slurm_environment
+from steelyard.model.cdi import DeviceEdits
 from steelyard.model.machine import Machine
 from steelyard.model.reason import Reason
 from steelyard.runtime import Wanted
@@ -82,9 +83,10 @@ class JobStarter:
         """All of it runs afterwards, or has ended already; a rank that ended badly meanwhile leaves the rest unstarted. Raises
         SteelyardError when something failed: whatever runs then has to be ended."""
         owner = ids = self.ids(job)
-        image = await self._containers.fetch(job, attempt, owner) if job.spec.contained else None
+        image = await self._containers.fetch(job, attempt, owner, self._holdings.secrets) if job.spec.contained else None
         if image is not None and owner is not None:
             ids = self._containers.ids(image, owner)
+        inside = [DeviceEdits() if image is None else await self._containers.edits(each.plan) for each in attempt.members]
         attempt.mps = shares_by_mps(job.plan)
         launches = await self._make_launches(job, attempt, ids)
         given = [await self._secrets(job, member, ids).variables() for member in attempt.members]
@@ -111,7 +113,7 @@ class JobStarter:
             mounts = await self._holdings.volumes.mounts(job.volumes, ids[0] if ids else os.geteuid(), needed)
         wanted = [Wanted(member.workload, member.plan, _labels(job, attempt, member)) for member in attempt.members]
         await self._runtime.prepare_all(wanted, kind=KIND)
-        for member, launch, env, scratch in zip(attempt.members, launches, envs, needed, strict=True):
+        for member, launch, env, scratch, edits in zip(attempt.members, launches, envs, needed, inside, strict=True):
             if attempt.broke_with is not None:
                 member.phase = "not-started"
                 continue
@@ -128,7 +130,7 @@ class JobStarter:
                     scratch,
                     self._holdings.secrets.path(member.workload) if files else "",
                 )
-                argv, rootfs = self._containers.make(job, member, image, launch, env, owner, folders, self._slurm_bin)
+                argv, rootfs = self._containers.make(job, member, image, launch, env, owner, folders, edits, self._slurm_bin)
                 env, cwd = {"PATH": PATH}, "/"  # crun's own: it is root
             handle = await self._runtime.launch(
                 member.workload,

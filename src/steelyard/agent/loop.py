@@ -117,7 +117,7 @@ class Agent:
             self.presence,
             self.holdings,
             str(edges.slurm_bin),
-            JobContainers(edges.containers, self.container_images),
+            JobContainers(edges.containers, edges.images, edges.grants),
             lambda plan: self.functions.may_have(plan),
         )
         self.images = ImageKeeper(edges.paths, edges.settings, self._changed)

@@ -66,11 +66,8 @@ class StreamKeeper:
         reader, writer = await asyncio.open_connection(sock=connected)
 
         async def serve(stream: Stream) -> None:
-            try:
-                with contextlib.suppress(OSError):  # it was reset: so is the other end, by the stream's
-                    await carry(stream, reader, writer)
-            finally:
-                writer.transport.abort()
+            with contextlib.suppress(OSError):  # it was reset: so is the other end, by the stream's
+                await carry(stream, reader, writer)
 
         return _Wanted(serve)
 

@@ -85,6 +85,8 @@ def _check_image(spec: JobSpec | FunctionSpec) -> list[Finding]:
     if not spec.contained:
         if spec.own_network:
             return [Finding("no-container", "a network of its own is for containers: name an image")]
+        if any(use.for_registry for use in spec.secrets):
+            return [Finding("no-container", "a login at a registry is for containers: name an image")]
         return []
     findings: list[Finding] = []
     try:
@@ -94,9 +96,9 @@ def _check_image(spec: JobSpec | FunctionSpec) -> list[Finding]:
     if spec.as_root:
         text = "root of the machine gets no container; leave as_root away: inside it may be root"
         findings.append(Finding("root-container", text))
-    if spec.resources.gpus is not None or spec.resources.nics:
-        text = "GPUs and cards are not brought into containers yet: run it without an image"
-        findings.append(Finding("devices-container", text))
+    if spec.own_network and spec.resources.nics:
+        text = "network cards are the machine's network's: a container with --network none can't have any"
+        findings.append(Finding("cards-no-network", text))
     return findings
 
 

@@ -160,7 +160,7 @@ def find_missing(tx: Tx, owner: Owner, uses: Sequence[SecretUse]) -> list[Findin
             text = f"{owner.user} has no secret {use.name}: make it with `steelyard secrets create {use.name}`"
             findings.append(Finding("no-such-secret", text))
             continue
-        for key in () if use.as_files else row.keys:
+        for key in () if use.as_files or use.for_registry else row.keys:
             if key in given:
                 text = f"the secrets {given[key]} and {use.name} both have {key}, and a variable has one value: take one as files"
                 findings.append(Finding("secret-twice", text))

@@ -103,9 +103,9 @@ async def _wait(event: asyncio.Event) -> None:
 
 
 async def _pump(source: Socket, target: Socket) -> None:
-    """Until either has gone."""
-    with contextlib.suppress(RuntimeError, OSError):
-        while (event := await source.receive())["type"] == "websocket.receive":
+    """Until the source has gone. That the target has is no reason to end: what that sent may still be on its way."""
+    while (event := await source.receive())["type"] == "websocket.receive":
+        with contextlib.suppress(RuntimeError, OSError):
             await target.send({"type": "websocket.send", "bytes": event.get("bytes"), "text": event.get("text")})
 
 

@@ -15,12 +15,14 @@ import msgspec
 
 from steelyard.agent.cleanup import Cleanup
 from steelyard.agent.container_images import ContainerImages
+from steelyard.agent.device_grants import DeviceGrants
 from steelyard.agent.edges import Edges
 from steelyard.agent.loop import Agent
 from steelyard.clock import SystemClock
 from steelyard.config import Paths, Settings
 from steelyard.errors import SteelyardError
 from steelyard.gateway.envoy import Envoy
+from steelyard.host.cdi import CdiReader
 from steelyard.host.cgroup import open_cgroups
 from steelyard.host.device_nodes import observe_gpu_nodes
 from steelyard.host.journal import SettingsJournal
@@ -95,6 +97,7 @@ def _make_agent(paths: Paths, settings: Settings) -> Agent:
         cleanup=Cleanup(runtime, paths, containers),
         containers=containers,
         images=ContainerImages(containers, settings),
+        grants=DeviceGrants(CdiReader(), machine.topology),
         lane=lane,
         gateway=Envoy(paths, settings, clock),
         queue=SocketQueue(),

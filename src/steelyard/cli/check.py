@@ -87,7 +87,7 @@ def _look(files: tuple[Path, ...], expect: Path | None, home: Path | None) -> He
         facts = facts + read_recorded(file)
     health = judge_health(facts)
     if not files:
-        health = _join_held(health, home)
+        health = _join_held(Health((*health.findings, *_look_inside())), home)
     if expect is None:
         return health
     try:
@@ -97,6 +97,20 @@ def _look(files: tuple[Path, ...], expect: Path | None, home: Path | None) -> He
     if not expected.pci and not expected.eth and not expected.ib.interfaces:
         raise Refused(f"{expect} expects nothing: it has neither `pci`, `eth` nor `ib`.", code="damaged")
     return Health((*health.findings, *check_expectation(expected, facts)))
+
+
+def _look_inside() -> list[Finding]:
+    """What containers would get of this machine's GPUs."""
+    from steelyard.errors import SteelyardError
+    from steelyard.host.cdi import CdiReader
+    from steelyard.host.topology.observe import observe_topology
+    from steelyard.lifecycle.health_inside import CHECK, judge_inside
+    from steelyard.model.health import NODE, Finding
+
+    try:
+        return judge_inside(observe_topology(), CdiReader().observe())
+    except (SteelyardError, OSError, ValueError) as err:
+        return [Finding(CHECK, NODE, Severity.UNKNOWN, f"How this machine is wired could not be read ({err}).")]
 
 
 def _join_held(health: Health, home: Path | None) -> Health:

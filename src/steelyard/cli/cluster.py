@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 
 import click
 
+from steelyard.cli.cluster_up import add, config, drain, remove, resume, up
 from steelyard.cli.output import print_json, print_table, say
 from steelyard.cli.quantities import render_bytes
 from steelyard.cli.session import find_settings, home_option, json_option
@@ -20,17 +21,22 @@ if TYPE_CHECKING:
     from steelyard.engine.slurm.client import SlurmClient
     from steelyard.model.slurm import Attachment, SlurmCluster
 
-CLUSTER_HELP = """Work on a Slurm cluster.
+CLUSTER_HELP = """Bring up a Slurm cluster of machines that you reach by SSH, or work on one that others run.
 
 \b
 Examples:
+  steelyard cluster up hosts.yaml
   steelyard cluster attach --partition gpu --account lab
   steelyard cluster status
 """
 
 
-@click.group(help=CLUSTER_HELP, short_help="Work on a Slurm cluster.")
+@click.group(help=CLUSTER_HELP, short_help="Bring up a Slurm cluster, or work on one.")
 def cluster() -> None: ...
+
+
+for administration in (up, add, remove, drain, resume, config):
+    cluster.add_command(administration)
 
 
 ATTACH_HELP = """Attach to a Slurm cluster that others run.

@@ -56,8 +56,9 @@ volume_option = click.option(
 
 #: `--secret`, likewise
 secret_option = click.option(
-    "--secret", "secrets", multiple=True, metavar="NAME[:files]",
-    help="Give it a secret's keys as variables, or as files below $STEELYARD_SECRETS/NAME. May be repeated.",
+    "--secret", "secrets", multiple=True, metavar="NAME[:files|:registry]",
+    help="Give it a secret's keys as variables, or as files below $STEELYARD_SECRETS/NAME; or fetch its image with the USERNAME "
+    "and PASSWORD of one. May be repeated.",
 )  # fmt: skip
 
 #: `--network`, likewise
@@ -263,7 +264,8 @@ def parse_uses(texts: Iterable[str]) -> tuple[SecretUse, ...]:
         use = parse_use(text)
         if use is None:
             raise Refused(
-                f"{text[:80]!r} names no secret. Write NAME for variables or NAME:files for files, for example --secret db.",
+                f"{text[:80]!r} names no secret. Write NAME for variables, NAME:files for files or NAME:registry for the login "
+                "that its image is fetched with, for example --secret db.",
                 code="bad-secret",
             )
         found[use.name] = use

@@ -43,7 +43,7 @@ COMMANDS: dict[str, Entry] = {
     "devices": Entry("Machines", "steelyard.cli.nodes:devices", "List GPUs, network cards and disks, and who uses them."),
     "jitter": Entry("Machines", "steelyard.cli.jitter:jitter", "Measure how late timers wake up, class by class."),
     "check": Entry("Machines", "steelyard.cli.check:check", "Look for what is wrong with this machine."),
-    "cluster": Entry("Machines", "steelyard.cli.cluster:cluster", "Work on a Slurm cluster."),
+    "cluster": Entry("Machines", "steelyard.cli.cluster:cluster", "Bring up a Slurm cluster, or work on one."),
     "run": Entry("Jobs", "steelyard.cli.run:run", "Run a command as a job, or a function of an app."),
     "submit": Entry("Jobs", "steelyard.cli.submit:submit", "Submit a script that was written for sbatch."),
     "ps": Entry("Jobs", "steelyard.cli.ps:ps", "List jobs."),
@@ -53,6 +53,7 @@ COMMANDS: dict[str, Entry] = {
     "logs": Entry("Jobs", "steelyard.cli.logs:logs", "Print what a job or function wrote."),
     "attach": Entry("Jobs", "steelyard.cli.attach:attach", "Follow a running job, and answer with its exit code."),
     "exec": Entry("Jobs", "steelyard.cli.exec:run_inside", "Run a command inside a running job."),
+    "port-forward": Entry("Jobs", "steelyard.cli.port_forward:port_forward", "Reach ports inside a running job."),
     "stop": Entry("Jobs", "steelyard.cli.stop:stop", "Stop jobs."),
     "apply": Entry("Jobs", "steelyard.cli.apply:apply", "Make what a YAML file says true, after showing the plan."),
     "schedules": Entry("Jobs", "steelyard.cli.schedules:schedules", "List, create and delete schedules of jobs and functions."),
@@ -80,11 +81,12 @@ COMMANDS: dict[str, Entry] = {
     "coldstarts": Entry("Functions", "steelyard.cli.functions:coldstarts", "Show what each wake cost, phase by phase."),
 }
 
-#: programs that `up` starts; not for people, so `--help` does not show them
+#: what `up` and Slurm's daemons start; not for people, so `--help` does not show them
 PROGRAMS: dict[str, str] = {
     "supervise": "steelyard.cli.up:supervise",
     "server": "steelyard.cli.program_commands:server",
     "agent": "steelyard.cli.program_commands:agent",
+    "node": "steelyard.cli.node:node",
 }
 
 _HELP = """Steelyard turns this machine into a serverless platform for functions and jobs, with no hypervisor in the path.

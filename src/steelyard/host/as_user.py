@@ -13,6 +13,7 @@ import stat
 import threading
 from collections.abc import Callable
 from pathlib import Path
+from typing import TypeVar
 
 from steelyard.errors import EdgeFailed
 
@@ -21,6 +22,7 @@ _SYS_SETGROUPS = {"x86_64": 116, "aarch64": 159}
 #: a folder on a network disk that is gone may never answer
 WAIT_S = 10.0
 _libc = ctypes.CDLL(None, use_errno=True)
+T = TypeVar("T")
 
 
 def find_newest(folder: str, ids: tuple[int, int] | None) -> str:
@@ -54,8 +56,28 @@ def observe_file(path: str, ids: tuple[int, int] | None) -> str:
     return _look_as(path, ids, look)
 
 
-def _look_as(what: str, ids: tuple[int, int] | None, look: Callable[[], str]) -> str:
-    found: list[str] = []
+def read_small(path: str, ids: tuple[int, int] | None, bytes_max: int) -> bytes | None:
+    """A file's content; None when it is not there or not theirs to read. EdgeFailed when it is larger. Blocks for up to
+    `WAIT_S`."""
+
+    def look() -> bytes | None:
+        try:
+            fd = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
+        except (FileNotFoundError, NotADirectoryError, PermissionError):
+            return None
+        with open(fd, "rb") as file:
+            if not stat.S_ISREG(os.fstat(fd).st_mode):
+                raise OSError(errno.EINVAL, "it is no file")
+            data = file.read(bytes_max + 1)
+        if len(data) > bytes_max:
+            raise OSError(errno.EFBIG, f"it is larger than {bytes_max} bytes")
+        return data
+
+    return _look_as(path, ids, look)
+
+
+def _look_as(what: str, ids: tuple[int, int] | None, look: Callable[[], T]) -> T:
+    found: list[T] = []
     failed: list[OSError] = []
 
     def run() -> None:

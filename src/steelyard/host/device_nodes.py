@@ -6,8 +6,10 @@ own file is closed to him.
 
 from __future__ import annotations
 
+import os
 import re
-from collections.abc import Iterable
+import stat
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 
 import msgspec
@@ -19,6 +21,9 @@ from steelyard.model.topology import Gpu
 
 #: the driver's character device: one minor per GPU, 255 is for the control file
 _NVIDIA_MAJOR = 195
+#: in the /dev of every container
+_EACH_HAS = frozenset({"console", "full", "mqueue", "null", "ptmx", "pts", "random", "shm", "tty", "urandom", "zero"})
+_DEPTH_MAX, _DEVICE = 4, (stat.S_IFCHR, stat.S_IFBLK)
 _CLASSES = (("drm", re.compile(r"(card|renderD)\d+"), "dri"), ("infiniband_verbs", re.compile(r"uverbs\d+"), "infiniband"))
 
 
@@ -53,6 +58,28 @@ def observe_gpu_nodes(root: Path, gpus: Iterable[Gpu]) -> dict[str, tuple[str, .
     nodes = observe_nodes(root)
     told = {gpu.id: tuple(f"c {node.number}" for node in nodes if node.pci == gpu.pci and node.number) for gpu in gpus}
     return {gpu: numbers for gpu, numbers in told.items() if numbers}
+
+
+def observe_inside(pids: Sequence[int], root: Path = Path("/")) -> list[str] | None:
+    """The device files that a container has beside those of every one, by their paths in it; None when none of these processes is
+    there any more."""
+    for pid in pids:
+        top = f"{root}/proc/{pid}/root/dev"
+        try:
+            return sorted(path.removeprefix(top.removesuffix("/dev")) for path in _walk(top, 0))
+        except OSError:
+            continue
+    return None
+
+
+def _walk(folder: str, depth: int) -> Iterator[str]:
+    with os.scandir(folder) as entries:
+        for entry in entries:
+            if entry.is_dir(follow_symlinks=False):
+                if depth < _DEPTH_MAX and (depth or entry.name not in _EACH_HAS):
+                    yield from _walk(entry.path, depth + 1)
+            elif (depth or entry.name not in _EACH_HAS) and stat.S_IFMT(entry.stat(follow_symlinks=False).st_mode) in _DEVICE:
+                yield entry.path
 
 
 def mps_runs(root: Path = Path("/")) -> bool:

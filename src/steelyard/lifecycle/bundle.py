@@ -11,7 +11,7 @@ import msgspec
 
 from steelyard.lifecycle.seccomp import make_seccomp
 from steelyard.model.job import Terminal
-from steelyard.model.mount import Bind
+from steelyard.model.mount import Bind, DeviceNode
 
 #: (first id inside, first on the machine, how many)
 IdMap = tuple[tuple[int, int, int], ...]
@@ -27,15 +27,6 @@ MASKED = (
 READ_ONLY = ("/proc/bus", "/proc/fs", "/proc/irq", "/proc/sys", "/proc/sysrq-trigger")
 
 
-class DeviceNode(msgspec.Struct, frozen=True):
-    path: str
-    #: "c" or "b"
-    kind: str
-    major: int
-    minor: int
-    mode: int = 0o666
-
-
 class Container(msgspec.Struct, frozen=True):
     """Everything that was decided about one container."""
 
@@ -43,6 +34,8 @@ class Container(msgspec.Struct, frozen=True):
     root: str
     #: the machine's /sys without what is mounted below it
     sys: str
+    #: the folder in which its device files were made, by their place in `devices`
+    nodes: str
     argv: tuple[str, ...]
     env: dict[str, str]
     cwd: str
@@ -58,8 +51,6 @@ class Container(msgspec.Struct, frozen=True):
     own_network: bool = False
     binds: tuple[Bind, ...] = ()
     devices: tuple[DeviceNode, ...] = ()
-    #: (name such as RLIMIT_MEMLOCK, soft, hard)
-    rlimits: tuple[tuple[str, int, int], ...] = ()
 
 
 def namespaces(*, own_network: bool) -> tuple[str, ...]:
@@ -78,20 +69,15 @@ def make_bundle(container: Container) -> dict[str, object]:
             "env": [f"{name}={value}" for name, value in sorted(container.env.items())],
             "cwd": container.cwd or "/",
             "capabilities": dict.fromkeys(("bounding", "effective", "inheritable", "permitted", "ambient"), none),
-            "rlimits": [{"type": name, "soft": soft, "hard": hard} for name, soft, hard in container.rlimits],
             "noNewPrivileges": True,
         },
         "root": {"path": container.root, "readonly": False},
         "hostname": container.hostname,
-        "mounts": [*_mounts(container), *(_bind(each) for each in container.binds)],
+        "mounts": [*_mounts(container), *_devices(container), *(_bind(each) for each in container.binds)],
         "linux": {
             "namespaces": [{"type": kind} for kind in namespaces(own_network=container.own_network)],
             "uidMappings": [_id_map(line) for line in container.uids],
             "gidMappings": [_id_map(line) for line in container.gids],
-            "devices": [
-                {"path": each.path, "type": each.kind, "major": each.major, "minor": each.minor, "fileMode": each.mode}
-                for each in container.devices
-            ],
             "seccomp": make_seccomp(container.machine),
             "maskedPaths": list(MASKED),
             "readonlyPaths": list(READ_ONLY),
@@ -118,6 +104,14 @@ def _mounts(container: Container) -> list[dict[str, object]]:
         _mount("/dev/shm", "tmpfs", "shm", "nosuid", "noexec", "nodev", "mode=1777"),
         _mount("/dev/mqueue", "mqueue", "mqueue", "nosuid", "noexec", "nodev"),
         _mount("/sys", "none", container.sys, "bind", "nosuid", "noexec", "nodev", "ro"),
+    ]
+
+
+def _devices(container: Container) -> list[dict[str, object]]:
+    """Bound: in a user namespace nobody may make one. Read-only keeps the file as it is; what is behind it can be written."""
+    return [
+        _mount(each.path, "bind", f"{container.nodes}/{at}", "bind", "nosuid", "noexec", "ro")
+        for at, each in enumerate(container.devices)
     ]
 
 

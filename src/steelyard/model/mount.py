@@ -47,6 +47,16 @@ class Bind(msgspec.Struct, frozen=True):
     read_only: bool = False
 
 
+class DeviceNode(msgspec.Struct, frozen=True):
+    """A device file of a container, made for it alone: open to all in it, whatever the machine's own file says."""
+
+    path: str
+    #: "c" or "b"
+    kind: str
+    major: int
+    minor: int
+
+
 class Rebuilt(msgspec.Struct, frozen=True):
     """A folder that is shown with more entries than it has: mount points that are not there. What is in it stays reachable under
     its names; the folder itself can't be written. Nothing of it is on a disk."""

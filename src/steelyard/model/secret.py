@@ -30,6 +30,8 @@ class SecretUse(msgspec.Struct, frozen=True):
     name: str
     #: as files of its own below $STEELYARD_SECRETS/NAME, rather than as variables
     as_files: bool = False
+    #: it is the login at the registry of the workload's image, and not told to the workload
+    for_registry: bool = False
 
 
 class Sealed(msgspec.Struct, frozen=True):
@@ -84,11 +86,11 @@ def measure(values: Mapping[str, str]) -> int:
 
 
 def parse_use(text: str) -> SecretUse | None:
-    """`db`, or `tls:files`; None when it is neither."""
+    """`db`, `tls:files` or `ghcr:registry`; None when it is none of them."""
     name, colon, how = text.partition(":")
-    if not NAME.fullmatch(name) or (colon and how not in ("files", "env")):
+    if not NAME.fullmatch(name) or (colon and how not in ("files", "env", "registry")):
         return None
-    return SecretUse(name, how == "files")
+    return SecretUse(name, how == "files", how == "registry")
 
 
 def merge_uses(first: Sequence[SecretUse], then: Sequence[SecretUse]) -> tuple[SecretUse, ...]:
@@ -99,6 +101,7 @@ def merge_uses(first: Sequence[SecretUse], then: Sequence[SecretUse]) -> tuple[S
 def make_variables(uses: Sequence[SecretUse], values: Mapping[str, Mapping[str, str]], folder: str) -> dict[str, str]:
     """What a workload is told by its environment; `folder` is where its files are. Of two secrets with the same key the one
     that it names later wins."""
+    uses = [use for use in uses if not use.for_registry]
     if not uses:
         return {}
     env = {key: value for use in uses if not use.as_files for key, value in values[use.name].items()}

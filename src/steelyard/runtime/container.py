@@ -13,17 +13,19 @@ are those of any process. crun's exit code is that of the container's first proc
 from __future__ import annotations
 
 import os
+import posixpath
 import shutil
 import stat
 import threading
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from pathlib import Path
 
 import msgspec
 
 from steelyard.config import write_file
 from steelyard.errors import EdgeFailed, Refused
-from steelyard.lifecycle.bundle import Container, DeviceNode, add_terminal, make_bundle
+from steelyard.lifecycle.bundle import Container, add_terminal, make_bundle
+from steelyard.model.cdi import DeviceEdits
 from steelyard.model.ids import WorkloadId
 from steelyard.model.image import Image, ImageReference, choose_argv
 from steelyard.model.job import Terminal
@@ -32,8 +34,8 @@ from steelyard.runtime.mount_calls import find_inside
 from steelyard.runtime.oci import Tell, say_nothing
 from steelyard.runtime.oci.fetch import missing
 from steelyard.runtime.oci.ranges import make_maps, owner_range
-from steelyard.runtime.oci.store import ImageStore
-from steelyard.runtime.rootfs import ROOT, SYS
+from steelyard.runtime.oci.store import ImageStore, RegistryLogin
+from steelyard.runtime.rootfs import DEV, ROOT, SYS
 from steelyard.wire.spawn import Rootfs
 
 Ids = tuple[int, int]
@@ -43,6 +45,11 @@ DEFAULT_PATH = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
 _NETWORK_FILES = ("/etc/resolv.conf", "/etc/hosts")
 #: idmapped layers of an overlay
 _KERNEL = (5, 19)
+#: of glibc's loaders, most special first; where a folder is a link to another, both names do
+_MACHINE = os.uname().machine
+LIBRARY_FOLDERS = (
+    f"/usr/lib/{_MACHINE}-linux-gnu", f"/lib/{_MACHINE}-linux-gnu", "/usr/lib64", "/lib64", "/usr/lib", "/lib",
+)  # fmt: skip
 _CONFIG, _MADE, _FS = "config.json", "made.json", "fs"
 
 
@@ -56,6 +63,11 @@ class Made(msgspec.Struct, frozen=True):
     uid: int
     gid: int
     own_network: bool = False
+    #: paths of its device files beside those that every container has; None in notes of earlier versions
+    devices: tuple[str, ...] | None = None
+    lock_memory: bool = False
+    #: sentences for its proof
+    notes: tuple[str, ...] = ()
 
 
 class Wanted(msgspec.Struct, frozen=True):
@@ -74,8 +86,8 @@ class Wanted(msgspec.Struct, frozen=True):
     #: descriptors from 3 on that it is given
     fds: int = 0
     binds: tuple[Bind, ...] = ()
-    devices: tuple[DeviceNode, ...] = ()
-    rlimits: tuple[tuple[str, int, int], ...] = ()
+    #: for the devices that it was given
+    edits: DeviceEdits = DeviceEdits()
 
 
 class Containers:
@@ -110,20 +122,27 @@ class Containers:
         """In the background: what an agent before this one was killed over."""
         threading.Thread(target=self.store.sweep, daemon=True).start()
 
-    def fetch(self, reference: ImageReference, ids: Ids, stamp: str, tell: Tell = say_nothing) -> Image:
+    def fetch(
+        self,
+        reference: ImageReference,
+        ids: Ids,
+        stamp: str,
+        tell: Tell = say_nothing,
+        login: RegistryLogin | None = None,
+    ) -> Image:
         """Blocks until the image is here, see `ImageStore.ensure`."""
         self.check()
-        return self.store.ensure(reference, ids, stamp, tell)
+        return self.store.ensure(reference, ids, stamp, tell, login)
 
     def users(self, digest: str) -> list[str]:
         """What runs on that image, and who sleeps on it."""
         running = {str(workload) for workload, made in self._all().items() if made.image == digest}
         return sorted(running | {name for name, pinned in self._pinned.items() if pinned == digest})
 
-    def find(self, reference: ImageReference) -> Image:
+    def find(self, reference: ImageReference, whose: str) -> Image:
         """As it is here, without a look at where it comes from. Blocks a little. Raises EdgeFailed."""
         self.check()
-        return self.store.find(reference)
+        return self.store.find(reference, whose)
 
     def pin(self, name: str, image: Image | None) -> None:
         """It stays here until another one, or none, is pinned by that name."""
@@ -141,7 +160,8 @@ class Containers:
         """Write its bundle: the command that starts it, and what is mounted for that. Raises Refused or EdgeFailed."""
         folder, root = self._folder / workload, self.store.root(image.digest)
         argv = wanted.argv if wanted.interpreter else choose_argv(image, wanted.argv)
-        env = variables(image, wanted.env)
+        edits = wanted.edits
+        env = variables(image, edits.env | wanted.env)
         _check_program(root, wanted.interpreter or argv[0], env["PATH"], wanted.cwd or image.cwd or "/", image.reference)
         if wanted.programs:
             env["PATH"] = f"{wanted.programs}:{env['PATH']}"
@@ -149,14 +169,25 @@ class Containers:
         (uids, disk_uids), (gids, disk_gids) = make_maps(first, owner[0]), make_maps(first, owner[1])
         files = () if wanted.own_network else tuple(Bind(name, name, True) for name in _NETWORK_FILES if os.path.isfile(name))
         container = Container(
-            root=f"{folder}/{_FS}/{ROOT}", sys=f"{folder}/{_FS}/{SYS}", argv=argv, env=env, cwd=wanted.cwd or image.cwd,
-            uid=image.ids.uid, gid=image.ids.gid, groups=image.ids.groups, uids=uids, gids=gids,
+            root=f"{folder}/{_FS}/{ROOT}", sys=f"{folder}/{_FS}/{SYS}", nodes=f"{folder}/{_FS}/{DEV}",
+            argv=argv, env=env, cwd=wanted.cwd or image.cwd,
+            uid=image.ids.uid, gid=image.ids.gid, groups=tuple(dict.fromkeys((*image.ids.groups, *edits.groups))),
+            uids=uids, gids=gids,
             hostname=workload[:64] if wanted.own_network else self._hostname, machine=os.uname().machine,
-            own_network=wanted.own_network and not wanted.in_network, binds=(*files, *wanted.binds),
-            devices=wanted.devices, rlimits=wanted.rlimits,
+            own_network=wanted.own_network and not wanted.in_network, devices=edits.nodes,
+            binds=(*files, *edits.binds, *place_libraries(str(root), edits.libraries, edits.binds), *wanted.binds),
         )  # fmt: skip
         uid, gid = self.ids(image, owner)
-        made = Made(image.digest, image.reference, uid, gid, wanted.own_network)
+        made = Made(
+            image.digest,
+            image.reference,
+            uid,
+            gid,
+            wanted.own_network,
+            tuple(sorted(node.path for node in edits.nodes)),
+            edits.lock_memory,
+            edits.notes,
+        )
         try:
             (folder / _FS).mkdir(parents=True, exist_ok=True, mode=0o711)
             for each in (self._folder, folder):
@@ -171,7 +202,7 @@ class Containers:
         self._all()[workload] = made
         passed = ("--preserve-fds", str(wanted.fds)) if wanted.fds else ()
         command = (*self._crun(), "run", *passed, "--bundle", str(folder), workload)
-        return command, Rootfs(str(root), f"{folder}/{_FS}", disk_uids, disk_gids, owner)
+        return command, Rootfs(str(root), f"{folder}/{_FS}", disk_uids, disk_gids, owner, edits.nodes, edits.lock_memory)
 
     def enter(
         self, workload: WorkloadId, number: int, argv: tuple[str, ...], terminal: Terminal | None = None
@@ -185,8 +216,10 @@ class Containers:
             write_file(path, msgspec.json.encode(process))
         except OSError as err:
             raise EdgeFailed(f"{folder} can't be used: {err.strerror}. Nothing was started.", code="start-failed") from err
+        made = self.made(workload)
+        locks = made is not None and made.lock_memory
         console = () if terminal is None else ("--console-socket", str(self.console(workload, number)))
-        return (*self._crun(), "exec", *console, "--process", str(path), workload), Rootfs("", "")
+        return (*self._crun(), "exec", *console, "--process", str(path), workload), Rootfs("", "", lock_memory=locks)
 
     def console(self, workload: WorkloadId, number: int = 0) -> Path:
         """Where crun brings the terminal of a process of it: the first one's (0), or another's; the socket is its reader's."""
@@ -217,6 +250,22 @@ class Containers:
 def variables(image: Image, env: Mapping[str, str]) -> dict[str, str]:
     """`env` over the image's own."""
     return {"PATH": DEFAULT_PATH, "HOME": image.ids.home} | image.env | dict(env)
+
+
+def place_libraries(root: str, libraries: Mapping[str, str], bound: Collection[Bind]) -> list[Bind]:
+    """Where the loader of the image below `root` finds them without being told: its own libc lies there."""
+    for folder in LIBRARY_FOLDERS:
+        try:
+            find_inside(root, f"{folder}/libc.so.6")
+        except OSError:
+            continue
+        taken = {each.target for each in bound}
+        return [
+            Bind(source, path, True)
+            for name, source in sorted(libraries.items())
+            if (path := posixpath.join(folder, name)) not in taken
+        ]
+    return []
 
 
 def _impossible(needs: str) -> Refused:

@@ -8,12 +8,14 @@ OSError with the step.
 from __future__ import annotations
 
 import os
+import resource
+import stat
 
 from steelyard.runtime import mount_calls
-from steelyard.runtime.mount_calls import MS_NODEV, MS_NOSUID, MS_RDONLY
+from steelyard.runtime.mount_calls import MS_NODEV, MS_NOEXEC, MS_NOSUID, MS_RDONLY
 from steelyard.wire.spawn import Rootfs
 
-ROOT, SYS = "rootfs", "sys"
+ROOT, SYS, DEV = "rootfs", "sys", "dev"
 _CGROUP = "/sys/fs/cgroup"
 #: prctl(2), capabilities(7)
 PR_CAPBSET_DROP, CAP_CHOWN = 24, 0
@@ -26,6 +28,9 @@ def enter(rootfs: Rootfs, userns: int | None) -> None:
     if os.path.isdir(_CGROUP):
         # The groups were made and joined before; crun refuses hybrid machines when it sees them.
         mount_calls.mount("none", _CGROUP, "tmpfs", MS_RDONLY | MS_NOSUID | MS_NODEV)
+    if rootfs.lock_memory:
+        # kept by the container, which may not raise it itself
+        raise_limit(resource.RLIMIT_MEMLOCK, resource.RLIM_INFINITY)
     if not rootfs.lower:
         return
     folder = rootfs.folder
@@ -38,3 +43,26 @@ def enter(rootfs: Rootfs, userns: int | None) -> None:
     options = f"lowerdir={folder}/lower,upperdir={folder}/upper,workdir={folder}/work"
     mount_calls.mount("overlay", f"{folder}/{ROOT}", "overlay", MS_NOSUID | MS_NODEV, options)
     mount_calls.bind("/sys", f"{folder}/{SYS}")
+    if rootfs.devices:
+        _make_devices(rootfs)
+
+
+def raise_limit(limit: int, value: int) -> None:
+    """As far as it is ours to lift (that needs CAP_SYS_RESOURCE)."""
+    try:
+        resource.setrlimit(limit, (value, value))
+    except (OSError, ValueError):
+        hard = resource.getrlimit(limit)[1]
+        resource.setrlimit(limit, (hard, hard))
+
+
+def _make_devices(rootfs: Rootfs) -> None:
+    """Its own, by number: the machine's may be closed to the owner, lie elsewhere, or not have been made yet."""
+    folder = f"{rootfs.folder}/{DEV}"
+    os.mkdir(folder)
+    mount_calls.mount("none", folder, "tmpfs", MS_NOSUID | MS_NOEXEC, "mode=755")
+    for at, node in enumerate(rootfs.devices):
+        path = f"{folder}/{at}"
+        os.mknod(path, stat.S_IFBLK if node.kind == "b" else stat.S_IFCHR, os.makedev(node.major, node.minor))
+        os.chmod(path, 0o666)
+        os.chown(path, *rootfs.owner)

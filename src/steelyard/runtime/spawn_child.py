@@ -18,7 +18,7 @@ from typing import NoReturn
 import msgspec
 
 from steelyard.runtime import mounts
-from steelyard.runtime.rootfs import CAP_CHOWN, PR_CAPBSET_DROP, enter
+from steelyard.runtime.rootfs import CAP_CHOWN, PR_CAPBSET_DROP, enter, raise_limit
 from steelyard.wire.spawn import Outputs, Spawn
 
 _PR_SET_THP_DISABLE = 41
@@ -155,11 +155,7 @@ def _set_timing(request: Spawn) -> None:
     with contextlib.suppress(OSError, ValueError):
         prctl(_PR_SET_THP_DISABLE, 1)
     for limit, value in ((resource.RLIMIT_RTPRIO, request.fifo_priority), (resource.RLIMIT_MEMLOCK, resource.RLIM_INFINITY)):
-        try:
-            resource.setrlimit(limit, (value, value))
-        except (OSError, ValueError):  # not ours to lift (no CAP_SYS_RESOURCE): what there is of it
-            hard = resource.getrlimit(limit)[1]
-            resource.setrlimit(limit, (hard, hard))
+        raise_limit(limit, value)
     with contextlib.suppress(OSError):
         os.sched_setscheduler(0, os.SCHED_FIFO, os.sched_param(request.fifo_priority))
 

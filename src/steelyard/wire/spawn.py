@@ -9,7 +9,7 @@ from __future__ import annotations
 import msgspec
 
 from steelyard.model.ids import WorkloadId
-from steelyard.model.mount import Mounts
+from steelyard.model.mount import DeviceNode, Mounts
 
 #: a packet never carries more; the kernel's default SO_SNDBUF takes it
 PACKET_MAX = 200_000
@@ -36,13 +36,17 @@ class Rootfs(msgspec.Struct, frozen=True):
 
     #: the files of an image on the machine; "" mounts none (to enter a container that runs)
     lower: str
-    #: an empty folder; below it appear `rootfs` (the files, writable in memory) and `sys` (the machine's, nothing below it)
+    #: an empty folder; below it appear `rootfs` (the files, writable in memory), `sys` (the machine's alone) and `dev`
     folder: str
     #: (first id on disk, first on the machine, how many)
     uids: tuple[tuple[int, int, int], ...] = ()
     gids: tuple[tuple[int, int, int], ...] = ()
     #: (uid, gid) with whose rights `outputs` are opened
     owner: tuple[int, int] = (0, 0)
+    #: made below `folder`/dev, named by their place here
+    devices: tuple[DeviceNode, ...] = ()
+    #: any amount of memory may be locked
+    lock_memory: bool = False
 
 
 class Spawn(msgspec.Struct, frozen=True, tag=True):

@@ -12,7 +12,9 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import socket
 import ssl
+import struct
 from collections.abc import Callable, Mapping
 from urllib.parse import urlencode
 
@@ -120,7 +122,7 @@ class Stream:
     async def receive(self) -> bytes | None:
         """The next bytes; None: no more come. What was given before counts as taken. Raises StreamLost."""
         if self._taken - self._told >= WINDOW_BYTES // 4:
-            await self.tell_taken()
+            await self._tell_taken()
         if self._ended:
             return None
         data = await self._arrived.get()
@@ -128,16 +130,16 @@ class Stream:
             if not self._end_told:
                 raise StreamLost
             self._ended = True
-            with contextlib.suppress(StreamLost):
-                await self.tell_taken()
+            await self._tell_taken()
             return None
         self._taken += len(data)
         return data
 
-    async def tell_taken(self) -> None:
-        """Raises StreamLost."""
+    async def _tell_taken(self) -> None:
         self._told = self._taken
-        await self.tell(Word(taken=self._taken))
+        # an end that has gone does not need to know, and what it sent before is here
+        with contextlib.suppress(StreamLost):
+            await self.tell(Word(taken=self._taken))
 
     async def close(self) -> None:
         self._reader.cancel()
@@ -216,9 +218,16 @@ async def dial(
 OPENED = "{}"
 
 
+def reset(writer: asyncio.StreamWriter) -> None:
+    """Close a connection so that nobody takes what came for all there was."""
+    with contextlib.suppress(OSError):
+        writer.get_extra_info("socket").setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
+    writer.transport.abort()
+
+
 async def carry(stream: Stream, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-    """Between a stream and a connection until both directions have ended, each by itself. Raises StreamLost; OSError when the
-    connection broke. Closes neither."""
+    """Between a stream and a connection until both directions have ended, each by itself. The connection is closed then, or reset
+    when either broke. Raises StreamLost, or OSError when it was the connection."""
 
     async def out() -> None:
         while data := await reader.read(FRAME_BYTES):
@@ -235,7 +244,10 @@ async def carry(stream: Stream, reader: asyncio.StreamReader, writer: asyncio.St
     tasks = [asyncio.create_task(out()), asyncio.create_task(into())]
     try:
         await asyncio.gather(*tasks)
+        writer.close()
     finally:
+        if not writer.is_closing():
+            reset(writer)
         for task in tasks:
             task.cancel()
         await asyncio.gather(*tasks, return_exceptions=True)

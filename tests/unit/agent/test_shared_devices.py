@@ -69,6 +69,7 @@ def make_edges(folder: Path) -> Any:
         slurm_bin="/slurm/bin",
         containers=SimpleNamespace(),
         images=SimpleNamespace(),
+        grants=SimpleNamespace(),
         lib_dir=folder,
         template_budget_bytes=0,
         observe_topology=None,

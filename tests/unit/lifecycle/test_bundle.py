@@ -8,21 +8,22 @@ from pathlib import Path
 
 import pytest
 
-from steelyard.lifecycle.bundle import MASKED, Container, DeviceNode, make_bundle
+from steelyard.lifecycle.bundle import MASKED, Container, make_bundle
 from steelyard.lifecycle.seccomp import make_seccomp
-from steelyard.model.mount import Bind
+from steelyard.model.mount import Bind, DeviceNode
 
 FOLDER = Path(__file__).with_name("bundles")
 OWN = ((0, 1000, 1), (1, 0x7002_0001, 65535))
 PLAIN = Container(
-    root="/run/c/rootfs", sys="/run/c/sys", argv=("/bin/app", "-x"), env={"PATH": "/bin", "A": "1 2"}, cwd="/srv",
-    uid=101, gid=102, groups=(5,), uids=OWN, gids=OWN, hostname="node1", machine="x86_64",
+    root="/run/c/rootfs", sys="/run/c/sys", nodes="/run/c/dev", argv=("/bin/app", "-x"), env={"PATH": "/bin", "A": "1 2"},
+    cwd="/srv", uid=101, gid=102, groups=(5,), uids=OWN, gids=OWN, hostname="node1", machine="x86_64",
 )  # fmt: skip
 WITH_ALL = Container(
-    root="/run/c/rootfs", sys="/run/c/sys", argv=("sh",), env={}, cwd="", uid=0, gid=0, groups=(), uids=OWN, gids=OWN,
+    root="/run/c/rootfs", sys="/run/c/sys", nodes="/run/c/dev", argv=("sh",), env={}, cwd="", uid=0, gid=0, groups=(),
+    uids=OWN, gids=OWN,
     hostname="node1", machine="aarch64", own_network=True,
     binds=(Bind("/data/set", "/data", read_only=True), Bind("/scratch/x", "/scratch/x")),
-    devices=(DeviceNode("/dev/nvidia0", "c", 195, 0),), rlimits=(("RLIMIT_MEMLOCK", 2**63, 2**63),),
+    devices=(DeviceNode("/dev/nvidia0", "c", 195, 0),),
 )  # fmt: skip
 
 
@@ -41,7 +42,11 @@ def test_no_container_has_capabilities_hooks_or_devices_of_its_own(container: Co
     assert "hooks" not in bundle
     assert set(map(len, bundle["process"]["capabilities"].values())) == {0}  # type: ignore[index]
     assert bundle["process"]["noNewPrivileges"] is True  # type: ignore[index]
-    assert [each["path"] for each in bundle["linux"]["devices"]] == [each.path for each in container.devices]  # type: ignore[index]
+    assert "devices" not in bundle["linux"]  # type: ignore[operator]
+    mounts = bundle["mounts"]
+    assert [each["destination"] for each in mounts if "nodev" not in each["options"]] == [  # type: ignore[attr-defined]
+        "/dev", "/dev/pts", *(each.path for each in container.devices)
+    ]  # fmt: skip
     kinds = {each["type"] for each in bundle["linux"]["namespaces"]}  # type: ignore[index]
     assert kinds >= {"user", "pid", "mount", "ipc", "uts", "cgroup"}
     assert ("network" in kinds) is container.own_network

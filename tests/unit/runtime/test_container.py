@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 
 import msgspec
 import pytest
 
 from steelyard.errors import Refused
+from steelyard.model.cdi import DeviceEdits
 from steelyard.model.ids import WorkloadId
 from steelyard.model.image import Image, UserIds
-from steelyard.runtime.container import Containers, Wanted
+from steelyard.model.mount import Bind, DeviceNode
+from steelyard.runtime.container import Containers, Wanted, place_libraries
 from steelyard.runtime.oci.ranges import make_maps, owner_range
 
 ALICE, BOB = (1000, 100), (1001, 100)
@@ -95,3 +98,29 @@ def test_what_is_no_program_of_the_image_is_refused_before_it_starts(containers:
     with pytest.raises(Refused, match="has no program") as refusal:
         containers.make(JOB, image(), Wanted((program,), {}), ALICE)
     assert refusal.value.code == "no-such-program"
+
+
+def test_libraries_are_placed_beside_the_images_own_libc(tmp_path: Path) -> None:
+    root, machine = tmp_path / "root", os.uname().machine
+    (root / "usr/lib64").mkdir(parents=True)
+    (root / "usr/lib64/libc.so.6").write_text("x")
+    (root / "lib64").symlink_to("usr/lib64")
+    assert place_libraries(str(root), {"libx.so.1": "/h/x"}, ()) == [Bind("/h/x", "/usr/lib64/libx.so.1", True)]
+    assert place_libraries(str(root), {"libx.so.1": "/h/x"}, [Bind("/h/x", "/usr/lib64/libx.so.1")]) == []
+    (root / f"usr/lib/{machine}-linux-gnu").mkdir(parents=True)
+    (root / f"usr/lib/{machine}-linux-gnu/libc.so.6").symlink_to("libc-2.36.so")
+    assert place_libraries(str(root), {"libx.so.1": "/h/x"}, ())[0].target == "/usr/lib64/libx.so.1", "a libc that is not there"
+    assert place_libraries(str(tmp_path), {"libx.so.1": "/h/x"}, ()) == [], "an image without a loader"
+
+
+def test_what_devices_need_is_under_what_is_asked_and_over_the_image(containers: Containers, tmp_path: Path) -> None:
+    edits = DeviceEdits(
+        env={"A": "device", "B": "device"}, nodes=(DeviceNode("/dev/x", "c", 1, 5),), groups=(44,), lock_memory=True, notes=("n",)
+    )
+    _, rootfs = containers.make(JOB, image(), Wanted(("app",), {"B": "mine"}, edits=edits), ALICE)
+    process = bundle(tmp_path)["process"]
+    assert process["env"] == ["A=device", "B=mine", "HOME=/", "PATH=/bin"]  # type: ignore[index]
+    assert process["user"]["additionalGids"] == [44]  # type: ignore[index]
+    assert (rootfs.devices, rootfs.lock_memory) == (edits.nodes, True)
+    made = containers.made(JOB)
+    assert made is not None and (made.devices, made.notes) == (("/dev/x",), ("n",))

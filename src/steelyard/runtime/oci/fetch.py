@@ -34,23 +34,48 @@ _PATH = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
 _MEANINGS: tuple[tuple[str, str, str, str], ...] = (
     (r"no image found in (manifest list|image index) for architecture", "wrong-architecture",
      "there is none for this machine's architecture", "Name an image of this architecture."),
-    (r"manifest unknown|name unknown|not found|404|no such image|reference .* not found", "no-such-image",
+    (r"toomanyrequests|status(?: ?code)?:? 429|rate limit", "registry-busy",
+     "the registry says that too many requests came from here", "Wait and try again, or log in: those it knows may ask more."),
+    (r"unauthorized|authentication required|invalid username/password|status(?: ?code)?:? 401", "image-private",
+     "the registry does not give it without a login that it knows",
+     "Log in as the user who submits (docker login, podman login, skopeo login), or name a secret: --secret NAME:registry."),
+    (r"(?<!permission )denied|forbidden|status(?: ?code)?:? 403", "image-forbidden",
+     "the registry does not give it to whoever asks so", "Log in as somebody who may read it, or name a secret of theirs."),
+    (r"status(?: ?code)?:? 5\d\d|internal server error|bad gateway|service unavailable|gateway timeout", "registry-broken",
+     "the registry answers with an error of its own", "Try again later: what came whole is kept."),
+    (r"manifest unknown|name unknown|not found|status(?: ?code)?:? 404|no such image", "no-such-image",
      "there is no such image or tag", "Look at its name and tag."),
-    (r"unauthorized|authentication required|denied|403", "image-private",
-     "the registry does not give it without a login", "Make it public, or copy it to a registry or an archive that is."),
+    (r"HTTP response to HTTPS client|not look like a TLS handshake", "registry-without-tls",
+     "it speaks no TLS, and only a registry of this machine (localhost) may do without", "Give it a certificate."),
+    (r"x509|certificate", "registry-untrusted",
+     "nobody whom this machine trusts has signed its certificate",
+     "Put the authority's certificate into /etc/containers/certs.d/HOST:PORT/ca.crt."),
     (r"no space left", "disk-full", "the disk of the image cache is full", "Free space there, and try again."),
     (r"digest|does not match|checksum", "wrong-digest",
      "what came is not what its digest says", "The registry or something before it is damaged; nothing of it was used."),
     (r"EOF|truncated|short read|connection reset|broken pipe", "image-truncated",
      "it broke off in the middle", "Try again: what came whole is kept."),
-    (r"refused|no such host|i/o timeout|unreachable|deadline|dial tcp|TLS|certificate|x509", "registry-unreachable",
+    (r"refused|no such host|i/o timeout|unreachable|deadline|dial tcp|TLS", "registry-unreachable",
      "the registry does not answer", "Look at its name and the network, and try again: what came whole is kept."),
 )  # fmt: skip
 
+#: skopeo's word, said only when it is asked to tell all, for waiting as long as a registry wants it to
+_WAITS = "Too many requests"
+#: what trying again may mend
+_MAY_PASS = frozenset({"image-truncated", "registry-unreachable", "registry-busy", "registry-broken"})
 
-def fetch(reference: ImageReference, ids: Ids, blobs: Path, layout: Path, limits: Limits, tell: Tell = say_nothing) -> bytes:
+
+def fetch(
+    reference: ImageReference,
+    ids: Ids,
+    blobs: Path,
+    layout: Path,
+    limits: Limits,
+    tell: Tell = say_nothing,
+    login: bytes | None = None,
+) -> bytes:
     """The index.json of a layout with one image in it. `layout`: an empty folder for this, removed by the caller. `ids`: who
-    asks. Raises SteelyardError with what happened."""
+    asks. `login`: for the registry, as containers-auth.json(5) says. Raises SteelyardError with what happened."""
     before = _count_bytes((blobs,))
     os.chown(layout, FETCH_ID, FETCH_ID)
     source = f"docker://{reference.text}"
@@ -60,11 +85,20 @@ def fetch(reference: ImageReference, ids: Ids, blobs: Path, layout: Path, limits
         staged = _stage(reference, ids, layout, limits)
         source = f"{kind}:{staged}" + (f":{reference.tag}" if reference.tag else "")
     target = layout / "image"
+    # in memory, and found by its descriptor: a login is on no disk, no command line and in no environment
+    kept = -1 if login is None else _keep_in_memory(login)
+    more += ("--src-no-creds",) if login is None else ("--src-authfile", f"/proc/self/fd/{kept}")
     argv = (
-        "skopeo", "--insecure-policy", "--tmpdir", str(layout), "copy", "--quiet", "--retry-times", "2", "--format", "oci", *more,
-        "--dest-shared-blob-dir", str(blobs.parent), source, f"oci:{target}:image",
+        "skopeo", "--debug", "--insecure-policy", "--tmpdir", str(layout), "copy", "--quiet", "--retry-times", "2", "--format",
+        # of other compressions (zstd) umoci knows nothing: these layers are compressed anew on their way
+        "oci", "--dest-compress-format", "gzip", *more, "--dest-shared-blob-dir", str(blobs.parent), source,
+        f"oci:{target}:image",
     )  # fmt: skip
-    process = _start(argv, (FETCH_ID, FETCH_ID), limits, folder=layout, stdout=subprocess.DEVNULL)
+    try:
+        process = _start(argv, (FETCH_ID, FETCH_ID), limits, folder=layout, stdout=subprocess.DEVNULL, keep=kept)
+    finally:
+        if kept >= 0:
+            os.close(kept)
 
     def measure() -> int:
         here = _count_bytes((layout, blobs))
@@ -87,6 +121,13 @@ def missing(program: str) -> Refused:
     )
 
 
+def _keep_in_memory(content: bytes) -> int:
+    fd = os.memfd_create("login", os.MFD_CLOEXEC)
+    os.write(fd, content)
+    os.lseek(fd, 0, os.SEEK_SET)
+    return fd
+
+
 def _stage(reference: ImageReference, ids: Ids, layout: Path, limits: Limits) -> Path:
     staged = layout / "staged.tar"
     if reference.source is ImageSource.LAYOUT:
@@ -103,8 +144,10 @@ def _stage(reference: ImageReference, ids: Ids, layout: Path, limits: Limits) ->
     return staged
 
 
-def _start(argv: Sequence[str], ids: Ids, limits: Limits, *, folder: Path, stdout: IO[bytes] | int) -> subprocess.Popen[bytes]:
-    """With that user's rights, a session of its own, and little of our environment."""
+def _start(
+    argv: Sequence[str], ids: Ids, limits: Limits, *, folder: Path, stdout: IO[bytes] | int, keep: int = -1
+) -> subprocess.Popen[bytes]:
+    """With that user's rights, a session of its own, and little of our environment. `keep`: a descriptor that it is given."""
     env = {name: os.environ[name] for name in _PASSED if name in os.environ}
     return subprocess.Popen(
         # it ends with us: the next agent may fetch the same
@@ -119,6 +162,7 @@ def _start(argv: Sequence[str], ids: Ids, limits: Limits, *, folder: Path, stdou
         stderr=subprocess.PIPE,
         umask=0o022,
         start_new_session=True,
+        pass_fds=(keep,) if keep >= 0 else (),
     )
 
 
@@ -136,21 +180,28 @@ def _await(process: subprocess.Popen[bytes], reference: ImageReference, limits: 
             if (now := measure()) != seen:
                 seen, quiet = now, 0.0
             if waited >= limits.fetch_s or quiet >= min(STALL_S, limits.fetch_s):
-                why = (
-                    f"nothing came for {quiet:.0f} s"
-                    if waited < limits.fetch_s
-                    else f"it took longer than {limits.fetch_s:.0f} s"
-                )
-                raise EdgeFailed(
-                    f"The image {reference.text} could not be fetched: {why}. Nothing was started. Try again: what came whole is "
-                    "kept.",
-                    code="registry-slow",
-                )
+                _end(process)
+                _, stderr = process.communicate()
+                raise _explain_slow(reference, stderr.decode(errors="replace"), quiet, waited, limits)
     finally:
         if process.returncode is None:
-            with contextlib.suppress(ProcessLookupError):
-                os.killpg(process.pid, signal.SIGKILL)
+            _end(process)
             process.communicate()
+
+
+def _end(process: subprocess.Popen[bytes]) -> None:
+    with contextlib.suppress(ProcessLookupError):
+        os.killpg(process.pid, signal.SIGKILL)
+
+
+def _explain_slow(reference: ImageReference, said: str, quiet: float, waited: float, limits: Limits) -> SteelyardError:
+    if _WAITS in said:
+        return _make_error(reference, "registry-busy", f"it was told to wait for {quiet:.0f} s")
+    why = f"it took longer than {limits.fetch_s:.0f} s" if waited >= limits.fetch_s else f"nothing came for {quiet:.0f} s"
+    return EdgeFailed(
+        f"The image {reference.text} could not be fetched: {why}. Nothing was started. Try again: what came whole is kept.",
+        code="registry-slow",
+    )
 
 
 def _count_bytes(folders: Sequence[Path]) -> int:
@@ -162,21 +213,26 @@ def _count_bytes(folders: Sequence[Path]) -> int:
     return total
 
 
-def _explain(reference: ImageReference, said: str, code: int) -> SteelyardError:
-    words = said.strip().splitlines()[-1] if said.strip() else f"skopeo ended with code {code}"
+def _explain(reference: ImageReference, told: str, code: int) -> SteelyardError:
+    said = "\n".join(line for line in told.splitlines() if "level=debug" not in line).strip()
+    words = said.splitlines()[-1] if said else f"skopeo ended with code {code}"
     if match := re.search(r'msg="((?:[^"\\]|\\.)*)"', words):
         words = match[1]
-    for pattern, name, meaning, advice in _MEANINGS:
-        if re.search(pattern, said, re.IGNORECASE):
-            text = f"The image {reference.text} could not be fetched: {meaning} ({words[-300:]}). Nothing was started. {advice}"
-            if name == "disk-full":
-                return NoRoom(text, code=name)
-            return (
-                EdgeFailed(text, code=name) if name in ("image-truncated", "registry-unreachable") else Refused(text, code=name)
-            )
+    about = said.replace(reference.name, "").replace(reference.name.partition("/")[0], "")  # names mean nothing here
+    for pattern, name, _, _ in _MEANINGS:
+        if re.search(pattern, about, re.IGNORECASE):
+            return _make_error(reference, name, words[-300:])
     return EdgeFailed(
         f"The image {reference.text} could not be fetched: {words[-400:]}. Nothing was started.", code="image-unavailable"
     )
+
+
+def _make_error(reference: ImageReference, name: str, words: str) -> SteelyardError:
+    meaning, advice = next((meaning, advice) for _, each, meaning, advice in _MEANINGS if each == name)
+    text = f"The image {reference.text} could not be fetched: {meaning} ({words}). Nothing was started. {advice}"
+    if name == "disk-full":
+        return NoRoom(text, code=name)
+    return EdgeFailed(text, code=name) if name in _MAY_PASS else Refused(text, code=name)
 
 
 def remove_folder(folder: Path) -> None:

@@ -59,7 +59,7 @@ class LayerCheck:
         while chunk := file.read(_CHUNK):
             if not self._read:
                 if chunk.startswith(_ZSTD):
-                    raise BadLayer("a layer is compressed with zstd, which umoci can't unpack; rebuild it with gzip")
+                    raise BadLayer("a layer is compressed with zstd, and was to be gzip")
                 gzipped = chunk.startswith(_GZIP)
             seen.update(chunk)
             self._read += len(chunk)

@@ -44,6 +44,15 @@ class _Ref(msgspec.Struct, frozen=True):
     digest: str
     #: of a user's folder or archive: changes when it does
     stamp: str = ""
+    #: whose login it was fetched with, and who alone may have it without one; "" when it needed none
+    private_to: str = ""
+
+
+class RegistryLogin(msgspec.Struct, frozen=True):
+    #: as containers-auth.json(5) says
+    content: bytes
+    #: names who has it, without telling it
+    whose: str
 
 
 class Kept(msgspec.Struct, frozen=True):
@@ -73,28 +82,35 @@ class ImageStore:
     def root(self, digest: str) -> Path:
         return self._folder / "roots" / digest / _ROOT
 
-    def ensure(self, reference: ImageReference, ids: tuple[int, int] | None, stamp: str = "", tell: Tell = say_nothing) -> Image:
+    def ensure(
+        self,
+        reference: ImageReference,
+        ids: tuple[int, int] | None,
+        stamp: str = "",
+        tell: Tell = say_nothing,
+        login: RegistryLogin | None = None,
+    ) -> Image:
         """The unpacked image, fetched when it is not here. However many ask at a time, of whatever process, it is fetched once.
-        `ids`: for whom. `stamp`: of a user's folder or archive, which they may read; it changes when that does. Raises
-        SteelyardError; nothing counts as being here then."""
-        found = self._find(reference, stamp)
+        `ids`: for whom. `stamp`: of a user's folder or archive, which they may read; it changes when that does. What was fetched
+        with a `login` others get when their own, or none, opens the registry to them. Raises SteelyardError; nothing counts as
+        being here then."""
+        whose = login.whose if login is not None else ""
+        found = self._find(reference, stamp, whose)
         if found is not None:
             return found
         self._make_folders()
-        key = _key(reference)
-        with self._lock(key):
-            found = self._find(reference, stamp)  # somebody else may have been faster
+        # all who ask wait for the same one, whatever their logins: what the first fetched the others need not
+        with self._lock(_key(reference)):
+            found = self._find(reference, stamp, whose)  # somebody else may have been faster
             if found is None:
-                found = self._fetch(reference, ids, stamp, key, tell)
+                found = self._fetch(reference, ids, stamp, tell, login)
         self.evict(keep=found.digest)
         return found
 
-    def find(self, reference: ImageReference) -> Image:
+    def find(self, reference: ImageReference, whose: str) -> Image:
         """The unpacked image as it was fetched last; nobody is asked. Raises EdgeFailed."""
-        with contextlib.suppress(OSError, msgspec.MsgspecError):
-            ref = msgspec.json.decode((self._folder / "refs" / f"{_key(reference)}.json").read_bytes(), type=_Ref)
-            if (image := self._load(ref.digest)) is not None:
-                return image
+        if (image := self._find(reference, None, whose)) is not None:
+            return image
         raise EdgeFailed(f"The image {reference.text} is not on this machine any more", code="image-missing")
 
     def list(self) -> list[Image]:
@@ -116,12 +132,15 @@ class ImageStore:
 
     # -- finding
 
-    def _find(self, reference: ImageReference, stamp: str) -> Image | None:
-        try:
-            ref = msgspec.json.decode((self._folder / "refs" / f"{_key(reference)}.json").read_bytes(), type=_Ref)
-            return self._load(ref.digest) if ref.stamp == stamp else None
-        except (OSError, msgspec.MsgspecError):
-            return None
+    def _find(self, reference: ImageReference, stamp: str | None, whose: str) -> Image | None:
+        """What everybody may have, or what was fetched with a login of theirs."""
+        for private_to in dict.fromkeys(("", whose)):
+            with contextlib.suppress(OSError, msgspec.MsgspecError):
+                path = self._folder / "refs" / f"{_key(reference, private_to)}.json"
+                ref = msgspec.json.decode(path.read_bytes(), type=_Ref)
+                if stamp in (None, ref.stamp) and (image := self._load(ref.digest)) is not None:
+                    return image
+        return None
 
     def _refs(self) -> Iterator[tuple[Path, _Ref]]:
         for path in self._folder.glob("refs/*.json"):
@@ -139,12 +158,20 @@ class ImageStore:
 
     # -- fetching
 
-    def _fetch(self, reference: ImageReference, ids: tuple[int, int] | None, stamp: str, key: str, tell: Tell) -> Image:
-        layout = self._folder / "work" / key
+    def _fetch(
+        self,
+        reference: ImageReference,
+        ids: tuple[int, int] | None,
+        stamp: str,
+        tell: Tell,
+        login: RegistryLogin | None,
+    ) -> Image:
+        layout = self._folder / "work" / _key(reference)
         remove_folder(layout)
         layout.mkdir(mode=0o700)
+        secret, whose = (None, "") if login is None else (login.content, login.whose)
         try:
-            index = fetch(reference, ids, self._blobs, layout, self._limits, tell)
+            index = fetch(reference, ids, self._blobs, layout, self._limits, tell, secret)
             described = describe(index, self._blobs, reference.text, os.uname().machine)
         finally:
             remove_folder(layout)
@@ -152,8 +179,8 @@ class ImageStore:
         tell(None)
         with self._lock(digest):
             image = self._load(digest) or self._unpack(described)
-        ref = _Ref(reference.text, digest, stamp)
-        write_file(self._folder / "refs" / f"{key}.json", msgspec.json.encode(ref), 0o644)
+        ref = _Ref(reference.text, digest, stamp, whose)
+        write_file(self._folder / "refs" / f"{_key(reference, whose)}.json", msgspec.json.encode(ref), 0o644)
         return image
 
     def _unpack(self, described: Described) -> Image:
@@ -266,8 +293,9 @@ class ImageStore:
             os.close(fd)
 
 
-def _key(reference: ImageReference) -> str:
-    return hashlib.sha256(reference.text.encode()).hexdigest()[:40]
+def _key(reference: ImageReference, private_to: str = "") -> str:
+    text = f"{reference.text}\0{private_to}" if private_to else reference.text
+    return hashlib.sha256(text.encode()).hexdigest()[:40]
 
 
 def _run_jail(order: jail.Order, reference: str, folder: Path) -> jail.Unpacked:

@@ -10,6 +10,8 @@ standard library only, runs on Python 3.10 and later, and imports its own parts 
     template.py   prepares everything once, then makes replicas on request
     spare.py      the replica that was forked ahead, and the packets that orders come in
     fork.py       the fork itself: the replica becomes a child of the template's parent
+    apart.py      what a child does in the place of a template, because of the pages it costs
+    rehearse.py   the way of a revision, gone before the first fork, so that it costs fewer copied pages
     at_fork.py    which handlers run around it
     holes.py      what keeps a child's new objects out of the pages that it shares
     threads.py    which threads make forking unsafe

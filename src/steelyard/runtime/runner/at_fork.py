@@ -21,26 +21,46 @@ class Handlers:
         #: set around the fork of a template; its child calls `reseed`
         self.quiet = False
         self._register = os.register_at_fork
+        #: all in the order in which they run
+        self._before: list[Handler] = []
+        self._in_parent: list[Handler] = []
+        self._in_child: list[Handler] = []
 
     def collect(self) -> None:
         """From now on, until `stop`."""
+        self._register(
+            before=lambda: self._run(self._before),
+            after_in_parent=lambda: self._run(self._in_parent),
+            after_in_child=lambda: self._run(self._in_child),
+        )
         os.register_at_fork = self._take  # type: ignore[assignment]
 
     def stop(self) -> None:
         os.register_at_fork = self._register
 
-    def _take(self, **given: Handler) -> None:
-        self._register(**{when: self._guard(handler) for when, handler in given.items()})  # type: ignore[arg-type]
+    def _take(
+        self, *, before: Handler | None = None, after_in_parent: Handler | None = None, after_in_child: Handler | None = None
+    ) -> None:
+        self._before[:0] = [before] if before else []
+        self._in_parent += [after_in_parent] if after_in_parent else []
+        self._in_child += [after_in_child] if after_in_child else []
 
-    def _guard(self, handler: Handler) -> Handler:
-        return lambda: self.quiet or handler()
+    def _run(self, handlers: list[Handler]) -> None:
+        if not self.quiet:
+            for handler in handlers:
+                handler()
+
+
+_seeds: list[Callable[[], None]] = []
 
 
 def reseed() -> None:
     """The one handler that is not about threads. By the base class, which has none of the options that cost pages."""
     random: Any = sys.modules.get("random")
-    if random is not None:
-        super(random.Random, random._inst).seed()
+    if not _seeds and random is not None:
+        _seeds.append(super(random.Random, random._inst).seed)  # found once, by the base
+    for seed in _seeds:
+        seed()
 
 
 #: of this process; they are collected from before threading is imported (see the boot line in runtime/template.py)

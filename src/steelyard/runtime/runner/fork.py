@@ -30,6 +30,8 @@ class SiblingFork:
     def __init__(self, twice: bool = False) -> None:
         #: "clone3" or "twice"
         self.way = "twice"
+        #: what is answered in the place of a fork, where it is rehearsed
+        self.answer: int | None = None
         if not twice:
             self._prepare()
 
@@ -56,7 +58,7 @@ class SiblingFork:
         for call in (api.PyOS_BeforeFork, api.PyOS_AfterFork_Parent, api.PyOS_AfterFork_Child):
             call.restype = None
             call.argtypes = []
-        self._api = api
+        self._before, self._in_parent, self._in_child = api.PyOS_BeforeFork, api.PyOS_AfterFork_Parent, api.PyOS_AfterFork_Child
         self._clone3 = libc.syscall
         self._address = ctypes.addressof(self._arguments)
         self._get_errno = ctypes.get_errno
@@ -64,14 +66,16 @@ class SiblingFork:
 
     def fork(self) -> int:
         """The replica's pid here, 0 in the replica. OSError when the kernel refuses."""
+        if self.answer is not None:
+            return self.answer
         if self.way == "clone3":
-            self._api.PyOS_BeforeFork()
+            self._before()
             pid = self._clone3(SYS_CLONE3, self._address, 64)
             if pid == 0:
-                self._api.PyOS_AfterFork_Child()
+                self._in_child()
                 return 0
             errno = self._get_errno() if pid < 0 else 0
-            self._api.PyOS_AfterFork_Parent()
+            self._in_parent()
             if pid > 0:
                 return int(pid)
             if errno not in _NO_CLONE3:

@@ -13,9 +13,12 @@ from __future__ import annotations
 import os
 import sys
 import time
+from collections.abc import Callable
+from importlib.machinery import SourceFileLoader
 from typing import Any
 
 from . import user
+from .apart import code_apart
 from .at_fork import handlers
 from .imports import Unfit, import_packages
 from .isolate import Server, import_server
@@ -66,7 +69,7 @@ def make_base(config: dict[str, Any]) -> tuple[Machinery, list[str]]:
     return machinery, server.names
 
 
-def become(seed: Seed) -> dict[str, Any]:
+def become(seed: Seed, fork: Callable[[], int]) -> dict[str, Any]:
     """In the fresh child of a template: what the order says."""
     try:
         join(seed.cgroups, (), seed.stdout, seed.stderr)
@@ -74,7 +77,7 @@ def become(seed: Seed) -> dict[str, Any]:
         raise Failed(f"The template could not join its control group: {err}.") from err
     reseed_numpy()
     take_environment(seed.asked["env"])
-    return make_environment(seed.asked) if seed.role == "environment" else make_revision(seed.asked)
+    return make_environment(seed.asked) if seed.role == "environment" else make_revision(seed.asked, fork)
 
 
 def make_environment(asked: dict[str, Any]) -> dict[str, Any]:
@@ -86,14 +89,14 @@ def make_environment(asked: dict[str, Any]) -> dict[str, Any]:
     return {"packages": costs, "import_ms": (time.monotonic_ns() - began) / 1e6}
 
 
-def make_revision(asked: dict[str, Any]) -> dict[str, Any]:
+def make_revision(asked: dict[str, Any], fork: Callable[[], int]) -> dict[str, Any]:
     began = time.monotonic_ns()
     try:
         enter_folder(asked["code_dir"])
     except OSError as err:
         raise Failed(str(err), step="chdir") from err
     try:
-        app = load_app(asked)
+        app = load_app(asked, code_apart(fork))
         imported = time.monotonic_ns()
         user.run_hooks(shared=True)
     except user.UserCodeFailed as err:
@@ -102,9 +105,9 @@ def make_revision(asked: dict[str, Any]) -> dict[str, Any]:
     return {"app": app, "import_ms": (imported - began) / 1e6, "enter_ms": (entered - imported) / 1e6}
 
 
-def load_app(asked: dict[str, Any]) -> Any:
+def load_app(asked: dict[str, Any], get_code: user.GetCode = SourceFileLoader.get_code) -> Any:
     """The app of the revision that an order names."""
-    return user.load_app(asked["code_dir"], asked["file"], asked["attr"], asked["function"], asked["concurrency"])
+    return user.load_app(asked["code_dir"], asked["file"], asked["attr"], asked["function"], asked["concurrency"], get_code)
 
 
 def enter_folder(folder: str) -> None:
@@ -117,6 +120,11 @@ def enter_folder(folder: str) -> None:
 
 #: the variables that this process was given last
 _given: dict[str, str] = {}
+
+
+def given_environment() -> dict[str, str]:
+    """What `take_environment` was called with last."""
+    return dict(_given)
 
 
 def take_environment(env: dict[str, str]) -> None:

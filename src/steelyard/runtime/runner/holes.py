@@ -24,10 +24,42 @@ _GIVEN_UP_MAX = 4 << 20
 _held: list[object] = []
 
 
+class _Heap:
+    """The C library's, where it is the one that is known here."""
+
+    def __init__(self) -> None:
+        self.libc: Any = None
+
+    def find(self) -> Any:
+        """None where there is another."""
+        try:
+            import ctypes
+
+            libc: Any = ctypes.CDLL(None)
+            libc.gnu_get_libc_version  # noqa: B018
+        except (ImportError, OSError, AttributeError):
+            return None
+        libc.malloc.restype = ctypes.c_void_p
+        libc.malloc.argtypes = [ctypes.c_size_t]
+        libc.free.argtypes = [ctypes.c_void_p]
+        libc.malloc_trim.argtypes = [ctypes.c_size_t]
+        self.libc = libc
+        return libc
+
+
+_heap = _Heap()
+
+
 def fill_holes() -> None:
     """Before this process is forked. Once more after more was imported."""
     _fill_large()
     _fill_small()
+
+
+def give_back() -> None:
+    """Whole pages that this process has freed. For a child of one that has filled its holes: there is little to look through."""
+    if _heap.libc is not None:
+        _heap.libc.malloc_trim(0)
 
 
 def _fill_small() -> None:
@@ -66,25 +98,18 @@ def _small_blocks() -> bytes:
 
 def _fill_large() -> None:
     """Blocks of each size are taken until one comes from the heap's end, where memory is that nobody had yet."""
-    try:
-        import ctypes
-
-        libc: Any = ctypes.CDLL(None)
-        libc.gnu_get_libc_version  # noqa: B018  # another C library has another heap, of which nothing is known here
-    except (ImportError, OSError, AttributeError):
+    libc = _heap.find()
+    if libc is None:
         return
-    libc.malloc.restype = ctypes.c_void_p
-    libc.malloc.argtypes = [ctypes.c_size_t]
-    libc.free.argtypes = [ctypes.c_void_p]
     end = libc.malloc(_LARGE_MAX)
     taken, size = 0, _LARGE_MAX
-    while size > _SMALL_MAX and taken < _GIVEN_UP_MAX:
+    while size >= 32 and taken < _GIVEN_UP_MAX:
         block = libc.malloc(size - 8)
         if block is None:
             break
         if block >= end:
             libc.free(block)
-            size -= max(16, size // 8 // 16 * 16)
+            size -= 16 if size <= 1040 else size // 8 // 16 * 16
         else:
             taken += size
     libc.free(end)

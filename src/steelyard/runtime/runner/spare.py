@@ -28,14 +28,16 @@ class Packet:
     def __init__(self, data: bytes, fds: list[int]) -> None:
         self.data = data
         self.fds = fds
+        self._asked: Any = None
 
     @property
     def asked(self) -> dict[str, Any]:
         """ValueError when it is no JSON object."""
-        asked = json.loads(self.data)
-        if not isinstance(asked, dict):
+        if self._asked is None:
+            self._asked = json.loads(self.data.decode())
+        if not isinstance(self._asked, dict):
             raise ValueError("not a JSON object")
-        return asked
+        return self._asked
 
     def close(self) -> None:
         for fd in self.fds:

@@ -34,10 +34,11 @@ from . import user
 from .at_fork import handlers, reseed
 from .fork import SiblingFork, start_time
 from .grow import Failed, Seed, become, enter_folder, load_app, make_base, take_environment
-from .holes import fill_holes
+from .holes import fill_holes, give_back
 from .imports import find_installed, installation_stamp, learn, scan, top_level
 from .join import join, reseed_numpy
 from .page import Page
+from .rehearse import listen, rehearse
 from .serve import Machinery, Serving, flush, report_failure
 from .spare import Order, Packet, Spare, receive, wait_for_order
 from .threads import unaccounted_threads
@@ -93,14 +94,18 @@ class Template:
             if isinstance(child, Order):
                 return self._be_replica(child)
             seed = child
-            self._begin(seed.role, socket.socket(fileno=seed.control))
+            self._begin(seed.role, _seqpacket(seed.control))
 
     def _prepare(self, seed: Seed | None) -> None:
         if seed is None:
             self._machinery, self._server = make_base(self._config)
+            try:
+                rehearse(Template({**self._config, "control_fd": listen().detach()}))
+            except (OSError, Failed) as err:  # it costs memory, and nothing else
+                sys.stderr.write(f"the way of a revision could not be rehearsed: {err}\n")
             told: dict[str, Any] = {}
         else:
-            told = become(seed)
+            told = become(seed, self._fork_quietly)
             self._app = told.pop("app", None)
             self._revision = seed.asked
         user.forget_phases()
@@ -110,6 +115,8 @@ class Template:
             fill_holes()
         gc.freeze()
         self._unsafe = unsafe_state()
+        if self._role == "revision":
+            give_back()
         self._status = {
             "state": "ready",
             "traceback": "",
@@ -174,9 +181,10 @@ class Template:
 
     def _welcome(self) -> None:
         try:
-            agent, _ = self._control.accept()
+            fd, _ = self._control._accept()  # type: ignore[attr-defined]  # what `accept` does, which asks enumerations for more
         except OSError:
             return
+        agent = _seqpacket(fd)
         self._agents[agent.fileno()] = agent
         self._poll.register(agent, select.POLLIN)
 
@@ -239,7 +247,7 @@ class Template:
         folders = [self._revision["code_dir"], user.package_of(path)[0]]
         if self._refuse() is not None:
             return {"names": learn(folders)}
-        if self._forking.fork():
+        if self._fork_quietly():
             return None
         try:
             self._send(agent, {"names": learn(folders)})
@@ -254,13 +262,11 @@ class Template:
             return refused
         seed = Seed(packet)
         self._forget(agent)
-        handlers.quiet = True
         try:
-            pid = self._forking.fork()
+            pid = self._fork_quietly()
         except OSError as err:
             pid = -1
             self._send(agent, {"refused": "fork-failed", "detail": str(err)})
-        handlers.quiet = False
         if pid == 0:
             reseed()
             self._leave_template()
@@ -268,6 +274,14 @@ class Template:
         agent.close()
         self._forks += pid > 0
         return seed if pid == 0 else None
+
+    def _fork_quietly(self) -> int:
+        """For a child that needs no more of the interpreter than this process does."""
+        handlers.quiet = True
+        try:
+            return self._forking.fork()
+        finally:
+            handlers.quiet = False
 
     def _fork(self, packet: Packet) -> dict[str, Any] | Order:
         received_ns = time.monotonic_ns()
@@ -340,7 +354,7 @@ class Template:
         here, there = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
         asked = {"op": "fork", "replica": "", "cpus": [0], "cgroups": 0, "private": False, "sent_ns": 0}
         socket.send_fds(here, [json.dumps(asked).encode()], [here.fileno()] * 4)
-        kept, self._spare = self._spare, Spare(0, 0, here.dup())
+        kept, self._spare = self._spare, Spare(0, 0, _seqpacket(os.dup(here.fileno())))
         used_s, forks = self._used_s, self._forks
         self._agents[there.fileno()] = there
         self._poll.register(there, select.POLLIN)
@@ -358,7 +372,8 @@ class Template:
             agent.close()
         if self._spare is not None:
             self._spare.close()
-        os.setsid()
+        if self._forking.answer is None:
+            os.setsid()
 
     def _be_replica(self, order: Order) -> int:
         page = Page.from_fd(order.page)
@@ -392,3 +407,7 @@ class Template:
             page.imported_ns = page.joined_ns
             page.state = pages.IMPORTED
         return serving.run(self._app)
+
+
+def _seqpacket(fd: int) -> socket.socket:
+    return socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET, 0, fd)

@@ -7,19 +7,25 @@ the traceback that the user should see, without frames of ours.
 
 from __future__ import annotations
 
-import importlib
+import importlib.util
 import inspect
 import os
 import re
 import sys
 import threading
 import traceback
+from collections.abc import Callable
 from importlib.machinery import ModuleSpec, SourceFileLoader
 from types import FunctionType, ModuleType
 from typing import Any
 
+#: of the module by this name
+GetCode = Callable[[SourceFileLoader, str], Any]
+
 RUNNER_FOLDER = os.path.dirname(os.path.abspath(__file__))
 
+
+_TAG = f".{sys.implementation.cache_tag}.pyc"
 
 #: what all `@sy.exit` hooks of a replica may take together
 EXITS_S = 30.0
@@ -29,11 +35,18 @@ class UserCodeFailed(Exception):
     """The user's code can't be served. The text is for the user: a sentence or a traceback."""
 
 
-def load_app(code_dir: str, file: str, attr: str, function: str = "", concurrency: int | None = None) -> Any:
+def load_app(
+    code_dir: str,
+    file: str,
+    attr: str,
+    function: str = "",
+    concurrency: int | None = None,
+    get_code: GetCode = SourceFileLoader.get_code,
+) -> Any:
     """The ASGI app named by `attr` (dots allowed) in `file`, which is relative to `code_dir`. What is declared with the SDK is no
     app itself and makes one (`__steelyard_app__`). `function` is the name that it is deployed under, `concurrency` as there."""
     os.environ["STEELYARD_FUNCTION"] = function
-    module = import_file(code_dir, file)
+    module = import_file(code_dir, file, get_code)
     found: Any = module
     for part in attr.split("."):
         try:
@@ -132,9 +145,9 @@ def _is_ours(filename: str) -> bool:
     return filename.startswith((RUNNER_FOLDER, "<frozen importlib"))
 
 
-def import_file(code_dir: str, file: str) -> ModuleType:
-    path = os.path.join(code_dir, file)
-    if not os.path.isfile(path):
+def import_file(code_dir: str, file: str, get_code: GetCode = SourceFileLoader.get_code) -> ModuleType:
+    path = f"{code_dir}/{file}"
+    if not os.access(path, os.F_OK):
         raise UserCodeFailed(f"There is no file {file} in the deployed code.")
     folder, parts = package_of(path)
     for entry in dict.fromkeys([code_dir, folder]):
@@ -143,35 +156,43 @@ def import_file(code_dir: str, file: str) -> ModuleType:
     try:
         if len(parts) > 1:
             return importlib.import_module(".".join(parts))
-        return _import_path(parts[0], path)
+        return _import_path(parts[0], path, get_code)
     except BaseException as err:
         raise UserCodeFailed(user_traceback(err)) from err
 
 
-def _import_path(stem: str, path: str) -> ModuleType:
+def _import_path(stem: str, path: str, get_code: GetCode) -> ModuleType:
     name = stem if stem.isidentifier() else re.sub(r"\W", "_", stem)
     if name in sys.modules or name in sys.stdlib_module_names:
         name = f"{name}_app"  # a file called like a loaded module must not replace it
     if not path.endswith(".py"):
-        raise UserCodeFailed(f"{os.path.basename(path)} is not a Python file.")
+        raise UserCodeFailed(f"{path.rpartition('/')[2]} is not a Python file.")
     # by hand what importlib would make of it: going through its general ways costs each revision half a megabyte of copied pages
     loader = SourceFileLoader(name, path)
     spec = ModuleSpec(name, loader, origin=path)
     spec.has_location = True
+    spec.cached = cached = _cached(path)
     module = ModuleType(name)
     module.__spec__, module.__loader__, module.__package__ = spec, loader, ""
-    vars(module).update(__file__=path, __cached__=spec.cached)
+    module.__dict__.update(__file__=path, __cached__=cached)
     sys.modules[name] = module
-    loader.exec_module(module)
+    exec(get_code(loader, name), module.__dict__)
     return module
+
+
+def _cached(path: str) -> str:
+    if sys.pycache_prefix or sys.flags.optimize:
+        return importlib.util.cache_from_source(path)
+    cut = path.rindex("/") + 1
+    return f"{path[:cut]}__pycache__/{path[cut:-3]}{_TAG}"
 
 
 def package_of(path: str) -> tuple[str, list[str]]:
     """The folder to put on sys.path and the dotted name: folders with an `__init__.py` belong to the name."""
-    folder, name = os.path.split(path)
-    parts = [os.path.splitext(name)[0]]
-    while os.path.isfile(os.path.join(folder, "__init__.py")):
-        folder, name = os.path.split(folder)
+    folder, _, name = path.rpartition("/")
+    parts = [name.rpartition(".")[0] or name]
+    while os.access(f"{folder}/__init__.py", os.F_OK):
+        folder, _, name = folder.rpartition("/")
         parts.insert(0, name)
     return folder, parts
 
