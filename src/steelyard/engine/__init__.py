@@ -1,6 +1,7 @@
 """How does Steelyard stand on another batch system? What a queue of others has to answer, so that attempts may go through it.
 
-`slurm/` is Slurm's; `fake.py` plays one in memory. `tests/contracts/test_engine.py` asks both the same. `bringup/` makes a cluster.
+`slurm/` is Slurm's; `fake.py` plays one in memory. `tests/contracts/test_engine.py` asks both the same.
+`bringup/` makes a cluster.
 """
 
 from __future__ import annotations
