@@ -22,6 +22,7 @@ from steelyard.agent.job_container import JobContainers
 from steelyard.agent.jobs import JobKeeper
 from steelyard.agent.presence import Presence
 from steelyard.agent.scratch import ScratchKeeper
+from steelyard.agent.terminals import TerminalKeeper
 from steelyard.agent.timing import TimingKeeper
 from steelyard.agent.usage import UsageKeeper
 from steelyard.clock import SystemClock
@@ -87,10 +88,12 @@ class KeeperRig:
         volumes = VolumeFolders(self.paths.volumes, ())
         images = ContainerImages(containers, SETTINGS)
         grants = DeviceGrants(CdiReader(self.root), self.machine.topology)
+        terminals = TerminalKeeper(self.rig.client, clock)
+        holdings = Holdings(scratch, usage, self.rig.cgroups, volumes, no_secrets(), terminals)
         return JobKeeper(
             self.paths, SETTINGS, self.machine, runtime, cleanup, self.rig.cgroups, clock, self.timing, self.changed.set,
             self.devices, Presence(self.machine.topology, self.root),
-            Holdings(scratch, usage, self.rig.cgroups, volumes, no_secrets()),
+            holdings,
             "/nonexistent", JobContainers(containers, images, grants),
         )  # fmt: skip
 

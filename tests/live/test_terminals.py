@@ -17,6 +17,7 @@ from oci_images import OciImage, Registry, busybox_entries
 
 CONTAINERS = os.geteuid() == 0 and all(shutil.which(name) for name in ("skopeo", "umoci", "crun", "busybox"))
 needs_containers = pytest.mark.skipif(not CONTAINERS, reason="NOT VERIFIED without root, skopeo, umoci, crun and busybox")
+CONFIG = {"Env": ["PATH=/bin"], "WorkingDir": "/tmp", "Entrypoint": ["sh", "-c", 'echo entered; exec "$@"', "entry"]}
 #: its prompt is another than what is typed
 SHELL = ("env", "PS1=ready> ", "sh")
 
@@ -24,7 +25,7 @@ SHELL = ("env", "PS1=ready> ", "sh")
 @pytest.fixture(scope="module")
 def image() -> Iterator[str]:
     registry = Registry()
-    yield registry.add("busybox:1", OciImage(busybox_entries(), config={"Env": ["PATH=/bin"], "WorkingDir": "/tmp"}))
+    yield registry.add("busybox:1", OciImage(busybox_entries(), config=CONFIG))
     registry.close()
 
 
@@ -50,7 +51,8 @@ def check_terminal(me: Person) -> None:
     me.type(b"until stty size | grep '11 77'; do sleep 0.1; done\r")
     me.see(b"\n11 77")
     me.see(b"ready> ")
-    me.type(b"echo be''gun; sleep 1000\r")
+    # said by the program that the key is for: a shell that is just about to start it would keep the signal to itself
+    me.type(b"sh -c \"echo be''gun; exec sleep 1000\"\r")
     me.see(b"begun")
     me.type(b"\x03")
     me.see(b"ready> ")
@@ -148,3 +150,56 @@ def test_a_terminal_outlives_server_and_agent(cluster: Cluster) -> None:
         me.type(b"exit 5\r")
         assert me.wait() == 5
     assert cluster.job(job)["state"] == "RUNNING"
+
+
+# -- shells that are jobs
+
+
+def test_a_shell_is_a_job_that_ends_with_it(shared: Cluster) -> None:
+    with person(shared, "shell", "--cpus", "0.1", "--env", "PS1=ready> ", "-c", "exec sh") as me:
+        me.see(b"ready> ")
+        me.type(b"echo is-$STEELYARD_JOB_ID-\r")
+        me.see(b"is-j-")
+        job = "j-" + me.see(b"-\r\n").decode()
+        assert shared.job(job)["state"] == "RUNNING"
+        me.type(b"\r")
+        check_terminal(me)
+    ended = shared.wait_job(job, "FAILED")
+    assert (ended["exit_code"], ended["name"]) == (7, "shell")
+
+
+@needs_containers
+def test_a_shell_of_an_image_runs_instead_of_its_entry_point(shared: Cluster, image: str) -> None:
+    with person(shared, "shell", "--cpus", "0.1", "--image", image, "--env", "PS1=ready> ") as me:
+        check_terminal(me)
+    assert b"entered" not in me.seen
+
+
+def test_a_shell_inside_a_job_leaves_it_running(shared: Cluster) -> None:
+    job = running(shared)
+    with person(shared, "shell", job, "-c", "PS1='ready> ' exec sh") as me:
+        check_terminal(me)
+    assert shared.job(job)["state"] == "RUNNING"
+    shared.ok("stop", job)
+
+
+def test_the_queue_is_shown_and_ctrl_c_gives_up_the_place(shared: Cluster) -> None:
+    cores = shared.api("GET", "/v1/machine").json()["cores"]
+    holder = running(shared, resources={"cpus": len(cores)})
+    with person(shared, "shell", "--cpus", str(len(cores))) as me:
+        me.see(b"waits, number 1 in the queue")
+        me.type(b"\x03")
+        assert me.wait() == 128 + signal.SIGINT
+        assert me.restored
+    shared.ok("stop", holder)
+    queued = shared.api("GET", "/v1/queue").json()
+    assert queued == []
+
+
+def test_hanging_up_ends_the_job(shared: Cluster) -> None:
+    with person(shared, "shell", "--cpus", "0.1", "--name", "left", "--env", "PS1=ready> ", "-c", "exec sh") as me:
+        me.see(b"ready> ")
+        me.type(b"~.")
+        assert me.wait() == 128 + signal.SIGHUP
+    job = next(row["id"] for row in shared.api("GET", "/v1/jobs").json() if row["name"] == "left")
+    shared.wait_job(job, "FAILED")

@@ -7,7 +7,6 @@ with the job at the latest. What has ended is forgotten, its output too, once th
 
 from __future__ import annotations
 
-import os
 import shutil
 from collections.abc import Callable, Collection, Iterable
 from dataclasses import dataclass
@@ -115,37 +114,31 @@ class ExecKeeper:
         number = self._numbers[attempt] = 1 + (self._numbers.get(attempt) or self._last_number(attempt))
         workload = WorkloadId(f"{attempt}-x{number}")
         state = self._execs[workload] = _Exec(attempt, host.workload, number, wanted.key)
-        side = None
+        console = self._containers.console(host.workload, number) if host.container else None
         try:
             if host.container:
                 argv, rootfs = self._containers.enter(host.workload, number, wanted.argv, wanted.terminal)
                 cwd = "/"
-                if wanted.terminal is not None:
-                    self._terminals.expect(workload, self._containers.console(host.workload, number))
             elif wanted.terminal is not None:
                 env["TERM"] = wanted.terminal.kind
-                side = self._terminals.open(workload, wanted.terminal, host.ids)
-            handle = await self._runtime.start(
-                workload,
-                kind=KIND,
-                argv=argv,
-                env=env,
-                cwd=cwd,
-                uid=host.ids[0] if host.ids else None,
-                gid=host.ids[1] if host.ids else None,
-                # not in the job's realtime class: who looks at a punctual program must not make it late
-                plan=Plan(cpus=host.plan.cpus),
-                rootfs=rootfs,
-                inside=host.workload,
-                terminal=side,
-            )
+            with self._terminals.made(workload, wanted.terminal, host.ids, console) as side:
+                handle = await self._runtime.start(
+                    workload,
+                    kind=KIND,
+                    argv=argv,
+                    env=env,
+                    cwd=cwd,
+                    uid=host.ids[0] if host.ids else None,
+                    gid=host.ids[1] if host.ids else None,
+                    # not in the job's realtime class: who looks at a punctual program must not make it late
+                    plan=Plan(cpus=host.plan.cpus),
+                    rootfs=rootfs,
+                    inside=host.workload,
+                    terminal=side,
+                )
         except SteelyardError:
-            self._terminals.forget(workload)
             self._forget(workload)
             raise
-        finally:
-            if side is not None:
-                os.close(side)
         state.pid, state.start_time = handle.pid, handle.start_time
         return f"x{number}"
 

@@ -1,5 +1,5 @@
-"""What does a job hold and use beside its processes, cores and devices? Scratch space, volumes, limits of disk traffic, and its
-counters.
+"""What does a job hold and use beside its processes, cores and devices? Scratch space, volumes, limits of disk traffic, its
+terminal, and its counters.
 
 Joins the keepers of each for the job keeper, which tells of starts and ends and asks for a proof's lines.
 """
@@ -10,6 +10,7 @@ from collections.abc import Mapping, Sequence
 
 from steelyard.agent.scratch import ScratchKeeper
 from steelyard.agent.secrets import SecretKeeper
+from steelyard.agent.terminals import TerminalKeeper
 from steelyard.agent.usage import UsageKeeper
 from steelyard.host import Cgroups
 from steelyard.host.volumes import VolumeFolders, observe_mounted
@@ -28,9 +29,15 @@ V1_WRITES = (
 
 class Holdings:
     def __init__(
-        self, scratch: ScratchKeeper, usage: UsageKeeper, cgroups: Cgroups, volumes: VolumeFolders, secrets: SecretKeeper
+        self,
+        scratch: ScratchKeeper,
+        usage: UsageKeeper,
+        cgroups: Cgroups,
+        volumes: VolumeFolders,
+        secrets: SecretKeeper,
+        terminals: TerminalKeeper,
     ) -> None:
-        self.scratch, self.usage, self.volumes, self.secrets = scratch, usage, volumes, secrets
+        self.scratch, self.usage, self.volumes, self.secrets, self.terminals = scratch, usage, volumes, secrets, terminals
         self._cgroups = cgroups
 
     async def prepare(self, workload: WorkloadId, asked: Resources, ids: tuple[int, int] | None) -> Mapping[str, str]:

@@ -10,6 +10,7 @@ from __future__ import annotations
 import asyncio
 import os
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 
 import msgspec
 
@@ -27,7 +28,7 @@ from steelyard.lifecycle.launch import Launch
 from steelyard.model.cdi import DeviceEdits
 from steelyard.model.ids import WorkloadId
 from steelyard.model.image import Image, parse_image
-from steelyard.model.job import Plan
+from steelyard.model.job import JobSpec, Plan
 from steelyard.model.mount import Bind, MountedVolume
 from steelyard.model.reason import Reason
 from steelyard.runtime.container import Containers, Wanted
@@ -88,13 +89,18 @@ class JobContainers:
             argv=launch.argv,
             env=dict(env),
             cwd=job.spec.cwd,
-            interpreter="" if job.spec.script is None else find_interpreter(job.spec.script),
+            interpreter=_find_first(job.spec, launch),
+            terminal=job.spec.terminal,
             programs="" if job.spec.script is None else slurm_bin,
             own_network=job.spec.own_network,
             binds=find_binds(folders, read, job.volumes),
             edits=edits,
         )
         return self._containers.make(member.workload, image, wanted, owner)
+
+    def console(self, workload: WorkloadId) -> Path:
+        """Where its terminal will be brought."""
+        return self._containers.console(workload)
 
     def signal(self, workload: WorkloadId, signum: int, cgroups: Cgroups) -> None:
         """Its processes have been sent the signal: end the one that the kernel keeps it from."""
@@ -134,6 +140,13 @@ class JobContainers:
     def explain(self, workload: WorkloadId) -> tuple[str, ...]:
         made = self._containers.made(workload)
         return () if made is None else (f"runs in a container of {made.reference}, started by crun", *made.notes)
+
+
+def _find_first(spec: JobSpec, launch: Launch) -> str:
+    """What the image must have for a script or a terminal's program, which run instead of its entry point; "" for that."""
+    if spec.script is not None:
+        return find_interpreter(spec.script)
+    return launch.argv[0] if spec.terminal is not None and launch.argv else ""
 
 
 def find_interpreter(script: str) -> str:

@@ -121,7 +121,7 @@ class JobStarter:
                 raise EdgeFailed(explain_limit(Reason.PREEMPTED, job.spec, attempt.gives_way_to), code=PREEMPTED)
             attempt.launched = True
             self._holdings.note_start(job.attempt, member.workload, member.plan)
-            argv, cwd, rootfs = launch.argv, job.spec.cwd, None
+            argv, cwd, rootfs, console = launch.argv, job.spec.cwd, None, None
             if image is not None and owner is not None:
                 outputs = _seen_by_us(outputs, job)  # opened before any volume is mounted
                 files = any(use.as_files for use in job.spec.secrets)
@@ -131,19 +131,21 @@ class JobStarter:
                     self._holdings.secrets.path(member.workload) if files else "",
                 )
                 argv, rootfs = self._containers.make(job, member, image, launch, env, owner, folders, edits, self._slurm_bin)
-                env, cwd = {"PATH": PATH}, "/"  # crun's own: it is root
-            handle = await self._runtime.launch(
-                member.workload,
-                argv=argv,
-                env=env,
-                cwd=cwd,
-                uid=ids[0] if ids else None,
-                gid=ids[1] if ids else None,
-                # of all that write one file, the first alone may empty it
-                outputs=outputs if not member.rank else Outputs(outputs.stdout, outputs.stderr),
-                rootfs=rootfs,
-                mounts=mounts,
-            )
+                env, cwd, console = {"PATH": PATH}, "/", self._containers.console(member.workload)  # crun's own: it is root
+            with self._holdings.terminals.made(member.workload, job.spec.terminal, ids, console) as terminal:
+                handle = await self._runtime.launch(
+                    member.workload,
+                    argv=argv,
+                    env=env,
+                    cwd=cwd,
+                    uid=ids[0] if ids else None,
+                    gid=ids[1] if ids else None,
+                    # of all that write one file, the first alone may empty it
+                    outputs=outputs if not member.rank else Outputs(outputs.stdout, outputs.stderr),
+                    rootfs=rootfs,
+                    mounts=mounts,
+                    terminal=terminal,
+                )
             member.handle = handle
             if member.phase == "starting":  # a short one may have ended already
                 member.phase = RUNNING
@@ -198,6 +200,8 @@ class JobStarter:
         env = job.spec.env | dict(secrets)
         if not job.spec.contained:  # whose image says where programs and homes are
             env = make_env(enter_job(self._images, job, env), str(self._files.folder(job.attempt)), ids, job.owner)
+        if job.spec.terminal is not None:
+            env["TERM"] = job.spec.terminal.kind
         env = make_environment(member.plan, self._machine.topology, env, mps=shares_by_mps(member.plan)) | launch.env
         script = job.spec.script is not None
         env |= make_variables(job.volumes)

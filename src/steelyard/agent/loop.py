@@ -99,9 +99,9 @@ class Agent:
         scratch = ScratchKeeper(edges.scratch)
         usage = UsageKeeper(edges.cgroups, edges.clock, edges.machine.topology, scratch.peak_bytes)
         self.secrets = SecretKeeper(edges.paths, edges.settings, lambda: self.functions.on_secrets())
-        self.holdings = Holdings(scratch, usage, edges.cgroups, edges.volumes, self.secrets)
-        self.volumes = VolumeKeeper(edges.volumes, edges.settings, edges.clock)
         self.terminals = TerminalKeeper(edges.spawner, edges.clock)
+        self.holdings = Holdings(scratch, usage, edges.cgroups, edges.volumes, self.secrets, self.terminals)
+        self.volumes = VolumeKeeper(edges.volumes, edges.settings, edges.clock)
         self.container_images = edges.images
         self.jobs = JobKeeper(
             edges.paths,

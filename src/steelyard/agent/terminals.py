@@ -12,7 +12,7 @@ import contextlib
 import os
 import socket
 import termios
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from pathlib import Path
 
 from steelyard.clock import Clock
@@ -180,8 +180,27 @@ class TerminalKeeper:
         self._spawner, self._clock = spawner, clock
         self._open: dict[WorkloadId, OpenTerminal] = {}
 
-    def open(self, workload: WorkloadId, wanted: Terminal, ids: Ids | None) -> int:
-        """The program's side of a new one, for a workload about to start; the caller closes it after that."""
+    @contextlib.contextmanager
+    def made(self, workload: WorkloadId, wanted: Terminal | None, ids: Ids | None, console: Path | None) -> Iterator[int | None]:
+        """For a workload that is started meanwhile: the program's side of a new one, None when it wants none. `console`: a
+        container runtime makes it inside, and sends ours to this socket. It is gone again when the start fails."""
+        if wanted is None:
+            yield None
+            return
+        side = self._open_side(workload, wanted, ids) if console is None else None
+        if console is not None:
+            self._expect(workload, console)
+        try:
+            yield side
+        except BaseException:
+            self.hang_up(workload)
+            del self._open[workload]
+            raise
+        finally:
+            if side is not None:
+                os.close(side)
+
+    def _open_side(self, workload: WorkloadId, wanted: Terminal, ids: Ids | None) -> int:
         try:
             master, side = os.openpty()
         except OSError as err:
@@ -200,8 +219,7 @@ class TerminalKeeper:
         self._make(workload).give(master)
         return side
 
-    def expect(self, workload: WorkloadId, path: Path) -> None:
-        """One that a container runtime makes inside, and sends to the socket `path`."""
+    def _expect(self, workload: WorkloadId, path: Path) -> None:
         path.unlink(missing_ok=True)
         listener = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM | socket.SOCK_CLOEXEC | socket.SOCK_NONBLOCK)
         try:
@@ -255,12 +273,6 @@ class TerminalKeeper:
     def hang_up(self, workload: WorkloadId) -> None:
         self._drop(workload)
         self._open[workload].close()
-
-    def forget(self, workload: WorkloadId) -> None:
-        """It did not start."""
-        if workload in self._open:
-            self.hang_up(workload)
-            del self._open[workload]
 
     def on_exit(self, workload: WorkloadId) -> None:
         if workload in self._open:

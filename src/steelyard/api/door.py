@@ -78,6 +78,9 @@ def check_job(spec: JobSpec, machine: Machine | None, root: bool) -> list[Findin
     findings += _check_gang_place(spec, machine) or _check_resources(spec.resources, machine)
     findings += _check_secrets(spec.secrets)
     findings += _check_root(spec.as_root, root)
+    findings += _check_terminal(spec.terminal)
+    if spec.terminal is not None and (spec.gang is not None or spec.stdout is not None or spec.stderr is not None):
+        findings.append(Finding("bad-terminal", "a terminal is for one process, and takes the place of output files"))
     return findings
 
 

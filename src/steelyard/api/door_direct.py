@@ -20,6 +20,7 @@ def check_direct(spec: JobSpec) -> list[Finding]:
     own = {
         "image": bool(spec.image or spec.builds),
         "volume": bool(spec.volumes),
+        "terminal": spec.terminal is not None,
         "secret": bool(spec.secrets),
         "exclusive": asked.exclusive or asked.timing is not Timing.BEST_EFFORT,
         "preemptible": asked.preemptible,

@@ -96,7 +96,7 @@ def attend(
         ) from None
     finally:
         interrupts.restore()
-    code = _conclude(chunk, job, interrupts.first_signal)
+    code = conclude(chunk, job, interrupts.first_signal)
     if sys.stderr.isatty():
         _say_used(client, patience, job.id)
     return code
@@ -165,7 +165,7 @@ def make_stop(client: ApiClient, patience: Patience, job: str) -> Callable[[int,
     return stop
 
 
-def _conclude(chunk: LogChunk, job: JobView, first_signal: int) -> int:
+def conclude(chunk: LogChunk, job: JobView, first_signal: int) -> int:
     if first_signal and chunk.exit_code is None:
         # it never ran: what a shell says of a command that a signal ended
         return 128 + first_signal

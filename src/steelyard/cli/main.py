@@ -1,5 +1,6 @@
 """Which command is meant? Names every command without importing any, runs one, and turns what went wrong into one sentence and an
-exit code: 0 done, 1 it failed, 2 refused, 3 Steelyard not reachable; `run`, `exec` and `attach` answer 125 for all three.
+exit code: 0 done, 1 it failed, 2 refused, 3 Steelyard not reachable; `run`, `shell`, `exec` and `attach` answer 125 for all
+three.
 """
 
 from __future__ import annotations
@@ -45,6 +46,7 @@ COMMANDS: dict[str, Entry] = {
     "check": Entry("Machines", "steelyard.cli.check:check", "Look for what is wrong with this machine."),
     "cluster": Entry("Machines", "steelyard.cli.cluster:cluster", "Bring up a Slurm cluster, or work on one."),
     "run": Entry("Jobs", "steelyard.cli.run:run", "Run a command as a job, or a function of an app."),
+    "shell": Entry("Jobs", "steelyard.cli.shell:shell", "Start a job with a shell in it, or enter one that runs."),
     "submit": Entry("Jobs", "steelyard.cli.submit:submit", "Submit a script that was written for sbatch."),
     "ps": Entry("Jobs", "steelyard.cli.ps:ps", "List jobs."),
     "job": Entry("Jobs", "steelyard.cli.job:job", "Show all of a job: what it asked, got, did and used."),
@@ -174,8 +176,8 @@ def main(argv: list[str] | None = None) -> None:
 
 
 def _refused(arguments: list[str], code: int) -> int:
-    """`run`, `exec` and `attach` keep all codes but one for the command."""
-    return RUN_REFUSED if _command(arguments) in ("run", "exec", "attach") else code
+    """What ends with a command's code keeps all codes but one for it."""
+    return RUN_REFUSED if _command(arguments) in ("run", "exec", "attach", "shell") else code
 
 
 def _command(arguments: list[str]) -> str:

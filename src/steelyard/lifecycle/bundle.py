@@ -51,6 +51,7 @@ class Container(msgspec.Struct, frozen=True):
     own_network: bool = False
     binds: tuple[Bind, ...] = ()
     devices: tuple[DeviceNode, ...] = ()
+    terminal: Terminal | None = None
 
 
 def namespaces(*, own_network: bool) -> tuple[str, ...]:
@@ -60,16 +61,16 @@ def namespaces(*, own_network: bool) -> tuple[str, ...]:
 def make_bundle(container: Container) -> dict[str, object]:
     """The content of config.json."""
     none: list[str] = []
+    env = [f"{name}={value}" for name, value in sorted(container.env.items())]
     return {
         "ociVersion": "1.0.2",
         "process": {
-            "terminal": False,
             "user": {"uid": container.uid, "gid": container.gid, "additionalGids": list(container.groups)},
             "args": list(container.argv),
-            "env": [f"{name}={value}" for name, value in sorted(container.env.items())],
             "cwd": container.cwd or "/",
             "capabilities": dict.fromkeys(("bounding", "effective", "inheritable", "permitted", "ambient"), none),
             "noNewPrivileges": True,
+            **make_terminal(env, container.terminal),
         },
         "root": {"path": container.root, "readonly": False},
         "hostname": container.hostname,
@@ -85,8 +86,10 @@ def make_bundle(container: Container) -> dict[str, object]:
     }
 
 
-def add_terminal(env: list[str], terminal: Terminal) -> dict[str, object]:
-    """What a process is told besides when it gets one."""
+def make_terminal(env: list[str], terminal: Terminal | None) -> dict[str, object]:
+    """What of a process depends on whether it gets one; `env`: its variables otherwise."""
+    if terminal is None:
+        return {"terminal": False, "env": env}
     kept = [line for line in env if not line.startswith("TERM=")]
     return {
         "terminal": True,

@@ -127,6 +127,9 @@ class JobSpec(msgspec.Struct, frozen=True):
     secrets: tuple[SecretUse, ...] = ()
     #: goes through the queue of the attached cluster and not through ours
     direct: bool = False
+    #: it runs in one (WebSocket `/v1/jobs/{job}/terminal`), which is hung up when nobody comes to it for a minute; in a container
+    #: its command then takes the place of the image's entry point. None: empty input, output to logs
+    terminal: Terminal | None = None
 
     @property
     def contained(self) -> bool:

@@ -24,7 +24,7 @@ import msgspec
 
 from steelyard.config import write_file
 from steelyard.errors import EdgeFailed, Refused
-from steelyard.lifecycle.bundle import Container, add_terminal, make_bundle
+from steelyard.lifecycle.bundle import Container, make_bundle, make_terminal
 from steelyard.model.cdi import DeviceEdits
 from steelyard.model.ids import WorkloadId
 from steelyard.model.image import Image, ImageReference, choose_argv
@@ -76,8 +76,9 @@ class Wanted(msgspec.Struct, frozen=True):
     argv: tuple[str, ...]
     env: dict[str, str]
     cwd: str = ""
-    #: of a script, which is brought in and runs instead of the image's entry point: what the image must have for that
+    #: of what runs instead of the image's entry point: what the image must have for that
     interpreter: str = ""
+    terminal: Terminal | None = None
     #: a folder that is brought in, in which programs are looked for first
     programs: str = ""
     own_network: bool = False
@@ -176,6 +177,7 @@ class Containers:
             hostname=workload[:64] if wanted.own_network else self._hostname, machine=os.uname().machine,
             own_network=wanted.own_network and not wanted.in_network, devices=edits.nodes,
             binds=(*files, *edits.binds, *place_libraries(str(root), edits.libraries, edits.binds), *wanted.binds),
+            terminal=wanted.terminal,
         )  # fmt: skip
         uid, gid = self.ids(image, owner)
         made = Made(
@@ -201,6 +203,7 @@ class Containers:
             raise EdgeFailed(f"{folder} could not be written: {err.strerror}. Nothing was started.", code="start-failed") from err
         self._all()[workload] = made
         passed = ("--preserve-fds", str(wanted.fds)) if wanted.fds else ()
+        passed += self._brings(workload, wanted.terminal)
         command = (*self._crun(), "run", *passed, "--bundle", str(folder), workload)
         return command, Rootfs(str(root), f"{folder}/{_FS}", disk_uids, disk_gids, owner, edits.nodes, edits.lock_memory)
 
@@ -212,14 +215,17 @@ class Containers:
         try:
             process = msgspec.json.decode((folder / _CONFIG).read_bytes())["process"]
             path = folder / f"exec-{number}.json"
-            process |= {"args": list(argv)} | ({} if terminal is None else add_terminal(process["env"], terminal))
+            process |= {"args": list(argv), **make_terminal(process["env"], terminal)}
             write_file(path, msgspec.json.encode(process))
         except OSError as err:
             raise EdgeFailed(f"{folder} can't be used: {err.strerror}. Nothing was started.", code="start-failed") from err
         made = self.made(workload)
         locks = made is not None and made.lock_memory
-        console = () if terminal is None else ("--console-socket", str(self.console(workload, number)))
-        return (*self._crun(), "exec", *console, "--process", str(path), workload), Rootfs("", "", lock_memory=locks)
+        brings = self._brings(workload, terminal, number)
+        return (*self._crun(), "exec", *brings, "--process", str(path), workload), Rootfs("", "", lock_memory=locks)
+
+    def _brings(self, workload: WorkloadId, terminal: Terminal | None, number: int = 0) -> tuple[str, ...]:
+        return () if terminal is None else ("--console-socket", str(self.console(workload, number)))
 
     def console(self, workload: WorkloadId, number: int = 0) -> Path:
         """Where crun brings the terminal of a process of it: the first one's (0), or another's; the socket is its reader's."""

@@ -15,6 +15,7 @@ from containers import NO_CONTAINERS
 from machines import make_hgx
 from steelyard.agent.attempt import Attempt, MemberEnd, make_members
 from steelyard.agent.jobs import JobKeeper
+from steelyard.agent.terminals import TerminalKeeper
 from steelyard.clock import VirtualClock
 from steelyard.config import Settings
 from steelyard.errors import Unreachable
@@ -59,6 +60,7 @@ class Rig:
             stop=lambda workload, signum: self.log.append(("stopped", workload, signum)),
         )
         holdings = SimpleNamespace(
+            terminals=TerminalKeeper(cast(Any, None), VirtualClock()),
             secrets=no_secrets(),
             volumes=VolumeFolders(Path("/nonexistent"), ()),
             prepare=self.prepare,
