@@ -18,7 +18,7 @@ def check_direct(spec: JobSpec) -> list[Finding]:
         return []
     asked, gpus = spec.resources, spec.resources.gpus
     own = {
-        "image": bool(spec.image or spec.builds),
+        "image": bool(spec.image or spec.builds or spec.makes),
         "volume": bool(spec.volumes),
         "terminal": spec.terminal is not None,
         "secret": bool(spec.secrets),
