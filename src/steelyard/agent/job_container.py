@@ -98,6 +98,11 @@ class JobContainers:
         )
         return self._containers.make(member.workload, image, wanted, owner)
 
+    def made_as(self, workload: WorkloadId) -> Ids | None:
+        """Whom its processes show as on the machine; None: it is no container."""
+        made = self._containers.made(workload)
+        return None if made is None else (made.uid, made.gid)
+
     def console(self, workload: WorkloadId) -> Path:
         """Where its terminal will be brought."""
         return self._containers.console(workload)
