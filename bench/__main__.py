@@ -13,6 +13,7 @@ import msgspec
 
 from bench import (
     arrivals,
+    bringup,
     bursts,
     calls,
     containers,
@@ -62,6 +63,7 @@ GROUPS: dict[str, Measure] = {
     "reload": calls.measure_reload,
     "weights": weights.measure_weights,
     "image-build": images.measure_build,
+    "cluster-up": bringup.measure_bring_up,
 }
 PAGE = Path(__file__).resolve().parent.parent / "docs" / "benchmarks.md"
 

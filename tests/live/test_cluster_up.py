@@ -3,44 +3,21 @@
 from __future__ import annotations
 
 import json
-import subprocess
-import sys
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
-from slurm_bed import Bed, machines
+from cluster_command import Cluster
+from slurm_bed import USER, machines, wait_until
 
-
-class Cluster:
-    """The command line against the machines of one bed, with a home and known hosts of its own."""
-
-    def __init__(self, bed: Bed, folder: Path) -> None:
-        self.bed, self.folder = bed, folder
-        known = [f"{each.address} {each.path('/etc/ssh/ssh_host_ed25519_key.pub').read_text().strip()}" for each in bed]
-        (folder / "known_hosts").write_text("\n".join([*known, ""]))
-        (folder / "ssh_config").write_text(
-            f"Host *\nUser root\nIdentityFile {bed.key}\nUserKnownHostsFile {folder}/known_hosts\n"
-        )
-
-    def write_hosts(self, *names: str, top: str = "") -> Path:
-        hosts = [f"- {{name: {name}, address: {self.bed[name].address}}}" for name in names]
-        file = self.folder / "hosts.yaml"
-        file.write_text("\n".join([top, "hosts:", *hosts, ""]))
-        return file
-
-    def run(self, *words: str) -> subprocess.CompletedProcess[str]:
-        command = [sys.executable, "-P", "-m", "steelyard", "cluster", *words, f"--home={self.folder}/home"]
-        more = [f"--ssh-config={self.folder}/ssh_config"]
-        return subprocess.run(
-            [*command, *more], capture_output=True, text=True, stdin=subprocess.DEVNULL, timeout=100, check=False
-        )
-
-    def ok(self, *words: str) -> str:
-        done = self.run(*words)
-        assert done.returncode == 0, f"{words} -> {done.returncode}\n{done.stdout}\n{done.stderr}"
-        return done.stdout
+CONF = "/etc/slurm/slurm.conf"
+#: in the place of a program: ends the connection that it was started over, once
+CUT = """#!/bin/sh
+mv /usr/bin/setpriv.kept /usr/bin/setpriv
+pkill -KILL -f 'sshd: root'
+exit 1
+"""
 
 
 @pytest.fixture
@@ -50,13 +27,93 @@ def cluster(tmp_path: Path) -> Iterator[Cluster]:
 
 
 def test_three_bare_machines_become_a_cluster_and_a_second_time_nothing_is_to_do(cluster: Cluster) -> None:
-    hosts = str(cluster.write_hosts("n1", "n2", "n3"))
+    hosts = cluster.write_hosts("n1", "n2", "n3")
     refused = cluster.run("up", hosts)
     assert refused.returncode == 2 and "say -y" in refused.stderr and "slurm.conf" in refused.stdout
-    assert not cluster.bed["n1"].path("/etc/slurm/slurm.conf").exists()
+    assert not cluster.bed["n1"].path(CONF).exists()
 
     assert "3 nodes take work" in cluster.ok("up", hosts, "-y")
     assert sorted(cluster.bed["n1"].ok("srun", "-N3", "hostname").split()) == ["n1", "n2", "n3"]
     again = json.loads(cluster.ok("up", hosts, "-y", "--json"))
     assert again["steps"] == [] and again["nodes"] == ["n1", "n2", "n3"]
     assert cluster.run("config", "--diff").stderr == "No file differs.\n"
+
+    # an edited file keeps its host out, and the host its place
+    with cluster.bed["n3"].path(CONF).open("a") as file:
+        file.write("# mine\n")
+    edited = cluster.run("up", hosts, "-y")
+    assert edited.returncode == 1 and "n3 stays out: /etc/slurm/slurm.conf was edited" in edited.stderr
+    assert cluster.bed["n3"].path(CONF).read_text().endswith("# mine\n") and cluster.state("n3").startswith("idle")
+
+
+def test_a_machine_with_something_critical_starts_no_job_until_it_is_resumed(cluster: Cluster) -> None:
+    cluster.ok("up", cluster.write_hosts("n1", "n2"), "-y")
+    verdict = cluster.bed["n2"].path("/run/steelyard-node/critical")
+    verdict.parent.mkdir(exist_ok=True)
+    verdict.write_text("xid: The GPU fell off the bus.")
+    head = cluster.bed["n1"]
+    job = head.ok("sbatch", "--parsable", "-w", "n2", "--wrap", "touch /tmp/ran").strip()
+    # the job is queued again, and held
+    wait_until(lambda: head.ok("squeue", "-h", "-o", "%i %T") == f"{job} PENDING\n", "the prolog to refuse the job")
+    wait_until(lambda: cluster.state("n2") == "drained Prolog error", "n2 to be drained")
+    assert not cluster.bed["n2"].path("/tmp/ran").exists()
+    cluster.ok("resume", "n2")
+    assert not verdict.exists()
+    assert head.ok("srun", "-w", "n2", "hostname") == "n2\n"
+    cluster.ok("drain", "n2", "--reason", "new memory")
+    assert cluster.state("n2") == "drained new memory"
+
+
+def test_a_connection_that_is_lost_in_the_middle_costs_one_more_run(cluster: Cluster) -> None:
+    broken = cluster.bed["n2"].path("/usr/bin/setpriv")
+    broken.rename(broken.with_name("setpriv.kept"))
+    broken.write_text(CUT)
+    broken.chmod(0o755)
+    hosts = cluster.write_hosts("n1", "n2", "n3")
+    cut = cluster.run("up", hosts, "-y")
+    assert cut.returncode == 1 and "n2 was not finished: the connection to n2 was lost" in cut.stderr
+    assert cluster.state("n3").startswith("idle")
+    # what was done before the cut is not done again
+    steps = json.loads(cluster.ok("up", hosts, "-y", "--json"))["steps"]
+    assert [(step["host"], step["what"]) for step in steps] == [("n2", "munged"), ("n2", "slurmd")]
+    assert sorted(cluster.bed["n1"].ok("srun", "-N3", "hostname").split()) == ["n1", "n2", "n3"]
+
+
+def test_hosts_that_cannot_take_part_stay_as_they_are_and_the_others_go_on(cluster: Cluster) -> None:
+    theirs = cluster.bed["n2"].path(CONF)
+    theirs.write_text("ClusterName=theirs\n")
+    hosts = cluster.write_hosts("n1", "n2", "n3")
+    # where nobody listens
+    Path(hosts).write_text(Path(hosts).read_text().replace("{name: n3,", "{name: n3, port: 1,"))
+    done = cluster.run("up", hosts, "-y")
+    assert done.returncode == 1
+    assert "n2 stays out: /etc/slurm/slurm.conf was not written by `cluster up`" in done.stderr
+    assert "n3 stays out: it can't be reached" in done.stderr
+    assert theirs.read_text() == "ClusterName=theirs\n" and not cluster.bed["n2"].path("/etc/slurm/gres.conf").exists()
+    assert cluster.bed["n1"].ok("srun", "hostname") == "n1\n"
+    # the controller itself: nothing is done at all
+    Path(hosts).write_text(Path(hosts).read_text().replace("user: root", f"user: {USER}"))
+    nobody = cluster.run("up", hosts, "-y")
+    assert nobody.returncode == 2 and "can't become root without a password" in nobody.stderr
+
+
+def test_machines_come_and_go(cluster: Cluster) -> None:
+    cluster.ok("up", cluster.write_hosts("n1", "n2"), "-y")
+    head = cluster.bed["n1"]
+    config = cluster.folder / "ssh_config"
+    config.write_text(f"Host n3\nHostname {cluster.bed['n3'].address}\n\n{config.read_text()}")
+    job = head.ok("sbatch", "--parsable", "-w", "n2", "--wrap", "exec sleep 600").strip()
+    wait_until(lambda: head.ok("squeue", "-h", "-o", "%T") == "RUNNING\n", "the job to run")
+    assert "3 nodes take work" in cluster.ok("add", "n3", "-y")
+    assert cluster.run("add", "n3", "-y").returncode == 2
+    # what runs goes on under restarted programs
+    assert head.ok("squeue", "-h", "-o", "%i %T") == f"{job} RUNNING\n"
+    busy = cluster.run("remove", "n2", "-y")
+    assert busy.returncode == 2 and f"Jobs run on n2 ({job})" in busy.stderr
+    assert cluster.run("remove", "n1", "-y").returncode == 2
+    head.ok("scancel", job)
+    wait_until(lambda: not head.ok("squeue", "-h"), "the job to end")
+    cluster.ok("remove", "n2", "-y")
+    assert head.ok("sinfo", "-h", "-N", "-o", "%N").split() == ["n1", "n3"]
+    assert cluster.bed["n2"].run("pgrep", "-x", "slurmd").returncode == 1
+    assert not cluster.bed["n2"].path(CONF).exists()

@@ -10,17 +10,21 @@ import re
 import shutil
 import stat
 import subprocess
+from collections.abc import Sequence
 from pathlib import Path
 
 import msgspec
 import pytest
 
+from machines import make_topology
 from recorded import recorded
 from slurm_machines import seen_host, spec_of
 from steelyard.engine.bringup.plan import plan_bring_up
+from steelyard.host.fabric.read import read_fabric
 from steelyard.host.topology.read import read_topology
 from steelyard.model.cluster import StepKind
-from steelyard.model.topology import Topology
+from steelyard.model.fabric import Fabric
+from steelyard.model.topology import PathClass, Topology
 
 SLURMD = shutil.which("slurmd") or shutil.which("slurmd", path="/usr/sbin")
 pytestmark = pytest.mark.skipif(
@@ -59,11 +63,25 @@ def test_slurmd_finds_the_recorded_machine_as_its_line_says(name: str, tmp_path:
     assert f" Sockets:{sockets} " in said, said
 
 
-def _files(folder: Path, machine: Topology) -> dict[str, str]:
-    """As rendered for one node, with this test's paths, and without what needs a running munge or makes control groups."""
+def test_slurmd_takes_the_tree_of_a_recorded_fabric(tmp_path: Path) -> None:
+    fabric = read_fabric([recorded("fabric/ibnetdiscover-gb200-nvl72-ndr.out")])
+    names = [host.name for host in fabric.hosts if host.ports][:8]
+    machine = make_topology([], lambda a, b: (PathClass.SYS, 0, None))
+    files = _files(tmp_path, machine, ["n1", *names], fabric)
+    assert "TopologyPlugin=topology/tree" in files["slurm.conf"] and files["topology.conf"].count("SwitchName=") > 1
+    said = _start_slurmd(tmp_path, files)
+    assert "topology/tree: init" in said
+    # (this machine is not the one of the file, and the first node is on no switch)
+    complaints = re.findall(r"(?:error|fatal): (.*)", said)
+    assert all("differs from hardware" in each or each.endswith("lack access to 1 nodes: n1") for each in complaints), said
+
+
+def _files(folder: Path, machine: Topology, names: Sequence[str] = ("n1",), fabric: Fabric | None = None) -> dict[str, str]:
+    """As rendered for nodes like that, with this test's paths, without what needs a running munge or makes control groups."""
     old = Path("/sys/fs/cgroup/cpuset").is_dir()
-    host = seen_host("n1", machine, cgroups="v1" if old else "v2", controllers=frozenset({"freezer", "memory"} if old else ()))
-    plan = plan_bring_up(spec_of("n1"), {"n1": host}, {}, None)
+    controllers = frozenset({"freezer", "memory"} if old else ())
+    hosts = {name: seen_host(name, machine, cgroups="v1" if old else "v2", controllers=controllers) for name in names}
+    plan = plan_bring_up(spec_of(*names), hosts, {}, fabric)
     files = {Path(step.subject).name: step.content for step in plan.steps if step.kind is StepKind.WRITE}
     return {name: _moved(content, folder) for name, content in files.items()}
 

@@ -160,10 +160,15 @@ def drain(host: str, reason: str, ssh_config: Path | None, home: Path | None) ->
 def resume(host: str, ssh_config: Path | None, home: Path | None) -> None:
     """Let jobs start on a machine again that was drained, by hand or by its health program.
 
+    What the health program had found counts no more, until the machine starts anew.
+
     \b
     Examples:
       steelyard cluster resume n2
     """
+    from steelyard.engine.bringup.slurm_conf import FORGIVEN, VERDICT
+
+    _run_as_root(home, ssh_config, host, f"[ ! -e {VERDICT} ] || mv {VERDICT} {FORGIVEN}")
     _update(home, ssh_config, host, ["State=RESUME"])
     click.echo(f"{host} takes jobs")
 
@@ -339,16 +344,20 @@ def _update(home: Path | None, ssh_config: Path | None, host: str, words: list[s
 
     spec = _load(home)
     _host(spec, host)
-    script = shlex.join(["scontrol", "update", f"NodeName={host}", *words])
+    _run_as_root(home, ssh_config, spec.controller_name, shlex.join(["scontrol", "update", f"NodeName={host}", *words]))
+
+
+def _run_as_root(home: Path | None, ssh_config: Path | None, host: str, script: str) -> None:
+    entry = _host(_load(home), host)
 
     async def ask() -> None:
         from steelyard.engine.bringup.ssh import Shell
         from steelyard.errors import EdgeFailed
 
-        async with Shell(_host(spec, spec.controller_name), ssh_config) as shell:
+        async with Shell(entry, ssh_config) as shell:
             said = await shell.run(script, as_root=True)
         if said.code != 0:
-            raise EdgeFailed(f"Slurm refused: {(said.err or said.out).strip()}. Nothing was changed.", code="slurm-refused")
+            raise EdgeFailed(f"{host} refused: {(said.err or said.out).strip()}. Nothing was changed.", code="refused-there")
 
     asyncio.run(ask())
 

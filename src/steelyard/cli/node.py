@@ -60,7 +60,7 @@ def epilog() -> None:
 @node.command(hidden=True, help="Look at this machine; drain it when something is CRITICAL.")
 def health() -> None:
     from steelyard.config import write_file
-    from steelyard.engine.bringup.slurm_conf import VERDICT
+    from steelyard.engine.bringup.slurm_conf import FORGIVEN, VERDICT
     from steelyard.host.health.ask import ask
     from steelyard.host.health.observe import observe_health
     from steelyard.host.sysfs import read_text
@@ -68,10 +68,10 @@ def health() -> None:
 
     reason = find_reason(judge_health(observe_health()))
     file = Path(VERDICT)
-    if not reason:
+    if not reason or reason == read_text(FORGIVEN):
         file.unlink(missing_ok=True)
         return
-    # told once: a machine that somebody has resumed in spite of it is his
+    # told once; the prolog refuses jobs as long as it stands
     if read_text(file) == reason:
         return
     file.parent.mkdir(mode=0o755, exist_ok=True)

@@ -88,6 +88,8 @@ def _list_given(plan: Plan, gpus: Sequence[Gpu]) -> list[_Given]:
 
 def _own(given: _Given, facts: CdiFacts) -> list[OwnNode]:
     """The device files that come with it. A part needs those of the whole, its instance's and its own."""
+    if "/" in given.gpu.id:
+        return []  # a further partition of one card: which of its device files is whose, nobody says
     nodes = facts.own_nodes.get(given.gpu.pci or "", ())
     if given.part is None:
         return [node for node in nodes if node.part is None]

@@ -5,6 +5,8 @@ A pid alone is never an identity (R6): the start time, in clock ticks since boot
 
 from __future__ import annotations
 
+import os
+
 import msgspec
 
 
@@ -19,8 +21,11 @@ class ProcessStat(msgspec.Struct, frozen=True):
 def observe_process(pid: int) -> ProcessStat | None:
     """None when no such process is there."""
     try:
-        with open(f"/proc/{pid}/stat", "rb") as file:
-            raw = file.read()
+        fd = os.open(f"/proc/{pid}/stat", os.O_RDONLY | os.O_CLOEXEC)
+        try:
+            raw = os.read(fd, 4096)
+        finally:
+            os.close(fd)
     except (FileNotFoundError, ProcessLookupError):
         return None
     # the name in parentheses may itself hold spaces and parentheses: count from the last one

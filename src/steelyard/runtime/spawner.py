@@ -31,7 +31,7 @@ from steelyard.model.ids import WorkloadId
 from steelyard.runtime.mount_calls import make_userns
 from steelyard.runtime.procstat import observe_process
 from steelyard.runtime.spare_files import SpareFiles
-from steelyard.runtime.spawn_child import observe_inherited, prctl, run_child
+from steelyard.runtime.spawn_child import ALL_SIGNALS, block_signals, observe_inherited, prctl, run_child
 from steelyard.runtime.spawner_peer import Peer, note, open_listener, peer_is_ours
 from steelyard.wire import spawn as wire
 
@@ -73,7 +73,7 @@ class Starting(msgspec.Struct, frozen=True):
 class Spawner:
     def __init__(self, listener: socket.socket, exits: Path, nofile: tuple[int, int]) -> None:
         self._listener = listener
-        self._exits = exits
+        self._exits, self._exits_path = exits, str(exits)
         self._clock = SystemClock()
         self._selector = selectors.DefaultSelector()
         self._peers: list[Peer] = []
@@ -99,7 +99,6 @@ class Spawner:
         for number in (signal.SIGINT, signal.SIGHUP):  # a terminal's business, not ours
             signal.signal(number, signal.SIG_IGN)
         self._inherited = observe_inherited(nofile)
-        self._all_signals = tuple(signal.valid_signals())
 
     def serve(self) -> None:
         while not (self._terms > 1 or (self._terms and not self._children and not self._unsaved)):
@@ -252,7 +251,7 @@ class Spawner:
             peer.send(wire.SpawnFailed(workload, "user namespace", err.strerror or str(err)))
             return
         pipe, error_fd = os.pipe2(os.O_CLOEXEC | os.O_NONBLOCK)
-        mask = signal.pthread_sigmask(signal.SIG_BLOCK, self._all_signals)
+        blocked = block_signals(ALL_SIGNALS)
         try:
             pid = os.fork()
             if pid == 0:
@@ -263,7 +262,7 @@ class Spawner:
             return
         finally:
             os.close(error_fd)
-            signal.pthread_sigmask(signal.SIG_SETMASK, mask)
+            block_signals(blocked)
         # Standing still until exec is a third faster than going on: while both run, each write copies the page for the other.
         poll = select.poll()
         poll.register(pipe, select.POLLIN)
@@ -291,9 +290,12 @@ class Spawner:
             return "the spawner was told to end"
         if any(child.workload == workload for child in self._children.values()):
             return "it runs already"
-        if workload in self._unsaved or (self._exits / f"{workload}.json").exists():
+        if workload in self._unsaved or self._has_record(workload):
             return "it ran already"
         return None
+
+    def _has_record(self, workload: WorkloadId) -> bool:
+        return os.access(f"{self._exits_path}/{workload}.json", os.F_OK)
 
     def _settle(self, starting: Starting, watched: bool = True) -> None:
         """The pipe closed: exec worked, or there is an error to read. Also called when the child is already gone."""
@@ -320,7 +322,7 @@ class Spawner:
 
     def _claim(self, claim: wire.Claim) -> None:
         workload, pid = claim.workload, claim.pid
-        if pid in self._children or workload in self._unsaved or (self._exits / f"{workload}.json").exists():
+        if pid in self._children or workload in self._unsaved or self._has_record(workload):
             return
         ended = self._unclaimed.pop((pid, claim.start_time), None)
         if ended is not None:

@@ -105,6 +105,12 @@ def test_amds_gpus_need_no_library_of_the_machine() -> None:
     assert not edits.libraries and not edits.binds
 
 
+def test_a_further_partition_of_a_card_does_not_get_the_cards_own_files() -> None:
+    topology = Topology(gpus=(Gpu(GPUS[0], vendor="AMD", pci=GPUS[0]), Gpu(f"{GPUS[0]}/1", vendor="AMD", pci=GPUS[0])))
+    said = grant_devices(Plan(gpus=(f"{GPUS[0]}/1",)), topology, FACTS)
+    assert isinstance(said, str) and "shows no device file" in said
+
+
 @pytest.mark.parametrize(
     ("facts", "words"),
     [

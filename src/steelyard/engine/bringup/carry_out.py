@@ -57,7 +57,8 @@ async def carry_out(plan: BringUpPlan, controller: str, shells: Mapping[str, She
     tell("writing files and starting programs")
     await do_all(set(StepKind) - {StepKind.INSTALL}, START_S, key)
     tell("waiting until the nodes take work")
-    said = await shells[controller].run(make_waiting(plan.nodes, READY_S), timeout_s=READY_S + START_S)
+    awaited = [name for name in plan.nodes if name not in failed and name not in plan.left_out]
+    said = await shells[controller].run(make_waiting(awaited, READY_S), timeout_s=READY_S + START_S)
     found = [match.groups() for match in re.finditer(r"^(\S+) (\S+) (.*)$", said.out, re.MULTILINE) if match[1] in plan.nodes]
     return Outcome(failed, {name: state for name, state, _ in found}, {name: why for name, _, why in found if why != "none"})
 

@@ -16,6 +16,8 @@ STATE, SPOOL, LOGS = "/var/lib/slurm/slurmctld", "/var/lib/slurm/slurmd", "/var/
 PROLOG, EPILOG, HEALTH = (f"{FOLDER}/steelyard-{name}.sh" for name in ("prolog", "epilog", "health"))
 #: there while the last look found something CRITICAL; holds why
 VERDICT = "/run/steelyard-node/critical"
+#: what a person has looked at and taken back into use; counts until the next start of the machine
+FORGIVEN = "/run/steelyard-node/forgiven"
 #: partition of hosts that name none
 PARTITION = "main"
 _HEALTH_S = 300
@@ -70,7 +72,7 @@ def render_slurm_conf(choices: Choices, nodes: Sequence[Node]) -> str:
         "# Programs that want PMIx ask for it (srun --mpi=pmix); every other step would pay for it.",
         "MpiDefault=none",
         "",
-        *_programs(),
+        *_programs(gpus=any(node.gpus for node in nodes)),
         *(["GresTypes=gpu", ""] if any(node.gpus for node in nodes) else []),
     ]
     for node in nodes:
@@ -130,12 +132,11 @@ def _topology(choices: Choices) -> list[str]:
     return ["# Jobs of several nodes are placed by topology.conf.", f"TopologyPlugin={choices.topology}"]
 
 
-def _programs() -> list[str]:
+def _programs(gpus: bool) -> list[str]:
     return [
-        "# On all nodes of a job before it starts, so that a gang hears of a broken machine before any of its tasks runs.",
-        "PrologFlags=Alloc",
+        "# Where a job's first step starts. (PrologFlags=Alloc, on all nodes beforehand, makes srun take twice as long.)",
         f"Prolog={PROLOG}",
-        f"Epilog={EPILOG}",
+        *([f"Epilog={EPILOG}"] if gpus else ["# Epilog is left away: it looks at GPUs, and no machine has one."]),
         f"# Looks every {_HEALTH_S // 60} minutes, at busy machines too, one after the other; drains what is CRITICAL.",
         f"HealthCheckProgram={HEALTH}",
         f"HealthCheckInterval={_HEALTH_S}",
