@@ -25,15 +25,17 @@ import msgspec
 from steelyard.config import write_file
 from steelyard.errors import EdgeFailed, Refused
 from steelyard.lifecycle.bundle import Container, make_bundle, make_terminal
+from steelyard.lifecycle.container_step import CAPABILITIES, DONE
 from steelyard.model.cdi import DeviceEdits
 from steelyard.model.ids import WorkloadId
-from steelyard.model.image import Image, ImageReference, choose_argv
+from steelyard.model.image import Image, ImageReference, UserIds, choose_argv
 from steelyard.model.job import Terminal
 from steelyard.model.mount import Bind
 from steelyard.runtime.mount_calls import find_inside
 from steelyard.runtime.oci import Tell, say_nothing
 from steelyard.runtime.oci.fetch import missing
-from steelyard.runtime.oci.ranges import make_maps, owner_range
+from steelyard.runtime.oci.ranges import BUILD_IDS, BUILD_MAPS, make_maps, owner_range
+from steelyard.runtime.oci.steps import StepMade
 from steelyard.runtime.oci.store import ImageStore, RegistryLogin
 from steelyard.runtime.rootfs import DEV, ROOT, SYS
 from steelyard.wire.spawn import Rootfs
@@ -68,6 +70,8 @@ class Made(msgspec.Struct, frozen=True):
     lock_memory: bool = False
     #: sentences for its proof
     notes: tuple[str, ...] = ()
+    #: the image that it makes; "" of any other
+    makes: str = ""
 
 
 class Wanted(msgspec.Struct, frozen=True):
@@ -89,6 +93,8 @@ class Wanted(msgspec.Struct, frozen=True):
     binds: tuple[Bind, ...] = ()
     #: for the devices that it was given
     edits: DeviceEdits = DeviceEdits()
+    #: its files become that image of its owner's; it runs as root of ids that only images have, with what such a step may do
+    step: StepMade | None = None
 
 
 class Containers:
@@ -121,7 +127,8 @@ class Containers:
 
     def sweep(self) -> None:
         """In the background: what an agent before this one was killed over."""
-        threading.Thread(target=self.store.sweep, daemon=True).start()
+        steps = [made.makes for made in self._all().values()]
+        threading.Thread(target=self.store.sweep, args=(steps,), daemon=True).start()
 
     def fetch(
         self,
@@ -168,18 +175,25 @@ class Containers:
             env["PATH"] = f"{wanted.programs}:{env['PATH']}"
         first = owner_range(self._images, owner[0])
         (uids, disk_uids), (gids, disk_gids) = make_maps(first, owner[0]), make_maps(first, owner[1])
+        ids, binds, disk = image.ids, wanted.binds, ""
+        if wanted.step is not None:
+            uids, disk_uids = BUILD_MAPS
+            (gids, disk_gids), ids = BUILD_MAPS, UserIds(home=image.ids.home)
+            disk = str(self.store.begin_step(wanted.step))
+            binds = (*binds, Bind(f"{disk}/done", DONE))
         files = () if wanted.own_network else tuple(Bind(name, name, True) for name in _NETWORK_FILES if os.path.isfile(name))
         container = Container(
             root=f"{folder}/{_FS}/{ROOT}", sys=f"{folder}/{_FS}/{SYS}", nodes=f"{folder}/{_FS}/{DEV}",
             argv=argv, env=env, cwd=wanted.cwd or image.cwd,
-            uid=image.ids.uid, gid=image.ids.gid, groups=tuple(dict.fromkeys((*image.ids.groups, *edits.groups))),
+            uid=ids.uid, gid=ids.gid, groups=tuple(dict.fromkeys((*ids.groups, *edits.groups))),
             uids=uids, gids=gids,
             hostname=workload[:64] if wanted.own_network else self._hostname, machine=os.uname().machine,
             own_network=wanted.own_network and not wanted.in_network, devices=edits.nodes,
-            binds=(*files, *edits.binds, *place_libraries(str(root), edits.libraries, edits.binds), *wanted.binds),
+            binds=(*files, *edits.binds, *place_libraries(str(root), edits.libraries, edits.binds), *binds),
+            capabilities=CAPABILITIES if wanted.step is not None else (),
             terminal=wanted.terminal,
         )  # fmt: skip
-        uid, gid = self.ids(image, owner)
+        uid, gid = self.ids(image, owner) if wanted.step is None else BUILD_IDS
         made = Made(
             image.digest,
             image.reference,
@@ -189,6 +203,7 @@ class Containers:
             tuple(sorted(node.path for node in edits.nodes)),
             edits.lock_memory,
             edits.notes,
+            "" if wanted.step is None else wanted.step.image.digest,
         )
         try:
             (folder / _FS).mkdir(parents=True, exist_ok=True, mode=0o711)
@@ -205,7 +220,7 @@ class Containers:
         passed = ("--preserve-fds", str(wanted.fds)) if wanted.fds else ()
         passed += self._brings(workload, wanted.terminal)
         command = (*self._crun(), "run", *passed, "--bundle", str(folder), workload)
-        return command, Rootfs(str(root), f"{folder}/{_FS}", disk_uids, disk_gids, owner, edits.nodes, edits.lock_memory)
+        return command, Rootfs(str(root), f"{folder}/{_FS}", disk, disk_uids, disk_gids, owner, edits.nodes, edits.lock_memory)
 
     def enter(
         self, workload: WorkloadId, number: int, argv: tuple[str, ...], terminal: Terminal | None = None
@@ -237,7 +252,9 @@ class Containers:
 
     def forget(self, workload: WorkloadId) -> None:
         """Nothing of it runs any more."""
-        if self._all().pop(workload, None) is not None:
+        if (made := self._all().pop(workload, None)) is not None:
+            if made.makes:
+                self.store.drop_step(made.makes)
             shutil.rmtree(self._state / workload, ignore_errors=True)
             shutil.rmtree(self._folder / workload, ignore_errors=True)
 

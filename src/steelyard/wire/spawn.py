@@ -38,6 +38,8 @@ class Rootfs(msgspec.Struct, frozen=True):
     lower: str
     #: an empty folder; below it appear `rootfs` (the files, writable in memory), `sys` (the machine's alone) and `dev`
     folder: str
+    #: a folder on disk with `upper` and `work`, where what is written stays, instead of memory
+    disk: str = ""
     #: (first id on disk, first on the machine, how many)
     uids: tuple[tuple[int, int, int], ...] = ()
     gids: tuple[tuple[int, int, int], ...] = ()
