@@ -17,7 +17,7 @@ import posixpath
 import shutil
 import stat
 import threading
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
 
 import msgspec
@@ -52,7 +52,7 @@ _MACHINE = os.uname().machine
 LIBRARY_FOLDERS = (
     f"/usr/lib/{_MACHINE}-linux-gnu", f"/lib/{_MACHINE}-linux-gnu", "/usr/lib64", "/lib64", "/usr/lib", "/lib",
 )  # fmt: skip
-_CONFIG, _MADE, _FS = "config.json", "made.json", "fs"
+_CONFIG, _MADE, _FS, _PROCESS = "config.json", "made.json", "fs", "process.json"
 
 
 class Made(msgspec.Struct, frozen=True):
@@ -90,6 +90,8 @@ class Wanted(msgspec.Struct, frozen=True):
     in_network: bool = False
     #: descriptors from 3 on that it is given
     fds: int = 0
+    #: crun ends when it runs, and leaves its first process to whoever started crun
+    detached: bool = False
     binds: tuple[Bind, ...] = ()
     #: for the devices that it was given
     edits: DeviceEdits = DeviceEdits()
@@ -217,10 +219,13 @@ class Containers:
         except OSError as err:
             raise EdgeFailed(f"{folder} could not be written: {err.strerror}. Nothing was started.", code="start-failed") from err
         self._all()[workload] = made
-        passed = ("--preserve-fds", str(wanted.fds)) if wanted.fds else ()
-        passed += self._brings(workload, wanted.terminal)
-        command = (*self._crun(), "run", *passed, "--bundle", str(folder), workload)
-        return command, Rootfs(str(root), f"{folder}/{_FS}", disk, disk_uids, disk_gids, owner, edits.nodes, edits.lock_memory)
+        options = (*self._options(workload, wanted.fds, detached=wanted.detached), *self._brings(workload, wanted.terminal))
+        command = (*self._crun(), "run", *options, "--bundle", str(folder), workload)
+        leaves = self._pid_file(workload) if wanted.detached else ""
+        rootfs = Rootfs(
+            *(str(root), f"{folder}/{_FS}", disk, disk_uids, disk_gids, owner, edits.nodes, edits.lock_memory), leaves=leaves
+        )
+        return command, rootfs
 
     def enter(
         self, workload: WorkloadId, number: int, argv: tuple[str, ...], terminal: Terminal | None = None
@@ -245,6 +250,33 @@ class Containers:
     def console(self, workload: WorkloadId, number: int = 0) -> Path:
         """Where crun brings the terminal of a process of it: the first one's (0), or another's; the socket is its reader's."""
         return self._folder / workload / f"console-{number}"
+
+    def enter_for_good(
+        self, workload: WorkloadId, box: WorkloadId, argv: Sequence[str], env: Mapping[str, str], fds: int
+    ) -> tuple[tuple[str, ...], Rootfs]:
+        """The command that starts a workload in the container of another one, behind the same walls, and leaves it to whoever
+        started the command. `env` is all that it is given. Raises EdgeFailed."""
+        folder, made = self._folder / workload, self._all()[box]
+        try:
+            process = msgspec.json.decode((self._folder / box / _CONFIG).read_bytes())["process"]
+            told = {**process, "args": list(argv), "env": [f"{name}={value}" for name, value in env.items()], "cwd": "/"}
+            folder.mkdir(exist_ok=True, mode=0o711)
+            write_file(folder / _PROCESS, msgspec.json.encode(told))
+            write_file(folder / _MADE, msgspec.json.encode(made))
+        except OSError as err:
+            raise EdgeFailed(f"{folder} can't be written: {err.strerror}. Nothing was started.", code="start-failed") from err
+        self._all()[workload] = made
+        options = self._options(workload, fds, detached=True)
+        return (*self._crun(), "exec", *options, "--process", str(folder / _PROCESS), box), Rootfs(
+            "", "", leaves=self._pid_file(workload)
+        )
+
+    def _pid_file(self, workload: WorkloadId) -> str:
+        return str(self._folder / workload / "pid")
+
+    def _options(self, workload: WorkloadId, fds: int, *, detached: bool) -> tuple[str, ...]:
+        passed = ("--preserve-fds", str(fds)) if fds else ()
+        return (*passed, *(("--detach", "--pid-file", self._pid_file(workload)) if detached else ()))
 
     def made(self, workload: WorkloadId) -> Made | None:
         """None: it is no container."""

@@ -49,6 +49,9 @@ class Rootfs(msgspec.Struct, frozen=True):
     devices: tuple[DeviceNode, ...] = ()
     #: any amount of memory may be locked
     lock_memory: bool = False
+    #: the runtime starts the workload, writes the pid of its first process into this file, and ends with 0: that process is our
+    #: child then, and what `Spawned` tells of. "": the runtime is the workload, for as long as it lives
+    leaves: str = ""
 
 
 class Spawn(msgspec.Struct, frozen=True, tag=True):
