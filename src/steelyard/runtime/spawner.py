@@ -79,6 +79,8 @@ class Spawner:
         self._peers: list[Peer] = []
         self._children: dict[int, Child] = {}
         self._starting: dict[int, Starting] = {}
+        #: what kept it from its exec, told once it is gone: until then its control group has it
+        self._failed: dict[int, tuple[Starting, str, str]] = {}
         self._unclaimed: OrderedDict[tuple[int, int], wire.Exited] = OrderedDict()
         #: ended, but the record is not on disk yet
         self._unsaved: dict[WorkloadId, wire.Exited] = {}
@@ -101,7 +103,7 @@ class Spawner:
         self._inherited = observe_inherited(nofile)
 
     def serve(self) -> None:
-        while not (self._terms > 1 or (self._terms and not self._children and not self._unsaved)):
+        while not (self._terms > 1 or (self._terms and not (self._children or self._failed or self._unsaved))):
             for key, events in self._selector.select(RETRY_S if self._unsaved else None):
                 key.data(events)
             self._reap()
@@ -128,6 +130,8 @@ class Spawner:
             pid = ended.si_pid
             if pid in self._starting:
                 self._settle(self._starting[pid])
+            if pid in self._failed:
+                self._tell_failed(*self._failed.pop(pid))
             child = self._children.pop(pid, None) or _observe_stranger(pid)
             _, status, usage = os.wait4(pid, _WALL)
             exited = wire.Exited(
@@ -313,6 +317,10 @@ class Spawner:
             starting.asked_by.send(wire.Spawned(child.workload, child.pid, child.start_time, self._clock.mono_ns()))
             return
         self._children.pop(child.pid, None)
+        self._failed[child.pid] = starting, step, error
+
+    def _tell_failed(self, starting: Starting, step: str, error: str) -> None:
+        child = starting.child
         if not starting.asked_by.send(wire.SpawnFailed(child.workload, step, error)):
             # Its agent is gone and the next one may have been told that it runs: the record says what a shell would
             note(f"{child.workload} not started: {step}: {error}")
