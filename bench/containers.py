@@ -92,7 +92,7 @@ def _measure_start(steelyard: Installation, image: str, say: Say, rounds: int) -
                 continue
             if at >= 2:
                 taken[where].append((time.monotonic() - begin) * 1000)
-    alone = _crun_alone(steelyard, image, rounds)
+    alone = crun_alone(steelyard, image, rounds)
     adds = statistics.median(taken[image]) - statistics.median(taken[""])
     ratio = adds / statistics.median(alone)
     more = {
@@ -106,7 +106,8 @@ def _measure_start(steelyard: Installation, image: str, say: Say, rounds: int) -
     ]
 
 
-def _crun_alone(steelyard: Installation, image: str, rounds: int) -> list[float]:
+def crun_alone(steelyard: Installation, image: str, rounds: int) -> list[float]:
+    """ms of each `crun run` of `true` on the bundle of a job with that image."""
     job, pid, bundle = _start_sleeper(steelyard, image)
     config = json.loads((bundle / "config.json").read_text())
     copy = steelyard.folder / "alone"

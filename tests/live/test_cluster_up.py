@@ -98,7 +98,9 @@ def test_hosts_that_cannot_take_part_stay_as_they_are_and_the_others_go_on(clust
 
 
 def test_machines_come_and_go(cluster: Cluster) -> None:
-    cluster.ok("up", cluster.write_hosts("n1", "n2"), "-y")
+    site = cluster.folder / "site.conf"
+    site.write_text("SwitchName=leaf1 Nodes=n1,n2\nSwitchName=leaf2 Nodes=n3,n4\nSwitchName=spine Switches=leaf1,leaf2\n")
+    cluster.ok("up", cluster.write_hosts("n1", "n2"), "-y", f"--fabric={site}")
     head = cluster.bed["n1"]
     config = cluster.folder / "ssh_config"
     config.write_text(f"Host n3\nHostname {cluster.bed['n3'].address}\n\n{config.read_text()}")
@@ -106,6 +108,8 @@ def test_machines_come_and_go(cluster: Cluster) -> None:
     wait_until(lambda: head.ok("squeue", "-h", "-o", "%T") == "RUNNING\n", "the job to run")
     assert "3 nodes take work" in cluster.ok("add", "n3", "-y")
     assert cluster.run("add", "n3", "-y").returncode == 2
+    # the wiring that was named before still holds
+    assert "SwitchName=spine-spine Level=1 LinkSpeed=1 Nodes=n[1-3]" in head.ok("scontrol", "show", "topology")
     # what runs goes on under restarted programs
     assert head.ok("squeue", "-h", "-o", "%i %T") == f"{job} RUNNING\n"
     busy = cluster.run("remove", "n2", "-y")

@@ -9,11 +9,13 @@ import re
 import shutil
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 from steelyard_cluster import Cluster, wait_until
 
-from oci_images import OciImage, Registry, busybox_entries, python_entries
+from oci_images import OciImage, Registry, busybox_entries, entry, link, python_entries
+from steelyard.host.proc import observe_walls
 
 MISSING = [name for name in ("skopeo", "umoci", "crun", "busybox") if shutil.which(name) is None]
 pytestmark = pytest.mark.skipif(
@@ -193,3 +195,189 @@ def find_pids(workload: str) -> list[int]:
             if f"/{workload}." in path.read_text():
                 found.append(int(path.parent.name))
     return found
+
+
+# -- Python functions: templates inside
+
+
+@pytest.fixture(scope="module")
+def app(shared: Cluster, python: str) -> Iterator[Path]:
+    """An app whose functions tell of where they run, deployed once."""
+    folder = shared.folder / "boxed"
+    folder.mkdir()
+    (folder / "boxed.py").write_text(BOXED.format(image=python))
+    shared.ok("deploy", str(folder / "boxed.py"))
+    yield folder
+    for name in ("tell", "stays", "serve", "threads", "alone"):
+        shared.ok("delete", f"boxed-{name}")
+
+
+BOXED = """
+import http.server, os, socket, threading
+import steelyard as sy
+
+image = sy.Image.from_registry("{image}")
+app = sy.App("boxed", image=image)
+common = dict(env={{"MINE": "1"}}, cpus=0.1)
+
+def told():
+    status = open("/proc/self/status").read()
+    lines = dict(line.split(":\\t", 1) for line in status.splitlines() if ":\\t" in line)
+    return {{"pid": os.getpid(), "uid": os.getuid(), "files": sorted(os.listdir("/")), "of": os.environ.get("OF"),
+            "mine": os.environ.get("MINE"), "others": sorted(name for name in os.listdir("/proc") if name.isdigit()),
+            **{{name: lines[name] for name in ("NoNewPrivs", "Seccomp", "CapBnd")}}}}
+
+@app.function(**common, idle_timeout="1s")
+def tell() -> dict:
+    return told()
+
+@app.function(**common)
+def stays(end: bool = False) -> dict:
+    if end:
+        os._exit(7)
+    return told()
+
+@app.function(**common, public=True)
+@sy.web_server(8000)
+def serve():
+    import subprocess, sys
+    subprocess.Popen([sys.executable, "-m", "http.server", "8000", "--bind", "127.0.0.1", "--directory", "/etc"])
+
+if os.environ.get("STEELYARD_FUNCTION") == "boxed-threads":
+    threading.Thread(target=threading.Event().wait, daemon=True).start()
+
+@app.function(**common)
+def threads() -> dict:
+    return told()
+
+@app.function(**common)
+def alone() -> list:
+    with socket.socket() as taken:
+        taken.bind(("127.0.0.1", 0))
+    return sorted(os.listdir("/proc/sys/net/ipv4/conf"))
+"""
+
+
+def call(cluster: Cluster, name: str, *args: str) -> Any:
+    return json.loads(cluster.ok("call", name, *args))
+
+
+def last_wake(cluster: Cluster, name: str) -> dict[str, Any]:
+    """It is told a moment after the answer."""
+    rows = wait_until(lambda: cluster.api("GET", f"/v1/coldstarts?function={name}").json(), 10, "its wake to be told")
+    return rows[-1]
+
+
+def host_pids(cluster: Cluster, name: str) -> list[int]:
+    """Of a function's replicas, as the machine sees them; its templates have other groups."""
+    found = {pid for pid in find_pids(f"{name}.1") if "/tmpl" not in Path(f"/proc/{pid}/cgroup").read_text()}
+    return sorted(found)
+
+
+def test_a_python_function_is_forked_inside_the_container_of_its_image(shared: Cluster, app: Path) -> None:
+    told = call(shared, "boxed-tell")
+    assert (told["uid"], told["of"], told["mine"]) == (0, "image", "1")
+    assert "root" not in told["files"], "nothing of the machine's own files"
+    assert (told["NoNewPrivs"], told["Seccomp"], told["CapBnd"]) == ("1", "2", "0" * 16)
+    wait_until(lambda: not host_pids(shared, "boxed-tell"), 30, "it to sleep")
+    again = call(shared, "boxed-tell")
+    assert again["pid"] > told["pid"] > 1, "forked in the same pid namespace"
+    row = last_wake(shared, "boxed-tell")
+    assert (row["road"], row["reason"]) == ("template", "template-ready")
+
+
+def test_the_kernel_has_the_same_walls_around_a_replica_as_around_any_container(shared: Cluster, app: Path) -> None:
+    call(shared, "boxed-stays")
+    (pid,) = host_pids(shared, "boxed-stays")
+    walls = observe_walls([pid])
+    assert walls == {
+        "namespaces": ["cgroup", "ipc", "mnt", "pid", "user", "uts"], "seccomp": "filter", "capabilities": "none",
+    }  # fmt: skip
+    stat = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
+    assert int(stat[1]) == shared.pid("spawner"), "whoever records its end"
+
+
+def test_how_a_replica_in_a_container_ended_is_known_and_the_next_one_serves(shared: Cluster, app: Path) -> None:
+    assert shared.cli("call", "boxed-stays", "true").returncode == 1
+    ends = wait_until(lambda: shared.api("GET", "/v1/functions/boxed-stays/ends").json(), 10, "its end to be told")
+    assert ends[-1]["exit_code"] == 7
+    assert call(shared, "boxed-stays")["uid"] == 0
+
+
+def test_functions_of_one_image_share_its_box_and_each_replica_has_a_control_group(shared: Cluster, app: Path) -> None:
+    call(shared, "boxed-stays")
+    call(shared, "boxed-alone")
+    (stays,), (alone,) = host_pids(shared, "boxed-stays"), host_pids(shared, "boxed-alone")
+    assert os.readlink(f"/proc/{stays}/ns/pid") == os.readlink(f"/proc/{alone}/ns/pid")
+    shown = json.loads(shared.ok("template", "boxed-stays", "--json"))
+    assert [each["role"] for each in shown] == ["base", "environment", "revision"]
+    assert all(each["walls"] == observe_walls([stays]) for each in shown), "what is forked is behind the same walls"
+    assert "Runs in a container of" in shared.cli("template", "boxed-stays").stderr.decode()
+
+
+def test_a_revision_that_must_not_be_forked_starts_from_its_environment_inside(shared: Cluster, app: Path) -> None:
+    told = call(shared, "boxed-threads")
+    assert told["pid"] > 1 and told["of"] == "image"
+    row = last_wake(shared, "boxed-threads")
+    assert (row["road"], row["reason"]) == ("environment", "template-has-threads")
+
+
+def test_a_function_that_opens_a_port_of_its_own_runs_inside_too(shared: Cluster, app: Path) -> None:
+    assert b"web:x:101" in shared.call("/boxed-serve/passwd").body
+
+
+def test_a_killed_agent_and_spawner_leave_a_replica_in_its_container(shared: Cluster, app: Path) -> None:
+    told = call(shared, "boxed-stays")
+    shared.wait_replaced("agent", shared.kill("agent"))
+    assert call(shared, "boxed-stays")["pid"] == told["pid"], "it serves on"
+    (pid,) = host_pids(shared, "boxed-stays")
+    shared.wait_replaced("spawner", shared.kill("spawner"))
+    shared.wait_ready()
+    assert call(shared, "boxed-stays")["pid"] == told["pid"], "its container was not ended with its templates"
+    assert Path(f"/proc/{pid}").exists()
+
+
+def test_volumes_and_files_of_secrets_are_seen_inside(shared: Cluster, python: str) -> None:
+    folder = shared.folder / "given"
+    folder.mkdir()
+    (folder / "given.py").write_text(
+        "import os, steelyard as sy\n"
+        f"app = sy.App('given', image=sy.Image.from_registry('{python}'))\n"
+        "secret = sy.Secret.from_name('boxed', as_files=True)\n"
+        "@app.function(volumes={'/data': sy.Volume.from_name('boxdata')}, secrets=[secret])\n"
+        "def given() -> list:\n"
+        "    open('/data/x', 'a').write('x')\n"
+        "    return [open('/data/x').read(), open(os.environ['STEELYARD_SECRETS'] + '/boxed/WORD').read()]\n"
+    )
+    shared.ok("volumes", "create", "boxdata")
+    shared.ok("secrets", "create", "boxed", "WORD", input=b"hunter2-hunter2")
+    shared.ok("deploy", str(folder / "given.py"))
+    assert call(shared, "given-given") == ["x", "hunter2-hunter2"]
+    assert call(shared, "given-given") == ["xx", "hunter2-hunter2"]
+    shared.ok("delete", "given-given")
+    shared.ok("secrets", "delete", "boxed")
+
+
+def test_without_a_network_a_python_function_is_reached_all_the_same(shared: Cluster, app: Path) -> None:
+    shared.ok("deploy", "--network", "none", f"{app / 'boxed.py'}:alone")
+    assert call(shared, "boxed-alone") == ["all", "default", "lo"]
+
+
+@pytest.mark.parametrize(("made", "words"), [("none", "has no python3"), ("old", "has Python 3.8")])
+def test_an_image_without_a_python_that_fits_is_refused_and_says_what_is_needed(
+    shared: Cluster, registry: Registry, app: Path, made: str, words: str
+) -> None:
+    more = [] if made == "none" else [entry("usr/bin/python3.8", b"x"), link("bin/python3", "/usr/bin/python3.8")]
+    reference = registry.add(f"{made}:1", OciImage(busybox_entries(), more, config={"Env": ["PATH=/bin"]}))
+    (app / "asgi.py").write_text("async def app(scope, receive, send): ...\n")
+    done = shared.cli("deploy", "--image", reference, "--name", "cannot", f"{app / 'asgi.py'}:app")
+    assert done.returncode == 2
+    assert words in done.stderr.decode() and "3.10 or later" in done.stderr.decode()
+    shared.cli("delete", "cannot")
+
+
+def test_a_file_for_apply_names_the_image_of_a_function(shared: Cluster, busybox: str) -> None:
+    text = f"type: function\nname: applied\nimage: {busybox}\nnetwork: none\nport: 0\npublic: true\ncommand: [sh, -c, '{WEB}']\n"
+    shared.ok("apply", "--yes", "-f", "-", input=text.encode())
+    assert shared.call("/applied/").body == b"from the image\n"
+    shared.ok("delete", "applied")

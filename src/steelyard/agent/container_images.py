@@ -48,6 +48,9 @@ class ContainerImages:
         """Blocks. `ids`: of the machine, whom the work for `owner` runs as; a folder or archive must be theirs to read now, also
         when its image is here already. `login`: at the registry, instead of the owner's own. Raises SteelyardError; nothing is
         there then."""
+        if reference.source is ImageSource.BUILT:
+            self._containers.check()
+            return self._containers.store.built(reference, str(owner.uid))
         try:
             stamp = observe_file(reference.file, ids) if reference.file else ""
         except EdgeFailed as err:

@@ -21,7 +21,7 @@ import msgspec
 from steelyard.agent.code import ensure_code
 from steelyard.agent.devices import DeviceKeeper, devices_of
 from steelyard.agent.edges import Edges
-from steelyard.agent.function_container import find_code, find_image
+from steelyard.agent.function_container import enter_image, find_image
 from steelyard.agent.identity import choose_ids, explain_start
 from steelyard.agent.images import MISSING, enter_function
 from steelyard.agent.ledger import Ledger
@@ -283,7 +283,7 @@ class FunctionHost:
         else:
             code = Path(spec.cwd or "/")
         if image is not None:
-            code = find_code(function, image)
+            function, code = enter_image(self._edges, function, image)
         if held is not None:
             listener = socket.socket(fileno=held)
             listener.setblocking(False)

@@ -21,6 +21,7 @@ from steelyard.agent.replica import KIND as REPLICA
 from steelyard.agent.revision import RevisionHost
 from steelyard.agent.secrets import SecretKeeper
 from steelyard.agent.template import TemplateKeeper
+from steelyard.agent.template_box import is_box
 from steelyard.agent.template_process import BASE, TemplateProcess
 from steelyard.agent.template_process import KIND as TEMPLATE
 from steelyard.agent.template_show import show_templates
@@ -330,7 +331,8 @@ class FunctionKeeper:
             if kind == TEMPLATE and revision.template is not None and item.watched:
                 await revision.template.adopt(item)
                 return
-        if kind == TEMPLATE and item.state is AdoptedState.RUNNING and item.watched and await self.tree.adopt(item):
+        ours = item.watched or is_box(item)  # a box has replicas that outlived their spawner
+        if kind == TEMPLATE and item.state is AdoptedState.RUNNING and ours and await self.tree.adopt(item):
             return
         self._edges.cleanup.remove(item.workload)
 
@@ -456,6 +458,7 @@ class FunctionKeeper:
         if asleep and now_ns < self._memory_ns + ASLEEP_NS:
             return
         self._memory_ns = now_ns
+        self.tree.sweep_boxes()
         templates = self._templates()
         uses = [*self._uses_of_nodes(templates), *(_use(name, each) for name, each in templates.items() if each.ready)]
         evicted = choose_evictions(uses, now_ns, budget, available_bytes, reserve)
@@ -484,12 +487,15 @@ class FunctionKeeper:
             return []
         children = self._children(templates)
         wanted = {each.parent_key for each in templates.values()}  # None: taken over, and not looked at since
+        # else its image could never be removed
+        wanted |= {self.tree.base_key(each.wanted) for each in templates.values() if each.wanted.image is not None}
 
         def kind(node: TemplateProcess) -> NodeUse:
             if children.get(node.workload):
                 return NodeUse.PARENT
-            # bases are small, and whatever is deployed next would wait for one
-            return NodeUse.WANTED if node.key in wanted or None in wanted or node.role == BASE else NodeUse.UNWANTED
+            # bases are small, and whatever is deployed next would wait for one; but for those in containers, which hold an image
+            kept = node.key in wanted or None in wanted or (node.role == BASE and not node.contained)
+            return NodeUse.WANTED if kept else NodeUse.UNWANTED
 
         return [TemplateUse(key, node.own_bytes, node.last_used_ns, kind(node)) for key, node in self.tree.nodes.items()]
 

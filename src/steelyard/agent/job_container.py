@@ -17,6 +17,7 @@ import msgspec
 from steelyard.agent.attempt import Attempt, Member
 from steelyard.agent.container_images import ContainerImages, find_login
 from steelyard.agent.device_grants import DeviceGrants
+from steelyard.agent.images import SITE_VARIABLES
 from steelyard.agent.secrets import SecretKeeper
 from steelyard.errors import EdgeFailed, Refused
 from steelyard.host import Cgroups
@@ -24,15 +25,18 @@ from steelyard.host.device_nodes import observe_inside
 from steelyard.host.proc import observe_walls
 from steelyard.host.volumes import check_source
 from steelyard.lifecycle.bundle import namespaces
+from steelyard.lifecycle.container_step import FILES
 from steelyard.lifecycle.launch import Launch
 from steelyard.model.cdi import DeviceEdits
 from steelyard.model.ids import WorkloadId
-from steelyard.model.image import Image, parse_image
-from steelyard.model.job import JobSpec, Plan
+from steelyard.model.image import Image, ImageSource, parse_image
+from steelyard.model.job import ImageStep, JobSpec, Owner, Plan
 from steelyard.model.mount import Bind, MountedVolume
 from steelyard.model.reason import Reason
 from steelyard.runtime.container import Containers, Wanted
 from steelyard.runtime.deaf import end_deaf
+from steelyard.runtime.oci.ranges import BUILD_IDS
+from steelyard.runtime.oci.steps import StepMade
 from steelyard.wire.agent import AssignedJob
 from steelyard.wire.spawn import Exited, Rootfs
 
@@ -40,6 +44,7 @@ Ids = tuple[int, int]
 #: code of a start that was given up because nobody wants it any more
 STOPPED = str(Reason.STOPPED_BY_USER)
 #: kinds of namespaces, as /proc/<pid>/ns names them
+_PIP_VARIABLES = ("PIP_INDEX_URL", "PIP_EXTRA_INDEX_URL", "PIP_TRUSTED_HOST")
 _NAMES = {"mount": "mnt", "network": "net"}
 
 
@@ -62,8 +67,9 @@ class JobContainers:
         finally:
             attempt.fetching = None
 
-    def ids(self, image: Image, owner: Ids) -> Ids:
-        return self._containers.ids(image, owner)
+    def ids(self, spec: JobSpec, image: Image, owner: Ids) -> Ids:
+        """Of the machine, whom its processes show as."""
+        return BUILD_IDS if spec.makes is not None else self._containers.ids(image, owner)
 
     async def edits(self, plan: Plan) -> DeviceEdits:
         """What its container needs for its devices. Raises Refused."""
@@ -80,10 +86,13 @@ class JobContainers:
         folders: Sequence[str],
         edits: DeviceEdits,
         slurm_bin: str,
+        files: str,
     ) -> tuple[tuple[str, ...], Rootfs]:
         """`env`: what it is told beside the image's variables; `folders`: that Steelyard made for it. They are seen inside, where
         they are there; for a script also what its `srun` and the like need, by `slurm_bin`. Never taken from `env`, which is the
         user's to fill: crun mounts as root."""
+        if job.spec.makes is not None:
+            return self._make_step(job.spec, job.owner, job.spec.makes, member.workload, image, owner, files)
         read = [launch.env.get("STEELYARD_CA", ""), "" if job.spec.script is None else os.path.dirname(slurm_bin)]
         wanted = Wanted(
             argv=launch.argv,
@@ -97,6 +106,28 @@ class JobContainers:
             edits=edits,
         )
         return self._containers.make(member.workload, image, wanted, owner)
+
+    def _make_step(
+        self, spec: JobSpec, owner: Owner, step: ImageStep, workload: WorkloadId, image: Image, ids: Ids, files: str
+    ) -> tuple[tuple[str, ...], Rootfs]:
+        """Nothing of Steelyard, and no token, is told to it: all that it is told may stay in the image."""
+        if image.digest != step.below:
+            raise Refused(
+                f"The image {spec.image} is another one than when this build began. Nothing was started. Build it again.",
+                code="image-changed",
+            )
+        made = msgspec.structs.replace(
+            image, digest=step.id, reference=f"{ImageSource.BUILT.value}:{step.id}", env=image.env | step.env, blobs=()
+        )
+        binds = (Bind(files, FILES, True),) if files else ()
+        wanted = Wanted(
+            argv=spec.argv,
+            env=_site_variables() | spec.env,
+            interpreter="/bin/sh",
+            binds=binds,
+            step=StepMade(made, image.digest, str(owner.uid)),
+        )
+        return self._containers.make(workload, image, wanted, ids)
 
     def console(self, workload: WorkloadId) -> Path:
         """Where its terminal will be brought."""
@@ -126,9 +157,10 @@ class JobContainers:
         made = self._containers.made(workload)
         if made is None:
             return {}
+        capabilities = {} if made.makes else {"capabilities": "none"}
         kinds = sorted(_NAMES.get(kind, kind) for kind in namespaces(own_network=made.own_network))
         told = {} if made.devices is None else {"device_files": list(made.devices)}
-        return {"uid": made.uid, "image": made.image, "namespaces": kinds, "seccomp": "filter", "capabilities": "none", **told}
+        return {"uid": made.uid, "image": made.image, "namespaces": kinds, "seccomp": "filter", **capabilities, **told}
 
     def got(self, workload: WorkloadId, pids: tuple[int, ...]) -> dict[str, object]:
         made = self._containers.made(workload)
@@ -140,6 +172,11 @@ class JobContainers:
     def explain(self, workload: WorkloadId) -> tuple[str, ...]:
         made = self._containers.made(workload)
         return () if made is None else (f"runs in a container of {made.reference}, started by crun", *made.notes)
+
+
+def _site_variables() -> dict[str, str]:
+    """How the site reaches package indexes: of our own environment, and not kept in the image."""
+    return {name: os.environ[name] for name in (*SITE_VARIABLES, *_PIP_VARIABLES) if name in os.environ and "_FILE" not in name}
 
 
 def _find_first(spec: JobSpec, launch: Launch) -> str:

@@ -9,9 +9,9 @@ from __future__ import annotations
 import asyncio
 import os
 from collections.abc import Callable, Collection, Mapping
-from pathlib import Path
 
 from steelyard.agent.attempt import ATTEMPT, RANK, RANKS, Attempt, Member, explain_limit
+from steelyard.agent.code import ensure_code
 from steelyard.agent.device_proof import shares_by_mps
 from steelyard.agent.devices import DeviceKeeper, devices_of
 from steelyard.agent.holdings import Holdings
@@ -23,7 +23,7 @@ from steelyard.agent.presence import GONE, Presence
 from steelyard.agent.reconcile import RUNNING, watches_beats
 from steelyard.agent.secrets import WorkSecrets
 from steelyard.agent.timing import TimingKeeper
-from steelyard.config import Settings
+from steelyard.config import Paths, Settings
 from steelyard.errors import EdgeFailed, SteelyardError
 from steelyard.host.as_user import find_newest
 from steelyard.lifecycle.environment import make_environment
@@ -66,9 +66,9 @@ class JobStarter:
         taken_ports: Callable[[], Collection[range]],
         slurm_bin: str,
         containers: JobContainers,
-        images: Path,
+        paths: Paths,
     ) -> None:
-        self._images = images
+        self._paths, self._images = paths, paths.environments
         self._settings, self._machine, self._runtime, self._files = settings, machine, runtime, files
         self._timing, self._devices, self._presence = timing, devices, presence
         self._holdings = holdings
@@ -85,7 +85,8 @@ class JobStarter:
         owner = ids = self.ids(job)
         image = await self._containers.fetch(job, attempt, owner, self._holdings.secrets) if job.spec.contained else None
         if image is not None and owner is not None:
-            ids = self._containers.ids(image, owner)
+            ids = self._containers.ids(job.spec, image, owner)
+        brought = await self._bring_files(job)
         inside = [DeviceEdits() if image is None else await self._containers.edits(each.plan) for each in attempt.members]
         attempt.mps = shares_by_mps(job.plan)
         launches = await self._make_launches(job, attempt, ids)
@@ -124,13 +125,9 @@ class JobStarter:
             argv, cwd, rootfs, console = launch.argv, job.spec.cwd, None, None
             if image is not None and owner is not None:
                 outputs = _seen_by_us(outputs, job)  # opened before any volume is mounted
-                files = any(use.as_files for use in job.spec.secrets)
-                folders = (
-                    str(self._files.folder(job.attempt)),
-                    scratch,
-                    self._holdings.secrets.path(member.workload) if files else "",
-                )
-                argv, rootfs = self._containers.make(job, member, image, launch, env, owner, folders, edits, self._slurm_bin)
+                folders = self._folders(job, member, scratch)
+                told = image, launch, env, owner, folders, edits, self._slurm_bin, brought
+                argv, rootfs = self._containers.make(job, member, *told)
                 env, cwd, console = {"PATH": PATH}, "/", self._containers.console(member.workload)  # crun's own: it is root
             with self._holdings.terminals.made(member.workload, job.spec.terminal, ids, console) as terminal:
                 handle = await self._runtime.launch(
@@ -149,6 +146,18 @@ class JobStarter:
             member.handle = handle
             if member.phase == "starting":  # a short one may have ended already
                 member.phase = RUNNING
+
+    def _folders(self, job: AssignedJob, member: Member, scratch: str) -> tuple[str, ...]:
+        """That were made for it, and are seen inside a container."""
+        files = any(use.as_files for use in job.spec.secrets)
+        secrets = self._holdings.secrets.path(member.workload) if files else ""
+        return str(self._files.folder(job.attempt)), scratch, secrets
+
+    async def _bring_files(self, job: AssignedJob) -> str:
+        """The folder of what a step of a build brings along; "" without. Raises EdgeFailed."""
+        if job.spec.makes is None or not job.spec.makes.files:
+            return ""
+        return str(await ensure_code(self._paths, self._settings, job.spec.makes.files))
 
     async def _make_launches(self, job: AssignedJob, attempt: Attempt, ids: Ids) -> tuple[Launch, ...]:
         """Everything that a launch has to be told is found out or made here."""

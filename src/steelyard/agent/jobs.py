@@ -128,7 +128,7 @@ class JobKeeper:
             lambda: [each.ports for each in self._attempts.values()],
             slurm_bin,
             containers,
-            paths.environments,
+            paths,
         )
         self._attempts: dict[AttemptId, Attempt] = {}
         self._of: dict[str, AttemptId] = {}

@@ -24,6 +24,8 @@ from steelyard.scaling.rollout import Counts
 from steelyard.wire.agent import AssignedFunction
 
 KIND = "replica"
+#: numbers of a plain start's descriptors
+LISTEN_FD, PAGE_FD = 3, 4
 #: numbers of a replica's own that are older say nothing of now
 METRICS_STALE_NS = 3_000_000_000
 #: values of Page.state

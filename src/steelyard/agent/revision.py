@@ -20,7 +20,7 @@ from pathlib import Path
 from steelyard.agent.answer import refuse_waiting, render_refusal
 from steelyard.agent.device_proof import shares_by_mps
 from steelyard.agent.edges import Edges
-from steelyard.agent.function_container import start_program
+from steelyard.agent.function_container import start_contained
 from steelyard.agent.identity import choose_ids, make_env
 from steelyard.agent.lending import Lending
 from steelyard.agent.presence import GONE, Presence
@@ -43,6 +43,7 @@ from steelyard.model.image import Image
 from steelyard.model.job import Plan
 from steelyard.model.reason import Reason
 from steelyard.runtime.container import variables
+from steelyard.runtime.deaf import end_deaf
 from steelyard.runtime.process import Adopted
 from steelyard.runtime.records import Handle
 from steelyard.runtime.runner.page import Page
@@ -86,9 +87,9 @@ class RevisionHost:
         self._on_change, self._on_coldstart, self._on_awake = on_change, on_coldstart, on_awake
         self.plan = function.plan or Plan()
         self.image = image
-        self.ids = choose_ids(function.owner, function.spec.as_root, edges.settings, os.geteuid())
-        if image is not None and self.ids is not None:
-            self.ids = edges.containers.ids(image, self.ids)
+        owner = self.ids = choose_ids(function.owner, function.spec.as_root, edges.settings, os.geteuid())
+        if image is not None and owner is not None:
+            self.ids = edges.containers.ids(image, owner)
             edges.containers.pin(self.name, image)
         self.logs = name_logs(function.name)
         # one home for all: what is read when an interpreter starts must not differ from function to function
@@ -102,7 +103,7 @@ class RevisionHost:
         self.secrets = WorkSecrets(secrets, function.owner, function.spec.secrets, f"fn.{self.name}", self.ids)
         self.template: TemplateKeeper | None = None
         if function.spec.served_by_runner:
-            self.template = TemplateKeeper(edges, tree, function, code, self.logs, self.env, self.ids, self.secrets)
+            self.template = TemplateKeeper(edges, tree, function, code, self.logs, self.env, self.ids, self.secrets, image, owner)
         self.replicas: dict[WorkloadId, Replica] = {}
         #: what Envoy is told of it, once it was
         self.cluster: Cluster | None = None
@@ -249,7 +250,7 @@ class RevisionHost:
 
     async def _start_plain(self, slot: Slot, listen_fd: int, private: bool, given: Mapping[str, str]) -> Handle:
         if self.image is not None:
-            return await start_program(self, self.image, slot, listen_fd, given)
+            return await start_contained(self, self.image, slot, listen_fd, private, given)
         return await start_plain(self, slot, listen_fd, private, given)
 
     async def _take_back(self, replica: Replica) -> bool:
@@ -386,6 +387,8 @@ class RevisionHost:
     def _retire(self, replica: Replica) -> None:
         replica.retiring = True
         self.edges.runtime.signal_leader(replica.workload, signal.SIGTERM)
+        if self.image is not None and replica.pid is not None:
+            end_deaf([replica.pid], signal.SIGTERM)
         self._on_change()
 
     async def start_trial(self, listener: socket.socket) -> Replica:

@@ -8,8 +8,7 @@ import sys
 from collections.abc import Mapping
 from typing import TYPE_CHECKING
 
-from steelyard.agent.function_container import LISTEN_FD, PAGE_FD
-from steelyard.agent.replica import Slot
+from steelyard.agent.replica import LISTEN_FD, PAGE_FD, Slot
 from steelyard.agent.template import make_load
 from steelyard.runtime.records import Handle
 from steelyard.runtime.relay import relay_command

@@ -21,6 +21,8 @@ from steelyard.agent.template_tree import Environment, TemplateTree, Wanted
 from steelyard.errors import EdgeFailed, SteelyardError, Unreachable
 from steelyard.model.function import FunctionSpec
 from steelyard.model.ids import FunctionName, WorkloadId
+from steelyard.model.image import Image
+from steelyard.model.job import Plan
 from steelyard.model.reason import Reason
 from steelyard.runtime.process import Adopted
 from steelyard.runtime.runner.template import SPARE_KEEP_S
@@ -58,13 +60,21 @@ class TemplateKeeper:
         env: dict[str, str],
         ids: Ids,
         secrets: WorkSecrets,
+        image: Image | None = None,
+        owner: Ids = None,
     ) -> None:
-        """`env`: without secrets, which only the revision's own processes are given, never those it shares with others."""
+        """`env`: without secrets, which only the revision's own processes are given, never those it shares with others. `image`,
+        `owner`: see `template_tree.Wanted`."""
         self._edges, self._tree, self._function, self._logs, self._ids = edges, tree, function, logs, ids
         self._secrets = secrets
-        spec = function.spec
+        spec, plan = function.spec, function.plan
         load = make_load(function.name, spec, code, SINGLE_THREAD_ENV | env)
-        self.wanted = Wanted(function.name, spec.python, ids, load, tuple(each for each in function.volumes if each.path))
+        mounted = tuple(each for each in function.volumes if each.path or image is not None)
+        self.wanted = Wanted(
+            function.name, spec.python, ids, load, mounted,
+            image=image, owner=owner, own_network=spec.own_network, secret_files=any(use.as_files for use in spec.secrets),
+            devices=Plan() if image is None or plan is None else Plan(gpus=plan.gpus, nics=plan.nics),
+        )  # fmt: skip
         #: what it is to find imported; None: not looked at yet
         self.environment: Environment | None = None
         #: key of what it, or its replicas, would be forked from; None as above
@@ -152,7 +162,8 @@ class TemplateKeeper:
         EdgeFailed where one is gone."""
         given = await self._secrets.variables()
         load = self.wanted.load
-        return msgspec.structs.replace(load, env=load.env | given) if given else load
+        more = (await self._edges.grants.edits(self.wanted.devices)).env if self.wanted.image is not None else {}
+        return msgspec.structs.replace(load, env=more | load.env | given) if given or more else load
 
     def renew(self) -> None:
         """Another one, when a start should be given other secrets by now than it was."""

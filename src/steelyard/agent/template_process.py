@@ -13,7 +13,9 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from steelyard.agent.edges import Edges
+from steelyard.agent.identity import PATH
 from steelyard.agent.replica import open_logs
+from steelyard.agent.template_box import LIB
 from steelyard.errors import EdgeFailed, SteelyardError, Unreachable
 from steelyard.host.proc import observe_memory
 from steelyard.model.ids import WorkloadId
@@ -54,6 +56,11 @@ class TemplateProcess:
         return self._edges.paths.template_sockets / f"{hashlib.sha256(self.workload.encode()).hexdigest()[:16]}.sock"
 
     @property
+    def contained(self) -> bool:
+        """A base in a container."""
+        return self._edges.containers.made(self.workload) is not None
+
+    @property
     def forks(self) -> bool:
         """It can be asked, and what it forks has a parent that records its end: the spawner has not gone since."""
         lives = self.client is not None and not self.client.closed.is_set()
@@ -64,25 +71,43 @@ class TemplateProcess:
         return {"role": self.role, "key": self.key, **({"parent": self.parent} if self.parent else {})}
 
     async def start(
-        self, python: str, env: Mapping[str, str], ids: Ids, logs: str, timeout_s: float, mounts: Mounts | None
+        self,
+        env: Mapping[str, str],
+        python: str,
+        ids: Ids,
+        logs: str,
+        timeout_s: float,
+        *,
+        mounts: Mounts | None = None,
+        box: tuple[WorkloadId, int] | None = None,
     ) -> TemplateStatus:
-        """A base: by exec, with what all that comes of it is to see. Raises EdgeFailed when it can't be started; else as
-        `_await_ready`."""
+        """A base: by exec, with what all that comes of it is to see, or in a box (`template_box.open_box`). Raises EdgeFailed
+        when it can't be started; else as `_await_ready`."""
+        edges = self._edges
         listener = self._listen()
+        fds, rootfs = (listener.fileno(),), None
         try:
-            argv, own = base_command(python, lib_dir=self._edges.lib_dir, control_fd=CONTROL_FD)
-            handle = await self._edges.runtime.start(
+            if box is None:
+                argv, own = base_command(python, lib_dir=edges.lib_dir, control_fd=CONTROL_FD)
+                env = {**env, **own}
+            else:
+                fds = (listener.fileno(), box[1])
+                argv, own = base_command(python, lib_dir=Path(LIB), control_fd=CONTROL_FD, alive_fd=CONTROL_FD + 1)
+                argv, rootfs = edges.containers.enter_for_good(self.workload, box[0], argv, {**env, **own}, len(fds))
+                env = {"PATH": PATH}
+            handle = await edges.runtime.start(
                 self.workload,
                 kind=KIND,
                 argv=argv,
-                env={**env, **own},
+                env=env,
                 cwd="/",
                 uid=ids[0] if ids else None,
                 gid=ids[1] if ids else None,
                 plan=Plan(),
-                fds=(listener.fileno(),),
-                fd_numbers=(CONTROL_FD,),
+                fds=fds,
+                fd_numbers=tuple(range(CONTROL_FD, CONTROL_FD + len(fds))),
                 logs=logs,
+                rootfs=rootfs,
                 mounts=mounts,
                 labels=self._labels,
             )

@@ -4,11 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
+import msgspec
+
 from steelyard.agent.template import TemplateKeeper
 from steelyard.agent.template_process import BASE, ENVIRONMENT, REVISION, TemplateProcess
 from steelyard.agent.template_tree import TemplateTree
 from steelyard.errors import SteelyardError
-from steelyard.host.proc import observe_memory
+from steelyard.host.proc import observe_memory, observe_walls
+from steelyard.model.image import Image
 from steelyard.model.reason import Reason
 from steelyard.model.template import PackageSeen, TemplateSeen
 from steelyard.runtime.template import TemplateStatus
@@ -30,7 +33,14 @@ async def show_templates(keeper: TemplateKeeper, tree: TemplateTree, children: M
         line.append(await _show(ENVIRONMENT, tree.nodes.get(key), children, left_out=left_out))
     state = READY if keeper.ready else str(keeper.reason)
     line.append(await _show(REVISION, keeper.process, children, keeper.status, state))
-    return tuple(line)
+    return tuple(_show_walls(each, keeper.wanted.image) for each in line)
+
+
+def _show_walls(seen: TemplateSeen, image: Image | None) -> TemplateSeen:
+    if image is None:
+        return seen
+    walls = {} if seen.pid is None else observe_walls([seen.pid])
+    return msgspec.structs.replace(seen, image=image.reference, walls=walls)
 
 
 async def _show(

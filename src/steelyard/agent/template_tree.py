@@ -1,10 +1,10 @@
 """Which template may a revision be forked from? Keeps the bases (an interpreter with the HTTP server) and the environments (a
 base with installed packages imported) of this machine: makes each once, on demand, and again after its end.
 
-A base is shared by what has the same user, interpreter, volumes at the same paths (what is forked sees what its parent sees), and
-variables that an interpreter reads when it starts; an environment by what has, beside that, all other variables and the packages
-in common. Packages are what the function's code was seen to import when it last ran, and what the new code's import statements
-name. One that can't be imported before a fork is left out by name.
+A base is shared by what has the same user, interpreter, volumes at the same paths (what is forked sees what its parent sees),
+variables that an interpreter reads when it starts and, in a container, the same image; an environment by what has, beside that,
+all other variables and the packages in common. Packages are what the function's code was seen to import when it last ran, and
+what the new code's import statements name. One that can't be imported before a fork is left out by name.
 """
 
 from __future__ import annotations
@@ -19,9 +19,12 @@ import msgspec
 
 from steelyard.agent.edges import Edges
 from steelyard.agent.ledger import Ledger
-from steelyard.agent.template_process import BASE, ENVIRONMENT, Ids, TemplateProcess, adopted_process
+from steelyard.agent.template_box import is_box, open_box
+from steelyard.agent.template_process import BASE, ENVIRONMENT, KIND, Ids, TemplateProcess, adopted_process
 from steelyard.errors import EdgeFailed, SteelyardError
 from steelyard.model.ids import FunctionName, WorkloadId
+from steelyard.model.image import Image
+from steelyard.model.job import Plan
 from steelyard.model.mount import MountedVolume
 from steelyard.runtime.process import Adopted
 from steelyard.runtime.template import Load
@@ -50,6 +53,14 @@ class Wanted(msgspec.Struct, frozen=True):
     #: those that are mounted, and what their folders were when they were looked at last (`VolumeFolders.identify`)
     volumes: tuple[MountedVolume, ...] = ()
     folders: tuple[tuple[int, int], ...] = ()
+    #: in a container of this image, whose root is `owner` outside
+    image: Image | None = None
+    owner: Ids = None
+    own_network: bool = False
+    #: some of its secrets are files
+    secret_files: bool = False
+    #: the devices that are brought into the container, and nothing else of its plan
+    devices: Plan = Plan()
 
     @property
     def uid(self) -> int:
@@ -74,7 +85,15 @@ def environment_variables(env: Mapping[str, str]) -> dict[str, str]:
 
 def base_key(wanted: Wanted, lib_dir: str, python_mtime_ns: int) -> str:
     parts = (BASE, wanted.ids, wanted.python, python_mtime_ns, lib_dir, sorted(startup_variables(wanted.load.env).items()))
-    return _digest(*parts, *wanted.volumes, *wanted.folders)
+    inside = (
+        ()
+        if wanted.image is None
+        else (
+            *(wanted.image.digest, wanted.owner, wanted.own_network, wanted.secret_files),
+            *(wanted.devices.gpus, wanted.devices.nics),
+        )
+    )
+    return _digest(*parts, *wanted.volumes, *wanted.folders, *inside)
 
 
 def environment_key(base: str, env: Mapping[str, str], environment: Environment) -> str:
@@ -91,6 +110,8 @@ class TemplateTree:
     def __init__(self, edges: Edges, ledger: Ledger) -> None:
         self._edges, self._ledger = edges, ledger
         self.nodes: dict[str, TemplateProcess] = {}
+        #: containers that some of them are in, or were: they end by themselves
+        self.boxes: set[WorkloadId] = set()
         self._making: dict[str, asyncio.Task[TemplateProcess]] = {}
         #: key of a base -> package -> why it can't be imported before a fork
         self.left_out: dict[str, dict[str, str]] = {}
@@ -136,7 +157,8 @@ class TemplateTree:
 
     def base_key(self, wanted: Wanted) -> str:
         try:
-            changed_ns = os.stat(wanted.python).st_mtime_ns
+            # an image's digest tells of its interpreter too
+            changed_ns = 0 if wanted.image is not None else os.stat(wanted.python).st_mtime_ns
         except OSError:
             changed_ns = 0  # found by PATH, or not at all: the start tells
         return base_key(wanted, str(self._edges.lib_dir), changed_ns)
@@ -173,9 +195,17 @@ class TemplateTree:
 
     async def _make_base(self, key: str, wanted: Wanted) -> TemplateProcess:
         node = TemplateProcess(self._edges, self._name(BASE, key), BASE, key, None)
-        env = startup_variables(wanted.load.env)
-        mounts = await self._edges.volumes.mounts(wanted.volumes, wanted.uid, (wanted.python, wanted.load.code_dir))
-        status = await node.start(wanted.python, env, wanted.ids, _logs(wanted.uid), BASE_DEADLINE_S, mounts)
+        env, start = startup_variables(wanted.load.env), (wanted.python, wanted.ids, _logs(wanted.uid), BASE_DEADLINE_S)
+        if wanted.image is None:
+            mounts = await self._edges.volumes.mounts(wanted.volumes, wanted.uid, (wanted.python, wanted.load.code_dir))
+            status = await node.start(env, *start, mounts=mounts)
+        else:
+            box = await open_box(self._edges, wanted, key, KIND, _logs(wanted.uid))
+            self.boxes.add(box[0])
+            try:
+                status = await node.start(env, *start, box=box)
+            finally:
+                os.close(box[1])
         if status.state != "ready":
             raise EdgeFailed(status.traceback, code="start-failed")
         return node
@@ -214,6 +244,10 @@ class TemplateTree:
 
     def on_exit(self, exited: Exited) -> bool:
         """True when it was ours."""
+        if exited.workload in self.boxes:
+            self.boxes.discard(exited.workload)
+            self._edges.cleanup.remove(exited.workload)
+            return True
         node = next((each for each in self.nodes.values() if each.workload == exited.workload), None)
         if node is None:
             return False
@@ -223,11 +257,20 @@ class TemplateTree:
 
     async def adopt(self, found: Adopted) -> bool:
         """True when it is one of ours, and now is in its place."""
+        if is_box(found):
+            self.boxes.add(found.workload)
+            return True
         node = adopted_process(self._edges, found)
         if node is None or node.role not in (BASE, ENVIRONMENT) or node.key in self.nodes or not await node.adopt(found):
             return False
         self.nodes[node.key] = node
         return True
+
+    def sweep_boxes(self) -> None:
+        """Those whose end nobody told, because their spawner was gone."""
+        for box in [box for box in self.boxes if not self._edges.cgroups.pids(box)]:
+            self.boxes.discard(box)
+            self._edges.cleanup.remove(box)
 
     def end_all(self) -> None:
         """They belong to a spawner that is gone: what they fork would have no parent that records its exit."""
@@ -236,7 +279,7 @@ class TemplateTree:
 
     @property
     def workloads(self) -> set[str]:
-        return {node.workload for node in self.nodes.values()}
+        return {*self.boxes, *(node.workload for node in self.nodes.values())}
 
     def find(self, workload: WorkloadId | None) -> TemplateProcess | None:
         return next((node for node in self.nodes.values() if node.workload == workload), None)

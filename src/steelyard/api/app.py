@@ -22,6 +22,7 @@ from steelyard.api.auth import TokenGate, WorkloadTokens
 from steelyard.api.bundles import BUNDLE_ROUTES
 from steelyard.api.calls import CALL_ROUTES, new_call_id
 from steelyard.api.container_images import CONTAINER_IMAGE_ROUTES
+from steelyard.api.container_steps import CONTAINER_STEP_ROUTES
 from steelyard.api.document import get_document
 from steelyard.api.functions import FUNCTION_ROUTES
 from steelyard.api.images import IMAGE_ROUTES
@@ -83,6 +84,7 @@ ROUTES = (
     *BUNDLE_ROUTES,
     *IMAGE_ROUTES,
     *CONTAINER_IMAGE_ROUTES,
+    *CONTAINER_STEP_ROUTES,
     *KEY_ROUTES,
     *SECRET_ROUTES,
     *NODE_ROUTES,

@@ -214,7 +214,7 @@ def _check_program(spec: FunctionSpec) -> list[Finding]:
     if spec.port and spec.replicas_max > 1 and not spec.own_network:
         text = "only one replica on a machine can open the port: replicas_max must be 1, or port 0, a free one for each as $PORT"
         findings.append(Finding("bad-port", text))
-    if spec.bundle is None and spec.cwd is None and not spec.contained:
+    if spec.bundle is None and (spec.file is not None if spec.contained else spec.cwd is None):
         findings.append(Finding("no-code", "a function needs its code: a bundle, or a cwd to run in"))
     if spec.bundle is not None and not _SHA256.fullmatch(spec.bundle):
         findings.append(Finding("bad-bundle", "a bundle is named by its sha256, 64 hex digits"))

@@ -28,9 +28,6 @@ def settle_function(tx: Tx, spec: FunctionSpec, owner: Owner, now: int) -> Funct
         raise Refused(
             "A function has its Python from `python` or from `image`, not from both. Leave one out.", code="two-pythons"
         )
-    if spec.contained and spec.served_by_runner:
-        text = "Python functions don't run in containers yet, programs do. Nothing was deployed."
-        raise Refused(text, code="function-container")
     if spec.contained:
         return spec
     image = _usable(tx, owner, spec.image, as_root=spec.as_root, now=now)

@@ -158,14 +158,18 @@ def _take_name(tx: Tx, owner: Owner, name: str, id_: str) -> None:
             tx.put_image(msgspec.structs.replace(other, generation=other.generation + 1, name=""))
 
 
-def _make_job(id_: str, machine: Machine | None) -> JobSpec:
+def make_build_resources(machine: Machine | None) -> Resources:
     memory_bytes = BUILD_MEMORY_BYTES if machine is None else min(BUILD_MEMORY_BYTES, machine.memory_bytes // 2)
+    return Resources(cpus=1.0, memory_bytes=memory_bytes)
+
+
+def _make_job(id_: str, machine: Machine | None) -> JobSpec:
     return JobSpec(
         name=f"image-{id_[:12]}",
         argv=("steelyard-image-build", id_),
         cwd="/",
         builds=id_,
-        resources=Resources(cpus=1.0, memory_bytes=memory_bytes),
+        resources=make_build_resources(machine),
         max_duration_s=BUILD_MAX_S,
     )
 

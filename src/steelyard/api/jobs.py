@@ -52,6 +52,8 @@ async def submit_job(request: Request[Any, Any, Any], data: JobSubmit, idempoten
         raise Refused("A job can't submit work that runs as root. Submit it yourself.", code="not-root")
     if data.spec.builds:
         raise Refused("Builds are made by POST /v1/images.", code="builds-images")
+    if data.spec.makes is not None:
+        raise Refused("Steps upon container images are made by POST /v1/container-steps.", code="builds-images")
     now = services.clock.now_us()
 
     def submit(tx: Tx) -> JobView:

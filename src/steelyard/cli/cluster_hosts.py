@@ -20,7 +20,7 @@ from steelyard.model.cluster import ClusterSpec, HostEntry
 from steelyard.model.ids import NAME
 
 HOSTS_MAX = 10_000
-_TOP = ("name", "controller", "hosts", "user", "port", "memory_reserve")
+_TOP = ("name", "controller", "hosts", "fabric", "user", "port", "memory_reserve")
 _HOST = ("name", "address", "user", "port", "features", "partitions", "memory_reserve")
 #: Slurm's own lists take these without quotes
 _WORD = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]{0,62}\Z", re.ASCII)
@@ -47,7 +47,11 @@ def read_hosts(text: str, source: str) -> ClusterSpec:
     controller = _text(top, "controller", source)
     if controller and controller not in {host.name for host in hosts}:
         raise Refused(f"{source}: the controller {controller} is not among the hosts.", code="bad-hosts")
-    return ClusterSpec(tuple(hosts), name, controller or hosts[0].name)
+    fabric = top.get("fabric", [])
+    files = [fabric] if isinstance(fabric, str) else fabric
+    if not all(isinstance(file, str) and file for file in files):
+        raise Refused(f"{source}: `fabric` is a file or a list of files.", code="bad-hosts")
+    return ClusterSpec(tuple(hosts), name, controller or hosts[0].name, tuple(map(str, files)))
 
 
 def _read_host(item: Plain, common: HostEntry, source: str) -> list[HostEntry]:

@@ -78,7 +78,7 @@ def up(hosts: Path, fabric: tuple[Path, ...], ssh_config: Path | None, yes: bool
     from steelyard.host.bounded import read_bounded
 
     spec = read_hosts(read_bounded(hosts, 1 << 20).decode(errors="replace"), hosts.name)
-    asyncio.run(_bring_up(spec, fabric, ssh_config, home, yes=yes, as_json=as_json))
+    asyncio.run(_bring_up(_with_fabric(spec, fabric, hosts.parent), ssh_config, home, yes=yes, as_json=as_json))
 
 
 @click.command(short_help="Add machines to the cluster.")
@@ -107,19 +107,20 @@ def add(
     known = {host.name for host in spec.hosts}
     if twice := [host.name for host in more if host.name in known]:
         raise Conflict(f"{twice[0]} is in the cluster already. Nothing was changed.", code="host-twice")
-    asyncio.run(
-        _bring_up(msgspec.structs.replace(spec, hosts=(*spec.hosts, *more)), fabric, ssh_config, home, yes=yes, as_json=as_json)
-    )
+    # reached as the controller is
+    head = _host(spec, spec.controller_name)
+    joining = (msgspec.structs.replace(host, user=head.user, port=head.port) for host in more)
+    larger = msgspec.structs.replace(_with_fabric(spec, fabric, Path("/")), hosts=(*spec.hosts, *joining))
+    asyncio.run(_bring_up(larger, ssh_config, home, yes=yes, as_json=as_json))
 
 
 @click.command(short_help="Take a machine out of the cluster.")
 @click.argument("host")
-@fabric_option
 @ssh_option
 @yes_option
 @home_option
 @json_option
-def remove(host: str, fabric: tuple[Path, ...], ssh_config: Path | None, yes: bool, home: Path | None, as_json: bool) -> None:
+def remove(host: str, ssh_config: Path | None, yes: bool, home: Path | None, as_json: bool) -> None:
     """Take a machine out of the cluster, and what was written off it. Refused while jobs run there: drain it first.
 
     \b
@@ -134,7 +135,7 @@ def remove(host: str, fabric: tuple[Path, ...], ssh_config: Path | None, yes: bo
     if host == spec.controller_name:
         raise Refused(f"{host} is the controller: without it there is no cluster. Nothing was changed.", code="controller")
     smaller = msgspec.structs.replace(spec, hosts=tuple(each for each in spec.hosts if each.name != host))
-    asyncio.run(_bring_up(smaller, fabric, ssh_config, home, yes=yes, as_json=as_json, leaving=leaving))
+    asyncio.run(_bring_up(smaller, ssh_config, home, yes=yes, as_json=as_json, leaving=leaving))
 
 
 @click.command(short_help="Let no new jobs start on a machine.")
@@ -191,7 +192,7 @@ def config(hosts: Path | None, diff: bool, fabric: tuple[Path, ...], ssh_config:
     from steelyard.host.bounded import read_bounded
 
     spec = _load(home) if hosts is None else read_hosts(read_bounded(hosts, 1 << 20).decode(errors="replace"), hosts.name)
-    asyncio.run(_show_config(spec, fabric, ssh_config, diff=diff))
+    asyncio.run(_show_config(_with_fabric(spec, fabric, hosts.parent if hosts else Path("/")), ssh_config, diff=diff))
 
 
 # what they share
@@ -199,7 +200,6 @@ def config(hosts: Path | None, diff: bool, fabric: tuple[Path, ...], ssh_config:
 
 async def _bring_up(
     spec: ClusterSpec,
-    fabric: Sequence[Path],
     ssh_config: Path | None,
     home: Path | None,
     *,
@@ -216,7 +216,7 @@ async def _bring_up(
     entries = [*spec.hosts, *([leaving] if leaving else [])]
     async with look(entries, ssh_config, SystemClock()) as found:
         progress.clear()
-        plan = await _plan(spec, found, fabric, leaving)
+        plan = await _plan(spec, found, leaving)
         if not as_json:
             _show_plan(plan)
         outcome = None
@@ -234,7 +234,7 @@ async def _bring_up(
     _finish(plan, outcome, as_json)
 
 
-async def _plan(spec: ClusterSpec, found: Look, files: Sequence[Path], leaving: HostEntry | None) -> BringUpPlan:
+async def _plan(spec: ClusterSpec, found: Look, leaving: HostEntry | None) -> BringUpPlan:
     import msgspec
 
     from steelyard.engine.bringup.plan import plan_bring_up, plan_removal
@@ -242,7 +242,7 @@ async def _plan(spec: ClusterSpec, found: Look, files: Sequence[Path], leaving: 
     staying = {host.name for host in spec.hosts}
     seen = {name: host for name, host in found.seen.items() if name in staying}
     unreachable = {name: why for name, why in found.unreachable.items() if name in staying}
-    plan = plan_bring_up(spec, seen, unreachable, await _fabric(found, files))
+    plan = plan_bring_up(spec, seen, unreachable, await _fabric(spec, found))
     if leaving is None:
         return plan
     await _refuse_busy(found, spec.controller_name, leaving.name)
@@ -253,11 +253,19 @@ async def _plan(spec: ClusterSpec, found: Look, files: Sequence[Path], leaving: 
     return msgspec.structs.replace(plan, steps=(*plan.steps, *removal.steps), left_out={**plan.left_out, **removal.left_out})
 
 
-async def _fabric(found: Look, files: Sequence[Path]) -> Fabric | None:
+async def _fabric(spec: ClusterSpec, found: Look) -> Fabric | None:
     from steelyard.cli.cluster_look import discover_fabric
     from steelyard.cli.fabric import load_fabric
 
-    return load_fabric(files) if files else await discover_fabric(found)
+    return load_fabric([Path(file) for file in spec.fabric]) if spec.fabric else await discover_fabric(found)
+
+
+def _with_fabric(spec: ClusterSpec, files: Sequence[Path], folder: Path) -> ClusterSpec:
+    """With the files that the command line names, else those named before, as absolute paths. `folder`: of the file of hosts."""
+    import msgspec
+
+    named = tuple(str(file.absolute()) for file in files) or tuple(str((folder / file).absolute()) for file in spec.fabric)
+    return msgspec.structs.replace(spec, fabric=named)
 
 
 async def _refuse_busy(found: Look, controller: str, host: str) -> None:
@@ -311,7 +319,7 @@ def _finish(plan: BringUpPlan, outcome: Outcome | None, as_json: bool) -> None:
     sys.exit(1 if failed or waiting or plan.left_out else 0)
 
 
-async def _show_config(spec: ClusterSpec, fabric: Sequence[Path], ssh_config: Path | None, *, diff: bool) -> None:
+async def _show_config(spec: ClusterSpec, ssh_config: Path | None, *, diff: bool) -> None:
     from steelyard.cli.cluster_look import look
     from steelyard.cli.cluster_text import render_diff
     from steelyard.clock import SystemClock
@@ -321,7 +329,7 @@ async def _show_config(spec: ClusterSpec, fabric: Sequence[Path], ssh_config: Pa
         if not diff:
             # as if nothing were there: all files of the controller
             found.seen = {name: _bare(host) for name, host in found.seen.items()}
-        plan = await _plan(spec, found, fabric, None)
+        plan = await _plan(spec, found, None)
     for name, why in plan.left_out.items():
         say(f"{name} stays out: {why}.")
     if diff:

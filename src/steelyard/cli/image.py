@@ -70,7 +70,7 @@ def build(
     as_json: bool,
 ) -> None:
     from steelyard.cli.attach import make_patience
-    from steelyard.cli.image_ask import ensure_image, make_image_spec
+    from steelyard.cli.image_ask import ensure_container, ensure_image, is_container, make_image_spec
     from steelyard.clock import SystemClock
 
     folder = Path(os.getcwd())
@@ -82,6 +82,12 @@ def build(
         asked = _compose(targets, requirements, uv_lock, python, env)
     progress, patience = Progress(), make_patience(home, SystemClock())
     with open_client(home) as client:
+        if is_container(asked):
+            if name:
+                raise Refused("A container image has no name of yours: what is printed names it.", code="unfit-option")
+            reference = ensure_container(client, asked, folder, progress, patience)
+            print_json({"reference": reference}) if as_json else click.echo(reference)
+            return
         view = ensure_image(client, make_image_spec(client, asked, folder, progress), progress, patience, name)
     if as_json:
         print_json(view)

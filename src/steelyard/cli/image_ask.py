@@ -26,10 +26,10 @@ from steelyard.cli.job_options import name_image
 from steelyard.cli.output import Progress
 from steelyard.cli.session import new_key, quote
 from steelyard.errors import Refused
-from steelyard.model.built_image import ImageSpec, ImageState
-from steelyard.wire.api import LogChunk
+from steelyard.model.built_image import ImageSpec, ImageState, Step
+from steelyard.wire.api import JobView, LogChunk
 from steelyard.wire.http import ApiClient
-from steelyard.wire.images import ImageBuild, ImageView
+from steelyard.wire.images import ContainerStep, ContainerStepView, ImageBuild, ImageView
 
 #: one long poll of the log, and of the image once its build has ended
 POLL_S = 5.0
@@ -43,8 +43,8 @@ def ensure_app_images(
     client: ApiClient, app: AppFile, progress: Progress, patience: Patience, override: Mapping[str, Any] | None = None
 ) -> dict[str, str]:
     """Ids of the images that its functions ask for, by the function's name in the file; built before this returns, each once. A
-    container image is named as it was written, and fetched by the machine that runs it. With an `image` or `python` in `override`
-    those in the file do not count. Raises Refused when one can't be built."""
+    container image without steps is named as it was written, and fetched by the machine that runs it. With an `image` or `python`
+    in `override` those in the file do not count. Raises Refused when one can't be built."""
     if {"image", "python"} & set(override or {}):
         return {}
     made: dict[str, str] = {}
@@ -53,9 +53,9 @@ def ensure_app_images(
         if declared.image is None:
             continue
         key = json.dumps(declared.image, sort_keys=True)
-        if declared.image["base"]["kind"] == "registry":
-            made[key] = name_image(declared.image["base"]["reference"], str(app.file.parent))
-        if key not in made:
+        if key not in made and is_container(declared.image):
+            made[key] = ensure_container(client, declared.image, app.file.parent, progress, patience)
+        elif key not in made:
             spec = make_image_spec(client, declared.image, app.file.parent, progress)
             made[key] = ensure_image(client, spec, progress, patience).id
         ids[declared.fn] = made[key]
@@ -69,10 +69,59 @@ def find_image_id(client: ApiClient, text: str) -> str:
 
 def make_image_spec(client: ApiClient, asked: Mapping[str, Any], folder: Path, progress: Progress) -> ImageSpec:
     """`asked`: as `sdk.image.Image.as_json` tells it. Its files, relative to `folder`, are sent. Raises Refused."""
-    if asked["base"]["kind"] == "registry":
+    return msgspec.convert({"base": asked["base"], "steps": send_files(client, asked, folder, progress)}, ImageSpec)
+
+
+def is_container(asked: Mapping[str, Any]) -> bool:
+    return asked["base"]["kind"] == "registry"
+
+
+def ensure_container(client: ApiClient, asked: Mapping[str, Any], folder: Path, progress: Progress, patience: Patience) -> str:
+    """What names the image then. Each step is carried out once, as a job, upon the image of those before. Raises Refused."""
+    reference = name_image(asked["base"]["reference"], str(folder))
+    steps = [msgspec.convert(step, Step) for step in send_files(client, asked, folder, progress)]
+    if not steps:
+        return reference
+    from steelyard.cli.container_image import pull_image
+
+    below = pull_image(client, reference, progress, patience).digest
+    for number, step in enumerate(steps, 1):
+        label = f"[{number}/{len(steps)}]"
+        view = _take_step(client, ContainerStep(reference, below, step), label, progress, patience)
+        reference, below = view.reference, view.id
+    return reference
+
+
+def _take_step(client: ApiClient, step: ContainerStep, label: str, progress: Progress, patience: Patience) -> ContainerStepView:
+    def ask() -> ContainerStepView:
+        return client.fetch(ContainerStepView, "POST", "/v1/container-steps", body=step, wait_s=60.0)
+
+    view = patience.call(ask, "the build")
+    if view.ready:
+        progress.show(f"Image {label} {view.text}: there already")
+        return view
+    progress.show(f"Image {label} {view.text}")
+    said = _Said(progress, f"{label} {view.text}", whole=True)
+    cursor, ended = START, False
+    while not ended:
+        chunk = patience.call(partial(poll_job, client, view.job, cursor, POLL_S), "the build")
+        cursor, ended = cursor_after(chunk), chunk.ended
+        said.note(chunk, view.job)
+    progress.clear()
+    after = patience.call(ask, "the build")
+    if not after.ready:
+        job = client.fetch(JobView, "GET", f"/v1/jobs/{view.job}")
+        why = job.detail or f"it ended with exit code {job.exit_code}."
         raise Refused(
-            f"{asked['base']['reference']} is a container image: it is fetched, and nothing of it is built.", code="unfit-image"
+            f"The image could not be built. Step {label[1:-1].replace('/', ' of ')}, {view.text}: {why}\n{said.quote()}Nothing "
+            f"was deployed or started; `steelyard logs {view.job}` has all that was said.",
+            code="image-failed",
         )
+    return after
+
+
+def send_files(client: ApiClient, asked: Mapping[str, Any], folder: Path, progress: Progress) -> list[dict[str, Any]]:
+    """The steps as the API takes them, with what they bring along sent. Raises Refused."""
     steps: list[dict[str, Any]] = []
     for step in asked["steps"]:
         step = dict(step)
@@ -90,7 +139,7 @@ def make_image_spec(client: ApiClient, asked: Mapping[str, Any], folder: Path, p
             case _:
                 pass
         steps.append(step)
-    return msgspec.convert({"base": asked["base"], "steps": steps}, ImageSpec)
+    return steps
 
 
 def ensure_image(client: ApiClient, spec: ImageSpec, progress: Progress, patience: Patience, name: str = "") -> ImageView:
@@ -126,7 +175,9 @@ def _look(client: ApiClient, image: str, wait_s: float) -> ImageView:
 class _Said:
     """What a build has written so far."""
 
-    def __init__(self, progress: Progress, label: str) -> None:
+    def __init__(self, progress: Progress, label: str, *, whole: bool = False) -> None:
+        """`whole`: what it says on either stream is quoted, and none of it is a sentence of ours."""
+        self._whole = whole
         self._progress, self._label = progress, label
         self._out, self._err = Lines(), Lines()
         self._last: deque[str] = deque(maxlen=LINES_QUOTED)
@@ -142,6 +193,8 @@ class _Said:
                 self._progress.show(f"Image {self._label}: {line}")
         for raw in self._err.feed(chunk.stderr):
             self.failure = raw.decode(errors="replace")
+            if self._whole:
+                self._last.append(self.failure)
 
     def quote(self) -> str:
         return "".join(f"  | {line}\n" for line in self._last if line.strip())

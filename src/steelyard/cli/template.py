@@ -64,6 +64,12 @@ def template(name: str, home: Path | None, as_json: bool) -> None:
 
 def explain(seen: TemplateSeen) -> None:
     """What the table has no room for, a sentence each."""
+    if seen.role == "base" and seen.image:
+        apart = ", ".join(seen.walls.get("namespaces") or ["none"])
+        told = (
+            f"namespaces of its own: {apart}; system calls: {seen.walls.get('seccomp')}; rights: {seen.walls.get('capabilities')}"
+        )
+        say(f"Runs in a container of {seen.image}, and so does all that is forked from it.{f' {told}.' if seen.walls else ''}")
     if seen.packages:
         told = [f"{each.name} {each.ms:.0f} ms {render_bytes(each.bytes)}" for each in seen.packages[:SHOWN_MAX]]
         say(f"Imported by the {seen.role}: {', '.join(told)}.")

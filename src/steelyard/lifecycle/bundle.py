@@ -1,8 +1,8 @@
 """What is a container told to be? Pure: what was granted in, the OCI runtime configuration (config.json) out.
 
 Follows https://github.com/opencontainers/runtime-spec (1.0.2). Cores, memory and the number of processes are held by the control
-group that the container's processes are born in, so nothing of it stands here. Never: a capability, a hook, a device that was not
-granted, a variable of the image in a process of root's.
+group that the container's processes are born in, so nothing of it stands here. Never: a capability (but for what
+makes an image), a hook, a device that was not granted, a variable of the image in a process of root's.
 """
 
 from __future__ import annotations
@@ -52,6 +52,8 @@ class Container(msgspec.Struct, frozen=True):
     binds: tuple[Bind, ...] = ()
     devices: tuple[DeviceNode, ...] = ()
     terminal: Terminal | None = None
+    #: of its own user namespace
+    capabilities: tuple[str, ...] = ()
 
 
 def namespaces(*, own_network: bool) -> tuple[str, ...]:
@@ -60,7 +62,6 @@ def namespaces(*, own_network: bool) -> tuple[str, ...]:
 
 def make_bundle(container: Container) -> dict[str, object]:
     """The content of config.json."""
-    none: list[str] = []
     env = [f"{name}={value}" for name, value in sorted(container.env.items())]
     return {
         "ociVersion": "1.0.2",
@@ -68,7 +69,10 @@ def make_bundle(container: Container) -> dict[str, object]:
             "user": {"uid": container.uid, "gid": container.gid, "additionalGids": list(container.groups)},
             "args": list(container.argv),
             "cwd": container.cwd or "/",
-            "capabilities": dict.fromkeys(("bounding", "effective", "inheritable", "permitted", "ambient"), none),
+            "capabilities": {
+                kind: [] if kind in ("inheritable", "ambient") else list(container.capabilities)
+                for kind in ("bounding", "effective", "inheritable", "permitted", "ambient")
+            },
             "noNewPrivileges": True,
             **make_terminal(env, container.terminal),
         },

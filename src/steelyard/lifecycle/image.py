@@ -14,7 +14,20 @@ from functools import lru_cache
 
 import msgspec
 
-from steelyard.model.built_image import Base, Copy, Image, ImageSeen, ImageSpec, ImageState, PipInstall, Run, SetEnv, Step, UvSync
+from steelyard.model.built_image import (
+    AptInstall,
+    Base,
+    Copy,
+    Image,
+    ImageSeen,
+    ImageSpec,
+    ImageState,
+    PipInstall,
+    Run,
+    SetEnv,
+    Step,
+    UvSync,
+)
 from steelyard.model.ids import ImageId
 from steelyard.model.job import Job, JobState
 
@@ -39,6 +52,8 @@ _VERSION = re.compile(r"3\.\d{1,2}(\.\d{1,3})?", re.ASCII)
 _SHA256 = re.compile(r"[0-9a-f]{64}", re.ASCII)
 _PREFIX = re.compile(r"[0-9a-f]{1,63}", re.ASCII)
 _VARIABLE = re.compile(r"[A-Za-z_][A-Za-z0-9_]*", re.ASCII)
+#: with a version or a release behind it
+_PACKAGE = re.compile(r"[a-z0-9][a-z0-9+.-]*(:[a-z0-9-]+)?([=/][A-Za-z0-9.+:~-]+)?", re.ASCII)
 _WORD = re.compile(r"[A-Za-z0-9]([A-Za-z0-9._-]*[A-Za-z0-9])?", re.ASCII)
 
 
@@ -60,7 +75,7 @@ def name_layers(spec: ImageSpec) -> tuple[ImageId, ...]:
 
 def canonical(part: Base | Step) -> bytes:
     """The same bytes for what means the same: packages and variables in any order, each once."""
-    if isinstance(part, PipInstall):
+    if isinstance(part, PipInstall | AptInstall):
         part = msgspec.structs.replace(part, packages=tuple(sorted({" ".join(each.split()) for each in part.packages})))
     elif isinstance(part, UvSync):
         part = msgspec.structs.replace(part, extras=tuple(sorted(set(part.extras))), groups=tuple(sorted(set(part.groups))))
@@ -75,6 +90,8 @@ def describe_part(part: Base | Step) -> str:
         case PipInstall():
             words = [*part.packages, *(["-r requirements.txt"] if part.files else [])]
             return f"pip_install {' '.join(words)}"
+        case AptInstall():
+            return f"apt_install {' '.join(part.packages)}"
         case UvSync():
             options = [*(f"--extra {each}" for each in part.extras), *(f"--group {each}" for each in part.groups)]
             return " ".join(["uv_sync", *options])
@@ -105,11 +122,12 @@ def check_spec(spec: ImageSpec) -> list[str]:
     if len(msgspec.json.encode(spec)) > SPEC_BYTES_MAX:
         found.append(f"the steps are longer than {SPEC_BYTES_MAX >> 10} KiB: put packages into a requirements file")
     for number, step in enumerate(spec.steps, 1):
-        found += [f"step {number}: {wrong}" for wrong in _check_step(step)]
+        found += [f"step {number}: {wrong}" for wrong in check_step(step)]
     return found
 
 
-def _check_step(step: Step) -> Iterable[str]:
+def check_step(step: Step, *, contained: bool = False) -> Iterable[str]:
+    """`contained`: upon an image of a container."""
     files = getattr(step, "files", "")
     if files and not _SHA256.fullmatch(files):
         yield "files are named by the sha256 of their bundle"
@@ -123,6 +141,14 @@ def _check_step(step: Step) -> Iterable[str]:
             for address in (step.index_url, *step.extra_index_urls, step.find_links):
                 if not address.isprintable() or address.startswith("-"):
                     yield f"{address[:80]!r} is no address"
+        case AptInstall():
+            if not contained:
+                yield "apt_install is for images of containers: begin with Image.from_registry(...)"
+            for each in step.packages:
+                if not _PACKAGE.fullmatch(each):
+                    yield f"{each[:80]!r} is no package of Debian's"
+            if not step.packages:
+                yield "apt_install names no package"
         case UvSync():
             if not step.files:
                 yield "uv_sync needs a bundle with uv.lock and pyproject.toml"
@@ -136,7 +162,7 @@ def _check_step(step: Step) -> Iterable[str]:
         case Copy():
             if not step.files:
                 yield "copy needs a bundle"
-            if wrong := check_inside(step.to):
+            if wrong := check_inside(step.to.lstrip("/") if contained else step.to):
                 yield wrong
         case Run():
             if not step.command.strip() or "\0" in step.command:

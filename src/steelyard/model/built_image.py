@@ -39,6 +39,12 @@ class UvSync(msgspec.Struct, frozen=True, tag_field="kind", tag="uv-sync", forbi
     groups: tuple[str, ...] = ()
 
 
+class AptInstall(msgspec.Struct, frozen=True, tag_field="kind", tag="apt", forbid_unknown_fields=True):
+    """Of images of containers alone."""
+
+    packages: tuple[str, ...]
+
+
 class SetEnv(msgspec.Struct, frozen=True, tag_field="kind", tag="env", forbid_unknown_fields=True):
     env: dict[str, str]
 
@@ -46,7 +52,7 @@ class SetEnv(msgspec.Struct, frozen=True, tag_field="kind", tag="env", forbid_un
 class Copy(msgspec.Struct, frozen=True, tag_field="kind", tag="copy", forbid_unknown_fields=True):
     #: sha256 of a bundle
     files: str
-    #: where its content goes, below the image's folder of files; "" is that folder
+    #: where its content goes, below the image's folder of files ("" is that folder), or below / of a container
     to: str = ""
 
 
@@ -56,7 +62,7 @@ class Run(msgspec.Struct, frozen=True, tag_field="kind", tag="run", forbid_unkno
 
 
 Base = PythonBase
-Step = PipInstall | UvSync | SetEnv | Copy | Run
+Step = PipInstall | AptInstall | UvSync | SetEnv | Copy | Run
 
 
 class ImageSpec(msgspec.Struct, frozen=True, forbid_unknown_fields=True):

@@ -33,6 +33,8 @@ class ClusterSpec(msgspec.Struct, frozen=True):
     name: str = "steelyard"
     #: the host that runs slurmctld; it is a node as well
     controller: str = ""
+    #: absolute paths of files that tell how the hosts are wired to each other; () where they are asked
+    fabric: tuple[str, ...] = ()
 
     @property
     def controller_name(self) -> str:

@@ -1,7 +1,8 @@
 """Which image is meant? Pure: the text of `--image` in, its parts out.
 
-Four forms: `ghcr.io/org/app:1.2` and `docker://nginx:1.27` (a registry; the latter is Docker Hub when no host is named),
-`oci:/path[:tag]` (a folder in the OCI image layout) and `docker-archive:/path` (what `docker save` writes). A bare name such as
+Five forms: `ghcr.io/org/app:1.2` and `docker://nginx:1.27` (a registry; the latter is Docker Hub when no host is named),
+`oci:/path[:tag]` (a folder in the OCI image layout), `docker-archive:/path` (what `docker save` writes) and `built:<hex>` (made
+here, of steps upon one of these). A bare name such as
 `nginx` is refused, because it does not say from where.
 """
 
@@ -30,11 +31,12 @@ class ImageSource(StrEnum):
     REGISTRY = "registry"
     LAYOUT = "oci"
     ARCHIVE = "docker-archive"
+    BUILT = "built"
 
 
 class ImageReference(msgspec.Struct, frozen=True):
     source: ImageSource
-    #: `host/path` of a registry, else an absolute path on the machine
+    #: `host/path` of a registry, the hex name of what was built here, else an absolute path on the machine
     name: str
     #: "" in a folder or archive: the only image there
     tag: str = ""
@@ -50,8 +52,8 @@ class ImageReference(msgspec.Struct, frozen=True):
 
     @property
     def file(self) -> str:
-        """Of a folder or archive: the file that changes when the image does. "" for a registry."""
-        if self.source is ImageSource.REGISTRY:
+        """Of a folder or archive: the file that changes when the image does. "" for the others."""
+        if self.source in (ImageSource.REGISTRY, ImageSource.BUILT):
             return ""
         return f"{self.name}/index.json" if self.source is ImageSource.LAYOUT else self.name
 
@@ -76,6 +78,11 @@ def parse_image(text: str) -> ImageReference:
             if match is None:
                 raise _refuse(text, f"write {source.value}:/absolute/path or {source.value}:/absolute/path:TAG")
             return ImageReference(source, match["path"], match["tag"] or "")
+    if text.startswith(f"{ImageSource.BUILT.value}:"):
+        name = text.partition(":")[2]
+        if not re.fullmatch("[0-9a-f]{64}", name, re.ASCII):
+            raise _refuse(text, "write built: and the 64 hex digits that `steelyard image build` printed")
+        return ImageReference(ImageSource.BUILT, name)
     named, hub = text.removeprefix("docker://"), text.startswith("docker://")
     match = _NAME.fullmatch(named)
     if match is None:

@@ -70,6 +70,19 @@ class Terminal(msgspec.Struct, frozen=True):
     kind: str = "xterm"
 
 
+class ImageStep(msgspec.Struct, frozen=True):
+    """What a container's files become when its command ends well: another image of its owner."""
+
+    #: hex, names the image
+    id: str
+    #: digest of the image that it has to begin with
+    below: str
+    #: what the image says beside that one's variables
+    env: dict[str, str] = {}
+    #: sha256 of a bundle that is brought in; "" without one
+    files: str = ""
+
+
 class JobSpec(msgspec.Struct, frozen=True):
     """What the user asked for. Never changes after submit."""
 
@@ -120,6 +133,8 @@ class JobSpec(msgspec.Struct, frozen=True):
     #: runs in a container of this image (`model/image.py` has the forms); or in one that was built here, by id, name, or the
     #: beginning of an id, and by its id once it is stored; "" means in neither
     image: str = ""
+    #: of a container: what is made of it; nothing else is brought into it then
+    makes: ImageStep | None = None
     #: of a container: a network of its own with nothing but loopback, instead of the machine's
     own_network: bool = False
     volumes: tuple[VolumeMount, ...] = ()

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import msgspec
 
 
@@ -45,3 +47,6 @@ class TemplateSeen(msgspec.Struct, frozen=True):
     unsafe: tuple[tuple[str, str], ...] = ()
     #: packages that are not imported before forks, and why
     left_out: tuple[tuple[str, str], ...] = ()
+    #: in a container: of which image, and what the kernel keeps it apart by (namespaces, seccomp, capabilities)
+    image: str = ""
+    walls: dict[str, Any] = {}

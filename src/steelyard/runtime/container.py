@@ -17,7 +17,7 @@ import posixpath
 import shutil
 import stat
 import threading
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
 
 import msgspec
@@ -25,15 +25,17 @@ import msgspec
 from steelyard.config import write_file
 from steelyard.errors import EdgeFailed, Refused
 from steelyard.lifecycle.bundle import Container, make_bundle, make_terminal
+from steelyard.lifecycle.container_step import CAPABILITIES, DONE
 from steelyard.model.cdi import DeviceEdits
 from steelyard.model.ids import WorkloadId
-from steelyard.model.image import Image, ImageReference, choose_argv
+from steelyard.model.image import Image, ImageReference, UserIds, choose_argv
 from steelyard.model.job import Terminal
 from steelyard.model.mount import Bind
 from steelyard.runtime.mount_calls import find_inside
 from steelyard.runtime.oci import Tell, say_nothing
 from steelyard.runtime.oci.fetch import missing
-from steelyard.runtime.oci.ranges import make_maps, owner_range
+from steelyard.runtime.oci.ranges import BUILD_IDS, BUILD_MAPS, make_maps, owner_range
+from steelyard.runtime.oci.steps import StepMade
 from steelyard.runtime.oci.store import ImageStore, RegistryLogin
 from steelyard.runtime.rootfs import DEV, ROOT, SYS
 from steelyard.wire.spawn import Rootfs
@@ -50,7 +52,7 @@ _MACHINE = os.uname().machine
 LIBRARY_FOLDERS = (
     f"/usr/lib/{_MACHINE}-linux-gnu", f"/lib/{_MACHINE}-linux-gnu", "/usr/lib64", "/lib64", "/usr/lib", "/lib",
 )  # fmt: skip
-_CONFIG, _MADE, _FS = "config.json", "made.json", "fs"
+_CONFIG, _MADE, _FS, _PROCESS = "config.json", "made.json", "fs", "process.json"
 
 
 class Made(msgspec.Struct, frozen=True):
@@ -68,6 +70,8 @@ class Made(msgspec.Struct, frozen=True):
     lock_memory: bool = False
     #: sentences for its proof
     notes: tuple[str, ...] = ()
+    #: the image that it makes; "" of any other
+    makes: str = ""
 
 
 class Wanted(msgspec.Struct, frozen=True):
@@ -86,9 +90,13 @@ class Wanted(msgspec.Struct, frozen=True):
     in_network: bool = False
     #: descriptors from 3 on that it is given
     fds: int = 0
+    #: crun ends when it runs, and leaves its first process to whoever started crun
+    detached: bool = False
     binds: tuple[Bind, ...] = ()
     #: for the devices that it was given
     edits: DeviceEdits = DeviceEdits()
+    #: its files become that image of its owner's; it runs as root of ids that only images have, with what such a step may do
+    step: StepMade | None = None
 
 
 class Containers:
@@ -121,7 +129,8 @@ class Containers:
 
     def sweep(self) -> None:
         """In the background: what an agent before this one was killed over."""
-        threading.Thread(target=self.store.sweep, daemon=True).start()
+        steps = [made.makes for made in self._all().values()]
+        threading.Thread(target=self.store.sweep, args=(steps,), daemon=True).start()
 
     def fetch(
         self,
@@ -168,18 +177,25 @@ class Containers:
             env["PATH"] = f"{wanted.programs}:{env['PATH']}"
         first = owner_range(self._images, owner[0])
         (uids, disk_uids), (gids, disk_gids) = make_maps(first, owner[0]), make_maps(first, owner[1])
+        ids, binds, disk = image.ids, wanted.binds, ""
+        if wanted.step is not None:
+            uids, disk_uids = BUILD_MAPS
+            (gids, disk_gids), ids = BUILD_MAPS, UserIds(home=image.ids.home)
+            disk = str(self.store.begin_step(wanted.step))
+            binds = (*binds, Bind(f"{disk}/done", DONE))
         files = () if wanted.own_network else tuple(Bind(name, name, True) for name in _NETWORK_FILES if os.path.isfile(name))
         container = Container(
             root=f"{folder}/{_FS}/{ROOT}", sys=f"{folder}/{_FS}/{SYS}", nodes=f"{folder}/{_FS}/{DEV}",
             argv=argv, env=env, cwd=wanted.cwd or image.cwd,
-            uid=image.ids.uid, gid=image.ids.gid, groups=tuple(dict.fromkeys((*image.ids.groups, *edits.groups))),
+            uid=ids.uid, gid=ids.gid, groups=tuple(dict.fromkeys((*ids.groups, *edits.groups))),
             uids=uids, gids=gids,
             hostname=workload[:64] if wanted.own_network else self._hostname, machine=os.uname().machine,
             own_network=wanted.own_network and not wanted.in_network, devices=edits.nodes,
-            binds=(*files, *edits.binds, *place_libraries(str(root), edits.libraries, edits.binds), *wanted.binds),
+            binds=(*files, *edits.binds, *place_libraries(str(root), edits.libraries, edits.binds), *binds),
+            capabilities=CAPABILITIES if wanted.step is not None else (),
             terminal=wanted.terminal,
         )  # fmt: skip
-        uid, gid = self.ids(image, owner)
+        uid, gid = self.ids(image, owner) if wanted.step is None else BUILD_IDS
         made = Made(
             image.digest,
             image.reference,
@@ -189,6 +205,7 @@ class Containers:
             tuple(sorted(node.path for node in edits.nodes)),
             edits.lock_memory,
             edits.notes,
+            "" if wanted.step is None else wanted.step.image.digest,
         )
         try:
             (folder / _FS).mkdir(parents=True, exist_ok=True, mode=0o711)
@@ -202,10 +219,13 @@ class Containers:
         except OSError as err:
             raise EdgeFailed(f"{folder} could not be written: {err.strerror}. Nothing was started.", code="start-failed") from err
         self._all()[workload] = made
-        passed = ("--preserve-fds", str(wanted.fds)) if wanted.fds else ()
-        passed += self._brings(workload, wanted.terminal)
-        command = (*self._crun(), "run", *passed, "--bundle", str(folder), workload)
-        return command, Rootfs(str(root), f"{folder}/{_FS}", disk_uids, disk_gids, owner, edits.nodes, edits.lock_memory)
+        options = (*self._options(workload, wanted.fds, detached=wanted.detached), *self._brings(workload, wanted.terminal))
+        command = (*self._crun(), "run", *options, "--bundle", str(folder), workload)
+        leaves = self._pid_file(workload) if wanted.detached else ""
+        rootfs = Rootfs(
+            *(str(root), f"{folder}/{_FS}", disk, disk_uids, disk_gids, owner, edits.nodes, edits.lock_memory), leaves=leaves
+        )
+        return command, rootfs
 
     def enter(
         self, workload: WorkloadId, number: int, argv: tuple[str, ...], terminal: Terminal | None = None
@@ -231,13 +251,42 @@ class Containers:
         """Where crun brings the terminal of a process of it: the first one's (0), or another's; the socket is its reader's."""
         return self._folder / workload / f"console-{number}"
 
+    def enter_for_good(
+        self, workload: WorkloadId, box: WorkloadId, argv: Sequence[str], env: Mapping[str, str], fds: int
+    ) -> tuple[tuple[str, ...], Rootfs]:
+        """The command that starts a workload in the container of another one, behind the same walls, and leaves it to whoever
+        started the command. `env` is all that it is given. Raises EdgeFailed."""
+        folder, made = self._folder / workload, self._all()[box]
+        try:
+            process = msgspec.json.decode((self._folder / box / _CONFIG).read_bytes())["process"]
+            told = {**process, "args": list(argv), "env": [f"{name}={value}" for name, value in env.items()], "cwd": "/"}
+            folder.mkdir(exist_ok=True, mode=0o711)
+            write_file(folder / _PROCESS, msgspec.json.encode(told))
+            write_file(folder / _MADE, msgspec.json.encode(made))
+        except OSError as err:
+            raise EdgeFailed(f"{folder} can't be written: {err.strerror}. Nothing was started.", code="start-failed") from err
+        self._all()[workload] = made
+        options = self._options(workload, fds, detached=True)
+        return (*self._crun(), "exec", *options, "--process", str(folder / _PROCESS), box), Rootfs(
+            "", "", leaves=self._pid_file(workload)
+        )
+
+    def _pid_file(self, workload: WorkloadId) -> str:
+        return str(self._folder / workload / "pid")
+
+    def _options(self, workload: WorkloadId, fds: int, *, detached: bool) -> tuple[str, ...]:
+        passed = ("--preserve-fds", str(fds)) if fds else ()
+        return (*passed, *(("--detach", "--pid-file", self._pid_file(workload)) if detached else ()))
+
     def made(self, workload: WorkloadId) -> Made | None:
         """None: it is no container."""
         return self._all().get(workload)
 
     def forget(self, workload: WorkloadId) -> None:
         """Nothing of it runs any more."""
-        if self._all().pop(workload, None) is not None:
+        if (made := self._all().pop(workload, None)) is not None:
+            if made.makes:
+                self.store.drop_step(made.makes)
             shutil.rmtree(self._state / workload, ignore_errors=True)
             shutil.rmtree(self._folder / workload, ignore_errors=True)
 

@@ -21,10 +21,10 @@ _NEEDED = ("uvicorn", "h11")
 _OFFERED = ("cloudpickle", "a2wsgi")
 
 
-def make_lib_dir(dest: Path) -> Path:
+def make_lib_dir(dest: Path, *, copied: bool = False) -> Path:
     """`<dest>/<hash>/` with the HTTP server's packages and `steelyard` itself, for interpreters that have none of them.
-    Symbolic links where every user of the machine can follow them, copies elsewhere. Made once per content; returns the
-    folder. EdgeFailed when a package is missing."""
+    Symbolic links where every user of the machine can follow them, copies elsewhere, and everywhere when `copied`. Made once per
+    content; returns the folder. EdgeFailed when a package is missing."""
     targets = {"steelyard": Path(steelyard.__file__).parent}
     for name in (*LIB_NAMES, *_OFFERED):
         spec = importlib.util.find_spec(name)
@@ -35,7 +35,8 @@ def make_lib_dir(dest: Path) -> Path:
             raise EdgeFailed(
                 f"the Python package '{name}' is missing beside Steelyard; install Steelyard anew", code="runner-incomplete"
             )
-    stamp = [(name, str(target), target.stat().st_mtime_ns, _everybody_reads(target)) for name, target in sorted(targets.items())]
+    linked = {name for name, target in targets.items() if not copied and _everybody_reads(target)}
+    stamp = [(name, str(target), target.stat().st_mtime_ns, name in linked) for name, target in sorted(targets.items())]
     folder = dest / hashlib.sha256(repr(stamp).encode()).hexdigest()[:16]
     if folder.is_dir():
         return folder
@@ -43,7 +44,7 @@ def make_lib_dir(dest: Path) -> Path:
         dest.mkdir(mode=0o755, parents=True, exist_ok=True)
         fresh = Path(tempfile.mkdtemp(prefix=".making-", dir=dest))
         try:
-            _fill(fresh, targets)
+            _fill(fresh, targets, linked)
             fresh.chmod(0o755)
             fresh.rename(folder)
         except OSError:
@@ -55,10 +56,10 @@ def make_lib_dir(dest: Path) -> Path:
     return folder
 
 
-def _fill(folder: Path, targets: dict[str, Path]) -> None:
+def _fill(folder: Path, targets: dict[str, Path], linked: set[str]) -> None:
     for name, target in targets.items():
         place = folder / (target.name if target.is_file() else name)
-        if _everybody_reads(target):
+        if name in linked:
             place.symlink_to(target)
         elif target.is_file():
             shutil.copy(target, place)

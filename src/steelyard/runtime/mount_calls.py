@@ -120,14 +120,27 @@ def make_userns(users: IdMap, groups: IdMap) -> int:
 
 def find_inside(root: str, path: str) -> int:
     """The mode of what `path` is for somebody whose / is `root`, however its links are made. Raises OSError."""
+    fd = _open_inside(root, path)
+    try:
+        return os.fstat(fd).st_mode
+    finally:
+        os.close(fd)
+
+
+def resolve_inside(root: str, path: str) -> str:
+    """The same path without links, still as from `root`. Raises OSError."""
+    fd = _open_inside(root, path)
+    try:
+        return "/" + os.path.relpath(os.readlink(f"/proc/self/fd/{fd}"), os.path.realpath(root)).removeprefix(".")
+    finally:
+        os.close(fd)
+
+
+def _open_inside(root: str, path: str) -> int:
     folder = os.open(root, os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
     try:
         how = (ctypes.c_uint64 * 3)(os.O_PATH | os.O_CLOEXEC, 0, _RESOLVE_IN_ROOT)
-        fd = _check(_syscall(_OPENAT2, folder, os.fsencode(path), ctypes.byref(how), ctypes.sizeof(how)), path)
-        try:
-            return os.fstat(fd).st_mode
-        finally:
-            os.close(fd)
+        return _check(_syscall(_OPENAT2, folder, os.fsencode(path), ctypes.byref(how), ctypes.sizeof(how)), path)
     finally:
         os.close(folder)
 

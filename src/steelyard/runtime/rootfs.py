@@ -35,12 +35,13 @@ def enter(rootfs: Rootfs, userns: int | None) -> None:
         return
     folder = rootfs.folder
     mount_calls.mount("none", folder, "tmpfs", MS_NOSUID | MS_NODEV, "mode=755")
-    for name in ("lower", "upper", "work", ROOT, SYS):
+    written = rootfs.disk or folder
+    for name in ("lower", ROOT, SYS) if rootfs.disk else ("lower", "upper", "work", ROOT, SYS):
         os.mkdir(f"{folder}/{name}")
     mount_calls.bind(rootfs.lower, f"{folder}/lower", userns=userns)
     # the folder that is written is what shows as /
-    os.chown(f"{folder}/upper", rootfs.uids[0][1], rootfs.gids[0][1])
-    options = f"lowerdir={folder}/lower,upperdir={folder}/upper,workdir={folder}/work"
+    os.chown(f"{written}/upper", rootfs.uids[0][1], rootfs.gids[0][1])
+    options = f"lowerdir={folder}/lower,upperdir={written}/upper,workdir={written}/work"
     mount_calls.mount("overlay", f"{folder}/{ROOT}", "overlay", MS_NOSUID | MS_NODEV, options)
     mount_calls.bind("/sys", f"{folder}/{SYS}")
     if rootfs.devices:

@@ -68,6 +68,8 @@ class Starting(msgspec.Struct, frozen=True):
     child: Child
     pipe: int
     asked_by: Peer
+    #: see `wire.Rootfs`
+    leaves: str
 
 
 class Spawner:
@@ -81,6 +83,8 @@ class Spawner:
         self._starting: dict[int, Starting] = {}
         #: what kept it from its exec, told once it is gone: until then its control group has it
         self._failed: dict[int, tuple[Starting, str, str]] = {}
+        #: programs that run only until they have left a workload to us
+        self._leaving: dict[int, Starting] = {}
         self._unclaimed: OrderedDict[tuple[int, int], wire.Exited] = OrderedDict()
         #: ended, but the record is not on disk yet
         self._unsaved: dict[WorkloadId, wire.Exited] = {}
@@ -131,9 +135,13 @@ class Spawner:
             if pid in self._starting:
                 self._settle(self._starting[pid])
             if pid in self._failed:
-                self._tell_failed(*self._failed.pop(pid))
+                self._fail(*self._failed.pop(pid))
             child = self._children.pop(pid, None) or _observe_stranger(pid)
             _, status, usage = os.wait4(pid, _WALL)
+            leaving = self._leaving.pop(pid, None)
+            if leaving is not None:
+                self._take_over(leaving, status)
+                continue
             exited = wire.Exited(
                 workload=child.workload,
                 pid=pid,
@@ -273,7 +281,7 @@ class Spawner:
         ready = poll.poll(EXEC_WAIT_MS)
         child = Child(workload, pid, _observe_stranger(pid).start_time)
         self._children[pid] = child
-        starting = self._starting[pid] = Starting(child, pipe, peer)
+        starting = self._starting[pid] = Starting(child, pipe, peer, request.rootfs.leaves if request.rootfs else "")
         if ready:
             self._settle(starting, watched=False)
         else:
@@ -313,13 +321,38 @@ class Spawner:
         except BlockingIOError:
             step = error = ""
         os.close(starting.pipe)
+        if not step and starting.leaves:
+            self._leaving[child.pid] = starting
+            return
         if not step:
             starting.asked_by.send(wire.Spawned(child.workload, child.pid, child.start_time, self._clock.mono_ns()))
             return
         self._children.pop(child.pid, None)
         self._failed[child.pid] = starting, step, error
 
-    def _tell_failed(self, starting: Starting, step: str, error: str) -> None:
+    def _take_over(self, starting: Starting, status: int) -> None:
+        """The program that was to leave us the workload has ended."""
+        workload = starting.child.workload
+        try:
+            pid = int(Path(starting.leaves).read_text()) if status == 0 else 0
+        except (OSError, ValueError):
+            pid = 0
+        ended = next((key for key in self._unclaimed if key[0] == pid), None)
+        stat = observe_process(pid) if pid else None
+        if ended is not None:  # the moment that it was ours
+            self._unsaved[workload] = msgspec.structs.replace(self._unclaimed.pop(ended), workload=workload)
+            start_time = ended[1]
+        elif stat is not None and stat.parent == os.getpid():
+            start_time = stat.start_time
+            self._children[pid] = Child(workload, pid, start_time)
+        else:
+            code = os.waitstatus_to_exitcode(status)
+            self._fail(starting, "container", f"{'exit code' if code >= 0 else 'signal'} {abs(code)}")
+            return
+        starting.asked_by.send(wire.Spawned(workload, pid, start_time, self._clock.mono_ns()))
+
+    def _fail(self, starting: Starting, step: str, error: str) -> None:
+        """It does not run, and its agent is told so."""
         child = starting.child
         if not starting.asked_by.send(wire.SpawnFailed(child.workload, step, error)):
             # Its agent is gone and the next one may have been told that it runs: the record says what a shell would

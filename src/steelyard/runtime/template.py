@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import os
 import socket
 from collections import deque
 from collections.abc import Mapping, Sequence
@@ -121,10 +122,11 @@ class TemplateStatus(msgspec.Struct, frozen=True):
     top_level: dict[str, int] = {}
 
 
-def base_command(python: str, *, lib_dir: Path, control_fd: int) -> tuple[list[str], dict[str, str]]:
-    """(argv, env) of a base template. `control_fd` is the number in the child; the caller lays over the environment what an
-    interpreter reads when it starts."""
-    return _command(python, lib_dir, {"mode": "base", "control_fd": control_fd})
+def base_command(python: str, *, lib_dir: Path, control_fd: int, alive_fd: int | None = None) -> tuple[list[str], dict[str, str]]:
+    """(argv, env) of a base template. `control_fd` is the number in the child, `alive_fd` that of one which it is to keep; the
+    caller lays over the environment what an interpreter reads when it starts."""
+    kept = {} if alive_fd is None else {"alive_fd": alive_fd}
+    return _command(python, lib_dir, {"mode": "base", "control_fd": control_fd, **kept})
 
 
 def replica_command(
@@ -287,17 +289,27 @@ class TemplateClient:
         if self._socket is None:
             return
         try:
-            data = self._socket.recv(PACKET_MAX)
+            data, fds, _, _ = socket.recv_fds(self._socket, PACKET_MAX, 1)
         except (BlockingIOError, InterruptedError):
             return
         except OSError:
-            data = b""
+            data, fds = b"", []
         if not data:
             self.close()
             return
+        told = json.loads(data)
+        for fd in fds:  # of a process in a pid namespace of its own: which one it is for us
+            told["pid"] = read_pid(fd)
+            os.close(fd)
         answer = self._waiting.popleft()
         if not answer.done():
-            answer.set_result(json.loads(data))
+            answer.set_result(told)
+
+
+def read_pid(pidfd: int) -> int:
+    """Of the process that it refers to, as we see it; -1 when that has been reaped."""
+    with open(f"/proc/self/fdinfo/{pidfd}") as file:
+        return next(int(line.partition(":")[2]) for line in file if line.startswith("Pid:"))
 
 
 def _forked(answer: dict[str, Any]) -> Forked | ForkRefused:

@@ -18,13 +18,13 @@ from typing import Any
 from steelyard.sdk.errors import DeclarationError
 
 _VERSION = re.compile(r"3\.\d{1,2}(\.\d{1,3})?", re.ASCII)
+_PACKAGE = re.compile(r"[a-z0-9][a-z0-9+.-]*(:[a-z0-9-]+)?([=/][A-Za-z0-9.+:~-]+)?", re.ASCII)
 _VARIABLE = re.compile(r"[A-Za-z_][A-Za-z0-9_]*", re.ASCII)
 Path = str | PurePath
 
 
 #: of Modal, without a meaning yet or at all: said instead of "no attribute"
 _ELSEWHERE = {
-    "apt_install": "packages of the system come from the machine: have its admin install them there",
     "from_dockerfile": "build it with what you have (docker, buildah), and name the result with from_registry(...)",
     "micromamba": "environments are made by uv: install packages with pip_install",
     "micromamba_install": "environments are made by uv: install packages with pip_install",
@@ -106,7 +106,24 @@ class Image(metaclass=_Kind):
 
     def uv_sync(self, lock: Path = "uv.lock", *, extras: list[str] | None = None, groups: list[str] | None = None) -> Image:
         """What a uv.lock says, with the pyproject.toml beside it; not the project itself, which comes with the code."""
+        if self._base["kind"] == "registry":
+            raise DeclarationError("uv_sync makes an environment: begin with Image.python(...), or write pip_install(...).")
         return self._with(kind="uv-sync", lock=_path(lock), extras=list(extras or ()), groups=list(groups or ()))
+
+    def apt_install(self, *packages: str | list[str]) -> Image:
+        """Packages of Debian or Ubuntu, in a container image that has apt."""
+        named = [name for each in packages for name in ([each] if isinstance(each, str) else each)]
+        if self._base["kind"] != "registry":
+            raise DeclarationError(
+                "apt_install: an environment has the system of its machine. Begin with Image.from_registry(...), or have the "
+                "machine's admin install it there."
+            )
+        for name in named:
+            if not isinstance(name, str) or not _PACKAGE.fullmatch(name):
+                raise DeclarationError(f"apt_install: {name!r} is no package of Debian's.")
+        if not named:
+            raise DeclarationError("apt_install names no package.")
+        return self._with(kind="apt", packages=named)
 
     def env(self, variables: Mapping[str, str]) -> Image:
         """Variables of later steps and of whatever runs in it. No place for secrets."""
@@ -117,8 +134,13 @@ class Image(metaclass=_Kind):
 
     def copy(self, local: Path, inside: Path = "") -> Image:
         """A file or folder of yours, at that path of the image's own folder, which modules are imported from and processes find
-        in STEELYARD_IMAGE. As `cp` does it: a folder's content goes to `inside`; a file too where that ends in a slash."""
+        in STEELYARD_IMAGE; of a container, at that path. As `cp` does it: a folder's content goes to `inside`; a file too where
+        that ends in a slash."""
         place = str(inside)
+        if self._base["kind"] == "registry" and not place.startswith("/"):
+            raise DeclarationError(f"copy: {place!r} is no place in a container. Write an absolute path.")
+        if self._base["kind"] == "registry":
+            place = place[1:]
         if place.startswith("/") or ".." in place.split("/"):
             raise DeclarationError(
                 f"copy: {place!r} can't be a place inside. Write a path in the image's own folder, without '..'."
@@ -126,7 +148,7 @@ class Image(metaclass=_Kind):
         return self._with(kind="copy", local=_path(local), inside=place)
 
     def run(self, *commands: str | list[str]) -> Image:
-        """Lines of shell, a step each, in the image's own folder, with its Python first in PATH."""
+        """Lines of shell, a step each, in the image's own folder, with its Python first in PATH; in a container as its root."""
         image = self
         for line in [line for each in commands for line in ([each] if isinstance(each, str) else each)]:
             if not isinstance(line, str) or not line.strip() or "\0" in line:
@@ -191,8 +213,6 @@ class Image(metaclass=_Kind):
         return {"base": dict(self._base), "steps": [dict(step) for step in self._steps]}
 
     def _with(self, **step: Any) -> Image:
-        if self._base["kind"] == "registry":
-            raise DeclarationError("A container image takes no further steps: bring what it needs in the image itself.")
         return Image(self._base, (*self._steps, step))
 
 

@@ -8,7 +8,7 @@ from typing import Annotated
 import msgspec
 from msgspec import Meta
 
-from steelyard.model.built_image import ImageSpec
+from steelyard.model.built_image import ImageSpec, Step
 from steelyard.model.image import REFERENCE_MAX
 
 
@@ -102,3 +102,24 @@ class PullView(msgspec.Struct, frozen=True):
     #: why it failed, for people and for programs
     detail: str = ""
     code: str = ""
+
+
+class ContainerStep(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """A step upon a container image that is on the machine."""
+
+    #: the image that it begins with, and its digest
+    image: Annotated[str, Meta(min_length=1, max_length=REFERENCE_MAX)]
+    below: Annotated[str, Meta(pattern=r"^[0-9a-f]{64}\Z")]
+    step: Step
+
+
+class ContainerStepView(msgspec.Struct, frozen=True):
+    #: hex; also the digest of the image
+    id: str
+    #: what the image is named by
+    reference: str
+    #: the step, for people
+    text: str
+    #: it is there; else `job` makes it
+    ready: bool
+    job: str = ""

@@ -38,6 +38,8 @@ class Rootfs(msgspec.Struct, frozen=True):
     lower: str
     #: an empty folder; below it appear `rootfs` (the files, writable in memory), `sys` (the machine's alone) and `dev`
     folder: str
+    #: a folder on disk with `upper` and `work`, where what is written stays, instead of memory
+    disk: str = ""
     #: (first id on disk, first on the machine, how many)
     uids: tuple[tuple[int, int, int], ...] = ()
     gids: tuple[tuple[int, int, int], ...] = ()
@@ -47,6 +49,9 @@ class Rootfs(msgspec.Struct, frozen=True):
     devices: tuple[DeviceNode, ...] = ()
     #: any amount of memory may be locked
     lock_memory: bool = False
+    #: the runtime starts the workload, writes the pid of its first process into this file, and ends with 0: that process is our
+    #: child then, and what `Spawned` tells of. "": the runtime is the workload, for as long as it lives
+    leaves: str = ""
 
 
 class Spawn(msgspec.Struct, frozen=True, tag=True):

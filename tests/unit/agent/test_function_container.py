@@ -10,7 +10,7 @@ from typing import Any, cast
 import pytest
 
 from steelyard.agent.device_grants import DeviceGrants
-from steelyard.agent.function_container import start_program
+from steelyard.agent.function_container import start_contained
 from steelyard.errors import Refused
 from steelyard.model.cdi import CdiFacts, DeviceEdits, NvidiaDriver, OwnNode
 from steelyard.model.function import FunctionSpec
@@ -42,14 +42,14 @@ def start(tmp_path: Path, plan: Plan, facts: CdiFacts) -> DeviceEdits:
         settings=SimpleNamespace(tls_cert=None, work_uid=1000, work_gid=1000, admin_uid=0, admin_user="root"),
     )  # fmt: skip
     function = SimpleNamespace(
-        owner=Owner("me", 1000), volumes=(), spec=FunctionSpec(argv=("app",), cwd="/", port=8080, image="docker://x")
+        name="f", owner=Owner("me", 1000), volumes=(), spec=FunctionSpec(argv=("app",), cwd="/", port=8080, image="docker://x")
     )
     host = SimpleNamespace(
         edges=edges, function=function, plan=plan, ids=(1000, 1000), env={}, code=Path("/"), secrets=SimpleNamespace(path=""),
         logs="l",
     )  # fmt: skip
     slot = SimpleNamespace(workload="f.1", page_fd=4)
-    asyncio.run(start_program(cast(Any, host), Image("d", "r"), cast(Any, slot), 3, {}))
+    asyncio.run(start_contained(cast(Any, host), Image("d", "r"), cast(Any, slot), 3, False, {}))
     return made[0].edits
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 from collections.abc import Collection, Coroutine
 from pathlib import Path
 from types import SimpleNamespace
@@ -113,6 +114,7 @@ class Rig:
         reading = SimpleNamespace(oom_kills=None, memory_peak_bytes=None)
         holdings = SimpleNamespace(
             secrets=no_secrets(),
+            terminals=SimpleNamespace(made=lambda *_: contextlib.nullcontext(), forget=nothing, hang_up=nothing),
             volumes=VolumeFolders(Path("/nonexistent"), ()),
             prepare=self.prepare,
             note_start=nothing,

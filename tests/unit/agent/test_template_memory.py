@@ -20,6 +20,7 @@ class Template:
     evicted_bytes: int = 0
     done: list[str] = field(default_factory=list)
     parent_key: str = "e"
+    wanted: object = field(default_factory=lambda: SimpleNamespace(image=None))
     ready: bool = True
 
     def evict(self) -> None:

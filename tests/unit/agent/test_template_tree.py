@@ -79,7 +79,7 @@ class Process:
         self.workload, self.role, self.key, self.parent = workload, role, key, parent
         self.client: Any = None
 
-    async def start(self, *arguments: object) -> TemplateStatus:
+    async def start(self, *arguments: object, **more: object) -> TemplateStatus:
         return await self._come(())
 
     async def grow(self, *arguments: object, packages: tuple[str, ...], **more: object) -> TemplateStatus:

@@ -17,6 +17,7 @@ name: lab
 controller: n2
 user: admin
 memory_reserve: 4GB
+fabric: [ibnetdiscover.out, domains.txt]
 hosts:
   - n[1-2]
   - name: big1
@@ -38,6 +39,7 @@ def test_a_bare_list_is_enough() -> None:
 def test_a_host_may_differ_from_what_is_true_of_all() -> None:
     spec = read_hosts(FULL, "hosts.yaml")
     assert (spec.name, spec.controller_name) == ("lab", "n2")
+    assert spec.fabric == ("ibnetdiscover.out", "domains.txt")
     assert spec.hosts[1] == HostEntry("n2", user="admin", reserve_bytes=4 * 10**9)
     assert spec.hosts[2] == HostEntry("big1", "10.0.0.9", "root", 2222, ("big", "nvme"), ("big",), 8 * 10**9)
 

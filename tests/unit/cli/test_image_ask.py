@@ -5,11 +5,8 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any, cast
 
-import pytest
-
 from steelyard.cli.app_file import AppFile, Declared, Description
-from steelyard.cli.image_ask import ensure_app_images, make_image_spec
-from steelyard.errors import Refused
+from steelyard.cli.image_ask import ensure_app_images
 from steelyard.sdk.image import Image
 
 NOBODY: Any = None
@@ -29,9 +26,3 @@ def test_a_container_image_is_named_with_its_path_from_the_files_folder_and_nobo
         "two": "docker.io/library/python:3.12-slim",
         "four": "oci:/srv/layout:1",
     }
-
-
-def test_nothing_of_a_container_image_is_built() -> None:
-    asked = Image.from_registry("docker://nginx").as_json()
-    with pytest.raises(Refused, match="fetched"):
-        make_image_spec(cast("Any", NOBODY), asked, Path("/srv"), cast("Any", NOBODY))

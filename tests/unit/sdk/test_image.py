@@ -35,6 +35,19 @@ def test_a_container_image_is_named_as_it_was_written() -> None:
     assert "oci:./layout" in repr(image) and "python 3.11" in repr(sy.Image.python("3.11"))
 
 
+def test_steps_upon_a_container_image_are_those_of_an_environment_and_apts() -> None:
+    image = (
+        sy.Image.from_registry("docker://debian:12")
+        .apt_install("git", ["curl=7.88"])
+        .pip_install("x")
+        .copy("a", "/srv/a")
+        .run("make")
+    )
+    assert kinds(image) == ["apt", "pip", "copy", "run"]
+    assert image.as_json()["steps"][0]["packages"] == ["git", "curl=7.88"]
+    assert image.as_json()["steps"][2]["inside"] == "srv/a"
+
+
 def test_modals_spellings_mean_the_same() -> None:
     modal = (
         sy.Image.debian_slim(python_version="3.11")
@@ -62,7 +75,11 @@ def test_modals_spellings_mean_the_same() -> None:
         (lambda: sy.Image.python("three"), "write a version"),
         (lambda: sy.Image.python(3.11), "as a text"),  # type: ignore[arg-type]
         (lambda: sy.Image.from_registry("nginx"), "does not say from where"),
-        (lambda: sy.Image.from_registry("docker://nginx").run("make"), "no further steps"),
+        (lambda: sy.Image.from_registry("docker://nginx").uv_sync(), "makes an environment"),
+        (lambda: sy.Image.from_registry("docker://nginx").copy("a", "b"), "absolute path"),
+        (lambda: sy.Image.from_registry("docker://nginx").apt_install("-y"), "no package of Debian's"),
+        (lambda: sy.Image.from_registry("docker://nginx").apt_install(), "names no package"),
+        (lambda: sy.Image.python("3.11").apt_install("git"), "Begin with Image.from_registry"),
         (lambda: sy.Image.python("3.11").pip_install(), "names no package"),
         (lambda: sy.Image.python("3.11").pip_install("./mine"), "copy"),
         (lambda: sy.Image.python("3.11").env({"A": 1}), "texts"),  # type: ignore[dict-item]
@@ -78,7 +95,7 @@ def test_mistakes_are_named(make: Any, text: str) -> None:
         make()
 
 
-@pytest.mark.parametrize("name", ["apt_install", "from_dockerfile", "micromamba"])
+@pytest.mark.parametrize("name", ["from_dockerfile", "micromamba"])
 def test_what_is_not_there_says_what_to_do(name: str) -> None:
     for asked in (sy.Image, sy.Image.python("3.11")):
         with pytest.raises(AttributeError, match=f"{name} has no meaning here: .*[a-z]"):

@@ -35,6 +35,12 @@ def read_nodes(slurm_conf: str, gres_conf: str) -> dict[str, Node]:
     return nodes
 
 
+def read_controller(slurm_conf: str) -> str:
+    """Whose node a machine with this file is; "" where the file is none of ours."""
+    match = re.search(r"^SlurmctldHost=([^(\s]+)", slurm_conf, re.MULTILINE)
+    return match[1] if match and whose(slurm_conf) is Written.OURS else ""
+
+
 def _words(line: str) -> dict[str, str]:
     return {} if line.startswith("#") else dict(word.split("=", 1) for word in line.split() if "=" in word)
 

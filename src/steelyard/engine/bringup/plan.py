@@ -10,7 +10,7 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Mapping, Sequence
 
-from steelyard.engine.bringup.kept import read_nodes
+from steelyard.engine.bringup.kept import read_controller, read_nodes
 from steelyard.engine.bringup.node import Node, choose_socketing, make_node
 from steelyard.engine.bringup.seen import KEY, PATHS
 from steelyard.engine.bringup.slurm_conf import (
@@ -47,7 +47,7 @@ def plan_bring_up(
     left_out = dict(unreachable)
     for entry in spec.hosts:
         host = seen.get(entry.name)
-        if host is not None and (why := find_obstacle(host, head)):
+        if host is not None and (why := find_obstacle(host, head) or _find_other_cluster(host, controller)):
             left_out[entry.name] = why
     if head is None or controller in left_out:
         raise Refused(
@@ -133,6 +133,14 @@ def find_obstacle(host: SeenHost, head: SeenHost | None) -> str:
         where = "ahead of" if apart > 0 else "behind"
         return f"its clock is {abs(apart):.0f} s {where} the controller's, too far for munge's credentials (set it)"
     return ""
+
+
+def _find_other_cluster(host: SeenHost, controller: str) -> str:
+    """Moving a controller would lose its queue, and taking another cluster's node its jobs: neither happens by a slip."""
+    other = read_controller(host.files.get(_CONF, ""))
+    if other in ("", controller):
+        return ""
+    return f"it is in the cluster whose controller is {other} (name that one, or take {host.name} out there: `cluster remove`)"
 
 
 def _dotted(version: tuple[int, int]) -> str:

@@ -19,6 +19,9 @@ from steelyard.runtime.oci import RANGE_FIRST, RANGE_SIZE
 
 #: the first two are those of images on disk and of who fetches them
 _FIRST, _COUNT = 2, 4096
+#: (inside -> machine, on disk -> machine) of containers that make images: what they write lies on disk as images do
+BUILD_MAPS: tuple[IdMap, IdMap] = (((0, RANGE_FIRST, RANGE_SIZE),), ((RANGE_FIRST, RANGE_FIRST, RANGE_SIZE),))
+BUILD_IDS = (RANGE_FIRST, RANGE_FIRST)
 
 
 def owner_range(folder: Path, uid: int) -> int:

@@ -4,6 +4,7 @@
     <images>/refs/<key>.json           what a reference means here, written last
     <images>/roots/<hex>/rootfs        the unpacked files; <hex> is the manifest's digest
     <images>/roots/<hex>/image.json    what the image says of running it; its time of change is that of the last use
+    <images>/steps/<hex>               what steps of builds write, see steps.py
     <images>/work, <images>/locks      what is under way, and who is at it
 
 A folder in `roots` appears by rename, whole or not at all; what a killed process left in `work` counts for nothing and goes at
@@ -31,6 +32,7 @@ from steelyard.model.image import Image, ImageReference, find_user
 from steelyard.runtime.oci import FETCH_ID, Limits, Tell, jail, say_nothing
 from steelyard.runtime.oci.fetch import fetch, missing, remove_folder
 from steelyard.runtime.oci.manifest import Described, describe
+from steelyard.runtime.oci.steps import StepMade, begin_step, lay_over, read_step
 
 log = logging.getLogger(__name__)
 
@@ -112,6 +114,63 @@ class ImageStore:
         if (image := self._find(reference, None, whose)) is not None:
             return image
         raise EdgeFailed(f"The image {reference.text} is not on this machine any more", code="image-missing")
+
+    # -- what is built here
+
+    def begin_step(self, made: StepMade) -> Path:
+        """The folder that the step's container writes into. An earlier try's is gone."""
+        self._make_folders()
+        folder = self._step(made.image.digest)
+        with self._lock(made.image.digest):
+            begin_step(folder, made)
+        return folder
+
+    def built(self, reference: ImageReference, whose: str) -> Image:
+        """The image that a step made, taken over from what its container wrote when this is asked for the first time. Raises
+        EdgeFailed (code image-missing) when no step of theirs that ended well is here."""
+        if (found := self._find(reference, None, whose)) is not None:
+            return found
+        digest = reference.name
+        self._make_folders()
+        with self._lock(digest):
+            made = read_step(self._step(digest))
+            if (found := self._load(digest)) is None and made is not None and made.private_to == whose:
+                found = self._take_over(made)
+            if found is None or made is None or made.private_to != whose:
+                raise EdgeFailed(
+                    f"The image {reference.text} is not on this machine any more: deploy, or build, again what names it",
+                    code="image-missing",
+                )
+            ref = _Ref(reference.text, digest, "", whose)
+            write_file(self._folder / "refs" / f"{_key(reference, whose)}.json", msgspec.json.encode(ref), 0o644)
+            remove_folder(self._step(digest))
+        self.evict(keep=digest)
+        return found
+
+    def drop_step(self, digest: str) -> None:
+        """Its container has ended: what did not end well is of no use."""
+        if read_step(self._step(digest)) is None:
+            remove_folder(self._step(digest))
+
+    def _take_over(self, made: StepMade) -> Image:
+        digest = made.image.digest
+        work = self._folder / "work" / digest
+        remove_folder(work)
+        work.mkdir(mode=0o711)
+        try:
+            files, size = lay_over(self.root(made.below), self._step(digest) / "upper", work / _ROOT)
+            image = msgspec.structs.replace(
+                made.image, files=made.image.files + files, bytes_on_disk=made.image.bytes_on_disk + size
+            )
+            work.chmod(0o711)
+            write_file(work / _IMAGE, msgspec.json.encode(image), 0o644)
+            os.rename(work, self._folder / "roots" / digest)
+        finally:
+            remove_folder(work)
+        return image
+
+    def _step(self, digest: str) -> Path:
+        return self._folder / "steps" / digest
 
     def list(self) -> list[Image]:
         """The one that was used last comes first."""
@@ -248,8 +307,11 @@ class ImageStore:
                 path.unlink(missing_ok=True)
         return True
 
-    def sweep(self) -> None:
-        """What killed processes left."""
+    def sweep(self, steps: Collection[str] = ()) -> None:
+        """What killed processes left. `steps` are carried out at this moment."""
+        for path in self._folder.glob("steps/*"):
+            if path.name not in steps:
+                self.drop_step(path.name)
         for path in self._folder.glob("work/*"):
             with self._lock(path.name.partition(".")[0], wait=False) as got:
                 if got:

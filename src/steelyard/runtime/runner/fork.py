@@ -1,13 +1,14 @@
 """How does a template make a replica whose parent is not the template but the template's own parent (the spawner)?
 
-Two ways, tried in this order:
+Three ways, tried in this order:
 1. clone3 with CLONE_PARENT: the kernel makes the child a sibling of the template at once. Python is told through the same
    `PyOS_BeforeFork`/`PyOS_AfterFork_*` calls that `os.fork` makes, so locks are re-made, random state is re-seeded and fork
    handlers run. glibc's `fork` is not involved: its own pthread_atfork handlers do not run, which is right only for a process
    with a single thread (threads.py sees to that), and the thread id that glibc caches is kept right as glibc does it, by
    CLONE_CHILD_SETTID and CLONE_CHILD_CLEARTID.
-2. fork twice, where clone3 or ctypes is missing: the middle process exits at once and the nearest subreaper, the spawner,
-   inherits the replica.
+2. the older clone with the same flags, where clone3 is refused, as in containers, whose filter sees the flags of this one alone.
+3. fork twice, where ctypes or both are missing: the middle process exits at once and the nearest subreaper, the spawner,
+   inherits the replica. In a container it would be the container's first process, so there it is refused.
 Never exits the calling process and never runs user code but the registered fork handlers.
 """
 
@@ -28,7 +29,7 @@ class SiblingFork:
     """A prepared way to fork. `fork()` returns the pid in the template and 0 in the replica, like `os.fork`."""
 
     def __init__(self, twice: bool = False) -> None:
-        #: "clone3" or "twice"
+        #: "clone3", "clone" or "twice"
         self.way = "twice"
         #: what is answered in the place of a fork, where it is rehearsed
         self.answer: int | None = None
@@ -54,12 +55,14 @@ class SiblingFork:
         )
         self._arguments = ctypes.create_string_buffer(arguments, len(arguments))
         libc.syscall.restype = ctypes.c_long
-        libc.syscall.argtypes = [ctypes.c_long, ctypes.c_void_p, ctypes.c_size_t]
+        # as many as clone has; what is there too much nobody reads
+        libc.syscall.argtypes = [ctypes.c_long, *(ctypes.c_void_p,) * 5]
+        self._tid_address = tid_address.value
         for call in (api.PyOS_BeforeFork, api.PyOS_AfterFork_Parent, api.PyOS_AfterFork_Child):
             call.restype = None
             call.argtypes = []
         self._before, self._in_parent, self._in_child = api.PyOS_BeforeFork, api.PyOS_AfterFork_Parent, api.PyOS_AfterFork_Child
-        self._clone3 = libc.syscall
+        self._syscall = libc.syscall
         self._address = ctypes.addressof(self._arguments)
         self._get_errno = ctypes.get_errno
         self.way = "clone3"
@@ -68,9 +71,9 @@ class SiblingFork:
         """The replica's pid here, 0 in the replica. OSError when the kernel refuses."""
         if self.answer is not None:
             return self.answer
-        if self.way == "clone3":
+        while self.way != "twice":
             self._before()
-            pid = self._clone3(SYS_CLONE3, self._address, 64)
+            pid = self._call()
             if pid == 0:
                 self._in_child()
                 return 0
@@ -78,14 +81,27 @@ class SiblingFork:
             self._in_parent()
             if pid > 0:
                 return int(pid)
-            if errno not in _NO_CLONE3:
-                raise OSError(errno, os.strerror(errno), "clone3")
-            self.way = "twice"
+            if errno not in _REFUSED:
+                raise OSError(errno, os.strerror(errno), self.way)
+            self.way = "clone" if self.way == "clone3" and os.uname().machine in _SYS_CLONE else "twice"
+        if os.getppid() == 0:
+            raise OSError(_REFUSED[-1], "this Python has no ctypes, or its container forbids clone with CLONE_PARENT")
         return _fork_twice()
 
+    def _call(self) -> int:
+        if self.way == "clone3":
+            return self._syscall(SYS_CLONE3, self._address, 64, 0, 0, 0)
+        machine = os.uname().machine
+        flags, tid = CLONE_PARENT | CLONE_CHILD_SETTID | CLONE_CHILD_CLEARTID | SIGCHLD, self._tid_address
+        places = (tid, 0) if machine == "x86_64" else (0, tid)  # elsewhere the thread's own storage comes before
+        return self._syscall(_SYS_CLONE[machine], flags, 0, 0, *places)
 
-#: ENOSYS: old kernel or a seccomp filter; EPERM: a seccomp filter; EINVAL: CLONE_PARENT as init of a pid namespace
-_NO_CLONE3 = (1, 22, 38)
+
+#: of clone, by what `uname -m` says
+_SYS_CLONE = {"x86_64": 56, "aarch64": 220, "riscv64": 220}
+SIGCHLD = 17
+#: EPERM: a seccomp filter; EINVAL: CLONE_PARENT as init of a pid namespace; ENOSYS: old kernel or a seccomp filter
+_REFUSED = (1, 22, 38)
 
 
 def _fork_twice() -> int:

@@ -9,6 +9,7 @@ Takes JSON packets on a listening SEQPACKET Unix socket (the kernel keeps them w
     {"op": "grow", "role", "env", "cgroups", ...}          -> {"pid", "start_time"}, or the same
     {"op": "scan", "file", "code_dir"}                     -> {"names", "stamp"}: what a file imports of what is installed
     {"op": "learn"}                                        -> {"names"}: those that the user's loaded files import
+In a container pids mean nothing to who asks, so an answer with one comes with a descriptor of that process too.
 fork comes with descriptors [listening socket, page, stdout, stderr, cgroup files...], grow with [control socket, stdout, stderr,
 cgroup files...]. One thread, no event loop of its own. Whatever is forked has the template's own parent as its parent.
 
@@ -59,6 +60,10 @@ class Template:
         self._config = config
         self._machinery: Machinery
         self._forking = SiblingFork(twice=config.get("fork") == "twice")
+        if "alive_fd" in config:  # kept for whoever looks whether we, or what we fork, live; what is executed is nobody's concern
+            os.set_inheritable(config["alive_fd"], False)
+        #: our parent is in another pid namespace
+        self._apart = os.getppid() == 0
         self._app: Any = None
         self._revision: dict[str, Any] = {}
         self._server: list[str] = []
@@ -214,9 +219,19 @@ class Template:
         del self._agents[agent.fileno()]
 
     def _send(self, agent: socket.socket, answer: dict[str, Any]) -> None:
+        data = json.dumps(answer).encode()
         try:
-            agent.send(json.dumps(answer).encode())
+            if self._apart and "pid" in answer:
+                process = os.pidfd_open(answer["pid"])
+                try:
+                    socket.send_fds(agent, [data], [process])
+                finally:
+                    os.close(process)
+            else:
+                agent.send(data)
             self._told = True
+        except ProcessLookupError:
+            self._send(agent, {"refused": "fork-failed", "detail": "it ended at once"})
         except OSError:
             pass  # gone; the next poll says so
 

@@ -140,6 +140,15 @@ def test_what_keeps_a_machine_out_is_said(fields: dict[str, object], word: str) 
     assert find_obstacle(seen_host("n2", PLAIN, clock_ahead_s=29.0), head) == ""
 
 
+def test_no_controller_moves_and_no_node_changes_its_cluster_by_a_slip() -> None:
+    seen = bare("n1", "n2")
+    seen = carried_out(plan_bring_up(spec_of("n1", "n2"), seen, {}, None), seen)
+    with pytest.raises(Refused, match="the cluster whose controller is n1"):
+        plan_bring_up(spec_of("n2", "n1"), seen, {}, None)
+    plan = plan_bring_up(spec_of("n9", "n2"), bare("n9") | {"n2": seen["n2"]}, {}, None)
+    assert "controller is n1" in plan.left_out["n2"] and plan.nodes == ("n9",)
+
+
 def test_a_machine_that_leaves_stops_slurmd_and_loses_only_our_files() -> None:
     seen = bare("n1", "n2")
     seen = carried_out(plan_bring_up(spec_of("n1", "n2"), seen, {}, None), seen)

@@ -1,0 +1,76 @@
+"""A step upon a container image is named by all that it comes from, and carried out by a shell of the image."""
+
+from __future__ import annotations
+
+import subprocess
+from pathlib import Path
+
+import pytest
+
+from steelyard.lifecycle import container_step
+from steelyard.lifecycle.container_step import check_container_step, make_command, make_variables, name_step
+from steelyard.model.built_image import AptInstall, Copy, PipInstall, Run, SetEnv, Step, UvSync
+
+BELOW = "a" * 64
+
+
+def test_what_means_the_same_has_one_name_and_anything_else_another() -> None:
+    one = name_step(1000, BELOW, AptInstall(("git", "curl")))
+    assert one == name_step(1000, BELOW, AptInstall(("curl", "git", "git")))
+    others = {
+        name_step(1001, BELOW, AptInstall(("git", "curl"))),
+        name_step(1000, "b" * 64, AptInstall(("git", "curl"))),
+        name_step(1000, BELOW, AptInstall(("git",))),
+        name_step(1000, BELOW, Run("apt-get install git curl")),
+    }
+    assert len({one, *others}) == 5
+
+
+@pytest.mark.parametrize(
+    ("step", "words"),
+    [
+        (AptInstall(("git;rm -rf /",)), "no package of Debian"),
+        (AptInstall(("-o", "x")), "no package of Debian"),
+        (AptInstall(()), "names no package"),
+        (UvSync("a" * 64), "makes an environment"),
+        (Copy("a" * 64, "../x"), "leads out"),
+        (Run(" "), "needs a command"),
+        (SetEnv({"A B": "x"}), "can't be a variable"),
+    ],
+)
+def test_what_no_step_can_be_is_said(step: Step, words: str) -> None:
+    assert any(words in wrong for wrong in check_container_step(step))
+
+
+def test_honest_steps_are_taken() -> None:
+    steps: list[Step] = [
+        AptInstall(("git", "libc6:arm64", "g++-12", "curl=7.88.1-10+deb12u5", "nginx/bookworm")),
+        Copy("a" * 64, "/srv/data"),
+        PipInstall(("numpy",)),
+        Run("true"),
+        SetEnv({"A": "b"}),
+    ]
+    assert not [wrong for step in steps for wrong in check_container_step(step)]
+
+
+@pytest.mark.parametrize(
+    ("command", "code", "marked"), [("true", 0, True), ("false; true", 1, False), ("exit 0", 0, True), ("exit 7", 7, False)]
+)
+def test_a_command_notes_its_good_end_and_fails_as_it_fails(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, command: str, code: int, marked: bool
+) -> None:
+    monkeypatch.setattr(container_step, "DONE", str(tmp_path))
+    assert subprocess.run(make_command(Run(command)), check=False).returncode == code
+    assert (tmp_path / container_step.MARK).exists() == marked
+
+
+def test_words_of_the_user_are_words_to_the_shell() -> None:
+    script = make_command(PipInstall(("a; b", "$(c)"), index_url="http://x/?a&b"))[-1]
+    assert "'a; b'" in script and "'$(c)'" in script and "'http://x/?a&b'" in script
+    assert "'/srv/my data'" in make_command(Copy("a" * 64, "srv/my data"))[-1]
+
+
+def test_variables_stay_and_run_nothing() -> None:
+    assert make_variables(SetEnv({"A": "b"})) == {"A": "b"}
+    assert make_variables(Run("A=b")) == {}
+    assert make_command(SetEnv({"A": "b"}))[-1] == ":"
