@@ -351,6 +351,18 @@ def test_a_full_disk_is_said_so_and_leaves_nothing(registry: Registry, tmp_path:
         subprocess.run(["umount", str(images)], check=True)
 
 
+def test_a_cache_that_cannot_be_written_is_said_so(registry: Registry, tmp_path: Path, store: ImageStore) -> None:
+    images = tmp_path / "images"
+    images.mkdir()
+    subprocess.run(["mount", "-t", "tmpfs", "-o", "ro,size=1m,mode=711", "none", str(images)], check=True)
+    try:
+        with pytest.raises(SteelyardError, match=r"can't be written \(Read-only file system\)") as refusal:
+            pull(store, registry.add("app:1", tiny()))
+        assert refusal.value.code == "cache-unwritable"
+    finally:
+        subprocess.run(["umount", str(images)], check=True)
+
+
 def test_what_a_killed_process_left_counts_for_nothing_and_is_swept(
     registry: Registry, store: ImageStore, tmp_path: Path
 ) -> None:

@@ -7,13 +7,16 @@ with the job at the latest. What has ended is forgotten, its output too, once th
 
 from __future__ import annotations
 
+import os
 import shutil
+import sys
 from collections.abc import Callable, Collection, Iterable
 from dataclasses import dataclass
 
 import msgspec
 
 from steelyard.agent.cleanup import Cleanup
+from steelyard.agent.identity import PATH
 from steelyard.agent.terminals import TerminalKeeper
 from steelyard.clock import Clock
 from steelyard.config import Paths
@@ -24,9 +27,11 @@ from steelyard.model.job import Plan
 from steelyard.runtime.container import Containers
 from steelyard.runtime.process import Adopted, AdoptedState, ProcessRuntime
 from steelyard.wire.agent import ExecStart, ExecState
-from steelyard.wire.spawn import Exited
+from steelyard.wire.spawn import Exited, Rootfs
+from steelyard.wire.streams import CopyStream
 
 KIND = "exec"
+COPIER = "steelyard.runtime.copy_inside"
 #: that run at a time inside one job
 RUNNING_MAX = 16
 #: ended ones of one job that are kept for whoever asks; the oldest go first
@@ -49,6 +54,8 @@ class ExecHost(msgspec.Struct, frozen=True):
     container: bool = False
     #: a process that has its network, files and ids: of a container, its own rather than crun
     inner_pid: int = 0
+    #: (uid, gid) of the machine that its files are made as, where that is not `ids`
+    files_as: tuple[int, int] | None = None
 
 
 @dataclass
@@ -101,19 +108,15 @@ class ExecKeeper:
 
     async def start(self, attempt: AttemptId, wanted: ExecStart) -> str:
         """Its name within the job. Raises SteelyardError; nothing runs then."""
-        mine = {workload: state for workload, state in self._execs.items() if state.attempt == attempt}
-        for state in mine.values():
-            if wanted.key and state.key == wanted.key:
+        for state in self._execs.values():
+            if wanted.key and (state.attempt, state.key) == (attempt, wanted.key):
                 return f"x{state.number}"
-        if sum(not state.ended for state in mine.values()) >= RUNNING_MAX:
-            raise Conflict(f"{RUNNING_MAX} commands run inside this job already. Try again when one has ended.", code="busy")
         host = self._find_host(attempt, wanted.rank)
         env, argv, cwd, rootfs = read_environment(host.pid), wanted.argv, host.cwd, None
         if not alive(host.pid, host.start_time):
             raise Conflict("The job's first process has just ended. Nothing was started.", code="not-running")
-        number = self._numbers[attempt] = 1 + (self._numbers.get(attempt) or self._last_number(attempt))
-        workload = WorkloadId(f"{attempt}-x{number}")
-        state = self._execs[workload] = _Exec(attempt, host.workload, number, wanted.key)
+        workload, state = self._number(attempt, host, wanted.key)
+        number = state.number
         console = self._containers.console(host.workload, number) if host.container else None
         try:
             if host.container:
@@ -141,6 +144,45 @@ class ExecKeeper:
             raise
         state.pid, state.start_time = handle.pid, handle.start_time
         return f"x{number}"
+
+    async def start_copy(self, asked: CopyStream, fd: int) -> None:
+        """A program of ours inside, on `fd`: it copies as the work's user, sees what the work sees, and counts as the work's.
+        Raises SteelyardError; nothing runs then."""
+        host = self._find_host(asked.attempt, asked.rank)
+        workload, state = self._number(asked.attempt, host, "")
+        uid, gid = host.files_as or host.ids or (0, 0)
+        what = ("send", asked.path, "") if asked.name is None else ("land", asked.path, asked.name)
+        root = os.geteuid() == 0
+        try:
+            handle = await self._runtime.start(
+                workload,
+                kind=KIND,
+                argv=(sys.executable, "-P", "-m", COPIER, str(host.inner_pid), str(uid), str(gid), host.cwd or "/", *what),
+                env={"PATH": PATH, "LANG": "C.UTF-8"},
+                cwd="/",
+                uid=None,
+                gid=None,
+                plan=Plan(cpus=host.plan.cpus),
+                fds=(fd, fd),
+                fd_numbers=(0, 1),
+                # as root it is loaded from the machine's files, whatever the work has mounted over them, and enters by itself
+                rootfs=Rootfs("", "") if root else None,
+                inside=host.workload,
+            )
+        except SteelyardError:
+            self._forget(workload)
+            raise
+        state.pid, state.start_time = handle.pid, handle.start_time
+        state.read_ns = self._clock.mono_ns()  # nobody asks for its end
+
+    def _number(self, attempt: AttemptId, host: ExecHost, key: str) -> tuple[WorkloadId, _Exec]:
+        """The next one inside. Raises Conflict when there are too many."""
+        if sum(not state.ended for state in self._execs.values() if state.attempt == attempt) >= RUNNING_MAX:
+            raise Conflict(f"{RUNNING_MAX} commands run inside this job already. Try again when one has ended.", code="busy")
+        number = self._numbers[attempt] = 1 + (self._numbers.get(attempt) or self._last_number(attempt))
+        workload = WorkloadId(f"{attempt}-x{number}")
+        state = self._execs[workload] = _Exec(attempt, host.workload, number, key)
+        return workload, state
 
     def on_exit(self, exited: Exited) -> bool:
         """True when it was one of these."""

@@ -107,6 +107,11 @@ class JobContainers:
         )
         return self._containers.make(member.workload, image, wanted, owner)
 
+    def made_as(self, workload: WorkloadId) -> Ids | None:
+        """Whom its processes show as on the machine; None: it is no container."""
+        made = self._containers.made(workload)
+        return None if made is None else (made.uid, made.gid)
+
     def _make_step(
         self, spec: JobSpec, owner: Owner, step: ImageStep, workload: WorkloadId, image: Image, ids: Ids, files: str
     ) -> tuple[tuple[str, ...], Rootfs]:

@@ -559,8 +559,10 @@ class JobKeeper:
             raise Conflict(f"It is {phase}: commands run inside jobs that run. Nothing was started.", code="not-running")
         handle, ids, contained = member.handle, self._starter.ids(job), job.spec.contained
         inner = self._containers.inside(member.workload, tuple(self._cgroups.pids(member.workload))) if contained else ()
-        pid = min(inner, default=handle.pid)
-        return ExecHost(member.workload, handle.pid, handle.start_time, member.plan, ids, job.spec.cwd, contained, pid)
+        pid, files_as = min(inner, default=handle.pid), self._containers.made_as(member.workload)
+        return ExecHost(
+            member.workload, handle.pid, handle.start_time, member.plan, ids, job.spec.cwd, contained, pid, files_as
+        )  # fmt: skip
 
     def end_over_scratch(self, over: Iterable[WorkloadId]) -> None:
         """End those that have more in a folder whose size is only watched than they asked for; at once, before it is all full."""

@@ -124,7 +124,9 @@ class Agent:
         self.execs = ExecKeeper(
             edges.paths, edges.runtime, edges.cleanup, edges.clock, self.jobs.find_host, edges.containers, self.terminals
         )
-        self.streams = StreamKeeper(edges.settings, edges.paths.agent_token, edges.clock, self.terminals, self.jobs.find_host)
+        self.streams = StreamKeeper(
+            edges.settings, edges.paths.agent_token, edges.clock, self.terminals, self.jobs.find_host, self.execs.start_copy
+        )
         self.functions = FunctionKeeper(
             edges, self._ledger, self._changed, self._add_coldstart, on_wake=self._woke, devices=self.devices,
             presence=self.presence, lending=Lending(self._reserve, self.jobs.make_way, self.devices),

@@ -6,6 +6,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import logging
+import socket
 from collections.abc import Awaitable, Callable
 from pathlib import Path
 from typing import NamedTuple
@@ -17,7 +18,7 @@ from steelyard.config import Settings
 from steelyard.errors import SteelyardError
 from steelyard.host.inside import connect_inside
 from steelyard.model.ids import AttemptId
-from steelyard.wire.streams import PortStream, Stream, StreamLost, StreamStart, TerminalStream, Word, carry, dial
+from steelyard.wire.streams import CopyStream, PortStream, Stream, StreamLost, StreamStart, TerminalStream, Word, carry, dial
 
 _log = logging.getLogger(__name__)
 PATH = "/v1/agent/streams/"
@@ -29,7 +30,8 @@ class _Wanted(NamedTuple):
 
 
 class StreamKeeper:
-    """`find_host`: the running workload of an attempt (and rank); raises SteelyardError."""
+    """`find_host`: the running workload of an attempt (and rank); `start_copy`: a copier inside, on a descriptor. Both raise
+    SteelyardError."""
 
     def __init__(
         self,
@@ -38,9 +40,10 @@ class StreamKeeper:
         clock: Clock,
         terminals: TerminalKeeper,
         find_host: Callable[[AttemptId, int | None], ExecHost],
+        start_copy: Callable[[CopyStream, int], Awaitable[None]],
     ) -> None:
         self._settings, self._token_file, self._clock = settings, token_file, clock
-        self._terminals, self._find_host = terminals, find_host
+        self._terminals, self._find_host, self._start_copy = terminals, find_host, start_copy
         self._tasks: set[asyncio.Task[None]] = set()
 
     async def start(self, asked: StreamStart) -> None:
@@ -55,6 +58,8 @@ class StreamKeeper:
                     terminal.on_word(word)
 
                 wanted = _Wanted(lambda stream: terminal.serve(stream, offset, self._clock), on_word)
+            case CopyStream():
+                wanted = await self._copy(asked.what)
             case PortStream(attempt, port, rank):
                 wanted = await self._connect(self._find_host(attempt, rank), port)
         task = asyncio.create_task(self._serve(asked.name, wanted))
@@ -62,7 +67,20 @@ class StreamKeeper:
         task.add_done_callback(self._tasks.discard)
 
     async def _connect(self, host: ExecHost, port: int) -> _Wanted:
-        connected = await connect_inside(host.inner_pid, port)
+        return await self._join(await connect_inside(host.inner_pid, port))
+
+    async def _copy(self, what: CopyStream) -> _Wanted:
+        ours, theirs = socket.socketpair()
+        with theirs:
+            try:
+                await self._start_copy(what, theirs.fileno())
+            except BaseException:
+                ours.close()
+                raise
+        ours.setblocking(False)
+        return await self._join(ours)
+
+    async def _join(self, connected: socket.socket) -> _Wanted:
         reader, writer = await asyncio.open_connection(sock=connected)
 
         async def serve(stream: Stream) -> None:

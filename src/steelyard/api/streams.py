@@ -23,7 +23,7 @@ from steelyard.api.submission import one_job
 from steelyard.errors import Conflict, Refused, SteelyardError, Unreachable
 from steelyard.model.ids import WorkloadId
 from steelyard.model.job import Job, JobState
-from steelyard.wire.streams import OPEN_S, OPENED, PortStream, StreamStart, TerminalStream
+from steelyard.wire.streams import OPEN_S, OPENED, CopyStream, PortStream, StreamStart, TerminalStream, Wanted
 
 _log = logging.getLogger("steelyard.streams")
 
@@ -52,7 +52,7 @@ class StreamDesk:
         """The server ends: so do all streams."""
         self._stopping.set()
 
-    async def join(self, socket: Socket, what: TerminalStream | PortStream) -> None:
+    async def join(self, socket: Socket, what: Wanted) -> None:
         """An accepted caller, until either end has gone. Raises SteelyardError when there is nothing to join it to."""
         if self._open >= STREAMS_MAX:
             raise Refused(f"{STREAMS_MAX} streams are open already. Try again when one has ended.", code="busy")
@@ -109,7 +109,7 @@ async def _pump(source: Socket, target: Socket) -> None:
             await target.send({"type": "websocket.send", "bytes": event.get("bytes"), "text": event.get("text")})
 
 
-async def _serve(socket: Socket, services: Services, what: TerminalStream | PortStream | SteelyardError) -> None:
+async def _serve(socket: Socket, services: Services, what: Wanted | SteelyardError) -> None:
     await socket.accept()
     try:
         if isinstance(what, SteelyardError):
@@ -163,6 +163,19 @@ async def job_port(socket: Socket, job: str, port: int, rank: int | None = None)
     await _serve(socket, services, what)
 
 
+@websocket("/v1/jobs/{job:str}/files")
+async def job_files(socket: Socket, job: str, path: str, name: str | None = None, rank: int | None = None) -> None:
+    """Files out of the job; or into it, named `name` where `path` is a folder."""
+    services = services_of(socket)
+    row = await _find(services, job)
+    what = row if isinstance(row, SteelyardError) else CopyStream(row.attempt_id, path, name, rank)
+    if isinstance(row, Job) and row.state not in (JobState.RUNNING, JobState.STOPPING):
+        what = Conflict(f"Job {row.id} is {row.state}: its files are reached while it runs.", code="not-running")
+    elif not path or "\0" in path or (name is not None and (name in ("", ".", "..") or "/" in name or "\0" in name)):
+        what = Refused("That can't be the path of a file.", code="bad-path")
+    await _serve(socket, services, what)
+
+
 @websocket(STREAM_PATH + "/{name:str}")
 async def agent_end(socket: Socket, name: str) -> None:
     await socket.accept()
@@ -171,4 +184,4 @@ async def agent_end(socket: Socket, name: str) -> None:
         await socket.close(_DONE)
 
 
-STREAM_ROUTES = (job_terminal, exec_terminal, job_port, agent_end)
+STREAM_ROUTES = (job_terminal, exec_terminal, job_port, job_files, agent_end)

@@ -56,6 +56,7 @@ COMMANDS: dict[str, Entry] = {
     "attach": Entry("Jobs", "steelyard.cli.attach:attach", "Follow a running job, and answer with its exit code."),
     "exec": Entry("Jobs", "steelyard.cli.exec:run_inside", "Run a command inside a running job."),
     "port-forward": Entry("Jobs", "steelyard.cli.port_forward:port_forward", "Reach ports inside a running job."),
+    "cp": Entry("Jobs", "steelyard.cli.copy:copy", "Copy files into a running job, or out of it."),
     "stop": Entry("Jobs", "steelyard.cli.stop:stop", "Stop jobs."),
     "apply": Entry("Jobs", "steelyard.cli.apply:apply", "Make what a YAML file says true, after showing the plan."),
     "schedules": Entry("Jobs", "steelyard.cli.schedules:schedules", "List, create and delete schedules of jobs and functions."),

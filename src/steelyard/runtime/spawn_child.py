@@ -45,8 +45,8 @@ NO_SIGNALS, ALL_SIGNALS = bytes(128), b"\xff" * 128
 
 
 def block_signals(signals: bytes) -> bytes:
-    """These and no others from now on; answers which were before. `signal.pthread_sigmask` makes an enumeration's member of each,
-    half of them by way of exceptions, which takes 0.1 ms."""
+    """These and no others from now on; those that were blocked before. `signal.pthread_sigmask` makes an enumeration's member of
+    each, half of them by way of exceptions, which takes 0.1 ms."""
     before = ctypes.create_string_buffer(len(signals))
     _libc.sigprocmask(int(signal.SIG_SETMASK), signals, before)
     return before.raw

@@ -47,11 +47,25 @@ class PortStream(msgspec.Struct, frozen=True, tag="port"):
     rank: int | None = None
 
 
+class CopyStream(msgspec.Struct, frozen=True, tag="copy"):
+    """Files out of an attempt, or into it (`runtime/copying.py` has the bytes)."""
+
+    attempt: AttemptId
+    path: str
+    #: into the attempt: what it is called when `path` is a folder; None: out of it
+    name: str | None = None
+    rank: int | None = None
+
+
+#: what there is
+Wanted = TerminalStream | PortStream | CopyStream
+
+
 class StreamStart(msgspec.Struct, frozen=True):
     """What the agent is asked with "stream". It answers once what is wanted is there, and then dials `name`."""
 
     name: str
-    what: TerminalStream | PortStream
+    what: Wanted
 
 
 class Word(msgspec.Struct, frozen=True, omit_defaults=True):

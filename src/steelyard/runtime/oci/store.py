@@ -14,6 +14,7 @@ the next `sweep`. A tag is resolved once and then means the same here until it i
 from __future__ import annotations
 
 import contextlib
+import errno
 import fcntl
 import hashlib
 import logging
@@ -100,14 +101,24 @@ class ImageStore:
         found = self._find(reference, stamp, whose)
         if found is not None:
             return found
-        self._make_folders()
-        # all who ask wait for the same one, whatever their logins: what the first fetched the others need not
-        with self._lock(_key(reference)):
-            found = self._find(reference, stamp, whose)  # somebody else may have been faster
-            if found is None:
-                found = self._fetch(reference, ids, stamp, tell, login)
+        try:
+            self._make_folders()
+            # all who ask wait for the same one, whatever their logins: what the first fetched the others need not
+            with self._lock(_key(reference)):
+                found = self._find(reference, stamp, whose)  # somebody else may have been faster
+                if found is None:
+                    found = self._fetch(reference, ids, stamp, tell, login)
+        except OSError as err:
+            raise self._explain(reference, err) from err
         self.evict(keep=found.digest)
         return found
+
+    def _explain(self, reference: ImageReference, err: OSError) -> SteelyardError:
+        why = f"{self._folder} can't be written ({err.strerror})"
+        text = f"The image {reference.text} could not be kept: {why}. Nothing was started."
+        if err.errno == errno.ENOSPC:
+            return NoRoom(f"{text} Free space there, and try again.", code="disk-full")
+        return EdgeFailed(f"{text} Look at its disk, and try again.", code="cache-unwritable")
 
     def find(self, reference: ImageReference, whose: str) -> Image:
         """The unpacked image as it was fetched last; nobody is asked. Raises EdgeFailed."""
