@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from steelyard_cluster import Cluster, wait_until
+from steelyard_cluster import Cluster, free_ports, wait_until
 
 from oci_images import OciImage, Registry, busybox_entries, entry, link, python_entries
 from steelyard.host.proc import observe_walls
@@ -205,7 +205,7 @@ def app(shared: Cluster, python: str) -> Iterator[Path]:
     """An app whose functions tell of where they run, deployed once."""
     folder = shared.folder / "boxed"
     folder.mkdir()
-    (folder / "boxed.py").write_text(BOXED.format(image=python))
+    (folder / "boxed.py").write_text(BOXED.format(image=python, port=free_ports(1)[0]))
     shared.ok("deploy", str(folder / "boxed.py"))
     yield folder
     for name in ("tell", "stays", "serve", "threads", "alone"):
@@ -238,10 +238,10 @@ def stays(end: bool = False) -> dict:
     return told()
 
 @app.function(**common, public=True)
-@sy.web_server(8000)
+@sy.web_server({port})
 def serve():
     import subprocess, sys
-    subprocess.Popen([sys.executable, "-m", "http.server", "8000", "--bind", "127.0.0.1", "--directory", "/etc"])
+    subprocess.Popen([sys.executable, "-m", "http.server", "{port}", "--bind", "127.0.0.1", "--directory", "/etc"])
 
 if os.environ.get("STEELYARD_FUNCTION") == "boxed-threads":
     threading.Thread(target=threading.Event().wait, daemon=True).start()

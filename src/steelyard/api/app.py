@@ -48,6 +48,7 @@ from steelyard.config import Settings
 from steelyard.control.answers import AnswersLoop
 from steelyard.control.assignment import AssignmentLoop
 from steelyard.control.calls import CallsLoop, Carrier
+from steelyard.control.direct import DirectLoop
 from steelyard.control.driver import Driver
 from steelyard.control.images import ImagesLoop, NodeImages
 from steelyard.control.jobs import JobsLoop
@@ -58,6 +59,7 @@ from steelyard.control.reports import ReportsLoop
 from steelyard.control.rollouts import Looks, RolloutsLoop
 from steelyard.control.schedules import SchedulesLoop
 from steelyard.control.watch import Watch
+from steelyard.engine import Engine
 from steelyard.store import Store
 from steelyard.store.call_files import CallFiles
 from steelyard.store.secret_box import SecretBox
@@ -122,10 +124,11 @@ def make_app(
     agent_token: str,
     epoch: int,
     root: bool,
+    find_engine: Callable[[], Engine | None],
     on_failure: Callable[[BaseException], None],
 ) -> App:
-    """`epoch` is this start's (`control.assignment.begin_epoch`); `on_failure` hears when the loops ended by themselves: the
-    process should end too then."""
+    """`epoch` is this start's (`control.assignment.begin_epoch`); `find_engine` answers with the attached cluster;
+    `on_failure` hears when the loops ended by themselves: the process should end too then."""
     watch = Watch()
     hub = AgentHub(store, clock)
     live = LiveJobs()
@@ -146,6 +149,7 @@ def make_app(
             calls,
             KeptCallsLoop(store, clock, call_files),
             LeasesLoop(store, clock, watch),
+            DirectLoop(store, clock, watch, live, find_engine),
         ),
         clock,
     )
@@ -153,7 +157,7 @@ def make_app(
     calls.attach(driver.poke)
     services = Services(
         store, clock, settings, bundles, call_files, hub, StreamDesk(hub), driver,
-        jobs, live, looks, calls, tokens, watch, box, epoch, root
+        jobs, find_engine, live, looks, calls, tokens, watch, box, epoch, root
     )  # fmt: skip
 
     app = Litestar(

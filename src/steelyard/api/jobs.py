@@ -54,6 +54,7 @@ async def submit_job(request: Request[Any, Any, Any], data: JobSubmit, idempoten
         raise Refused("Builds are made by POST /v1/images.", code="builds-images")
     if data.spec.makes is not None:
         raise Refused("Steps upon container images are made by POST /v1/container-steps.", code="builds-images")
+    check_attached(services, data.spec)
     now = services.clock.now_us()
 
     def submit(tx: Tx) -> JobView:
@@ -64,6 +65,14 @@ async def submit_job(request: Request[Any, Any, Any], data: JobSubmit, idempoten
     answer = await mutate(request, idempotency_key, 201, submit)
     services.driver.poke(JOBS)
     return answer
+
+
+def check_attached(services: Services, spec: JobSpec) -> None:
+    if spec.direct and services.find_engine() is None:
+        raise Refused(
+            "No cluster is attached: there is no queue but our own. `steelyard cluster attach` does that; or leave direct away.",
+            code="no-cluster",
+        )
 
 
 @get("/v1/jobs", responses=errors(404, 422))

@@ -28,6 +28,9 @@ from steelyard.wire.api import LogChunk
 
 POLL_FIRST_S = 0.05
 POLL_MAX_S = 0.25
+#: of files on a cluster, which two processes read each time
+POLL_DIRECT_S = 0.5
+STREAMS = ("stdout", "stderr")
 #: how long a wait is at most; clients ask again
 WAIT_MAX_S = 60.0
 
@@ -49,6 +52,8 @@ class Source(msgspec.Struct, frozen=True):
     hide: Redactor | None = None
     #: this log is complete, although the job goes on
     over: bool = False
+    #: of a job in the queue of a cluster, as of that attempt: its files are there
+    direct: Job | None = None
 
 
 async def follow_job(
@@ -60,14 +65,16 @@ async def follow_job(
     async def read() -> Source:
         row, hide = await services.store.read(lambda tx: _job_and_secrets(tx, services, job))
         view = job_view(row, services.hub.lost, services.jobs.why(row.id))
-        workload = log_of(row, rank)
-        return Source(workload, row.attempt, row.state.terminal, row.exit_code, view.state, view.reason, view.detail, hide)
+        workload, direct = log_of(row, rank), row if row.spec.direct else None
+        state = (row.state.terminal, row.exit_code, view.state, view.reason, view.detail)
+        return Source(workload, row.attempt, *state, hide, direct=direct)
 
     now = await read()
     row = await services.store.read(lambda tx: one_job(tx, job))
     for earlier in range(attempt or now.attempt, now.attempt):
-        log = log_of(msgspec.structs.replace(row, attempt=earlier), rank)
-        source = msgspec.structs.replace(now, workload=log, attempt=earlier, ended=False, over=True)
+        then = msgspec.structs.replace(row, attempt=earlier)
+        direct = then if row.spec.direct else None
+        source = msgspec.structs.replace(now, workload=log_of(then, rank), attempt=earlier, ended=False, over=True, direct=direct)
         try:
             left = await _read_both(services, source, offsets)
         except Unreachable:
@@ -162,6 +169,8 @@ async def _follow(
                 continue
             if over:
                 return chunk
+            if source.direct is not None:
+                poll_s = POLL_DIRECT_S
             if await wait_for(news, min(left_s, poll_s if source.workload else left_s)):
                 poll_s = POLL_FIRST_S
             else:
@@ -171,11 +180,15 @@ async def _follow(
 async def _read_both(services: Services, source: Source, offsets: tuple[int, int]) -> LogChunk:
     if source.workload is None:
         return _empty(source, offsets)
-    margin = 0 if source.hide is None else source.hide.margin
-    out, err = await asyncio.gather(
-        services.hub.ask("log", source.workload, "stdout", offsets[0], margin=margin),
-        services.hub.ask("log", source.workload, "stderr", offsets[1], margin=margin),
-    )
+    if source.direct is not None:
+        asked = (_read_direct(services, source.direct, stream, at) for stream, at in zip(STREAMS, offsets, strict=True))
+    else:
+        margin = 0 if source.hide is None else source.hide.margin
+        workload = source.workload
+        asked = (
+            services.hub.ask("log", workload, stream, at, margin=margin) for stream, at in zip(STREAMS, offsets, strict=True)
+        )
+    out, err = await asyncio.gather(*asked)
     # a full answer means that there may be more behind it; a log that was never written is an error, and empty
     more = len(out.data) >= LOG_READ_MAX or len(err.data) >= LOG_READ_MAX
     ended = source.ended and not more
@@ -192,6 +205,14 @@ async def _read_both(services: Services, source: Source, offsets: tuple[int, int
         detail=source.detail,
         attempt=source.attempt,
     )
+
+
+async def _read_direct(services: Services, job: Job, stream: str, offset: int) -> Answer:
+    engine = services.find_engine()
+    if engine is None:
+        raise Unreachable("No cluster is attached any more, so its files can't be read. `steelyard cluster attach` does that.")
+    data = await engine.read_log(job, stream, offset, LOG_READ_MAX)
+    return Answer(0, data, offset + len(data))
 
 
 def _show(source: Source, answer: Answer) -> tuple[bytes, int]:

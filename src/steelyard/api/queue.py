@@ -28,6 +28,7 @@ from steelyard.lifecycle.array import parse_array
 from steelyard.lifecycle.job import make_job
 from steelyard.model.ids import JobId, ProjectName
 from steelyard.model.job import Job, JobSpec, JobState
+from steelyard.model.reason import Reason
 from steelyard.scheduling.forecast import forecast_starts
 from steelyard.scheduling.snapshot import Decision, Snapshot
 from steelyard.scheduling.why import Explanation, explain
@@ -93,6 +94,8 @@ async def plan_job(request: Request[Any, Any, Any], data: JobSubmit) -> JobForec
         return make_job(_PLANNED, spec, services.owner, ProjectName(data.project), now)
 
     job = await services.store.read(check)
+    if job.spec.direct:
+        return JobForecast(False, None, Reason.SLURM_QUEUE.value, "Slurm decides when it starts")
     standings = await services.store.read(lambda tx: read_standings(tx, job.spec.after))
     snapshot, now = await _look(services)
     more = msgspec.structs.replace(snapshot, queued=(*snapshot.queued, job), standings={**snapshot.standings, **standings})

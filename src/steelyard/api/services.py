@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
 
@@ -17,6 +18,7 @@ from steelyard.control.jobs import JobsLoop
 from steelyard.control.live import LiveJobs
 from steelyard.control.rollouts import Looks
 from steelyard.control.watch import Watch
+from steelyard.engine import Engine
 from steelyard.model.job import Owner
 from steelyard.store import Store
 from steelyard.store.call_files import CallFiles
@@ -39,6 +41,8 @@ class Services(msgspec.Struct, frozen=True):
     streams: StreamDesk
     driver: Driver
     jobs: JobsLoop
+    #: the attached cluster; None where there is none
+    find_engine: Callable[[], Engine | None]
     live: LiveJobs
     looks: Looks
     calls: CallsLoop

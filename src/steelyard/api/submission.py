@@ -10,6 +10,7 @@ import re
 import msgspec
 
 from steelyard.api.door import check_job
+from steelyard.api.door_direct import check_direct
 from steelyard.api.door_jobs import check_queueing
 from steelyard.api.door_volumes import check_volumes
 from steelyard.api.image_use import settle_job
@@ -80,7 +81,10 @@ def check_submission(
     if not PROJECT.fullmatch(project):
         raise Refused(f"{project[:80]!r} can't be a project's name: up to 63 of a-z, 0-9 and -.", code="bad-project")
     given = [*check_volumes(spec.volumes, tx.volumes() if spec.volumes else (), owner), *find_missing(tx, owner, spec.secrets)]
-    refuse_findings([*check_queueing(spec, now), *check_job(spec, machine, root), *given])
+    # what goes elsewhere need not fit this machine
+    refuse_findings([
+        *check_queueing(spec, now), *check_job(spec, None if spec.direct else machine, root), *check_direct(spec), *given
+    ])  # fmt: skip
     return _resolve(tx, spec)
 
 

@@ -63,7 +63,7 @@ _SILENT = "the agent has not been heard from for a while; this is the last state
 def job_view(job: Job, agent_lost: bool = False, why: Why | None = None) -> JobView:
     """`why`: the newest reason for which a queued job waits."""
     reason, detail = job.reason, job.detail
-    if agent_lost and not job.state.terminal and job.state is not JobState.QUEUED:
+    if agent_lost and not (job.state.terminal or job.state is JobState.QUEUED or job.spec.direct):
         reason, detail = Reason.AGENT_UNREACHABLE, _SILENT
     elif why is not None and job.state is JobState.QUEUED:
         reason, detail = why.reason, why.detail
@@ -102,6 +102,7 @@ def job_view(job: Job, agent_lost: bool = False, why: Why | None = None) -> JobV
         gpu_ids=() if plan is None else plan.gpus,
         cwd=spec.cwd,
         image=spec.image,
+        direct=spec.direct,
         stdout=spec.stdout,
         stderr=spec.stderr,
         usage=job.usage,

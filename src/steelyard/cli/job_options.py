@@ -122,6 +122,7 @@ _OPTIONS = (
     click.option("--image", metavar="IMAGE", default="", help="Run in an image of `steelyard image ls`, by name or id; or in a "
                  "container: registry.host/path:tag, docker://name:tag, oci:/path or docker-archive:/path."),
     network_option,
+    click.option("--direct", is_flag=True, help="Through Slurm's own queue, on the cluster of `steelyard cluster attach`."),
     click.option("--name", help="A name for people [default: the command's]."),
     click.option(
         "--env", "env", multiple=True, metavar="K=V", help="Set a variable (K alone takes the caller's value). May be repeated."
@@ -186,6 +187,7 @@ def make_spec(command: tuple[str, ...], asked: Mapping[str, Any], cwd: str, now:
         image=image,
         own_network=own_network(asked),
         volumes=parse_volumes(asked["volumes"]),
+        direct=asked["direct"],
     )
 
 

@@ -188,6 +188,8 @@ def _render_placement(job: JobView) -> str:
     """ "" while it has no place, and for an array: each element has its own."""
     if not job.attempt or job.state == "QUEUED" or job.elements is not None:
         return ""
+    if job.direct:
+        return "what Slurm gave it"
     parts = [f"CPUs {_runs(job.cpus)}" if job.cpus else "a share of the common cores"]
     parts += [f"{name} {', '.join(ids)}" for name, ids in (("GPUs", job.gpu_ids), ("cards", job.nic_ids)) if ids]
     if job.memory_nodes:

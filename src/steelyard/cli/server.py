@@ -51,6 +51,7 @@ async def _serve(paths: Paths, settings: Settings, listening: socket.socket, adm
     from steelyard.clock import SystemClock
     from steelyard.control.assignment import begin_epoch
     from steelyard.control.kept_calls import sweep_calls
+    from steelyard.engine.slurm.attachment import Attached
     from steelyard.gateway.carrier import GatewayCarrier
     from steelyard.store.call_files import CallFiles
     from steelyard.store.secret_box import SecretBox
@@ -79,6 +80,7 @@ async def _serve(paths: Paths, settings: Settings, listening: socket.socket, adm
             agent_token=agent_token,
             epoch=await begin_epoch(store),
             root=os.geteuid() == 0,
+            find_engine=Attached(paths, os.environ, settings.work_uid),
             on_failure=failures.append,
         )
         try:

@@ -20,6 +20,7 @@ CALLS = "calls"
 LEASES = "leases"
 ROLLOUTS = "rollouts"
 IMAGES = "images"
+DIRECT = "direct"
 
 
 class Loop(Protocol):

@@ -13,7 +13,7 @@ from collections.abc import Mapping, Sequence
 import msgspec
 
 from steelyard.clock import Clock
-from steelyard.control import ASSIGNMENT, JOBS
+from steelyard.control import ASSIGNMENT, DIRECT, JOBS
 from steelyard.control.changes import commit_change
 from steelyard.control.live import LiveJobs, read_standings, refresh
 from steelyard.control.watch import Watch
@@ -151,7 +151,7 @@ class JobsLoop:
     @property
     def queued(self) -> int:
         """Jobs that waited when it last looked; the door bounds the queue by it."""
-        return self._live.waiting
+        return self._live.waiting + sum(job.state is JobState.QUEUED for job in self._live.direct)
 
     def why(self, job: JobId) -> Why | None:
         """Why a queued job waited when it was last looked at."""
@@ -169,6 +169,8 @@ class JobsLoop:
         if report.skipped or report.refused or any(job.state is JobState.SUSPENDED for job in report.moved):
             # what is suspended has given up its cores already, and no report will say so
             pokes.append(JOBS)
+        if self._live.direct:
+            pokes.append(DIRECT)
         return pokes
 
 

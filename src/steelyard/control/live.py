@@ -28,6 +28,8 @@ class LiveJobs:
         self.change = 0
         self._queued: dict[JobId, Job] = {}
         self._holding: dict[JobId, Job] = {}
+        #: that go through another queue, waiting or held; they are in neither of the above
+        self._direct: dict[JobId, Job] = {}
         self._standings: dict[Dependency, Standing] = {}
         #: jobs and arrays that changed since the dependencies on them were looked at -> the change up to which that is known
         self._touched: dict[JobId, int] = {}
@@ -40,6 +42,10 @@ class LiveJobs:
     @property
     def holding(self) -> tuple[Job, ...]:
         return tuple(self._holding.values())
+
+    @property
+    def direct(self) -> tuple[Job, ...]:
+        return tuple(self._direct.values())
 
     @property
     def waiting(self) -> int:
@@ -62,6 +68,11 @@ class LiveJobs:
             self._touched[job.id] = change
             if job.array is not None:
                 self._touched[job.array.id] = change
+            if job.spec.direct:
+                self._direct.pop(job.id, None)
+                if not job.state.terminal:
+                    self._direct[job.id] = job
+                continue
             if job.state is not JobState.QUEUED:
                 self._queued.pop(job.id, None)
             if job.state not in HOLDING:

@@ -1,1 +1,46 @@
-"""How does Steelyard stand on another batch system? Slurm."""
+"""How does Steelyard stand on another batch system? What a queue of others has to answer, so that attempts may go through it.
+
+`slurm/` is Slurm's; `fake.py` plays one in memory. `tests/contracts/test_engine.py` asks both the same.
+`bringup/` makes a cluster.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Protocol
+
+from steelyard.model.job import Job
+from steelyard.model.slurm import QueueEntry, RankRecord
+
+
+class Engine(Protocol):
+    """A queue of others. Everything may be asked again: each attempt is known by its id, and asking changes nothing twice."""
+
+    async def submit(self, job: Job) -> int:
+        """Hand over the job's current attempt; the queue's own number for it. Refused: the queue said no and has nothing of it.
+        Any other SteelyardError: whether it was taken is not known, and `look` will tell."""
+        ...
+
+    async def look(self) -> dict[str, QueueEntry]:
+        """All attempts of this home that the queue knows of, ended ones included for some minutes, by their ids. One request."""
+        ...
+
+    async def read_records(self, job: Job) -> Sequence[RankRecord]:
+        """Exit records of the current attempt: of each of its ranks that ended and could write one."""
+        ...
+
+    async def read_exit_code(self, job: Job, number: int) -> tuple[int | None, int | None]:
+        """(code, signal) by the queue's own account, for an attempt that left no records."""
+        ...
+
+    async def signal(self, job: Job, number: int, signum: int) -> None:
+        """To every process of its tasks; nothing where it has ended."""
+        ...
+
+    async def cancel(self, job: Job, number: int) -> None:
+        """Out of the queue, or ended by force; nothing where it has ended."""
+        ...
+
+    async def read_log(self, job: Job, stream: str, offset: int, limit: int) -> bytes:
+        """Of the current attempt's output, from that byte on. Empty where there is nothing (yet)."""
+        ...

@@ -22,7 +22,7 @@ ATTEMPTS_MAX = 3
 BACKOFF_MAX_S = 3600.0
 
 #: ends that no rule of the user's asks for another attempt of
-_FINAL = frozenset({Reason.MAX_DURATION, Reason.START_FAILED, Reason.STOPPED_BY_USER})
+_FINAL = frozenset({Reason.MAX_DURATION, Reason.START_FAILED, Reason.STOPPED_BY_USER, Reason.CANCELLED_IN_SLURM})
 
 
 class AttemptFacts(Protocol):
@@ -141,7 +141,9 @@ def _apply_ended(job: Job, seen: AttemptFacts, now: int) -> Change | None:
     again = None if succeeded else retry_at(job, reason, now)
     if again is not None:
         return _try_again(job, reason, detail, again, why, facts)
-    if reason is Reason.STOPPED_BY_USER or (reason is Reason.PREEMPTED and job.spec.preemption.mode is PreemptMode.CANCEL):
+    if reason in (Reason.STOPPED_BY_USER, Reason.CANCELLED_IN_SLURM) or (
+        reason is Reason.PREEMPTED and job.spec.preemption.mode is PreemptMode.CANCEL
+    ):
         state = JobState.STOPPED
     else:
         state = JobState.SUCCEEDED if succeeded else JobState.FAILED

@@ -101,12 +101,12 @@ def make_job(id_: JobId, spec: JobSpec, owner: Owner, project: ProjectName, now:
     )
 
 
-def start_job(job: Job, plan: Plan) -> Change:
-    """A new attempt with the next number, placed as `plan` says."""
+def start_job(job: Job, plan: Plan | None, why: str = "placed") -> Change:
+    """A new attempt with the next number, placed as `plan` says; None: by whoever it is handed over to."""
     return move(
         job,
         JobState.STARTING,
-        "placed",
+        why,
         attempt=job.attempt + 1,
         plan=plan,
         reason=None,
@@ -119,6 +119,13 @@ def start_job(job: Job, plan: Plan) -> Change:
         usage=None,
         ranks=(),
     )
+
+
+def wait_elsewhere(job: Job, detail: str) -> Change | None:
+    """Say why an attempt waits in the queue that it was handed over to; None when it says so already."""
+    if job.state is not JobState.STARTING or job.detail == detail:
+        return None
+    return Change(next_of(job, reason=Reason.SLURM_QUEUE, detail=detail), detail)
 
 
 def requeue_job(job: Job, why: str, reason: Reason, detail: str, *, not_before: int | None = None, **fields: object) -> Change:

@@ -66,7 +66,7 @@ class Launch(msgspec.Struct, frozen=True):
 def make_launches(spec: JobSpec, facts: Facts) -> tuple[Launch, ...]:
     """In the order of ranks (of nodes for torchrun). One for a job that is no gang."""
     argv = (facts.script, *spec.argv[1:]) if facts.script else spec.argv
-    common = _common(facts)
+    common = tell_attempt(facts)
     gang = spec.gang
     if gang is None:
         return (Launch(argv, common),)
@@ -161,7 +161,7 @@ def tell_api(api_url: str, token: str, ca_file: str) -> dict[str, str]:
     return {name: value for name, value in told.items() if value}
 
 
-def _common(facts: Facts) -> dict[str, str]:
+def tell_attempt(facts: Facts) -> dict[str, str]:
     env = {
         "STEELYARD_JOB_ID": facts.job,
         "STEELYARD_ATTEMPT_ID": facts.attempt,

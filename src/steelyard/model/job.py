@@ -140,6 +140,8 @@ class JobSpec(msgspec.Struct, frozen=True):
     volumes: tuple[VolumeMount, ...] = ()
     #: what it is given beside `env`, each name once
     secrets: tuple[SecretUse, ...] = ()
+    #: goes through the queue of the attached cluster and not through ours
+    direct: bool = False
     #: it runs in one (WebSocket `/v1/jobs/{job}/terminal`), which is hung up when nobody comes to it for a minute; in a container
     #: its command then takes the place of the image's entry point. None: empty input, output to logs
     terminal: Terminal | None = None
@@ -163,7 +165,7 @@ class JobSpec(msgspec.Struct, frozen=True):
     @property
     def logs_by_rank(self) -> bool:
         """Is each of its ranks a process that we start, with a log of its own?"""
-        return self.gang is not None and self.gang.launcher is Launcher.NONE
+        return self.gang is not None and self.gang.launcher is Launcher.NONE and not self.direct
 
     @property
     def log_streams(self) -> int:

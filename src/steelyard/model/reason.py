@@ -32,6 +32,10 @@ class Reason(StrEnum):
     RESERVED = "reserved"
     PREEMPTING = "preempting"
     SUSPENDED = "suspended"
+    # the queue of a cluster
+    SLURM_QUEUE = "slurm-queue"
+    SLURM_SILENT = "slurm-silent"
+    CANCELLED_IN_SLURM = "cancelled-in-slurm"
     # gangs over machines
     GANG_BEYOND_FABRIC = "gang-beyond-fabric"
     NO_DOMAIN_HOLDS_GANG = "no-domain-holds-gang"

@@ -66,6 +66,39 @@ class SlurmCluster(msgspec.Struct, frozen=True):
     accounts: tuple[str, ...] = ()
 
 
+class QueueEntry(msgspec.Struct, frozen=True):
+    """What Slurm says of one of our attempts."""
+
+    #: Slurm's own number for it
+    job: int
+    #: in Slurm's words: PENDING, RUNNING, COMPLETED, ...
+    state: str
+    #: why it is in that state, in Slurm's word
+    reason: str = ""
+    #: microseconds since the epoch, to the second
+    started_at: int | None = None
+    #: in Slurm's notation
+    nodes: str = ""
+
+
+class RankRecord(msgspec.Struct, frozen=True):
+    """What a step wrote down of a task."""
+
+    rank: int
+    #: microseconds since the epoch
+    started_at: int
+    ended_at: int
+    exit_code: int | None = None
+    signal: int | None = None
+    host: str = ""
+    #: CPUs that the task might use when it began
+    cpus: tuple[int, ...] = ()
+    peak_memory_bytes: int | None = None
+    cpu_s: float = 0.0
+    #: why there was no task: the kernel's word for it
+    not_started: str = ""
+
+
 def parse_version(text: str) -> tuple[int, int]:
     """`22.05.8` -> (22, 5); ValueError for what is no version."""
     major, minor = text.strip().split(".")[:2]

@@ -133,6 +133,8 @@ class JobView(msgspec.Struct, frozen=True):
     cwd: str = ""
     #: that its container is made of; "" for a job on the machine itself
     image: str = ""
+    #: in the queue of the attached cluster, which decides where it runs
+    direct: bool = False
     #: where its output goes instead of the logs
     stdout: str | None = None
     stderr: str | None = None

@@ -125,3 +125,22 @@ def test_what_devices_need_is_under_what_is_asked_and_over_the_image(containers:
     assert containers.enter(JOB, 1, ("sh",))[1].lock_memory is True, "what is run in it later may lock as much"
     made = containers.made(JOB)
     assert made is not None and (made.devices, made.notes) == (("/dev/x",), ("n",))
+
+
+def test_a_workload_is_brought_into_a_container_with_variables_of_its_own(containers: Containers, tmp_path: Path) -> None:
+    containers.make(JOB, image(), Wanted(("app",), {}, detached=True), ALICE)
+    inside = WorkloadId("base.1")
+    command, rootfs = containers.enter_for_good(inside, JOB, ["python3", "-c", ""], {"ONLY": "this"}, fds=2)
+    process = msgspec.json.decode((tmp_path / "run/containers/base.1/process.json").read_bytes())
+    assert (process["args"], process["env"]) == (["python3", "-c", ""], ["ONLY=this"])
+    assert process["capabilities"]["bounding"] == [] and process["noNewPrivileges"]
+    assert command[-1] == JOB and "--detach" in command and rootfs.leaves in command
+    assert rootfs.lower == "", "nothing is mounted for it"
+    assert containers.made(inside) == containers.made(JOB)
+
+
+def test_an_image_that_somebody_sleeps_on_is_in_use(containers: Containers) -> None:
+    containers.pin("hello.1", image())
+    assert containers.users("abc") == ["hello.1"]
+    containers.pin("hello.1", None)
+    assert containers.users("abc") == []

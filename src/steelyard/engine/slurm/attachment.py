@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+
 import msgspec
 
 from steelyard.config import Paths, write_file
+from steelyard.engine.slurm.client import SlurmClient
+from steelyard.engine.slurm.direct import DirectSlurm
 from steelyard.errors import StoreDamaged
 from steelyard.model.slurm import Attachment
 
@@ -20,6 +24,30 @@ def load_attachment(paths: Paths) -> Attachment | None:
             f"{paths.attachment} is damaged ({err}). Jobs on the cluster go on. `steelyard cluster attach` writes it anew.",
             code="attachment-damaged",
         ) from err
+
+
+class Attached:
+    """The attached cluster as loops and routes ask for it: `slurm.json` is read anew when it has changed."""
+
+    def __init__(self, paths: Paths, environ: Mapping[str, str], work_uid: int) -> None:
+        self._paths, self._environ, self._work_uid = paths, environ, work_uid
+        self._stamp: tuple[int, int] | None = None
+        self._engine: DirectSlurm | None = None
+
+    def __call__(self) -> DirectSlurm | None:
+        """None where no cluster is attached."""
+        try:
+            status = self._paths.attachment.stat()
+        except FileNotFoundError:
+            self._stamp, self._engine = None, None
+            return None
+        if (status.st_mtime_ns, status.st_ino) != self._stamp:
+            attachment = load_attachment(self._paths)
+            if attachment is None:
+                return None
+            self._engine = DirectSlurm(SlurmClient(attachment, self._environ), attachment, self._paths.tag, self._work_uid)
+            self._stamp = (status.st_mtime_ns, status.st_ino)
+        return self._engine
 
 
 def save_attachment(paths: Paths, attachment: Attachment) -> None:

@@ -23,6 +23,12 @@ ANSWER_S = 45.0
 _NOT_FOUND = 127
 _NO_CONNECTION = 255
 
+#: what Slurm's commands say when slurmctld did not answer, whether it heard them or not
+_SILENT = (
+    "Unable to contact slurm controller", "Unable to contact slurmctld", "timed out", "Connection refused", "Zero Bytes were",
+    "Communication connection failure", "Insane message length", "Unexpected message received", "Connection reset",
+)  # fmt: skip
+
 #: from whom Slurm's commands are to know their cluster
 CARRIED = ("SLURM_CONF", "SLURM_CLUSTERS")
 
@@ -35,30 +41,47 @@ class SlurmClient:
         self._env = {**kept, **attachment.env}
         self._carried = attachment.env
 
-    async def ask(self, *words: str, input: str = "", uid: int | None = None) -> str:
-        """What `words` print. `uid`: run as that user, where we are root and here.
+    async def ask(self, *words: str, input: str = "", uid: int | None = None, name: str = "") -> str:
+        """What `words` print. `uid`: run as that user, where we are root and here. `name`: the program of Slurm's that is meant.
 
         Unreachable: the login host or slurmctld does not answer. Refused: there is no Slurm, munge is down, or Slurm says no.
         """
         code, out, err = await self.run(*words, input=input, uid=uid)
         if code != 0:
-            raise self._explain(words[0], code, err or out)
+            raise self._explain(name or words[0], code, err or out)
         return out
 
     async def run(self, *words: str, input: str = "", uid: int | None = None) -> tuple[int, str, str]:
         """(exit code, stdout, stderr). EdgeFailed when it does not end within ANSWER_S: whether it was done is not known then."""
+        code, out, err = await self._run(words, input, uid)
+        return code, out.decode(errors="replace"), err.decode(errors="replace")
+
+    async def read(self, *words: str, uid: int | None = None) -> bytes:
+        """What `words` print, as it is. Unreachable where they fail."""
+        code, out, err = await self._run(words, "", uid)
+        if code != 0:
+            raise Unreachable(f"{words[-1]} can't be read: {err.decode(errors='replace').strip()}")
+        return out
+
+    async def _run(self, words: Sequence[str], input: str, uid: int | None) -> tuple[int, bytes, bytes]:
         argv = self._on_login_host(words) if self._ssh else list(words)
         more = _identity(uid) if uid is not None and os.geteuid() == 0 and not self._ssh else {}
+        # a file and not a pipe: a command that ends early leaves nobody writing
+        stdin = os.memfd_create("input", os.MFD_CLOEXEC)
         try:
+            os.write(stdin, input.encode())
+            os.lseek(stdin, 0, os.SEEK_SET)
             process = await asyncio.create_subprocess_exec(
-                *argv, stdin=asyncio.subprocess.PIPE, stdout=asyncio.subprocess.PIPE, stderr=asyncio.subprocess.PIPE,
+                *argv, stdin=stdin, stdout=asyncio.subprocess.PIPE, stderr=asyncio.subprocess.PIPE,
                 env=self._env, cwd="/", start_new_session=True, **more,
             )  # fmt: skip
         except FileNotFoundError:
-            return _NOT_FOUND, "", f"{argv[0]}: command not found"
+            return _NOT_FOUND, b"", f"{argv[0]}: command not found".encode()
+        finally:
+            os.close(stdin)
         try:
             async with asyncio.timeout(ANSWER_S):
-                out, err = await process.communicate(input.encode())
+                out, err = await process.communicate()
         except TimeoutError:
             raise EdgeFailed(f"{words[0]} did not answer for {ANSWER_S:.0f} s", code="slurm-silent") from None
         finally:
@@ -66,7 +89,7 @@ class SlurmClient:
                 with contextlib.suppress(ProcessLookupError):
                     process.kill()
                 await process.wait()
-        return process.returncode or 0, out.decode(errors="replace"), err.decode(errors="replace")
+        return process.returncode or 0, out, err
 
     def _on_login_host(self, words: Sequence[str]) -> list[str]:
         variables = [f"{name}={value}" for name, value in self._carried.items()]
@@ -92,7 +115,7 @@ class SlurmClient:
                 "Start it (systemctl start munge) and see that the cluster's key is there.",
                 code="munge-down",
             )
-        if "Unable to contact slurm controller" in text or "Unable to contact slurmctld" in text:
+        if any(words in text for words in _SILENT):
             return Unreachable(f"slurmctld does not answer ({said}). Jobs that run go on; ask again when it is back.")
         return Refused(f"Slurm says: {said}", code="slurm-refused")
 

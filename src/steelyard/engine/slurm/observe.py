@@ -62,9 +62,9 @@ async def check_submission(client: SlurmClient, attachment: Attachment) -> None:
     await client.ask("sbatch", "--test-only", "--ntasks=1", "--time=1", *wanted, "--wrap", "true")
 
 
-def choose_queue(attachment: Attachment) -> dict[str, str]:
-    """Options of `sbatch` that say where a job waits, and who pays."""
-    both = {"partition": attachment.partition, "account": attachment.account}
+def choose_queue(attachment: Attachment, account: str = "") -> dict[str, str]:
+    """Options of `sbatch` that say where a job waits, and who pays: `account`, where the job names one."""
+    both = {"partition": attachment.partition, "account": account or attachment.account}
     return {name: value for name, value in both.items() if value}
 
 

@@ -9,7 +9,10 @@ from __future__ import annotations
 
 import re
 
-from steelyard.model.slurm import SlurmNode, SlurmPartition
+from steelyard.model.slurm import QueueEntry, SlurmNode, SlurmPartition
+
+#: for `read_queue`: job, state, reason, start (in seconds: SLURM_TIME_FORMAT=%s), nodes, comment
+QUEUE_FORMAT = "%A|%T|%r|%S|%N|%k"
 
 #: a name in front of `=`, at the beginning or behind a blank: values hold blanks themselves
 _NAME = re.compile(r"(?:^|(?<=\s))([A-Za-z][\w/:.\[\]]*)=")
@@ -95,6 +98,33 @@ def read_topology(text: str) -> dict[str, str]:
         if name and record.get("Nodes"):
             found[name] = record["Nodes"]
     return found
+
+
+def read_queue(text: str, tag: str) -> dict[str, QueueEntry]:
+    """Of `squeue -o QUEUE_FORMAT`: what Slurm knows of our attempts, each by its id. Of several jobs for one attempt the first to
+    run counts: the others end as soon as they see it."""
+    found: dict[str, QueueEntry] = {}
+    for line in text.splitlines():
+        fields = line.split("|", 5)
+        if len(fields) < 6 or not fields[0].isdigit():
+            continue
+        head, home, attempt = [*fields[5].strip().split(":", 2), "", ""][:3]
+        if head != "steelyard" or home != tag or not attempt:
+            continue
+        started = int(fields[3]) * 1_000_000 if fields[3].isdigit() else None
+        entry = QueueEntry(int(fields[0]), fields[1], "" if fields[2] in _NOTHING else fields[2], started, fields[4])
+        known = found.get(attempt)
+        if known is None or (known.state == "PENDING" and entry.state != "PENDING"):
+            found[attempt] = entry
+    return found
+
+
+def read_exit_code(record: dict[str, str]) -> tuple[int | None, int | None]:
+    """(code, signal) of `scontrol show job`: what Slurm itself saw of the batch script."""
+    code, _, number = record.get("ExitCode", "").partition(":")
+    if not code.isdigit() or not number.isdigit():
+        return None, None
+    return (None, int(number)) if int(number) else (int(code), None)
 
 
 def read_complaint(text: str) -> str:

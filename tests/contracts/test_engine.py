@@ -1,0 +1,138 @@
+"""What every queue of others answers: Slurm's own, on a real cluster, and the one that tests play."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import uuid
+from collections.abc import Callable, Coroutine, Iterator
+from typing import Any, TypeVar
+
+import pytest
+from msgspec.structs import replace
+
+from slurm_bed import USER, USER_UID, SlurmBed, slurm, wait_until
+from steelyard.engine import Engine
+from steelyard.engine.fake import FakeEngine, Fate
+from steelyard.engine.slurm.client import SlurmClient
+from steelyard.engine.slurm.direct import DirectSlurm
+from steelyard.errors import Refused
+from steelyard.model.gpu_demand import GpuDemand
+from steelyard.model.ids import DEFAULT_PROJECT, JobId
+from steelyard.model.job import Job, JobSpec, JobState, Owner, Resources
+from steelyard.model.slurm import Attachment, QueueEntry
+
+T = TypeVar("T")
+ENDS = ("sh", "-c", "echo said; exit 7")
+STAYS = ("sh", "-c", "echo said; exec sleep 1000")
+FATES = {ENDS: Fate(7, b"said\n"), STAYS: Fate(0, b"said\n")}
+
+
+class Bench:
+    """An engine, and how a test has a job begin and end on it."""
+
+    def __init__(self, engine: Engine, cwd: str) -> None:
+        self.engine, self._cwd = engine, cwd
+
+    def ask(self, question: Coroutine[Any, Any, T]) -> T:
+        return asyncio.run(question)
+
+    def job(self, argv: tuple[str, ...], **more: object) -> Job:
+        spec = replace(JobSpec("x", argv, self._cwd, env={"PATH": "/usr/bin:/bin"}, direct=True), **more)
+        id_ = JobId(f"j-{uuid.uuid4().int % 10**9:09d}")
+        return Job(id_, DEFAULT_PROJECT, Owner(USER, USER_UID), 2, 1, spec, JobState.STARTING, 0)
+
+    def seen(self, job: Job) -> QueueEntry | None:
+        return self.ask(self.engine.look()).get(job.attempt_id)
+
+    def until(self, job: Job, what: Callable[[QueueEntry], bool]) -> QueueEntry:
+        def look() -> QueueEntry | None:
+            entry = self.seen(job)
+            return entry if entry is not None and what(entry) else None
+
+        return wait_until(look, f"{job.attempt_id} to get on")
+
+    def begin(self, job: Job) -> None:
+        if isinstance(self.engine, FakeEngine):
+            self.engine.begin(job)
+
+    def end(self, job: Job) -> None:
+        if isinstance(self.engine, FakeEngine):
+            self.engine.end(job)
+
+
+@pytest.fixture(scope="module")
+def bed() -> Iterator[SlurmBed]:
+    with slurm(nodes=1) as made:
+        yield made
+
+
+@pytest.fixture(params=["fake", "slurm"])
+def bench(request: pytest.FixtureRequest) -> Bench:
+    if request.param == "fake":
+        return Bench(FakeEngine(FATES), "/")
+    bed: SlurmBed = request.getfixturevalue("bed")
+    attachment = Attachment(folder=str(bed.shared), env={"SLURM_CONF": bed.environ["SLURM_CONF"]})
+    return Bench(DirectSlurm(SlurmClient(attachment, os.environ), attachment, "0123abcd", USER_UID), str(bed.shared))
+
+
+def over(entry: QueueEntry) -> bool:
+    return entry.state not in ("PENDING", "RUNNING", "COMPLETING", "CONFIGURING")
+
+
+def test_an_attempt_is_found_by_its_id_runs_and_leaves_a_record(bench: Bench) -> None:
+    job = bench.job(ENDS)
+    assert bench.seen(job) is None
+    number = bench.ask(bench.engine.submit(job))
+    entry = bench.seen(job)
+    assert entry is not None and entry.job == number
+    bench.begin(job)
+    bench.end(job)
+    assert bench.until(job, over).state == "FAILED"
+    (record,) = bench.ask(bench.engine.read_records(job))
+    assert (record.rank, record.exit_code, record.signal) == (0, 7, None)
+    assert 0 < record.started_at <= record.ended_at
+
+
+def test_output_is_read_from_any_byte_on(bench: Bench) -> None:
+    job = bench.job(STAYS)
+    assert bench.ask(bench.engine.read_log(job, "stdout", 0, 100)) == b""
+    number = bench.ask(bench.engine.submit(job))
+    bench.begin(job)
+    wait_until(lambda: bench.ask(bench.engine.read_log(job, "stdout", 0, 100)), "output")
+    assert bench.ask(bench.engine.read_log(job, "stdout", 1, 3)) == b"aid"
+    assert bench.ask(bench.engine.read_log(job, "stdout", 5, 3)) == b""
+    assert bench.ask(bench.engine.read_log(job, "stderr", 0, 100)) == b""
+    bench.ask(bench.engine.cancel(job, number))
+
+
+def test_a_signal_reaches_the_task_and_is_in_the_record(bench: Bench) -> None:
+    job = bench.job(STAYS)
+    number = bench.ask(bench.engine.submit(job))
+    bench.begin(job)
+    wait_until(lambda: bench.ask(bench.engine.read_log(job, "stdout", 0, 100)), "output")
+    bench.ask(bench.engine.signal(job, number, 10))
+    bench.until(job, over)
+    assert [record.signal for record in bench.ask(bench.engine.read_records(job))] == [10]
+    # where it has ended, nothing happens
+    bench.ask(bench.engine.signal(job, number, 10))
+    bench.ask(bench.engine.cancel(job, number))
+
+
+def test_one_that_waits_leaves_the_queue(bench: Bench) -> None:
+    job = bench.job(ENDS, resources=Resources(cpus=4000))
+    number = bench.ask(bench.engine.submit(job))
+    assert bench.until(job, lambda entry: entry.state == "PENDING").nodes == ""
+    bench.ask(bench.engine.cancel(job, number))
+    assert bench.until(job, over).state == "CANCELLED"
+    assert bench.ask(bench.engine.read_records(job)) == ()
+
+
+def test_what_is_refused_is_not_there(bench: Bench) -> None:
+    job = bench.job(ENDS, resources=Resources(gpus=GpuDemand(count=2)))  # of which there are none
+    if isinstance(bench.engine, FakeEngine):
+        bench.engine.next_submit = "no"
+    with pytest.raises(Refused) as refused:
+        bench.ask(bench.engine.submit(job))
+    assert refused.value.code == "slurm-refused" and refused.value.public.startswith("Slurm says: ")
+    assert bench.seen(job) is None

@@ -1,0 +1,249 @@
+"""Jobs through the queue of a real Slurm: what runs, what is told of it, and that nothing runs twice."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+from collections.abc import Iterator
+from typing import Any
+
+import pytest
+from mpi_ring import RING
+from steelyard_cluster import UserCluster, wait_until
+from traces import observe_traces
+
+from slurm_bed import SlurmBed, slurm
+
+
+@pytest.fixture(scope="module")
+def bed() -> Iterator[SlurmBed]:
+    with slurm() as made:
+        yield made
+
+
+class Direct(UserCluster):
+    """An ordinary user's Steelyard, in the folder that all machines share."""
+
+    bed: SlurmBed
+
+    def environ(self, more: dict[str, str] | None = None) -> dict[str, str]:
+        return super().environ({"SLURM_CONF": self.bed.environ["SLURM_CONF"], **(more or {})})
+
+    def run(self, *words: str) -> tuple[int, str, str]:
+        done = self.cli("run", "--direct", *words)
+        return done.returncode, done.stdout.decode(), done.stderr.decode()
+
+    def begin(self, *words: str) -> str:
+        return self.ok("run", "--direct", "--detach", *words).strip()
+
+    def entries(self, job: str) -> list[list[str]]:
+        """What Slurm has of that job, of whatever attempt: (number, state)."""
+        listed = self.bed.ok("squeue", "-h", "-t", "all", "-o", "%A %T %k").splitlines()
+        return [line.split()[:2] for line in listed if f":{job}." in line]
+
+
+@pytest.fixture(scope="module")
+def shared(bed: SlurmBed) -> Iterator[Direct]:
+    before = observe_traces()
+    folder = bed.shared / "direct"
+    folder.mkdir()
+    made = Direct(folder)
+    made.bed = bed
+    try:
+        made.up()
+        made.ok("cluster", "attach")
+        yield made
+    finally:
+        made.print_logs()
+        made.down()
+    assert not (left := observe_traces().settled_minus(before)), f"left behind:\n{left}"
+
+
+def test_a_job_answers_with_its_output_and_code(shared: Direct) -> None:
+    code, out, err = shared.run("--", "sh", "-c", "echo out; echo err >&2; hostname; exit 7")
+    assert (code, out.splitlines()[0], err) == (7, "out", "err\n")
+    assert out.splitlines()[1] in ("n1", "n2", "n3")
+
+
+def test_a_signal_is_told_as_shells_tell_it(shared: Direct) -> None:
+    assert shared.run("--", "sh", "-c", "kill -9 $$")[0] == 137
+    code, _, err = shared.run("--", "/no/such/program")
+    assert (code, "/no/such/program: No such file or directory" in err) == (127, True)
+
+
+def test_variables_folder_and_memory_are_as_asked(shared: Direct) -> None:
+    script = "pwd; echo $COLOUR $STEELYARD_ATTEMPT_ID $HOME $SLURM_MEM_PER_NODE; env | grep -c ^STEELYARD_TOKEN"
+    folder = shared.folder / "it's here"
+    folder.mkdir(exist_ok=True)
+    done = shared.cli(
+        "run", "--direct", "--env", 'COLOUR=it\'s "$RED"', "--memory", "300MiB", "--", "sh", "-c", script, cwd=folder
+    )
+    attempt = json.loads(shared.ok("ps", "--json"))[-1]["id"] + ".1"
+    assert done.stdout.decode().splitlines() == [
+        str(folder), f"it's \"$RED\" {attempt} {shared.bed.shared}/ada 300", "0",
+    ]  # fmt: skip
+
+
+def test_a_gang_spans_machines_each_rank_on_cores_of_its_own(shared: Direct) -> None:
+    script = "echo $RANK/$WORLD_SIZE $LOCAL_RANK $NODE_RANK $MASTER_ADDR $(sed -n 's/Cpus_allowed_list:.//p' /proc/self/status)"
+    tasks = min(2, os.cpu_count() or 1)
+    code, out, err = shared.run("--nodes", "3", "--tasks-per-node", str(tasks), "--", "sh", "-c", script)
+    assert code == 0, err
+    rows = [line.split() for line in sorted(out.splitlines())]
+    assert [row[:4] for row in rows] == [
+        [f"{rank}/{3 * tasks}", str(rank % tasks), str(rank // tasks), "n1"] for rank in range(3 * tasks)
+    ]
+    for node in range(3):
+        assert len({row[4] for row in rows if row[2] == str(node)}) == tasks
+
+
+def test_one_bad_rank_ends_the_gang_and_is_named(shared: Direct) -> None:
+    job = shared.begin("--nodes", "3", "--", "sh", "-c", "[ $RANK != 1 ] || exit 5; exec sleep 1000")
+    ended = shared.wait_job(job, "FAILED", 60)
+    assert ended["exit_code"] == 5
+    assert {"rank": 1, "exit_code": 5, "signal": None} in ended["rank_ends"]
+
+
+def test_an_mpi_program_is_started_by_srun(shared: Direct) -> None:
+    (shared.folder / "ring.py").write_text(RING)
+    code, out, err = shared.run("--nodes", "3", "--launcher", "mpi", "--", "/usr/bin/python3", "ring.py")
+    assert (code, sorted(out.splitlines())) == (0, [f"rank {rank}, sum 6" for rank in range(3)]), err
+
+
+def test_output_files_are_written_where_they_were_asked_for(shared: Direct) -> None:
+    out, err = shared.folder / "100%.out", shared.folder / "err"
+    code, _, _ = shared.run("--output", str(out), "--error", str(err), "--", "sh", "-c", "echo out; echo err >&2")
+    assert (code, out.read_text(), err.read_text()) == (0, "out\n", "err\n")
+
+
+def test_a_job_that_waits_says_so_in_slurms_words_and_leaves_the_queue(shared: Direct) -> None:
+    job = shared.begin("--cpus", "4000", "sleep", "1000")
+    seen = shared.wait_job(job, "STARTING")
+    wait_until(lambda: shared.job(job)["reason"] == "slurm-queue", 30, "Slurm's reason")
+    why = shared.ok("why", job)
+    assert "in Slurm's queue: PartitionConfig" in why or "in Slurm's queue: Resources" in why, why
+    shared.ok("stop", job)
+    seen = shared.wait_job(job, "STOPPED")
+    assert (seen["exit_code"], seen["started_at"]) == (None, None)
+    assert [state for _, state in shared.entries(job)] == ["CANCELLED"]
+
+
+def test_stopping_is_a_signal_first_and_force_after_the_grace(shared: Direct) -> None:
+    polite = shared.begin("--", "sh", "-c", "trap 'echo got; exit 3' TERM; echo ready; while :; do sleep 0.05; done")
+    deaf = shared.begin("--", "sh", "-c", "trap '' TERM; echo ready; while :; do sleep 0.05; done")
+    for job in (polite, deaf):
+        wait_until(lambda job=job: shared.ok("logs", job) == "ready\n", 60, f"{job} to be ready")
+    shared.ok("stop", polite)
+    shared.ok("stop", "--grace", "1s", deaf)
+    seen = shared.wait_job(polite, "STOPPED", 60)
+    assert (seen["exit_code"], shared.ok("logs", polite)) == (3, "ready\ngot\n")
+    assert shared.wait_job(deaf, "STOPPED", 60)["exit_code"] == 128 + signal.SIGKILL
+
+
+def test_arrays_and_dependencies_are_kept(shared: Direct) -> None:
+    log = shared.folder / "order"
+    first = shared.begin("--array", "1-3", "--", "sh", "-c", f"echo $STEELYARD_ARRAY_INDEX >>{log}")
+    after = shared.begin("--after", f"ok:{first}", "--", "sh", "-c", f"echo after >>{log}")
+    shared.wait_job(after, "SUCCEEDED", 60)
+    lines = log.read_text().split()
+    assert (sorted(lines[:3]), lines[3:]) == (["1", "2", "3"], ["after"])
+
+
+def test_a_retry_is_another_attempt(shared: Direct) -> None:
+    mark = shared.folder / "once"
+    job = shared.begin("--retry", "error:1@0s", "--", "sh", "-c", f"[ -e {mark} ] || {{ touch {mark}; exit 9; }}; echo second")
+    assert shared.wait_job(job, "SUCCEEDED", 60)["restarts"] == 1
+    assert shared.ok("logs", job) == "second\n"
+    assert sorted(state for _, state in shared.entries(job)) == ["COMPLETED", "FAILED"]
+
+
+def test_a_job_that_slurm_refuses_fails_with_its_words(shared: Direct) -> None:
+    job = shared.begin("--gpus", "1", "true")
+    seen = shared.wait_job(job, "FAILED", 60)
+    assert (seen["reason"], seen["detail"].startswith("Slurm says: ")) == ("start-failed", True), seen
+
+
+def test_a_job_that_somebody_cancels_in_slurm_is_stopped(shared: Direct) -> None:
+    job = shared.begin("--", "sh", "-c", "echo ready; exec sleep 1000")
+    wait_until(lambda: shared.ok("logs", job) == "ready\n", 60, "it to run")
+    ((number, _),) = shared.entries(job)
+    shared.bed.ok("scancel", number)
+    seen = shared.wait_job(job, "STOPPED", 60)
+    assert seen["reason"] == "cancelled-in-slurm"
+
+
+@pytest.mark.parametrize(
+    ("words", "text"),
+    [
+        (("--image", "docker://x/y:z", "true"), "image: Slurm's queue decides there"),
+        (("--exclusive", "true"), "exclusive: Slurm's queue decides there"),
+        (("--env", "a.b=1", "true"), "'a.b' can't be a variable of a batch script"),
+    ],
+)
+def test_what_slurms_queue_cannot_do_is_refused(shared: Direct, words: tuple[str, ...], text: str) -> None:
+    code, _, err = shared.run(*words)
+    assert (code, text in err) == (125, True), err
+
+
+def test_without_a_cluster_there_is_no_direct_road(shared: Direct) -> None:
+    shared.ok("cluster", "detach")
+    try:
+        code, _, err = shared.run("true")
+        assert (code, "No cluster is attached" in err) == (125, True)
+    finally:
+        shared.ok("cluster", "attach")
+    assert shared.run("true")[0] == 0
+
+
+# faults
+
+
+def test_jobs_outlive_the_server_and_are_found_again(shared: Direct) -> None:
+    gate = shared.folder / "gate"
+    job = shared.begin("--", "sh", "-c", f"echo ready; while [ ! -e {gate} ]; do sleep 0.05; done; exit 4")
+    shared.wait_job(job, "RUNNING", 60)
+    pid = shared.kill("server")
+    gate.touch()
+    shared.wait_replaced("server", pid)
+    shared.wait_ready()
+    assert shared.wait_job(job, "FAILED", 60)["exit_code"] == 4
+    assert len(shared.entries(job)) == 1
+
+
+def test_a_silent_slurmctld_makes_jobs_unknown_and_their_ends_are_told_when_it_is_back(shared: Direct) -> None:
+    gate = shared.folder / "gate2"
+    job = shared.begin("--", "sh", "-c", f"echo ready; while [ ! -e {gate} ]; do sleep 0.05; done; exit 6")
+    wait_until(lambda: shared.job(job)["state"] == "RUNNING", 60, "it to run")
+    shared.bed.stop("head", signal.SIGTERM)
+    try:
+        gate.touch()
+        seen: dict[str, Any] = shared.wait_job(job, "UNKNOWN", 120)
+        assert seen["reason"] == "slurm-silent"
+    finally:
+        shared.bed.start("head")
+    assert shared.wait_job(job, "FAILED", 60)["exit_code"] == 6
+    assert len(shared.entries(job)) == 1
+
+
+def test_an_answer_that_was_lost_is_found_again_and_nothing_runs_twice(shared: Direct) -> None:
+    """`sbatch` hands the job over and then says that slurmctld timed out."""
+    folder, log = shared.folder / "bin", shared.folder / "ran"
+    folder.mkdir()
+    real = "/usr/bin/sbatch"
+    (folder / "sbatch").write_text(
+        f'#!/bin/sh\n{real} "$@" >/dev/null\necho "sbatch: error: Batch job submission failed: Socket timed out" >&2\nexit 1\n'
+    )
+    (folder / "sbatch").chmod(0o755)
+    pid = shared.kill("server")
+    shared.wait_replaced("server", pid)
+    shared.down()
+    path = f"{folder}:{os.environ['PATH']}"
+    shared.ok("up", "--detach", "--port", str(shared.api_port), env={"PATH": path})
+    try:
+        job = shared.begin("--", "sh", "-c", f"echo ran >>{log}")
+        shared.wait_job(job, "SUCCEEDED", 60)
+        assert (len(shared.entries(job)), log.read_text()) == (1, "ran\n")
+    finally:
+        shared.down()
+        shared.up()
