@@ -81,6 +81,8 @@ class Spawner:
         self._peers: list[Peer] = []
         self._children: dict[int, Child] = {}
         self._starting: dict[int, Starting] = {}
+        #: what kept it from its exec, told once it is gone: until then its control group has it
+        self._failed: dict[int, tuple[Starting, str, str]] = {}
         #: programs that run only until they have left a workload to us
         self._leaving: dict[int, Starting] = {}
         self._unclaimed: OrderedDict[tuple[int, int], wire.Exited] = OrderedDict()
@@ -105,7 +107,7 @@ class Spawner:
         self._inherited = observe_inherited(nofile)
 
     def serve(self) -> None:
-        while not (self._terms > 1 or (self._terms and not self._children and not self._unsaved)):
+        while not (self._terms > 1 or (self._terms and not (self._children or self._failed or self._unsaved))):
             for key, events in self._selector.select(RETRY_S if self._unsaved else None):
                 key.data(events)
             self._reap()
@@ -132,6 +134,8 @@ class Spawner:
             pid = ended.si_pid
             if pid in self._starting:
                 self._settle(self._starting[pid])
+            if pid in self._failed:
+                self._fail(*self._failed.pop(pid))
             child = self._children.pop(pid, None) or _observe_stranger(pid)
             _, status, usage = os.wait4(pid, _WALL)
             leaving = self._leaving.pop(pid, None)
@@ -323,7 +327,8 @@ class Spawner:
         if not step:
             starting.asked_by.send(wire.Spawned(child.workload, child.pid, child.start_time, self._clock.mono_ns()))
             return
-        self._fail(starting, step, error)
+        self._children.pop(child.pid, None)
+        self._failed[child.pid] = starting, step, error
 
     def _take_over(self, starting: Starting, status: int) -> None:
         """The program that was to leave us the workload has ended."""
@@ -349,7 +354,6 @@ class Spawner:
     def _fail(self, starting: Starting, step: str, error: str) -> None:
         """It does not run, and its agent is told so."""
         child = starting.child
-        self._children.pop(child.pid, None)
         if not starting.asked_by.send(wire.SpawnFailed(child.workload, step, error)):
             # Its agent is gone and the next one may have been told that it runs: the record says what a shell would
             note(f"{child.workload} not started: {step}: {error}")
