@@ -12,6 +12,7 @@ import threading
 import time
 from collections import Counter
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -235,6 +236,29 @@ def test_callers_of_a_sleeping_function_wait_for_the_spawner(cluster: Cluster) -
     cluster.wait_replaced("spawner", pid)
     caller.join(30)
     assert results == [200]
+
+
+def test_agent_and_spawner_killed_at_a_time_leave_no_caller_behind_a_replica_that_nobody_reaches(cluster: Cluster) -> None:
+    """The socket is lost with them; whoever accepts from it serves only those that it has."""
+    deploy(cluster, "awake", MANY, "--idle-timeout", "10m", "--concurrency", "1", "--max-replicas", "1")
+    assert call(cluster, "awake") == 200
+    (old,) = wait_until(lambda: replica_pids(cluster, "awake"), 10, "its record")
+    os.kill(cluster.pid("up"), signal.SIGSTOP)
+    try:
+        pids = {name: cluster.kill(name) for name in ("agent", "spawner")}
+    finally:
+        os.kill(cluster.pid("up"), signal.SIGCONT)
+    for name, pid in pids.items():
+        cluster.wait_replaced(name, pid)
+    cluster.wait_ready()
+    with ThreadPoolExecutor(4) as pool:
+        assert list(pool.map(lambda _: call(cluster, "awake"), range(8))) == [200] * 8
+    wait_until(lambda: old not in replica_pids(cluster, "awake"), 30, "the old replica to end")
+
+
+def replica_pids(cluster: Cluster, function: str) -> list[int]:
+    handles = (cluster.home / "agent" / "handles").glob(f"{function}.*.json")
+    return [json.loads(handle.read_bytes())["pid"] for handle in handles]
 
 
 def test_killed_spawner_leaves_work_alive_and_starts_again(cluster: Cluster) -> None:

@@ -6,7 +6,7 @@ import asyncio
 import logging
 import os
 import shutil
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Collection, Iterable
 
 import msgspec
 
@@ -269,6 +269,7 @@ class FunctionKeeper:
     async def adopt(self, held: dict[str, int], found: Iterable[Adopted], keys: tuple[str, ...]) -> None:
         """After a restart: route what was routed, take over sockets, replicas and templates, end what belongs to nobody."""
         self._keys = keys
+        kept = frozenset(held)
         revisions: dict[str, RevisionHost] = {}
         for function in [each for routed in self._ledger.routed.values() for each in routed]:
             key = socket_name(function)
@@ -282,7 +283,7 @@ class FunctionKeeper:
             self._edges.spawner.drop_socket(name)
             os.close(fd)
         for item in found:
-            await self._adopt_workload(item, revisions)
+            await self._adopt_workload(item, revisions, kept)
         self._remove_sockets([*revisions.values()])
         for revision in revisions.values():
             if revision.draining:
@@ -319,14 +320,15 @@ class FunctionKeeper:
             if path not in kept:
                 path.unlink(missing_ok=True)
 
-    async def _adopt_workload(self, item: Adopted, revisions: dict[str, RevisionHost]) -> None:
+    async def _adopt_workload(self, item: Adopted, revisions: dict[str, RevisionHost], kept: Collection[str]) -> None:
+        """`kept`: names of the sockets that the spawner still had."""
         stem = item.workload.removeprefix("tmpl.").rsplit(".", 1)[0]
         revision = revisions.get(stem)
         kind = item.intent.kind if item.intent else ""
         page = self._edges.paths.pages / item.workload
         if revision is not None and item.state is AdoptedState.RUNNING:
             if kind == REPLICA and page.exists():
-                revision.adopt_replica(item)
+                revision.adopt_replica(item, reached=stem in kept)
                 return
             if kind == TEMPLATE and revision.template is not None and item.watched:
                 await revision.template.adopt(item)

@@ -461,8 +461,9 @@ class RevisionHost:
             self._gave = True
             self._lending.give(self.plan, self._had)
 
-    def adopt_replica(self, found: Adopted) -> None:
-        """A replica that an earlier agent started."""
+    def adopt_replica(self, found: Adopted, reached: bool) -> None:
+        """A replica that an earlier agent started. Nobody reaches one whose socket was lost with agent and spawner: it finishes
+        what it holds, and others serve."""
         path = self.edges.paths.pages / found.workload
         page = Page.open(str(path))
         now_ns = self.edges.clock.mono_ns()
@@ -474,6 +475,8 @@ class RevisionHost:
         self.replicas[found.workload] = replica
         # how long it had been starting already is not known: it gets the whole time
         asyncio.get_running_loop().call_later(self.function.spec.startup_deadline_s, self._check_deadline, replica)
+        if not reached:
+            self._retire(replica)
 
     def close(self) -> None:
         """The revision is gone: everything of it ends, nothing of it stays."""
