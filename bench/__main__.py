@@ -19,6 +19,7 @@ from bench import (
     container_functions,
     containers,
     decision,
+    direct,
     idle,
     images,
     jitter,
@@ -65,6 +66,7 @@ GROUPS: dict[str, Measure] = {
     "reload": calls.measure_reload,
     "weights": weights.measure_weights,
     "image-build": images.measure_build,
+    "direct": direct.measure_direct,
     "cluster-up": bringup.measure_bring_up,
 }
 PAGE = Path(__file__).resolve().parent.parent / "docs" / "benchmarks.md"

@@ -52,7 +52,7 @@ def test_a_machine_with_something_critical_starts_no_job_until_it_is_resumed(clu
     verdict.parent.mkdir(exist_ok=True)
     verdict.write_text("xid: The GPU fell off the bus.")
     head = cluster.bed["n1"]
-    job = head.ok("sbatch", "--parsable", "-w", "n2", "--wrap", "touch /tmp/ran").strip()
+    job = head.ok("sbatch", "--parsable", "--chdir=/tmp", "-w", "n2", "--wrap", "touch /tmp/ran").strip()
     # the job is queued again, and held
     wait_until(lambda: head.ok("squeue", "-h", "-o", "%i %T") == f"{job} PENDING\n", "the prolog to refuse the job")
     wait_until(lambda: cluster.state("n2") == "drained Prolog error", "n2 to be drained")
@@ -104,7 +104,7 @@ def test_machines_come_and_go(cluster: Cluster) -> None:
     head = cluster.bed["n1"]
     config = cluster.folder / "ssh_config"
     config.write_text(f"Host n3\nHostname {cluster.bed['n3'].address}\n\n{config.read_text()}")
-    job = head.ok("sbatch", "--parsable", "-w", "n2", "--wrap", "exec sleep 600").strip()
+    job = head.ok("sbatch", "--parsable", "--chdir=/tmp", "-w", "n2", "--wrap", "exec sleep 600").strip()
     wait_until(lambda: head.ok("squeue", "-h", "-o", "%T") == "RUNNING\n", "the job to run")
     assert "3 nodes take work" in cluster.ok("add", "n3", "-y")
     assert cluster.run("add", "n3", "-y").returncode == 2

@@ -9,8 +9,9 @@ from collections.abc import Iterator
 from typing import Any
 
 import pytest
+from direct_cluster import Direct, attached
 from mpi_ring import RING
-from steelyard_cluster import UserCluster, wait_until
+from steelyard_cluster import wait_until
 from traces import observe_traces
 
 from slurm_bed import SlurmBed, slurm
@@ -22,41 +23,11 @@ def bed() -> Iterator[SlurmBed]:
         yield made
 
 
-class Direct(UserCluster):
-    """An ordinary user's Steelyard, in the folder that all machines share."""
-
-    bed: SlurmBed
-
-    def environ(self, more: dict[str, str] | None = None) -> dict[str, str]:
-        return super().environ({"SLURM_CONF": self.bed.environ["SLURM_CONF"], **(more or {})})
-
-    def run(self, *words: str) -> tuple[int, str, str]:
-        done = self.cli("run", "--direct", *words)
-        return done.returncode, done.stdout.decode(), done.stderr.decode()
-
-    def begin(self, *words: str) -> str:
-        return self.ok("run", "--direct", "--detach", *words).strip()
-
-    def entries(self, job: str) -> list[list[str]]:
-        """What Slurm has of that job, of whatever attempt: (number, state)."""
-        listed = self.bed.ok("squeue", "-h", "-t", "all", "-o", "%A %T %k").splitlines()
-        return [line.split()[:2] for line in listed if f":{job}." in line]
-
-
 @pytest.fixture(scope="module")
 def shared(bed: SlurmBed) -> Iterator[Direct]:
     before = observe_traces()
-    folder = bed.shared / "direct"
-    folder.mkdir()
-    made = Direct(folder)
-    made.bed = bed
-    try:
-        made.up()
-        made.ok("cluster", "attach")
+    with attached(bed) as made:
         yield made
-    finally:
-        made.print_logs()
-        made.down()
     assert not (left := observe_traces().settled_minus(before)), f"left behind:\n{left}"
 
 

@@ -190,7 +190,7 @@ AGENT = textwrap.dedent("""
     async def main():
         rig = spawner_rig.Rig(Path(sys.argv[3]), open_cgroups(sys.argv[4]))
         await rig.client.connect()
-        keeper = KeeperRig(rig, observe_machine())
+        keeper = KeeperRig(rig, observe_machine(), Path(sys.argv[3]))
         keeper.assign(make_job("sh", "-c", f"echo $RANK >> {keeper.witness}; exec sleep 60", ranks=3))
         await keeper.until_phase("running")
 

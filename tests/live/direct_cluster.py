@@ -1,0 +1,46 @@
+"""A Steelyard that is attached to a Slurm of tests."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Iterator
+
+from steelyard_cluster import UserCluster
+
+from slurm_bed import SlurmBed
+
+
+class Direct(UserCluster):
+    """An ordinary user's Steelyard, in the folder that all machines share."""
+
+    bed: SlurmBed
+
+    def environ(self, more: dict[str, str] | None = None) -> dict[str, str]:
+        return super().environ({"SLURM_CONF": self.bed.environ["SLURM_CONF"], **(more or {})})
+
+    def run(self, *words: str) -> tuple[int, str, str]:
+        done = self.cli("run", "--direct", *words)
+        return done.returncode, done.stdout.decode(), done.stderr.decode()
+
+    def begin(self, *words: str) -> str:
+        return self.ok("run", "--direct", "--detach", *words).strip()
+
+    def entries(self, job: str) -> list[list[str]]:
+        """What Slurm has of that job, of whatever attempt: (number, state)."""
+        listed = self.bed.ok("squeue", "-h", "-t", "all", "-o", "%A %T %k").splitlines()
+        return [line.split()[:2] for line in listed if f":{job}." in line]
+
+
+@contextlib.contextmanager
+def attached(bed: SlurmBed) -> Iterator[Direct]:
+    folder = bed.shared / "direct"
+    folder.mkdir()
+    made = Direct(folder)
+    made.bed = bed
+    try:
+        made.up()
+        made.ok("cluster", "attach")
+        yield made
+    finally:
+        made.print_logs()
+        made.down()
