@@ -29,7 +29,7 @@ from steelyard.runtime import mount_calls, rootfs
 from steelyard.wire.spawn import Rootfs
 lower, folder, maps, command, rounds = sys.argv[1], sys.argv[2], *map(json.loads, sys.argv[3:])
 maps = [tuple(map(tuple, each)) for each in maps]
-rootfs.enter(Rootfs(lower, folder, *maps), mount_calls.make_userns(*maps))
+rootfs.enter(Rootfs(lower, folder, uids=maps[0], gids=maps[1]), mount_calls.make_userns(*maps))
 taken = []
 for _ in range(rounds + 2):
     begin = time.monotonic()
