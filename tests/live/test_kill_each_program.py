@@ -53,23 +53,24 @@ def check_invariants(cluster: Cluster, jobs: list[str], pids: dict[str, int]) ->
     assert {seen[job]["state"] for job in jobs} == {"RUNNING"}
     ran = Counter((cluster.folder / "starts").read_text().split())
     assert all(ran[job] == 1 for job in jobs), ran
-    assert find_pids(jobs) == pids
+    assert find_pids(cluster, jobs) == pids
 
 
-def find_pids(jobs: list[str]) -> dict[str, int]:
-    """Job -> pid of its `sleep`, from the processes' own environment."""
+def find_pids(cluster: Cluster, jobs: list[str]) -> dict[str, int]:
+    """Job -> pid of its `sleep`, from the processes' own environment. Other tests' jobs are called the same."""
     found: dict[str, int] = {}
     for entry in Path("/proc").iterdir():
         if entry.name.isdigit():
             try:
-                variables = (entry / "environ").read_bytes().split(b"\0")
+                lines = (entry / "environ").read_bytes().split(b"\0")
                 comm = (entry / "comm").read_text().strip()
             except OSError:
                 continue
-            for variable in variables:
-                name, _, value = variable.partition(b"=")
-                if name == b"STEELYARD_JOB_ID" and comm == "sleep" and value.decode() in jobs:
-                    found[value.decode()] = int(entry.name)
+            variables = {name: value for name, _, value in (line.partition(b"=") for line in lines)}
+            job = variables.get(b"STEELYARD_JOB_ID", b"").decode()
+            ours = variables.get(b"STEELYARD_API_URL", b"").decode() == cluster.api_url
+            if ours and comm == "sleep" and job in jobs:
+                found[job] = int(entry.name)
     return found
 
 
@@ -79,7 +80,7 @@ def call(cluster: Cluster, name: str) -> int:
 
 def test_killed_server_costs_no_work_and_no_request(busy: tuple[Cluster, list[str]]) -> None:
     cluster, jobs = busy
-    pids = find_pids(jobs)
+    pids = find_pids(cluster, jobs)
     with Load(lambda: call(cluster, "warm")) as warm, Load(lambda: call(cluster, "asleep"), threads=1) as asleep:
         pid = cluster.kill("server")
         cluster.wait_replaced("server", pid)
@@ -91,7 +92,7 @@ def test_killed_server_costs_no_work_and_no_request(busy: tuple[Cluster, list[st
 
 def test_killed_agent_adopts_everything_and_reports_what_ended_meanwhile(busy: tuple[Cluster, list[str]]) -> None:
     cluster, jobs = busy
-    pids = find_pids(jobs)
+    pids = find_pids(cluster, jobs)
     short = submit(cluster, ["sh", "-c", "sleep 0.5; exit 7"])
     cluster.wait_job(short, "RUNNING")
     cluster.wait_function("asleep", "SLEEPING")
@@ -125,7 +126,7 @@ def _seconds(text: str) -> float:
 
 def test_killed_envoy_is_back_from_its_files(busy: tuple[Cluster, list[str]]) -> None:
     cluster, jobs = busy
-    pids = find_pids(jobs)
+    pids = find_pids(cluster, jobs)
     pid = cluster.kill("envoy")
     begin = time.monotonic()
 
@@ -143,7 +144,7 @@ def test_killed_envoy_is_back_from_its_files(busy: tuple[Cluster, list[str]]) ->
 
 def test_killed_template_means_a_start_from_its_environment_and_then_a_new_template(busy: tuple[Cluster, list[str]]) -> None:
     cluster, jobs = busy
-    pids = find_pids(jobs)
+    pids = find_pids(cluster, jobs)
     cluster.wait_function("asleep", "SLEEPING")
     known = newest_wake(cluster, "asleep")
     for pid in template_pids(cluster, "tmpl.asleep.*"):
@@ -165,7 +166,7 @@ def test_killed_template_means_a_start_from_its_environment_and_then_a_new_templ
 
 def test_killed_with_all_its_ancestors_a_template_and_they_come_back(busy: tuple[Cluster, list[str]]) -> None:
     cluster, jobs = busy
-    pids = find_pids(jobs)
+    pids = find_pids(cluster, jobs)
     cluster.wait_function("asleep", "SLEEPING")
     for pid in template_pids(cluster, "tmpl*"):
         os.kill(pid, signal.SIGKILL)
@@ -188,7 +189,7 @@ def newest_wake(cluster: Cluster, function: str) -> dict[str, Any] | None:
 
 def test_killed_supervisor_is_followed_by_one_that_adopts(busy: tuple[Cluster, list[str]]) -> None:
     cluster, jobs = busy
-    pids = find_pids(jobs)
+    pids = find_pids(cluster, jobs)
     programs = {name: cluster.pid(name) for name in ("spawner", "server", "agent", "envoy")}
     with Load(lambda: call(cluster, "warm")) as warm:
         cluster.kill("up")
@@ -270,7 +271,7 @@ def test_killed_spawner_leaves_work_alive_and_starts_again(cluster: Cluster) -> 
     short = submit(cluster, ["sleep", "1"])
     for job in (*long, short):
         cluster.wait_job(job, "RUNNING")
-    pids = find_pids(long)
+    pids = find_pids(cluster, long)
     pid = cluster.kill("spawner")
     cluster.wait_replaced("spawner", pid)
     check_invariants(cluster, long, pids)
