@@ -10,6 +10,7 @@ from __future__ import annotations
 import ctypes
 import os
 import sys
+import time
 from collections.abc import Iterator
 
 _ENTER = "Do it in a function decorated with @sy.enter (without shared=True), which runs in each replica."
@@ -132,4 +133,9 @@ def _runs(pid: int) -> bool:
 
 
 def _command(pid: int) -> str:
-    return next(_pieces(f"/proc/{pid}/cmdline"), b"")[:200].replace(b"\0", b" ").decode(errors="replace").strip()
+    """Empty for a moment while it executes another program, which whoever started it may have been told already."""
+    for _ in range(100):
+        if told := next(_pieces(f"/proc/{pid}/cmdline"), b""):
+            return told[:200].replace(b"\0", b" ").decode(errors="replace").strip()
+        time.sleep(0.001)
+    return ""
