@@ -7,6 +7,8 @@ import gzip
 import hashlib
 import io
 import json
+import os
+import shutil
 import ssl
 import subprocess
 import tarfile
@@ -15,6 +17,12 @@ from collections.abc import Callable, Iterable
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
+
+import pytest
+
+#: what containers and their images need, and this machine lacks
+LACKING = [name for name in ("skopeo", "umoci", "crun", "busybox") if shutil.which(name) is None] + ["root"] * (os.geteuid() != 0)
+NEEDS_CONTAINERS = pytest.mark.skipif(bool(LACKING), reason=f"NOT VERIFIED without {', '.join(LACKING)}: containers")
 
 MANIFEST = "application/vnd.oci.image.manifest.v1+json"
 CONFIG = "application/vnd.oci.image.config.v1+json"

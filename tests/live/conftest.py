@@ -10,6 +10,8 @@ import pytest
 from steelyard_cluster import Cluster, started
 from traces import Traces, observe_traces
 
+from oci_images import Registry
+
 #: folders of the Steelyards that `shared` keeps up beside tests with one of their own: their templates come and go
 _kept_up: set[str] = set()
 
@@ -61,3 +63,11 @@ def shared() -> Iterator[Cluster]:
         _kept_up.discard(str(made.folder))
     left = observe_traces().settled_minus(before)
     assert not left, f"left behind:\n{left}"
+
+
+@pytest.fixture(scope="module")
+def registry() -> Iterator[Registry]:
+    """A registry of a file's own."""
+    made = Registry()
+    yield made
+    made.close()

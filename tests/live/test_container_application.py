@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
-import shutil
 import urllib.error
 import urllib.request
 
@@ -12,11 +10,9 @@ import pytest
 from steelyard_cluster import Cluster, free_ports, wait_until
 
 from debian_image import make_application
+from oci_images import NEEDS_CONTAINERS
 
-MISSING = [name for name in ("skopeo", "umoci", "crun", "apt-get") if shutil.which(name) is None]
-pytestmark = pytest.mark.skipif(
-    bool(MISSING) or os.geteuid() != 0, reason=f"NOT VERIFIED without {', '.join(MISSING) or 'root'}: containers"
-)
+pytestmark = NEEDS_CONTAINERS
 
 
 @pytest.fixture(scope="module")

@@ -3,27 +3,14 @@
 from __future__ import annotations
 
 import json
-import os
-import shutil
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 from steelyard_cluster import Cluster, wait_until
 
-from oci_images import OciImage, Registry, busybox_entries, entry, folder, link
+from oci_images import NEEDS_CONTAINERS, OciImage, Registry, busybox_entries, entry, folder, link
 
-MISSING = [name for name in ("skopeo", "umoci", "crun", "busybox") if shutil.which(name) is None]
-pytestmark = pytest.mark.skipif(
-    bool(MISSING) or os.geteuid() != 0, reason=f"NOT VERIFIED without {', '.join(MISSING) or 'root'}: builds of container images"
-)
-
-
-@pytest.fixture(scope="module")
-def registry() -> Iterator[Registry]:
-    made = Registry()
-    yield made
-    made.close()
+pytestmark = NEEDS_CONTAINERS
 
 
 @pytest.fixture(scope="module")

@@ -6,7 +6,6 @@ from __future__ import annotations
 import os
 import re
 import resource
-import shutil
 import subprocess
 from collections.abc import Iterator
 from pathlib import Path
@@ -18,28 +17,18 @@ from spawner_rig import until
 import gpu_root
 from gpu_root import CARD, FOLDER, GPUS, MIG, PLAIN_CARD, TOPOLOGY, UUIDS, VERSION
 from machines import make_machine
-from oci_images import OciImage, Registry, busybox_entries, entry, link
+from oci_images import NEEDS_CONTAINERS, OciImage, Registry, busybox_entries, entry, link
 from steelyard.host.machine import observe_machine
 from steelyard.model.job import Plan
 from steelyard.model.proof import Proof
 from steelyard.wire.agent import AttemptState
 
-MISSING = [name for name in ("skopeo", "umoci", "crun", "busybox") if shutil.which(name) is None]
-pytestmark = pytest.mark.skipif(
-    bool(MISSING) or os.geteuid() != 0, reason=f"NOT VERIFIED without {', '.join(MISSING) or 'root'}: containers"
-)
+pytestmark = NEEDS_CONTAINERS
 SEEN = observe_machine()
 MACHINE = make_machine(cores=SEEN.cores, numa_nodes=SEEN.numa_nodes, memory_bytes=SEEN.memory_bytes, topology=TOPOLOGY)
 PATHS = {"Env": ["PATH=/bin"]}
 #: device files that not every container has
 NODES = "cd /dev; find . -type c -o -type b | grep -E 'nvidia|infiniband' | sort"
-
-
-@pytest.fixture(scope="module")
-def registry() -> Iterator[Registry]:
-    made = Registry()
-    yield made
-    made.close()
 
 
 @pytest.fixture

@@ -6,7 +6,6 @@ import contextlib
 import json
 import os
 import re
-import shutil
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -14,13 +13,10 @@ from typing import Any
 import pytest
 from steelyard_cluster import Cluster, free_ports, wait_until
 
-from oci_images import OciImage, Registry, busybox_entries, entry, link, python_entries
+from oci_images import NEEDS_CONTAINERS, OciImage, Registry, busybox_entries, entry, link, python_entries
 from steelyard.host.proc import observe_walls
 
-MISSING = [name for name in ("skopeo", "umoci", "crun", "busybox") if shutil.which(name) is None]
-pytestmark = pytest.mark.skipif(
-    bool(MISSING) or os.geteuid() != 0, reason=f"NOT VERIFIED without {', '.join(MISSING) or 'root'}: containers"
-)
+pytestmark = NEEDS_CONTAINERS
 WEB = "mkdir -p /www; echo from the image > /www/index.html; exec httpd -f -p $PORT -h /www"
 #: takes its socket by LISTEN_FDS, and tells of itself
 TELLS = """
@@ -43,13 +39,6 @@ server = Server("", Handler, bind_and_activate=False)
 server.socket = socket.socket(fileno=3)
 server.serve_forever()
 """
-
-
-@pytest.fixture(scope="module")
-def registry() -> Iterator[Registry]:
-    made = Registry()
-    yield made
-    made.close()
 
 
 @pytest.fixture(scope="module")

@@ -5,29 +5,17 @@ from __future__ import annotations
 import json
 import os
 import re
-import shutil
 import subprocess
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
 from steelyard_cluster import Cluster, wait_until
 
-from oci_images import OciImage, Registry, busybox_entries, entry
+from oci_images import NEEDS_CONTAINERS, OciImage, Registry, busybox_entries, entry
 
-MISSING = [name for name in ("skopeo", "umoci", "crun", "busybox") if shutil.which(name) is None]
-pytestmark = pytest.mark.skipif(
-    bool(MISSING) or os.geteuid() != 0, reason=f"NOT VERIFIED without {', '.join(MISSING) or 'root'}: containers"
-)
+pytestmark = NEEDS_CONTAINERS
 PATHS = {"Env": ["PATH=/bin", "FROM_IMAGE=yes"]}
-
-
-@pytest.fixture(scope="module")
-def registry() -> Iterator[Registry]:
-    made = Registry()
-    yield made
-    made.close()
 
 
 @pytest.fixture(scope="module")

@@ -4,27 +4,15 @@ from __future__ import annotations
 
 import json
 import os
-import shutil
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 from steelyard_cluster import Cluster
 
-from oci_images import OciImage, Registry, busybox_entries, python_entries
+from oci_images import NEEDS_CONTAINERS, OciImage, Registry, busybox_entries, python_entries
 
-MISSING = [name for name in ("skopeo", "umoci", "crun", "busybox") if shutil.which(name) is None]
-pytestmark = pytest.mark.skipif(
-    bool(MISSING) or os.geteuid() != 0, reason=f"NOT VERIFIED without {', '.join(MISSING) or 'root'}: containers"
-)
+pytestmark = NEEDS_CONTAINERS
 CONFIG = {"Env": ["PATH=/bin", "FROM_IMAGE=yes"], "WorkingDir": "/var", "Entrypoint": ["/bin/false"]}
-
-
-@pytest.fixture(scope="module")
-def registry() -> Iterator[Registry]:
-    made = Registry()
-    yield made
-    made.close()
 
 
 @pytest.fixture(scope="module")

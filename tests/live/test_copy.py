@@ -3,25 +3,13 @@
 from __future__ import annotations
 
 import os
-import shutil
 import signal
 from pathlib import Path
 
 import pytest
 from steelyard_cluster import Cluster, wait_until
 
-from oci_images import OciImage, Registry, busybox_entries
-
-CONTAINERS = os.geteuid() == 0 and all(shutil.which(name) for name in ("skopeo", "umoci", "crun", "busybox"))
-
-
-def running(cluster: Cluster, *argv: str, **fields: object) -> str:
-    spec = {"name": "t", "argv": argv or ("sleep", "1000"), "cwd": "/tmp", "resources": {"cpus": 0.1}, **fields}
-    answer = cluster.api("POST", "/v1/jobs", {"spec": spec})
-    assert answer.status == 201, answer.body
-    job = answer.json()["id"]
-    cluster.wait_job(job, "RUNNING")
-    return job
+from oci_images import NEEDS_CONTAINERS, OciImage, Registry, busybox_entries
 
 
 def inside(cluster: Cluster, job: str, script: str) -> str:
@@ -55,16 +43,15 @@ def check_both_ways(cluster: Cluster, job: str, tmp_path: Path, target: str, uid
 
 
 def test_files_and_folders_both_ways_as_the_jobs_user(shared: Cluster, tmp_path: Path) -> None:
-    job = running(shared)
+    job = shared.running("sleep", "1000")
     check_both_ways(shared, job, tmp_path, f"/tmp/copied-{os.getpid()}", inside(shared, job, "id -u").strip())
     shared.ok("stop", job)
 
 
-@pytest.mark.skipif(not CONTAINERS, reason="NOT VERIFIED without root, skopeo, umoci, crun and busybox")
-def test_paths_and_links_of_a_container_mean_what_they_mean_inside(shared: Cluster, tmp_path: Path) -> None:
-    registry = Registry()
+@NEEDS_CONTAINERS
+def test_paths_and_links_of_a_container_mean_what_they_mean_inside(shared: Cluster, registry: Registry, tmp_path: Path) -> None:
     image = registry.add("busybox:1", OciImage(busybox_entries(), config={"Env": ["PATH=/bin"]}))
-    job = running(shared, cwd="", image=image)
+    job = shared.running("sleep", "1000", cwd="", image=image)
     check_both_ways(shared, job, tmp_path, "/tmp/copied", "0")
     inside(shared, job, "echo of the container > /tmp/passwd; ln -s /tmp/passwd /tmp/l; ln -s /../../../../etc/shadow /tmp/out")
     shared.ok("cp", f"{job}:/tmp/l", str(tmp_path / "got"))
@@ -77,13 +64,12 @@ def test_paths_and_links_of_a_container_mean_what_they_mean_inside(shared: Clust
     shared.ok("cp", str(tmp_path / "mark"), f"{job}:/tmp/root/tmp")
     assert inside(shared, job, "cat /tmp/mark") == "mark"
     shared.ok("stop", job)
-    registry.close()
 
 
 def test_the_jobs_user_may_no_more_than_it_may(shared: Cluster, tmp_path: Path) -> None:
     if os.geteuid() != 0:
         pytest.skip("NOT VERIFIED without root: work runs as ourselves")
-    job = running(shared)
+    job = shared.running("sleep", "1000")
     secret = tmp_path / "secret"
     secret.write_text("root's")
     secret.chmod(0o600)
@@ -96,7 +82,7 @@ def test_the_jobs_user_may_no_more_than_it_may(shared: Cluster, tmp_path: Path) 
 
 
 def test_one_that_is_broken_off_leaves_the_old_file(shared: Cluster, tmp_path: Path) -> None:
-    job = running(shared)
+    job = shared.running("sleep", "1000")
     folder = f"/tmp/broken-{os.getpid()}"
     inside(shared, job, f"mkdir {folder}; echo old > {folder}/f")
     big = tmp_path / "f"
@@ -113,7 +99,7 @@ def test_one_that_is_broken_off_leaves_the_old_file(shared: Cluster, tmp_path: P
 
 
 def test_what_can_not_be_copied_is_refused_in_words(shared: Cluster, tmp_path: Path) -> None:
-    job = running(shared)
+    job = shared.running("sleep", "1000")
     for words, code, sentence in (
         (["/tmp/a", "/tmp/b"], 2, b"One of both"),
         ([f"{job}:/a", f"{job}:/b"], 2, b"One of both"),

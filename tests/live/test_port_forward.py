@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import shutil
 import signal
 import socket
 import subprocess
@@ -14,9 +13,8 @@ from contextlib import contextmanager
 import pytest
 from steelyard_cluster import Cluster, free_ports, wait_until
 
-from oci_images import OciImage, Registry, busybox_entries
+from oci_images import NEEDS_CONTAINERS, OciImage, Registry, busybox_entries
 
-CONTAINERS = os.geteuid() == 0 and all(shutil.which(name) for name in ("skopeo", "umoci", "crun", "busybox"))
 #: says what it was told, only once it was told everything
 ECHO = (
     "import socket, sys, threading\n"
@@ -30,11 +28,8 @@ ECHO = (
 )
 
 
-def running(cluster: Cluster, *argv: str, **fields: object) -> str:
-    spec = {"name": "t", "argv": argv, "cwd": "/tmp", "resources": {"cpus": 0.1}, **fields}
-    answer = cluster.api("POST", "/v1/jobs", {"spec": spec})
-    assert answer.status == 201, answer.body
-    job = answer.json()["id"]
+def listens(cluster: Cluster, *argv: str, **fields: object) -> str:
+    job = cluster.submit(*argv, **fields)
     wait_until(lambda: b"listening" in cluster.cli("logs", job).stdout, 30, "it to listen")
     return job
 
@@ -63,7 +58,7 @@ def ask(port: int, said: bytes) -> bytes:
 
 def test_many_connections_at_once_arrive_whole_and_half_closed(shared: Cluster) -> None:
     (remote,) = free_ports(1)
-    job = running(shared, "python3", "-c", ECHO, str(remote))
+    job = listens(shared, "python3", "-c", ECHO, str(remote))
     with forwarding(shared, job, remote) as (command, port), ThreadPoolExecutor(20) as pool:
         texts = [os.urandom(1 << 20) if number < 3 else b"%d" % number for number in range(20)]
         assert list(pool.map(lambda text: ask(port, text), texts)) == [b"<" + text + b">" for text in texts]
@@ -76,7 +71,7 @@ def test_many_connections_at_once_arrive_whole_and_half_closed(shared: Cluster) 
 
 def test_a_port_that_nobody_listens_on_closes_the_connection_and_says_so(shared: Cluster) -> None:
     (closed,) = free_ports(1)
-    job = running(shared, "sh", "-c", "echo listening; sleep 1000")
+    job = listens(shared, "sh", "-c", "echo listening; sleep 1000")
     with forwarding(shared, job, closed) as (command, port):
         with pytest.raises(ConnectionResetError):
             ask(port, b"hello")
@@ -87,7 +82,7 @@ def test_a_port_that_nobody_listens_on_closes_the_connection_and_says_so(shared:
 
 
 def test_it_ends_with_the_job(shared: Cluster) -> None:
-    job = running(shared, "sh", "-c", "echo listening; sleep 1000")
+    job = listens(shared, "sh", "-c", "echo listening; sleep 1000")
     with forwarding(shared, job, 80) as (command, _):
         shared.ok("stop", job)
         _, err = command.communicate(timeout=30)
@@ -95,7 +90,7 @@ def test_it_ends_with_the_job(shared: Cluster) -> None:
 
 
 def test_what_can_not_be_forwarded_is_refused_in_words(shared: Cluster) -> None:
-    job = running(shared, "sh", "-c", "echo listening; sleep 1000")
+    job = listens(shared, "sh", "-c", "echo listening; sleep 1000")
     with socket.create_server(("127.0.0.1", 0)) as taken:
         words = shared.cli("port-forward", job, f"{taken.getsockname()[1]}:80")
         assert words.returncode == 2 and b"Name another one" in words.stderr
@@ -105,20 +100,18 @@ def test_what_can_not_be_forwarded_is_refused_in_words(shared: Cluster) -> None:
     assert b"while a job runs" in shared.cli("port-forward", job, "80").stderr
 
 
-@pytest.mark.skipif(not CONTAINERS, reason="NOT VERIFIED without root, skopeo, umoci, crun and busybox")
-def test_a_containers_own_network_is_reached_and_no_other(shared: Cluster) -> None:
-    registry = Registry()
+@NEEDS_CONTAINERS
+def test_a_containers_own_network_is_reached_and_no_other(shared: Cluster, registry: Registry) -> None:
     image = registry.add("busybox:1", OciImage(busybox_entries(), config={"Env": ["PATH=/bin"]}))
     (remote,) = free_ports(1)
     # loopback of an own network: nobody else can have its port
     script = f"echo inside > /tmp/index.html; echo listening; exec httpd -f -p 127.0.0.1:{remote} -h /tmp"
-    job = running(shared, "sh", "-c", script, cwd="", image=image, own_network=True)
+    job = listens(shared, "sh", "-c", script, cwd="", image=image, own_network=True)
     with pytest.raises(ConnectionRefusedError):
         ask(remote, b"")
     with forwarding(shared, job, remote) as (_, port):
         assert wait_until(lambda: heard(port), 30, "it to answer").endswith(b"\r\n\r\ninside\n")
     shared.ok("stop", job)
-    registry.close()
 
 
 def heard(port: int) -> bytes:

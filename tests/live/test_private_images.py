@@ -5,7 +5,6 @@ from __future__ import annotations
 
 import base64
 import os
-import shutil
 import socket
 import ssl
 import subprocess
@@ -17,7 +16,7 @@ from types import SimpleNamespace
 import pytest
 from steelyard_cluster import Cluster
 
-from oci_images import OciImage, Registry, busybox_entries, entry, folder
+from oci_images import NEEDS_CONTAINERS, OciImage, Registry, busybox_entries, entry, folder
 from steelyard.agent import container_images
 from steelyard.agent.container_images import ContainerImages
 from steelyard.config import Settings
@@ -29,10 +28,7 @@ from steelyard.runtime.container import Containers
 from steelyard.runtime.oci import Limits
 from steelyard.runtime.oci.store import ImageStore, RegistryLogin
 
-MISSING = [name for name in ("skopeo", "umoci", "crun", "busybox") if shutil.which(name) is None]
-pytestmark = pytest.mark.skipif(
-    bool(MISSING) or os.geteuid() != 0, reason=f"NOT VERIFIED without {', '.join(MISSING) or 'root'}: private registries"
-)
+pytestmark = NEEDS_CONTAINERS
 NOBODY = (65534, 65534)
 USER, PASSWORD = "eve", "cloud:mountain"
 SETTINGS = Settings(1, "127.0.0.1", 1, "127.0.0.1", 2, work_uid=65534, work_gid=65534, admin_user="root", admin_uid=0)

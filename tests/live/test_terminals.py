@@ -2,40 +2,24 @@
 
 from __future__ import annotations
 
-import os
-import shutil
 import signal
 import statistics
 import time
-from collections.abc import Iterator
 
 import pytest
 from person import Person, person
 from steelyard_cluster import Cluster, wait_until
 
-from oci_images import OciImage, Registry, busybox_entries
+from oci_images import NEEDS_CONTAINERS, OciImage, Registry, busybox_entries
 
-CONTAINERS = os.geteuid() == 0 and all(shutil.which(name) for name in ("skopeo", "umoci", "crun", "busybox"))
-needs_containers = pytest.mark.skipif(not CONTAINERS, reason="NOT VERIFIED without root, skopeo, umoci, crun and busybox")
 CONFIG = {"Env": ["PATH=/bin"], "WorkingDir": "/tmp", "Entrypoint": ["sh", "-c", 'echo entered; exec "$@"', "entry"]}
 #: its prompt is another than what is typed
 SHELL = ("env", "PS1=ready> ", "sh")
 
 
 @pytest.fixture(scope="module")
-def image() -> Iterator[str]:
-    registry = Registry()
-    yield registry.add("busybox:1", OciImage(busybox_entries(), config=CONFIG))
-    registry.close()
-
-
-def running(cluster: Cluster, *argv: str, **fields: object) -> str:
-    spec = {"name": "t", "argv": argv or ("sleep", "1000"), "cwd": "/tmp", "resources": {"cpus": 0.1}, **fields}
-    answer = cluster.api("POST", "/v1/jobs", {"spec": spec})
-    assert answer.status == 201, answer.body
-    job = answer.json()["id"]
-    cluster.wait_job(job, "RUNNING")
-    return job
+def image(registry: Registry) -> str:
+    return registry.add("busybox:1", OciImage(busybox_entries(), config=CONFIG))
 
 
 def check_terminal(me: Person) -> None:
@@ -62,23 +46,23 @@ def check_terminal(me: Person) -> None:
 
 
 def test_a_shell_in_a_job_is_as_if_it_were_here(shared: Cluster) -> None:
-    job = running(shared)
+    job = shared.running("sleep", "1000")
     with person(shared, "exec", "-t", job, "--", *SHELL) as me:
         check_terminal(me)
     assert shared.job(job)["state"] == "RUNNING"
     shared.ok("stop", job)
 
 
-@needs_containers
+@NEEDS_CONTAINERS
 def test_a_shell_in_a_container_is_the_same(shared: Cluster, image: str) -> None:
-    job = running(shared, cwd="", image=image)
+    job = shared.running("sleep", "1000", cwd="", image=image)
     with person(shared, "exec", "-t", job, "--", *SHELL) as me:
         check_terminal(me)
     shared.ok("stop", job)
 
 
 def test_hanging_up_tells_the_program_and_puts_the_terminal_back(shared: Cluster) -> None:
-    job = running(shared)
+    job = shared.running("sleep", "1000")
     with person(shared, "exec", "-t", job, "--", *SHELL) as me:
         me.see(b"ready> ")
         me.type(b"echo $$ > /tmp/$STEELYARD_JOB_ID.pid; echo no''ted\r")
@@ -93,7 +77,7 @@ def test_hanging_up_tells_the_program_and_puts_the_terminal_back(shared: Cluster
 
 
 def test_a_command_that_is_ended_puts_the_terminal_back(shared: Cluster) -> None:
-    job = running(shared)
+    job = shared.running("sleep", "1000")
     with person(shared, "exec", "-t", job, "--", *SHELL) as me:
         me.see(b"ready> ")
         assert not me.restored
@@ -104,7 +88,7 @@ def test_a_command_that_is_ended_puts_the_terminal_back(shared: Cluster) -> None
 
 
 def test_much_output_arrives_whole(shared: Cluster) -> None:
-    job = running(shared)
+    job = shared.running("sleep", "1000")
     with person(shared, "exec", "-t", job, "--", "sh", "-c", "seq 1 300000; exit 3") as me:
         assert me.wait() == 3
         lines = me.seen.split(b"\r\n")
@@ -113,7 +97,7 @@ def test_much_output_arrives_whole(shared: Cluster) -> None:
 
 
 def test_a_key_comes_back_at_once(shared: Cluster) -> None:
-    job = running(shared)
+    job = shared.running("sleep", "1000")
     took: list[float] = []
     with person(shared, "exec", "-t", job, "--", "sh", "-c", "echo ready; exec cat") as me:
         me.see(b"ready\r\n")
@@ -138,7 +122,7 @@ def test_without_a_terminal_it_is_refused_in_words(shared: Cluster) -> None:
 
 
 def test_a_terminal_outlives_server_and_agent(cluster: Cluster) -> None:
-    job = running(cluster)
+    job = cluster.running("sleep", "1000")
     with person(cluster, "exec", "-t", job, "--", *SHELL) as me:
         me.see(b"ready> ")
         for name in ("server", "agent"):
@@ -168,7 +152,7 @@ def test_a_shell_is_a_job_that_ends_with_it(shared: Cluster) -> None:
     assert (ended["exit_code"], ended["name"]) == (7, "shell")
 
 
-@needs_containers
+@NEEDS_CONTAINERS
 def test_a_shell_of_an_image_runs_instead_of_its_entry_point(shared: Cluster, image: str) -> None:
     with person(shared, "shell", "--cpus", "0.1", "--image", image, "--env", "PS1=ready> ") as me:
         check_terminal(me)
@@ -176,7 +160,7 @@ def test_a_shell_of_an_image_runs_instead_of_its_entry_point(shared: Cluster, im
 
 
 def test_a_shell_inside_a_job_leaves_it_running(shared: Cluster) -> None:
-    job = running(shared)
+    job = shared.running("sleep", "1000")
     with person(shared, "shell", job, "-c", "PS1='ready> ' exec sh") as me:
         check_terminal(me)
     assert shared.job(job)["state"] == "RUNNING"
@@ -185,7 +169,7 @@ def test_a_shell_inside_a_job_leaves_it_running(shared: Cluster) -> None:
 
 def test_the_queue_is_shown_and_ctrl_c_gives_up_the_place(shared: Cluster) -> None:
     cores = shared.api("GET", "/v1/machine").json()["cores"]
-    holder = running(shared, resources={"cpus": len(cores)})
+    holder = shared.running("sleep", "1000", resources={"cpus": len(cores)})
     with person(shared, "shell", "--cpus", str(len(cores))) as me:
         me.see(b"waits, number 1 in the queue")
         me.type(b"\x03")

@@ -38,7 +38,7 @@ not at all, so that a copy that is broken off leaves the old one; so is a folder
 Examples:
   steelyard cp j-000012:out/model.pt .
   steelyard cp data.csv j-000012:/tmp/
-  steelyard cp -q src j-000012:/work/src
+  steelyard cp -q src j-000012:/app/src
 """
 
 

@@ -30,7 +30,7 @@ class Effects(msgspec.Struct, frozen=True):
     #: path of each link -> what is written in it
     links: dict[str, str] = {}
     #: folders of the container whose libraries the loader must find
-    library_folders: frozenset[str] = frozenset()
+    lib_folders: frozenset[str] = frozenset()
     #: hooks whose effect is had, and those whose effect is not
     done: tuple[str, ...] = ()
     not_done: tuple[str, ...] = ()
@@ -75,7 +75,7 @@ def find_libraries(
     placed = dict(mounted)
     for mount in mounts:
         folder = posixpath.dirname(mount.container_path)
-        if folder in effects.library_folders:
+        if folder in effects.lib_folders:
             for name in aliases.get(mount.host_path, ()):
                 placed.setdefault(posixpath.join(folder, name), mount.host_path)
     links: dict[str, str] = {}
@@ -86,7 +86,7 @@ def find_libraries(
     found = {
         posixpath.basename(path): source
         for path, source in (placed | links).items()
-        if posixpath.dirname(path) in effects.library_folders and _is_library(path)
+        if posixpath.dirname(path) in effects.lib_folders and _is_library(path)
     }
     return found, links
 

@@ -49,7 +49,7 @@ _NETWORK_FILES = ("/etc/resolv.conf", "/etc/hosts")
 _KERNEL = (5, 19)
 #: of glibc's loaders, most special first; where a folder is a link to another, both names do
 _MACHINE = os.uname().machine
-LIBRARY_FOLDERS = (
+LIB_FOLDERS = (
     f"/usr/lib/{_MACHINE}-linux-gnu", f"/lib/{_MACHINE}-linux-gnu", "/usr/lib64", "/lib64", "/usr/lib", "/lib",
 )  # fmt: skip
 _CONFIG, _MADE, _FS, _PROCESS = "config.json", "made.json", "fs", "process.json"
@@ -223,8 +223,9 @@ class Containers:
         command = (*self._crun(), "run", *options, "--bundle", str(folder), workload)
         leaves = self._pid_file(workload) if wanted.detached else ""
         rootfs = Rootfs(
-            *(str(root), f"{folder}/{_FS}", disk, disk_uids, disk_gids, owner, edits.nodes, edits.lock_memory), leaves=leaves
-        )
+            str(root), f"{folder}/{_FS}", disk=disk, uids=disk_uids, gids=disk_gids, owner=owner, devices=edits.nodes,
+            lock_memory=edits.lock_memory, leaves=leaves,
+        )  # fmt: skip
         return command, rootfs
 
     def enter(
@@ -309,7 +310,7 @@ def variables(image: Image, env: Mapping[str, str]) -> dict[str, str]:
 
 def place_libraries(root: str, libraries: Mapping[str, str], bound: Collection[Bind]) -> list[Bind]:
     """Where the loader of the image below `root` finds them without being told: its own libc lies there."""
-    for folder in LIBRARY_FOLDERS:
+    for folder in LIB_FOLDERS:
         try:
             find_inside(root, f"{folder}/libc.so.6")
         except OSError:

@@ -20,7 +20,7 @@ def test_links_and_folders_are_read_as_either_tool_is_told_them() -> None:
     old = hook("nvidia-ctk", "hook", "update-ldcache", "--folder", "/l", "--folder=/m/", path="/usr/bin/nvidia-ctk")
     effects = read_hooks([new, old])
     assert effects.links == {"/l/a.so": "a.so.1", "/l/y/z": "../x"}
-    assert effects.library_folders == {"/l", "/m"}
+    assert effects.lib_folders == {"/l", "/m"}
     assert (effects.done, effects.not_done) == (("create-symlinks", "update-ldcache"), ())
 
 

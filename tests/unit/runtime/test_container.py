@@ -54,13 +54,13 @@ def test_what_is_asked_stands_over_what_the_image_says(containers: Containers, t
 def test_a_script_runs_instead_of_the_entry_point_and_finds_what_is_brought_in_first(
     containers: Containers, tmp_path: Path
 ) -> None:
-    wanted = Wanted(("/work/script",), {}, interpreter="/bin/app", programs="/home/slurm/bin")
+    wanted = Wanted(("/app/script",), {}, interpreter="/bin/app", programs="/home/slurm/bin")
     containers.make(JOB, image(entrypoint=("/bin/false",)), wanted, ALICE)
     process = bundle(tmp_path)["process"]
-    assert process["args"] == ["/work/script"]  # type: ignore[index]
+    assert process["args"] == ["/app/script"]  # type: ignore[index]
     assert "PATH=/home/slurm/bin:/bin" in process["env"]  # type: ignore[index]
     with pytest.raises(Refused, match="no program '/bin/bash'"):
-        containers.make(JOB, image(), Wanted(("/work/script",), {}, interpreter="/bin/bash"), ALICE)
+        containers.make(JOB, image(), Wanted(("/app/script",), {}, interpreter="/bin/bash"), ALICE)
 
 
 def test_an_agent_that_comes_later_knows_what_was_made_until_it_is_forgotten(containers: Containers, tmp_path: Path) -> None:
