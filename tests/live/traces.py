@@ -102,7 +102,8 @@ def _descendants(root: int) -> list[str]:
 
 
 def _tags_of_strangers() -> set[str]:
-    """Homes whose programs are not below us: somebody else uses this machine at the same time."""
+    """Homes whose programs are not below us: somebody else uses this machine at the same time. Tag, and the folder around it, in
+    which a test of theirs may mount."""
     ours = {int(line.split()[0]) for line in _descendants(os.getpid())} | {os.getpid()}
     tags: set[str] = set()
     for entry in os.listdir("/proc"):
@@ -113,6 +114,7 @@ def _tags_of_strangers() -> set[str]:
             except OSError:
                 continue
             tags |= {word[18:26].decode() for word in environ if word.startswith(b"STEELYARD_PROGRAM=")}
+            tags |= {str(Path(os.fsdecode(word[15:])).parent) for word in environ if word.startswith(b"STEELYARD_HOME=/tmp/sy-")}
             tags |= set(re.findall(r"/steelyard-([^/\s]+)", groups))
     return tags
 
