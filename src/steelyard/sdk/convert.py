@@ -65,6 +65,10 @@ class Shapes:
         plain = _PLAIN.get(annotation) if isinstance(annotation, type) or annotation is None else None
         if plain is not None:
             return plain
+        if type(annotation) is types.GenericAlias:  # the plainest, without detours: what runs on them costs each template memory
+            return self._container(annotation.__origin__, annotation.__args__) or self._record(annotation)
+        if type(annotation) is types.UnionType:
+            return _union(list(map(self.of, annotation.__args__)))
         for alias in ("__supertype__", "__value__"):  # NewType, and `type X = ...`
             if hasattr(annotation, alias):
                 return self.of(getattr(annotation, alias))
