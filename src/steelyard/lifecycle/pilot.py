@@ -32,13 +32,13 @@ _ENDS = {
 def apply_entry(pilot: Pilot, entry: QueueEntry, words: str, now: int) -> Pilot:
     """`words`: the last that its program said, for one that ended."""
     if entry.state not in PENDING | RUNNING:
-        return end_pilot(replace(pilot, number=entry.job), _ENDS.get(entry.state, ""), words, now)
+        return end_pilot(replace(pilot, number=str(entry.job)), _ENDS.get(entry.state, ""), words, now)
     if entry.state in PENDING:
-        waits = replace(pilot, number=entry.job)
+        waits = replace(pilot, number=str(entry.job))
         if pilot.state in (PilotState.SUBMITTED, PilotState.WAITING):
             return replace(waits, state=PilotState.WAITING, detail=entry.reason)
         return waits
-    runs = replace(pilot, number=entry.job, node=entry.nodes, started_at=entry.started_at, ends_at=entry.ends_at)
+    runs = replace(pilot, number=str(entry.job), node=entry.nodes, started_at=entry.started_at, ends_at=entry.ends_at)
     if pilot.state in (PilotState.SUBMITTED, PilotState.WAITING):
         return replace(runs, state=PilotState.STARTING, detail="")
     return runs

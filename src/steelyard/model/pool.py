@@ -96,8 +96,8 @@ class Pilot(msgspec.Struct, frozen=True):
     state: PilotState
     #: microseconds, wall clock; so are the others
     submitted_at: int
-    #: the batch system's own number for it; None: not known yet
-    number: int | None = None
+    #: the batch system's own name for it; "": not known yet
+    number: str = ""
     #: a sentence for people: why it waits, drains or has ended
     detail: str = ""
     #: the node, in the batch system's words

@@ -21,7 +21,7 @@ from steelyard.model.built_image import Image
 from steelyard.model.call import Call, CallState
 from steelyard.model.coldstart import ColdStart
 from steelyard.model.function import ApiKey, Function, Revision
-from steelyard.model.ids import CallId, FunctionName, ImageId, JobId, MachineId, ProjectName
+from steelyard.model.ids import OWN_MACHINE, CallId, FunctionName, ImageId, JobId, MachineId, ProjectName
 from steelyard.model.job import Job, JobState
 from steelyard.model.machine import Machine
 from steelyard.model.pool import Pilot, Pool
@@ -184,11 +184,16 @@ class Tx(Protocol):
     def add_event(self, event: Event) -> None: ...
     def events(self, kind: str | None = None, subject: str | None = None, limit: int = 1000) -> list[Event]: ...
 
-    def machine(self) -> Machine | None:
-        """The machine whose agent said hello last (one machine for now)."""
+    def machine(self, machine: MachineId = OWN_MACHINE) -> Machine | None:
+        """As plans name it (`Machine.place`). The home's own is the one outside all pools whose agent said hello last."""
+        ...
+
+    def machines(self) -> list[Machine]:
+        """The home's own first, then those of pools, by pool and id."""
         ...
 
     def put_machine(self, machine: Machine) -> None: ...
+    def delete_machine(self, machine: MachineId) -> bool: ...
 
     def counter(self, name: str) -> int:
         """A persistent counter, 0 when never bumped: "epoch" (of leaders), "job" (ids)."""

@@ -15,7 +15,7 @@ from steelyard.model.built_image import Image
 from steelyard.model.call import Call, CallState
 from steelyard.model.coldstart import ColdStart
 from steelyard.model.function import ApiKey, Function, Revision
-from steelyard.model.ids import CallId, FunctionName, ImageId, JobId, MachineId, ProjectName
+from steelyard.model.ids import OWN_MACHINE, CallId, FunctionName, ImageId, JobId, MachineId, ProjectName
 from steelyard.model.job import Job, JobState
 from steelyard.model.machine import Machine
 from steelyard.model.pool import Pilot, Pool
@@ -327,12 +327,21 @@ class MemoryTx:
 
     # the site
 
-    def machine(self) -> Machine | None:
-        return next(reversed(self._content.machines.values()), None)
+    def machine(self, machine: MachineId = OWN_MACHINE) -> Machine | None:
+        found = (each for each in reversed(self._content.machines.values()) if each.place == machine)
+        return next(found, None)
+
+    def machines(self) -> list[Machine]:
+        own = self.machine()
+        pools = [each for each in self._content.machines.values() if each.pool]
+        return [*(() if own is None else (own,)), *sorted(pools, key=lambda each: (each.pool, each.id))]
 
     def put_machine(self, machine: Machine) -> None:
         self._drop(self._content.machines, [machine.id])
         self._set(self._content.machines, machine.id, machine)
+
+    def delete_machine(self, machine: MachineId) -> bool:
+        return bool(self._drop(self._content.machines, [machine]))
 
     def counter(self, name: str) -> int:
         return self._content.counters.get(name, 0)

@@ -170,10 +170,20 @@ EVENTS = {
     (True, True): Statement(_events.where(_ev.kind == _p("kind"), _ev.subject == _p("subject"))),
 }
 
-MACHINE = Statement(sa.select(_machine.body, _machine.body_crc).order_by(_machine.hello.desc()).limit(1))
+_machines = sa.select(_machine.body, _machine.body_crc)
+OWN_MACHINE = Statement(_machines.where(_machine.pool == "").order_by(_machine.hello.desc()).limit(1))
+POOL_MACHINE = Statement(_machines.where(_machine.pool != "", _machine.id == _p("id")))
+POOL_MACHINES = Statement(_machines.where(_machine.pool != "").order_by(_machine.pool, _machine.id))
+DELETE_MACHINE = Statement(sa.delete(tables.machine).where(_machine.id == _p("id")))
 LAST_HELLO = Statement(sa.select(sa.func.coalesce(sa.func.max(_machine.hello), 0)))
 _insert_machine = upsert(tables.machine).values(
-    id=_p("id"), project=DEFAULT_PROJECT, generation=1, hello=_p("hello"), body=_p("body"), body_crc=_p("body_crc")
+    id=_p("id"),
+    project=DEFAULT_PROJECT,
+    generation=1,
+    hello=_p("hello"),
+    pool=_p("pool"),
+    body=_p("body"),
+    body_crc=_p("body_crc"),
 )
 PUT_MACHINE = Statement(
     _insert_machine.on_conflict_do_update(
@@ -181,6 +191,7 @@ PUT_MACHINE = Statement(
         set_={
             "generation": _machine.generation + 1,
             "hello": _insert_machine.excluded.hello,
+            "pool": _insert_machine.excluded.pool,
             "body": _insert_machine.excluded.body,
             "body_crc": _insert_machine.excluded.body_crc,
         },

@@ -10,7 +10,7 @@ from __future__ import annotations
 import sqlalchemy as sa
 
 #: the newest migration, which this code needs; revisions are numbers, so that newer and older can be told apart
-SCHEMA = "0005"
+SCHEMA = "0006"
 
 metadata = sa.MetaData()
 
@@ -227,8 +227,10 @@ machine = sa.Table(
     *_ownership(known=False),
     #: goes up with every hello of any machine: the highest said hello last
     sa.Column("hello", sa.Integer, nullable=False),
+    #: "" for the home's own
+    sa.Column("pool", sa.Text, nullable=False),
     *_content(),
-    sa.Index("machine_by_hello", "hello"),
+    sa.Index("machine_by_pool", "pool", "hello"),
 )
 
 counter = sa.Table(

@@ -21,7 +21,7 @@ from steelyard.model.built_image import Image
 from steelyard.model.call import Call, CallState
 from steelyard.model.coldstart import ColdStart
 from steelyard.model.function import ApiKey, Function, Revision
-from steelyard.model.ids import CallId, FunctionName, ImageId, JobId, MachineId, ProjectName
+from steelyard.model.ids import OWN_MACHINE, CallId, FunctionName, ImageId, JobId, MachineId, ProjectName
 from steelyard.model.job import Job, JobState
 from steelyard.model.machine import Machine
 from steelyard.model.pool import Pilot, Pool
@@ -337,16 +337,24 @@ class SqlTx:
 
     # the site
 
-    def machine(self) -> Machine | None:
-        rows = self._rows(sql.MACHINE)
+    def machine(self, machine: MachineId = OWN_MACHINE) -> Machine | None:
+        return next(iter(self._machines(sql.POOL_MACHINE, {"id": machine}) if machine else self._machines(sql.OWN_MACHINE)), None)
+
+    def machines(self) -> list[Machine]:
+        return [*self._machines(sql.OWN_MACHINE), *self._machines(sql.POOL_MACHINES)]
+
+    def _machines(self, statement: Statement, wanted: Mapping[str, object] = {}) -> list[Machine]:
         try:
-            return _read_machine(rows[0][0], rows[0][1]) if rows else None
+            return [_read_machine(body, crc) for body, crc in self._rows(statement, wanted)]
         except (msgspec.MsgspecError, ValueError, TypeError, AttributeError) as err:
             raise damaged(self._path, f"the content of a row is not what was written ({err})", detail="machine") from err
 
     def put_machine(self, machine: Machine) -> None:
         hello = (self._number(sql.LAST_HELLO) or 0) + 1
-        self._change(sql.PUT_MACHINE, {"id": machine.id, "hello": hello, **_content(machine)})
+        self._change(sql.PUT_MACHINE, {"id": machine.id, "hello": hello, "pool": machine.pool, **_content(machine)})
+
+    def delete_machine(self, machine: MachineId) -> bool:
+        return self._change(sql.DELETE_MACHINE, {"id": machine}) > 0
 
     def counter(self, name: str) -> int:
         return self._number(sql.COUNTER, {"name": name}) or 0

@@ -31,7 +31,7 @@ def in_state(state: PilotState) -> Pilot:
 
 def test_it_goes_from_the_queue_to_work_to_its_end() -> None:
     waits = apply_entry(NEW, QueueEntry(7, "PENDING", "Resources"), "", 1)
-    assert (waits.state, waits.detail, waits.number) == (PilotState.WAITING, "Resources", 7)
+    assert (waits.state, waits.detail, waits.number) == (PilotState.WAITING, "Resources", "7")
     starts = apply_entry(waits, RUNS, "", 2)
     assert (starts.state, starts.detail, starts.node, starts.ends_at) == (PilotState.STARTING, "", "n1", 3700 * S)
     ready = greet_pilot(starts, "host", 3)

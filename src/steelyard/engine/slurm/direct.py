@@ -93,7 +93,7 @@ class DirectSlurm:
         await self._scancel(job.attempt_id, number, self._uid(job))
 
     async def cancel_pilot(self, pilot: Pilot, *, force: bool) -> None:
-        if pilot.number is not None:
+        if pilot.number:
             gently = () if force or pilot.started_at is None else ("--batch", f"--signal={int(signal.SIGTERM)}")
             await self._scancel(pilot.id, pilot.number, None, *gently)
 
@@ -123,7 +123,7 @@ class DirectSlurm:
         """Whom it runs as, by the rule of all work: root's own is nobody's unless root asks for root."""
         return job.owner.uid or (0 if job.spec.as_root else self._work_uid)
 
-    async def _scancel(self, what: str, number: int, uid: int | None, *words: str) -> None:
+    async def _scancel(self, what: str, number: int | str, uid: int | None, *words: str) -> None:
         code, _, err = await self._client.run("scancel", *words, str(number), uid=uid)
         if code != 0 and "Invalid job id" not in err and "already complet" not in err:
             raise Unreachable(f"Slurm did not take the signal for {what}: {err.strip()}")
