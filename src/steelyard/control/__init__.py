@@ -21,6 +21,7 @@ LEASES = "leases"
 ROLLOUTS = "rollouts"
 IMAGES = "images"
 DIRECT = "direct"
+POOLS = "pools"
 
 
 class Loop(Protocol):

@@ -66,10 +66,11 @@ async def greet(store: Store, machine: Machine, now: int) -> bool:
     been handed out is in doubt."""
 
     def commit(tx: Tx) -> bool:
-        known = tx.machine()
+        known = tx.machine(machine.place)
         if known is not None and known.id == machine.id:
-            # the hello says what the machine is; what of it is out of use stands in the reports
-            seen = msgspec.structs.replace(machine, blocked=known.blocked, blocked_pairs=known.blocked_pairs, held=known.held)
+            # the hello says what the machine is; what of it is out of use stands in the reports, or is decided here
+            kept = {name: getattr(known, name) for name in ("blocked", "blocked_pairs", "held", "draining")}
+            seen = msgspec.structs.replace(machine, **kept)
         else:
             seen = machine
         if known == seen:
@@ -80,6 +81,8 @@ async def greet(store: Store, machine: Machine, now: int) -> bool:
         tx.add_event(Event(now, DEFAULT_PROJECT, "", "machine", machine.id, f"{text}, boot {machine.boot_id}"))
         if restarted:
             for job in tx.jobs({JobState.STARTING, JobState.RUNNING, JobState.SUSPENDED, JobState.STOPPING}):
+                if job.plan is None or job.machine != machine.place:
+                    continue
                 change = doubt_job(job, "the machine restarted; waiting for its agent to say what became of it")
                 if change is not None:
                     commit_change(tx, job, change, now)

@@ -19,7 +19,7 @@ from steelyard.model.batch import (
     Warn,
 )
 from steelyard.model.gpu_demand import GpuDemand
-from steelyard.model.ids import AttemptId, JobId, ProjectName, make_attempt_id
+from steelyard.model.ids import OWN_MACHINE, AttemptId, JobId, MachineId, ProjectName, make_attempt_id
 from steelyard.model.image import is_reference
 from steelyard.model.mount import VolumeMount
 from steelyard.model.owner import Owner
@@ -235,6 +235,8 @@ class Plan(msgspec.Struct, frozen=True):
     io_max_bytes_s: int | None = None
     #: of a gang: what each process that Steelyard starts gets, in rank order; the rest says what all get together
     tasks: tuple[Plan, ...] = ()
+    #: `Machine.place` of the machine
+    machine: MachineId = OWN_MACHINE
 
 
 class Job(msgspec.Struct, frozen=True):
@@ -290,6 +292,11 @@ class Job(msgspec.Struct, frozen=True):
     def account(self) -> str:
         """Whose fair share it uses."""
         return self.spec.account or self.owner.user
+
+    @property
+    def machine(self) -> MachineId:
+        """Where it runs, or ran; of one that waits the home's own."""
+        return OWN_MACHINE if self.plan is None else self.plan.machine
 
     @property
     def attempt_id(self) -> AttemptId:
