@@ -48,6 +48,12 @@ class Paths(msgspec.Struct, frozen=True):
         return self.home / "secrets.key"
 
     @property
+    def authority(self) -> Path:
+        """Key and certificate of the authority that vouches for our programs on other machines, mode 0600; there once it is
+        needed."""
+        return self.home / "authority.pem"
+
+    @property
     def programs(self) -> Path:
         """One <program>.json per supervised program: pid, start time, boot id."""
         return self.home / "programs"

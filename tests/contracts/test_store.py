@@ -22,6 +22,7 @@ from steelyard.model.built_image import Image, ImageSpec, ImageState, PythonBase
 from steelyard.model.call import CallState
 from steelyard.model.ids import DEFAULT_PROJECT, FunctionName, ImageId, JobId, MachineId, ProjectName
 from steelyard.model.job import JobState, Owner
+from steelyard.model.pool import NodeShape, Pilot, PilotState, Pool, PoolSpec, make_pilot_id
 from steelyard.model.site import Account, Quota, Schedule
 from steelyard.model.volume import Volume
 from steelyard.store import Tx
@@ -506,6 +507,31 @@ class BothStores(RuleBasedStateMachine):
 
 BothStores.TestCase.settings = settings(max_examples=30, stateful_step_count=20, suppress_health_check=list(HealthCheck))
 TestBothStores = BothStores.TestCase
+
+
+def test_pools_come_back_as_they_were_put(held: Held) -> None:
+    pool = Pool(PoolSpec("train", 1, 4, NodeShape(cpus=8), partition="gpu"), DEFAULT_PROJECT, OWNER, 1, 5)
+    held.write(lambda tx: tx.put_pool(pool))
+    going = replace(pool, generation=2, deleting=True, complaint="no")
+    held.write(lambda tx: tx.put_pool(going))
+    with pytest.raises(Conflict):
+        held.write(lambda tx: tx.put_pool(going))
+    assert held.read(lambda tx: (tx.pools(), tx.pool("train"), tx.pool("none"))) == ([going], going, None)
+    assert held.write(lambda tx: [tx.delete_pool("train") for _ in range(2)]) == [True, False]
+
+
+def test_pilots_that_have_ended_are_kept_for_those_who_ask_for_them_until_they_are_forgotten(held: Held) -> None:
+    first, second = (
+        Pilot(make_pilot_id("train", number), "train", DEFAULT_PROJECT, OWNER, 1, PilotState.SUBMITTED, 5) for number in (1, 2)
+    )
+    held.write(lambda tx: (tx.put_pilot(first), tx.put_pilot(second)))
+    ended = replace(first, generation=2, state=PilotState.ENDED, ended_at=9)
+    held.write(lambda tx: tx.put_pilot(ended))
+    assert held.read(lambda tx: (tx.pilots(), tx.pilots(ended=True), tx.pilot(first.id))) == ([second], [ended, second], ended)
+    held.write(lambda tx: tx.forget_pilots(9))
+    assert held.read(lambda tx: len(tx.pilots(ended=True))) == 2
+    held.write(lambda tx: tx.forget_pilots(10))
+    assert held.read(lambda tx: (tx.pilots(ended=True), tx.pilot(first.id))) == ([second], None)
 
 
 def test_volumes_come_back_as_they_were_put(held: Held) -> None:

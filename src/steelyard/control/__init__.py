@@ -22,6 +22,7 @@ LEASES = "leases"
 ROLLOUTS = "rollouts"
 IMAGES = "images"
 DIRECT = "direct"
+POOLS = "pools"
 
 
 class Loop(Protocol):

@@ -17,6 +17,7 @@ _machine, _counter = tables.machine.c, tables.counter.c
 
 _call, _rev = tables.call.c, tables.revision.c
 _secret, _vol, _image = tables.secret.c, tables.volume.c, tables.image.c
+_pool, _pilot = tables.pool.c, tables.pilot.c
 
 #: (insert unless there, update of exactly the generation before, stored generation)
 Put = tuple[Statement, Statement, Statement]
@@ -127,6 +128,18 @@ VOLUMES = Statement(sa.select(_vol.body, _vol.body_crc).order_by(_vol.seq))
 VOLUME = Statement(sa.select(_vol.body, _vol.body_crc).where(_one_volume))
 PUT_VOLUME = _put(tables.volume, "project", "name")
 DELETE_VOLUME = Statement(sa.delete(tables.volume).where(_one_volume))
+
+POOLS = Statement(sa.select(_pool.body, _pool.body_crc).order_by(_pool.seq))
+POOL = Statement(sa.select(_pool.body, _pool.body_crc).where(_pool.name == _p("name")))
+PUT_POOL = _put(tables.pool, "name")
+DELETE_POOL = Statement(sa.delete(tables.pool).where(_pool.name == _p("name")))
+
+_pilots = sa.select(_pilot.body, _pilot.body_crc).order_by(_pilot.seq)
+PILOTS = Statement(_pilots)
+PILOTS_LIVING = Statement(_pilots.where(_pilot.ended_at.is_(None)))
+PILOT = Statement(_pilots.where(_pilot.id == _p("id")))
+PUT_PILOT = _put(tables.pilot, "id")
+FORGET_PILOTS = Statement(sa.delete(tables.pilot).where(_pilot.ended_at < _p("before")))
 
 _one_image = sa.and_(_image.owner_uid == _p("owner_uid"), _image.id == _p("id"))
 IMAGES = Statement(sa.select(_image.body, _image.body_crc).order_by(_image.seq))

@@ -150,6 +150,28 @@ volume = sa.Table(
     sa.Index("volume_by_name", "project", "name", unique=True),
 )
 
+pool = sa.Table(
+    "pool",
+    metadata,
+    sa.Column("seq", sa.Integer, primary_key=True),
+    sa.Column("name", sa.Text, nullable=False),
+    *_ownership(known=True),
+    *_content(),
+    sa.Index("pool_by_name", "name", unique=True),
+)
+
+pilot = sa.Table(
+    "pilot",
+    metadata,
+    sa.Column("seq", sa.Integer, primary_key=True),
+    sa.Column("id", sa.Text, nullable=False, unique=True),
+    *_ownership(known=True),
+    sa.Column("pool", sa.Text, nullable=False),
+    sa.Column("ended_at", sa.Integer, nullable=True),
+    *_content(),
+    sa.Index("pilot_by_end", "ended_at"),
+)
+
 image = sa.Table(
     "image",
     metadata,

@@ -24,6 +24,7 @@ from steelyard.model.function import ApiKey, Function, Revision
 from steelyard.model.ids import OWN_MACHINE, CallId, FunctionName, ImageId, JobId, MachineId, ProjectName
 from steelyard.model.job import Job, JobState
 from steelyard.model.machine import Machine
+from steelyard.model.pool import Pilot, Pool
 from steelyard.model.secret import Secret
 from steelyard.model.site import Account, Quota, Schedule
 from steelyard.model.volume import Volume
@@ -45,6 +46,8 @@ _decode_account = msgspec.json.Decoder(Account)
 _decode_quota = msgspec.json.Decoder(Quota)
 _decode_schedule = msgspec.json.Decoder(Schedule)
 _decode_volume = msgspec.json.Decoder(Volume)
+_decode_pool = msgspec.json.Decoder(Pool)
+_decode_pilot = msgspec.json.Decoder(Pilot)
 _decode_image = msgspec.json.Decoder(Image)
 _decode_call = msgspec.json.Decoder(Call)
 _decode_coldstart = msgspec.json.Decoder(ColdStart)
@@ -235,6 +238,33 @@ class SqlTx:
     def delete_volume(self, project: ProjectName, name: str) -> bool:
         return self._change(sql.DELETE_VOLUME, {"project": project, "name": name}) > 0
 
+    # pools
+
+    def pools(self) -> list[Pool]:
+        return self._all(_decode_pool, sql.POOLS)
+
+    def pool(self, name: str) -> Pool | None:
+        return self._one(_decode_pool, sql.POOL, {"name": name})
+
+    def put_pool(self, pool: Pool) -> None:
+        self._put_object(f"Pool {pool.name}", sql.PUT_POOL, ("name",), pool, {"name": pool.name})
+
+    def delete_pool(self, name: str) -> bool:
+        return self._change(sql.DELETE_POOL, {"name": name}) > 0
+
+    def pilots(self, *, ended: bool = False) -> list[Pilot]:
+        return self._all(_decode_pilot, sql.PILOTS if ended else sql.PILOTS_LIVING)
+
+    def pilot(self, pilot: MachineId) -> Pilot | None:
+        return self._one(_decode_pilot, sql.PILOT, {"id": pilot})
+
+    def put_pilot(self, pilot: Pilot) -> None:
+        row = {"id": pilot.id, "pool": pilot.pool, "ended_at": pilot.ended_at}
+        self._put_object(f"Pilot {pilot.id}", sql.PUT_PILOT, ("id",), pilot, row)
+
+    def forget_pilots(self, before: int) -> None:
+        self._change(sql.FORGET_PILOTS, {"before": before})
+
     # images
 
     def images(self) -> list[Image]:
@@ -349,7 +379,7 @@ class SqlTx:
         what: str,
         statements: sql.Put,
         identity: Sequence[str],
-        thing: Job | Function | Revision | ApiKey | Secret | Account | Quota | Schedule | Call | Volume | Image,
+        thing: Job | Function | Revision | ApiKey | Secret | Account | Quota | Schedule | Call | Volume | Image | Pool | Pilot,
         columns: Mapping[str, object],
     ) -> None:
         insert, update, generation = statements
