@@ -177,6 +177,8 @@ class Settings(msgspec.Struct, frozen=True):
     template_memory_bytes: int | None = None
     #: bytes that images may take on the home's disk; None: a quarter of it
     image_space_bytes: int | None = None
+    #: of another machine than the home's: its gateway lets in the home's alone, by certificates
+    node_gateway: bool = False
 
     @property
     def api_url(self) -> str:
