@@ -22,7 +22,7 @@ from steelyard.api.requests import refuse_findings, require_json
 from steelyard.api.services import Services, services_of
 from steelyard.errors import Conflict, NotFound, Refused
 from steelyard.model.function import Function
-from steelyard.model.ids import DEFAULT_PROJECT, FunctionName
+from steelyard.model.ids import DEFAULT_PROJECT, OWN_MACHINE, FunctionName
 from steelyard.wire.api import ExecSignal, ExecSubmit, ExecView, LogChunk, ReplicaHeld
 
 ReplicaPath = Annotated[
@@ -83,7 +83,7 @@ async def start_visit(
     if data.rank is not None:
         raise Refused("Ranks are of jobs; a function has replicas.", code="no-such-rank")
     await find_visited(services, name, replica)
-    return await ask_exec(services, replica, data, idempotency_key)
+    return await ask_exec(services, replica, OWN_MACHINE, data, idempotency_key)
 
 
 @get("/v1/functions/{name:str}/replicas/{replica:str}/exec/{command:str}/logs", responses=errors(404))
