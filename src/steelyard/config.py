@@ -189,6 +189,8 @@ class Settings(msgspec.Struct, frozen=True):
     cluster_port: int = CLUSTER_PORT
     #: the pilot whose home this is; "": it is nobody's pilot
     pilot: str = ""
+    #: of another machine than the home's: its gateway lets in the home's alone, by certificates
+    node_gateway: bool = False
 
     @property
     def api_url(self) -> str:
