@@ -142,6 +142,8 @@ class JobSpec(msgspec.Struct, frozen=True):
     secrets: tuple[SecretUse, ...] = ()
     #: goes through the queue of the attached cluster and not through ours
     direct: bool = False
+    #: on whose machines it runs; "": on the home's own
+    pool: str = ""
     #: it runs in one (WebSocket `/v1/jobs/{job}/terminal`), which is hung up when nobody comes to it for a minute; in a container
     #: its command then takes the place of the image's entry point. None: empty input, output to logs
     terminal: Terminal | None = None
@@ -287,6 +289,8 @@ class Job(msgspec.Struct, frozen=True):
     #: seconds that the running attempt has been frozen before now, and since when it is
     suspended_s: float = 0.0
     suspended_at: int | None = None
+    #: attempt -> `Machine.place`, of those that ran elsewhere than on the home's own machine
+    away: dict[int, MachineId] = {}
 
     @property
     def account(self) -> str:
@@ -295,8 +299,8 @@ class Job(msgspec.Struct, frozen=True):
 
     @property
     def machine(self) -> MachineId:
-        """Where it runs, or ran; of one that waits the home's own."""
-        return OWN_MACHINE if self.plan is None else self.plan.machine
+        """`Machine.place` of where its newest attempt runs, or ran."""
+        return self.away.get(self.attempt, OWN_MACHINE)
 
     @property
     def attempt_id(self) -> AttemptId:
