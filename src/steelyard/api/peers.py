@@ -1,8 +1,8 @@
 """Who comes in by the door for machines of pools, and how far? A pilot's agent, and the work on its machine.
 
-TLS has asked for a certificate of the home's own authority before; its name says which pilot it is (`scope["steelyard.peer"]`, put
-there by whoever accepted the connection). On the pilot's machine one forwarder holds that certificate for all, so a token tells
-the agent from work: the agent's own opens what the home's agent may ask for, those of jobs and functions what they open
+TLS has asked for a certificate of the home's own authority before; its name says which pilot it is (`scope["steelyard.peer"]`,
+put there by whoever accepted the connection). On the pilot's machine one forwarder holds that certificate for all, so a token
+tells the agent from work: the agent's own opens what the home's agent may ask for, those of jobs and functions what they open
 elsewhere. The admin's opens nothing here.
 """
 

@@ -26,7 +26,7 @@ from steelyard.model.ids import DEFAULT_PROJECT, MachineId
 from steelyard.model.job import JobState
 from steelyard.model.pool import POOL_NAME, NodeShape, Pool, PoolSpec
 from steelyard.store import Event, Tx
-from steelyard.wire.api import PilotDrain, PoolCreate, PoolDetail, PoolView
+from steelyard.wire.pools import PilotDrain, PoolCreate, PoolDetail, PoolView
 
 PoolPath = Annotated[str, Parameter(min_length=1, max_length=255, description="A pool's name.")]
 PilotPath = Annotated[str, Parameter(min_length=1, max_length=255, description="A pilot's id.")]

@@ -36,13 +36,12 @@ from steelyard.wire.api import (
     FunctionView,
     JobView,
     KeyView,
-    PilotView,
-    PoolView,
     RevisionView,
     ScheduleView,
     VolumeView,
 )
 from steelyard.wire.images import ContainerImageView, ImageLayer, ImageView
+from steelyard.wire.pools import PilotView, PoolView
 
 #: the agent is called lost after this long without a connection
 AGENT_LOST_S = 15.0

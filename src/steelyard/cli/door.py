@@ -1,8 +1,8 @@
-"""How do programs on machines of pools come in? By a listener of their own: TLS, and nobody without a certificate of the home's own
-authority that says who they are.
+"""How do programs on machines of pools come in? By a listener of their own: TLS, and nobody without a certificate of the home's
+own authority that says who they are.
 
-It serves the same application as the API, behind another gate (`api/peers.py`), on the server's event loop. Its own certificate is
-made at each start, and anew while it runs when it is due: connections that exist are not touched.
+It serves the same application as the API, behind another gate (`api/peers.py`), on the server's event loop. Its own certificate
+is made at each start, and anew while it runs when it is due: connections that exist are not touched.
 """
 
 from __future__ import annotations

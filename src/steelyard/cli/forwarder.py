@@ -1,8 +1,8 @@
-"""How do programs on a pilot's machine reach the server? By a port of this machine's loopback, from which every connection is carried
-to the server's door in TLS, with the pilot's certificate.
+"""How do programs on a pilot's machine reach the server? By a port of this machine's loopback, from which every connection is
+carried to the server's door in TLS, with the pilot's certificate.
 
-So the agent, and the work, speak to their API here as everywhere else, and one program alone holds the certificate. What is carried
-is not looked at: whoever connects has to show a token that the door accepts.
+So the agent, and the work, speak to their API here as everywhere else, and one program alone holds the certificate. What is
+carried is not looked at: whoever connects has to show a token that the door accepts.
 """
 
 from __future__ import annotations

@@ -96,6 +96,19 @@ def prepare_home(paths: Paths, options: UpOptions, programs_run: bool) -> Settin
     return settings
 
 
+def make_home(paths: Paths, settings: Settings) -> None:
+    """A home whose settings somebody else has decided. Refused where work could not reach it."""
+    _check_reachable(paths, settings.work_uid, settings.work_gid)
+    _make_folders(paths)
+    _make_tokens(paths)
+    save_settings(paths, settings)
+
+
+def find_port(host: str) -> int:
+    """One that is free now on that address of this machine."""
+    return _choose_port(host, None, GATEWAY_PORT, "--gateway-port", taken=())
+
+
 def lock_home(paths: Paths) -> int | None:
     """The home's lock as a descriptor, or None while another `up` holds it. It is held until every copy is closed."""
     lock_fd = os.open(paths.home / "up.lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
@@ -224,11 +237,10 @@ def _first_settings(options: UpOptions) -> Settings:
 
 
 def _cluster(options: UpOptions) -> dict[str, Any]:
-    return (
-        {}
-        if options.cluster_address is None
-        else dict(zip(("cluster_host", "cluster_port"), options.cluster_address, strict=True))
-    )
+    if options.cluster_address is None:
+        return {}
+    host, port = options.cluster_address
+    return {"cluster_host": host, "cluster_port": port}
 
 
 def _change(known: Settings, options: UpOptions, programs_run: bool) -> Settings:
@@ -314,23 +326,17 @@ def bind_address(host: str) -> str:
 
 def parse_cluster_address(text: str) -> tuple[str, int]:
     """`HOST`, `HOST:PORT` or `[ADDRESS]:PORT`. Raises Refused."""
-    bare, _, port = text.rpartition(":")
     if text.startswith("["):
-        bare, _, port = text.removeprefix("[").partition("]")
+        host, _, port = text.removeprefix("[").partition("]")
         port = port.removeprefix(":")
-    elif text.count(":") != 1:
-        bare, port = text, ""
-    if (
-        not bare
-        or not all(char.isalnum() or char in ".-:" for char in bare)
-        or (port and not (port.isascii() and port.isdigit()))
-    ):
+    else:
+        host, _, port = text.partition(":") if text.count(":") == 1 else (text, "", "")
+    words = bool(host) and host.isascii() and all(char.isalnum() or char in ".-:" for char in host)
+    if not words or (port and not (port.isascii() and port.isdigit() and 0 < int(port) < 1 << 16)):
         raise Refused(f"{text!r} is no address. Write for example 10.0.0.5 or head.example.org:7690.", code="bad-address")
-    if port and not 0 < int(port) < 1 << 16:
-        raise Refused(f"There is no port {port}. Nothing was started.", code="bad-address")
-    if bare == "localhost" or bare == "0.0.0.0" or bare == "::":
-        raise Refused(f"Other machines can't reach this one as {bare}. Name it as they do.", code="bad-address")
-    return bare, int(port) if port else CLUSTER_PORT
+    if _is_loopback(host) or host in ("0.0.0.0", "::"):
+        raise Refused(f"Other machines can't reach this one as {host}. Name it as they do.", code="bad-address")
+    return host, int(port) if port else CLUSTER_PORT
 
 
 def _port_free(host: str, port: int) -> bool:

@@ -1,8 +1,9 @@
-"""`steelyard pilot FOLDER`: the program of a pilot's allocation. It makes this node, or what Slurm gave of it, a machine of a pool.
+"""`steelyard pilot FOLDER`: the program of a pilot's allocation. It makes this node, or what Slurm gave of it, a machine of a
+pool.
 
 It makes a home on the node's own disk, runs spawner, agent and gateway in it, and carries their words to the server
-(`cli/forwarder.py`). SIGUSR1, which Slurm sends before the time limit, tells the server that nothing new should come; SIGTERM ends
-all work and everything of ours. It ends with code 0 then, and leaves nothing but its log and the outputs of jobs.
+(`cli/forwarder.py`). SIGUSR1, which Slurm sends before the time limit, tells the server that nothing new should come; SIGTERM
+ends all work and everything of ours. It ends with code 0 then, and leaves nothing but its log and the outputs of jobs.
 """
 
 from __future__ import annotations
@@ -13,6 +14,7 @@ import shutil
 import signal
 import socket
 import ssl
+import sys
 import threading
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -31,9 +33,11 @@ from steelyard.cli.up import prepare_gateway
 from steelyard.clock import Clock, SystemClock
 from steelyard.config import HOME_VERSION, Paths, Settings, make_paths, write_file
 from steelyard.errors import NotFound, Refused, SteelyardError
-from steelyard.wire.api import PilotDrain
+from steelyard.gateway.mutual_tls import write_certificate
+from steelyard.store.authority import load_certificate
 from steelyard.wire.http import ApiClient
 from steelyard.wire.pilot import PilotPass
+from steelyard.wire.pools import PilotDrain
 
 #: the server may be away when it is told that the end is near
 RETRY_S = 1.0
@@ -48,8 +52,8 @@ def pilot(folder: Path) -> None:
     shown = take_pass(folder)
     if shown.version != __version__:
         raise Refused(
-            f"The server is Steelyard {shown.version}, and {os.path.dirname(os.path.dirname(__file__))} on {socket.gethostname()} "
-            f"is {__version__}. Install the same version on the nodes.",
+            f"The server is Steelyard {shown.version}, and {sys.executable} on {socket.gethostname()} has {__version__}. Install "
+            "the same version on the nodes.",
             code="version-differs",
         )
     home = make_place(os.environ, shown.pilot)
@@ -68,8 +72,8 @@ def claim(folder: Path, job: str) -> None:
         raise Refused("Another allocation runs this pilot already; this one ends.", code="taken") from None
     except OSError as err:
         raise Refused(
-            f"{folder} can't be written on {socket.gethostname()} ({err.strerror}): is the folder of `cluster attach` shared with "
-            "this node?",
+            f"{folder} can't be written on {socket.gethostname()} ({err.strerror}): is the folder of `cluster attach` shared "
+            "with this node?",
             code="folder-not-shared",
         ) from err
 
@@ -104,8 +108,9 @@ def make_place(environ: Mapping[str, str], name: str) -> Path:
 def run_pilot(folder: Path, home: Path, shown: PilotPass, told: _Told, clock: Clock) -> None:
     paths = make_paths(home, dict(os.environ), os.getuid())
     listening = socket.create_server(("127.0.0.1", 0))
-    settings = make_settings(shown, listening.getsockname()[1], find_port(shown.host))
-    unpack(folder, paths, settings, shown)
+    address = find_address(shown)
+    settings = make_settings(shown, listening.getsockname()[1], address, find_port(address))
+    unpack(folder, paths, settings, shown, clock)
     context = ssl.create_default_context(cafile=str(paths.home / "pilot" / "authority.pem"))
     context.load_cert_chain(paths.home / "pilot" / "agent.pem")
     Forwarder(listening, shown.host, shown.port, context).start()
@@ -122,23 +127,32 @@ def run_pilot(folder: Path, home: Path, shown: PilotPass, told: _Told, clock: Cl
         end_everything(paths, clock, say)
 
 
-def make_settings(shown: PilotPass, port: int, gateway_port: int) -> Settings:
+def find_address(shown: PilotPass) -> str:
+    """This machine's own, on the way to the server. Nothing is sent."""
+    family = socket.getaddrinfo(shown.host, shown.port, type=socket.SOCK_DGRAM)[0][0]
+    with socket.socket(family, socket.SOCK_DGRAM) as probe:
+        probe.connect((shown.host, shown.port))
+        return probe.getsockname()[0]
+
+
+def make_settings(shown: PilotPass, port: int, address: str, gateway_port: int) -> Settings:
     root = os.getuid() == 0
     return Settings(
         version=HOME_VERSION,
         api_host="127.0.0.1",
         api_port=port,
-        gateway_host="127.0.0.1",
+        gateway_host=address,
         gateway_port=gateway_port,
         work_uid=shown.work_uid if root else os.getuid(),
         work_gid=shown.work_gid if root else os.getgid(),
         admin_user=shown.admin_user,
         admin_uid=shown.admin_uid,
         pilot=shown.pilot,
+        node_gateway=True,
     )
 
 
-def unpack(folder: Path, paths: Paths, settings: Settings, shown: PilotPass) -> None:
+def unpack(folder: Path, paths: Paths, settings: Settings, shown: PilotPass, clock: Clock) -> None:
     # outputs of jobs are read when the node is somebody else's again
     paths.workloads.symlink_to(folder / "workloads")
     make_home(paths, settings)
@@ -147,6 +161,10 @@ def unpack(folder: Path, paths: Paths, settings: Settings, shown: PilotPass) -> 
     kept.mkdir(mode=0o700)
     write_file(kept / "authority.pem", shown.authority.encode())
     write_file(kept / "agent.pem", (shown.agent_key + shown.agent_certificate).encode())
+    gateway = load_certificate(shown.gateway_key.encode(), shown.gateway_certificate.encode())
+    if gateway is None or gateway.not_after <= clock.now_us():
+        raise Refused("The pilot's certificate is not valid any more: it waited too long for a node.", code="pass-bad")
+    write_certificate(paths, gateway, shown.authority.encode())
 
 
 class _Told:

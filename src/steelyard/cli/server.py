@@ -177,11 +177,10 @@ def _listen(what: str, host: str, port: int, option: str) -> socket.socket:
     except OSError as err:
         listening.close()
         if err.errno == errno.EADDRINUSE:
-            text = f"Port {port} on {host} is in use by another program. Stop that program, or start Steelyard with another {option}."
-            raise Refused(text, code="port-in-use") from err
-        raise Refused(
-            f"The {what} can't listen on {host} port {port}: {os.strerror(err.errno or 0)}.", code="bad-address"
-        ) from err
+            text = f"Port {port} on {host} is in use by another program. Stop that program, or start Steelyard with another "
+            raise Refused(f"{text}{option}.", code="port-in-use") from err
+        text = f"The {what} can't listen on {host} port {port}: {os.strerror(err.errno or 0)}."
+        raise Refused(text, code="bad-address") from err
     listening.setblocking(False)
     return listening
 

@@ -101,7 +101,7 @@ def up(
         return
     make_run_folder(paths)
     _forget_ended(paths)
-    programs = make_programs(paths, _prepare_gateway(paths, settings, clock))
+    programs = make_programs(paths, prepare_gateway(paths, settings, clock))
     for sentence in find_missing(settings):
         say(f"Note: {sentence}")
     if detach:
@@ -125,7 +125,7 @@ def supervise(home: Path | None, lock_fd: int) -> None:
     settings = load_settings(paths)
     if settings is None:
         raise Refused(f"{paths.home} is no Steelyard home. Start with `steelyard up`.", code="home-bad")
-    programs = make_programs(paths, _prepare_gateway(paths, settings, clock))
+    programs = make_programs(paths, prepare_gateway(paths, settings, clock))
     Supervisor(paths, programs, clock, say).run()
     end_everything(paths, clock, say)
 
@@ -173,7 +173,7 @@ def _check_gateway_is_there() -> None:
         raise Refused(f"{err.public} Nothing was started.", code=err.code) from err
 
 
-def _prepare_gateway(paths: Paths, settings: Settings, clock: Clock) -> list[str]:
+def prepare_gateway(paths: Paths, settings: Settings, clock: Clock) -> list[str]:
     from steelyard.gateway.envoy import Envoy
 
     envoy = Envoy(paths, settings, clock)

@@ -229,9 +229,7 @@ def find_demands(jobs: Sequence[Job], why: Callable[[Job], Reason | None]) -> di
 class Link(Protocol):
     """The agents, as far as this loop needs them (`api/agents.py`)."""
 
-    def heard(self) -> frozenset[MachineId]:
-        """Machines of pools whose agents are connected."""
-        ...
+    def connected(self, machine: MachineId) -> bool: ...
 
     def drop(self, machine: MachineId) -> None:
         """It is gone for good."""
@@ -308,7 +306,7 @@ class PoolsLoop:
             tuple(pilots),
             machines,
             frozenset(job.machine for job in self._live.holding if job.machine),
-            self._link.heard(),
+            frozenset(machine for machine in machines if self._link.connected(machine)),
             find_demands(self._live.queued, lambda job: why.reason if (why := self._why(job.id)) is not None else None),
             queue,
             words,

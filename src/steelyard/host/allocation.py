@@ -12,22 +12,24 @@ import msgspec
 
 from steelyard.host.device_nodes import DeviceNode
 from steelyard.model.machine import Machine
-from steelyard.model.topology import Gpu
+from steelyard.model.topology import Gpu, Topology
 
 
-def limit_machine(machine: Machine, environ: Mapping[str, str], nodes: Sequence[DeviceNode]) -> Machine:
+#: what agent, spawner and gateway take of an allocation's memory, which has to hold them too; never more than half of it
+OWN_BYTES = 256 << 20
+
+
+def limit_machine(machine: Machine, environ: Mapping[str, str]) -> Machine:
+    given = min(machine.memory_bytes, _read_memory(environ, len(machine.cpus)) or machine.memory_bytes)
+    return msgspec.structs.replace(machine, memory_bytes=given - min(OWN_BYTES, given // 2))
+
+
+def limit_topology(topology: Topology, environ: Mapping[str, str], nodes: Sequence[DeviceNode]) -> Topology:
     """`nodes`: device files of the machine's GPUs, by which Slurm numbers them."""
-    memory_bytes = _read_memory(environ, len(machine.cpus))
-    topology = machine.topology
-    if topology is not None:
-        mine = _find_gpus(topology.gpus, environ, nodes)
-        kept = {gpu.id for gpu in mine}
-        gone = {gpu.id for gpu in topology.gpus} - kept
-        pairs = tuple(pair for pair in topology.pairs if not gone & {pair.a, pair.b})
-        topology = msgspec.structs.replace(topology, gpus=mine, pairs=pairs)
-    return msgspec.structs.replace(
-        machine, memory_bytes=min(machine.memory_bytes, memory_bytes or machine.memory_bytes), topology=topology
-    )
+    mine = _find_gpus(topology.gpus, environ, nodes)
+    gone = {gpu.id for gpu in topology.gpus} - {gpu.id for gpu in mine}
+    pairs = tuple(pair for pair in topology.pairs if not gone & {pair.a, pair.b})
+    return msgspec.structs.replace(topology, gpus=mine, pairs=pairs)
 
 
 def _read_memory(environ: Mapping[str, str], cpus: int) -> int | None:
