@@ -14,7 +14,6 @@ from steelyard.host.device_nodes import DeviceNode
 from steelyard.model.machine import Machine
 from steelyard.model.topology import Gpu, Topology
 
-
 #: what agent, spawner and gateway take of an allocation's memory, which has to hold them too; never more than half of it
 OWN_BYTES = 256 << 20
 
