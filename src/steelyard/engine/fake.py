@@ -12,6 +12,7 @@ import msgspec
 
 from steelyard.errors import EdgeFailed, Refused, Unreachable
 from steelyard.model.job import Job
+from steelyard.model.pool import Pilot, Pool
 from steelyard.model.slurm import QueueEntry, RankRecord
 
 
@@ -38,23 +39,16 @@ class FakeEngine:
         #: arrive, "no" it is refused
         self.next_submit = ""
         self.now = 1_700_000_000_000_000
+        #: what pilots show the server, and what they said last
+        self.passes: dict[str, bytes] = {}
+        self.words: dict[str, str] = {}
 
     async def submit(self, job: Job) -> int:
-        what, self.next_submit = self.next_submit, ""
-        if self.away or what == "never":
-            raise Unreachable("the queue does not answer")
-        if what == "no":
-            raise Refused("Slurm says: no", code="slurm-refused")
-        self.submitted.append(job.attempt_id)
-        self._queue[job.attempt_id] = QueueEntry(len(self.submitted), "PENDING", "Priority")
-        if what == "lost":
-            raise EdgeFailed("the queue did not answer in time")
-        return len(self.submitted)
+        return self._take(job.attempt_id)
 
     async def look(self) -> dict[str, QueueEntry]:
         self.looks += 1
-        if self.away:
-            raise Unreachable("the queue does not answer")
+        self._ask()
         return dict(self._queue)
 
     async def read_records(self, job: Job) -> tuple[RankRecord, ...]:
@@ -72,30 +66,71 @@ class FakeEngine:
         if entry is not None and entry.state == "RUNNING":
             self.end(job, killed_by=int(signals.SIGKILL))
         if entry is not None and entry.state in ("PENDING", "RUNNING"):
-            self._say(job, "CANCELLED")
+            self.say(job.attempt_id, "CANCELLED")
 
     async def read_log(self, job: Job, stream: str, offset: int, limit: int) -> bytes:
         begun = job.attempt_id in self._records or self._queue.get(job.attempt_id, QueueEntry(0, "")).state == "RUNNING"
         return self._fate(job).output[offset : offset + limit] if begun and stream == "stdout" else b""
 
+    async def submit_pilot(self, pool: Pool, pilot: Pilot, content: bytes) -> int:
+        number = self._take(pilot.id)
+        self.passes[pilot.id] = content
+        return number
+
+    async def cancel_pilot(self, pilot: Pilot, *, force: bool) -> None:
+        self._ask()
+        entry = self._queue.get(pilot.id)
+        if entry is not None and entry.state in ("PENDING", "RUNNING"):
+            ended = "CANCELLED" if force or entry.state == "PENDING" else "COMPLETED"
+            self._queue[pilot.id] = msgspec.structs.replace(entry, state=ended)
+
+    async def read_pilot_words(self, pilot: Pilot) -> str:
+        self._ask()
+        return self.words.get(pilot.id, "")
+
+    async def forget_pilot(self, pilot: Pilot) -> None:
+        self._ask()
+        self.passes.pop(pilot.id, None)
+
     # what tests make happen
 
     def begin(self, job: Job) -> None:
-        self._queue[job.attempt_id] = QueueEntry(self._queue[job.attempt_id].job, "RUNNING", "", self.now, "n1")
+        self.run(job.attempt_id)
+
+    def run(self, id_: str, duration_s: float | None = None) -> None:
+        """The allocation of that attempt or pilot begins."""
+        ends_at = None if duration_s is None else self.now + round(duration_s * 1e6)
+        self._queue[id_] = QueueEntry(self._queue[id_].job, "RUNNING", "", self.now, "n1", ends_at)
+
+    def say(self, id_: str, state: str) -> None:
+        """The queue tells that state of it from now on."""
+        self._queue[id_] = msgspec.structs.replace(self._queue[id_], state=state)
 
     def end(self, job: Job, killed_by: int | None = None) -> None:
         code = self._fate(job).exit_code if killed_by is None else None
         ranks = 1 if job.spec.gang is None else job.spec.gang.world_size
         self._records[job.attempt_id] = [RankRecord(rank, self.now, self.now, code, killed_by) for rank in range(ranks)]
-        self._say(job, "COMPLETED" if code == 0 else "FAILED")
+        self.say(job.attempt_id, "COMPLETED" if code == 0 else "FAILED")
 
     def forget(self, job: Job) -> None:
         """As a queue does with what ended a while ago, or one that lost its state."""
         del self._queue[job.attempt_id]
 
-    def _say(self, job: Job, state: str) -> None:
-        entry = self._queue[job.attempt_id]
-        self._queue[job.attempt_id] = msgspec.structs.replace(entry, state=state)
+    def _ask(self) -> None:
+        if self.away:
+            raise Unreachable("the queue does not answer")
+
+    def _take(self, id_: str) -> int:
+        what, self.next_submit = self.next_submit, ""
+        if self.away or what == "never":
+            raise Unreachable("the queue does not answer")
+        if what == "no":
+            raise Refused("Slurm says: no", code="slurm-refused")
+        self.submitted.append(id_)
+        self._queue[id_] = QueueEntry(len(self.submitted), "PENDING", "Priority")
+        if what == "lost":
+            raise EdgeFailed("the queue did not answer in time")
+        return len(self.submitted)
 
     def _fate(self, job: Job) -> Fate:
         return self._fates.get(job.spec.argv, Fate())

@@ -5,13 +5,28 @@ Everything is done as the job's owner where Steelyard is root, so that nobody re
 
 from __future__ import annotations
 
+import os
+import signal
+import sys
+from collections.abc import Sequence
+
 import msgspec
 
 from steelyard.engine.slurm.client import CARRIED, SlurmClient
+from steelyard.engine.slurm.pilot import (
+    LOG,
+    PASS,
+    WRITE_PASS,
+    make_pilot_options,
+    name_pilot_folder,
+    read_words,
+    render_pilot_script,
+)
 from steelyard.engine.slurm.read import QUEUE_FORMAT, read_exit_code, read_queue, read_record
 from steelyard.engine.slurm.script import make_options, name_prefix, render_script
 from steelyard.errors import EdgeFailed, SteelyardError, Unreachable
 from steelyard.model.job import Job
+from steelyard.model.pool import Pilot, Pool
 from steelyard.model.slurm import Attachment, QueueEntry, RankRecord
 
 
@@ -23,13 +38,24 @@ class DirectSlurm:
 
     async def submit(self, job: Job) -> int:
         prefix = self._prefix(job)
+        options = make_options(job, self._attachment, self._tag, prefix)
+        script = render_script(job, self._attachment, prefix)
+        return await self._sbatch(prefix.rpartition("/")[0], options, script, self._uid(job))
+
+    async def submit_pilot(self, pool: Pool, pilot: Pilot, content: bytes) -> int:
+        folder = self._pilot_folder(pilot)
+        await self._client.ask("sh", "-c", WRITE_PASS, folder, input=content.decode())
+        options = make_pilot_options(pool, pilot, self._attachment, self._tag, folder)
+        script = render_pilot_script(pilot, self._attachment, self._attachment.python or sys.executable, folder)
+        return await self._sbatch(folder, options, script, None)
+
+    async def _sbatch(self, folder: str, options: Sequence[str], script: str, uid: int | None) -> int:
+        """The queue's number. `folder` is made."""
         # with nothing of our own environment: `sbatch` would pass it on to the job
         carried = " ".join(f'${{{name}:+{name}="${name}"}}' for name in CARRIED)
         command = f'mkdir -p -m 700 "$0" && exec env -i PATH="$PATH" {carried} sbatch "$@"'
-        words = ("sh", "-c", command, prefix.rpartition("/")[0], *make_options(job, self._attachment, self._tag, prefix))
-        out = await self._client.ask(
-            *words, input=render_script(job, self._attachment, prefix), uid=self._uid(job), name="sbatch"
-        )
+        words = ("sh", "-c", command, folder, *options)
+        out = await self._client.ask(*words, input=script, uid=uid, name="sbatch")
         number = out.strip().partition(";")[0]
         if not number.isdigit():
             raise EdgeFailed(f"sbatch answered {out.strip()[:200]!r}", code="slurm-answer")
@@ -61,10 +87,22 @@ class DirectSlurm:
     async def signal(self, job: Job, number: int, signum: int) -> None:
         # a script runs in the batch step, which is left out otherwise; of all others that is Slurm's own srun
         whole = ("--full",) if job.spec.script is not None else ()
-        await self._scancel(job, number, f"--signal={signum}", *whole)
+        await self._scancel(job.attempt_id, number, self._uid(job), f"--signal={signum}", *whole)
 
     async def cancel(self, job: Job, number: int) -> None:
-        await self._scancel(job, number)
+        await self._scancel(job.attempt_id, number, self._uid(job))
+
+    async def cancel_pilot(self, pilot: Pilot, *, force: bool) -> None:
+        if pilot.number:
+            gently = () if force or pilot.started_at is None else ("--batch", f"--signal={int(signal.SIGTERM)}")
+            await self._scancel(pilot.id, pilot.number, None, *gently)
+
+    async def read_pilot_words(self, pilot: Pilot) -> str:
+        command = f'[ ! -f "$0/{LOG}" ] || tail -c 2000 -- "$0/{LOG}"'
+        return read_words((await self._client.read("sh", "-c", command, self._pilot_folder(pilot))).decode(errors="replace"))
+
+    async def forget_pilot(self, pilot: Pilot) -> None:
+        await self._client.ask("rm", "-f", f"{self._pilot_folder(pilot)}/{PASS}")
 
     async def read_log(self, job: Job, stream: str, offset: int, limit: int) -> bytes:
         spec, prefix = job.spec, self._prefix(job)
@@ -78,11 +116,14 @@ class DirectSlurm:
     def _prefix(self, job: Job) -> str:
         return name_prefix(self._attachment, job, self._uid(job))
 
+    def _pilot_folder(self, pilot: Pilot) -> str:
+        return name_pilot_folder(self._attachment, os.geteuid(), pilot.id)
+
     def _uid(self, job: Job) -> int:
         """Whom it runs as, by the rule of all work: root's own is nobody's unless root asks for root."""
         return job.owner.uid or (0 if job.spec.as_root else self._work_uid)
 
-    async def _scancel(self, job: Job, number: int, *words: str) -> None:
-        code, _, err = await self._client.run("scancel", *words, str(number), uid=self._uid(job))
+    async def _scancel(self, what: str, number: int | str, uid: int | None, *words: str) -> None:
+        code, _, err = await self._client.run("scancel", *words, str(number), uid=uid)
         if code != 0 and "Invalid job id" not in err and "already complet" not in err:
-            raise Unreachable(f"Slurm did not take the signal for {job.attempt_id}: {err.strip()}")
+            raise Unreachable(f"Slurm did not take the signal for {what}: {err.strip()}")

@@ -12,7 +12,7 @@ import re
 from steelyard.model.slurm import QueueEntry, SlurmNode, SlurmPartition
 
 #: for `read_queue`: job, state, reason, start (in seconds: SLURM_TIME_FORMAT=%s), nodes, comment
-QUEUE_FORMAT = "%A|%T|%r|%S|%N|%k"
+QUEUE_FORMAT = "%A|%T|%r|%S|%N|%e|%k"
 
 #: a name in front of `=`, at the beginning or behind a blank: values hold blanks themselves
 _NAME = re.compile(r"(?:^|(?<=\s))([A-Za-z][\w/:.\[\]]*)=")
@@ -105,14 +105,14 @@ def read_queue(text: str, tag: str) -> dict[str, QueueEntry]:
     run counts: the others end as soon as they see it."""
     found: dict[str, QueueEntry] = {}
     for line in text.splitlines():
-        fields = line.split("|", 5)
-        if len(fields) < 6 or not fields[0].isdigit():
+        fields = line.split("|", 6)
+        if len(fields) < 7 or not fields[0].isdigit():
             continue
-        head, home, attempt = [*fields[5].strip().split(":", 2), "", ""][:3]
+        head, home, attempt = [*fields[6].strip().split(":", 2), "", ""][:3]
         if head != "steelyard" or home != tag or not attempt:
             continue
-        started = int(fields[3]) * 1_000_000 if fields[3].isdigit() else None
-        entry = QueueEntry(int(fields[0]), fields[1], "" if fields[2] in _NOTHING else fields[2], started, fields[4])
+        started, ends = (int(field) * 1_000_000 if field.isdigit() else None for field in (fields[3], fields[5]))
+        entry = QueueEntry(int(fields[0]), fields[1], "" if fields[2] in _NOTHING else fields[2], started, fields[4], ends)
         known = found.get(attempt)
         if known is None or (known.state == "PENDING" and entry.state != "PENDING"):
             found[attempt] = entry

@@ -51,7 +51,7 @@ def make_options(job: Job, attachment: Attachment, tag: str, prefix: str) -> lis
         "comment": name_comment(tag, job.attempt_id),
         "chdir": spec.cwd,
         # what Slurm has to say; the tasks' own output is theirs alone (`_outputs`)
-        **(_outputs(job, prefix) if spec.script is not None else {"output": _literal(f"{prefix}.slurm")}),
+        **(_outputs(job, prefix) if spec.script is not None else {"output": make_literal(f"{prefix}.slurm")}),
         "nodes": str(1 if gang is None else gang.nodes),
         "ntasks-per-node": str(tasks),
         "cpus-per-task": str(math.ceil(round(each.cpus, 6))),
@@ -111,8 +111,7 @@ def _outputs(job: Job, prefix: str) -> dict[str, str]:
     both = {"output": spec.stdout or f"{prefix}.out", "error": spec.stderr or f"{prefix}.err"}
     if spec.stdout is not None and spec.stderr in (None, spec.stdout):
         del both["error"]
-    # a path in which Slurm finds no pattern
-    files = {name: _literal(path) for name, path in both.items()}
+    files = {name: make_literal(path) for name, path in both.items()}
     return {**files, "open-mode": "truncate" if spec.truncate_output else "append"}
 
 
@@ -137,5 +136,6 @@ def _tell(job: Job) -> Mapping[str, str]:
     return {**told, "STEELYARD_NODES": str(gang.nodes), "STEELYARD_TASKS": str(gang.world_size), "MASTER_PORT": str(port)}
 
 
-def _literal(path: str) -> str:
+def make_literal(path: str) -> str:
+    """A path in which Slurm finds no pattern."""
     return path.replace("%", "%%")
