@@ -12,7 +12,6 @@ from __future__ import annotations
 
 import asyncio
 import logging
-import signal
 from collections.abc import Callable, Mapping, Sequence
 
 import msgspec
@@ -20,13 +19,14 @@ import msgspec
 from steelyard.clock import Clock
 from steelyard.control import DIRECT, JOBS
 from steelyard.control.changes import commit_change
+from steelyard.control.direct_end import make_end
 from steelyard.control.live import LiveJobs, read_standings, refresh
 from steelyard.control.watch import Watch
 from steelyard.engine import Engine
 from steelyard.errors import Refused, SteelyardError
 from steelyard.lifecycle.attempt import apply_attempt
 from steelyard.lifecycle.job import Change, explain_wait, refuse_job, start_job, wait_elsewhere
-from steelyard.model.batch import Dependency, RankEnd
+from steelyard.model.batch import Dependency
 from steelyard.model.ids import AttemptId, JobId
 from steelyard.model.job import Job, JobState
 from steelyard.model.reason import Reason
@@ -50,17 +50,6 @@ SUBMITS = 4
 #: Slurm's states of a job that has not begun, that runs, and that is over
 PENDING = frozenset({"PENDING", "REQUEUED", "REQUEUE_HOLD", "SPECIAL_EXIT", "REQUEUE_FED", "RESV_DEL_HOLD"})
 RUNNING = frozenset({"RUNNING", "CONFIGURING", "COMPLETING", "SUSPENDED", "STOPPED", "SIGNALING", "STAGE_OUT", "RESIZING"})
-#: Slurm's states that say why a job ended
-_ENDS = {
-    "TIMEOUT": Reason.MAX_DURATION,
-    "DEADLINE": Reason.MAX_DURATION,
-    "OUT_OF_MEMORY": Reason.OOM_KILLED,
-    "NODE_FAIL": Reason.NODE_LOST,
-    "BOOT_FAIL": Reason.NODE_LOST,
-    "PREEMPTED": Reason.PREEMPTED,
-    "CANCELLED": Reason.CANCELLED_IN_SLURM,
-}
-
 _log = logging.getLogger("steelyard.direct")
 
 
@@ -69,8 +58,8 @@ class Handed(msgspec.Struct):
 
     #: monotonic, of the newest submission
     at_ns: int
-    #: the cluster's number for it; None: the answer was lost
-    number: int | None = None
+    #: the cluster's name for it; None: the answer was lost
+    number: str | None = None
     #: monotonic, of the newest look that showed it
     seen_ns: int | None = None
     #: signals that were passed on: (signal, when)
@@ -95,16 +84,16 @@ class Seen(msgspec.Struct, frozen=True):
 class Actions(msgspec.Struct, frozen=True):
     changes: tuple[tuple[Job, Change], ...] = ()
     submits: tuple[Job, ...] = ()
-    signals: tuple[tuple[Job, int, int], ...] = ()
-    cancels: tuple[tuple[Job, int], ...] = ()
+    signals: tuple[tuple[Job, str, int], ...] = ()
+    cancels: tuple[tuple[Job, str], ...] = ()
 
 
 def decide(seen: Seen, handed: Mapping[AttemptId, Handed], began_ns: int, now: int) -> Actions:
     """`began_ns`: since when this server looks, monotonic. `now`: wall time, microseconds."""
     changes: list[tuple[Job, Change]] = []
     submits: list[Job] = []
-    signals: list[tuple[Job, int, int]] = []
-    cancels: list[tuple[Job, int]] = []
+    signals: list[tuple[Job, str, int]] = []
+    cancels: list[tuple[Job, str]] = []
     for job in seen.handed_over:
         entry = None if seen.queue is None else seen.queue.get(job.attempt_id)
         known = handed.get(job.attempt_id)
@@ -117,7 +106,7 @@ def decide(seen: Seen, handed: Mapping[AttemptId, Handed], began_ns: int, now: i
                 elif wanted is not None:
                     signals.append((job, entry.job, wanted))
         elif entry is not None or seen.records.get(job.attempt_id):
-            change = apply_attempt(job, make_end(job, entry, seen, now), now)
+            change = apply_attempt(job, _make_end(job, entry, seen, now), now)
         elif seen.queue is None:
             change = _apply_silence(job, seen.silent, now) if seen.silent else None
         else:
@@ -160,45 +149,9 @@ def choose_stop(job: Job, entry: QueueEntry, known: Handed | None, now_ns: int) 
     return 0 if now_ns - known.signalled[1] >= job.stop_grace_s * 1e9 else None
 
 
-def make_end(job: Job, entry: QueueEntry | None, seen: Seen, now: int) -> AttemptState:
-    """How the attempt ended, by its steps' records and by Slurm's word where there are none."""
+def _make_end(job: Job, entry: QueueEntry | None, seen: Seen, now: int) -> AttemptState:
     records = seen.records.get(job.attempt_id, ())
-    reason = None if entry is None else _ENDS.get(entry.state)
-    bad = sorted((each for each in records if each.exit_code != 0), key=lambda each: each.ended_at)
-    if records:
-        first = bad[0] if bad else records[0]
-        code, number = first.exit_code, first.signal
-    else:
-        code, number = seen.codes.get(job.attempt_id, (None, None))
-        if reason in (Reason.CANCELLED_IN_SLURM, Reason.MAX_DURATION) and not number:
-            # ended by force, before its steps could say so; what Slurm tells is its own srun's code
-            code, number = None, int(signal.SIGKILL)
-    detail = ""
-    if reason is Reason.CANCELLED_IN_SLURM and not records and entry is not None and not entry.nodes:
-        if job.stop_signal is not None:
-            return AttemptState(job.attempt_id, "not-started")
-        code, number = None, None
-    if reason is Reason.CANCELLED_IN_SLURM:
-        detail = "it was cancelled in Slurm, not by Steelyard"
-    elif bad and bad[0].not_started:
-        reason, detail = Reason.START_FAILED, f"{job.spec.argv[0]} could not be executed on {bad[0].host}: {bad[0].not_started}"
-    elif reason is None and not records and number == 53:
-        reason = Reason.START_FAILED
-        detail = "Slurm could not open its output files: is the folder of `cluster attach` shared with the nodes?"
-    gang = job.spec.gang is not None
-    peaks = [each.peak_memory_bytes for each in records if each.peak_memory_bytes is not None]
-    return AttemptState(
-        job.attempt_id,
-        "ended",
-        reason if reason is not None and (reason is not Reason.CANCELLED_IN_SLURM or job.stop_signal is None) else None,
-        detail,
-        started_at=min((each.started_at for each in records), default=None if entry is None else entry.started_at),
-        ended_at=max((each.ended_at for each in records), default=now),
-        exit_code=code,
-        signal=number,
-        peak_memory_bytes=max(peaks, default=None),
-        ranks=tuple(RankEnd(each.rank, each.exit_code, each.signal) for each in records) if gang else (),
-    )
+    return make_end(job, entry, records, seen.codes.get(job.attempt_id, (None, None)), now)
 
 
 def _apply_living(job: Job, entry: QueueEntry, now: int) -> Change | None:
@@ -240,13 +193,13 @@ def _decide_queued(seen: Seen, now: int) -> list[tuple[Job, Change]]:
     return [*changes, *((job, change) for job, change in waits if change is not None)]
 
 
-async def _read_records(engine: Engine, job: Job) -> Sequence[RankRecord]:
-    """None of one whose files can't be read now: Slurm's word has to do, and nobody else waits for it."""
+async def _read_records(engine: Engine, jobs: Sequence[Job]) -> Mapping[str, Sequence[RankRecord]]:
+    """Nothing where the files can't be read now: Slurm's word has to do, and nobody else waits for it."""
     try:
-        return await engine.read_records(job)
+        return await engine.read_records(jobs)
     except SteelyardError as err:
-        _log.warning("exit records of %s: %s", job.attempt_id, err.public)
-        return ()
+        _log.warning("exit records of %d jobs: %s", len(jobs), err.public)
+        return {}
 
 
 class DirectLoop:
@@ -298,21 +251,25 @@ class DirectLoop:
         standings = await self._store.read(lambda tx: read_standings(tx, asked)) if asked else {}
         looked_ns = self._clock.mono_ns()
         queue: Mapping[str, QueueEntry] | None = None
-        records: dict[str, Sequence[RankRecord]] = {}
+        records: Mapping[str, Sequence[RankRecord]] = {}
         codes: dict[str, tuple[int | None, int | None]] = {}
         if handed and engine is not None and looked_ns >= self._look_at_ns:
             queue = await self._look(engine, looked_ns)
-        for job in handed if queue is not None else ():
-            entry = None if queue is None else queue.get(job.attempt_id)
-            if engine is None or (entry is not None and entry.state in PENDING | RUNNING):
-                continue
-            if entry is None and judge_absent(job, self._handed.get(job.attempt_id), self._began_ns, looked_ns) == "wait":
-                continue
-            records[job.attempt_id] = await _read_records(engine, job)
-            if entry is not None and not records[job.attempt_id]:
-                codes[job.attempt_id] = await engine.read_exit_code(job, entry.job)
+        over = [job for job in handed if queue is not None and self._is_over(job, queue.get(job.attempt_id), looked_ns)]
+        if engine is not None and queue is not None and over:
+            records = await _read_records(engine, over)
+            for job in over:
+                entry = queue.get(job.attempt_id)
+                if entry is not None and not records.get(job.attempt_id):
+                    codes[job.attempt_id] = await engine.read_exit_code(job, entry.job)
         silent = NOT_ATTACHED if engine is None else self._complaint if self._failed >= SILENT_LOOKS else ""
         return Seen(queued, handed, standings, queue, records, codes, looked_ns, silent, engine is not None)
+
+    def _is_over(self, job: Job, entry: QueueEntry | None, looked_ns: int) -> bool:
+        """May it have ended, by what a look shows of it?"""
+        if entry is not None:
+            return entry.state not in PENDING | RUNNING
+        return judge_absent(job, self._handed.get(job.attempt_id), self._began_ns, looked_ns) != "wait"
 
     async def _look(self, engine: Engine, now_ns: int) -> Mapping[str, QueueEntry] | None:
         """At most once in LOOK_S: what was handed over is judged when there is news of it, and not in between."""
@@ -344,31 +301,35 @@ class DirectLoop:
     async def _carry_out(self, engine: Engine, actions: Actions, fresh: Sequence[Job]) -> None:
         gate = asyncio.Semaphore(SUBMITS)
 
-        async def submit(job: Job) -> None:
+        async def submit(jobs: Sequence[Job]) -> None:
             async with gate:
-                await self._submit(engine, job)
+                await self._submit(engine, jobs)
 
-        await asyncio.gather(*(submit(job) for job in (*fresh, *actions.submits)))
+        await asyncio.gather(*map(submit, engine.make_batches([*fresh, *actions.submits])))
         for job, number, signum in actions.signals:
             await engine.signal(job, number, signum)
             known = self._handed.setdefault(job.attempt_id, Handed(self._clock.mono_ns(), number))
             known.signalled = (signum, self._clock.mono_ns())
-        for job, number in actions.cancels:
-            await engine.cancel(job, number)
+        if actions.cancels:
+            await engine.cancel(actions.cancels)
 
-    async def _submit(self, engine: Engine, job: Job) -> None:
-        known = self._handed[job.attempt_id] = Handed(self._clock.mono_ns())
+    async def _submit(self, engine: Engine, jobs: Sequence[Job]) -> None:
+        known = [self._handed.setdefault(job.attempt_id, Handed(0)) for job in jobs]
+        for each in known:
+            each.at_ns, each.number = self._clock.mono_ns(), None
+        first = jobs[0].attempt_id
         try:
-            known.number = await engine.submit(job)
+            for each, number in zip(known, await engine.submit(jobs), strict=True):
+                each.number = number
         except Refused as err:
             if err.code != "slurm-refused":
-                _log.warning("%s could not be handed over: %s", job.attempt_id, err.public)
+                _log.warning("%s could not be handed over: %s", first, err.public)
                 return
-            refused = AttemptState(job.attempt_id, "not-started", Reason.START_FAILED, err.public)
             now = self._clock.now_us()
-            change = apply_attempt(job, refused, now)
-            if change is not None:
-                await self._commit(Actions(((job, change),)), now)
+            refused = (AttemptState(job.attempt_id, "not-started", Reason.START_FAILED, err.public) for job in jobs)
+            changes = ((job, apply_attempt(job, state, now)) for job, state in zip(jobs, refused, strict=True))
+            await self._commit(Actions(tuple((job, change) for job, change in changes if change is not None)), now)
         except SteelyardError as err:
-            _log.warning("whether %s was taken is not known: %s", job.attempt_id, err.public)
-        known.at_ns = self._clock.mono_ns()
+            _log.warning("whether %s was taken is not known: %s", first, err.public)
+        for each in known:
+            each.at_ns = self._clock.mono_ns()
