@@ -64,7 +64,7 @@ async def submit_job(request: Request[Any, Any, Any], data: JobSubmit, idempoten
         return job_view(jobs[0]) if data.array is None else array_view(jobs)
 
     answer = await mutate(request, idempotency_key, 201, submit)
-    services.driver.poke(JOBS, DIRECT) if data.spec.direct else services.driver.poke(JOBS)
+    services.driver.poke(DIRECT if data.spec.direct else JOBS)
     return answer
 
 

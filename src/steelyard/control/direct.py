@@ -67,9 +67,7 @@ class Handed(msgspec.Struct):
 
 
 class Seen(msgspec.Struct, frozen=True):
-    queued: tuple[Job, ...]
     handed_over: tuple[Job, ...]
-    standings: Mapping[Dependency, Standing]
     #: what the cluster knows; None: it was not asked now, or did not answer
     queue: Mapping[str, QueueEntry] | None
     #: of attempts that may have ended: what their steps wrote, and what the cluster saw of the exit code
@@ -78,7 +76,6 @@ class Seen(msgspec.Struct, frozen=True):
     looked_ns: int
     #: why there is no `queue`, once it has been so for a while
     silent: str = ""
-    attached: bool = True
 
 
 class Actions(msgspec.Struct, frozen=True):
@@ -89,7 +86,7 @@ class Actions(msgspec.Struct, frozen=True):
 
 
 def decide(seen: Seen, handed: Mapping[AttemptId, Handed], began_ns: int, now: int) -> Actions:
-    """`began_ns`: since when this server looks, monotonic. `now`: wall time, microseconds."""
+    """What becomes of what was handed over. `began_ns`: since when this server looks, monotonic. `now`: wall time, in us."""
     changes: list[tuple[Job, Change]] = []
     submits: list[Job] = []
     signals: list[tuple[Job, str, int]] = []
@@ -124,7 +121,7 @@ def decide(seen: Seen, handed: Mapping[AttemptId, Handed], began_ns: int, now: i
                     pass
         if change is not None:
             changes.append((job, change))
-    return Actions((*changes, *_decide_queued(seen, now)), tuple(submits), tuple(signals), tuple(cancels))
+    return Actions(tuple(changes), tuple(submits), tuple(signals), tuple(cancels))
 
 
 def judge_absent(job: Job, known: Handed | None, began_ns: int, looked_ns: int) -> str:
@@ -167,17 +164,20 @@ def _apply_silence(job: Job, silent: str, now: int) -> Change | None:
     return apply_attempt(job, AttemptState(job.attempt_id, "unknown", Reason.SLURM_SILENT, text), now)
 
 
-def _decide_queued(seen: Seen, now: int) -> list[tuple[Job, Change]]:
-    eligible = split_eligible(seen.queued, seen.standings, now)
-    jobs = {job.id: job for job in seen.queued}
+def decide_queued(
+    queued: Sequence[Job], handed_over: Sequence[Job], standings: Mapping[Dependency, Standing], attached: bool, now: int
+) -> tuple[tuple[Job, Change], ...]:
+    """Who leaves our queue for that of the cluster, and why others don't."""
+    eligible = split_eligible(queued, standings, now)
+    jobs = {job.id: job for job in queued}
     begun: dict[JobId, int] = {}
-    for job in seen.handed_over:
+    for job in handed_over:
         if job.array is not None:
             begun[job.array.id] = begun.get(job.array.id, 0) + 1
     changes: list[tuple[Job, Change]] = []
     for job in eligible.jobs:
         array = job.array
-        if not seen.attached:
+        if not attached:
             change = explain_wait(job, Reason.SLURM_SILENT, NOT_ATTACHED)
         elif array is not None and array.at_once is not None and begun.get(array.id, 0) >= array.at_once:
             text = f"at most {array.at_once} of its array may run at a time"
@@ -190,7 +190,7 @@ def _decide_queued(seen: Seen, now: int) -> list[tuple[Job, Change]]:
             changes.append((job, change))
     changes += [(jobs[why.job], refuse_job(jobs[why.job], why.reason, why.detail, now)) for why in eligible.never]
     waits = [(jobs[why.job], explain_wait(jobs[why.job], why.reason, why.detail)) for why in eligible.waits]
-    return [*changes, *((job, change) for job, change in waits if change is not None)]
+    return (*changes, *((job, change) for job, change in waits if change is not None))
 
 
 async def _read_records(engine: Engine, jobs: Sequence[Job]) -> Mapping[str, Sequence[RankRecord]]:
@@ -222,6 +222,8 @@ class DirectLoop:
     def tick_s(self) -> float:
         if not self._live.direct:
             return IDLE_S
+        if all(job.state is JobState.QUEUED for job in self._live.direct):
+            return LOOK_S
         return max(LOOK_S / 10, (self._look_at_ns - self._clock.mono_ns()) / 1e9)
 
     async def activate(self) -> Sequence[str]:
@@ -230,25 +232,33 @@ class DirectLoop:
             self._handed.clear()
             return ()
         engine = self._find_engine()
-        seen = await self._load(engine)
+        jobs = self._live.direct
+        queued = sorted((job for job in jobs if job.state is JobState.QUEUED), key=lambda job: job.submitted_at)
+        handed = tuple(job for job in jobs if job.state is not JobState.QUEUED)
+        # first what somebody waits for
+        moved = await self._hand_over(engine, queued, handed)
+        seen = await self._load(engine, handed)
         now = self._clock.now_us()
         actions = decide(seen, self._handed, self._began_ns, now)
-        moved = await self._commit(actions, now)
+        moved += await self._commit(actions.changes, now)
         if engine is not None:
-            # what left our queue in this commit can't have been submitted before
-            left = {job.id for job in seen.queued}
-            await self._carry_out(engine, actions, [job for job in moved if job.id in left and job.state is JobState.STARTING])
+            await self._carry_out(engine, actions)
         living = {job.attempt_id for job in self._live.direct} | {job.attempt_id for job in moved}
         self._handed = {attempt: known for attempt, known in self._handed.items() if attempt in living}
         ended = any(job.state.terminal or job.state is JobState.QUEUED for job in moved)
         return [JOBS, DIRECT] if ended else []
 
-    async def _load(self, engine: Engine | None) -> Seen:
-        jobs = self._live.direct
-        queued = tuple(sorted((job for job in jobs if job.state is JobState.QUEUED), key=lambda job: job.submitted_at))
-        handed = tuple(job for job in jobs if job.state is not JobState.QUEUED)
+    async def _hand_over(self, engine: Engine | None, queued: Sequence[Job], handed: Sequence[Job]) -> list[Job]:
         asked = {after for job in queued for after in job.spec.after}
         standings = await self._store.read(lambda tx: read_standings(tx, asked)) if asked else {}
+        now = self._clock.now_us()
+        moved = await self._commit(decide_queued(queued, handed, standings, engine is not None, now), now)
+        if engine is not None:
+            # what left our queue in this commit can't have been submitted before
+            await self._submit_all(engine, [job for job in moved if job.state is JobState.STARTING])
+        return moved
+
+    async def _load(self, engine: Engine | None, handed: tuple[Job, ...]) -> Seen:
         looked_ns = self._clock.mono_ns()
         queue: Mapping[str, QueueEntry] | None = None
         records: Mapping[str, Sequence[RankRecord]] = {}
@@ -263,7 +273,7 @@ class DirectLoop:
                 if entry is not None and not records.get(job.attempt_id):
                     codes[job.attempt_id] = await engine.read_exit_code(job, entry.job)
         silent = NOT_ATTACHED if engine is None else self._complaint if self._failed >= SILENT_LOOKS else ""
-        return Seen(queued, handed, standings, queue, records, codes, looked_ns, silent, engine is not None)
+        return Seen(handed, queue, records, codes, looked_ns, silent)
 
     def _is_over(self, job: Job, entry: QueueEntry | None, looked_ns: int) -> bool:
         """May it have ended, by what a look shows of it?"""
@@ -288,30 +298,33 @@ class DirectLoop:
                 known.number, known.seen_ns = entry.job, now_ns
         return queue
 
-    async def _commit(self, actions: Actions, now: int) -> list[Job]:
-        if not actions.changes:
+    async def _commit(self, changes: Sequence[tuple[Job, Change]], now: int) -> list[Job]:
+        if not changes:
             return []
         stored = await self._store.write(
-            lambda tx: [change.job for job, change in actions.changes if commit_change(tx, job, change, now)]
+            lambda tx: [change.job for job, change in changes if commit_change(tx, job, change, now)]
         )
         for job in stored:
             self._watch.notify(f"job/{job.id}")
         return stored
 
-    async def _carry_out(self, engine: Engine, actions: Actions, fresh: Sequence[Job]) -> None:
-        gate = asyncio.Semaphore(SUBMITS)
-
-        async def submit(jobs: Sequence[Job]) -> None:
-            async with gate:
-                await self._submit(engine, jobs)
-
-        await asyncio.gather(*map(submit, engine.make_batches([*fresh, *actions.submits])))
+    async def _carry_out(self, engine: Engine, actions: Actions) -> None:
+        await self._submit_all(engine, actions.submits)
         for job, number, signum in actions.signals:
             await engine.signal(job, number, signum)
             known = self._handed.setdefault(job.attempt_id, Handed(self._clock.mono_ns(), number))
             known.signalled = (signum, self._clock.mono_ns())
         if actions.cancels:
             await engine.cancel(actions.cancels)
+
+    async def _submit_all(self, engine: Engine, jobs: Sequence[Job]) -> None:
+        gate = asyncio.Semaphore(SUBMITS)
+
+        async def submit(some: Sequence[Job]) -> None:
+            async with gate:
+                await self._submit(engine, some)
+
+        await asyncio.gather(*map(submit, engine.make_batches(jobs)))
 
     async def _submit(self, engine: Engine, jobs: Sequence[Job]) -> None:
         known = [self._handed.setdefault(job.attempt_id, Handed(0)) for job in jobs]
@@ -328,7 +341,7 @@ class DirectLoop:
             now = self._clock.now_us()
             refused = (AttemptState(job.attempt_id, "not-started", Reason.START_FAILED, err.public) for job in jobs)
             changes = ((job, apply_attempt(job, state, now)) for job, state in zip(jobs, refused, strict=True))
-            await self._commit(Actions(tuple((job, change) for job, change in changes if change is not None)), now)
+            await self._commit([(job, change) for job, change in changes if change is not None], now)
         except SteelyardError as err:
             _log.warning("whether %s was taken is not known: %s", first, err.public)
         for each in known:
