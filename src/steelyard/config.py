@@ -48,6 +48,12 @@ class Paths(msgspec.Struct, frozen=True):
         return self.home / "secrets.key"
 
     @property
+    def authority(self) -> Path:
+        """Key and certificate of the authority that vouches for our programs on other machines, mode 0600; there once it is
+        needed."""
+        return self.home / "authority.pem"
+
+    @property
     def programs(self) -> Path:
         """One <program>.json per supervised program: pid, start time, boot id."""
         return self.home / "programs"
@@ -171,6 +177,8 @@ class Settings(msgspec.Struct, frozen=True):
     template_memory_bytes: int | None = None
     #: bytes that images may take on the home's disk; None: a quarter of it
     image_space_bytes: int | None = None
+    #: of another machine than the home's: its gateway lets in the home's alone, by certificates
+    node_gateway: bool = False
 
     @property
     def api_url(self) -> str:

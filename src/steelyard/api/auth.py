@@ -21,7 +21,7 @@ import msgspec
 from steelyard.api.problems import MEDIA_TYPE, make_problem
 from steelyard.errors import Unauthorized
 from steelyard.model.function import Function
-from steelyard.model.ids import DEFAULT_PROJECT, FunctionName, JobId
+from steelyard.model.ids import DEFAULT_PROJECT, FunctionName, JobId, MachineId
 from steelyard.model.job import Job, Owner
 from steelyard.store import Tx
 
@@ -105,6 +105,18 @@ class WorkloadTokens:
 def caller_of(request: Any) -> Caller | None:
     """The job or function whose process is calling; None: the admin."""
     return request.scope.get("steelyard.caller")
+
+
+class Peer(msgspec.Struct, frozen=True):
+    """As whom an agent of a pool was let in."""
+
+    machine: MachineId
+    pool: str
+
+
+def peer_of(request: Any) -> Peer | None:
+    """None: the home's own agent, which came with its token."""
+    return request.scope.get("steelyard.peer")
 
 
 def is_agent(request: Any) -> bool:

@@ -37,7 +37,7 @@ async def job_usage(request: Request[Any, Any, Any], job: JobPath) -> Usage:
     if row.state.terminal or row.state is JobState.QUEUED or row.spec.direct:
         # a node of a cluster tells at the end
         return row.usage or Usage()
-    answer = await services.hub.ask("usage", row.attempt_id)
+    answer = await services.hub.ask("usage", row.attempt_id, machine=row.machine)
     if answer.error:
         raise Conflict(answer.error, code="not-running")
     return msgspec.json.decode(answer.data, type=Usage)
@@ -57,7 +57,7 @@ async def start_exec(
     if row.state not in (JobState.RUNNING, JobState.STOPPING):
         raise Conflict(f"Job {job} is {row.state}: commands run inside jobs that run. Nothing was started.", code="not-running")
     body = msgspec.json.encode(ExecStart(data.argv, data.rank, idempotency_key or "", data.terminal))
-    answer = await services.hub.ask("exec", row.attempt_id, body=body)
+    answer = await services.hub.ask("exec", row.attempt_id, body=body, machine=row.machine)
     if answer.error:
         raise Conflict(answer.error, code="exec-refused")
     return ExecView(answer.data.decode())
@@ -85,7 +85,7 @@ async def stop_exec(request: Request[Any, Any, Any], job: JobPath, name: ExecPat
         raise Refused("A job's own processes can't signal commands inside jobs. Do it yourself.", code="not-for-jobs")
     services = services_of(request)
     row = await _find(services, job)
-    answer = await services.hub.ask("exec-stop", f"{row.attempt_id}-{name}", offset=data.signal)
+    answer = await services.hub.ask("exec-stop", f"{row.attempt_id}-{name}", offset=data.signal, machine=row.machine)
     if answer.error:
         raise NotFound(answer.error)
 

@@ -92,7 +92,8 @@ async def list_jobs(
     wanted = Wanted(limit, parse_states(JobState, in_states), array, user, account)
     found = await services.store.read(lambda tx: list_folded(tx, wanted) if fold else find_wanted(tx, wanted))
     return [
-        array_view(row) if isinstance(row, list) else job_view(row, services.hub.lost, services.jobs.why(row.id)) for row in found
+        array_view(row) if isinstance(row, list) else job_view(row, services.hub.lost(row.machine), services.jobs.why(row.id))
+        for row in found
     ]
 
 
@@ -103,7 +104,7 @@ async def get_job(request: Request[Any, Any, Any], job: JobPath) -> JobView:
     jobs = await services.store.read(lambda tx: find_jobs(tx, job))
     if parse_job_id(job) != jobs[0].id:
         return array_view(jobs)
-    return job_view(jobs[0], services.hub.lost, services.jobs.why(jobs[0].id))
+    return job_view(jobs[0], services.hub.lost(jobs[0].machine), services.jobs.why(jobs[0].id))
 
 
 @post("/v1/jobs/{job:str}/stop", status_code=202, before_request=require_json, responses=errors(404, 413, 415, 422, 507))
@@ -174,7 +175,7 @@ async def job_proof(request: Request[Any, Any, Any], job: JobPath) -> Proof:
     if row.spec.direct:
         return await _prove_direct(services, row)
     try:
-        answer = await services.hub.ask("proof", row.attempt_id)
+        answer = await services.hub.ask("proof", row.attempt_id, machine=row.machine)
     except Unreachable as err:
         return _unknown(row, err.public)
     if answer.error:

@@ -21,7 +21,7 @@ from steelyard.api.problems import make_problem, status_of
 from steelyard.api.services import Services, services_of
 from steelyard.api.submission import one_job
 from steelyard.errors import Conflict, Refused, SteelyardError, Unreachable
-from steelyard.model.ids import WorkloadId
+from steelyard.model.ids import MachineId, WorkloadId
 from steelyard.model.job import Job, JobState
 from steelyard.wire.streams import OPEN_S, OPENED, CopyStream, PortStream, StreamStart, TerminalStream, Wanted
 
@@ -52,8 +52,9 @@ class StreamDesk:
         """The server ends: so do all streams."""
         self._stopping.set()
 
-    async def join(self, socket: Socket, what: Wanted) -> None:
-        """An accepted caller, until either end has gone. Raises SteelyardError when there is nothing to join it to."""
+    async def join(self, socket: Socket, what: Wanted, machine: MachineId) -> None:
+        """An accepted caller, until it or what it wants on that machine has gone. Raises SteelyardError when there is nothing to
+        join it to."""
         if self._open >= STREAMS_MAX:
             raise Refused(f"{STREAMS_MAX} streams are open already. Try again when one has ended.", code="busy")
         self._open += 1
@@ -61,7 +62,7 @@ class StreamDesk:
         met: asyncio.Future[tuple[Socket, asyncio.Event]] = asyncio.get_running_loop().create_future()
         self._waiting[name] = met
         try:
-            answer = await self._hub.ask("stream", "", body=msgspec.json.encode(StreamStart(name, what)))
+            answer = await self._hub.ask("stream", "", body=msgspec.json.encode(StreamStart(name, what)), machine=machine)
             if answer.error:
                 raise Conflict(answer.error, code="stream-refused")
             try:
@@ -109,12 +110,14 @@ async def _pump(source: Socket, target: Socket) -> None:
             await target.send({"type": "websocket.send", "bytes": event.get("bytes"), "text": event.get("text")})
 
 
-async def _serve(socket: Socket, services: Services, what: Wanted | SteelyardError) -> None:
+async def _serve(socket: Socket, services: Services, job: Job | SteelyardError, what: Wanted | SteelyardError) -> None:
     await socket.accept()
     try:
+        if isinstance(job, SteelyardError):
+            raise job
         if isinstance(what, SteelyardError):
             raise what
-        await services.streams.join(socket, what)
+        await services.streams.join(socket, what, job.machine)
     except SteelyardError as err:
         if err.detail:
             _log.error("%s: %s %s", socket.url.path, err.public, err.detail)
@@ -140,7 +143,7 @@ async def job_terminal(socket: Socket, job: str, offset: int = 0) -> None:
     services = services_of(socket)
     row = await _find(services, job)
     what = row if isinstance(row, SteelyardError) else TerminalStream(WorkloadId(row.attempt_id), offset)
-    await _serve(socket, services, what)
+    await _serve(socket, services, row, what)
 
 
 @websocket("/v1/jobs/{job:str}/exec/{name:str}/terminal")
@@ -149,7 +152,7 @@ async def exec_terminal(socket: Socket, job: str, name: str, offset: int = 0) ->
     services = services_of(socket)
     row = await _find(services, job)
     what = row if isinstance(row, SteelyardError) else TerminalStream(WorkloadId(f"{row.attempt_id}-{name}"), offset)
-    await _serve(socket, services, what)
+    await _serve(socket, services, row, what)
 
 
 @websocket("/v1/jobs/{job:str}/ports/{port:int}")
@@ -160,7 +163,7 @@ async def job_port(socket: Socket, job: str, port: int, rank: int | None = None)
     what = row if isinstance(row, SteelyardError) else PortStream(row.attempt_id, port, rank)
     if isinstance(row, Job) and row.state not in (JobState.RUNNING, JobState.STOPPING):
         what = Conflict(f"Job {row.id} is {row.state}: nothing in it listens.", code="not-running")
-    await _serve(socket, services, what)
+    await _serve(socket, services, row, what)
 
 
 @websocket("/v1/jobs/{job:str}/files")
@@ -173,7 +176,7 @@ async def job_files(socket: Socket, job: str, path: str, name: str | None = None
         what = Conflict(f"Job {row.id} is {row.state}: its files are reached while it runs.", code="not-running")
     elif not path or "\0" in path or (name is not None and (name in ("", ".", "..") or "/" in name or "\0" in name)):
         what = Refused("That can't be the path of a file.", code="bad-path")
-    await _serve(socket, services, what)
+    await _serve(socket, services, row, what)
 
 
 @websocket(STREAM_PATH + "/{name:str}")

@@ -30,7 +30,7 @@ from steelyard.model.batch import Dependency
 from steelyard.model.ids import AttemptId, JobId
 from steelyard.model.job import Job, JobState
 from steelyard.model.reason import Reason
-from steelyard.model.slurm import QueueEntry, RankRecord
+from steelyard.model.slurm import PENDING, RUNNING, QueueEntry, RankRecord
 from steelyard.scheduling.eligible import split_eligible
 from steelyard.scheduling.snapshot import Standing
 from steelyard.store import Store
@@ -47,9 +47,6 @@ SILENT_LOOKS = 2
 NOT_ATTACHED = "No cluster is attached any more (`steelyard cluster attach`)."
 #: submissions at a time
 SUBMITS = 4
-#: Slurm's states of a job that has not begun, that runs, and that is over
-PENDING = frozenset({"PENDING", "REQUEUED", "REQUEUE_HOLD", "SPECIAL_EXIT", "REQUEUE_FED", "RESV_DEL_HOLD"})
-RUNNING = frozenset({"RUNNING", "CONFIGURING", "COMPLETING", "SUSPENDED", "STOPPED", "SIGNALING", "STAGE_OUT", "RESIZING"})
 _log = logging.getLogger("steelyard.direct")
 
 

@@ -10,6 +10,7 @@ from collections.abc import Mapping, Sequence
 from typing import Protocol
 
 from steelyard.model.job import Job
+from steelyard.model.pool import Pilot, Pool
 from steelyard.model.slurm import QueueEntry, RankRecord
 
 
@@ -23,6 +24,22 @@ class Engine(Protocol):
     async def submit(self, jobs: Sequence[Job]) -> Sequence[str]:
         """Hand over the current attempts of one of `make_batches`; the queue's own names for them. Refused: the queue said no and
         has nothing of them. Any other SteelyardError: whether they were taken is not known, and `look` will tell."""
+        ...
+
+    async def submit_pilot(self, pool: Pool, pilot: Pilot, content: bytes) -> str:
+        """Ask for its allocation, as `submit` does for an attempt. `content` is for its program's eyes alone."""
+        ...
+
+    async def cancel_pilot(self, pilot: Pilot, *, force: bool) -> None:
+        """Out of the queue, or its program told to end, by `force` ended with all below it; nothing where it has ended."""
+        ...
+
+    async def read_pilot_words(self, pilot: Pilot) -> str:
+        """What its program said last, in a line; "" where it said nothing."""
+        ...
+
+    async def forget_pilot(self, pilot: Pilot) -> None:
+        """It has ended: what lies of it for its program goes, logs stay."""
         ...
 
     async def look(self) -> dict[str, QueueEntry]:

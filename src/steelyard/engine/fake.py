@@ -14,6 +14,7 @@ import msgspec
 from steelyard.errors import EdgeFailed, Refused, Unreachable
 from steelyard.model.batch import Launcher
 from steelyard.model.job import Job
+from steelyard.model.pool import Pilot, Pool
 from steelyard.model.slurm import QueueEntry, RankRecord
 
 
@@ -43,6 +44,9 @@ class FakeEngine:
         #: arrive, "no" it is refused
         self.next_submit = ""
         self.now = 1_700_000_000_000_000
+        #: what pilots show the server, and what they said last
+        self.passes: dict[str, bytes] = {}
+        self.words: dict[str, str] = {}
 
     def make_batches(self, jobs: Sequence[Job]) -> list[tuple[Job, ...]]:
         together: dict[object, list[Job]] = {}
@@ -51,22 +55,12 @@ class FakeEngine:
         return [tuple(some) for some in together.values()]
 
     async def submit(self, jobs: Sequence[Job]) -> tuple[str, ...]:
-        what, self.next_submit = self.next_submit, ""
-        if self.away or what == "never":
-            raise Unreachable("the queue does not answer")
-        if what == "no":
-            raise Refused("Slurm says: no", code="slurm-refused")
-        for job in jobs:
-            self.submitted.append(job.attempt_id)
-            self._queue[job.attempt_id] = QueueEntry(str(len(self.submitted)), "PENDING", "Priority")
-        if what == "lost":
-            raise EdgeFailed("the queue did not answer in time")
+        self._take(*(job.attempt_id for job in jobs))
         return tuple(self._queue[job.attempt_id].job for job in jobs)
 
     async def look(self) -> dict[str, QueueEntry]:
         self.looks += 1
-        if self.away:
-            raise Unreachable("the queue does not answer")
+        self._ask()
         return dict(self._queue)
 
     async def read_records(self, jobs: Sequence[Job], name: str = "exit") -> dict[str, tuple[RankRecord, ...]]:
@@ -86,17 +80,46 @@ class FakeEngine:
             if entry is not None and entry.state == "RUNNING":
                 self.end(job, killed_by=int(signals.SIGKILL))
             if entry is not None and entry.state in ("PENDING", "RUNNING"):
-                self._say(job, "CANCELLED")
+                self.say(job.attempt_id, "CANCELLED")
 
     async def read_log(self, job: Job, stream: str, offset: int, limit: int) -> bytes:
         begun = job.attempt_id in self._records or self._queue.get(job.attempt_id, QueueEntry("", "")).state == "RUNNING"
         return self._fate(job).output[offset : offset + limit] if begun and stream == "stdout" else b""
 
+    async def submit_pilot(self, pool: Pool, pilot: Pilot, content: bytes) -> str:
+        number = self._take(pilot.id)
+        self.passes[pilot.id] = content
+        return number
+
+    async def cancel_pilot(self, pilot: Pilot, *, force: bool) -> None:
+        self._ask()
+        entry = self._queue.get(pilot.id)
+        if entry is not None and entry.state in ("PENDING", "RUNNING"):
+            ended = "CANCELLED" if force or entry.state == "PENDING" else "COMPLETED"
+            self._queue[pilot.id] = msgspec.structs.replace(entry, state=ended)
+
+    async def read_pilot_words(self, pilot: Pilot) -> str:
+        self._ask()
+        return self.words.get(pilot.id, "")
+
+    async def forget_pilot(self, pilot: Pilot) -> None:
+        self._ask()
+        self.passes.pop(pilot.id, None)
+
     # what tests make happen
 
     def begin(self, job: Job) -> None:
-        self._queue[job.attempt_id] = QueueEntry(self._queue[job.attempt_id].job, "RUNNING", "", self.now, "n1")
+        self.run(job.attempt_id)
         self._starts[job.attempt_id] = [self._got(job, rank) for rank in range(_ranks(job))]
+
+    def run(self, id_: str, duration_s: float | None = None) -> None:
+        """The allocation of that attempt or pilot begins."""
+        ends_at = None if duration_s is None else self.now + round(duration_s * 1e6)
+        self._queue[id_] = QueueEntry(self._queue[id_].job, "RUNNING", "", self.now, "n1", ends_at)
+
+    def say(self, id_: str, state: str) -> None:
+        """The queue tells that state of it from now on."""
+        self._queue[id_] = msgspec.structs.replace(self._queue[id_], state=state)
 
     def end(self, job: Job, killed_by: int | None = None) -> None:
         """All ranks alike, but where its fate is that of `bad_rank` alone: then the others are ended with it, as by srun."""
@@ -110,7 +133,7 @@ class FakeEngine:
             ended = msgspec.structs.replace(self._got(job, rank), ended_at=self.now + late, exit_code=code, signal=number)
             ends.append(msgspec.structs.replace(ended, peak_memory_bytes=1 << 20, cpu_ms=10))
         self._records[job.attempt_id] = ends
-        self._say(job, "COMPLETED" if all(each.exit_code == 0 for each in ends) else "FAILED")
+        self.say(job.attempt_id, "COMPLETED" if all(each.exit_code == 0 for each in ends) else "FAILED")
 
     def forget(self, job: Job) -> None:
         """As a queue does with what ended a while ago, or one that lost its state."""
@@ -126,9 +149,22 @@ class FakeEngine:
             gpus=() if asked.gpus is None else tuple(str(gpu) for gpu in range(asked.gpus.count * tasks)),
         )  # fmt: skip
 
-    def _say(self, job: Job, state: str) -> None:
-        entry = self._queue[job.attempt_id]
-        self._queue[job.attempt_id] = msgspec.structs.replace(entry, state=state)
+    def _ask(self) -> None:
+        if self.away:
+            raise Unreachable("the queue does not answer")
+
+    def _take(self, *ids: str) -> str:
+        what, self.next_submit = self.next_submit, ""
+        if self.away or what == "never":
+            raise Unreachable("the queue does not answer")
+        if what == "no":
+            raise Refused("Slurm says: no", code="slurm-refused")
+        for id_ in ids:
+            self.submitted.append(id_)
+            self._queue[id_] = QueueEntry(str(len(self.submitted)), "PENDING", "Priority")
+        if what == "lost":
+            raise EdgeFailed("the queue did not answer in time")
+        return str(len(self.submitted))
 
     def _fate(self, job: Job) -> Fate:
         return self._fates.get(job.spec.argv, Fate())

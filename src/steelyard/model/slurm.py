@@ -7,6 +7,10 @@ import msgspec
 #: what is read and written here was the same in all of these
 VERSION_MIN, VERSION_MAX = (22, 5), (25, 11)
 
+#: Slurm's states of a job that has not begun, that runs, and that is over
+PENDING = frozenset({"PENDING", "REQUEUED", "REQUEUE_HOLD", "SPECIAL_EXIT", "REQUEUE_FED", "RESV_DEL_HOLD"})
+RUNNING = frozenset({"RUNNING", "CONFIGURING", "COMPLETING", "SUSPENDED", "STOPPED", "SIGNALING", "STAGE_OUT", "RESIZING"})
+
 
 class Attachment(msgspec.Struct, frozen=True):
     """What `cluster attach` was told and found; `slurm.json` in the home."""
@@ -22,6 +26,8 @@ class Attachment(msgspec.Struct, frozen=True):
     env: dict[str, str] = {}
     #: MaxArraySize: indices of Slurm's arrays are below that
     array_size_max: int = 1001
+    #: of the Steelyard that is installed on the nodes, for pilots of pools; "": the server's own path
+    python: str = ""
 
 
 class SlurmNode(msgspec.Struct, frozen=True):
@@ -81,6 +87,8 @@ class QueueEntry(msgspec.Struct, frozen=True):
     started_at: int | None = None
     #: in Slurm's notation
     nodes: str = ""
+    #: when its time limit comes, microseconds since the epoch; None: never, or not known yet
+    ends_at: int | None = None
 
 
 class RankRecord(msgspec.Struct, frozen=True):

@@ -51,7 +51,7 @@ class Batch(msgspec.Struct, frozen=True):
     def pattern(self) -> str:
         """Its attempts' ids, as Slurm's patterns."""
         if self.base is None or self.first.array is None:
-            return literal(self.first.attempt_id)
+            return make_literal(self.first.attempt_id)
         return f"{self.first.array.id}_{index_pattern(self.base)}.{self.first.attempt}"
 
 
@@ -75,7 +75,7 @@ def _make(jobs: tuple[Job, ...]) -> list[Batch]:
         if stdout is not _UNFIT and stderr is not _UNFIT:
             return [Batch(jobs, base, stdout, stderr)]
     paths = ((job, job.spec.stdout, job.spec.stderr) for job in jobs)
-    return [Batch((job,), None, out and literal(out), err and literal(err)) for job, out, err in paths]
+    return [Batch((job,), None, out and make_literal(out), err and make_literal(err)) for job, out, err in paths]
 
 
 _UNFIT = "\0"
@@ -85,13 +85,13 @@ def fit_pattern(paths: Mapping[int, str | None], base: int) -> str | None:
     """Slurm's pattern of which index -> path are the values; `_UNFIT` where there is none."""
     index, path = next(iter(paths.items()))
     if path is None or all(each == path for each in paths.values()):
-        return None if path is None else literal(path)
+        return None if path is None else make_literal(path)
     # its own index may be written in several places, of which some mean something else: the last ones are likelier to
     parts = re.split(rf"(?<!\d){index}(?!\d)", path)
     for at in range(len(parts) - 1, 0, -1):
         before, after = str(index).join(parts[:at]), str(index).join(parts[at:])
         if all(each == f"{before}{number}{after}" for number, each in paths.items()):
-            return literal(before) + index_pattern(base) + literal(after)
+            return make_literal(before) + index_pattern(base) + make_literal(after)
     return _UNFIT
 
 
@@ -99,7 +99,7 @@ def index_pattern(base: int) -> str:
     return "%a" if base == 0 else f"{base // CHUNK}%3a"
 
 
-def literal(path: str) -> str:
+def make_literal(path: str) -> str:
     """A path in which Slurm finds no pattern."""
     return path.replace("%", "%%")
 

@@ -7,16 +7,29 @@ Everything is done as the job's owner where Steelyard is root, so that nobody re
 from __future__ import annotations
 
 import contextlib
+import os
+import signal
+import sys
 from collections.abc import Iterator, Mapping, Sequence
 
 import msgspec
 
 from steelyard.engine.slurm.arrays import make_batches
 from steelyard.engine.slurm.client import CARRIED, SlurmClient
+from steelyard.engine.slurm.pilot import (
+    LOG,
+    PASS,
+    WRITE_PASS,
+    make_pilot_options,
+    name_pilot_folder,
+    read_words,
+    render_pilot_script,
+)
 from steelyard.engine.slurm.read import QUEUE_FORMAT, read_complaint, read_exit_code, read_queue, read_record
 from steelyard.engine.slurm.script import make_options, name_folder, name_prefix, render_script
 from steelyard.errors import EdgeFailed, SteelyardError, Unreachable
 from steelyard.model.job import Job
+from steelyard.model.pool import Pilot, Pool
 from steelyard.model.slurm import Attachment, QueueEntry, RankRecord
 
 #: attempts that one command is asked about
@@ -35,18 +48,30 @@ class DirectSlurm:
     async def submit(self, jobs: Sequence[Job]) -> tuple[str, ...]:
         (batch,) = make_batches(jobs, self._attachment.array_size_max)
         uid = self._uid(batch.first)
-        # with nothing of our own environment: `sbatch` would pass it on to the job
-        carried = " ".join(f'${{{name}:+{name}="${name}"}}' for name in CARRIED)
-        command = f'mkdir -p -m 700 "$0" && exec env -i PATH="$PATH" {carried} sbatch "$@"'
-        folder = name_folder(self._attachment, uid)
-        words = ("sh", "-c", command, folder, *make_options(batch, self._attachment, self._tag, uid))
-        out = await self._client.ask(*words, input=render_script(batch, self._attachment, uid), uid=uid, name="sbatch")
-        number = out.strip().partition(";")[0]
-        if not number.isdigit():
-            raise EdgeFailed(f"sbatch answered {out.strip()[:200]!r}", code="slurm-answer")
+        options = make_options(batch, self._attachment, self._tag, uid)
+        script = render_script(batch, self._attachment, uid)
+        number = await self._sbatch(name_folder(self._attachment, uid), options, script, uid)
         if batch.base is None:
             return (number,)
         return tuple(f"{number}_{job.array.index - batch.base}" for job in jobs if job.array is not None)
+
+    async def submit_pilot(self, pool: Pool, pilot: Pilot, content: bytes) -> str:
+        folder = self._pilot_folder(pilot)
+        await self._client.ask("sh", "-c", WRITE_PASS, folder, input=content.decode())
+        options = make_pilot_options(pool, pilot, self._attachment, self._tag, folder)
+        script = render_pilot_script(pilot, self._attachment, self._attachment.python or sys.executable, folder)
+        return await self._sbatch(folder, options, script, None)
+
+    async def _sbatch(self, folder: str, options: Sequence[str], script: str, uid: int | None) -> str:
+        """The queue's number. `folder` is made."""
+        # with nothing of our own environment: `sbatch` would pass it on to the job
+        carried = " ".join(f'${{{name}:+{name}="${name}"}}' for name in CARRIED)
+        command = f'mkdir -p -m 700 "$0" && exec env -i PATH="$PATH" {carried} sbatch "$@"'
+        out = await self._client.ask("sh", "-c", command, folder, *options, input=script, uid=uid, name="sbatch")
+        number = out.strip().partition(";")[0]
+        if not number.isdigit():
+            raise EdgeFailed(f"sbatch answered {out.strip()[:200]!r}", code="slurm-answer")
+        return number
 
     async def look(self) -> dict[str, QueueEntry]:
         # an array that waits is one line, whose indices squeue would cut off
@@ -80,6 +105,18 @@ class DirectSlurm:
         for uid, some in self._by_user([job for job, _ in attempts]):
             await self._scancel(uid, *(numbers[job.attempt_id] for job in some))
 
+    async def cancel_pilot(self, pilot: Pilot, *, force: bool) -> None:
+        if pilot.number:
+            gently = () if force or pilot.started_at is None else ("--batch", f"--signal={int(signal.SIGTERM)}")
+            await self._scancel(None, *gently, pilot.number)
+
+    async def read_pilot_words(self, pilot: Pilot) -> str:
+        command = f'[ ! -f "$0/{LOG}" ] || tail -c 2000 -- "$0/{LOG}"'
+        return read_words((await self._client.read("sh", "-c", command, self._pilot_folder(pilot))).decode(errors="replace"))
+
+    async def forget_pilot(self, pilot: Pilot) -> None:
+        await self._client.ask("rm", "-f", f"{self._pilot_folder(pilot)}/{PASS}")
+
     async def read_log(self, job: Job, stream: str, offset: int, limit: int) -> bytes:
         spec, prefix = job.spec, self._prefix(job)
         if stream == "stderr" and spec.stdout is not None and spec.stderr in (None, spec.stdout):
@@ -91,6 +128,9 @@ class DirectSlurm:
 
     def _prefix(self, job: Job) -> str:
         return name_prefix(self._attachment, job, self._uid(job))
+
+    def _pilot_folder(self, pilot: Pilot) -> str:
+        return name_pilot_folder(self._attachment, os.geteuid(), pilot.id)
 
     def _uid(self, job: Job) -> int:
         """Whom it runs as, by the rule of all work: root's own is nobody's unless root asks for root."""
@@ -105,7 +145,7 @@ class DirectSlurm:
             for at in range(0, len(some), _PORTION):
                 yield uid, some[at : at + _PORTION]
 
-    async def _scancel(self, uid: int, *words: str) -> None:
+    async def _scancel(self, uid: int | None, *words: str) -> None:
         code, _, err = await self._client.run("scancel", *words, uid=uid)
         bad = [line for line in err.splitlines() if "Invalid job id" not in line and "already complet" not in line]
         if code != 0 and bad:

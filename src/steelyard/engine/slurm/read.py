@@ -12,8 +12,8 @@ import re
 from steelyard.engine.slurm.arrays import list_attempts
 from steelyard.model.slurm import QueueEntry, SlurmNode, SlurmPartition
 
-#: for `read_queue`: job and its index in an array, state, reason, start (in seconds: SLURM_TIME_FORMAT=%s), nodes, comment
-QUEUE_FORMAT = "%i|%T|%r|%S|%N|%k"
+#: for `read_queue`: job and its index in an array, state, reason, start (in seconds: SLURM_TIME_FORMAT=%s), nodes, end, comment
+QUEUE_FORMAT = "%i|%T|%r|%S|%N|%e|%k"
 
 #: a name in front of `=`, at the beginning or behind a blank: values hold blanks themselves
 _NAME = re.compile(r"(?:^|(?<=\s))([A-Za-z][\w/:.\[\]]*)=")
@@ -107,15 +107,15 @@ def read_queue(text: str, tag: str) -> dict[str, QueueEntry]:
     found: dict[str, QueueEntry] = {}
     prefix = f"steelyard:{tag}:"
     for line in text.splitlines():
-        fields = line.split("|", 5)
-        if len(fields) < 6 or not fields[5].startswith(prefix):
+        fields = line.split("|", 6)
+        if len(fields) < 7 or not fields[6].startswith(prefix):
             continue
-        name, state, reason, begun, nodes, comment = fields
-        started = int(begun) * 1_000_000 if begun.isdigit() else None
+        name, state, reason, begun, nodes, end, comment = fields
+        started, ends = (int(each) * 1_000_000 if each.isdigit() else None for each in (begun, end))
         for attempt, number in list_attempts(comment[len(prefix) :].rstrip(), name):
             known = found.get(attempt)
             if attempt and (known is None or (known.state == "PENDING" and state != "PENDING")):
-                found[attempt] = QueueEntry(number, state, "" if reason in _NOTHING else reason, started, nodes)
+                found[attempt] = QueueEntry(number, state, "" if reason in _NOTHING else reason, started, nodes, ends)
     return found
 
 

@@ -7,7 +7,7 @@ import math
 import shlex
 from pathlib import Path
 
-from steelyard.engine.slurm.arrays import Batch, literal
+from steelyard.engine.slurm.arrays import Batch, make_literal
 from steelyard.engine.slurm.observe import choose_queue
 from steelyard.lifecycle.launch import Facts, list_ports, make_torchrun, ports_wanted, tell_attempt
 from steelyard.lifecycle.slurm_environment import tell_array
@@ -64,7 +64,7 @@ def make_options(batch: Batch, attachment: Attachment, tag: str, uid: int) -> li
     tasks, cpus = _tasks(job)
     ranks = 1 if gang is None else gang.tasks_per_node
     # what Slurm has to say; the ranks' own output is theirs alone
-    said = {"output": f"{literal(name_folder(attachment, uid))}/{batch.pattern()}.slurm"}
+    said = {"output": f"{make_literal(name_folder(attachment, uid))}/{batch.pattern()}.slurm"}
     options: dict[str, str] = {
         "job-name": spec.name,
         "comment": name_comment(tag, batch.attempts),
@@ -162,7 +162,7 @@ def _tasks(job: Job) -> tuple[int, int]:
 
 
 def _outputs(batch: Batch, attachment: Attachment, uid: int) -> dict[str, str]:
-    own = f"{literal(name_folder(attachment, uid))}/{batch.pattern()}"
+    own = f"{make_literal(name_folder(attachment, uid))}/{batch.pattern()}"
     files = {"output": batch.stdout or f"{own}.out", "error": batch.stderr or f"{own}.err"}
     if batch.stdout is not None and batch.stderr in (None, batch.stdout):
         del files["error"]

@@ -47,11 +47,11 @@ def test_every_element_is_found_by_its_id_however_squeue_folds_them(numbers: lis
         assert all(task < SIZE for task in tasks)
         name = f"{at}_[{batch.tasks}%4]" if batch.base is not None else str(at)
         comment = name_comment("t", batch.attempts)
-        queue = read_queue(f"{name}|PENDING|Priority|N/A||{comment}\n", "t")
+        queue = read_queue(f"{name}|PENDING|Priority|N/A||N/A|{comment}\n", "t")
         found += queue
         # and each by itself once it runs
         for job, task in zip(batch.jobs, tasks, strict=False):
-            running = read_queue(f"{at}_{task}|RUNNING|None|1|n1|{comment}\n", "t")
+            running = read_queue(f"{at}_{task}|RUNNING|None|1|n1|2|{comment}\n", "t")
             assert running[job.attempt_id].job == f"{at}_{task}"
     assert sorted(found) == sorted(job.attempt_id for job in jobs)
 
@@ -92,7 +92,7 @@ def test_what_cannot_go_together_goes_alone() -> None:
     assert single[0].attempts == jobs[0].attempt_id
 
 
-@given(st.dictionaries(st.integers(0, CHUNK - 1), st.text(max_size=12), min_size=1, max_size=4))
+@given(st.dictionaries(st.integers(0, 30), st.text("a/%_0123", max_size=12), min_size=1, max_size=4))
 def test_a_pattern_is_never_a_guess(paths: dict[int, str]) -> None:
     pattern = fit_pattern(dict(paths), 0)
     if pattern is not None and "\0" not in pattern:

@@ -104,18 +104,20 @@ def test_no_script_ends_its_own_here_document(body: str) -> None:
 def test_only_our_own_attempts_are_read_from_the_queue() -> None:
     mine = name_comment("0123abcd", "j-000007.1")
     text = (
-        f"12|RUNNING|None|1700000000|n[1-2]|{mine}\n"
-        "13|PENDING|Priority|N/A||steelyard:another0:j-000007.1\n"
-        "14|PENDING|Priority|N/A||a | b\n"
+        f"12|RUNNING|None|1700000000|n[1-2]|1700000600|{mine}\n"
+        "13|PENDING|Priority|N/A||N/A|steelyard:another0:j-000007.1\n"
+        "14|PENDING|Priority|N/A||N/A|a | b\n"
         "nonsense\n"
-        "15|PENDING|None|N/A||(null)\n"
+        "15|PENDING|None|N/A||N/A|(null)\n"
     )
-    assert read_queue(text, "0123abcd") == {"j-000007.1": QueueEntry("12", "RUNNING", "", 1_700_000_000_000_000, "n[1-2]")}
+    assert read_queue(text, "0123abcd") == {
+        "j-000007.1": QueueEntry("12", "RUNNING", "", 1_700_000_000_000_000, "n[1-2]", 1_700_000_600_000_000)
+    }
 
 
 def test_of_two_submissions_of_an_attempt_the_one_that_runs_counts() -> None:
     mine = name_comment("t", "a.1")
-    lines = [f"12|PENDING|Priority|N/A||{mine}", f"13|RUNNING|None|1|n1|{mine}"]
+    lines = [f"12|PENDING|Priority|N/A||N/A|{mine}", f"13|RUNNING|None|1|n1|2|{mine}"]
     for order in (lines, lines[::-1]):
         assert read_queue("\n".join(order), "t")["a.1"].job == "13"
 
