@@ -54,7 +54,10 @@ def make_end(
         reason, detail = Reason.START_FAILED, f"{job.spec.argv[0]} could not be executed on {bad[0].host}: {bad[0].not_started}"
     elif reason is None and not records and number == 53:
         reason = Reason.START_FAILED
-        detail = "Slurm could not open its output files: is the folder of `cluster attach` shared with the nodes?"
+        own = " and ".join(dict.fromkeys(path for path in (job.spec.stdout, job.spec.stderr) if path is not None))
+        hint = f"{own} on the node: is its folder there, and may the job's user write there?"
+        shared = "its output files: is the folder of `cluster attach` shared with the nodes?"
+        detail = f"Slurm could not open {hint if own else shared}"
     gang = job.spec.gang is not None
     peaks = [each.peak_memory_bytes for each in records if each.peak_memory_bytes is not None]
     return AttemptState(
