@@ -38,8 +38,9 @@ from steelyard.wire.agent import AttemptState
 
 #: with nothing handed over it looks this often
 IDLE_S = 30.0
-#: between two looks; longer where a look takes long, so that looking takes LOOK_SHARE of the time, as long as that is bearable
-LOOK_S, LOOK_SHARE, LOOK_MAX_S = 1.0, 0.02, 10.0
+#: between two looks; longer where a cluster takes long to answer, so that it is asked for LOOK_SHARE of the time at most, and for
+#: many jobs: each costs squeue and us some 14 us at every look (bench: `watching`), which is to be 2 % of a core in all
+LOOK_S, LOOK_SHARE, LOOK_EACH_S, LOOK_MAX_S = 1.0, 0.1, 0.0007, 10.0
 #: a lost submission has reached the cluster by then, or never will
 SETTLE_NS = 15 * 1_000_000_000
 #: looks that failed, one after the other, before anybody is told that the cluster is silent
@@ -61,6 +62,8 @@ class Handed(msgspec.Struct):
     seen_ns: int | None = None
     #: signals that were passed on: (signal, when)
     signalled: tuple[int, int] | None = None
+    #: monotonic, since when it is told to leave
+    cancelled_ns: int | None = None
 
 
 class Seen(msgspec.Struct, frozen=True):
@@ -108,7 +111,7 @@ def decide(seen: Seen, handed: Mapping[AttemptId, Handed], began_ns: int, now: i
             match judge_absent(job, known, began_ns, seen.looked_ns):
                 case "submit" if job.stop_signal is None:
                     submits.append(job)
-                case "submit":
+                case "submit" | "left":
                     change = apply_attempt(job, AttemptState(job.attempt_id, "not-started"), now)
                 case "forgotten":
                     text = "Slurm no longer knows the job, and no exit record was found: whether it ran to its end is not known"
@@ -122,7 +125,11 @@ def decide(seen: Seen, handed: Mapping[AttemptId, Handed], began_ns: int, now: i
 
 
 def judge_absent(job: Job, known: Handed | None, began_ns: int, looked_ns: int) -> str:
-    """A look does not show the attempt: "submit" it (again), "forgotten" by the cluster, or "wait" until that is certain."""
+    """A look does not show the attempt: "submit" it (again), "forgotten" by the cluster, "left" because we told it to, or "wait"
+    until that is certain."""
+    if known is not None and known.cancelled_ns is not None and looked_ns > known.cancelled_ns and job.started_at is None:
+        # had it begun, Slurm would show it as cancelled; an element of an array that had not is gone without a trace
+        return "left"
     if known is not None and known.number is not None:
         # it was there, or the cluster said it would be
         last_ns = known.at_ns if known.seen_ns is None else known.seen_ns
@@ -287,8 +294,9 @@ class DirectLoop:
             queue, self._failed, self._complaint = None, self._failed + 1, err.public
             _log.warning("the cluster did not tell of its jobs: %s", err.public)
         ended_ns = self._clock.mono_ns()
-        rest_ns = (ended_ns - now_ns) / LOOK_SHARE if queue is not None else 0
-        self._look_at_ns = ended_ns + int(min(max(LOOK_S * 1e9, rest_ns), LOOK_MAX_S * 1e9))
+        took_s = 0.0 if queue is None else (ended_ns - now_ns) / 1e9
+        rest_s = max(LOOK_S, took_s / LOOK_SHARE, LOOK_EACH_S * len(queue or ()))
+        self._look_at_ns = ended_ns + int(min(rest_s, LOOK_MAX_S) * 1e9)
         for attempt, known in self._handed.items():
             entry = None if queue is None else queue.get(attempt)
             if entry is not None:
@@ -313,6 +321,9 @@ class DirectLoop:
             known.signalled = (signum, self._clock.mono_ns())
         if actions.cancels:
             await engine.cancel(actions.cancels)
+            for job, number in actions.cancels:
+                known = self._handed.setdefault(job.attempt_id, Handed(self._clock.mono_ns(), number))
+                known.cancelled_ns = known.cancelled_ns or self._clock.mono_ns()
 
     async def _submit_all(self, engine: Engine, jobs: Sequence[Job]) -> None:
         gate = asyncio.Semaphore(SUBMITS)
