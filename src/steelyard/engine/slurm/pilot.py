@@ -9,8 +9,9 @@ from __future__ import annotations
 import math
 import shlex
 
+from steelyard.engine.slurm.arrays import make_literal
 from steelyard.engine.slurm.observe import choose_queue
-from steelyard.engine.slurm.script import make_literal, name_comment
+from steelyard.engine.slurm.script import name_comment
 from steelyard.model.pool import Pilot, Pool
 from steelyard.model.slurm import Attachment
 
@@ -73,5 +74,5 @@ def render_pilot_script(pilot: Pilot, attachment: Attachment, python: str, folde
 
 def read_words(text: str) -> str:
     """The end of a pilot's log, for a person, in one line."""
-    lines = [line.strip() for line in text.splitlines() if line.strip() and not line.startswith("slurmstepd:")]
+    lines = [line.strip() for line in text.splitlines() if line.strip() and not line.startswith("slurmstepd")]
     return "; ".join(lines[-3:])[-400:]
