@@ -57,6 +57,9 @@ class JobContainers:
         if owner is None:
             self._containers.check()  # which refuses: only root makes containers
             raise Refused("Containers need root. Nothing was started.", code="no-containers-here")
+        if job.spec.makes is not None and not job.spec.makes.below:
+            self._containers.check_bare()
+            return Image("", job.spec.image)
         login = await find_login(secrets, job.owner, job.spec.secrets)
         task = asyncio.ensure_future(asyncio.to_thread(self._images.fetch, parse_image(job.spec.image), job.owner, owner, login))
         attempt.fetching = task

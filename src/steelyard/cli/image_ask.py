@@ -26,7 +26,7 @@ from steelyard.cli.job_options import name_image
 from steelyard.cli.output import Progress
 from steelyard.cli.session import new_key, quote
 from steelyard.errors import Refused
-from steelyard.model.built_image import ImageSpec, ImageState, Step
+from steelyard.model.built_image import DebianBase, ImageSpec, ImageState, Step
 from steelyard.wire.api import JobView, LogChunk
 from steelyard.wire.http import ApiClient
 from steelyard.wire.images import ContainerStep, ContainerStepView, ImageBuild, ImageView
@@ -73,21 +73,25 @@ def make_image_spec(client: ApiClient, asked: Mapping[str, Any], folder: Path, p
 
 
 def is_container(asked: Mapping[str, Any]) -> bool:
-    return asked["base"]["kind"] == "registry"
+    return asked["base"]["kind"] != "python"
 
 
 def ensure_container(client: ApiClient, asked: Mapping[str, Any], folder: Path, progress: Progress, patience: Patience) -> str:
     """What names the image then. Each step is carried out once, as a job, upon the image of those before. Raises Refused."""
-    reference = name_image(asked["base"]["reference"], str(folder))
-    steps = [msgspec.convert(step, Step) for step in send_files(client, asked, folder, progress)]
-    if not steps:
-        return reference
-    from steelyard.cli.container_image import pull_image
+    steps: list[Step | DebianBase] = [msgspec.convert(step, Step) for step in send_files(client, asked, folder, progress)]
+    reference = below = ""
+    if asked["base"]["kind"] == "debian":
+        steps.insert(0, msgspec.convert(asked["base"], DebianBase))
+    else:
+        reference = name_image(asked["base"]["reference"], str(folder))
+        if not steps:
+            return reference
+        from steelyard.cli.container_image import pull_image
 
-    below = pull_image(client, reference, progress, patience).digest
+        below = pull_image(client, reference, progress, patience).digest
     for number, step in enumerate(steps, 1):
         label = f"[{number}/{len(steps)}]"
-        view = _take_step(client, ContainerStep(reference, below, step), label, progress, patience)
+        view = _take_step(client, ContainerStep(step, reference, below), label, progress, patience)
         reference, below = view.reference, view.id
     return reference
 
