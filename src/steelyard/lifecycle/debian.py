@@ -16,24 +16,22 @@ from steelyard.model.built_image import DebianBase
 #: inside: the empty folder
 TARGET = "/target"
 PROGRAM = "mmdebstrap"
-#: as `lifecycle.image` has it for apt_install
-PACKAGE = re.compile(r"[a-z0-9][a-z0-9+.-]*(:[a-z0-9-]+)?([=/][A-Za-z0-9.+:~-]+)?", re.ASCII)
 _SUITE = re.compile(r"[a-z][a-z0-9-]*", re.ASCII)
-_MIRROR = re.compile(r"deb (\[[^\]\n]*\] )?[a-z+]+:[^\s]+ [^\s].*|(https?|file|copy)://[^\s]+", re.ASCII)
+_MIRROR = re.compile(r"deb (\[[^\]]*\] )?[a-z+]+:[^\s]+ [^\s].*|(https?|file|copy)://[^\s]+", re.ASCII)
 _KEYS = "/usr/share/keyrings"
 #: how the machine's apt reaches its mirrors; kept in the image, where later steps need it too
-_ACQUIRE = '^Acquire::(https?::(.*::)?Proxy|Check-Valid-Until|Check-Date|Max-FutureTime|Retries) "[^"]'
-#: services are not started while packages are installed, as in other images of Debian's
-_NO_SERVICES = 'printf \'#!/bin/sh\\nexit 101\\n\' >"$1/usr/sbin/policy-rc.d" && chmod 755 "$1/usr/sbin/policy-rc.d"'
+_ACQUIRE = r'^Acquire::(https?::(.*::)?Proxy|Check-Valid-Until|Check-Date|Max-FutureTime|Retries) "[^"]'
+#: what packages wrote to devices that were not there goes; services are not started when packages are installed, as in other
+#: images of Debian's
+_FINISH = rf"""rm -rf {TARGET}/dev/*
+printf '#!/bin/sh\nexit 101\n' >{TARGET}/usr/sbin/policy-rc.d
+chmod 755 {TARGET}/usr/sbin/policy-rc.d"""
 
 
 def check_debian(base: DebianBase) -> Iterable[str]:
     """What is wrong with it, a sentence each."""
     if not _SUITE.fullmatch(base.suite):
         yield f"{base.suite[:80]!r} is no release of Debian's or Ubuntu's: write for example bookworm"
-    for each in base.packages:
-        if not PACKAGE.fullmatch(each):
-            yield f"{each[:80]!r} is no package of Debian's"
     for each in base.mirrors:
         if not _MIRROR.fullmatch(each) or not each.isprintable():
             yield (
@@ -43,34 +41,25 @@ def check_debian(base: DebianBase) -> Iterable[str]:
 
 def make_script(base: DebianBase) -> str:
     """For /bin/sh. The folder has all files of the system afterwards."""
-    packages = ",".join(sorted(set(base.packages)))
-    options = [
-        *("--mode=root", "--variant=minbase", "--format=directory", "--aptopt=/tmp/apt.conf"),
-        *([f"--include={packages}"] if packages else []),
-        f"--customize-hook={_NO_SERVICES}",
-        "--skip=check/empty",
-    ]
     mirrors = " ".join(map(shlex.quote, dict.fromkeys(base.mirrors)))
-    return (
-        f"apt-config dump --format '%F \"%v\";%n' | grep -E {shlex.quote(_ACQUIRE)} >/tmp/apt.conf || :\n"
-        + (f"set -- {mirrors}\n" if mirrors else _find_mirrors(base.suite))
-        + f'{PROGRAM} {" ".join(map(shlex.quote, options))} {shlex.quote(base.suite)} {TARGET} "$@"'
-    )
+    return f"""apt-config dump --format '%F "%v";%n' | grep -E {shlex.quote(_ACQUIRE)} >/tmp/apt.conf || :
+{f"set -- {mirrors}" if mirrors else _find_mirrors(base.suite)}
+{PROGRAM} --mode=root --variant=minbase --format=directory --skip=check/empty --aptopt=/tmp/apt.conf {base.suite} {TARGET} "$@"
+{_FINISH}"""
 
 
 def _find_mirrors(suite: str) -> str:
     """The machine's own sources of that suite, with its updates, as arguments. Others' archives are left out: their keys would
     not be in the image. Where there are none mmdebstrap knows Debian's."""
-    return f"""set --
-apt-get indextargets --format '$(REPO_URI) $(RELEASE) $(COMPONENT)' 'Created-By: Packages' >/tmp/sources || :
-while read -r address release component; do
-    case "$address $release $component" in
-    *://*/debian*/" {suite}"*" main") keys={_KEYS}/debian-archive-keyring.gpg ;;
-    *://*/ubuntu/" {suite}"*" main" | *://*/ubuntu/" {suite}"*" universe") keys={_KEYS}/ubuntu-archive-keyring.gpg ;;
+    return rf"""set --
+apt-get --print-uris update | sed -n "s|^'\(.*\)/dists/\(.*\)/InRelease'.*|\1 \2|p" >/tmp/sources || :
+while read -r address release; do
+    case "$address" in
+    */debian | */debian-security) keys={_KEYS}/debian-archive-keyring.gpg components=main ;;
+    */ubuntu) keys={_KEYS}/ubuntu-archive-keyring.gpg components="main universe" ;;
     *) continue ;;
     esac
     [ "${{release%%[-/]*}}" = {suite} ] || continue
     [ -e "$keys" ] && keys="[signed-by=$keys] " || keys=
-    set -- "$@" "deb $keys$address $release $component"
-done </tmp/sources
-"""
+    set -- "$@" "deb $keys$address $release $components"
+done </tmp/sources"""

@@ -76,7 +76,7 @@ def name_layers(spec: ImageSpec) -> tuple[ImageId, ...]:
 
 def canonical(part: Base | DebianBase | Step) -> bytes:
     """The same bytes for what means the same: packages and variables in any order, each once."""
-    if isinstance(part, PipInstall | AptInstall | DebianBase):
+    if isinstance(part, PipInstall | AptInstall):
         part = msgspec.structs.replace(part, packages=tuple(sorted({" ".join(each.split()) for each in part.packages})))
     elif isinstance(part, UvSync):
         part = msgspec.structs.replace(part, extras=tuple(sorted(set(part.extras))), groups=tuple(sorted(set(part.groups))))
@@ -92,7 +92,7 @@ def describe_part(part: Base | DebianBase | Step) -> str:
             words = [*part.packages, *(["-r requirements.txt"] if part.files else [])]
             return f"pip_install {' '.join(words)}"
         case DebianBase():
-            return " ".join(["debian", part.suite, *part.packages])
+            return f"debian {part.suite}"
         case AptInstall():
             return f"apt_install {' '.join(part.packages)}"
         case UvSync():

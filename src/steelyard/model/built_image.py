@@ -21,12 +21,10 @@ class PythonBase(msgspec.Struct, frozen=True, tag_field="kind", tag="python", fo
 
 
 class DebianBase(msgspec.Struct, frozen=True, tag_field="kind", tag="debian", forbid_unknown_fields=True):
-    """A root file system of Debian's or Ubuntu's packages. Of images of containers alone: the first step of one."""
+    """The packages that every Debian or Ubuntu has. Of images of containers alone: the first step of one."""
 
     #: "bookworm", "stable"
     suite: str
-    #: beside those that every system has
-    packages: tuple[str, ...] = ()
     #: addresses, or lines of a sources.list; (): the machine's own for that suite, else Debian's
     mirrors: tuple[str, ...] = ()
 

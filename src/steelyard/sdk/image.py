@@ -66,9 +66,9 @@ class Image(metaclass=_Kind):
 
     @classmethod
     def debian(cls, suite: str, *packages: str | list[str], mirror: str | list[str] = "") -> Image:
-        """Debian or Ubuntu of packages alone, made by the machine: `Image.debian("bookworm", "python3", "nginx-light")`.
-        `mirror`: addresses, or lines of a sources.list; without it the machine's own for that release, else Debian's. What runs
-        with it runs in a container."""
+        """Debian or Ubuntu of packages alone, made by the machine, and packages that are installed in it:
+        `Image.debian("bookworm", "python3", "nginx-light")`. `mirror`: addresses, or lines of a sources.list; without it the
+        machine's own for that release, else Debian's. What runs with it runs in a container."""
         if not isinstance(suite, str) or not _SUITE.fullmatch(suite):
             raise DeclarationError(f"Image.debian({suite!r}): write a release such as 'bookworm', as a text.")
         mirrors = [mirror] if isinstance(mirror, str) else list(mirror)
@@ -77,9 +77,8 @@ class Image(metaclass=_Kind):
                 raise DeclarationError(
                     f"Image.debian: {each!r} is no mirror. Write an address, or a line of a sources.list that begins with deb."
                 )
-        named = _flatten(packages)
-        _check_packages("Image.debian", named)
-        return cls({"kind": "debian", "suite": suite, "packages": named, "mirrors": [each for each in mirrors if each]})
+        made = cls({"kind": "debian", "suite": suite, "mirrors": [each for each in mirrors if each]})
+        return made.apt_install(*packages) if packages else made
 
     @classmethod
     def from_registry(cls, reference: str) -> Image:
@@ -136,7 +135,9 @@ class Image(metaclass=_Kind):
                 "apt_install: an environment has the system of its machine. Begin with Image.debian(...) or "
                 "Image.from_registry(...), or have the machine's admin install it there."
             )
-        _check_packages("apt_install", named)
+        for name in named:
+            if not isinstance(name, str) or not _PACKAGE.fullmatch(name):
+                raise DeclarationError(f"apt_install: {name!r} is no package of Debian's.")
         if not named:
             raise DeclarationError("apt_install names no package.")
         return self._with(kind="apt", packages=named)
@@ -238,12 +239,6 @@ class Image(metaclass=_Kind):
 
 def _flatten(packages: tuple[str | list[str], ...]) -> list[str]:
     return [name for each in packages for name in ([each] if isinstance(each, str) else each)]
-
-
-def _check_packages(what: str, named: list[str]) -> None:
-    for name in named:
-        if not isinstance(name, str) or not _PACKAGE.fullmatch(name):
-            raise DeclarationError(f"{what}: {name!r} is no package of Debian's.")
 
 
 def _path(path: Path) -> str:
