@@ -1,5 +1,5 @@
-"""A small Debian for tests, on loopback: packages of the machine's own programs, so that nothing is fetched from elsewhere. It has
-what `Image.debian` asks for (dpkg, apt and a shell), a Python with pip, and packages that tests install."""
+"""A small Debian for tests, on loopback: packages of the machine's own programs, so that nothing is fetched from elsewhere. It
+has what `Image.debian` asks for (dpkg, apt and a shell), a Python with pip, and packages that tests install."""
 
 from __future__ import annotations
 
@@ -19,11 +19,11 @@ from pathlib import Path
 
 import pytest
 
-from oci_images import LACKING, busybox_entries, find_linked, make_tar, python_entries
+from oci_images import LACKING, busybox_entries, entry, find_linked, folder, link, make_tar, python_entries
 
 SUITE = "testing-tiny"
 #: what dpkg and packages call; busybox has them, but for tar, which dpkg asks for more
-APPLETS = "rm cp mv mkdir rmdir ln chmod chown cat ls echo sed grep sort head tr touch env diff start-stop-daemon mktemp find id true"
+APPLETS = "rm cp mv mkdir rmdir ln chmod chown cat ls echo sed grep sort touch env diff start-stop-daemon mktemp find id true wc"
 PROGRAMS = ("tar", "dpkg", "dpkg-deb", "dpkg-split", "dpkg-query", "dpkg-trigger", "ldconfig")
 APT = ("apt-get", "apt-cache", "apt-config", "apt-mark", "/usr/lib/apt/methods/http", "/usr/lib/apt/methods/store")
 _PIP = [*Path("/usr/share/python-wheels").glob("pip-*.whl")]
@@ -32,16 +32,21 @@ _MISSING = [
     *(name for name in ("mmdebstrap", *PROGRAMS, *APT) if shutil.which(name) is None),
     *([] if _PIP else ["python3-venv"]),
 ]
-NEEDS_DEBIAN = pytest.mark.skipif(bool(_MISSING), reason=f"NOT VERIFIED without {', '.join(_MISSING)}: images of Debian's packages")
+NEEDS_DEBIAN = pytest.mark.skipif(
+    bool(_MISSING), reason=f"NOT VERIFIED without {', '.join(_MISSING)}: images of Debian's packages"
+)
 
 
 class Repository:
-    """Made in `folder`, which is served."""
+    """Made in `place`, which is served."""
 
-    def __init__(self, folder: Path) -> None:
-        self._folder, self._index = folder, ""
+    def __init__(self, place: Path) -> None:
+        self._folder, self._index = place, ""
         self._owned: set[Path] = set()
         self.address = ""
+        #: files of the packages that every system has, and of pip
+        self.entries: list[tuple[tarfile.TarInfo, bytes]] = []
+        self.pip: list[tuple[tarfile.TarInfo, bytes]] = []
 
     @property
     def mirror(self) -> str:
@@ -87,20 +92,24 @@ class Repository:
 
 
 @contextmanager
-def served_repository(folder: Path) -> Iterator[Repository]:
-    made = Repository(folder / "repository")
-    made_in = folder / "packages"
-    for each in (folder / "repository", made_in):
+def served_repository(place: Path) -> Iterator[Repository]:
+    made = Repository(place / "repository")
+    made_in = place / "packages"
+    for each in (place / "repository", made_in):
         each.mkdir()
-    made.add("tiny-base", _make_base(made_in / "base"), Essential="yes", Priority="required")
+    base = _make_base(made_in / "base")
+    made.entries = read_entries(base)
+    made.add("tiny-base", base, Essential="yes", Priority="required")
     made.add("apt", make_files(made_in / "apt", {"etc/apt/apt.conf.d/empty": ""}), Priority="required")
-    made.add("python3", _make_python(made_in / "python"))
+    python = _make_python(made_in / "python")
+    made.pip = read_entries(python, "usr/lib/python3")
+    made.add("python3", python)
     made.add("greeter", make_files(made_in / "greeter", {"usr/bin/greet": "#!/bin/sh\necho greetings from a package\n"}))
 
     class Quiet(http.server.SimpleHTTPRequestHandler):
         def log_message(self, format: str, *args: object) -> None: ...
 
-    with http.server.ThreadingHTTPServer(("127.0.0.1", 0), partial(Quiet, directory=str(folder / "repository"))) as server:
+    with http.server.ThreadingHTTPServer(("127.0.0.1", 0), partial(Quiet, directory=str(place / "repository"))) as server:
         thread = threading.Thread(target=server.serve_forever)
         thread.start()
         made.address = f"http://127.0.0.1:{server.server_port}"
@@ -120,11 +129,23 @@ def make_files(root: Path, files: Mapping[str, str]) -> Path:
     return root
 
 
+def read_entries(root: Path, below: str = "") -> list[tuple[tarfile.TarInfo, bytes]]:
+    """Folders, files and links of it, as an image has them."""
+    found: list[tuple[tarfile.TarInfo, bytes]] = []
+    for path in sorted((root / below).rglob("*")):
+        name = str(path.relative_to(root))
+        if path.is_symlink():
+            found.append(link(name, str(path.readlink())))
+        else:
+            found.append(folder(name) if path.is_dir() else entry(name, path.read_bytes(), mode=path.stat().st_mode & 0o777))
+    return found
+
+
 def _make_base(root: Path) -> Path:
     """A merged /usr, as Debian's."""
     _make_programs(root, (*PROGRAMS, *APT))
-    for folder in ("etc", "tmp", "var/lib/dpkg/info", "usr/sbin", "usr/lib64"):
-        (root / folder).mkdir(parents=True, exist_ok=True)
+    for name in ("etc", "tmp", "var/lib/dpkg/info", "usr/sbin", "usr/lib64"):
+        (root / name).mkdir(parents=True, exist_ok=True)
     for name in ("bin", "sbin"):
         (root / name).symlink_to(f"usr/{name}")
     shutil.copytree("/usr/share/dpkg", root / "usr/share/dpkg")

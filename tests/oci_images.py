@@ -59,8 +59,8 @@ def make_tar(entries: Iterable[tuple[tarfile.TarInfo, bytes]]) -> bytes:
     return out.getvalue()
 
 
-def busybox_entries() -> list[tuple[tarfile.TarInfo, bytes]]:
-    """A root file system with a shell: one static program and its names."""
+def busybox_entries(more: str = "") -> list[tuple[tarfile.TarInfo, bytes]]:
+    """A root file system with a shell: one static program and its names, and `more` of these."""
     program = Path("/bin/busybox").read_bytes()
     names = (
         "sh ls cat echo id sleep true false mount umount mknod chmod chown wget httpd env head grep test mkdir rm touch ps kill"
@@ -69,7 +69,7 @@ def busybox_entries() -> list[tuple[tarfile.TarInfo, bytes]]:
         *(folder(name) for name in ("bin", "etc", "usr", "var")),
         folder("tmp", mode=0o1777),
         entry("bin/busybox", program),
-        *(link(f"bin/{name}", "busybox") for name in names.split()),
+        *(link(f"bin/{name}", "busybox") for name in (*names.split(), *more.split())),
         entry("etc/passwd", b"root:x:0:0:root:/root:/bin/sh\nweb:x:101:102::/:/bin/sh\n", mode=0o644),
         entry("etc/group", b"root:x:0:\nweb:x:102:\n", mode=0o644),
     ]

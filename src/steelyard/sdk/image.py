@@ -122,9 +122,8 @@ class Image(metaclass=_Kind):
         )
 
     def uv_sync(self, lock: Path = "uv.lock", *, extras: list[str] | None = None, groups: list[str] | None = None) -> Image:
-        """What a uv.lock says, with the pyproject.toml beside it; not the project itself, which comes with the code."""
-        if self._base["kind"] == "registry":
-            raise DeclarationError("uv_sync makes an environment: begin with Image.python(...), or write pip_install(...).")
+        """What a uv.lock says, with the pyproject.toml beside it; not the project itself, which comes with the code.
+        In a container its own pip installs it."""
         return self._with(kind="uv-sync", lock=_path(lock), extras=list(extras or ()), groups=list(groups or ()))
 
     def apt_install(self, *packages: str | list[str]) -> Image:
