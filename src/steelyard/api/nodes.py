@@ -24,7 +24,7 @@ NodePath = Annotated[str, Parameter(min_length=1, max_length=255, description="A
 async def list_nodes(request: Request[Any, Any, Any]) -> list[NodeView]:
     services = services_of(request)
     machine = await services.store.read(lambda tx: tx.machine())
-    return [] if machine is None else [node_view(machine, services.hub.lost)]
+    return [] if machine is None else [node_view(machine, services.hub.lost())]
 
 
 @get("/v1/nodes/{name:str}", responses=errors(404))
@@ -36,7 +36,7 @@ async def get_node(request: Request[Any, Any, Any], name: NodePath) -> NodeDetai
         machine = tx.machine()
         if machine is None or name not in (machine.hostname, machine.id):
             raise NotFound(f"There is no node {name}. `steelyard nodes` lists them.", code="no-such-node")
-        return NodeDetail(node_view(machine, services.hub.lost), machine, find_users(tx))
+        return NodeDetail(node_view(machine, services.hub.lost()), machine, find_users(tx))
 
     return await services.store.read(look)
 

@@ -56,7 +56,11 @@ async def list_queue(request: Request[Any, Any, Any], limit: Limit = 1000) -> li
         waiting = [*snapshot.queued, *(held.job for held in snapshot.holding if held.job is not None and held.suspended)]
         ordered = sorted(waiting, key=lambda job: (position.get(job.id, len(position) + 1), job.submitted_at, job.id))
         return [
-            QueueView(position.get(job.id), rfc3339(starts.get(job.id)), job_view(job, services.hub.lost, reasons.get(job.id)))
+            QueueView(
+                position.get(job.id),
+                rfc3339(starts.get(job.id)),
+                job_view(job, services.hub.lost(job.machine), reasons.get(job.id)),
+            )
             for job in ordered[:limit]
         ]
 

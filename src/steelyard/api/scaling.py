@@ -30,7 +30,7 @@ async def why_function(request: Request[Any, Any, Any], name: FunctionPath) -> F
     answer = await services.hub.ask("scaling", name)
     if answer.error:
         raise Unreachable(answer.error, code="agent-refused")
-    view = function_view(row, services.settings, services.hub.lost)
+    view = function_view(row, services.settings, services.hub.lost())
     return FunctionWhyView(view.name, view.state, view.reason, view.detail, tuple(map(_render, _decode(answer.data))))
 
 

@@ -92,6 +92,8 @@ async def _attach(wanted: Attachment) -> tuple[SlurmCluster, Attachment]:
     client = _client(wanted)
     found = await observe_cluster(client)
     await check_submission(client, wanted)
+    size = found.settings.get("MaxArraySize", "")
+    wanted = replace(wanted, array_size_max=int(size)) if size.isdigit() else wanted
     # a root's Steelyard submits for everybody, who make folders of their own in it
     mode = "1777" if os.geteuid() == 0 and not wanted.ssh else "700"
     made = 'at=${1:-$HOME/.local/share/steelyard/slurm} && mkdir -p "$at" && chmod "$2" "$at" && cd "$at" && pwd -P'
