@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
 import msgspec
 
@@ -16,9 +17,10 @@ from steelyard.control.live import LiveJobs
 from steelyard.control.reports import ReportsLoop, greet
 from steelyard.control.rollouts import Looks
 from steelyard.control.watch import Watch
-from steelyard.model.ids import DEFAULT_PROJECT, AttemptId, JobId, MachineId
+from steelyard.model.ids import DEFAULT_PROJECT, OWN_MACHINE, AttemptId, JobId, MachineId
 from steelyard.model.job import Job, JobSpec, JobState, Owner, Resources
 from steelyard.model.machine import Core
+from steelyard.model.pool import Pilot, PilotState
 from steelyard.store.memory import MemoryStore
 from steelyard.wire.agent import Assignment, AttemptState, Report
 
@@ -27,26 +29,44 @@ MACHINE = make_machine(id=MachineId("m1"), boot_id="boot-1", cores=(Core((0,)), 
 
 
 class FakeAgents:
-    """The agent's end: keeps what it was offered, reports what the test says."""
+    """The agents' end: keeps what they were offered, reports what the test says. `offers`, `report`: of the home's own."""
 
     def __init__(self) -> None:
         self.offers: list[Assignment] = []
-        self.report: Report | None = None
+        #: of each machine of a pool
+        self.away: dict[MachineId, list[Assignment]] = {}
+        self.reports: dict[MachineId, Report] = {}
         self.acks: list[int] = []
+        self.dropped: list[MachineId] = []
 
-    def newest_report(self) -> Report | None:
-        return self.report
+    @property
+    def report(self) -> Report | None:
+        return self.reports.get(OWN_MACHINE)
 
-    def acknowledge(self, report: Report) -> None:
+    @report.setter
+    def report(self, report: Report) -> None:
+        self.reports[OWN_MACHINE] = report
+
+    def newest_reports(self) -> dict[MachineId, Report]:
+        return dict(self.reports)
+
+    def acknowledge(self, machine: MachineId, report: Report) -> None:
         self.acks.append(report.seq)
-        if self.report is report:
-            self.report = None
+        if self.reports.get(machine) is report:
+            del self.reports[machine]
 
-    def offer(self, assignment: Assignment) -> None:
-        self.offers.append(assignment)
+    def offer(self, machine: MachineId, assignment: Assignment) -> None:
+        self._offered(machine).append(assignment)
 
-    def holds(self, assignment: Assignment) -> bool:
-        return bool(self.offers) and self.offers[-1] is assignment
+    def holds(self, machine: MachineId, assignment: Assignment) -> bool:
+        offers = self._offered(machine)
+        return bool(offers) and offers[-1] is assignment
+
+    def drop(self, machine: MachineId) -> None:
+        self.dropped.append(machine)
+
+    def _offered(self, machine: MachineId) -> list[Assignment]:
+        return self.offers if machine == OWN_MACHINE else self.away.setdefault(machine, [])
 
 
 class World:
@@ -89,6 +109,11 @@ class World:
     async def settle(self) -> None:
         await self.jobs.activate()
         await self.assignment.activate()
+
+
+def make_pilot(name: str, state: PilotState = PilotState.READY, **more: Any) -> Pilot:
+    """Without a row nobody speaks for a machine of a pool."""
+    return Pilot(MachineId(name), name.rpartition("-")[0], DEFAULT_PROJECT, OWNER, 1, state, 0, **more)
 
 
 async def make_world() -> World:

@@ -30,7 +30,7 @@ from steelyard.control.rollouts import Looks
 from steelyard.control.watch import Watch
 from steelyard.errors import Conflict, EdgeFailed, SteelyardError
 from steelyard.lifecycle.job import Change
-from steelyard.model.ids import DEFAULT_PROJECT, JobId
+from steelyard.model.ids import DEFAULT_PROJECT, OWN_MACHINE, JobId, MachineId
 from steelyard.model.job import Job, JobSpec, Owner
 from steelyard.store import Store, StoredAnswer, Tx
 from steelyard.store.memory import MemoryStore
@@ -82,22 +82,25 @@ class Hub:
         self.report: Report | None = None
         self.connected = False
 
-    def newest_report(self) -> Report | None:
-        return self.report
+    def newest_reports(self) -> dict[MachineId, Report]:
+        return {} if self.report is None else {OWN_MACHINE: self.report}
 
-    def acknowledge(self, report: Report) -> None:
+    def acknowledge(self, machine: MachineId, report: Report) -> None:
         if self.report is report:
             self.report = None
 
-    def offer(self, assignment: Assignment) -> None:
+    def offer(self, machine: MachineId, assignment: Assignment) -> None:
         self.assignment = assignment
         if self.connected:
             self.to_agent.append(assignment)
 
-    def holds(self, assignment: Assignment) -> bool:
+    def holds(self, machine: MachineId, assignment: Assignment) -> bool:
         return self.assignment is assignment
 
-    def drop(self) -> None:
+    def drop(self, machine: MachineId) -> None:
+        raise AssertionError("the home's own machine never goes for good")
+
+    def disconnect(self) -> None:
         self.connected = False
         self.to_agent.clear()
         self.to_server.clear()
@@ -162,7 +165,7 @@ class World:
 
     def kill_agent(self) -> None:
         self.agent = None
-        self.hub.drop()
+        self.hub.disconnect()
 
     def reboot(self) -> None:
         self.kill_agent()

@@ -110,8 +110,8 @@ def make_event(number: int, kind: str = "job", subject: str = "a") -> Event:
     return Event(at=number, project=DEFAULT_PROJECT, owner="ann", kind=kind, subject=subject, text=f"text {number}")
 
 
-def make_machine(name: str = "m", boot: str = "b") -> Machine:
-    return machines.make_machine(id=MachineId(name), boot_id=boot, cores=(Core((0, 1)),), memory_bytes=1 << 34)
+def make_machine(name: str = "m", boot: str = "b", pool: str = "") -> Machine:
+    return machines.make_machine(id=MachineId(name), boot_id=boot, cores=(Core((0, 1)),), memory_bytes=1 << 34, pool=pool)
 
 
 class Held:

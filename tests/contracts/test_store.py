@@ -20,8 +20,9 @@ from steelyard.errors import Conflict, EdgeFailed, SteelyardError
 from steelyard.model.batch import ArrayPlace
 from steelyard.model.built_image import Image, ImageSpec, ImageState, PythonBase
 from steelyard.model.call import CallState
-from steelyard.model.ids import DEFAULT_PROJECT, FunctionName, ImageId, JobId, ProjectName
+from steelyard.model.ids import DEFAULT_PROJECT, FunctionName, ImageId, JobId, MachineId, ProjectName
 from steelyard.model.job import JobState, Owner
+from steelyard.model.pool import NodeShape, Pilot, PilotState, Pool, PoolSpec, make_pilot_id
 from steelyard.model.site import Account, Quota, Schedule
 from steelyard.model.volume import Volume
 from steelyard.store import Tx
@@ -351,6 +352,17 @@ def test_the_machine_that_said_hello_last(held: Held) -> None:
     assert held.read(lambda tx: tx.machine()) == make_machine("a", "2")
 
 
+def test_machines_of_pools_stand_beside_the_homes_own(held: Held) -> None:
+    said = (("a", ""), ("p2", "big"), ("p1", "big"), ("p3", "any"), ("b", ""), ("p2", "big"))
+    held.write(lambda tx: [tx.put_machine(make_machine(name, pool=pool)) for name, pool in said])
+    assert held.read(lambda tx: tx.machine()).id == "b"
+    assert [machine.id for machine in held.read(lambda tx: tx.machines())] == ["b", "p3", "p1", "p2"]
+    assert held.read(lambda tx: tx.machine(MachineId("p1"))) == make_machine("p1", pool="big")
+    assert held.read(lambda tx: tx.machine(MachineId("a"))) is None
+    assert held.write(lambda tx: [tx.delete_machine(MachineId("p1")) for _ in range(2)]) == [True, False]
+    assert held.read(lambda tx: tx.machine(MachineId("p1"))) is None
+
+
 def test_a_closed_store_says_so(held: Held) -> None:
     held.runner.run(held.store.close())
     for ask in (held.read, held.write):
@@ -407,7 +419,8 @@ def _content(tx: Tx) -> list[object]:
         tx.events(),
         tx.events("job", "a", 2),
         *(tx.answer(DEFAULT_PROJECT, name) for name in names),
-        tx.machine(),
+        *(tx.machine(MachineId(name)) for name in ("", *names)),
+        tx.machines(),
         *(tx.counter(name) for name in names),
     ]
 
@@ -435,7 +448,8 @@ _changes: st.SearchStrategy[Fn] = st.one_of(
     st.builds(lambda n, at: lambda tx: tx.put_answer(make_answer(n, at)), _names, st.integers(0, 5)),
     st.builds(lambda at: lambda tx: tx.forget_answers(at), st.integers(0, 6)),
     st.builds(lambda n, k: lambda tx: tx.add_event(make_event(1, k, n)), _names, st.sampled_from(["job", "key", "call"])),
-    st.builds(lambda n, b: lambda tx: tx.put_machine(make_machine(n, b)), _names, _names),
+    st.builds(lambda n, b, p: lambda tx: tx.put_machine(make_machine(n, b, p)), _names, _names, st.sampled_from(["", "p", "q"])),
+    st.builds(lambda n: lambda tx: tx.delete_machine(MachineId(n)), _names),
     st.builds(lambda n: lambda tx: tx.bump(n), _names),
 )
 
@@ -493,6 +507,31 @@ class BothStores(RuleBasedStateMachine):
 
 BothStores.TestCase.settings = settings(max_examples=30, stateful_step_count=20, suppress_health_check=list(HealthCheck))
 TestBothStores = BothStores.TestCase
+
+
+def test_pools_come_back_as_they_were_put(held: Held) -> None:
+    pool = Pool(PoolSpec("train", 1, 4, NodeShape(cpus=8), partition="gpu"), DEFAULT_PROJECT, OWNER, 1, 5)
+    held.write(lambda tx: tx.put_pool(pool))
+    going = replace(pool, generation=2, deleting=True, complaint="no")
+    held.write(lambda tx: tx.put_pool(going))
+    with pytest.raises(Conflict):
+        held.write(lambda tx: tx.put_pool(going))
+    assert held.read(lambda tx: (tx.pools(), tx.pool("train"), tx.pool("none"))) == ([going], going, None)
+    assert held.write(lambda tx: [tx.delete_pool("train") for _ in range(2)]) == [True, False]
+
+
+def test_pilots_that_have_ended_are_kept_for_those_who_ask_for_them_until_they_are_forgotten(held: Held) -> None:
+    first, second = (
+        Pilot(make_pilot_id("train", number), "train", DEFAULT_PROJECT, OWNER, 1, PilotState.SUBMITTED, 5) for number in (1, 2)
+    )
+    held.write(lambda tx: (tx.put_pilot(first), tx.put_pilot(second)))
+    ended = replace(first, generation=2, state=PilotState.ENDED, ended_at=9)
+    held.write(lambda tx: tx.put_pilot(ended))
+    assert held.read(lambda tx: (tx.pilots(), tx.pilots(ended=True), tx.pilot(first.id))) == ([second], [ended, second], ended)
+    held.write(lambda tx: tx.forget_pilots(9))
+    assert held.read(lambda tx: len(tx.pilots(ended=True))) == 2
+    held.write(lambda tx: tx.forget_pilots(10))
+    assert held.read(lambda tx: (tx.pilots(ended=True), tx.pilot(first.id))) == ([second], None)
 
 
 def test_volumes_come_back_as_they_were_put(held: Held) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import re
 import socket
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
@@ -119,8 +120,64 @@ class Backend:
             writer.close()
 
 
+async def until(condition: object, deadline_s: float = 10.0) -> None:
+    """Waits until the callable says so, by looking."""
+    assert callable(condition)
+    async with asyncio.timeout(deadline_s):
+        while not condition():
+            await asyncio.sleep(0.002)
+
+
+class SleepyReplica:
+    """The agent and its replicas in one. A replica ends when nothing was asked for `idle_s`, together with the connections it
+    still holds; the next connection that waits in the listening socket wakes another one."""
+
+    def __init__(self, backend: Backend, idle_s: float) -> None:
+        self._backend, self._idle_s = backend, idle_s
+        self._loop = asyncio.get_running_loop()
+        self._listening = socket.socket(socket.AF_UNIX)
+        self._listening.setblocking(False)
+        self._listening.bind(str(backend.path))
+        self._listening.listen(4096)
+        self._loop.add_reader(self._listening, self._accept)
+        self._timer: asyncio.TimerHandle | None = None
+        self.wakes = 0
+
+    def close(self) -> None:
+        self._loop.remove_reader(self._listening)
+        self._listening.close()
+        if self._timer:
+            self._timer.cancel()
+
+    async def answer(self, request: Request, writer: asyncio.StreamWriter) -> None:
+        self._stay()
+        await echo(request, writer)
+
+    def _stay(self) -> None:
+        if self._timer:
+            self._timer.cancel()
+        self._timer = self._loop.call_later(self._idle_s, self._end)
+
+    def _end(self) -> None:
+        # an interpreter that exits reads no more, but its connections stay open for some milliseconds
+        self._timer = None
+        for writer in self._backend.open:
+            writer.transport.pause_reading()  # type: ignore[attr-defined]
+            self._loop.call_later(0.01, writer.close)
+
+    def _accept(self) -> None:
+        connection, _ = self._listening.accept()
+        self.wakes += self._timer is None
+        self._stay()
+        self._backend.take(connection)
+
+
 class World:
     """Envoy of one home on a free port."""
+
+    #: where it listens, and what starts it
+    host = "127.0.0.1"
+    argv: tuple[str, ...] = ()
 
     def __init__(self, folder: Path) -> None:
         with socket.socket() as probe:
@@ -135,13 +192,13 @@ class World:
     async def start(self) -> None:
         self.envoy.prepare()
         self.process = await asyncio.create_subprocess_exec(
-            *self.envoy.argv(), stdout=asyncio.subprocess.DEVNULL, stderr=(self.folder / "envoy.log").open("ab")
+            *self.argv, *self.envoy.argv(), stdout=asyncio.subprocess.DEVNULL, stderr=(self.folder / "envoy.log").open("ab")
         )
         async with asyncio.timeout(DEADLINE_S):
             while True:
                 assert self.process.returncode is None, (self.folder / "envoy.log").read_text()
                 try:
-                    _, writer = await asyncio.open_connection("127.0.0.1", self.port)
+                    _, writer = await asyncio.open_connection(self.host, self.port)
                     writer.close()
                     return
                 except OSError:
@@ -211,3 +268,14 @@ async def gateway(folder: Path, *backends: tuple[str, Answer]) -> AsyncIterator[
         await world.kill()
         for server in servers:
             await server.stop()
+
+
+def plain(document: object) -> object:
+    """A document without what says nothing: zero values, and the ways to write a duration."""
+    if isinstance(document, dict):
+        return {name: plain(value) for name, value in document.items() if value not in ("", 0, False, "STATIC", "ALLOW")}
+    if isinstance(document, list):
+        return [plain(value) for value in document]
+    if isinstance(document, str) and re.fullmatch(r"[0-9.]+s", document):
+        return f"{float(document[:-1])} seconds"
+    return document

@@ -6,33 +6,23 @@ import asyncio
 import base64
 import hashlib
 import json
-import re
 import shutil
-import socket
 import stat
 from pathlib import Path
 
 import pytest
-from gateway_world import Answer, Backend, Request, World, echo, gateway, reply
+from gateway_world import Answer, Request, SleepyReplica, World, echo, gateway, plain, reply, until
 
 from steelyard.config import write_file
 from steelyard.errors import EdgeFailed
 from steelyard.gateway import Cluster, GatewayDesired, Route
-from steelyard.gateway.render import render_clusters, render_routes, render_static
+from steelyard.gateway.render import render_clusters, render_routes, render_static, shape_of
 
 
 def public(*clusters: Cluster) -> GatewayDesired:
     return GatewayDesired(
         clusters, tuple(Route(cluster.name.split(".")[0], ((cluster.name, 100),), True) for cluster in clusters)
     )
-
-
-async def until(condition: object, deadline_s: float = 10.0) -> None:
-    """Waits until the callable says so, by looking."""
-    assert callable(condition)
-    async with asyncio.timeout(deadline_s):
-        while not condition():
-            await asyncio.sleep(0.002)
 
 
 def test_path_and_host_lead_to_the_function_and_only_we_set_our_headers(home: Path) -> None:
@@ -99,50 +89,6 @@ def test_private_function_asks_for_a_key(home: Path) -> None:
             assert sorted(path.name for path in world.paths.gateway.iterdir()) == ["bootstrap.json", "cds.pb", "rds.pb"]
 
     asyncio.run(run())
-
-
-class SleepyReplica:
-    """The agent and its replicas in one. A replica ends when nothing was asked for `idle_s`, together with the connections it
-    still holds; the next connection that waits in the listening socket wakes another one."""
-
-    def __init__(self, backend: Backend, idle_s: float) -> None:
-        self._backend, self._idle_s = backend, idle_s
-        self._loop = asyncio.get_running_loop()
-        self._listening = socket.socket(socket.AF_UNIX)
-        self._listening.setblocking(False)
-        self._listening.bind(str(backend.path))
-        self._listening.listen(4096)
-        self._loop.add_reader(self._listening, self._accept)
-        self._timer: asyncio.TimerHandle | None = None
-        self.wakes = 0
-
-    def close(self) -> None:
-        self._loop.remove_reader(self._listening)
-        self._listening.close()
-        if self._timer:
-            self._timer.cancel()
-
-    async def answer(self, request: Request, writer: asyncio.StreamWriter) -> None:
-        self._stay()
-        await echo(request, writer)
-
-    def _stay(self) -> None:
-        if self._timer:
-            self._timer.cancel()
-        self._timer = self._loop.call_later(self._idle_s, self._end)
-
-    def _end(self) -> None:
-        # an interpreter that exits reads no more, but its connections stay open for some milliseconds
-        self._timer = None
-        for writer in self._backend.open:
-            writer.transport.pause_reading()  # type: ignore[attr-defined]
-            self._loop.call_later(0.01, writer.close)
-
-    def _accept(self) -> None:
-        connection, _ = self._listening.accept()
-        self.wakes += self._timer is None
-        self._stay()
-        self._backend.take(connection)
 
 
 def test_posts_around_the_idle_moment_are_neither_lost_nor_executed_twice(home: Path) -> None:
@@ -306,7 +252,7 @@ def test_ten_revisions_under_load_without_a_failed_request(home: Path) -> None:
                 gone = public(world.cluster("app.1"))
                 write_file(world.paths.gateway / "rds.pb", render_routes(gone))
                 await until(lambda: 503 in seen)
-                write_file(world.paths.gateway / "cds.pb", render_clusters(gone.clusters))
+                write_file(world.paths.gateway / "cds.pb", render_clusters(gone, world.paths.gateway))
 
             seen: list[int] = []
 
@@ -339,7 +285,7 @@ def test_rejected_configuration_moves_the_previous_file_back(home: Path, monkeyp
             assert {path.name: path.read_bytes() for path in world.paths.gateway.iterdir()} == before
             # the third: the move is undone, Envoy's words are passed on
             await world.envoy.apply(good)
-            world.envoy._shapes_known.add(repr(([False], [True], False)))
+            world.envoy._shapes_known.add(shape_of(bad))
             with pytest.raises(EdgeFailed, match="exceeds maximum UNIX domain socket path") as caught:
                 await world.envoy.apply(bad)
             assert caught.value.code == "gateway-rejected"
@@ -493,17 +439,6 @@ def test_thousand_functions_in_one_file_each(home: Path) -> None:
     asyncio.run(run())
 
 
-def plain(document: object) -> object:
-    """A document without what says nothing: zero values, and the ways to write a duration."""
-    if isinstance(document, dict):
-        return {name: plain(value) for name, value in document.items() if value not in ("", 0, False, "STATIC", "ALLOW")}
-    if isinstance(document, list):
-        return [plain(value) for value in document]
-    if isinstance(document, str) and re.fullmatch(r"[0-9.]+s", document):
-        return f"{float(document[:-1])} seconds"
-    return document
-
-
 def test_envoy_reads_the_binary_files_as_what_it_validated(home: Path) -> None:
     async def run() -> None:
         async with gateway(home) as (world, _):
@@ -517,7 +452,7 @@ def test_envoy_reads_the_binary_files_as_what_it_validated(home: Path) -> None:
             )
             await world.envoy.apply(desired)
             dump = await world.admin("/config_dump")
-            static = json.loads(render_static(world.settings, desired, "x"))["static_resources"]
+            static = json.loads(render_static(world.settings, desired, world.paths.gateway, "x"))["static_resources"]
             wanted = static["listeners"][0]["filter_chains"][0]["filters"][0]["typed_config"]["route_config"]
             (routes,) = [item["route_config"] for part in dump["configs"] for item in part.get("dynamic_route_configs", [])]
             clusters = [item["cluster"] for part in dump["configs"] for item in part.get("dynamic_active_clusters", [])]

@@ -202,7 +202,7 @@ class Batch(RuleBasedStateMachine):
     def cut_link(self, up: bool) -> None:
         self.world.link_up = up
         if not up:
-            self.world.hub.drop()
+            self.world.hub.disconnect()
         self._settle()
 
     @rule(at=which)

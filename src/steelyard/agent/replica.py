@@ -97,6 +97,8 @@ class Replica:
     taken_ns: int = 0
     #: on a private socket, to see whether the revision answers
     trial: bool = False
+    #: its proof has matched once
+    matched_before: bool = False
     #: what its page had counted before this agent took it over
     counted: Counts = field(default_factory=Counts)
 
@@ -111,8 +113,8 @@ class Replica:
             return "retiring"
         return "serving" if self.page.state == SERVING else "starting"
 
-    def look(self, now_ns: int, metrics: int) -> ReplicaSeen:
-        """`metrics`: so many numbers of its own are asked for."""
+    def look(self, now_ns: int, metrics: int, held: bool = False) -> ReplicaSeen:
+        """`metrics`: so many numbers of its own are asked for; `held`: somebody is inside."""
         page = self.page
         fresh = metrics and now_ns - page.metrics_ns < METRICS_STALE_NS
         return ReplicaSeen(
@@ -124,6 +126,7 @@ class Replica:
             finished=page.finished,
             service_ns=page.service_ns,
             metrics=page.read_metrics(metrics) if fresh else (),
+            held=held,
         )
 
     def take_coldstart(self, function: AssignedFunction, edges: Edges) -> ColdStart | None:

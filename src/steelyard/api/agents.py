@@ -1,7 +1,9 @@
-"""Is the agent there, and what does it say? The server's end of the agent's WebSocket; the only place that knows the connection.
+"""Are the agents there, and what do they say? The server's end of their WebSockets; the only place that knows connections.
 
-One agent at a time: the one that connects last wins, the one before is closed. Whoever connects gets the newest assignment at
-once. Nothing here decides: reports go to `control/reports.py`, assignments come from `control/assignment.py`.
+One agent per machine: the one that connects last wins, the one before is closed. Whoever connects gets its machine's newest
+assignment at once. Machines are named as plans name them (`Machine.place`). The home's own agent says itself which machine it is
+on; one of a pool is on the machine that it was let in as, whatever it says. Nothing here decides: reports go to
+`control/reports.py`, assignments come from `control/assignment.py`.
 """
 
 from __future__ import annotations
@@ -15,11 +17,14 @@ from typing import Protocol
 
 import msgspec
 
+from steelyard.api.auth import Peer
 from steelyard.api.views import AGENT_LOST_S
 from steelyard.clock import Clock
 from steelyard.control import ASSIGNMENT, JOBS, REPORTS
 from steelyard.control.reports import greet
 from steelyard.errors import SteelyardError, Unreachable
+from steelyard.model.ids import OWN_MACHINE, MachineId
+from steelyard.model.machine import Machine
 from steelyard.store import Store
 from steelyard.wire import WIRE_VERSION
 from steelyard.wire.agent import Answer, Ask, Assignment, Hello, Report, ReportAck, encode
@@ -33,7 +38,7 @@ HELLO_TIMEOUT_S = 10.0
 #: questions an agent may have open; more means that it is stuck
 ASKS_MAX = 1024
 #: close codes: RFC 6455, and the private range
-_BAD_FRAME, _RESTARTING, _REPLACED, _BAD_VERSION = 1007, 1012, 4001, 4002
+_BAD_FRAME, _RESTARTING, _REPLACED, _BAD_VERSION, _GONE = 1007, 1012, 4001, 4002, 4003
 
 
 class Socket(Protocol):
@@ -85,6 +90,32 @@ class _Connection:
             await socket.send_bytes(frame)
 
 
+class _Line:
+    """What is known of the agent of one machine, connected or not."""
+
+    def __init__(self, now_ns: int) -> None:
+        self.connection: _Connection | None = None
+        self.assignment: Assignment | None = None
+        self.report: Report | None = None
+        self.silent_since_ns = now_ns
+
+    def offer(self, assignment: Assignment) -> None:
+        self.assignment = assignment
+        if self.connection is not None:
+            self.connection.offer(assignment)
+
+    def hold(self) -> _Connection:
+        """A new connection takes the place of the one before."""
+        if self.connection is not None:
+            self.connection.shut(_REPLACED)
+        self.connection = _Connection()
+        # a report of an earlier connection was complete then; the next one of this is newer
+        self.report = None
+        if self.assignment is not None:
+            self.connection.offer(self.assignment)
+        return self.connection
+
+
 class AgentHub:
     """Implements `control.AgentLink`."""
 
@@ -92,55 +123,76 @@ class AgentHub:
         self._store = store
         self._clock = clock
         self._poke: Callable[..., None] = lambda *names: None
-        self._connection: _Connection | None = None
-        self._assignment: Assignment | None = None
-        self._report: Report | None = None
+        self._began_ns = clock.mono_ns()
+        self._lines: dict[MachineId, _Line] = {}
         self._ask_id = 0
         self._stopping = False
-        self._silent_since_ns = clock.mono_ns()
 
     def attach(self, poke: Callable[..., None]) -> None:
-        """Whom to poke when the agent spoke (the driver's loops need the hub first)."""
+        """Whom to poke when an agent spoke (the driver's loops need the hub first)."""
         self._poke = poke
 
-    @property
-    def connected(self) -> bool:
-        return self._connection is not None
+    def connected(self, machine: MachineId = OWN_MACHINE) -> bool:
+        line = self._lines.get(machine)
+        return line is not None and line.connection is not None
 
-    @property
-    def lost(self) -> bool:
-        """Silent for so long that its last word is no longer shown as the state of functions."""
-        return not self.connected and self._clock.mono_ns() - self._silent_since_ns > AGENT_LOST_S * 1e9
+    def lost(self, machine: MachineId = OWN_MACHINE) -> bool:
+        """Silent for so long that its last word is no longer shown as the state of its work."""
+        line = self._lines.get(machine)
+        since_ns = self._began_ns if line is None else line.silent_since_ns
+        return not self.connected(machine) and self._clock.mono_ns() - since_ns > AGENT_LOST_S * 1e9
 
-    def newest_report(self) -> Report | None:
-        if self._connection is not None:
-            self._connection.applying = self._report
-        return self._report
+    def newest_reports(self) -> dict[MachineId, Report]:
+        found: dict[MachineId, Report] = {}
+        for machine, line in self._lines.items():
+            if line.connection is not None:
+                line.connection.applying = line.report
+            if line.report is not None:
+                found[machine] = line.report
+        return found
 
-    def acknowledge(self, report: Report) -> None:
-        if self._report is report:
-            self._report = None
+    def acknowledge(self, machine: MachineId, report: Report) -> None:
+        line = self._lines.get(machine)
+        if line is None:
+            return
+        if line.report is report:
+            line.report = None
         # numbers belong to one connection: an agent that came back counts its own
-        if self._connection is not None and self._connection.applying is report:
-            self._connection.push(ReportAck(report.seq))
+        if line.connection is not None and line.connection.applying is report:
+            line.connection.push(ReportAck(report.seq))
 
-    def offer(self, assignment: Assignment) -> None:
-        self._assignment = assignment
-        if self._connection is not None:
-            self._connection.offer(assignment)
+    def offer(self, machine: MachineId, assignment: Assignment) -> None:
+        self._line(machine).offer(assignment)
 
-    def holds(self, assignment: Assignment) -> bool:
-        return self._assignment is assignment
+    def holds(self, machine: MachineId, assignment: Assignment) -> bool:
+        line = self._lines.get(machine)
+        return line is not None and line.assignment is assignment
 
-    def names_secret(self, owner: str, name: str) -> bool:
+    def names_secret(self, machine: MachineId, owner: str, name: str) -> bool:
         """Does what the agent was told last name it, for work of that owner?"""
-        return self._assignment is not None and any((each.owner, each.name) == (owner, name) for each in self._assignment.secrets)
+        line = self._lines.get(machine)
+        assignment = None if line is None else line.assignment
+        return assignment is not None and any((each.owner, each.name) == (owner, name) for each in assignment.secrets)
+
+    def drop(self, machine: MachineId) -> None:
+        """The machine is gone for good, and whoever still speaks for it is not heard any more."""
+        line = self._lines.pop(machine, None)
+        if line is not None and line.connection is not None:
+            line.connection.shut(_GONE)
 
     async def ask(
-        self, what: str, workload: str, stream: str = "stdout", offset: int = 0, body: bytes = b"", margin: int = 0
+        self,
+        what: str,
+        workload: str,
+        stream: str = "stdout",
+        offset: int = 0,
+        body: bytes = b"",
+        margin: int = 0,
+        machine: MachineId = OWN_MACHINE,
     ) -> Answer:
-        """Raises Unreachable when no agent is there or it does not answer in time."""
-        connection = self._connection
+        """Raises Unreachable when the machine's agent is not there or does not answer in time."""
+        line = self._lines.get(machine)
+        connection = None if line is None else line.connection
         if connection is None:
             raise Unreachable("The machine's agent is not connected; it knows the answer. Try again.", code="agent-unreachable")
         if len(connection.asked) >= ASKS_MAX:
@@ -158,14 +210,20 @@ class AgentHub:
         finally:
             connection.asked.pop(question.id, None)
 
+    def _line(self, machine: MachineId) -> _Line:
+        if machine not in self._lines:
+            self._lines[machine] = _Line(self._clock.mono_ns())
+        return self._lines[machine]
+
     def stop(self) -> None:
         """The server ends: agents are told to come back, and none is let in any more."""
         self._stopping = True
-        if self._connection is not None:
-            self._connection.shut(_RESTARTING)
+        for line in self._lines.values():
+            if line.connection is not None:
+                line.connection.shut(_RESTARTING)
 
-    async def serve(self, socket: Socket) -> None:
-        """One accepted connection, until it ends. Never raises for what the peer does."""
+    async def serve(self, socket: Socket, peer: Peer | None = None) -> None:
+        """One accepted connection, until it ends; `peer`: of an agent of a pool. Never raises for what the peer does."""
         try:
             hello = await self._receive_hello(socket)
         except (TimeoutError, ConnectionError, msgspec.MsgspecError) as err:
@@ -176,33 +234,29 @@ class AgentHub:
             _log.error("an agent speaks wire version %d, this server %d", hello.wire_version, WIRE_VERSION)
             await _close(socket, _BAD_VERSION)
             return
+        machine = _name_machine(hello.machine, peer)
+        line = self._line(machine.place)
         try:
-            restarted = await greet(self._store, hello.machine, self._clock.now_us())
+            restarted = await greet(self._store, machine, self._clock.now_us())
         except SteelyardError as err:
             _log.error("an agent could not be greeted: %s %s", err.public, err.detail)
             # it may be stored all the same, and the next hello says nothing new then
-            self._assignment = None
+            line.assignment = None
             await _close(socket, _RESTARTING)
             return
         if restarted:
-            _log.warning("machine %s restarted", hello.machine.id)
+            _log.warning("machine %s restarted", machine.id)
             # what was assigned before may name attempts that the machine's first report gives up
-            self._assignment = None
-        await self._hold(socket)
+            line.assignment = None
+        await self._hold(socket, machine, line)
 
-    async def _hold(self, socket: Socket) -> None:
-        if self._stopping:
-            await _close(socket, _RESTARTING)
+    async def _hold(self, socket: Socket, machine: Machine, line: _Line) -> None:
+        if self._stopping or self._lines.get(machine.place) is not line:
+            await _close(socket, _RESTARTING if self._stopping else _GONE)
             return
-        if self._connection is not None:
-            self._connection.shut(_REPLACED)
-        connection = self._connection = _Connection()
-        # a report of an earlier connection was complete then; the next one of this is newer
-        self._report = None
-        if self._assignment is not None:
-            connection.offer(self._assignment)
+        connection = line.hold()
         self._poke(JOBS, ASSIGNMENT)
-        reader = asyncio.create_task(self._read(socket, connection))
+        reader = asyncio.create_task(self._read(socket, machine, line, connection))
         writer = asyncio.create_task(connection.write(socket))
         try:
             done, _ = await asyncio.wait((reader, writer), return_when=asyncio.FIRST_COMPLETED)
@@ -218,9 +272,9 @@ class AgentHub:
             for future in connection.asked.values():
                 if not future.done():
                     future.set_exception(Unreachable("The machine's agent went away. Try again.", code="agent-unreachable"))
-            if self._connection is connection:
-                self._connection = None
-                self._silent_since_ns = self._clock.mono_ns()
+            if line.connection is connection:
+                line.connection = None
+                line.silent_since_ns = self._clock.mono_ns()
             if connection.closing is not None:
                 await _close(socket, connection.closing)
 
@@ -231,15 +285,15 @@ class AgentHub:
             raise msgspec.ValidationError("the first frame is not a Hello")
         return frame
 
-    async def _read(self, socket: Socket, connection: _Connection) -> None:
+    async def _read(self, socket: Socket, machine: Machine, line: _Line, connection: _Connection) -> None:
         reader = FrameReader()
         while True:
             frame = reader.decode(await socket.receive_bytes())
-            if self._connection is not connection:
+            if line.connection is not connection:
                 return
             match frame:
                 case Report():
-                    self._report = frame
+                    line.report = frame if frame.machine == machine.id else msgspec.structs.replace(frame, machine=machine.id)
                     self._poke(REPORTS)
                 case Answer():
                     future = connection.asked.get(frame.id)
@@ -247,6 +301,12 @@ class AgentHub:
                         future.set_result(frame)
                 case Hello():
                     raise msgspec.ValidationError("a second Hello")
+
+
+def _name_machine(machine: Machine, peer: Peer | None) -> Machine:
+    if peer is None:
+        return msgspec.structs.replace(machine, pool="")
+    return msgspec.structs.replace(machine, id=peer.machine, pool=peer.pool)
 
 
 async def _close(socket: Socket, code: int) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import re
+from collections.abc import Set as AbstractSet
 
 from steelyard.api.door import Finding, check_folder
 from steelyard.model.batch import PRIORITY_MAX, Gang, PreemptMode
@@ -38,6 +39,23 @@ def check_queueing(spec: JobSpec, now: int) -> list[Finding]:
     findings += _check_preemption(spec)
     findings += _check_files(spec)
     findings += _check_disks(spec.resources)
+    return findings
+
+
+def check_pool(spec: JobSpec, pools: AbstractSet[str]) -> list[Finding]:
+    """`pools`: the names of those that there are. Asked only about a job that is to run in one."""
+    findings: list[Finding] = []
+    if spec.pool not in pools:
+        known = f"there are {', '.join(sorted(pools - {''}))}" if pools - {""} else "there is none"
+        findings.append(Finding("no-such-pool", f"there is no pool {spec.pool[:80]}: {known}"))
+    if spec.direct:
+        findings.append(Finding("bad-pool", "a job goes either to a pool or, with direct, through the cluster's own queue"))
+    if spec.image:
+        findings.append(Finding("bad-pool", "images are on the home's own machine alone, so far, and not on those of pools"))
+    if spec.gang is not None and spec.gang.nodes > 1:
+        findings.append(Finding("bad-pool", "a gang in a pool has all its ranks on one machine: --nodes 1"))
+    if spec.builds:
+        findings.append(Finding("bad-pool", "images are built on the home's own machine"))
     return findings
 
 

@@ -93,7 +93,7 @@ async def deploy_function(
 async def list_functions(request: Request[Any, Any, Any]) -> list[FunctionView]:
     services = services_of(request)
     rows = await services.store.read(lambda tx: tx.functions())
-    return [function_view(row, services.settings, services.hub.lost) for row in rows]
+    return [function_view(row, services.settings, services.hub.lost()) for row in rows]
 
 
 @get("/v1/functions/{name:str}", responses=errors(404))
@@ -110,7 +110,7 @@ async def get_function(request: Request[Any, Any, Any], name: FunctionPath, wait
             reached = row.revision == row.routed_revision or row.revision in row.routes.revisions
             settled = reached or row.state is FunctionState.FAILED
             if settled or left_s <= 0 or services.watch.stopping:
-                return msgspec.structs.replace(function_view(row, services.settings, services.hub.lost), spec=row.spec)
+                return msgspec.structs.replace(function_view(row, services.settings, services.hub.lost()), spec=row.spec)
             await wait_for(news, left_s)
 
 

@@ -56,7 +56,11 @@ async def list_queue(request: Request[Any, Any, Any], limit: Limit = 1000) -> li
         waiting = [*snapshot.queued, *(held.job for held in snapshot.holding if held.job is not None and held.suspended)]
         ordered = sorted(waiting, key=lambda job: (position.get(job.id, len(position) + 1), job.submitted_at, job.id))
         return [
-            QueueView(position.get(job.id), rfc3339(starts.get(job.id)), job_view(job, services.hub.lost, reasons.get(job.id)))
+            QueueView(
+                position.get(job.id),
+                rfc3339(starts.get(job.id)),
+                job_view(job, services.hub.lost(job.machine), reasons.get(job.id)),
+            )
             for job in ordered[:limit]
         ]
 
@@ -106,7 +110,7 @@ def _forecast(snapshot: Snapshot, job: Job, now: int) -> JobForecast:
     decision: Decision = decide_now(snapshot, now)
     plan = dict(decision.starts).get(job.id)
     if plan is not None:
-        node = None if snapshot.machine is None else snapshot.machine.hostname
+        node = next((machine.hostname for machine in snapshot.machines if machine.place == plan.machine), None)
         return JobForecast(True, rfc3339(now), None, "", plan.cpus, plan.gpus, node)
     for why in decision.never:
         if why.job == job.id:

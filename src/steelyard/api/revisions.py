@@ -88,7 +88,7 @@ async def _change(
         for revision in after.live.keys() - before.live.keys():
             refuse_findings(find_missing(tx, after.owner, after.live[revision].spec.secrets))
         tx.put_function(after)
-        return msgspec.structs.replace(function_view(after, services.settings, services.hub.lost), spec=after.spec)
+        return msgspec.structs.replace(function_view(after, services.settings, services.hub.lost()), spec=after.spec)
 
     answer = await mutate(request, idempotency_key, 200, commit)
     services.watch.notify(f"function/{name}")

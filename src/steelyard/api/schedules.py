@@ -10,7 +10,7 @@ from litestar import Request, Response, delete, get, post, put
 from litestar.params import Parameter
 
 from steelyard.api.door import Finding, check_fields, check_job
-from steelyard.api.door_jobs import check_queueing
+from steelyard.api.door_jobs import check_pool, check_queueing
 from steelyard.api.door_volumes import check_volumes
 from steelyard.api.idempotency import IdempotencyKey, mutate
 from steelyard.api.image_use import settle_job
@@ -192,7 +192,10 @@ def _check(name: str, data: SchedulePut, tx: Tx, services: Services, now: int) -
         return findings
     if data.spec.after or data.spec.begin_at is not None:
         findings.append(Finding("bad-schedule", "a schedule says when: its job can neither wait for others nor have a begin"))
-    findings += [*check_queueing(data.spec, now), *check_job(data.spec, tx.machine(), services.root)]
+    here = None if data.spec.pool else tx.machine()
+    findings += [*check_queueing(data.spec, now), *check_job(data.spec, here, services.root)]
+    if data.spec.pool:
+        findings += check_pool(data.spec, {pool.name for pool in tx.pools() if not pool.deleting})
     findings += check_volumes(data.spec.volumes, tx.volumes(), services.owner)
     return [*findings, *find_missing(tx, services.owner, data.spec.secrets)]
 

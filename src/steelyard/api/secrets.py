@@ -13,7 +13,7 @@ from typing import Annotated, Any
 from litestar import Request, Response, delete, get, post
 from litestar.params import Parameter
 
-from steelyard.api.auth import is_agent
+from steelyard.api.auth import is_agent, peer_of
 from steelyard.api.door import Finding
 from steelyard.api.idempotency import IdempotencyKey, mutate
 from steelyard.api.problems import errors
@@ -25,7 +25,7 @@ from steelyard.control.assignment import name_uses, name_version
 from steelyard.control.live import refresh
 from steelyard.errors import Conflict, NoRoom, NotFound, Refused, Unauthorized
 from steelyard.lifecycle.redaction import Redactor
-from steelyard.model.ids import DEFAULT_PROJECT, JobId
+from steelyard.model.ids import DEFAULT_PROJECT, OWN_MACHINE, JobId
 from steelyard.model.job import Job, Owner
 from steelyard.model.secret import PAST_MAX, Secret, SecretUse, check_secret, measure
 from steelyard.store import Event, Tx
@@ -143,8 +143,10 @@ async def get_values(request: Request[Any, Any, Any], owner: SecretPath, name: S
     services = services_of(request)
     if not is_agent(request):
         raise Unauthorized("Values of secrets are given to the machine's agent, and to nobody else.", code="never-shown")
+    peer = peer_of(request)
+    machine = OWN_MACHINE if peer is None else peer.machine
     row = await services.store.read(lambda tx: tx.secret(DEFAULT_PROJECT, name))
-    if row is None or row.owner.user != owner or not services.hub.names_secret(owner, name):
+    if row is None or row.owner.user != owner or not services.hub.names_secret(machine, owner, name):
         raise NotFound(f"No work of {owner} is assigned that names a secret {name}.")
     values = SecretValues(name_version(row).version, services.box.open(row.name, row.sealed))
     return Response(values, headers={"Cache-Control": "no-store"})

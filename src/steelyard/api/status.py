@@ -9,7 +9,7 @@ from litestar import Request, Response, WebSocket, get, post, websocket
 from litestar.exceptions import WebSocketDisconnect
 
 from steelyard import __version__
-from steelyard.api.auth import AGENT_PATH, HEALTH_PATH
+from steelyard.api.auth import AGENT_PATH, HEALTH_PATH, peer_of
 from steelyard.api.idempotency import IdempotencyKey, mutate
 from steelyard.api.problems import errors
 from steelyard.api.requests import require_json
@@ -47,7 +47,7 @@ async def get_status(request: Request[Any, Any, Any]) -> Status:
     return Status(
         version=__version__,
         machine_id=None if machine is None else machine.id,
-        agent="connected" if services.hub.connected else "lost",
+        agent="connected" if services.hub.connected() else "lost",
         epoch=services.epoch,
     )
 
@@ -100,7 +100,7 @@ async def _ask_health(request: Request[Any, Any, Any], what: str, subject: str) 
 @websocket(AGENT_PATH)
 async def agent_socket(socket: WebSocket[Any, Any, Any]) -> None:
     await socket.accept()
-    await services_of(socket).hub.serve(_Frames(socket))
+    await services_of(socket).hub.serve(_Frames(socket), peer_of(socket))
 
 
 class _Frames:

@@ -11,7 +11,7 @@ import msgspec
 
 from steelyard.api.door import check_job
 from steelyard.api.door_direct import check_direct
-from steelyard.api.door_jobs import check_queueing
+from steelyard.api.door_jobs import check_pool, check_queueing
 from steelyard.api.door_volumes import check_volumes
 from steelyard.api.image_use import settle_job
 from steelyard.api.requests import refuse_findings
@@ -81,10 +81,11 @@ def check_submission(
     if not PROJECT.fullmatch(project):
         raise Refused(f"{project[:80]!r} can't be a project's name: up to 63 of a-z, 0-9 and -.", code="bad-project")
     given = [*check_volumes(spec.volumes, tx.volumes() if spec.volumes else (), owner), *find_missing(tx, owner, spec.secrets)]
+    if spec.pool:
+        given += check_pool(spec, {pool.name for pool in tx.pools() if not pool.deleting})
     # what goes elsewhere need not fit this machine
-    refuse_findings([
-        *check_queueing(spec, now), *check_job(spec, None if spec.direct else machine, root), *check_direct(spec), *given
-    ])  # fmt: skip
+    here = None if spec.direct or spec.pool else machine
+    refuse_findings([*check_queueing(spec, now), *check_job(spec, here, root), *check_direct(spec), *given])
     return _resolve(tx, spec)
 
 

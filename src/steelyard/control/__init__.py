@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Protocol
 
+from steelyard.model.ids import MachineId
 from steelyard.wire.agent import Assignment, Report
 
 #: names of the loops, for pokes
@@ -21,6 +22,7 @@ LEASES = "leases"
 ROLLOUTS = "rollouts"
 IMAGES = "images"
 DIRECT = "direct"
+POOLS = "pools"
 
 
 class Loop(Protocol):
@@ -39,20 +41,24 @@ class Loop(Protocol):
 
 
 class AgentLink(Protocol):
-    """The agent as the loops see it (`api/agents.py` holds the connection)."""
+    """The agents as the loops see them (`api/agents.py` holds the connections). Machines are named by `Machine.place`."""
 
-    def newest_report(self) -> Report | None:
-        """The newest report that was not acknowledged yet. Reports are complete, so older ones are not needed."""
+    def newest_reports(self) -> dict[MachineId, Report]:
+        """Of each machine the newest report that was not acknowledged yet. Reports are complete, so older ones are not needed."""
         ...
 
-    def acknowledge(self, report: Report) -> None:
+    def acknowledge(self, machine: MachineId, report: Report) -> None:
         """The report is committed."""
         ...
 
-    def offer(self, assignment: Assignment) -> None:
-        """Send it now, and to every agent that connects later until a newer one is offered. Never blocks."""
+    def offer(self, machine: MachineId, assignment: Assignment) -> None:
+        """Send it now, and to every agent of the machine that connects later until a newer one is offered. Never blocks."""
         ...
 
-    def holds(self, assignment: Assignment) -> bool:
-        """Is that what an agent that connects would be sent? No longer, once a machine that restarted said hello."""
+    def holds(self, machine: MachineId, assignment: Assignment) -> bool:
+        """Is that what an agent of it that connects would be sent? No longer, once a machine that restarted said hello."""
+        ...
+
+    def drop(self, machine: MachineId) -> None:
+        """The machine is gone for good, and whoever still speaks for it is not heard any more."""
         ...

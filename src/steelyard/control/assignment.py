@@ -1,10 +1,10 @@
-"""What should the agent be doing? Renders everything desired of it into one `Assignment`.
+"""What should each agent be doing? Renders everything desired of a machine into one `Assignment`.
 
 The epoch is the server's: it is kept in the store and goes up once per start (R10), so that an agent refuses what an older server
-still says. Within an epoch the generation goes up with each change of the content; it counts from 1 in each, so that telling the
-agent something costs no write. After a restart of the machine nothing is sent before its first report has settled what became of
-the attempts in doubt: the agent would start those that it has never heard of, while that report gives their places away.
-Never waits for the agent.
+still says. Within an epoch the generation goes up with each change of the content; it counts from 1 in each, so that telling an
+agent something costs no write. After a restart of a machine nothing is sent to it before its first report has settled what became
+of the attempts in doubt: the agent would start those that it has never heard of, while that report gives their places away.
+What a machine has no work for it is not told: neither secrets nor keys. Never waits for an agent.
 """
 
 from __future__ import annotations
@@ -20,6 +20,7 @@ from steelyard.control.live import LiveJobs
 from steelyard.lifecycle.job import in_doubt
 from steelyard.model.built_image import Image
 from steelyard.model.function import ApiKey, Function
+from steelyard.model.ids import OWN_MACHINE, MachineId
 from steelyard.model.job import Job, JobState, Owner
 from steelyard.model.mount import MountedVolume, VolumeMount
 from steelyard.model.secret import Secret
@@ -33,8 +34,8 @@ class Seen(msgspec.Struct, frozen=True):
     functions: tuple[Function, ...]
     keys: tuple[ApiKey, ...]
     epoch: int
-    #: what this server offered last
-    offered: Assignment | None
+    #: `Machine.place` of each machine, of the home's own even before it is known -> what it would still be sent
+    offered: Mapping[MachineId, Assignment | None]
     #: all that there are, where work names any
     secrets: tuple[SecretVersion, ...] = ()
     volumes: tuple[Volume, ...] = ()
@@ -42,13 +43,13 @@ class Seen(msgspec.Struct, frozen=True):
 
 
 class Actions(msgspec.Struct, frozen=True):
-    """The content to send (its generation is given on commit); None when the agent has it already."""
+    """The content to send to machines (its generation is given on commit), but for those that have it already."""
 
-    assignment: Assignment | None
+    assignments: Mapping[MachineId, Assignment] = {}
 
 
 class Report(msgspec.Struct, frozen=True):
-    offered: Assignment | None
+    offered: Mapping[MachineId, Assignment] = {}
 
 
 async def begin_epoch(store: Store) -> int:
@@ -56,15 +57,24 @@ async def begin_epoch(store: Store) -> int:
     return await store.write(lambda tx: tx.bump("epoch"))
 
 
-async def load(store: Store, live: LiveJobs, offered: Assignment | None) -> Seen:
+async def load(store: Store, live: LiveJobs, offered: Mapping[MachineId, Assignment]) -> Seen:
+    """`offered`: what machines would still be sent."""
     named = any(job.spec.secrets for job in live.holding)
 
     def read(tx: Tx) -> tuple[tuple[int, list[Job]], Seen]:
         changed, functions = tx.jobs_changed(live.change), tuple(tx.functions())
         asks = named or any(job.spec.secrets for job in changed[1]) or any(name_uses(function) for function in functions)
         secrets = tuple(name_version(secret) for secret in tx.secrets()) if asks else ()
+        places = {OWN_MACHINE, *(machine.place for machine in tx.machines())}
         seen = Seen(
-            (), functions, tuple(tx.keys()), tx.counter("epoch"), offered, secrets, tuple(tx.volumes()), tuple(tx.images())
+            jobs=(),
+            functions=functions,
+            keys=tuple(tx.keys()),
+            epoch=tx.counter("epoch"),
+            offered={place: offered.get(place) for place in sorted(places)},
+            secrets=secrets,
+            volumes=tuple(tx.volumes()),
+            images=tuple(tx.images()),
         )
         return changed, seen
 
@@ -98,20 +108,22 @@ def admitted_keys(keys: Iterable[ApiKey], functions: Iterable[Function], secrets
 
 
 def decide(seen: Seen, now: int, secrets: Secrets) -> Actions:
-    """`now` is not used: what should run does not depend on the time."""
     del now
-    if any(in_doubt(job) for job in seen.jobs):
-        return Actions(None)
-    rendered = render_assignment(seen, secrets)
-    if seen.offered is not None and rendered == msgspec.structs.replace(seen.offered, generation=0):
-        return Actions(None)
-    return Actions(rendered)
+    changed: dict[MachineId, Assignment] = {}
+    doubted = {job.machine for job in seen.jobs if in_doubt(job)}
+    for place, offered in seen.offered.items():
+        rendered = None if place in doubted else render_assignment(seen, secrets, place)
+        if rendered is not None and (offered is None or rendered != msgspec.structs.replace(offered, generation=0)):
+            changed[place] = rendered
+    return Actions(changed)
 
 
-def render_assignment(seen: Seen, secrets: Secrets) -> Assignment:
+def render_assignment(seen: Seen, secrets: Secrets, machine: MachineId = OWN_MACHINE) -> Assignment:
     """Oldest first; generation 0 stands for "not offered yet"."""
-    named = {(job.owner.user, use.name) for job in seen.jobs for use in job.spec.secrets}
-    named |= {(function.owner.user, name) for function in seen.functions for name in name_uses(function)}
+    jobs = [job for job in seen.jobs if job.machine == machine]
+    functions = seen.functions if machine == OWN_MACHINE else ()
+    named = {(job.owner.user, use.name) for job in jobs for use in job.spec.secrets}
+    named |= {(function.owner.user, name) for function in functions for name in name_uses(function)}
     volumes = {(volume.name, volume.owner.uid): volume for volume in seen.volumes if not volume.deleting}
     return Assignment(
         epoch=seen.epoch,
@@ -132,7 +144,7 @@ def render_assignment(seen: Seen, secrets: Secrets) -> Assignment:
                 token=secrets.sign_job(job),
                 volumes=find_volumes(volumes, job.spec.volumes, job.owner),
             )
-            for job in sorted(seen.jobs, key=lambda job: (job.submitted_at, job.id))
+            for job in sorted(jobs, key=lambda job: (job.submitted_at, job.id))
             if job.plan is not None
         ),
         functions=tuple(
@@ -148,11 +160,12 @@ def render_assignment(seen: Seen, secrets: Secrets) -> Assignment:
                 tags=each.tags,
                 volumes=find_volumes(volumes, each.spec.volumes, function.owner),
             )
-            for function in seen.functions
+            for function in functions
             for each in function.live.values()
         ),
-        keys=admitted_keys(seen.keys, seen.functions, secrets),
-        images=assign_images(seen.images),
+        keys=admitted_keys(seen.keys, functions, secrets) if machine == OWN_MACHINE else (),
+        # only the home's own machine builds images, and only there are they cleared away
+        images=assign_images(seen.images) if machine == OWN_MACHINE else None,
         secrets=tuple(sorted((each for each in seen.secrets if (each.owner, each.name) in named), key=lambda each: each.name)),
     )
 
@@ -170,14 +183,16 @@ def find_volumes(
 
 async def carry_out(store: Store, agents: AgentLink, actions: Actions, generation: int) -> Report:
     """`generation`: one more than the last that this server offered."""
-    if actions.assignment is None:
-        return Report(None)
-    # the machine may have restarted since this was rendered
-    if await store.read(lambda tx: any(in_doubt(job) for job in tx.jobs({JobState.UNKNOWN}))):
-        return Report(None)
-    assignment = msgspec.structs.replace(actions.assignment, generation=generation)
-    agents.offer(assignment)
-    return Report(assignment)
+    if not actions.assignments:
+        return Report()
+    # a machine may have restarted since this was rendered
+    doubted = await store.read(lambda tx: {job.machine for job in tx.jobs({JobState.UNKNOWN}) if in_doubt(job)})
+    offered: dict[MachineId, Assignment] = {}
+    for place, assignment in actions.assignments.items():
+        if place not in doubted:
+            offered[place] = msgspec.structs.replace(assignment, generation=generation)
+            agents.offer(place, offered[place])
+    return Report(offered)
 
 
 class AssignmentLoop:
@@ -189,14 +204,17 @@ class AssignmentLoop:
         self._agents = agents
         self._live = live
         self._secrets = secrets
-        self._offered: Assignment | None = None
+        self._offered: dict[MachineId, Assignment] = {}
         self._generation = 0
 
     async def activate(self) -> Sequence[str]:
-        offered = self._offered if self._offered is not None and self._agents.holds(self._offered) else None
-        actions = decide(await load(self._store, self._live, offered), 0, self._secrets)
-        report = await carry_out(self._store, self._agents, actions, self._generation + 1)
-        if report.offered is not None:
-            self._offered = report.offered
-            self._generation = report.offered.generation
+        held = {place: offered for place, offered in self._offered.items() if self._agents.holds(place, offered)}
+        seen = await load(self._store, self._live, held)
+        for place in self._offered.keys() - seen.offered.keys():
+            self._agents.drop(place)
+            del self._offered[place]
+        report = await carry_out(self._store, self._agents, decide(seen, 0, self._secrets), self._generation + 1)
+        if report.offered:
+            self._offered |= report.offered
+            self._generation += 1
         return ()

@@ -1,7 +1,8 @@
-"""What do the agent's observations change? Applies its newest report; the acknowledgement goes out after the commit.
+"""What do the agents' observations change? Applies each machine's newest report; the acknowledgement goes out after the commit.
 
-A report that changes nothing costs one read and no fsync. When the machine restarted (`greet` saw another boot id), what had been
-handed out is in doubt until the first report of the new boot: attempts that it doesn't name ended with the old boot.
+A report speaks of its machine's work alone, and one that changes nothing costs one read and no fsync. When a machine restarted
+(`greet` saw another boot id), what had been handed out to it is in doubt until the first report of the new boot: attempts that it
+doesn't name ended with the old boot.
 """
 
 from __future__ import annotations
@@ -18,12 +19,14 @@ from steelyard.control.images import NodeImages
 from steelyard.control.live import LiveJobs
 from steelyard.control.rollouts import Looks
 from steelyard.control.watch import Watch
+from steelyard.errors import Conflict
 from steelyard.lifecycle.attempt import apply_attempt, lose_job
 from steelyard.lifecycle.job import Change, doubt_job, in_doubt
 from steelyard.model.function import Function
-from steelyard.model.ids import DEFAULT_PROJECT, FunctionName, JobId
+from steelyard.model.ids import DEFAULT_PROJECT, OWN_MACHINE, FunctionName, JobId, MachineId
 from steelyard.model.job import Job, JobState
 from steelyard.model.machine import Machine
+from steelyard.model.pool import PilotState
 from steelyard.store import Event, Store, Tx
 from steelyard.wire import agent as wire
 
@@ -38,7 +41,7 @@ FULL_NS = 10 * 1_000_000_000
 class Seen(msgspec.Struct, frozen=True):
     report: wire.Report
     machine: Machine | None
-    #: the jobs that the report names, and those in doubt since a restart of the machine
+    #: the jobs of the machine that the report names, and those in doubt since a restart of it
     jobs: tuple[Job, ...]
     functions: tuple[Function, ...]
 
@@ -63,15 +66,16 @@ class Report(msgspec.Struct, frozen=True):
 
 async def greet(store: Store, machine: Machine, now: int) -> bool:
     """An agent said hello: store its machine. True when the machine restarted since it was last seen; then every attempt that had
-    been handed out is in doubt."""
+    been handed out is in doubt. Conflict for the agent of a pilot that has ended."""
 
     def commit(tx: Tx) -> bool:
-        known = tx.machine()
+        known, draining = tx.machine(machine.place), _find_draining(tx, machine)
         if known is not None and known.id == machine.id:
-            # the hello says what the machine is; what of it is out of use stands in the reports
-            seen = msgspec.structs.replace(machine, blocked=known.blocked, blocked_pairs=known.blocked_pairs, held=known.held)
+            # the hello says what the machine is; what of it is out of use stands in the reports, or is decided here
+            kept = {name: getattr(known, name) for name in ("blocked", "blocked_pairs", "held")}
+            seen = msgspec.structs.replace(machine, **kept, draining=draining or known.draining)
         else:
-            seen = machine
+            seen = msgspec.structs.replace(machine, draining=draining)
         if known == seen:
             return False
         restarted = known is not None and (known.id, known.boot_id) != (machine.id, machine.boot_id)
@@ -80,6 +84,8 @@ async def greet(store: Store, machine: Machine, now: int) -> bool:
         tx.add_event(Event(now, DEFAULT_PROJECT, "", "machine", machine.id, f"{text}, boot {machine.boot_id}"))
         if restarted:
             for job in tx.jobs({JobState.STARTING, JobState.RUNNING, JobState.SUSPENDED, JobState.STOPPING}):
+                if job.plan is None or job.machine != machine.place:
+                    continue
                 change = doubt_job(job, "the machine restarted; waiting for its agent to say what became of it")
                 if change is not None:
                     commit_change(tx, job, change, now)
@@ -88,8 +94,18 @@ async def greet(store: Store, machine: Machine, now: int) -> bool:
     return await store.write(commit)
 
 
-async def load(store: Store, live: LiveJobs, report: wire.Report) -> Seen:
-    """Of the functions those that the report speaks of."""
+def _find_draining(tx: Tx, machine: Machine) -> str:
+    """Why nothing new may come to it; a pilot may have begun to drain before its agent was heard."""
+    if not machine.pool:
+        return ""
+    pilot = tx.pilot(machine.id)
+    if pilot is None or not pilot.living:
+        raise Conflict(f"{machine.id} has ended, and its agent is not heard any more.", code="machine-gone")
+    return pilot.detail if pilot.state is PilotState.DRAINING else ""
+
+
+async def load(store: Store, live: LiveJobs, place: MachineId, report: wire.Report) -> Seen:
+    """Of the functions those that the report speaks of. `place`: of the machine that it comes from."""
     named = [JobId(attempt.attempt.rpartition(".")[0]) for attempt in report.attempts]
 
     def read(tx: Tx) -> tuple[tuple[int, list[Job]], Machine | None, tuple[Function, ...]]:
@@ -98,11 +114,11 @@ async def load(store: Store, live: LiveJobs, report: wire.Report) -> Seen:
         else:
             found = (tx.function(DEFAULT_PROJECT, seen.name) for seen in report.functions)
             functions = tuple(function for function in found if function is not None)
-        return tx.jobs_changed(live.change), tx.machine(), functions
+        return tx.jobs_changed(live.change), tx.machine(place), functions
 
     changed, machine, functions = await store.read(read)
     live.apply(*changed)
-    jobs = {job.id: job for job in live.holding if in_doubt(job)}
+    jobs = {job.id: job for job in live.holding if in_doubt(job) and job.machine == place}
     jobs |= {id_: job for id_ in named if (job := live.job(id_)) is not None}
     ended = [id_ for id_ in named if id_ not in jobs]
     if ended:
@@ -120,6 +136,8 @@ def decide(seen: Seen, now: int) -> Actions:
     jobs: list[tuple[Job, Change]] = []
     for job in seen.jobs:
         attempt = attempts.get(job.id)
+        if attempt is not None and attempt.attempt == job.attempt_id and job.machine != seen.machine.place:
+            continue  # nobody knows of another machine's work
         if attempt is not None:
             change = apply_attempt(job, attempt, now)
         else:
@@ -177,8 +195,8 @@ async def carry_out(store: Store, actions: Actions) -> Report:
         for event in actions.events:
             if event not in told:  # an agent repeats what has not been acknowledged yet
                 tx.add_event(event)
-        if actions.machine is not None:
-            tx.put_machine(actions.machine)
+        if actions.machine is not None and (stored_machine := tx.machine(actions.machine.place)) is not None:
+            tx.put_machine(msgspec.structs.replace(actions.machine, draining=stored_machine.draining))
         tx.add_coldstarts(actions.report.coldstarts)
         return Report(tuple(change.job for _, change in stored), actions.functions, actions.machine is not None)
 
@@ -222,25 +240,33 @@ class ReportsLoop:
         self._agents = agents
         self._clock = clock
         self._watch = watch
-        self._news = News()
+        self._news: dict[MachineId, News] = {}
 
     async def activate(self) -> Sequence[str]:
-        report = self._agents.newest_report()
-        if report is None:
-            return ()
-        seen = await load(self._store, self._live, self._news.pick(report, self._clock.mono_ns()))
+        pokes: list[str] = []
+        for place, report in self._agents.newest_reports().items():
+            pokes += await self._apply(place, report)
+        return tuple(dict.fromkeys(pokes))
+
+    async def _apply(self, place: MachineId, report: wire.Report) -> list[str]:
+        news = self._news.setdefault(place, News())
+        seen = await load(self._store, self._live, place, news.pick(report, self._clock.mono_ns()))
         done = await carry_out(self._store, decide(seen, self._clock.now_us()))
-        self._news.applied(report)
-        self._agents.acknowledge(report)
+        news.applied(report)
+        if seen.machine is None:
+            del self._news[place]
+        self._agents.acknowledge(place, report)
         for job in done.jobs:
             self._watch.notify(f"job/{job.id}")
         for function in done.functions:
             self._watch.notify(f"function/{function.name}")
-        pokes = [ROLLOUTS] if self._looks.take(report.functions) else []
-        if self._images.take(report.images) or any(job.state.terminal and job.spec.builds for job in done.jobs):
-            pokes.append(IMAGES)
+        pokes: list[str] = []
+        if place == OWN_MACHINE:
+            pokes += [ROLLOUTS] if self._looks.take(report.functions) else []
+            if self._images.take(report.images) or any(job.state.terminal and job.spec.builds for job in done.jobs):
+                pokes.append(IMAGES)
         lent = any(function.lends for function in done.functions)
         if done.machine or lent or any(job.state.terminal or job.state is JobState.QUEUED for job in done.jobs):
             pokes += [JOBS, ASSIGNMENT]
         # a report that came while this one was committed has poked this loop already
-        return tuple(pokes)
+        return pokes

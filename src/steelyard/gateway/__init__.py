@@ -24,6 +24,21 @@ class Cluster(msgspec.Struct, frozen=True):
     requests_per_connection: int | None = None
 
 
+class Neighbour(msgspec.Struct, frozen=True):
+    """The gateway of another machine. It routes what comes to it by function, as this one does; all functions there are reached
+    over the same connections."""
+
+    machine: str
+    #: an IP address, and the port
+    host: str
+    port: int
+
+    @property
+    def name(self) -> str:
+        """Of its cluster; no function's has such a one."""
+        return f"@{self.machine}"
+
+
 class Route(msgspec.Struct, frozen=True):
     """Traffic of one function: by path prefix `/<function>/` and by host `<function>.localhost`; or that of one of its tags, by
     `/<function>@<tag>/` and `<tag>--<function>.localhost`."""
@@ -33,6 +48,8 @@ class Route(msgspec.Struct, frozen=True):
     targets: tuple[tuple[str, int], ...]
     public: bool
     tag: str = ""
+    #: its targets are neighbours, which are handed each request as it came
+    away: bool = False
 
     @property
     def segment(self) -> str:
@@ -50,6 +67,7 @@ class GatewayDesired(msgspec.Struct, frozen=True):
     routes: tuple[Route, ...] = ()
     #: secrets accepted as `Authorization: Bearer <secret>` by private functions
     keys: tuple[str, ...] = ()
+    neighbours: tuple[Neighbour, ...] = ()
 
 
 class Gateway(Protocol):

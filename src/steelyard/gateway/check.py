@@ -6,11 +6,12 @@ Never reads the clock, the disk or the network.
 
 from __future__ import annotations
 
+import ipaddress
 from collections import Counter
 
 import msgspec
 
-from steelyard.gateway import Cluster, GatewayDesired, Route
+from steelyard.gateway import Cluster, GatewayDesired, Neighbour, Route
 from steelyard.model.ids import NAME
 
 #: sun_path of a Unix socket address is 108 bytes with its final zero
@@ -20,7 +21,7 @@ LIMIT_MAX = 10_000_000
 
 
 class Finding(msgspec.Struct, frozen=True):
-    """One thing that is wrong. `code` is stable, `subject` the cluster, route, key or port it is about."""
+    """One thing that is wrong. `code` is stable, `subject` the cluster, route, key or machine it is about."""
 
     code: str
     subject: str
@@ -30,7 +31,7 @@ class Finding(msgspec.Struct, frozen=True):
 def check_gateway(desired: GatewayDesired) -> list[Finding]:
     """Everything wrong with `desired`, in the order of its entries."""
     findings: list[Finding] = []
-    for name, count in Counter(cluster.name for cluster in desired.clusters).items():
+    for name, count in Counter(each.name for each in (*desired.clusters, *desired.neighbours)).items():
         if count > 1:
             findings.append(Finding("cluster-twice", name, f"cluster {name} is there {count} times"))
     for label, count in Counter(route.label for route in desired.routes).items():
@@ -38,9 +39,11 @@ def check_gateway(desired: GatewayDesired) -> list[Finding]:
             findings.append(Finding("route-twice", label, f"{label} is routed {count} times"))
     for cluster in desired.clusters:
         findings += _check_cluster(cluster)
-    known = {cluster.name for cluster in desired.clusters}
+    for neighbour in desired.neighbours:
+        findings += _check_neighbour(neighbour)
+    here, away = {cluster.name for cluster in desired.clusters}, {neighbour.name for neighbour in desired.neighbours}
     for route in desired.routes:
-        findings += _check_route(route, known)
+        findings += _check_route(route, away if route.away else here)
     for number, key in enumerate(desired.keys):
         if not key or not key.isascii() or not key.isprintable() or " " in key:
             # the number, not the key: findings end in logs
@@ -67,6 +70,16 @@ def _check_cluster(cluster: Cluster) -> list[Finding]:
     if not 0.001 <= cluster.idle_timeout_s <= 86_400:
         findings.append(Finding("limit", cluster.name, f"idle_timeout_s is {cluster.idle_timeout_s}, outside 0.001..86400"))
     return findings
+
+
+def _check_neighbour(neighbour: Neighbour) -> list[Finding]:
+    try:
+        ipaddress.ip_address(neighbour.host)
+    except ValueError:
+        return [Finding("address", neighbour.machine, f"{neighbour.host!r} is not an IP address")]
+    if not 1 <= neighbour.port <= 65535:
+        return [Finding("address", neighbour.machine, f"{neighbour.port} is not a port")]
+    return []
 
 
 def _check_route(route: Route, known: set[str]) -> list[Finding]:

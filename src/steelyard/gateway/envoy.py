@@ -23,6 +23,7 @@ from steelyard.config import Paths, Settings, write_file
 from steelyard.errors import EdgeFailed
 from steelyard.gateway import GatewayDesired
 from steelyard.gateway.check import check_gateway
+from steelyard.gateway.mutual_tls import read_certificate
 from steelyard.gateway.render import (
     LISTENER,
     ROUTES,
@@ -82,10 +83,17 @@ class Envoy:
         socket_path = self._paths.envoy_admin_socket
         if len(os.fsencode(socket_path)) > 107:
             raise EdgeFailed(f"{socket_path} is too long for a Unix socket. Use a shorter run directory.", code="socket-path")
-        wanted = render_bootstrap(self._settings, socket_path, self._paths.gateway, f"steelyard-{self._paths.tag}")
+        if self._settings.node_gateway and read_certificate(self._paths) is None:
+            text = f"There is no certificate in {self._paths.gateway}, so the home's gateway could not be let in."
+            raise EdgeFailed(text, code="gateway-certificate")
+        folder = self._paths.gateway
+        wanted = render_bootstrap(self._settings, socket_path, folder, f"steelyard-{self._paths.tag}")
         if _read(self._bootstrap_file) != wanted:
             write_file(self._bootstrap_file, wanted)
-        for path, empty in ((self._clusters_file, render_clusters(())), (self._routes_file, render_routes(GatewayDesired()))):
+        for path, empty in (
+            (self._clusters_file, render_clusters(GatewayDesired(), folder)),
+            (self._routes_file, render_routes(GatewayDesired())),
+        ):
             # a file that was cut off is as good as none: Envoy would not start serving by it
             if not is_whole(_read(path)):
                 write_file(path, empty)
@@ -109,14 +117,14 @@ class Envoy:
         async with self._applying:
             if findings := check_gateway(desired):
                 raise _rejected("; ".join(finding.message for finding in findings))
-            clusters, routes = render_clusters(desired.clusters), render_routes(desired)
+            clusters, routes = render_clusters(desired, self._paths.gateway), render_routes(desired)
             present = _read(self._clusters_file)
             versions = (version_of(clusters), version_of(routes))
             if versions == self._confirmed and clusters == present and routes == _read(self._routes_file):
                 return
             await self._validate_new_shape(desired)
             # old and new clusters first, so that neither the routes that are there nor the ones to come lead nowhere
-            both = render_clusters(desired.clusters, resources_of(present))
+            both = render_clusters(desired, self._paths.gateway, resources_of(present))
             answered = await self._move(self._clusters_file, CLUSTERS_STAT, both, desired)
             answered &= await self._move(self._routes_file, ROUTES_STAT, routes, desired)
             if both != clusters:
@@ -234,7 +242,7 @@ class Envoy:
         """What `envoy --mode validate` has against `desired`; empty when nothing. The file with the keys lives only as long."""
         path = self._paths.gateway / f".validate.{os.getpid()}.json"
         try:
-            write_file(path, render_static(self._settings, desired, "validate"))
+            write_file(path, render_static(self._settings, desired, self._paths.gateway, "validate"))
             child = await asyncio.create_subprocess_exec(
                 envoy_binary(),
                 "--mode",

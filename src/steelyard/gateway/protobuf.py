@@ -19,7 +19,7 @@ TYPE_PREFIX = "type.googleapis.com/"
 _WRAPPER = "google.protobuf.UInt32Value"
 _DURATION = "google.protobuf.Duration"
 _ANY = "google.protobuf.Any"
-_ENUMS = {"STATIC": 0, "OVERWRITE_IF_EXISTS_OR_ADD": 2, "ALLOW": 0, "DENY": 1}
+_ENUMS = {"STATIC": 0, "ADD_IF_ABSENT": 1, "OVERWRITE_IF_EXISTS_OR_ADD": 2, "ALLOW": 0, "DENY": 1, "URI": 3, "V3": 2}
 
 #: message -> field -> (number, kind). `map:` fields are keyed by strings. Only what `render.py` writes.
 FIELDS: Mapping[str, Mapping[str, tuple[int, str]]] = {
@@ -29,6 +29,7 @@ FIELDS: Mapping[str, Mapping[str, tuple[int, str]]] = {
         "connect_timeout": (4, _DURATION),
         "per_connection_buffer_limit_bytes": (5, _WRAPPER),
         "circuit_breakers": (10, "envoy.config.cluster.v3.CircuitBreakers"),
+        "transport_socket": (24, "envoy.config.core.v3.TransportSocket"),
         "load_assignment": (33, "envoy.config.endpoint.v3.ClusterLoadAssignment"),
         "typed_extension_protocol_options": (36, "map:" + _ANY),
     },
@@ -46,16 +47,54 @@ FIELDS: Mapping[str, Mapping[str, tuple[int, str]]] = {
     "envoy.config.endpoint.v3.LocalityLbEndpoints": {"lb_endpoints": (2, "envoy.config.endpoint.v3.LbEndpoint")},
     "envoy.config.endpoint.v3.LbEndpoint": {"endpoint": (1, "envoy.config.endpoint.v3.Endpoint")},
     "envoy.config.endpoint.v3.Endpoint": {"address": (1, "envoy.config.core.v3.Address")},
-    "envoy.config.core.v3.Address": {"pipe": (2, "envoy.config.core.v3.Pipe")},
+    "envoy.config.core.v3.Address": {
+        "socket_address": (1, "envoy.config.core.v3.SocketAddress"),
+        "pipe": (2, "envoy.config.core.v3.Pipe"),
+    },
+    "envoy.config.core.v3.SocketAddress": {"address": (2, "string"), "port_value": (3, "number")},
     "envoy.config.core.v3.Pipe": {"path": (1, "string")},
+    "envoy.config.core.v3.TransportSocket": {"name": (1, "string"), "typed_config": (3, _ANY)},
+    "envoy.config.core.v3.DataSource": {"filename": (1, "string")},
+    "envoy.config.core.v3.ConfigSource": {
+        "resource_api_version": (6, "number"),
+        "path_config_source": (8, "envoy.config.core.v3.PathConfigSource"),
+    },
+    "envoy.config.core.v3.PathConfigSource": {"path": (1, "string")},
+    "envoy.extensions.transport_sockets.tls.v3.UpstreamTlsContext": {
+        "common_tls_context": (1, "envoy.extensions.transport_sockets.tls.v3.CommonTlsContext"),
+    },
+    "envoy.extensions.transport_sockets.tls.v3.CommonTlsContext": {
+        "validation_context": (3, "envoy.extensions.transport_sockets.tls.v3.CertificateValidationContext"),
+        "alpn_protocols": (4, "string"),
+        "tls_certificate_sds_secret_configs": (6, "envoy.extensions.transport_sockets.tls.v3.SdsSecretConfig"),
+    },
+    "envoy.extensions.transport_sockets.tls.v3.CertificateValidationContext": {
+        "trusted_ca": (1, "envoy.config.core.v3.DataSource"),
+        "match_typed_subject_alt_names": (15, "envoy.extensions.transport_sockets.tls.v3.SubjectAltNameMatcher"),
+    },
+    "envoy.extensions.transport_sockets.tls.v3.SubjectAltNameMatcher": {
+        "san_type": (1, "number"),
+        "matcher": (2, "envoy.type.matcher.v3.StringMatcher"),
+    },
+    "envoy.type.matcher.v3.StringMatcher": {"exact": (1, "string")},
+    "envoy.extensions.transport_sockets.tls.v3.SdsSecretConfig": {
+        "name": (1, "string"),
+        "sds_config": (2, "envoy.config.core.v3.ConfigSource"),
+    },
     "envoy.extensions.upstreams.http.v3.HttpProtocolOptions": {
         "common_http_protocol_options": (1, "envoy.config.core.v3.HttpProtocolOptions"),
         "explicit_http_config": (3, "envoy.extensions.upstreams.http.v3.HttpProtocolOptions.ExplicitHttpConfig"),
     },
     "envoy.extensions.upstreams.http.v3.HttpProtocolOptions.ExplicitHttpConfig": {
         "http_protocol_options": (1, "envoy.config.core.v3.Http1ProtocolOptions"),
+        "http2_protocol_options": (2, "envoy.config.core.v3.Http2ProtocolOptions"),
     },
     "envoy.config.core.v3.Http1ProtocolOptions": {},
+    "envoy.config.core.v3.Http2ProtocolOptions": {
+        "allow_connect": (5, "bool"),
+        "connection_keepalive": (15, "envoy.config.core.v3.KeepaliveSettings"),
+    },
+    "envoy.config.core.v3.KeepaliveSettings": {"interval": (1, _DURATION), "timeout": (2, _DURATION)},
     "envoy.config.core.v3.HttpProtocolOptions": {"idle_timeout": (1, _DURATION), "max_requests_per_connection": (6, _WRAPPER)},
     "envoy.config.route.v3.RouteConfiguration": {
         "name": (1, "string"),

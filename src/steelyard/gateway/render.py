@@ -27,7 +27,8 @@ from pathlib import Path
 import msgspec
 
 from steelyard.config import Settings
-from steelyard.gateway import Cluster, GatewayDesired, Route
+from steelyard.gateway import Cluster, GatewayDesired, Neighbour, Route
+from steelyard.gateway.mutual_tls import make_source, render_client, render_server
 from steelyard.gateway.protobuf import TYPE_PREFIX, encode, encode_any, read_fields, write_field
 
 Json = dict[str, object]
@@ -43,6 +44,8 @@ CLIENTS_MAX = 20_000
 BUFFER_BYTES = 256 * 1024
 CONNECT_TIMEOUT_S = 5
 RETRY_AFTER_S = 1
+#: a connection to another machine that says nothing for so long is asked, and closed when it does not answer for as long again
+ALIVE_S = 10.0
 #: when the kernel refuses a connection (nobody listens, or the backlog is full); nothing was sent yet
 RETRIES = 3
 #: circuit breakers that must never trip: what is bounded is connections and the queue
@@ -53,27 +56,29 @@ _HTTP_PROTOCOL = "envoy.extensions.upstreams.http.v3.HttpProtocolOptions"
 
 def render_bootstrap(settings: Settings, admin_socket: Path, folder: Path, node: str) -> bytes:
     """Envoy's start-up file: it finds clusters and routes in `folder`, and answers its admin on `admin_socket` (mode 0600)."""
-    listener = _listener(settings, {"rds": {"route_config_name": ROUTES, "config_source": _source(folder, "rds.pb")}})
+    listener = _listener(settings, folder, {"rds": {"route_config_name": ROUTES, "config_source": make_source(folder, "rds.pb")}})
     bootstrap = _bootstrap(node, listener) | {
         "admin": {"address": {"pipe": {"path": str(admin_socket), "mode": 0o600}}},
-        "dynamic_resources": {"cds_config": _source(folder, "cds.pb")},
+        "dynamic_resources": {"cds_config": make_source(folder, "cds.pb")},
     }
     return _pretty(bootstrap)
 
 
-def render_static(settings: Settings, desired: GatewayDesired, node: str) -> bytes:
+def render_static(settings: Settings, desired: GatewayDesired, folder: Path, node: str) -> bytes:
     """The same content with clusters and routes inlined, for `envoy --mode validate`, which reads no dynamic file."""
     found = {f"/{route.segment}": _path_match_json(route) for route in desired.routes}
     hosts: list[Json] = [_paths_host(found), *map(_function_host, desired.routes)]
-    bootstrap = _bootstrap(node, _listener(settings, {"route_config": _route_config(desired.keys, hosts)}))
+    bootstrap = _bootstrap(node, _listener(settings, folder, {"route_config": _route_config(desired.keys, hosts)}))
     static = bootstrap["static_resources"]
     assert isinstance(static, dict)
-    return _pretty(bootstrap | {"static_resources": static | {"clusters": [_cluster(cluster) for cluster in desired.clusters]}})
+    clusters = [*map(_cluster, desired.clusters), *(_neighbour(each, folder) for each in desired.neighbours)]
+    return _pretty(bootstrap | {"static_resources": static | {"clusters": clusters}})
 
 
-def render_clusters(clusters: Iterable[Cluster], kept: Mapping[str, bytes] | None = None) -> bytes:
-    """`cds.pb`. `kept` are resources of an earlier file, by name, that must stay although `clusters` has them no more."""
-    resources = dict(kept or {}) | {cluster.name: _cluster_resource(cluster) for cluster in clusters}
+def render_clusters(desired: GatewayDesired, folder: Path, kept: Mapping[str, bytes] | None = None) -> bytes:
+    """`cds.pb`. `kept` are resources of an earlier file, by name, that must stay although `desired` has them no more."""
+    resources = dict(kept or {}) | {cluster.name: _cluster_resource(cluster) for cluster in desired.clusters}
+    resources |= {each.name: _neighbour_resource(each, folder) for each in desired.neighbours}
     return _discovery([resources[name] for name in sorted(resources)])
 
 
@@ -88,8 +93,8 @@ def shape_of(desired: GatewayDesired) -> str:
     """What of `desired` decides whether Envoy can understand it, apart from names and numbers that `check_gateway` judges.
     Two states of one shape differ only in how many there are of each kind."""
     clusters = sorted({cluster.requests_per_connection is not None for cluster in desired.clusters})
-    routes = sorted({(route.public, len(route.targets) > 1, bool(route.tag)) for route in desired.routes})
-    return repr((clusters, routes, bool(desired.keys)))
+    routes = sorted({(route.public, len(route.targets) > 1, bool(route.tag), route.away) for route in desired.routes})
+    return repr((clusters, routes, bool(desired.keys), bool(desired.neighbours)))
 
 
 def version_of(file: bytes) -> str:
@@ -149,12 +154,6 @@ def _seconds(seconds: float) -> str:
     return f"{seconds:.3f}s"
 
 
-def _source(folder: Path, name: str) -> Json:
-    # no watched_directory: with it every move in the folder, ours of the other file too, makes Envoy read this one again. By
-    # itself the path is watched by name in its folder, so moves are seen all the same
-    return {"resource_api_version": "V3", "path_config_source": {"path": str(folder / name)}}
-
-
 def _bootstrap(node: str, listener: Json) -> Json:
     kept = [{"prefix": prefix} for prefix in STATS_KEPT_PREFIXES] + [{"suffix": suffix} for suffix in STATS_KEPT_SUFFIXES]
     return {
@@ -177,7 +176,10 @@ def _bootstrap(node: str, listener: Json) -> Json:
     }
 
 
-def _listener(settings: Settings, routes: Json) -> Json:
+def _listener(settings: Settings, folder: Path, routes: Json) -> Json:
+    """The home's gateway asks for keys and lets clients say nothing that we say. That of another machine hears only the home's,
+    which has done both, and takes over what it says of the client."""
+    away = settings.node_gateway
     manager = _typed(
         "envoy.extensions.filters.network.http_connection_manager.v3.HttpConnectionManager",
         {
@@ -185,7 +187,7 @@ def _listener(settings: Settings, routes: Json) -> Json:
             "codec_type": "AUTO",
             "server_name": "steelyard",
             "server_header_transformation": "PASS_THROUGH",
-            "use_remote_address": True,
+            "use_remote_address": not away,
             "generate_request_id": False,
             "stream_idle_timeout": "0s",
             # no request_headers_timeout: a timer for each request took 6 % of the throughput; CLIENTS_MAX bounds the slow ones
@@ -195,8 +197,8 @@ def _listener(settings: Settings, routes: Json) -> Json:
             "upgrade_configs": [{"upgrade_type": "websocket"}],
             "local_reply_config": _local_replies(),
             "http_filters": [
-                _strip_headers(),
-                _ask_for_key(),
+                _strip_headers(("x-envoy-",) if away else ("x-steelyard-", "x-envoy-")),
+                _ask_for_key(everybody=away),
                 {
                     "name": "envoy.filters.http.router",
                     "typed_config": _typed("envoy.extensions.filters.http.router.v3.Router", {"suppress_envoy_headers": True}),
@@ -212,13 +214,18 @@ def _listener(settings: Settings, routes: Json) -> Json:
         "enable_reuse_port": False,
         "tcp_backlog_size": 4096,
         "per_connection_buffer_limit_bytes": BUFFER_BYTES,
-        "filter_chains": [{"filters": [{"name": "envoy.filters.network.http_connection_manager", "typed_config": manager}]}],
+        "filter_chains": [
+            {
+                "filters": [{"name": "envoy.filters.network.http_connection_manager", "typed_config": manager}],
+                **({"transport_socket": render_server(folder)} if away else {}),
+            }
+        ],
     }
 
 
-def _strip_headers() -> Json:
+def _strip_headers(prefixes: Iterable[str]) -> Json:
     """Takes what only we may say (x-steelyard-*) and what would steer the router (x-envoy-*) out of a client's request."""
-    removed = [{"remove_on_match": {"key_matcher": {"prefix": prefix}}} for prefix in ("x-steelyard-", "x-envoy-")]
+    removed = [{"remove_on_match": {"key_matcher": {"prefix": prefix}}} for prefix in prefixes]
     return {
         "name": "envoy.filters.http.header_mutation",
         "typed_config": _typed(
@@ -227,12 +234,12 @@ def _strip_headers() -> Json:
     }
 
 
-def _ask_for_key() -> Json:
+def _ask_for_key(*, everybody: bool) -> Json:
     # Rules without a policy let nobody in: with no key at all a private function refuses everybody. The keys stand in rds.pb,
     # so that one can be added without touching the listener. (Envoy's own api_key_auth filter is marked work in progress and
     # outside its threat model, and it warns about each key at each change. The role filter is neither.)
-    nobody = _typed("envoy.extensions.filters.http.rbac.v3.RBAC", {"rules": {"action": "ALLOW"}})
-    return {"name": KEY_FILTER, "typed_config": nobody}
+    rules = {"action": "DENY" if everybody else "ALLOW"}
+    return {"name": KEY_FILTER, "typed_config": _typed("envoy.extensions.filters.http.rbac.v3.RBAC", {"rules": rules})}
 
 
 def _key_rules(keys: Iterable[str]) -> Json:
@@ -338,10 +345,8 @@ def _problem(status: int | str, code: str, title: str, detail: str) -> Json:
     }
 
 
-def _headers(headers: Mapping[str, str]) -> list[Json]:
-    return [
-        {"header": {"key": key, "value": value}, "append_action": "OVERWRITE_IF_EXISTS_OR_ADD"} for key, value in headers.items()
-    ]
+def _headers(headers: Mapping[str, str], action: str = "OVERWRITE_IF_EXISTS_OR_ADD") -> list[Json]:
+    return [{"header": {"key": key, "value": value}, "append_action": action} for key, value in headers.items()]
 
 
 def _cluster(cluster: Cluster) -> Json:
@@ -373,10 +378,45 @@ def _cluster(cluster: Cluster) -> Json:
     }
 
 
+def _neighbour(neighbour: Neighbour, folder: Path) -> Json:
+    # Nothing is bounded here: what may wait for a function is for the gateway beside it to say. Connections stay, so that a wake
+    # does not wait for another one, and are asked now and then whether the machine is still there.
+    address = {"socket_address": {"address": neighbour.host, "port_value": neighbour.port}}
+    http2 = {"allow_connect": True, "connection_keepalive": {"interval": _seconds(ALIVE_S), "timeout": _seconds(ALIVE_S)}}
+    return {
+        "name": neighbour.name,
+        "type": "STATIC",
+        "connect_timeout": f"{CONNECT_TIMEOUT_S}s",
+        "per_connection_buffer_limit_bytes": BUFFER_BYTES,
+        "load_assignment": {
+            "cluster_name": neighbour.name,
+            "endpoints": [{"lb_endpoints": [{"endpoint": {"address": address}}]}],
+        },
+        "circuit_breakers": {
+            "thresholds": [dict.fromkeys(("max_connections", "max_pending_requests", "max_requests", "max_retries"), UNBOUNDED)]
+        },
+        "typed_extension_protocol_options": {
+            _HTTP_PROTOCOL: _typed(
+                _HTTP_PROTOCOL,
+                {
+                    "common_http_protocol_options": {"idle_timeout": _seconds(0)},
+                    "explicit_http_config": {"http2_protocol_options": http2},
+                },
+            ),
+        },
+        "transport_socket": render_client(folder, neighbour.machine),
+    }
+
+
 # At 1,000 functions a change of one is a change of one: what is rendered for the others is remembered.
 @functools.lru_cache(maxsize=8192)
 def _cluster_resource(cluster: Cluster) -> bytes:
     return encode_any(_typed("envoy.config.cluster.v3.Cluster", _cluster(cluster)))
+
+
+@functools.lru_cache(maxsize=8192)
+def _neighbour_resource(neighbour: Neighbour, folder: Path) -> bytes:
+    return encode_any(_typed("envoy.config.cluster.v3.Cluster", _neighbour(neighbour, folder)))
 
 
 @functools.lru_cache(maxsize=8192)
@@ -397,7 +437,8 @@ def _route_config(keys: Sequence[str], hosts: Sequence[Json | bytes]) -> Json:
     config: Json = {
         "name": ROUTES,
         "ignore_port_in_host_matching": True,
-        "request_headers_to_add": _headers({"x-steelyard-start": "%START_TIME(%s.%6f)%"}),
+        # a client's own was taken away; that of the home's gateway stays
+        "request_headers_to_add": _headers({"x-steelyard-start": "%START_TIME(%s.%6f)%"}, "ADD_IF_ABSENT"),
         "virtual_hosts": hosts,
     }
     if keys:
@@ -427,8 +468,8 @@ def _path_routes(route: Route) -> Json:
     prefix = f"/{route.segment}"
     return {
         "routes": [
-            _route(route, {"prefix": prefix + "/"}, prefix, rewrite=True),
-            _route(route, {"path": prefix}, prefix, rewrite=True),
+            _route(route, {"prefix": prefix + "/"}, prefix, rewrite=not route.away),
+            _route(route, {"path": prefix}, prefix, rewrite=not route.away),
             _nowhere(),
         ]
     }
@@ -456,7 +497,7 @@ def _route(route: Route, match: Json, prefix: str, *, rewrite: bool) -> Json:
     if rewrite:
         action["prefix_rewrite"] = "/"
     rendered: Json = {"match": match, "route": action}
-    if prefix:
+    if prefix and rewrite:
         rendered["request_headers_to_add"] = _headers({"x-steelyard-prefix": prefix})
     if route.public:
         rendered["typed_per_filter_config"] = _NO_KEY

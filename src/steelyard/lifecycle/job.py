@@ -10,7 +10,7 @@ from __future__ import annotations
 import msgspec
 
 from steelyard.model.batch import ArrayPlace, PreemptMode
-from steelyard.model.ids import JobId, ProjectName
+from steelyard.model.ids import OWN_MACHINE, JobId, ProjectName
 from steelyard.model.job import Job, JobSpec, JobState, Owner, Plan
 from steelyard.model.reason import Reason
 
@@ -103,11 +103,13 @@ def make_job(id_: JobId, spec: JobSpec, owner: Owner, project: ProjectName, now:
 
 def start_job(job: Job, plan: Plan | None, why: str = "placed") -> Change:
     """A new attempt with the next number, placed as `plan` says; None: by whoever it is handed over to."""
+    attempt = job.attempt + 1
     return move(
         job,
         JobState.STARTING,
         why,
-        attempt=job.attempt + 1,
+        attempt=attempt,
+        away=job.away if plan is None or plan.machine == OWN_MACHINE else {**job.away, attempt: plan.machine},
         plan=plan,
         reason=None,
         detail="",

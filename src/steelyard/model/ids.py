@@ -21,6 +21,9 @@ CallId = NewType("CallId", str)
 #: of an image: sha256 of its base and its steps, in hex
 ImageId = NewType("ImageId", str)
 
+#: what plans say for the home's own machine, whatever its id is
+OWN_MACHINE = MachineId("")
+
 DEFAULT_PROJECT = ProjectName("default")
 
 #: DNS label rules: a function's name becomes a host name and a path

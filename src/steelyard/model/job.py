@@ -19,7 +19,7 @@ from steelyard.model.batch import (
     Warn,
 )
 from steelyard.model.gpu_demand import GpuDemand
-from steelyard.model.ids import AttemptId, JobId, ProjectName, make_attempt_id
+from steelyard.model.ids import OWN_MACHINE, AttemptId, JobId, MachineId, ProjectName, make_attempt_id
 from steelyard.model.image import is_reference
 from steelyard.model.mount import VolumeMount
 from steelyard.model.owner import Owner
@@ -75,7 +75,8 @@ class ImageStep(msgspec.Struct, frozen=True):
 
     #: hex, names the image
     id: str
-    #: digest of the image that it has to begin with
+    #: digest of the image that it has to begin with; "": none, it is made with the machine's own programs, and the job names as
+    #: its image what it makes
     below: str
     #: what the image says beside that one's variables
     env: dict[str, str] = {}
@@ -142,6 +143,8 @@ class JobSpec(msgspec.Struct, frozen=True):
     secrets: tuple[SecretUse, ...] = ()
     #: goes through the queue of the attached cluster and not through ours
     direct: bool = False
+    #: on whose machines it runs; "": on the home's own
+    pool: str = ""
     #: it runs in one (WebSocket `/v1/jobs/{job}/terminal`), which is hung up when nobody comes to it for a minute; in a container
     #: its command then takes the place of the image's entry point. None: empty input, output to logs
     terminal: Terminal | None = None
@@ -235,6 +238,8 @@ class Plan(msgspec.Struct, frozen=True):
     io_max_bytes_s: int | None = None
     #: of a gang: what each process that Steelyard starts gets, in rank order; the rest says what all get together
     tasks: tuple[Plan, ...] = ()
+    #: `Machine.place` of the machine
+    machine: MachineId = OWN_MACHINE
 
 
 class Job(msgspec.Struct, frozen=True):
@@ -285,11 +290,18 @@ class Job(msgspec.Struct, frozen=True):
     #: seconds that the running attempt has been frozen before now, and since when it is
     suspended_s: float = 0.0
     suspended_at: int | None = None
+    #: attempt -> `Machine.place`, of those that ran elsewhere than on the home's own machine
+    away: dict[int, MachineId] = {}
 
     @property
     def account(self) -> str:
         """Whose fair share it uses."""
         return self.spec.account or self.owner.user
+
+    @property
+    def machine(self) -> MachineId:
+        """`Machine.place` of where its newest attempt runs, or ran."""
+        return self.away.get(self.attempt, OWN_MACHINE)
 
     @property
     def attempt_id(self) -> AttemptId:

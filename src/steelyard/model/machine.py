@@ -5,7 +5,7 @@ from __future__ import annotations
 import msgspec
 
 from steelyard.model.cores import Cache, Core, NumaNode
-from steelyard.model.ids import MachineId
+from steelyard.model.ids import OWN_MACHINE, MachineId
 from steelyard.model.job import Plan
 from steelyard.model.topology import Topology
 
@@ -65,6 +65,15 @@ class Machine(msgspec.Struct, frozen=True):
     blocked_pairs: tuple[tuple[str, str], ...] = ()
     #: what revisions that are no longer the newest still run on, as their agent reports it
     held: tuple[HeldPlan, ...] = ()
+    #: "" for the home's own
+    pool: str = ""
+    #: why nothing new is placed on it, for people; written by whoever takes it back. "": it takes work
+    draining: str = ""
+
+    @property
+    def place(self) -> MachineId:
+        """What plans name it by (`Plan.machine`)."""
+        return self.id if self.pool else OWN_MACHINE
 
     @property
     def cpus(self) -> tuple[int, ...]:

@@ -7,6 +7,10 @@ import msgspec
 #: what is read and written here was the same in all of these
 VERSION_MIN, VERSION_MAX = (22, 5), (25, 11)
 
+#: Slurm's states of a job that has not begun, that runs, and that is over
+PENDING = frozenset({"PENDING", "REQUEUED", "REQUEUE_HOLD", "SPECIAL_EXIT", "REQUEUE_FED", "RESV_DEL_HOLD"})
+RUNNING = frozenset({"RUNNING", "CONFIGURING", "COMPLETING", "SUSPENDED", "STOPPED", "SIGNALING", "STAGE_OUT", "RESIZING"})
+
 
 class Attachment(msgspec.Struct, frozen=True):
     """What `cluster attach` was told and found; `slurm.json` in the home."""
@@ -20,6 +24,10 @@ class Attachment(msgspec.Struct, frozen=True):
     folder: str = ""
     #: variables of whoever attached that lead Slurm's commands to their cluster
     env: dict[str, str] = {}
+    #: MaxArraySize: indices of Slurm's arrays are below that
+    array_size_max: int = 1001
+    #: of the Steelyard that is installed on the nodes, for pilots of pools; "": the server's own path
+    python: str = ""
 
 
 class SlurmNode(msgspec.Struct, frozen=True):
@@ -69,8 +77,8 @@ class SlurmCluster(msgspec.Struct, frozen=True):
 class QueueEntry(msgspec.Struct, frozen=True):
     """What Slurm says of one of our attempts."""
 
-    #: Slurm's own number for it
-    job: int
+    #: Slurm's own name for it: `12`, or `12_7` of an array
+    job: str
     #: in Slurm's words: PENDING, RUNNING, COMPLETED, ...
     state: str
     #: why it is in that state, in Slurm's word
@@ -79,22 +87,32 @@ class QueueEntry(msgspec.Struct, frozen=True):
     started_at: int | None = None
     #: in Slurm's notation
     nodes: str = ""
+    #: when its time limit comes, microseconds since the epoch; None: never, or not known yet
+    ends_at: int | None = None
 
 
 class RankRecord(msgspec.Struct, frozen=True):
     """What a step wrote down of a task."""
 
     rank: int
-    #: microseconds since the epoch
+    #: microseconds since the epoch; `ended_at` is 0 while it runs
     started_at: int
-    ended_at: int
+    ended_at: int = 0
     exit_code: int | None = None
     signal: int | None = None
     host: str = ""
-    #: CPUs that the task might use when it began
+    uid: int | None = None
+    #: CPUs and memory nodes that the task might use when it began, and the limit on its memory that was in force
     cpus: tuple[int, ...] = ()
+    memory_nodes: tuple[int, ...] = ()
+    memory_bytes: int | None = None
+    #: by Slurm's numbers for them on the node
+    gpus: tuple[str, ...] = ()
+    #: by Slurm's account: CPUs of the whole job on that node, and how many tasks share them
+    cpus_allotted: int = 0
+    tasks_here: int = 1
     peak_memory_bytes: int | None = None
-    cpu_s: float = 0.0
+    cpu_ms: int | None = None
     #: why there was no task: the kernel's word for it
     not_started: str = ""
 

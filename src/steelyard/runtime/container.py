@@ -24,8 +24,9 @@ import msgspec
 
 from steelyard.config import write_file
 from steelyard.errors import EdgeFailed, Refused
-from steelyard.lifecycle.bundle import Container, make_bundle, make_terminal
+from steelyard.lifecycle.bundle import NETWORK, Container, make_bundle, make_terminal
 from steelyard.lifecycle.container_step import CAPABILITIES, DONE
+from steelyard.lifecycle.debian import PROGRAM, TARGET
 from steelyard.model.cdi import DeviceEdits
 from steelyard.model.ids import WorkloadId
 from steelyard.model.image import Image, ImageReference, UserIds, choose_argv
@@ -34,6 +35,7 @@ from steelyard.model.mount import Bind
 from steelyard.runtime.mount_calls import find_inside
 from steelyard.runtime.oci import Tell, say_nothing
 from steelyard.runtime.oci.fetch import missing
+from steelyard.runtime.oci.programs import list_binds, make_root
 from steelyard.runtime.oci.ranges import BUILD_IDS, BUILD_MAPS, make_maps, owner_range
 from steelyard.runtime.oci.steps import StepMade
 from steelyard.runtime.oci.store import ImageStore, RegistryLogin
@@ -127,6 +129,16 @@ class Containers:
         if tuple(int(part) for part in release.split("-")[0].split(".")[:2] if part.isdigit()) < _KERNEL:
             raise _impossible(f"Linux {_KERNEL[0]}.{_KERNEL[1]} or later, and this is {release}")
 
+    def check_bare(self) -> None:
+        """Can an image be made here that has none below it? Raises Refused with what is missing."""
+        self.check()
+        if shutil.which(PROGRAM) is None:
+            raise Refused(
+                f"Images of Debian's packages need {PROGRAM}, which is not installed here. Nothing was started. Install it: "
+                f"apt-get install {PROGRAM}; or begin with an image that is there: Image.from_registry(...).",
+                code="container-tools-missing",
+            )
+
     def sweep(self) -> None:
         """In the background: what an agent before this one was killed over."""
         steps = [made.makes for made in self._all().values()]
@@ -168,11 +180,13 @@ class Containers:
 
     def make(self, workload: WorkloadId, image: Image, wanted: Wanted, owner: Ids) -> tuple[tuple[str, ...], Rootfs]:
         """Write its bundle: the command that starts it, and what is mounted for that. Raises Refused or EdgeFailed."""
-        folder, root = self._folder / workload, self.store.root(image.digest)
+        bare = wanted.step is not None and not wanted.step.below
+        folder, root = self._folder / workload, make_root(self._images) if bare else self.store.root(image.digest)
         argv = wanted.argv if wanted.interpreter else choose_argv(image, wanted.argv)
         edits = wanted.edits
         env = variables(image, edits.env | wanted.env)
-        _check_program(root, wanted.interpreter or argv[0], env["PATH"], wanted.cwd or image.cwd or "/", image.reference)
+        if not bare:
+            _check_program(root, wanted.interpreter or argv[0], env["PATH"], wanted.cwd or image.cwd or "/", image.reference)
         if wanted.programs:
             env["PATH"] = f"{wanted.programs}:{env['PATH']}"
         first = owner_range(self._images, owner[0])
@@ -183,6 +197,8 @@ class Containers:
             (gids, disk_gids), ids = BUILD_MAPS, UserIds(home=image.ids.home)
             disk = str(self.store.begin_step(wanted.step))
             binds = (*binds, Bind(f"{disk}/done", DONE))
+            if bare:
+                binds, disk = (*list_binds(), *binds, Bind(f"{disk}/upper", TARGET)), ""
         files = () if wanted.own_network else tuple(Bind(name, name, True) for name in _NETWORK_FILES if os.path.isfile(name))
         container = Container(
             root=f"{folder}/{_FS}/{ROOT}", sys=f"{folder}/{_FS}/{SYS}", nodes=f"{folder}/{_FS}/{DEV}",
@@ -229,28 +245,58 @@ class Containers:
         return command, rootfs
 
     def enter(
-        self, workload: WorkloadId, number: int, argv: tuple[str, ...], terminal: Terminal | None = None
+        self,
+        workload: WorkloadId,
+        name: str,
+        argv: tuple[str, ...],
+        terminal: Terminal | None = None,
+        *,
+        pid: int = 0,
+        env: Mapping[str, str] | None = None,
+        cwd: str = "",
     ) -> tuple[tuple[str, ...], Rootfs]:
-        """The command that runs another one inside of it, behind the same walls. Of a terminal our side is sent to `console`."""
+        """The command that runs another one inside of it, behind the same walls; `name`: it has of those there. Of a terminal our
+        side is sent to `console`. `pid`: of a process inside. `env`, and `cwd` with it: instead of those of its first process."""
         folder = self._folder / workload
         try:
-            process = msgspec.json.decode((folder / _CONFIG).read_bytes())["process"]
-            path = folder / f"exec-{number}.json"
+            config = msgspec.json.decode((folder / _CONFIG).read_bytes())
+            process = config["process"]
+            path = folder / f"exec-{name}.json"
+            if env is not None:
+                process |= {"env": [f"{key}={value}" for key, value in env.items()], "cwd": cwd or "/"}
             process |= {"args": list(argv), **make_terminal(process["env"], terminal)}
             write_file(path, msgspec.json.encode(process))
         except OSError as err:
             raise EdgeFailed(f"{folder} can't be used: {err.strerror}. Nothing was started.", code="start-failed") from err
         made = self.made(workload)
         locks = made is not None and made.lock_memory
-        brings = self._brings(workload, terminal, number)
-        return (*self._crun(), "exec", *brings, "--process", str(path), workload), Rootfs("", "", lock_memory=locks)
+        brings = self._brings(workload, terminal, name)
+        # one that was started in a network of its own knows nothing of it, and would let others into ours
+        told = any(each["type"] == NETWORK for each in config["linux"]["namespaces"])
+        network = pid if made is not None and made.own_network and not told else 0
+        rootfs = Rootfs("", "", lock_memory=locks, network=network)
+        return (*self._crun(), "exec", *brings, "--process", str(path), workload), rootfs
 
-    def _brings(self, workload: WorkloadId, terminal: Terminal | None, number: int = 0) -> tuple[str, ...]:
-        return () if terminal is None else ("--console-socket", str(self.console(workload, number)))
+    def leave(self, workload: WorkloadId, name: str) -> None:
+        """What ran inside by that name has ended."""
+        for left in (self._folder / workload / f"exec-{name}.json", self.console(workload, name)):
+            left.unlink(missing_ok=True)
 
-    def console(self, workload: WorkloadId, number: int = 0) -> Path:
+    def _brings(self, workload: WorkloadId, terminal: Terminal | None, name: str = "0") -> tuple[str, ...]:
+        return () if terminal is None else ("--console-socket", str(self.console(workload, name)))
+
+    def console(self, workload: WorkloadId, name: str = "0") -> Path:
         """Where crun brings the terminal of a process of it: the first one's (0), or another's; the socket is its reader's."""
-        return self._folder / workload / f"console-{number}"
+        return self._folder / workload / f"console-{name}"
+
+    def around(self, pid: int) -> WorkloadId | None:
+        """The container in which a process was forked that is not its first one's; None: none of those that are told here."""
+        wanted = _pid_namespace(str(pid))
+        for path in self._folder.glob("*/pid"):
+            # what was brought into one has such a file too, but no configuration of its own
+            if (path.parent / _CONFIG).exists() and wanted and _pid_namespace(path.read_text()) == wanted:
+                return WorkloadId(path.parent.name)
+        return None
 
     def enter_for_good(
         self, workload: WorkloadId, box: WorkloadId, argv: Sequence[str], env: Mapping[str, str], fds: int
@@ -322,6 +368,13 @@ def place_libraries(root: str, libraries: Mapping[str, str], bound: Collection[B
             if (path := posixpath.join(folder, name)) not in taken
         ]
     return []
+
+
+def _pid_namespace(pid: str) -> str:
+    try:
+        return os.readlink(f"/proc/{pid.strip()}/ns/pid")
+    except OSError:
+        return ""
 
 
 def _impossible(needs: str) -> Refused:

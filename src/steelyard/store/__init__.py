@@ -21,9 +21,10 @@ from steelyard.model.built_image import Image
 from steelyard.model.call import Call, CallState
 from steelyard.model.coldstart import ColdStart
 from steelyard.model.function import ApiKey, Function, Revision
-from steelyard.model.ids import CallId, FunctionName, ImageId, JobId, ProjectName
+from steelyard.model.ids import OWN_MACHINE, CallId, FunctionName, ImageId, JobId, MachineId, ProjectName
 from steelyard.model.job import Job, JobState
 from steelyard.model.machine import Machine
+from steelyard.model.pool import Pilot, Pool
 from steelyard.model.secret import Secret
 from steelyard.model.site import Account, Quota, Schedule
 from steelyard.model.volume import Volume
@@ -49,7 +50,7 @@ class Event(msgspec.Struct, frozen=True):
     at: int
     project: ProjectName
     owner: str
-    #: "job", "function", "key", "secret", "machine", "schedule", "call", "volume", "image"
+    #: "job", "function", "key", "secret", "machine", "schedule", "call", "volume", "image", "pool"
     kind: str
     subject: str
     #: what happened, e.g. "submitted", "QUEUED -> STARTING"
@@ -142,6 +143,21 @@ class Tx(Protocol):
     def put_volume(self, volume: Volume) -> None: ...
     def delete_volume(self, project: ProjectName, name: str) -> bool: ...
 
+    def pools(self) -> list[Pool]: ...
+    def pool(self, name: str) -> Pool | None: ...
+    def put_pool(self, pool: Pool) -> None: ...
+    def delete_pool(self, name: str) -> bool: ...
+
+    def pilots(self, *, ended: bool = False) -> list[Pilot]:
+        """Those that live; with `ended` all that are kept. The oldest first."""
+        ...
+
+    def pilot(self, pilot: MachineId) -> Pilot | None: ...
+    def put_pilot(self, pilot: Pilot) -> None: ...
+    def forget_pilots(self, before: int) -> None:
+        """Those that ended before."""
+        ...
+
     def images(self) -> list[Image]: ...
     def image(self, uid: int, image: ImageId) -> Image | None:
         """The one of the owner with that uid."""
@@ -168,11 +184,16 @@ class Tx(Protocol):
     def add_event(self, event: Event) -> None: ...
     def events(self, kind: str | None = None, subject: str | None = None, limit: int = 1000) -> list[Event]: ...
 
-    def machine(self) -> Machine | None:
-        """The machine whose agent said hello last (one machine for now)."""
+    def machine(self, machine: MachineId = OWN_MACHINE) -> Machine | None:
+        """As plans name it (`Machine.place`). The home's own is the one outside all pools whose agent said hello last."""
+        ...
+
+    def machines(self) -> list[Machine]:
+        """The home's own first, then those of pools, by pool and id."""
         ...
 
     def put_machine(self, machine: Machine) -> None: ...
+    def delete_machine(self, machine: MachineId) -> bool: ...
 
     def counter(self, name: str) -> int:
         """A persistent counter, 0 when never bumped: "epoch" (of leaders), "job" (ids)."""

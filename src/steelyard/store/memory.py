@@ -15,9 +15,10 @@ from steelyard.model.built_image import Image
 from steelyard.model.call import Call, CallState
 from steelyard.model.coldstart import ColdStart
 from steelyard.model.function import ApiKey, Function, Revision
-from steelyard.model.ids import CallId, FunctionName, ImageId, JobId, MachineId, ProjectName
+from steelyard.model.ids import OWN_MACHINE, CallId, FunctionName, ImageId, JobId, MachineId, ProjectName
 from steelyard.model.job import Job, JobState
 from steelyard.model.machine import Machine
+from steelyard.model.pool import Pilot, Pool
 from steelyard.model.secret import Secret
 from steelyard.model.site import Account, Quota, Schedule
 from steelyard.model.volume import Volume
@@ -53,6 +54,8 @@ class _Content:
         self.answers: dict[tuple[ProjectName, str], StoredAnswer] = {}
         self.events: list[Event] = []
         #: the last one said hello last
+        self.pools: dict[str, Pool] = {}
+        self.pilots: dict[MachineId, Pilot] = {}
         self.machines: dict[MachineId, Machine] = {}
         self.counters: dict[str, int] = {}
 
@@ -245,6 +248,33 @@ class MemoryTx:
     def delete_volume(self, project: ProjectName, name: str) -> bool:
         return self._drop(self._content.volumes, [(project, name)]) > 0
 
+    # pools
+
+    def pools(self) -> list[Pool]:
+        return list(self._content.pools.values())
+
+    def pool(self, name: str) -> Pool | None:
+        return self._content.pools.get(name)
+
+    def put_pool(self, pool: Pool) -> None:
+        self._put_object(f"Pool {pool.name}", self._content.pools, pool.name, pool)
+
+    def delete_pool(self, name: str) -> bool:
+        return self._drop(self._content.pools, [name]) > 0
+
+    def pilots(self, *, ended: bool = False) -> list[Pilot]:
+        return [pilot for pilot in self._content.pilots.values() if ended or pilot.ended_at is None]
+
+    def pilot(self, pilot: MachineId) -> Pilot | None:
+        return self._content.pilots.get(pilot)
+
+    def put_pilot(self, pilot: Pilot) -> None:
+        self._put_object(f"Pilot {pilot.id}", self._content.pilots, pilot.id, pilot)
+
+    def forget_pilots(self, before: int) -> None:
+        gone = [key for key, pilot in self._content.pilots.items() if pilot.ended_at is not None and pilot.ended_at < before]
+        self._drop(self._content.pilots, gone)
+
     # images
 
     def images(self) -> list[Image]:
@@ -297,12 +327,21 @@ class MemoryTx:
 
     # the site
 
-    def machine(self) -> Machine | None:
-        return next(reversed(self._content.machines.values()), None)
+    def machine(self, machine: MachineId = OWN_MACHINE) -> Machine | None:
+        found = (each for each in reversed(self._content.machines.values()) if each.place == machine)
+        return next(found, None)
+
+    def machines(self) -> list[Machine]:
+        own = self.machine()
+        pools = [each for each in self._content.machines.values() if each.pool]
+        return [*(() if own is None else (own,)), *sorted(pools, key=lambda each: (each.pool, each.id))]
 
     def put_machine(self, machine: Machine) -> None:
         self._drop(self._content.machines, [machine.id])
         self._set(self._content.machines, machine.id, machine)
+
+    def delete_machine(self, machine: MachineId) -> bool:
+        return bool(self._drop(self._content.machines, [machine]))
 
     def counter(self, name: str) -> int:
         return self._content.counters.get(name, 0)

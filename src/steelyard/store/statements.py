@@ -17,6 +17,7 @@ _machine, _counter = tables.machine.c, tables.counter.c
 
 _call, _rev = tables.call.c, tables.revision.c
 _secret, _vol, _image = tables.secret.c, tables.volume.c, tables.image.c
+_pool, _pilot = tables.pool.c, tables.pilot.c
 
 #: (insert unless there, update of exactly the generation before, stored generation)
 Put = tuple[Statement, Statement, Statement]
@@ -128,6 +129,18 @@ VOLUME = Statement(sa.select(_vol.body, _vol.body_crc).where(_one_volume))
 PUT_VOLUME = _put(tables.volume, "project", "name")
 DELETE_VOLUME = Statement(sa.delete(tables.volume).where(_one_volume))
 
+POOLS = Statement(sa.select(_pool.body, _pool.body_crc).order_by(_pool.seq))
+POOL = Statement(sa.select(_pool.body, _pool.body_crc).where(_pool.name == _p("name")))
+PUT_POOL = _put(tables.pool, "name")
+DELETE_POOL = Statement(sa.delete(tables.pool).where(_pool.name == _p("name")))
+
+_pilots = sa.select(_pilot.body, _pilot.body_crc).order_by(_pilot.seq)
+PILOTS = Statement(_pilots)
+PILOTS_LIVING = Statement(_pilots.where(_pilot.ended_at.is_(None)))
+PILOT = Statement(_pilots.where(_pilot.id == _p("id")))
+PUT_PILOT = _put(tables.pilot, "id")
+FORGET_PILOTS = Statement(sa.delete(tables.pilot).where(_pilot.ended_at < _p("before")))
+
 _one_image = sa.and_(_image.owner_uid == _p("owner_uid"), _image.id == _p("id"))
 IMAGES = Statement(sa.select(_image.body, _image.body_crc).order_by(_image.seq))
 IMAGE = Statement(sa.select(_image.body, _image.body_crc).where(_one_image))
@@ -157,10 +170,20 @@ EVENTS = {
     (True, True): Statement(_events.where(_ev.kind == _p("kind"), _ev.subject == _p("subject"))),
 }
 
-MACHINE = Statement(sa.select(_machine.body, _machine.body_crc).order_by(_machine.hello.desc()).limit(1))
+_machines = sa.select(_machine.body, _machine.body_crc)
+OWN_MACHINE = Statement(_machines.where(_machine.pool == "").order_by(_machine.hello.desc()).limit(1))
+POOL_MACHINE = Statement(_machines.where(_machine.pool != "", _machine.id == _p("id")))
+POOL_MACHINES = Statement(_machines.where(_machine.pool != "").order_by(_machine.pool, _machine.id))
+DELETE_MACHINE = Statement(sa.delete(tables.machine).where(_machine.id == _p("id")))
 LAST_HELLO = Statement(sa.select(sa.func.coalesce(sa.func.max(_machine.hello), 0)))
 _insert_machine = upsert(tables.machine).values(
-    id=_p("id"), project=DEFAULT_PROJECT, generation=1, hello=_p("hello"), body=_p("body"), body_crc=_p("body_crc")
+    id=_p("id"),
+    project=DEFAULT_PROJECT,
+    generation=1,
+    hello=_p("hello"),
+    pool=_p("pool"),
+    body=_p("body"),
+    body_crc=_p("body_crc"),
 )
 PUT_MACHINE = Statement(
     _insert_machine.on_conflict_do_update(
@@ -168,6 +191,7 @@ PUT_MACHINE = Statement(
         set_={
             "generation": _machine.generation + 1,
             "hello": _insert_machine.excluded.hello,
+            "pool": _insert_machine.excluded.pool,
             "body": _insert_machine.excluded.body,
             "body_crc": _insert_machine.excluded.body_crc,
         },

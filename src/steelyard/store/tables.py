@@ -10,7 +10,7 @@ from __future__ import annotations
 import sqlalchemy as sa
 
 #: the newest migration, which this code needs; revisions are numbers, so that newer and older can be told apart
-SCHEMA = "0005"
+SCHEMA = "0006"
 
 metadata = sa.MetaData()
 
@@ -150,6 +150,28 @@ volume = sa.Table(
     sa.Index("volume_by_name", "project", "name", unique=True),
 )
 
+pool = sa.Table(
+    "pool",
+    metadata,
+    sa.Column("seq", sa.Integer, primary_key=True),
+    sa.Column("name", sa.Text, nullable=False),
+    *_ownership(known=True),
+    *_content(),
+    sa.Index("pool_by_name", "name", unique=True),
+)
+
+pilot = sa.Table(
+    "pilot",
+    metadata,
+    sa.Column("seq", sa.Integer, primary_key=True),
+    sa.Column("id", sa.Text, nullable=False, unique=True),
+    *_ownership(known=True),
+    sa.Column("pool", sa.Text, nullable=False),
+    sa.Column("ended_at", sa.Integer, nullable=True),
+    *_content(),
+    sa.Index("pilot_by_end", "ended_at"),
+)
+
 image = sa.Table(
     "image",
     metadata,
@@ -205,8 +227,10 @@ machine = sa.Table(
     *_ownership(known=False),
     #: goes up with every hello of any machine: the highest said hello last
     sa.Column("hello", sa.Integer, nullable=False),
+    #: "" for the home's own
+    sa.Column("pool", sa.Text, nullable=False),
     *_content(),
-    sa.Index("machine_by_hello", "hello"),
+    sa.Index("machine_by_pool", "pool", "hello"),
 )
 
 counter = sa.Table(

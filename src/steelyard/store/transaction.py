@@ -21,9 +21,10 @@ from steelyard.model.built_image import Image
 from steelyard.model.call import Call, CallState
 from steelyard.model.coldstart import ColdStart
 from steelyard.model.function import ApiKey, Function, Revision
-from steelyard.model.ids import CallId, FunctionName, ImageId, JobId, ProjectName
+from steelyard.model.ids import OWN_MACHINE, CallId, FunctionName, ImageId, JobId, MachineId, ProjectName
 from steelyard.model.job import Job, JobState
 from steelyard.model.machine import Machine
+from steelyard.model.pool import Pilot, Pool
 from steelyard.model.secret import Secret
 from steelyard.model.site import Account, Quota, Schedule
 from steelyard.model.volume import Volume
@@ -45,6 +46,8 @@ _decode_account = msgspec.json.Decoder(Account)
 _decode_quota = msgspec.json.Decoder(Quota)
 _decode_schedule = msgspec.json.Decoder(Schedule)
 _decode_volume = msgspec.json.Decoder(Volume)
+_decode_pool = msgspec.json.Decoder(Pool)
+_decode_pilot = msgspec.json.Decoder(Pilot)
 _decode_image = msgspec.json.Decoder(Image)
 _decode_call = msgspec.json.Decoder(Call)
 _decode_coldstart = msgspec.json.Decoder(ColdStart)
@@ -235,6 +238,33 @@ class SqlTx:
     def delete_volume(self, project: ProjectName, name: str) -> bool:
         return self._change(sql.DELETE_VOLUME, {"project": project, "name": name}) > 0
 
+    # pools
+
+    def pools(self) -> list[Pool]:
+        return self._all(_decode_pool, sql.POOLS)
+
+    def pool(self, name: str) -> Pool | None:
+        return self._one(_decode_pool, sql.POOL, {"name": name})
+
+    def put_pool(self, pool: Pool) -> None:
+        self._put_object(f"Pool {pool.name}", sql.PUT_POOL, ("name",), pool, {"name": pool.name})
+
+    def delete_pool(self, name: str) -> bool:
+        return self._change(sql.DELETE_POOL, {"name": name}) > 0
+
+    def pilots(self, *, ended: bool = False) -> list[Pilot]:
+        return self._all(_decode_pilot, sql.PILOTS if ended else sql.PILOTS_LIVING)
+
+    def pilot(self, pilot: MachineId) -> Pilot | None:
+        return self._one(_decode_pilot, sql.PILOT, {"id": pilot})
+
+    def put_pilot(self, pilot: Pilot) -> None:
+        row = {"id": pilot.id, "pool": pilot.pool, "ended_at": pilot.ended_at}
+        self._put_object(f"Pilot {pilot.id}", sql.PUT_PILOT, ("id",), pilot, row)
+
+    def forget_pilots(self, before: int) -> None:
+        self._change(sql.FORGET_PILOTS, {"before": before})
+
     # images
 
     def images(self) -> list[Image]:
@@ -307,16 +337,24 @@ class SqlTx:
 
     # the site
 
-    def machine(self) -> Machine | None:
-        rows = self._rows(sql.MACHINE)
+    def machine(self, machine: MachineId = OWN_MACHINE) -> Machine | None:
+        return next(iter(self._machines(sql.POOL_MACHINE, {"id": machine}) if machine else self._machines(sql.OWN_MACHINE)), None)
+
+    def machines(self) -> list[Machine]:
+        return [*self._machines(sql.OWN_MACHINE), *self._machines(sql.POOL_MACHINES)]
+
+    def _machines(self, statement: Statement, wanted: Mapping[str, object] = {}) -> list[Machine]:
         try:
-            return _read_machine(rows[0][0], rows[0][1]) if rows else None
+            return [_read_machine(body, crc) for body, crc in self._rows(statement, wanted)]
         except (msgspec.MsgspecError, ValueError, TypeError, AttributeError) as err:
             raise damaged(self._path, f"the content of a row is not what was written ({err})", detail="machine") from err
 
     def put_machine(self, machine: Machine) -> None:
         hello = (self._number(sql.LAST_HELLO) or 0) + 1
-        self._change(sql.PUT_MACHINE, {"id": machine.id, "hello": hello, **_content(machine)})
+        self._change(sql.PUT_MACHINE, {"id": machine.id, "hello": hello, "pool": machine.pool, **_content(machine)})
+
+    def delete_machine(self, machine: MachineId) -> bool:
+        return self._change(sql.DELETE_MACHINE, {"id": machine}) > 0
 
     def counter(self, name: str) -> int:
         return self._number(sql.COUNTER, {"name": name}) or 0
@@ -341,7 +379,7 @@ class SqlTx:
         what: str,
         statements: sql.Put,
         identity: Sequence[str],
-        thing: Job | Function | Revision | ApiKey | Secret | Account | Quota | Schedule | Call | Volume | Image,
+        thing: Job | Function | Revision | ApiKey | Secret | Account | Quota | Schedule | Call | Volume | Image | Pool | Pilot,
         columns: Mapping[str, object],
     ) -> None:
         insert, update, generation = statements

@@ -39,12 +39,12 @@ class JobStop(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 
 
 class ExecSubmit(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
-    """A command to run inside a running job."""
+    """A command to run inside a running job or replica."""
 
     argv: tuple[str, ...]
     #: of a gang; None: its first
     rank: Annotated[int, Meta(ge=0, le=1_000_000)] | None = None
-    #: it runs in one (WebSocket `/v1/jobs/{job}/exec/{name}/terminal`), instead of with empty input and logs
+    #: it runs in one (WebSocket `.../exec/{name}/terminal`), instead of with empty input and logs
     terminal: Terminal | None = None
 
 
@@ -53,8 +53,13 @@ class ExecSignal(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 
 
 class ExecView(msgspec.Struct, frozen=True):
-    #: its name within the job, such as `x1`
+    #: its name within the job or replica, such as `x1`
     exec: str
+
+
+class ReplicaHeld(msgspec.Struct, frozen=True):
+    #: its id; "" while none serves yet
+    replica: str
 
 
 class JobPriority(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
@@ -135,6 +140,10 @@ class JobView(msgspec.Struct, frozen=True):
     image: str = ""
     #: in the queue of the attached cluster, which decides where it runs
     direct: bool = False
+    #: on whose machines it runs; "" for the home's own
+    pool: str = ""
+    #: of a pool, where it runs or ran; "" for the home's own, and while it waits
+    machine: str = ""
     #: where its output goes instead of the logs
     stdout: str | None = None
     stderr: str | None = None
@@ -449,6 +458,8 @@ class FunctionWhyView(msgspec.Struct, frozen=True):
     reason: str | None
     detail: str
     revisions: tuple[RevisionScaling, ...]
+    #: replicas that are less apart from others than is claimed, a sentence each
+    isolation: tuple[str, ...] = ()
 
 
 class CallView(msgspec.Struct, frozen=True):
@@ -503,7 +514,8 @@ class NodeView(msgspec.Struct, frozen=True):
     #: its host name
     name: str
     id: str
-    #: READY, DEGRADED (some of it is out of use), DRAINED (all of it is), or UNKNOWN while its agent is silent
+    #: READY, DEGRADED (some of it is out of use), DRAINED (all of it is), DRAINING (a pool's that is about to be given back), or
+    #: UNKNOWN while its agent is silent
     state: str
     cores: int
     threads: int
@@ -513,6 +525,10 @@ class NodeView(msgspec.Struct, frozen=True):
     nics: int
     virtualisation: str
     kernel: str
+    #: "" for the home's own; a machine of a pool has a name of its own in `id`
+    pool: str = ""
+    #: why it takes no work, for people
+    detail: str = ""
 
 
 class NodeDetail(msgspec.Struct, frozen=True):

@@ -7,13 +7,16 @@ import asyncio
 import msgspec
 import pytest
 
+from control_world import make_pilot
 from machines import make_machine
 from steelyard.api.agents import AgentHub
+from steelyard.api.auth import Peer
 from steelyard.clock import VirtualClock
 from steelyard.errors import Unreachable
+from steelyard.model.ids import OWN_MACHINE, MachineId
 from steelyard.store.memory import MemoryStore
 from steelyard.wire import WIRE_VERSION
-from steelyard.wire.agent import Answer, Ask, Assignment, Hello, Report, ReportAck, decode_from_server, encode
+from steelyard.wire.agent import Answer, Ask, Assignment, Hello, Report, ReportAck, SecretVersion, decode_from_server, encode
 
 MACHINE = make_machine()
 
@@ -47,7 +50,8 @@ class FakeSocket:
 class Bench:
     def __init__(self) -> None:
         self.clock = VirtualClock()
-        self.hub = AgentHub(MemoryStore(), self.clock)
+        self.store = MemoryStore()
+        self.hub = AgentHub(self.store, self.clock)
         self.pokes: list[str] = []
         self.poked = asyncio.Event()
         self.hub.attach(self._poke)
@@ -61,9 +65,9 @@ class Bench:
             await self.poked.wait()
         self.poked.clear()
 
-    async def connect(self, version: int = WIRE_VERSION) -> tuple[FakeSocket, asyncio.Task[None]]:
+    async def connect(self, version: int = WIRE_VERSION, peer: Peer | None = None) -> tuple[FakeSocket, asyncio.Task[None]]:
         socket = FakeSocket()
-        task = asyncio.create_task(self.hub.serve(socket))
+        task = asyncio.create_task(self.hub.serve(socket, peer))
         socket.says(Hello(version, MACHINE))
         if version == WIRE_VERSION:
             await self.wait_for_poke()
@@ -78,15 +82,15 @@ async def ended(task: asyncio.Task[None]) -> None:
 def test_an_agent_gets_the_newest_assignment_at_once_and_every_newer_one() -> None:
     async def main() -> None:
         bench = Bench()
-        bench.hub.offer(Assignment(1, 1))
-        bench.hub.offer(Assignment(1, 2))
+        bench.hub.offer(OWN_MACHINE, Assignment(1, 1))
+        bench.hub.offer(OWN_MACHINE, Assignment(1, 2))
         socket, task = await bench.connect()
         assert await socket.hears() == Assignment(1, 2)
-        bench.hub.offer(Assignment(1, 3))
+        bench.hub.offer(OWN_MACHINE, Assignment(1, 3))
         assert await socket.hears() == Assignment(1, 3)
         socket.incoming.put_nowait(None)
         await ended(task)
-        assert not bench.hub.connected
+        assert not bench.hub.connected()
 
     asyncio.run(main())
 
@@ -97,8 +101,8 @@ def test_the_agent_that_connects_last_wins() -> None:
         old, old_task = await bench.connect()
         new, new_task = await bench.connect()
         await ended(old_task)
-        assert old.closed == 4001 and bench.hub.connected
-        bench.hub.offer(Assignment(1, 1))
+        assert old.closed == 4001 and bench.hub.connected()
+        bench.hub.offer(OWN_MACHINE, Assignment(1, 1))
         assert await new.hears() == Assignment(1, 1)
         new.incoming.put_nowait(None)
         await ended(new_task)
@@ -112,19 +116,19 @@ def test_a_report_pokes_and_is_acknowledged_to_the_connection_it_came_from() -> 
         socket, task = await bench.connect()
         socket.says(Report(7, MACHINE.id, "b", 0))
         await bench.wait_for_poke()
-        report = bench.hub.newest_report()
+        report = bench.hub.newest_reports().get(OWN_MACHINE)
         assert report is not None and "reports" in bench.pokes
-        bench.hub.acknowledge(report)
+        bench.hub.acknowledge(OWN_MACHINE, report)
         assert await socket.hears() == ReportAck(7)
-        assert bench.hub.newest_report() is None
+        assert bench.hub.newest_reports() == {}
         # numbers of a connection mean nothing to the next one
         socket.says(Report(8, MACHINE.id, "b", 0))
         await bench.wait_for_poke()
-        late = bench.hub.newest_report()
+        late = bench.hub.newest_reports().get(OWN_MACHINE)
         assert late is not None
         again, again_task = await bench.connect()
         await ended(task)
-        bench.hub.acknowledge(late)
+        bench.hub.acknowledge(OWN_MACHINE, late)
         question = asyncio.create_task(bench.hub.ask("proof", "w"))
         first = await again.hears()
         assert isinstance(first, Ask), first
@@ -170,16 +174,16 @@ def test_a_short_silence_is_not_shown_as_loss() -> None:
     async def main() -> None:
         bench = Bench()
         bench.clock.advance(14)
-        assert not bench.hub.lost
+        assert not bench.hub.lost()
         bench.clock.advance(2)
-        assert bench.hub.lost
+        assert bench.hub.lost()
         socket, task = await bench.connect()
-        assert not bench.hub.lost
+        assert not bench.hub.lost()
         socket.incoming.put_nowait(None)
         await ended(task)
-        assert not bench.hub.lost
+        assert not bench.hub.lost()
         bench.clock.advance(16)
-        assert bench.hub.lost
+        assert bench.hub.lost()
 
     asyncio.run(main())
 
@@ -191,7 +195,7 @@ def test_whoever_does_not_say_hello_is_closed(first: bytes) -> None:
         socket = FakeSocket()
         socket.incoming.put_nowait(first)
         await ended(asyncio.create_task(bench.hub.serve(socket)))
-        assert socket.closed == 1007 and not bench.hub.connected
+        assert socket.closed == 1007 and not bench.hub.connected()
 
     asyncio.run(main())
 
@@ -202,7 +206,7 @@ def test_a_frame_that_cannot_be_read_ends_the_connection() -> None:
         socket, task = await bench.connect()
         socket.incoming.put_nowait(b"\xc1")
         await ended(task)
-        assert socket.closed == 1007 and not bench.hub.connected
+        assert socket.closed == 1007 and not bench.hub.connected()
 
     asyncio.run(main())
 
@@ -230,3 +234,44 @@ def test_a_server_that_stops_sends_its_agents_away() -> None:
         assert late.closed == 1012
 
     asyncio.run(main())
+
+
+def test_an_agent_of_a_pool_is_the_machine_that_it_was_let_in_as() -> None:
+    async def main() -> None:
+        bench = Bench()
+        own, own_task = await bench.connect()
+        await bench.store.write(lambda tx: tx.put_pilot(make_pilot("train-1")))
+        socket, task = await bench.connect(peer=Peer(MachineId("train-1"), "train"))
+        assert own.closed is None, "the home's own agent stays beside it"
+        bench.hub.offer(MachineId("train-1"), Assignment(1, 1))
+        bench.hub.offer(OWN_MACHINE, Assignment(1, 2))
+        assert (await socket.hears(), await own.hears()) == (Assignment(1, 1), Assignment(1, 2))
+        socket.says(Report(7, MACHINE.id, "b", 0))
+        await bench.wait_for_poke()
+        assert {place: (report.seq, report.machine) for place, report in bench.hub.newest_reports().items()} == {
+            "train-1": (7, "train-1")
+        }
+        stored = await bench.store.read(lambda tx: tx.machines())
+        assert [(each.id, each.pool) for each in stored] == [(MACHINE.id, ""), ("train-1", "train")]
+        question = asyncio.create_task(bench.hub.ask("log", "w", machine=MachineId("train-1")))
+        asked = await socket.hears()
+        assert isinstance(asked, Ask)
+        socket.says(Answer(asked.id, b"hello"))
+        assert (await question).data == b"hello"
+        bench.hub.drop(MachineId("train-1"))
+        await ended(task)
+        assert socket.closed == 4003 and bench.hub.connected()
+        with pytest.raises(Unreachable, match="not connected"):
+            await bench.hub.ask("log", "w", machine=MachineId("train-1"))
+        own.incoming.put_nowait(None)
+        await ended(own_task)
+
+    asyncio.run(main())
+
+
+def test_secrets_are_given_to_the_machine_whose_work_names_them() -> None:
+    hub = AgentHub(MemoryStore(), VirtualClock())
+    hub.offer(MachineId("train-1"), Assignment(1, 1, secrets=(SecretVersion("ann", "key", "v1"),)))
+    assert hub.names_secret(MachineId("train-1"), "ann", "key")
+    assert not hub.names_secret(MachineId("train-2"), "ann", "key")
+    assert not hub.names_secret(OWN_MACHINE, "ann", "key")

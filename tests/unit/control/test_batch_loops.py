@@ -218,8 +218,8 @@ def test_an_assignment_that_was_rendered_before_the_machine_restarted_is_not_sen
         world = await make_world()
         await submit(world)
         await world.jobs.activate()
-        stale = assignment.decide(await assignment.load(world.store, world.live, None), 0, world.tokens)
-        assert stale.assignment is not None
+        stale = assignment.decide(await assignment.load(world.store, world.live, {}), 0, world.tokens)
+        assert stale.assignments
         await greet(world.store, msgspec.structs.replace(MACHINE, boot_id="boot-2"), world.clock.now_us())
         await assignment.carry_out(world.store, world.agents, stale, 1)
         assert world.agents.offers == []

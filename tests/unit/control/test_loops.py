@@ -302,7 +302,7 @@ def test_answers_are_forgotten_after_a_day() -> None:
 
 def test_rendering_is_pure_and_skips_jobs_without_a_plan() -> None:
     job = Job(JobId("j"), DEFAULT_PROJECT, OWNER, 1, 1, JobSpec("x", ("a",), "/"), JobState.UNKNOWN, 0)
-    seen = assignment.Seen((job,), (), (), epoch=3, offered=None)
+    seen = assignment.Seen((job,), (), (), epoch=3, offered={})
     assert assignment.render_assignment(seen, lambda job: "") == Assignment(epoch=3, generation=0, images=())
 
 

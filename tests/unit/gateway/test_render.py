@@ -7,11 +7,14 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import msgspec
+import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
 from steelyard.config import Settings
-from steelyard.gateway import Cluster, GatewayDesired, Route
+from steelyard.gateway import Cluster, GatewayDesired, Neighbour, Route
+from steelyard.gateway.check import check_gateway
 from steelyard.gateway.render import (
     is_whole,
     render_bootstrap,
@@ -24,6 +27,7 @@ from steelyard.gateway.render import (
 )
 
 SETTINGS = Settings(1, "127.0.0.1", 1, "127.0.0.1", 18080, 0, 0, "tester", 0)
+FOLDER = Path("/home/gateway")
 names = st.from_regex(r"[a-z][a-z0-9-]{0,8}[a-z0-9]", fullmatch=True)
 
 
@@ -43,7 +47,7 @@ def desires(draw: st.DrawFn) -> GatewayDesired:
 
 def static(desired: GatewayDesired) -> tuple[dict[str, Any], dict[str, Any]]:
     """The connection manager and its routes."""
-    listener = json.loads(render_static(SETTINGS, desired, "x"))["static_resources"]["listeners"][0]
+    listener = json.loads(render_static(SETTINGS, desired, FOLDER, "x"))["static_resources"]["listeners"][0]
     manager = listener["filter_chains"][0]["filters"][0]["typed_config"]
     return manager, manager["route_config"]
 
@@ -89,7 +93,7 @@ def test_only_public_routes_are_open(desired: GatewayDesired) -> None:
 
 def test_limits_are_as_the_cluster_says() -> None:
     desired = GatewayDesired((cluster("a.1", connections=24, pending=300, per_connection=1),))
-    document = json.loads(render_static(SETTINGS, desired, "x"))
+    document = json.loads(render_static(SETTINGS, desired, FOLDER, "x"))
     rendered = document["static_resources"]["clusters"][0]
     limits = rendered["circuit_breakers"]["thresholds"][0]
     assert (limits["max_connections"], limits["max_pending_requests"]) == (24, 300)
@@ -112,13 +116,13 @@ def test_bootstrap_shares_no_port_and_hides_its_admin() -> None:
 
 @given(desires())
 def test_version_names_the_content_and_a_cut_file_is_known(desired: GatewayDesired) -> None:
-    for file in (render_clusters(desired.clusters), render_routes(desired)):
+    for file in (render_clusters(desired, FOLDER), render_routes(desired)):
         assert is_whole(file) and len(version_of(file)) == 16
         for end in range(0, len(file), 1 + len(file) // 40):
             assert not is_whole(file[:end])
-    assert resources_of(render_clusters(desired.clusters)).keys() == {item.name for item in desired.clusters}
+    assert resources_of(render_clusters(desired, FOLDER)).keys() == {item.name for item in desired.clusters}
     # the order in which somebody lists them is not a change
-    assert render_clusters(desired.clusters[::-1]) == render_clusters(desired.clusters)
+    assert render_clusters(GatewayDesired(desired.clusters[::-1]), FOLDER) == render_clusters(desired, FOLDER)
 
 
 def test_any_change_is_another_version() -> None:
@@ -130,17 +134,36 @@ def test_any_change_is_another_version() -> None:
         GatewayDesired(base.clusters, (Route("a", (("a.2", 100),), False),), base.keys),
     ]
     assert len({version_of(render_routes(desired)) for desired in (base, *others)}) == 5
-    assert version_of(render_clusters([cluster("a.1")])) != version_of(render_clusters([cluster("a.1", pending=101)]))
+    assert version_of(render_clusters(GatewayDesired((cluster("a.1"),)), FOLDER)) != version_of(
+        render_clusters(GatewayDesired((cluster("a.1", pending=101),)), FOLDER)
+    )
 
 
 def test_earlier_clusters_stay_beside_new_ones_and_new_ones_win() -> None:
-    before = render_clusters([cluster("a.1"), cluster("b.1", pending=1)])
-    both = render_clusters([cluster("b.1", pending=2), cluster("c.1")], resources_of(before))
-    assert both == render_clusters([cluster("a.1"), cluster("b.1", pending=2), cluster("c.1")])
+    before = render_clusters(
+        GatewayDesired(
+            (
+                cluster("a.1"),
+                cluster("b.1", pending=1),
+            )
+        ),
+        FOLDER,
+    )
+    both = render_clusters(GatewayDesired((cluster("b.1", pending=2), cluster("c.1"))), FOLDER, resources_of(before))
+    assert both == render_clusters(
+        GatewayDesired(
+            (
+                cluster("a.1"),
+                cluster("b.1", pending=2),
+                cluster("c.1"),
+            )
+        ),
+        FOLDER,
+    )
 
 
 def test_damaged_file_keeps_nothing() -> None:
-    whole = render_clusters([cluster("a.1")])
+    whole = render_clusters(GatewayDesired((cluster("a.1"),)), FOLDER)
     for damaged in (b"", b"{}", whole[:-1], whole + b"\x12\x00", whole.replace(b"/run/", b"/ran/")):
         assert resources_of(damaged) == {}
 
@@ -171,3 +194,48 @@ def test_shares_are_weights_and_a_tag_has_an_address_of_its_own() -> None:
     (paths,) = find(rendered, "prefix_match_map")
     assert paths["map"].keys() == {"/a", "/a@next"}
     assert is_whole(render_routes(desired))
+
+
+NODE = Settings(1, "127.0.0.1", 1, "10.0.0.3", 7000, 0, 0, "tester", 0, node_gateway=True)
+
+
+def test_what_is_elsewhere_is_handed_on_as_it_came() -> None:
+    away = Route("far", (("@n1", 50), ("@n2", 50)), False, away=True)
+    neighbours = (Neighbour("n1", "10.0.0.3", 7000), Neighbour("n2", "10.0.0.4", 7000))
+    desired = GatewayDesired((cluster("near.1"),), (Route("near", (("near.1", 100),), False), away), ("sk-x",), neighbours)
+    assert check_gateway(desired) == []
+    _, routes = static(desired)
+    assert list(find(routes, "prefix_rewrite")) == ["/", "/"] and str(routes).count("x-steelyard-prefix") == 2  # of the near one
+    clusters = json.loads(render_static(SETTINGS, desired, FOLDER, "x"))["static_resources"]["clusters"]
+    assert [each["name"] for each in clusters] == ["near.1", "@n1", "@n2"]
+    assert list(find(clusters[1], "exact")) == ["steelyard://node-gateway/n1"]
+    assert "transport_socket" not in clusters[0] and list(find(clusters[2], "exact")) == ["steelyard://node-gateway/n2"]
+    assert shape_of(desired) != shape_of(msgspec.structs.replace(desired, neighbours=()))
+
+
+def test_gateway_of_another_machine_hears_the_homes_alone_and_believes_it() -> None:
+    listener = json.loads(render_bootstrap(NODE, Path("/run/a.sock"), FOLDER, "x"))["static_resources"]["listeners"]
+    (chain,) = listener[0]["filter_chains"]
+    tls = chain["transport_socket"]["typed_config"]
+    assert tls["require_client_certificate"] is True and list(find(tls, "exact")) == ["steelyard://gateway/home"]
+    manager = chain["filters"][0]["typed_config"]
+    assert manager["use_remote_address"] is False
+    assert [each["prefix"] for each in find(manager["http_filters"], "key_matcher")] == ["x-envoy-"]
+    (home,) = json.loads(render_bootstrap(SETTINGS, Path("/run/a.sock"), FOLDER, "x"))["static_resources"]["listeners"]
+    assert "transport_socket" not in home["filter_chains"][0]
+
+
+@pytest.mark.parametrize(
+    ("neighbour", "code"),
+    [
+        (Neighbour("n1", "node-1", 7000), "address"),
+        (Neighbour("n1", "10.0.0.3", 0), "address"),
+        (Neighbour("n2", "10.0.0.3", 7000), "route-nowhere"),
+    ],
+)
+def test_neighbours_that_could_not_be_reached_are_found(neighbour: Neighbour, code: str) -> None:
+    route = Route("far", (("@n1", 100),), True, away=True)
+    assert [each.code for each in check_gateway(GatewayDesired((), (route,), (), (neighbour,)))] == [code]
+    # nor does a route here lead to a neighbour
+    near = GatewayDesired((), (Route("near", (("@n1", 100),), True),), (), (Neighbour("n1", "10.0.0.3", 7000),))
+    assert [each.code for each in check_gateway(near)] == ["route-nowhere"]

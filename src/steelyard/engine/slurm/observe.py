@@ -62,9 +62,9 @@ async def check_submission(client: SlurmClient, attachment: Attachment) -> None:
     await client.ask("sbatch", "--test-only", "--ntasks=1", "--time=1", *wanted, "--wrap", "true")
 
 
-def choose_queue(attachment: Attachment, account: str = "") -> dict[str, str]:
-    """Options of `sbatch` that say where a job waits, and who pays: `account`, where the job names one."""
-    both = {"partition": attachment.partition, "account": account or attachment.account}
+def choose_queue(attachment: Attachment, account: str = "", partition: str = "") -> dict[str, str]:
+    """Options of `sbatch` that say where a job waits, and who pays; those of the attachment where it names none itself."""
+    both = {"partition": partition or attachment.partition, "account": account or attachment.account}
     return {name: value for name, value in both.items() if value}
 
 

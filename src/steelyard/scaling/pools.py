@@ -1,0 +1,110 @@
+"""How many pilots should a pool have, and which of them may go? Pure: what waits, what there is and the time in, numbers out.
+
+What waits is packed, first fit, into empty nodes of the pool; pilots that are on their way, and those that stand empty, count as
+such nodes already. Pilots that are about to end count for nothing here but the pool's bound.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+
+import msgspec
+
+from steelyard.model.job import Resources
+from steelyard.model.machine import Machine
+from steelyard.model.pool import NodeShape, Pilot, PilotState, PoolSpec
+
+
+class Demand(msgspec.Struct, frozen=True):
+    """Of one job that waits for a pool: so many machines of it, and what it needs on each."""
+
+    nodes: int
+    each: Resources
+
+
+class Room(msgspec.Struct):
+    """What is free of a node; None: nobody knows how much that is."""
+
+    cpus: float | None
+    memory_bytes: int | None
+    gpus: int | None
+
+    def take(self, each: Resources) -> bool:
+        """Does it fit? It is taken then."""
+        gpus = 0 if each.gpus is None else each.gpus.count if each.gpus.fraction is None else 1
+        memory_bytes = each.memory_bytes or 0
+        if self.cpus is not None and each.cpus > self.cpus + 1e-9:
+            return False
+        if self.memory_bytes is not None and memory_bytes > self.memory_bytes:
+            return False
+        if self.gpus is not None and gpus > self.gpus:
+            return False
+        self.cpus = None if self.cpus is None else self.cpus - each.cpus
+        self.memory_bytes = None if self.memory_bytes is None else self.memory_bytes - memory_bytes
+        self.gpus = None if self.gpus is None else self.gpus - gpus
+        return True
+
+
+def make_room(node: NodeShape, example: Machine | None) -> Room:
+    """An empty node of a pool, by a machine of it where one is known: what was asked for is in CPUs, which may be threads."""
+    if example is not None:
+        gpus = len(example.topology.gpus) if example.topology is not None else 0
+        return Room(float(len(example.cores)), example.memory_bytes, gpus)
+    return Room(None if node.cpus is None else float(node.cpus), node.memory_bytes, node.gpus)
+
+
+def count_needed(demands: Iterable[Demand], node: NodeShape, example: Machine | None, most: int) -> int:
+    """Empty nodes that all of this fits into, no more than `most`. What fits into no node at all needs none."""
+    rooms: list[Room] = []
+    for demand in demands:
+        if not make_room(node, example).take(demand.each):
+            continue
+        left = demand.nodes
+        for room in rooms:
+            if left and room.take(demand.each):
+                left -= 1
+        for _ in range(left):
+            rooms.append(make_room(node, example))
+            rooms[-1].take(demand.each)
+        if len(rooms) >= most:
+            return most
+    return len(rooms)
+
+
+class Wanted(msgspec.Struct, frozen=True):
+    #: pilots to ask for
+    more: int = 0
+    #: that may go now
+    spare: tuple[Pilot, ...] = ()
+    #: nodes that what waits needs
+    needed: int = 0
+
+
+class Standing(msgspec.Struct, frozen=True):
+    """A pilot, and what else counts of it."""
+
+    pilot: Pilot
+    #: something runs there, or may
+    busy: bool = False
+    #: so long nothing was on it and nothing waited for it
+    idle_s: float = 0.0
+    #: it is near its time limit
+    ends_soon: bool = False
+
+
+def decide_pilots(spec: PoolSpec, standings: Sequence[Standing], demands: Iterable[Demand], example: Machine | None) -> Wanted:
+    """For a pool that may ask for pilots now. All of `standings` live."""
+    staying = [each for each in standings if each.pilot.state is not PilotState.DRAINING and not each.ends_soon]
+    empty = [each for each in staying if not each.busy]
+    needed = count_needed(demands, spec.node, example, spec.nodes_max)
+    lacking = max(spec.nodes_min - len(staying), needed - len(empty))
+    more = max(0, min(lacking, spec.nodes_max - len(standings)))
+    if more:
+        return Wanted(more, (), needed)
+    most = max(0, min(len(staying) - spec.nodes_min, len(empty) - needed))
+    # those that only wait go first, then those that were idle longest
+    rested = sorted(
+        (each for each in empty if each.idle_s >= spec.idle_s),
+        key=lambda each: (not each.pilot.state.coming, -each.idle_s, each.pilot.id),
+    )
+    return Wanted(0, tuple(each.pilot for each in rested[:most]), needed)

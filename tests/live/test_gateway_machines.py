@@ -1,0 +1,401 @@
+"""The road of a request to a function on another machine: the home's Envoy here, that machine's in a network of its own, mutual
+TLS and HTTP/2 between them, all real."""
+
+from __future__ import annotations
+
+import asyncio
+import base64
+import hashlib
+import json
+import re
+import ssl
+import time
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+import pytest
+from gateway_world import Answer, Backend, Request, SleepyReplica, World, echo, plain, reply, until
+from network import Elsewhere, elsewhere
+
+from steelyard.clock import SystemClock
+from steelyard.config import Paths, Settings
+from steelyard.errors import EdgeFailed
+from steelyard.gateway import Cluster, GatewayDesired, Neighbour, Route
+from steelyard.gateway.envoy import Envoy
+from steelyard.gateway.mutual_tls import read_certificate, render_client, write_certificate
+from steelyard.gateway.render import render_static
+from steelyard.model.certificate import Certificate, Role
+from steelyard.store.authority import Authority
+
+PORT = 7443
+
+
+class NodeWorld(World):
+    """Envoy of another machine, with no door but the home's gateway's."""
+
+    def __init__(self, folder: Path, there: Elsewhere) -> None:
+        folder.mkdir()
+        self.host, self.argv, self.port = there.address, tuple(there.command()), PORT
+        self.paths = Paths(home=folder / "h", run=folder / "r")
+        self.settings = Settings(1, "127.0.0.1", 0, there.address, PORT, 0, 0, "tester", 0, node_gateway=True)
+        self.envoy = Envoy(self.paths, self.settings, SystemClock())
+        self.folder = folder
+        self.process = None
+
+
+@dataclass
+class Machines:
+    authority: Authority
+    home: World
+    node: NodeWorld
+    neighbour: Neighbour
+
+    def issue(self, role: Role, name: str) -> Certificate:
+        return self.authority.issue(role, name, (), time.time_ns() // 1000, 3600.0)
+
+    def give(self, world: World, role: Role, name: str) -> Certificate:
+        certificate = self.issue(role, name)
+        write_certificate(world.paths, certificate, self.authority.certificate_pem(time.time_ns() // 1000))
+        return certificate
+
+    async def route(self, *clusters: Cluster, public: bool = True, keys: tuple[str, ...] = ()) -> None:
+        """Every function is on the node alone."""
+        names = [cluster.name.partition(".")[0] for cluster in clusters]
+        here = tuple(Route(name, ((cluster.name, 100),), False) for name, cluster in zip(names, clusters, strict=True))
+        await self.node.envoy.apply(GatewayDesired(clusters, here))
+        away = tuple(Route(name, ((self.neighbour.name, 100),), public, away=True) for name in names)
+        await self.home.envoy.apply(GatewayDesired((), away, keys, (self.neighbour,)))
+
+
+@asynccontextmanager
+async def machines(
+    folder: Path, there: Elsewhere, *backends: tuple[str, Answer]
+) -> AsyncIterator[tuple[Machines, list[Backend]]]:
+    folder.mkdir(exist_ok=True)
+    home, node = World(folder), NodeWorld(folder / "n", there)
+    made = Machines(Authority(home.paths.authority), home, node, Neighbour("n1", there.address, PORT))
+    servers = [node.backend(name, answer) for name, answer in backends]
+    try:
+        made.give(home, Role.GATEWAY, "home")
+        made.give(node, Role.NODE_GATEWAY, "n1")
+        for server in servers:
+            await server.start()
+        await asyncio.gather(home.start(), node.start())
+        yield made, servers
+    finally:
+        await asyncio.gather(home.kill(), node.kill())
+        for server in servers:
+            await server.stop()
+
+
+@pytest.fixture(scope="module")
+def there() -> object:
+    with elsewhere() as made:
+        yield made
+
+
+def test_request_arrives_as_on_its_own_machine(home: Path, there: Elsewhere) -> None:
+    async def run() -> None:
+        async with machines(home, there, ("hello.1", echo), ("hello.2", echo)) as (made, (first, second)):
+            one, two = made.node.cluster("hello.1"), made.node.cluster("hello.2")
+            here = (Route("hello", (("hello.1", 100),), False), Route("hello", (("hello.2", 100),), False, "next"))
+            away = tuple(Route("hello", (("@n1", 100),), False, route.tag, away=True) for route in here)
+            await made.node.envoy.apply(GatewayDesired((one, two), here))
+            await made.home.envoy.apply(GatewayDesired((), away, ("sk-one",), (made.neighbour,)))
+            lies = {"x-steelyard-start": "1", "x-steelyard-prefix": "/lie", "x-forwarded-for": "1.2.3.4"}
+            for target, host, path, prefix, backend in [
+                ("/hello/a/b?q=/hello/", "gateway.test", "/a/b?q=/hello/", "/hello", first),
+                ("/hello", "gateway.test", "/", "/hello", first),
+                ("/hello//x/../%2e%2e/", "gateway.test", "//x/../%2e%2e/", "/hello", first),
+                ("/any/path", "hello.localhost", "/any/path", None, first),
+                ("/hello@next/x", "gateway.test", "/x", "/hello@next", second),
+                ("/x", "next--hello.localhost", "/x", None, second),
+            ]:
+                assert (await made.home.fetch(target, host=host)).status == 401, target
+                before = time.time()
+                key = {"authorization": "Bearer sk-one"}
+                answer = await made.home.fetch(target, method="POST", body=b"x" * 70_000, host=host, headers=lies | key)
+                assert answer.status == 200, target
+                seen = backend.seen.pop()
+                assert (seen.method, len(seen.body)) == ("POST", 70_000)
+                assert (seen.target, seen.header("x-steelyard-prefix"), seen.header("host")) == (path, prefix, host)
+                # stamped once, when it came to the home
+                assert before <= float(seen.header("x-steelyard-start") or 0) <= time.time()
+                # the client's address is added once, not the home's
+                assert re.fullmatch(r"1\.2\.3\.4,[0-9.]+", seen.header("x-forwarded-for") or "")
+                assert seen.header("x-forwarded-proto") == "http"
+                assert not [name for name, _ in seen.headers if name.startswith("x-envoy-")]
+            assert not first.seen and not second.seen
+            answer = await made.home.fetch("/other/")
+            assert (answer.status, answer.problem["code"]) == (404, "function-not-found")
+
+    asyncio.run(run())
+
+
+def test_sleeping_function_wakes_and_posts_around_its_idle_moment_are_executed_once(home: Path, there: Elsewhere) -> None:
+    async def run() -> None:
+        async with machines(home, there) as (made, _):
+            backend = made.node.backend("idle.1")
+            replica = SleepyReplica(backend, idle_s=0.16)
+            backend.answer = replica.answer
+            await made.route(made.node.cluster("idle.1", idle_timeout_s=0.08))
+            try:
+                sent = []
+                for round_ in range(25):
+                    bodies = [f"{round_}-{number}".encode() for number in range(6)]
+                    answers = await asyncio.gather(*(made.home.fetch("/idle/", method="POST", body=body) for body in bodies))
+                    assert [answer.status for answer in answers] == [200] * 6
+                    sent += bodies
+                    await asyncio.sleep(0.07 + 0.006 * round_)  # sweeps over Envoy's idle timeout and over ours
+                assert sorted(request.body for request in backend.seen) == sorted(sent)
+                assert replica.wakes > 3
+            finally:
+                replica.close()
+                await backend.stop()
+
+    asyncio.run(run())
+
+
+def test_quiet_streams_and_websockets_are_not_cut(home: Path, there: Elsewhere) -> None:
+    async def answer(request: Request, writer: asyncio.StreamWriter) -> None:
+        if (request.header("upgrade") or "").lower() == "websocket":
+            await shake(request, writer)
+            return
+        if request.target == "/again":
+            reply(writer, b"over")
+            return
+        writer.write(
+            b"HTTP/1.1 200 OK\r\ncontent-type: text/event-stream\r\ntransfer-encoding: chunked\r\n\r\n9\r\ndata: a\n\n\r\n"
+        )
+        await writer.drain()
+        # 15 s is the default route timeout that cuts such streams; by 10 s the connection between the machines was asked
+        await asyncio.sleep(16)
+        writer.write(b"9\r\ndata: b\n\n\r\n0\r\n\r\n")
+
+    async def shake(request: Request, writer: asyncio.StreamWriter) -> None:
+        digest = hashlib.sha1(((request.header("sec-websocket-key") or "") + "258EAFA5-E914-47DA-95CA-C5AB0DC85B11").encode())
+        writer.write(
+            b"HTTP/1.1 101 Switching Protocols\r\nupgrade: websocket\r\nconnection: upgrade\r\nsec-websocket-accept: "
+            + base64.b64encode(digest.digest())
+            + b"\r\n\r\n\x81\x05hello"
+        )
+
+    async def run() -> None:
+        async with machines(home, there, ("quiet.1", answer)) as (made, (backend,)):
+            await made.route(made.node.cluster("quiet.1", idle_timeout_s=1.0))
+            stream = asyncio.create_task(made.home.fetch("/quiet/"))
+            async with made.home.connection() as (reader, writer):
+                writer.write(
+                    b"GET /quiet/chat HTTP/1.1\r\nhost: x\r\nconnection: Upgrade\r\nupgrade: websocket\r\n"
+                    b"sec-websocket-version: 13\r\nsec-websocket-key: dGhlIHNhbXBsZSBub25jZQ==\r\n\r\n"
+                )
+                head = await reader.readuntil(b"\r\n\r\n")
+                assert b" 101 " in head and b"s3pPLMBiTxaQ9kYGzzhZRbK+xOo=" in head
+                assert await reader.readexactly(7) == b"\x81\x05hello"
+                assert (await stream).body == b"data: a\n\ndata: b\n\n"
+                writer.write(b"GET /again HTTP/1.1\r\n\r\n")  # any bytes; the server reads them as its next request
+                assert await reader.readuntil(b"over")
+                assert backend.seen[-1].target == "/again"
+
+    asyncio.run(run())
+
+
+def test_refusals_of_the_machine_come_through_and_a_client_that_left_is_felt_there(home: Path, there: Elsewhere) -> None:
+    async def run() -> None:
+        release = asyncio.Event()
+
+        async def hold(request: Request, writer: asyncio.StreamWriter) -> None:
+            await release.wait()
+            reply(writer, b"done")
+
+        async def busy(request: Request, writer: asyncio.StreamWriter) -> None:
+            problem = b'{"code":"start-failed"}'
+            lines = b"HTTP/1.1 503 Service Unavailable\r\ncontent-type: application/problem+json\r\nretry-after: 7\r\n"
+            writer.write(lines + b"content-length: %d\r\n\r\n%s" % (len(problem), problem))
+
+        left = asyncio.Event()
+
+        async def stream(request: Request, writer: asyncio.StreamWriter) -> None:
+            writer.write(b"HTTP/1.1 200 OK\r\ntransfer-encoding: chunked\r\n\r\n")
+            try:
+                while True:
+                    writer.write(b"1\r\na\r\n")
+                    await writer.drain()
+                    await asyncio.sleep(0.01)
+            except ConnectionError:
+                left.set()
+                raise
+
+        async with machines(home, there, ("busy.1", hold), ("ill.1", busy), ("left.1", stream)) as (made, (backend, _, _)):
+            clusters = (made.node.cluster("busy.1", connections_max=1, pending_max=2), made.node.cluster("ill.1"))
+            await made.route(*clusters, made.node.cluster("left.1"), made.node.cluster("none.1"))
+            calls = [asyncio.create_task(made.home.fetch("/busy/"))]
+            await until(lambda: len(backend.seen) == 1)
+            calls += [asyncio.create_task(made.home.fetch("/busy/")) for _ in range(6)]
+            await until(lambda: sum(call.done() for call in calls) == 4)
+            assert await made.node.envoy.pending() == {"busy.1": 2}
+            ill, none = await asyncio.gather(made.home.fetch("/ill/"), made.home.fetch("/none/"))
+            assert (ill.status, ill.problem["code"], ill.headers["retry-after"]) == (503, "start-failed", "7")
+            assert (none.status, none.problem["code"]) == (503, "function-unreachable") and "retry-after" in none.headers
+            async with made.home.connection() as (reader, writer):
+                writer.write(b"GET /left/ HTTP/1.1\r\nhost: x\r\n\r\n")
+                await reader.readuntil(b"\r\n\r\n1\r\na\r\n")
+            await asyncio.wait_for(left.wait(), 20)
+            release.set()
+            answers = await asyncio.gather(*calls)
+            assert sorted(answer.status for answer in answers) == [200] * 3 + [429] * 4
+            full = [answer for answer in answers if answer.status == 429]
+            assert {answer.problem["code"] for answer in full} == {"queue-full"}
+            assert all(int(answer.headers["retry-after"]) >= 1 for answer in full)
+
+    asyncio.run(run())
+
+
+async def ask_directly(address: str, trusted: bytes, own: Certificate | None, folder: Path) -> tuple[bytes, bytes]:
+    """Who answers at a machine's door (its certificate), and what to an HTTP/2 preface. Raises when one side refuses."""
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
+    context.check_hostname = False
+    context.load_verify_locations(cadata=trusted.decode())
+    context.set_alpn_protocols(["h2"])
+    if own is not None:
+        file = folder / "own.pem"
+        file.write_bytes(own.key_pem + own.certificate_pem)
+        context.load_cert_chain(file)
+    reader, writer = await asyncio.open_connection(address, PORT, ssl=context)
+    try:
+        tls = writer.get_extra_info("ssl_object")
+        assert tls.selected_alpn_protocol() == "h2"
+        writer.write(b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n" + b"\0\0\0\4\0\0\0\0\0")
+        async with asyncio.timeout(20):
+            return tls.getpeercert(True), await reader.readexactly(9)
+    finally:
+        writer.transport.abort()
+
+
+def test_only_the_homes_gateway_is_let_in_and_only_the_right_machine_is_asked(home: Path, there: Elsewhere) -> None:
+    async def run() -> None:
+        async with machines(home, there, ("hello.1", echo)) as (made, (backend,)):
+            await made.route(made.node.cluster("hello.1"))
+            trusted = made.authority.certificate_pem(0)
+            stranger = Authority(home / "stranger.pem").issue(Role.GATEWAY, "home", (), time.time_ns() // 1000, 3600.0)
+            past = made.authority.issue(Role.GATEWAY, "home", (), time.time_ns() // 1000 - 7_200_000_000, 3600.0)
+            _, settings = await ask_directly(there.address, trusted, made.issue(Role.GATEWAY, "home"), home)
+            assert settings[3] == 4  # the server's half of the handshake of HTTP/2
+            for wrong in (
+                None,
+                stranger,
+                past,
+                made.issue(Role.AGENT, "n1"),
+                made.issue(Role.AGENT, "home"),
+                made.issue(Role.NODE_GATEWAY, "n1"),
+                made.issue(Role.GATEWAY, "other"),
+            ):
+                with pytest.raises((ssl.SSLError, ConnectionError, asyncio.IncompleteReadError)):
+                    await ask_directly(there.address, trusted, wrong, home)
+            assert (await made.home.fetch("/hello/")).status == 200
+            # another machine of the same home at that address: it is not asked
+            await made.home.envoy.apply(
+                GatewayDesired(
+                    (), (Route("hello", (("@n2", 100),), True, away=True),), (), (Neighbour("n2", there.address, PORT),)
+                )
+            )
+            answer = await made.home.fetch("/hello/")
+            assert (answer.status, answer.problem["code"]) == (503, "function-unreachable")
+            assert len(backend.seen) == 1
+            (made.node.paths.gateway / "certificate.json").unlink()
+            with pytest.raises(EdgeFailed, match="no certificate"):
+                made.node.envoy.prepare()
+
+    asyncio.run(run())
+
+
+def test_certificates_are_replaced_under_load_without_a_failed_request(home: Path, there: Elsewhere) -> None:
+    async def run() -> None:
+        async with machines(home, there, ("app.1", echo)) as (made, _):
+            await made.route(made.node.cluster("app.1"))
+            trusted, statuses, stop = made.authority.certificate_pem(0), [], asyncio.Event()
+
+            async def client() -> None:
+                while not stop.is_set():
+                    statuses.append((await made.home.fetch("/app/")).status)
+
+            clients = [asyncio.create_task(client()) for _ in range(4)]
+            try:
+                for _ in range(3):
+                    made.give(made.home, Role.GATEWAY, "home")
+                    node = made.give(made.node, Role.NODE_GATEWAY, "n1")
+                    own = made.issue(Role.GATEWAY, "home")
+                    wanted = ssl.PEM_cert_to_DER_cert(node.certificate_pem.decode())
+                    async with asyncio.timeout(20):
+                        while (await ask_directly(there.address, trusted, own, home))[0] != wanted:
+                            await asyncio.sleep(0.01)
+                    # the connections that were there go on; a new one is made with the new certificates
+                    before = len(statuses)
+                    await until(lambda before=before: len(statuses) > before + 20)
+            finally:
+                stop.set()
+                await asyncio.gather(*clients)
+            assert set(statuses) == {200}
+            found = read_certificate(made.node.paths)
+            assert found is not None and found[1] == node.certificate_pem and found[2] == trusted
+
+            async def answered(status: int) -> None:
+                async with asyncio.timeout(20):
+                    while (await made.home.fetch("/app/")).status != status:
+                        await asyncio.sleep(0.01)
+
+            # a new connection is made with the new ones on this side too: with a wrong one, it is refused
+            made.give(made.home, Role.GATEWAY, "other")
+            await made.node.kill()
+            await made.node.start()
+            await answered(503)
+            made.give(made.home, Role.GATEWAY, "home")
+            await answered(200)
+
+    asyncio.run(run())
+
+
+def test_killed_envoy_of_the_machine_loses_what_it_held_and_nothing_runs_twice(home: Path, there: Elsewhere) -> None:
+    async def run() -> None:
+        release = asyncio.Event()
+
+        async def hold(request: Request, writer: asyncio.StreamWriter) -> None:
+            if request.method == "POST":
+                await release.wait()
+            reply(writer, b"done")
+
+        async with machines(home, there, ("app.1", hold)) as (made, (backend,)):
+            await made.route(made.node.cluster("app.1"))
+            posts = [asyncio.create_task(made.home.fetch("/app/", method="POST", body=b"pay")) for _ in range(5)]
+            await until(lambda: len(backend.seen) == 5)
+            await made.node.kill()
+            answers = await asyncio.gather(*posts)
+            assert {(answer.status, answer.problem["code"]) for answer in answers} == {(502, "replica-lost")}
+            down = await made.home.fetch("/app/")
+            assert (down.status, down.problem["code"]) == (503, "function-unreachable")
+            await made.node.start()
+            assert (await made.home.fetch("/app/")).status == 200
+            assert [request.method for request in backend.seen].count("POST") == 5
+            release.set()
+
+    asyncio.run(run())
+
+
+def test_envoy_reads_neighbours_in_the_binary_file_as_what_it_validated(home: Path, there: Elsewhere) -> None:
+    async def run() -> None:
+        async with machines(home, there) as (made, _):
+            route = Route("app", (("@n1", 50), ("@n2", 50)), True, away=True)
+            neighbours = (made.neighbour, Neighbour("n2", "10.1.2.3", 7000))
+            desired = GatewayDesired((), (route,), (), neighbours)
+            await made.home.envoy.apply(desired)
+            dump = await made.home.admin("/config_dump")
+            static = json.loads(render_static(made.home.settings, desired, made.home.paths.gateway, "x"))["static_resources"]
+            clusters = [item["cluster"] for part in dump["configs"] for item in part.get("dynamic_active_clusters", [])]
+            for document in clusters:
+                del document["@type"]
+            assert plain(sorted(clusters, key=lambda cluster: cluster["name"])) == plain(static["clusters"])
+            assert render_client(made.home.paths.gateway, "n1") in [document["transport_socket"] for document in clusters]
+
+    asyncio.run(run())
