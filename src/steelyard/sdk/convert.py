@@ -236,7 +236,12 @@ def _enum(kind: type[enum.Enum], _: Shapes) -> Shape:
 
 def _union(shapes: list[Shape]) -> Shape:
     """The first that fits, but of int and float the one that the number is, whatever their order."""
-    words = " or ".join(shape.words for shape in shapes)
+    all_words: list[str] = []
+    schemas: list[dict[str, Any]] = []
+    for shape in shapes:
+        all_words.append(shape.words)
+        schemas.append(shape.schema)
+    words = " or ".join(all_words)
 
     def read(value: Any, path: str) -> Any:
         last = _read_int if type(value) is float else _read_float
@@ -251,7 +256,7 @@ def _union(shapes: list[Shape]) -> Shape:
             raise inside
         _refuse(value, path, words)
 
-    return Shape(read, {"anyOf": [shape.schema for shape in shapes]}, words)
+    return Shape(read, {"anyOf": schemas}, words)
 
 
 # -- containers

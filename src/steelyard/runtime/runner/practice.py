@@ -46,11 +46,12 @@ def practise(way: Callable[[int], None], everything: bool) -> None:
 def _watch(way: Callable[[], None]) -> set[CodeType]:
     """The code that runs on it."""
     found: set[CodeType] = set()
+    before = sys.getprofile()  # of a package that is loaded
     sys.setprofile(lambda frame, event, _: found.add(frame.f_code) if event == "call" else None)
     try:
         way()
     finally:
-        sys.setprofile(None)
+        sys.setprofile(before)
     return found
 
 
