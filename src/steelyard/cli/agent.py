@@ -74,6 +74,8 @@ def _observe_machine() -> Machine:
 def _make_agent(paths: Paths, settings: Settings) -> Agent:
     clock = SystemClock()
     machine = _observe_machine()
+    if settings.node_gateway:
+        machine = msgspec.structs.replace(machine, gateway=f"{settings.gateway_host}:{settings.gateway_port}")
     gpus = machine.topology.gpus if machine.topology else ()
     cgroups = open_cgroups(paths.tag, gpu_nodes=observe_gpu_nodes(Path("/"), gpus))
     cgroups.prepare(machine.cpus, tuple(node.id for node in machine.numa_nodes) or (0,))

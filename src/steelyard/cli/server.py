@@ -50,9 +50,11 @@ async def _serve(paths: Paths, settings: Settings, listening: socket.socket, adm
     from steelyard.api.app import make_app
     from steelyard.clock import SystemClock
     from steelyard.control.assignment import begin_epoch
+    from steelyard.control.certificates import GatewayCertificate
     from steelyard.control.kept_calls import sweep_calls
     from steelyard.engine.slurm.attachment import Attached
     from steelyard.gateway.carrier import GatewayCarrier
+    from steelyard.store.authority import Authority
     from steelyard.store.call_files import CallFiles
     from steelyard.store.secret_box import SecretBox
     from steelyard.store.sql import open_store
@@ -81,6 +83,7 @@ async def _serve(paths: Paths, settings: Settings, listening: socket.socket, adm
             epoch=await begin_epoch(store),
             root=os.geteuid() == 0,
             find_engine=Attached(paths, os.environ, settings.work_uid),
+            certify=GatewayCertificate(Authority(paths.authority), paths).renew,
             on_failure=failures.append,
         )
         try:

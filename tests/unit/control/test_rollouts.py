@@ -92,7 +92,7 @@ class World:
             seen = self.counts[int(key[1:])]
             self.counts[int(key[1:])] = msgspec.structs.replace(seen, requests=requests, errors=errors)
         row = await self.row()
-        self.looks.take([FunctionSeen(NAME, row.revision, row.state, revisions=tuple(self.counts.values()))])
+        self.looks.take(OWN_MACHINE, [FunctionSeen(NAME, row.revision, row.state, revisions=tuple(self.counts.values()))])
         return tuple(await self.loop.activate())
 
 
@@ -267,6 +267,7 @@ def test_good_requests_are_stored_only_now_and_then_and_an_idle_loop_reads_nothi
         await world.settle()
         await world.look(r1=(1, 0))
         assert not world.looks.take(
+            OWN_MACHINE,
             [FunctionSeen(NAME, 1, (await world.row()).state, revisions=(msgspec.structs.replace(world.counts[1], requests=2),))]
         ), "not worth a poke"
         assert world.loop.tick_s == STORE_S
