@@ -1,8 +1,8 @@
-"""Which commands run inside jobs because somebody asked (`steelyard exec`), and how did they end?
+"""Which commands run inside jobs and replicas because somebody asked (`steelyard exec`), and how did they end?
 
-A command joins the job's control group and runs as the job's user, in its folder, with the variables of its first process. It has
-an intent, a handle and an exit record like any workload, so it is found again after a restart, but no group of its own: it ends
-with the job at the latest. What has ended is forgotten, its output too, once that was read; or with the job.
+A command joins the control group of that work and runs as its user, in its folder, with the variables of its first process. It
+has an intent, a handle and an exit record like any workload, so it is found again after a restart, but no group of its own: it
+ends with the work at the latest. What has ended is forgotten, its output too, once that was read; or a while after the work.
 """
 
 from __future__ import annotations
@@ -10,7 +10,7 @@ from __future__ import annotations
 import os
 import shutil
 import sys
-from collections.abc import Callable, Collection, Iterable
+from collections.abc import Awaitable, Callable, Collection, Iterable, Mapping
 from dataclasses import dataclass
 
 import msgspec
@@ -31,12 +31,15 @@ from steelyard.wire.spawn import Exited, Rootfs
 from steelyard.wire.streams import CopyStream
 
 KIND = "exec"
+#: labels: see `_Exec`
+CONTAINER, CALLED = "container", "called"
 COPIER = "steelyard.runtime.copy_inside"
 #: that run at a time inside one job
 RUNNING_MAX = 16
 #: ended ones of one job that are kept for whoever asks; the oldest go first
 ENDED_MAX = 64
-#: from the answer that told the end until it is forgotten: an answer may be lost and asked for again
+#: from the answer that told the end until it is forgotten: an answer may be lost and asked for again; also how long an end that
+#: nobody has asked for yet outlasts the work
 READ_KEEP_S = 60.0
 
 
@@ -50,12 +53,18 @@ class ExecHost(msgspec.Struct, frozen=True):
     #: (uid, gid), None for our own
     ids: tuple[int, int] | None
     cwd: str
-    #: the command runs inside its container
-    container: bool = False
+    #: the container that the command runs inside of: its own, or the one that it was forked in
+    container: WorkloadId | None = None
     #: a process that has its network, files and ids: of a container, its own rather than crun
     inner_pid: int = 0
     #: (uid, gid) of the machine that its files are made as, where that is not `ids`
     files_as: tuple[int, int] | None = None
+    #: what the command is told; None: what its first process was, or else its container
+    env: Mapping[str, str] | None = None
+
+
+#: the running workload of an attempt (and rank), or a replica. Raises Conflict or NotFound, with what to do
+FindHost = Callable[[AttemptId, int | None], Awaitable[ExecHost]]
 
 
 @dataclass
@@ -69,12 +78,16 @@ class _Exec:
     ended: bool = False
     exit_code: int | None = None
     detail: str = ""
+    ended_ns: int | None = None
     #: when its end was first told
     read_ns: int | None = None
+    #: the container that it runs inside of, and what it is called there
+    container: WorkloadId | None = None
+    called: str = ""
 
 
 class ExecKeeper:
-    """`find_host`: the running workload of an attempt (and rank). Raises Conflict or NotFound, with what to do."""
+    """Of jobs by their attempts, of functions by their replicas: either is called an attempt here."""
 
     def __init__(
         self,
@@ -82,7 +95,7 @@ class ExecKeeper:
         runtime: ProcessRuntime,
         cleanup: Cleanup,
         clock: Clock,
-        find_host: Callable[[AttemptId, int | None], ExecHost],
+        find_host: FindHost,
         containers: Containers,
         terminals: TerminalKeeper,
     ) -> None:
@@ -98,6 +111,9 @@ class ExecKeeper:
             attempt, _, number = item.workload.rpartition("-x")
             inside = item.intent.inside if item.intent is not None else None
             state = _Exec(AttemptId(attempt), inside or WorkloadId(attempt), int(number) if number.isdigit() else 0)
+            labels = item.intent.labels if item.intent is not None else {}
+            if CONTAINER in labels:
+                state.container, state.called = WorkloadId(labels[CONTAINER]), labels.get(CALLED, "")
             if item.state is AdoptedState.RUNNING and item.handle is not None:
                 state.pid, state.start_time = item.handle.pid, item.handle.start_time
             self._execs[item.workload] = state
@@ -111,17 +127,22 @@ class ExecKeeper:
         for state in self._execs.values():
             if wanted.key and (state.attempt, state.key) == (attempt, wanted.key):
                 return f"x{state.number}"
-        host = self._find_host(attempt, wanted.rank)
-        env, argv, cwd, rootfs = read_environment(host.pid), wanted.argv, host.cwd, None
+        host = await self._find_host(attempt, wanted.rank)
+        env = read_environment(host.pid) if host.env is None else dict(host.env)
+        argv, cwd, rootfs, console = wanted.argv, host.cwd, None, None
         if not alive(host.pid, host.start_time):
-            raise Conflict("The job's first process has just ended. Nothing was started.", code="not-running")
+            raise Conflict("Its first process has just ended. Nothing was started.", code="not-running")
         workload, state = self._number(attempt, host, wanted.key)
-        number = state.number
-        console = self._containers.console(host.workload, number) if host.container else None
         try:
-            if host.container:
-                argv, rootfs = self._containers.enter(host.workload, number, wanted.argv, wanted.terminal)
-                cwd = "/"
+            if state.container is not None:
+                console = self._containers.console(state.container, state.called)
+                argv, rootfs = self._containers.enter(
+                    *(state.container, state.called, wanted.argv, wanted.terminal),
+                    pid=host.inner_pid,
+                    env=host.env,
+                    cwd=host.cwd,
+                )
+                env, cwd = {"PATH": PATH}, "/"  # crun's own: it is root
             elif wanted.terminal is not None:
                 env["TERM"] = wanted.terminal.kind
             with self._terminals.made(workload, wanted.terminal, host.ids, console) as side:
@@ -138,17 +159,18 @@ class ExecKeeper:
                     rootfs=rootfs,
                     inside=host.workload,
                     terminal=side,
+                    labels={CONTAINER: state.container, CALLED: state.called} if state.container is not None else None,
                 )
         except SteelyardError:
             self._forget(workload)
             raise
         state.pid, state.start_time = handle.pid, handle.start_time
-        return f"x{number}"
+        return f"x{state.number}"
 
     async def start_copy(self, asked: CopyStream, fd: int) -> None:
         """A program of ours inside, on `fd`: it copies as the work's user, sees what the work sees, and counts as the work's.
         Raises SteelyardError; nothing runs then."""
-        host = self._find_host(asked.attempt, asked.rank)
+        host = await self._find_host(asked.attempt, asked.rank)
         workload, state = self._number(asked.attempt, host, "")
         uid, gid = host.files_as or host.ids or (0, 0)
         what = ("send", asked.path, "") if asked.name is None else ("land", asked.path, asked.name)
@@ -178,10 +200,12 @@ class ExecKeeper:
     def _number(self, attempt: AttemptId, host: ExecHost, key: str) -> tuple[WorkloadId, _Exec]:
         """The next one inside. Raises Conflict when there are too many."""
         if sum(not state.ended for state in self._execs.values() if state.attempt == attempt) >= RUNNING_MAX:
-            raise Conflict(f"{RUNNING_MAX} commands run inside this job already. Try again when one has ended.", code="busy")
+            raise Conflict(f"{RUNNING_MAX} commands run inside it already. Try again when one has ended.", code="busy")
         number = self._numbers[attempt] = 1 + (self._numbers.get(attempt) or self._last_number(attempt))
         workload = WorkloadId(f"{attempt}-x{number}")
-        state = self._execs[workload] = _Exec(attempt, host.workload, number, key)
+        state = self._execs[workload] = _Exec(attempt, host.workload, number, key, container=host.container)
+        # of the replicas that were forked in one container, each counts its own
+        state.called = str(number) if host.container == host.workload else f"{attempt.rpartition('.')[2]}-{number}"
         return workload, state
 
     def on_exit(self, exited: Exited) -> bool:
@@ -190,7 +214,7 @@ class ExecKeeper:
         if state is None:
             return False
         if not state.ended:
-            state.ended = True
+            state.ended, state.ended_ns = True, self._clock.mono_ns()
             state.exit_code = exited.exit_code if exited.signal is None else 128 + exited.signal
             if state.exit_code is None:
                 state.detail = "It ended while its parent was down, so its exit code is not known."
@@ -221,8 +245,13 @@ class ExecKeeper:
             if not state.ended and state.pid is not None and state.start_time is not None
         ]
 
+    @property
+    def inside(self) -> set[WorkloadId]:
+        """Workloads that some of them run inside of."""
+        return {state.inside for state in self._execs.values() if not state.ended}
+
     def tidy(self, living: Collection[WorkloadId], known: Collection[AttemptId]) -> None:
-        """Once a second. `living`: workloads of jobs that run; `known`: attempts that are not forgotten yet."""
+        """Once a second. `living`: workloads that run; `known`: attempts and replicas that are not forgotten yet."""
         now = self._clock.mono_ns()
         self._numbers = {attempt: number for attempt, number in self._numbers.items() if attempt in known}
         ended: dict[AttemptId, list[WorkloadId]] = {}
@@ -232,7 +261,8 @@ class ExecKeeper:
                 self._runtime.kill(workload)
             elif state.ended:
                 read = state.read_ns is not None and now - state.read_ns > READ_KEEP_S * 1e9
-                if read or state.attempt not in known:
+                late = state.ended_ns is None or now - state.ended_ns > READ_KEEP_S * 1e9
+                if read or (late and state.attempt not in known):
                     self._forget(workload)
                 else:
                     ended.setdefault(state.attempt, []).append(workload)
@@ -243,7 +273,9 @@ class ExecKeeper:
     def _forget(self, workload: WorkloadId) -> None:
         self._cleanup.remove(workload)
         shutil.rmtree(self._paths.workloads / workload, ignore_errors=True)
-        self._execs.pop(workload, None)
+        state = self._execs.pop(workload, None)
+        if state is not None and state.container is not None:
+            self._containers.leave(state.container, state.called)
 
     def _last_number(self, attempt: AttemptId) -> int:
         """Given by an agent before this one, as far as its output tells."""

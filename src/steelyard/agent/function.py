@@ -13,7 +13,7 @@ import contextlib
 import logging
 import os
 import socket
-from collections.abc import Awaitable, Callable, Coroutine, Sequence
+from collections.abc import Awaitable, Callable, Collection, Coroutine, Sequence
 from pathlib import Path
 
 import msgspec
@@ -330,11 +330,11 @@ class FunctionHost:
 
     # -- observed
 
-    def tick(self) -> bool:
-        """False when nothing here needs another look soon."""
+    def tick(self, held: Collection[str] = ()) -> bool:
+        """False when nothing here needs another look soon. `held`: replicas that somebody is inside of."""
         awake = False
         for host in (*self.ready.values(), *((self._rolling,) if self._rolling is not None else ())):
-            awake = host.tick() or awake
+            awake = host.tick(held) or awake
         now_ns = self._edges.clock.mono_ns()
         for host, since_ns in list(self.draining):
             host.tick()

@@ -12,6 +12,7 @@ import msgspec
 
 from steelyard.agent.devices import DeviceKeeper, devices_of
 from steelyard.agent.edges import Edges
+from steelyard.agent.execs import ExecHost
 from steelyard.agent.function import FunctionHost
 from steelyard.agent.ledger import Ledger
 from steelyard.agent.lending import Lending, meets
@@ -27,6 +28,7 @@ from steelyard.agent.template_process import KIND as TEMPLATE
 from steelyard.agent.template_show import show_templates
 from steelyard.agent.template_tree import TemplateTree
 from steelyard.agent.trial import socket_name, socket_path
+from steelyard.agent.visits import Visits, find_inside
 from steelyard.agent.weights import Weights, WeightsKeeper
 from steelyard.errors import SteelyardError
 from steelyard.gateway import GatewayDesired, Neighbour, Route
@@ -74,11 +76,14 @@ class FunctionKeeper:
         presence: Presence,
         lending: Lending,
         secrets: SecretKeeper,
+        inside: Callable[[], Collection[WorkloadId]] = tuple,
     ) -> None:
+        """`inside`: workloads that somebody is inside of."""
         self._edges, self._ledger, self._secrets = edges, ledger, secrets
         self._devices, self._presence, self._lending = devices, presence, lending
         self._on_change, self._on_coldstart, self._on_wake = on_change, on_coldstart, on_wake
         self.tree = TemplateTree(edges, ledger)
+        self._visits = Visits(edges.clock, inside)
         self._weights = WeightsKeeper(edges)
         #: function -> its weights, of the assignment that was looked at last
         self._weights_of: dict[FunctionName, str] = {}
@@ -125,11 +130,13 @@ class FunctionKeeper:
 
     def _note_change(self, name: FunctionName) -> None:
         self._stale.add(name)
+        self._visits.news.set()
         self._on_change()
 
     def _note_wake(self, name: FunctionName) -> None:
         """A replica came or goes: to be told, and not before it has served who woke it."""
         self._stale.add(name)
+        self._visits.news.set()
         self._on_wake()
 
     def _forget(self, name: FunctionName) -> None:
@@ -205,13 +212,14 @@ class FunctionKeeper:
             asyncio.get_running_loop().call_later(TICK_S, self._tick)
 
     def _tick(self) -> None:
+        held = self._visits.held
         for name in list(self._awake):
             host, awake = self._hosts.get(name), False
             if host is None:  # a word of one that is forgotten already
                 del self._awake[name]
                 continue
             try:
-                awake = host.tick()
+                awake = host.tick(held)
             except Exception:
                 log.exception("tick of %s", name)
             if host.gone:
@@ -279,6 +287,21 @@ class FunctionKeeper:
             for revision in host.hosts:
                 revision.pending = pending.get(revision.name, 0)
         self._on_change()
+
+    # -- being inside
+
+    async def hold(self, name: FunctionName, wanted: str, wait_s: float) -> WorkloadId | None:
+        """A replica that somebody is about to enter, see `Visits.hold`. Raises NotFound or Conflict."""
+        return await self._visits.hold(lambda: host.hosts if (host := self._hosts.get(name)) is not None else [], wanted, wait_s)
+
+    async def find_inside(self, workload: str) -> ExecHost | None:
+        """Where a command that is to run inside that replica goes; None: no replica has that name. Raises SteelyardError."""
+        name, dot, _ = workload.rpartition(".")[0].rpartition(".")
+        host = self._hosts.get(FunctionName(name)) if dot else None
+        for revision in () if host is None else host.hosts:
+            if (replica := revision.replicas.get(WorkloadId(workload))) is not None:
+                return await find_inside(self._edges, revision, replica)
+        return None
 
     # -- truth from the machine
 
@@ -374,6 +397,10 @@ class FunctionKeeper:
     @property
     def running(self) -> list[tuple[WorkloadId, int, int]]:
         return [item for host in self._awake_hosts for revision in host.hosts for item in revision.running]
+
+    @property
+    def replicas(self) -> set[WorkloadId]:
+        return {workload for host in self._awake_hosts for revision in host.hosts for workload in revision.replicas}
 
     @property
     def workloads(self) -> set[str]:

@@ -156,7 +156,7 @@ class JobContainers:
         """Without crun itself, which is ours."""
         if self._containers.made(workload) is None:
             return pids
-        return tuple(pid for pid in pids if _namespace(pid) != _namespace(os.getpid())) or pids
+        return inside_of(pids) or pids
 
     def asked(self, workload: WorkloadId) -> dict[str, object]:
         made = self._containers.made(workload)
@@ -177,6 +177,11 @@ class JobContainers:
     def explain(self, workload: WorkloadId) -> tuple[str, ...]:
         made = self._containers.made(workload)
         return () if made is None else (f"runs in a container of {made.reference}, started by crun", *made.notes)
+
+
+def inside_of(pids: Sequence[int]) -> tuple[int, ...]:
+    """Those of a workload's processes that are in a container, without crun and a relay, which are ours."""
+    return tuple(pid for pid in pids if _namespace(pid) != _namespace(os.getpid()))
 
 
 def _site_variables() -> dict[str, str]:

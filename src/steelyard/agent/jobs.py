@@ -561,7 +561,8 @@ class JobKeeper:
         inner = self._containers.inside(member.workload, tuple(self._cgroups.pids(member.workload))) if contained else ()
         pid, files_as = min(inner, default=handle.pid), self._containers.made_as(member.workload)
         return ExecHost(
-            member.workload, handle.pid, handle.start_time, member.plan, ids, job.spec.cwd, contained, pid, files_as
+            member.workload, handle.pid, handle.start_time, member.plan, ids, job.spec.cwd,
+            member.workload if contained else None, pid, files_as,
         )  # fmt: skip
 
     def end_over_scratch(self, over: Iterable[WorkloadId]) -> None:

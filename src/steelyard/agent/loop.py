@@ -16,7 +16,7 @@ import msgspec
 from steelyard.agent.devices import DeviceKeeper
 from steelyard.agent.edges import Edges
 from steelyard.agent.execs import KIND as EXEC
-from steelyard.agent.execs import ExecKeeper
+from steelyard.agent.execs import ExecHost, ExecKeeper
 from steelyard.agent.functions import FunctionKeeper
 from steelyard.agent.health import HealthEdge, HealthKeeper
 from steelyard.agent.holdings import Holdings
@@ -63,7 +63,7 @@ LOG_KEEP_BYTES = 64 * 1024 * 1024
 COLDSTARTS_MAX = 10_000
 COLDSTARTS_PER_REPORT = 1000
 #: below the server's patience with a question
-KEYS_WAIT_S = 3.0
+KEYS_WAIT_S = HOLD_WAIT_S = 3.0
 
 
 class Agent:
@@ -122,15 +122,15 @@ class Agent:
         )
         self.images = ImageKeeper(edges.paths, edges.settings, self._changed)
         self.execs = ExecKeeper(
-            edges.paths, edges.runtime, edges.cleanup, edges.clock, self.jobs.find_host, edges.containers, self.terminals
+            edges.paths, edges.runtime, edges.cleanup, edges.clock, self._find_host, edges.containers, self.terminals
         )
         self.streams = StreamKeeper(
-            edges.settings, edges.paths.agent_token, edges.clock, self.terminals, self.jobs.find_host, self.execs.start_copy
+            edges.settings, edges.paths.agent_token, edges.clock, self.terminals, self._find_host, self.execs.start_copy
         )
         self.functions = FunctionKeeper(
             edges, self._ledger, self._changed, self._add_coldstart, on_wake=self._woke, devices=self.devices,
             presence=self.presence, lending=Lending(self._reserve, self.jobs.make_way, self.devices),
-            secrets=self.secrets,
+            secrets=self.secrets, inside=lambda: self.execs.inside | self.streams.inside,
         )  # fmt: skip
         self._link = self._make_link(edges)
 
@@ -165,6 +165,10 @@ class Agent:
                 task.cancel()
             self.functions.close()
             self.devices.close()
+
+    async def _find_host(self, work: AttemptId, rank: int | None) -> ExecHost:
+        """Inside an attempt, or a replica. Raises SteelyardError."""
+        return await self.functions.find_inside(work) or self.jobs.find_host(work, rank)
 
     def _in_use(self) -> set[str]:
         """Devices that work has, and `node` while any work runs."""
@@ -386,6 +390,8 @@ class Agent:
             if usage is None:
                 return Answer(id=ask.id, error="No process of this job has run yet, or its records are gone.")
             return Answer(id=ask.id, data=msgspec.json.encode(usage))
+        if ask.what == "hold":
+            return await self._answer_hold(ask)
         if ask.what == "ends":
             return Answer(id=ask.id, data=msgspec.json.encode(self.functions.ends(FunctionName(ask.workload))))
         if ask.what == "scaling":
@@ -422,6 +428,14 @@ class Agent:
                 return Answer(id=ask.id, error=err.public)
             return Answer(ask.id, piece.data, piece.next_offset, "", piece.gap, piece.before, piece.after, piece.cut)
         return Answer(id=ask.id, error=f"This agent does not know the question {ask.what!r}.")
+
+    async def _answer_hold(self, ask: Ask) -> Answer:
+        """By a replica's id; empty while none serves."""
+        try:
+            found = await self.functions.hold(FunctionName(ask.workload), ask.body.decode(), HOLD_WAIT_S)
+        except SteelyardError as err:
+            return Answer(id=ask.id, error=err.public)
+        return Answer(id=ask.id, data=(found or "").encode())
 
     async def _answer_exec(self, ask: Ask) -> Answer:
         try:
@@ -476,7 +490,10 @@ class Agent:
             await self.holdings.scratch.look()
             self.jobs.end_over_scratch(self.holdings.scratch.over())
             self.terminals.tidy()
-            self.execs.tidy({workload for workload, _, _ in self.jobs.running}, self.jobs.known)
+            replicas = self.functions.replicas
+            self.execs.tidy(
+                {*(workload for workload, _, _ in self.jobs.running), *replicas}, {*self.jobs.known, *map(AttemptId, replicas)}
+            )
             running = [*self.jobs.running, *self.execs.running]
             for workload in {item[0] for item in running} | self.functions.log_folders:
                 for stream in ("stdout", "stderr"):

@@ -111,8 +111,8 @@ class Replica:
             return "retiring"
         return "serving" if self.page.state == SERVING else "starting"
 
-    def look(self, now_ns: int, metrics: int) -> ReplicaSeen:
-        """`metrics`: so many numbers of its own are asked for."""
+    def look(self, now_ns: int, metrics: int, held: bool = False) -> ReplicaSeen:
+        """`metrics`: so many numbers of its own are asked for; `held`: somebody is inside."""
         page = self.page
         fresh = metrics and now_ns - page.metrics_ns < METRICS_STALE_NS
         return ReplicaSeen(
@@ -124,6 +124,7 @@ class Replica:
             finished=page.finished,
             service_ns=page.service_ns,
             metrics=page.read_metrics(metrics) if fresh else (),
+            held=held,
         )
 
     def take_coldstart(self, function: AssignedFunction, edges: Edges) -> ColdStart | None:

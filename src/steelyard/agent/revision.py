@@ -14,7 +14,7 @@ import os
 import signal
 import socket
 from collections import deque
-from collections.abc import Callable, Coroutine, Mapping
+from collections.abc import Callable, Collection, Coroutine, Mapping
 from pathlib import Path
 
 from steelyard.agent.answer import refuse_waiting, render_refusal
@@ -31,7 +31,7 @@ from steelyard.agent.secrets import SecretKeeper, WorkSecrets
 from steelyard.agent.starter import start_plain
 from steelyard.agent.template import TemplateKeeper
 from steelyard.agent.template_tree import TemplateTree
-from steelyard.errors import SteelyardError, Unreachable
+from steelyard.errors import Conflict, SteelyardError, Unreachable
 from steelyard.gateway import Cluster
 from steelyard.lifecycle.environment import make_environment
 from steelyard.lifecycle.launch import tell_api
@@ -179,6 +179,18 @@ class RevisionHost:
         else:
             self.scaler.wake()
             self._begin(seen_ns, woken=True)
+
+    def wake(self) -> None:
+        """Somebody wants to be inside: as a request would, unless a replica is on its way. Raises Conflict."""
+        now_ns = self.edges.clock.mono_ns()
+        if self.live or self._begun:
+            return
+        if now_ns < self._refuse_until_ns:
+            reason, detail = self.failure or (Reason.START_FAILED, "")
+            raise Conflict(f"It could not be started ({reason}). {detail}".strip(), code="start-failed")
+        self._disarm()
+        self.scaler.visit()
+        self._begin(now_ns, woken=False)
 
     # -- starting
 
@@ -342,8 +354,8 @@ class RevisionHost:
 
     # -- awake: the tick
 
-    def tick(self) -> bool:
-        """One look at queue and replicas; False when nothing here needs a next one."""
+    def tick(self, held: Collection[str] = ()) -> bool:
+        """One look at queue and replicas; False when nothing here needs a next one. `held`: those that somebody is inside of."""
         may_sleep = self.draining or self.function.spec.replicas_min == 0
         if self._closed or (self._armed and not self.replicas and may_sleep):
             return False
@@ -359,7 +371,7 @@ class RevisionHost:
             self.arm()
             return bool(self.replicas) or now_ns < self._refuse_until_ns
         metrics = len(self.function.spec.scale_on)
-        replicas = [item.look(now_ns, metrics) for item in self.replicas.values() if not item.trial]
+        replicas = [item.look(now_ns, metrics, item.workload in held) for item in self.replicas.values() if not item.trial]
         decision = self.scaler.decide(now_ns, self.queued, self.pending, replicas)
         if decision.start:
             self._disarm()  # a minimum is started again after a backoff in which only refusals were given

@@ -39,6 +39,9 @@ class Scaler:
         """The first replica is started by the socket, not by a look."""
         self._note(0, 1, "A request came while it slept: one replica wakes.")
 
+    def visit(self) -> None:
+        self._note(0, 1, "Somebody wants to be inside while it sleeps: one replica wakes.")
+
     def sleep(self) -> None:
         """No replica is left, and nobody looks any more: what was needed a while ago is forgotten."""
         self._memory, self._told = Memory(), None

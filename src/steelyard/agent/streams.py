@@ -7,17 +7,18 @@ import asyncio
 import contextlib
 import logging
 import socket
+from collections import Counter
 from collections.abc import Awaitable, Callable
 from pathlib import Path
 from typing import NamedTuple
 
-from steelyard.agent.execs import ExecHost
+from steelyard.agent.execs import ExecHost, FindHost
 from steelyard.agent.terminals import TerminalKeeper
 from steelyard.clock import Clock
 from steelyard.config import Settings
 from steelyard.errors import SteelyardError
 from steelyard.host.inside import connect_inside
-from steelyard.model.ids import AttemptId
+from steelyard.model.ids import WorkloadId
 from steelyard.wire.streams import CopyStream, PortStream, Stream, StreamLost, StreamStart, TerminalStream, Word, carry, dial
 
 _log = logging.getLogger(__name__)
@@ -30,8 +31,7 @@ class _Wanted(NamedTuple):
 
 
 class StreamKeeper:
-    """`find_host`: the running workload of an attempt (and rank); `start_copy`: a copier inside, on a descriptor. Both raise
-    SteelyardError."""
+    """`start_copy`: a copier inside, on a descriptor. Raises SteelyardError."""
 
     def __init__(
         self,
@@ -39,12 +39,19 @@ class StreamKeeper:
         token_file: Path,
         clock: Clock,
         terminals: TerminalKeeper,
-        find_host: Callable[[AttemptId, int | None], ExecHost],
+        find_host: FindHost,
         start_copy: Callable[[CopyStream, int], Awaitable[None]],
     ) -> None:
         self._settings, self._token_file, self._clock = settings, token_file, clock
         self._terminals, self._find_host, self._start_copy = terminals, find_host, start_copy
         self._tasks: set[asyncio.Task[None]] = set()
+        #: connections into each workload
+        self._connected: Counter[WorkloadId] = Counter()
+
+    @property
+    def inside(self) -> set[WorkloadId]:
+        """Workloads that connections lead into."""
+        return set(self._connected)
 
     async def start(self, asked: StreamStart) -> None:
         """Raises SteelyardError; nothing is open then."""
@@ -61,13 +68,24 @@ class StreamKeeper:
             case CopyStream():
                 wanted = await self._copy(asked.what)
             case PortStream(attempt, port, rank):
-                wanted = await self._connect(self._find_host(attempt, rank), port)
+                wanted = await self._connect(await self._find_host(attempt, rank), port)
         task = asyncio.create_task(self._serve(asked.name, wanted))
         self._tasks.add(task)
         task.add_done_callback(self._tasks.discard)
 
     async def _connect(self, host: ExecHost, port: int) -> _Wanted:
-        return await self._join(await connect_inside(host.inner_pid, port))
+        wanted = await self._join(await connect_inside(host.inner_pid, port))
+
+        async def serve(stream: Stream) -> None:
+            self._connected[host.workload] += 1
+            try:
+                await wanted.serve(stream)
+            finally:
+                self._connected[host.workload] -= 1
+                if not self._connected[host.workload]:
+                    del self._connected[host.workload]
+
+        return _Wanted(serve)
 
     async def _copy(self, what: CopyStream) -> _Wanted:
         ours, theirs = socket.socketpair()

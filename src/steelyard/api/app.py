@@ -42,6 +42,7 @@ from steelyard.api.secrets import SECRET_ROUTES
 from steelyard.api.services import Services
 from steelyard.api.status import STATUS_ROUTES
 from steelyard.api.streams import STREAM_ROUTES, StreamDesk
+from steelyard.api.visits import VISIT_ROUTES
 from steelyard.api.volumes import VOLUME_ROUTES
 from steelyard.clock import Clock
 from steelyard.config import Settings
@@ -81,6 +82,7 @@ ROUTES = (
     *ACCOUNT_ROUTES,
     *FUNCTION_ROUTES,
     *SCALING_ROUTES,
+    *VISIT_ROUTES,
     *CALL_ROUTES,
     *LEASE_ROUTES,
     *REVISION_ROUTES,

@@ -21,6 +21,7 @@ from steelyard.api.requests import refuse_findings, require_json
 from steelyard.api.services import Services, services_of
 from steelyard.api.submission import one_job
 from steelyard.errors import Conflict, NotFound, Refused
+from steelyard.model.ids import MachineId
 from steelyard.model.job import Job, JobState
 from steelyard.model.usage import Usage
 from steelyard.wire.agent import ExecStart
@@ -48,15 +49,26 @@ async def start_exec(
 ) -> ExecView:
     """Run a command inside the running job: in its control group, as its user, with its variables."""
     services = services_of(request)
-    if caller_of(request) is not None:
-        # it might be another user's job, or root's
-        raise Refused("A job's own processes can't run commands inside jobs. Do it yourself.", code="not-for-jobs")
+    check_visitor(request)
     refuse_findings(check_exec(data.argv, data.terminal))
     row = await _find(services, job)
     if row.state not in (JobState.RUNNING, JobState.STOPPING):
         raise Conflict(f"Job {job} is {row.state}: commands run inside jobs that run. Nothing was started.", code="not-running")
-    body = msgspec.json.encode(ExecStart(data.argv, data.rank, idempotency_key or "", data.terminal))
-    answer = await services.hub.ask("exec", row.attempt_id, body=body, machine=row.machine)
+    return await ask_exec(services, row.attempt_id, row.machine, data, idempotency_key)
+
+
+def check_visitor(request: Request[Any, Any, Any]) -> None:
+    """Raises Refused."""
+    if caller_of(request) is not None:
+        # it might be another user's, or root's
+        text = "Processes of jobs and functions can't act inside jobs and functions. Do it yourself."
+        raise Refused(text, code="not-for-jobs")
+
+
+async def ask_exec(services: Services, work: str, machine: MachineId, data: ExecSubmit, key: IdempotencyKey) -> ExecView:
+    """Inside an attempt or a replica."""
+    body = msgspec.json.encode(ExecStart(data.argv, data.rank, key or "", data.terminal))
+    answer = await services.hub.ask("exec", work, body=body, machine=machine)
     if answer.error:
         raise Conflict(answer.error, code="exec-refused")
     return ExecView(answer.data.decode())
@@ -80,8 +92,7 @@ async def exec_logs(
 )
 async def stop_exec(request: Request[Any, Any, Any], job: JobPath, name: ExecPath, data: ExecSignal) -> None:
     """Signal the command and what it started, but not the job. One that has ended is left alone."""
-    if caller_of(request) is not None:
-        raise Refused("A job's own processes can't signal commands inside jobs. Do it yourself.", code="not-for-jobs")
+    check_visitor(request)
     services = services_of(request)
     row = await _find(services, job)
     answer = await services.hub.ask("exec-stop", f"{row.attempt_id}-{name}", offset=data.signal, machine=row.machine)

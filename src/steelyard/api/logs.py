@@ -19,6 +19,7 @@ from steelyard.api.views import function_view, job_view
 from steelyard.control.watch import wait_for
 from steelyard.errors import NotFound, Refused, Unreachable
 from steelyard.lifecycle.redaction import Redactor
+from steelyard.model.function import Function
 from steelyard.model.ids import DEFAULT_PROJECT, OWN_MACHINE, FunctionName, MachineId, name_logs
 from steelyard.model.job import Job
 from steelyard.model.reason import Reason
@@ -52,6 +53,8 @@ class Source(msgspec.Struct, frozen=True):
     hide: Redactor | None = None
     #: this log is complete, although the job goes on
     over: bool = False
+    #: what it wrote is not told
+    silent: bool = False
     #: of a job in the queue of a cluster, as of that attempt: its files are there
     direct: Job | None = None
     #: whose agent has it
@@ -106,36 +109,58 @@ async def follow_exec(services: Services, job: str, name: str, offsets: tuple[in
 
     async def read() -> Source:
         row, hide = await services.store.read(lambda tx: _job_and_secrets(tx, services, job))
-        workload = f"{row.attempt_id}-{name}"
-        try:
-            answer = await services.hub.ask("exec-state", workload, machine=row.machine)
-        except Unreachable:
-            # its output can't be read either, and what is read of that says so
-            return Source(workload, 0, False, None, "UNKNOWN", Reason.AGENT_UNREACHABLE.value, "")
-        if answer.error:
-            raise NotFound(answer.error)
-        state = msgspec.json.decode(answer.data, type=ExecState)
-        phase = "ENDED" if state.ended else "RUNNING"
-        return Source(workload, 0, state.ended, state.exit_code, phase, None, state.detail, hide, machine=row.machine)
+        return await _exec_source(services, f"{row.attempt_id}-{name}", hide, row.machine)
 
     return await _follow(services, f"job/{parse_job_id(job)}", read, offsets, wait_s)
 
 
+async def follow_visit(
+    services: Services, function: str, replica: str, name: str, offsets: tuple[int, int], wait_s: float
+) -> LogChunk:
+    """Of a command inside a replica. Of a deleted function nobody knows what is to be hidden: then only its end is told."""
+
+    async def read() -> Source:
+        found = await services.store.read(lambda tx: _function_and_secrets(tx, services, function))
+        source = await _exec_source(services, f"{replica}-{name}", None if found is None else found[1], OWN_MACHINE)
+        return msgspec.structs.replace(source, silent=found is None)
+
+    return await _follow(services, f"function/{function}", read, offsets, wait_s)
+
+
+async def _exec_source(services: Services, workload: str, hide: Redactor | None, machine: MachineId) -> Source:
+    try:
+        answer = await services.hub.ask("exec-state", workload, machine=machine)
+    except Unreachable:
+        # its output can't be read either, and what is read of that says so
+        return Source(workload, 0, False, None, "UNKNOWN", Reason.AGENT_UNREACHABLE.value, "")
+    if answer.error:
+        raise NotFound(answer.error)
+    state = msgspec.json.decode(answer.data, type=ExecState)
+    phase = "ENDED" if state.ended else "RUNNING"
+    return Source(workload, 0, state.ended, state.exit_code, phase, None, state.detail, hide, machine=machine)
+
+
 async def follow_function(services: Services, name: str, offsets: tuple[int, int], wait_s: float) -> LogChunk:
     def load(tx: Tx) -> Source:
-        row = tx.function(DEFAULT_PROJECT, FunctionName(name))
-        if row is None:
+        found = _function_and_secrets(tx, services, name)
+        if found is None:
             raise NotFound(f"There is no function {name}. `steelyard functions` lists them.")
-        view = function_view(row, services.settings, services.hub.lost())
-        # all its revisions write to the same log
-        uses = {use for each in tx.revisions(DEFAULT_PROJECT, row.name) for use in each.spec.secrets}
-        hide = make_redactor(tx, services.box, row.owner, uses)
-        return Source(name_logs(name), 0, False, None, view.state, view.reason, view.detail, hide)
+        view = function_view(found[0], services.settings, services.hub.lost())
+        return Source(name_logs(name), 0, False, None, view.state, view.reason, view.detail, found[1])
 
     async def read() -> Source:
         return await services.store.read(load)
 
     return await _follow(services, f"function/{name}", read, offsets, wait_s)
+
+
+def _function_and_secrets(tx: Tx, services: Services, name: str) -> tuple[Function, Redactor | None] | None:
+    row = tx.function(DEFAULT_PROJECT, FunctionName(name))
+    if row is None:
+        return None
+    # all its revisions write to the same log
+    uses = {use for each in tx.revisions(DEFAULT_PROJECT, row.name) for use in each.spec.secrets}
+    return row, make_redactor(tx, services.box, row.owner, uses)
 
 
 async def _follow(
@@ -182,7 +207,7 @@ async def _follow(
 
 
 async def _read_both(services: Services, source: Source, offsets: tuple[int, int]) -> LogChunk:
-    if source.workload is None:
+    if source.workload is None or source.silent:
         return _empty(source, offsets)
     if source.direct is not None:
         asked = (_read_direct(services, source.direct, stream, at) for stream, at in zip(STREAMS, offsets, strict=True))

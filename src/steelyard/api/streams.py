@@ -1,4 +1,4 @@
-"""Routes that join a command line to something on the machine, byte by byte: terminals and ports inside jobs.
+"""Routes that join a command line to something on the machine, byte by byte: terminals, ports and files inside jobs and replicas.
 
 The agent opens what is wanted and dials back; from then on frames pass both ways unread (`wire/streams.py` says what is in them).
 Nothing is stored, and nothing is kept when the server ends: whoever was joined comes back and asks anew.
@@ -20,8 +20,9 @@ from steelyard.api.auth import STREAM_PATH
 from steelyard.api.problems import make_problem, status_of
 from steelyard.api.services import Services, services_of
 from steelyard.api.submission import one_job
+from steelyard.api.visits import find_visited
 from steelyard.errors import Conflict, Refused, SteelyardError, Unreachable
-from steelyard.model.ids import MachineId, WorkloadId
+from steelyard.model.ids import OWN_MACHINE, AttemptId, MachineId, WorkloadId
 from steelyard.model.job import Job, JobState
 from steelyard.wire.streams import OPEN_S, OPENED, CopyStream, PortStream, StreamStart, TerminalStream, Wanted
 
@@ -89,18 +90,14 @@ class StreamDesk:
         await over.wait()
 
     async def _carry(self, one: Socket, other: Socket) -> None:
-        tasks = [asyncio.create_task(_pump(one, other)), asyncio.create_task(_pump(other, one))]
-        tasks.append(asyncio.create_task(_wait(self._stopping)))
+        tasks: list[asyncio.Task[Any]] = [asyncio.create_task(_pump(one, other)), asyncio.create_task(_pump(other, one))]
+        tasks.append(asyncio.create_task(self._stopping.wait()))
         try:
             await asyncio.wait(tasks, return_when=asyncio.FIRST_COMPLETED)
         finally:
             for task in tasks:
                 task.cancel()
             await asyncio.gather(*tasks, return_exceptions=True)
-
-
-async def _wait(event: asyncio.Event) -> None:
-    await event.wait()
 
 
 async def _pump(source: Socket, target: Socket) -> None:
@@ -110,14 +107,15 @@ async def _pump(source: Socket, target: Socket) -> None:
             await target.send({"type": "websocket.send", "bytes": event.get("bytes"), "text": event.get("text")})
 
 
-async def _serve(socket: Socket, services: Services, job: Job | SteelyardError, what: Wanted | SteelyardError) -> None:
+async def _serve(socket: Socket, services: Services, job: Job | SteelyardError | None, what: Wanted | SteelyardError) -> None:
+    """`job`: whose machine it is on; None: ours, where all replicas are."""
     await socket.accept()
     try:
         if isinstance(job, SteelyardError):
             raise job
         if isinstance(what, SteelyardError):
             raise what
-        await services.streams.join(socket, what, job.machine)
+        await services.streams.join(socket, what, OWN_MACHINE if job is None else job.machine)
     except SteelyardError as err:
         if err.detail:
             _log.error("%s: %s %s", socket.url.path, err.public, err.detail)
@@ -174,9 +172,43 @@ async def job_files(socket: Socket, job: str, path: str, name: str | None = None
     what = row if isinstance(row, SteelyardError) else CopyStream(row.attempt_id, path, name, rank)
     if isinstance(row, Job) and row.state not in (JobState.RUNNING, JobState.STOPPING):
         what = Conflict(f"Job {row.id} is {row.state}: its files are reached while it runs.", code="not-running")
-    elif not path or "\0" in path or (name is not None and (name in ("", ".", "..") or "/" in name or "\0" in name)):
-        what = Refused("That can't be the path of a file.", code="bad-path")
-    await _serve(socket, services, row, what)
+    await _serve(socket, services, row, _check_path(what))
+
+
+def _check_path(what: Wanted | SteelyardError) -> Wanted | SteelyardError:
+    if isinstance(what, CopyStream):
+        path, name = what.path, what.name
+        if not path or "\0" in path or (name is not None and (name in ("", ".", "..") or "/" in name or "\0" in name)):
+            return Refused("That can't be the path of a file.", code="bad-path")
+    return what
+
+
+@websocket("/v1/functions/{function:str}/replicas/{replica:str}/exec/{name:str}/terminal")
+async def visit_terminal(socket: Socket, function: str, replica: str, name: str, offset: int = 0) -> None:
+    """The terminal of a command inside a replica."""
+    await _serve_visit(socket, function, replica, TerminalStream(WorkloadId(f"{replica}-{name}"), offset))
+
+
+@websocket("/v1/functions/{function:str}/replicas/{replica:str}/ports/{port:int}")
+async def visit_port(socket: Socket, function: str, replica: str, port: int) -> None:
+    """A new connection to a port inside the replica."""
+    await _serve_visit(socket, function, replica, PortStream(AttemptId(replica), port))
+
+
+@websocket("/v1/functions/{function:str}/replicas/{replica:str}/files")
+async def visit_files(socket: Socket, function: str, replica: str, path: str, name: str | None = None) -> None:
+    """Files out of the replica; or into it, named `name` where `path` is a folder."""
+    await _serve_visit(socket, function, replica, CopyStream(AttemptId(replica), path, name))
+
+
+async def _serve_visit(socket: Socket, function: str, replica: str, what: Wanted) -> None:
+    services = services_of(socket)
+    checked: Wanted | SteelyardError = _check_path(what)
+    try:
+        await find_visited(services, function, replica)
+    except SteelyardError as err:
+        checked = err
+    await _serve(socket, services, None, checked)
 
 
 @websocket(STREAM_PATH + "/{name:str}")
@@ -187,4 +219,13 @@ async def agent_end(socket: Socket, name: str) -> None:
         await socket.close(_DONE)
 
 
-STREAM_ROUTES = (job_terminal, exec_terminal, job_port, job_files, agent_end)
+STREAM_ROUTES = (
+    job_terminal,
+    exec_terminal,
+    job_port,
+    job_files,
+    visit_terminal,
+    visit_port,
+    visit_files,
+    agent_end,
+)

@@ -1,4 +1,4 @@
-"""`steelyard cp`: files and folders between here and inside a running job. `runtime/copying.py` is both ends of it."""
+"""`steelyard cp`: files and folders between here and inside a job or a function. `runtime/copying.py` is both ends of it."""
 
 from __future__ import annotations
 
@@ -14,9 +14,11 @@ from typing import NamedTuple
 
 import click
 
+from steelyard.cli.attach import make_patience
+from steelyard.cli.inside import check_which, find_inside, inside_options
 from steelyard.cli.output import Progress
 from steelyard.cli.quantities import render_bytes
-from steelyard.cli.session import home_option, open_client, quote
+from steelyard.cli.session import home_option, open_client
 from steelyard.clock import Clock, SystemClock
 from steelyard.errors import EdgeFailed, Refused
 from steelyard.runtime.copying import CopyFailed, land, send
@@ -25,11 +27,12 @@ from steelyard.wire.streams import StreamLost, carry
 
 #: progress is shown that often at most
 SHOW_S = 0.1
-_INSIDE = re.compile(r"((?:j-)?[0-9]+(?:[_.][0-9]+)?):(.+)", re.DOTALL)
+_INSIDE = re.compile(r"((?:j-)?[0-9]+(?:[_.][0-9]+)?|[a-z0-9](?:[a-z0-9-]{0,61}[a-z0-9])?):(.+)", re.DOTALL)
 
-COPY_HELP = """Copy files and folders into a running job, or out of it.
+COPY_HELP = """Copy files and folders into a running job or a function, or out of it.
 
-One of SRC and DST is JOB:PATH; relative paths there are meant from the job's folder. The copy is read and written as the job's
+One of SRC and DST is JOB:PATH or FUNCTION:PATH; relative paths there are meant from its folder. A path here with a colon in it is
+written ./a:b. A function that sleeps is woken, and the copy is in one replica. The copy is read and written as the job's
 user, and every path means what it means inside, in its container and with its volumes. Into a folder that is there it goes under
 its own name. Modes and times are kept, links stay links; devices, sockets and pipes are refused. A file is there whole or
 not at all, so that a copy that is broken off leaves the old one; so is a folder that is new.
@@ -39,34 +42,41 @@ Examples:
   steelyard cp j-000012:out/model.pt .
   steelyard cp data.csv j-000012:/tmp/
   steelyard cp -q src j-000012:/app/src
+  steelyard cp hello:/tmp/profile.json .
 """
 
 
 class Inside(NamedTuple):
-    job: str
+    #: of a job or a function
+    name: str
     path: str
 
 
 def parse_place(text: str) -> Inside | str:
-    """ "j-000012:/tmp/x" -> inside a job; anything else is a path here, `./1:2` too. Raises Refused."""
+    """ "j-000012:/tmp/x" -> inside; anything else is a path here, `./1:2` too. Raises Refused."""
     if not text or "\0" in text:
         raise Refused("An empty path names no file. Nothing was copied.", code="bad-path")
     found = _INSIDE.fullmatch(text)
     return text if found is None else Inside(found[1], found[2])
 
 
-@click.command("cp", help=COPY_HELP, short_help="Copy files into a running job, or out of it.")
-@click.option("--rank", type=click.IntRange(0), help="Inside which rank of a gang [default: the first].")
+@click.command("cp", help=COPY_HELP, short_help="Copy files into a running job or a function, or out of it.")
+@inside_options
 @click.option("--quiet", "-q", is_flag=True, help="Show no progress.")
 @home_option
 @click.argument("src")
 @click.argument("dst")
-def copy(rank: int | None, quiet: bool, home: Path | None, src: str, dst: str) -> None:
+def copy(rank: int | None, replica: str, quiet: bool, home: Path | None, src: str, dst: str) -> None:
     source, target = parse_place(src), parse_place(dst)
     if isinstance(source, str) is isinstance(target, str):
-        raise Refused("One of both has to be JOB:PATH, and the other a path here. Nothing was copied.", code="bad-path")
+        text = "One of both has to be JOB:PATH or FUNCTION:PATH, and the other a path here. Nothing was copied."
+        raise Refused(text, code="bad-path")
+    name = next(each.name for each in (source, target) if isinstance(each, Inside))
+    check_which(name, rank, replica)
+    clock = SystemClock()
     with open_client(home) as client:
-        copying = _Copying(client, {} if rank is None else {"rank": rank}, None if quiet else _Shown(SystemClock()))
+        path = find_inside(client, make_patience(home, clock), name, replica)
+        copying = _Copying(client, path, {} if rank is None else {"rank": rank}, None if quiet else _Shown(clock))
         if isinstance(target, Inside):
             assert isinstance(source, str)
             asyncio.run(copying.into(source, target))
@@ -96,8 +106,9 @@ class _Shown:
 
 
 class _Copying:
-    def __init__(self, client: ApiClient, params: dict[str, str | int], shown: _Shown | None) -> None:
-        self._client, self._params, self._shown = client, params, shown
+    def __init__(self, client: ApiClient, path: str, params: dict[str, str | int], shown: _Shown | None) -> None:
+        """`path`: of the job or replica."""
+        self._client, self._path, self._params, self._shown = client, path, params, shown
 
     async def into(self, source: str, target: Inside) -> None:
         name = os.path.basename(os.path.abspath(source))
@@ -117,7 +128,7 @@ class _Copying:
         await self._carry(target, {"name": name}, work)
 
     async def out(self, source: Inside, target: str) -> None:
-        name = os.path.basename(source.path.rstrip("/")) or source.job
+        name = os.path.basename(source.path.rstrip("/")) or source.name
 
         def work(end: socket.socket) -> str:
             end.shutdown(socket.SHUT_WR)
@@ -131,7 +142,7 @@ class _Copying:
         """`work` is done on a thread, on one end of a pair of sockets; the words it returns say what went wrong. Raises
         EdgeFailed."""
         params = {"path": inside.path, **more, **self._params}
-        stream = await self._client.dial(f"/v1/jobs/{quote(inside.job)}/files", params)
+        stream = await self._client.dial(f"{self._path}/files", params)
         ours, theirs = socket.socketpair()
         words: list[str] = []
 

@@ -1,4 +1,4 @@
-"""`steelyard exec`: run a command inside a running job, stream what it writes, answer with its exit code."""
+"""`steelyard exec`: run a command inside a running job or a function, stream what it writes, answer with its exit code."""
 
 from __future__ import annotations
 
@@ -11,8 +11,9 @@ import click
 
 from steelyard.cli.attach import make_patience
 from steelyard.cli.attend import END, POLL_S, Cursor, Interrupts, Patience, stream
+from steelyard.cli.inside import check_which, find_inside, inside_options
 from steelyard.cli.output import say
-from steelyard.cli.session import home_option, new_key, open_client, quote
+from steelyard.cli.session import home_option, new_key, open_client
 from steelyard.clock import Clock, SystemClock
 from steelyard.errors import Refused, SteelyardError
 from steelyard.wire.api import ExecSignal, ExecSubmit, ExecView, LogChunk
@@ -21,7 +22,7 @@ from steelyard.wire.http import ApiClient
 #: as a shell says of what SIGHUP ended
 HUNG_UP = 128 + signal.SIGHUP
 
-EXEC_HELP = """Run a command inside a running job.
+EXEC_HELP = """Run a command inside a running job, or inside a replica of a function.
 
 It joins the job's control group and cores, and runs as the job's user, in its folder and with its variables; what it uses counts
 as the job's, and it ends with the job at the latest. The exit code is the command's own; 125 means that it was not started.
@@ -29,40 +30,53 @@ Its input is empty, and Ctrl-C is forwarded to it (twice: it is killed), never t
 
 With -t it runs in a terminal, which is yours: every key goes there, Ctrl-C too. `~.` at the beginning of a line hangs up.
 
+A function that sleeps is woken, and its replica does not fall asleep again while anything runs inside. It ends with its replica
+when the revision goes. A name that could be a job's id means the job.
+
 \b
 Examples:
   steelyard exec j-000012 -- nvidia-smi
   steelyard exec -t j-000012 -- bash
   steelyard exec --rank 1 j-000012 -- sh -c 'ls -l $STEELYARD_SCRATCH'
+  steelyard exec hello -- env
 """
 
 
-@click.command("exec", help=EXEC_HELP, short_help="Run a command inside a running job.")
-@click.option("--rank", type=click.IntRange(0), help="Inside which rank of a gang [default: the first].")
+@click.command("exec", help=EXEC_HELP, short_help="Run a command inside a running job or a function.")
+@inside_options
 @click.option("-t", "--tty", is_flag=True, help="In a terminal: for shells, editors, and whatever draws on the screen.")
 @home_option
-@click.argument("job")
+@click.argument("name", metavar="JOB|FUNCTION")
 @click.argument("command", nargs=-1, required=True, type=click.UNPROCESSED, metavar="-- CMD...")
-def run_inside(rank: int | None, tty: bool, home: Path | None, job: str, command: tuple[str, ...]) -> None:
+def run_inside(rank: int | None, replica: str, tty: bool, home: Path | None, name: str, command: tuple[str, ...]) -> None:
+    check_which(name, rank, replica)
     with open_client(home) as client:
-        sys.exit(execute(client, home, f"/v1/jobs/{quote(job)}", command, rank=rank, tty=tty))
+        sys.exit(execute(client, home, name, command, rank=rank, replica=replica, tty=tty))
 
 
 def execute(
-    client: ApiClient, home: Path | None, path: str, command: tuple[str, ...], *, rank: int | None = None, tty: bool = False
+    client: ApiClient,
+    home: Path | None,
+    name: str,
+    command: tuple[str, ...],
+    *,
+    rank: int | None = None,
+    replica: str = "",
+    tty: bool = False,
 ) -> int:
-    """A command inside what the API has at `path`; its exit code."""
+    """A command inside the job or function of that name; its exit code."""
     clock, terminal = SystemClock(), None
     if tty:
         from steelyard.cli.terminal import observe_terminal
 
         terminal = observe_terminal()
     patience = make_patience(home, clock)
+    path = find_inside(client, patience, name, replica)
     key, body = new_key(), ExecSubmit(command, rank, terminal)
-    name = patience.call(lambda: client.fetch(ExecView, "POST", f"{path}/exec", body=body, key=key), "starting the command").exec
+    started = patience.call(lambda: client.fetch(ExecView, "POST", f"{path}/exec", body=body, key=key), "starting the command")
     if terminal is not None:
-        return _attend_terminal(client, patience, f"{path}/exec/{name}", clock)
-    return _attend(client, patience, f"{path}/exec/{name}")
+        return _attend_terminal(client, patience, f"{path}/exec/{started.exec}", clock)
+    return _attend(client, patience, f"{path}/exec/{started.exec}")
 
 
 def _attend_terminal(client: ApiClient, patience: Patience, path: str, clock: Clock) -> int:

@@ -1,4 +1,4 @@
-"""`steelyard shell`: a job that is a shell, with this terminal as its own; or a shell inside what runs already."""
+"""`steelyard shell`: a job that is a shell, with this terminal as its own; or a shell inside a job or function that is there."""
 
 from __future__ import annotations
 
@@ -16,6 +16,7 @@ from click.core import ParameterSource
 from steelyard.cli.attach import conclude, make_patience, make_stop
 from steelyard.cli.attend import END, POLL_S, Interrupts, Patience
 from steelyard.cli.exec import HUNG_UP, execute
+from steelyard.cli.inside import check_which, inside_options
 from steelyard.cli.job_logs import poll_job
 from steelyard.cli.job_options import default_options, job_options, make_spec
 from steelyard.cli.output import Progress, say, show_time
@@ -34,14 +35,15 @@ SHELL = "command -v bash >/dev/null 2>&1 && exec bash; exec sh"
 #: ours, and those of a job's that mean something for one
 _OPTIONS = (
     *("cpus", "exclusive", "timing", "gpus", "nics", "memory", "scratch", "volumes", "io_max", "priority", "account", "project"),
-    *("max_duration", "image", "network", "name", "env", "secrets", "as_root", "command", "home", "job"),
+    *("max_duration", "image", "network", "name", "env", "secrets", "as_root", "command", "rank", "replica", "home", "inside"),
 )
 
-SHELL_HELP = """Start a job with a shell in it, and be in it; or enter a running job.
+SHELL_HELP = """Start a job with a shell in it, and be in it; or enter a running job or a function.
 
 The job waits for its place as any (its position is shown; Ctrl-C gives up), and ends with the shell. Your terminal is the
 shell's: every key goes there, and `~.` at the beginning of a line hangs up, which ends it. With JOB the shell runs inside that
-job, as `exec -t` runs it, and the job goes on. The exit code is the shell's; 125 means that Steelyard refused or failed.
+job, as `exec -t` runs it, and the job goes on; with FUNCTION inside a replica, which is woken if need be. The exit code is the
+shell's; 125 means that Steelyard refused or failed.
 
 \b
 Examples:
@@ -49,24 +51,40 @@ Examples:
   steelyard shell --image docker://python:3.12 --cpus 4 --memory 8GB --volume data:/data
   steelyard shell --gpus 1 -c 'python3 -i model.py'
   steelyard shell j-000012
+  steelyard shell hello
 """
 
 
-@click.command(help=SHELL_HELP, short_help="Start a job with a shell in it, or enter one that runs.")
+@click.command(help=SHELL_HELP, short_help="Start a job with a shell in it, or enter what runs.")
 @job_options
 @click.option("--command", "-c", metavar="TEXT", help="Run that by `sh -c` in the place of a shell [default: bash, or sh].")
+@inside_options
 @home_option
-@click.argument("job", required=False)
+@click.argument("inside", metavar="[JOB|FUNCTION]", required=False)
 @click.pass_context
-def shell(ctx: click.Context, command: str | None, home: Path | None, job: str | None, project: str, **asked: Any) -> None:
+def shell(
+    ctx: click.Context,
+    command: str | None,
+    rank: int | None,
+    replica: str,
+    home: Path | None,
+    inside: str | None,
+    project: str,
+    **asked: Any,
+) -> None:
     argv = ("sh", "-c", command or SHELL)
-    if job is not None:
+    if inside is not None:
+        check_which(inside, rank, replica)
         for name in (*asked, "project"):
             if ctx.get_parameter_source(name) is ParameterSource.COMMANDLINE:
                 option = name.removesuffix("s") if name in ("secrets", "volumes") else name
-                raise Refused(f"--{option.replace('_', '-')} is for a new job, and {job} is there already.", code="unfit-option")
+                raise Refused(
+                    f"--{option.replace('_', '-')} is for a new job, and {inside} is there already.", code="unfit-option"
+                )
         with open_client(home) as client:
-            sys.exit(execute(client, home, f"/v1/jobs/{quote(job)}", argv, tty=True))
+            sys.exit(execute(client, home, inside, argv, rank=rank, replica=replica, tty=True))
+    if rank is not None or replica:
+        raise Refused("--rank and --replica are for what is there already: name it.", code="unfit-option")
     clock, terminal = SystemClock(), observe_terminal()
     spec = make_spec(argv, {**default_options(), **asked}, _here(), datetime.fromtimestamp(clock.now_us() / 1e6, UTC))
     spec = msgspec.structs.replace(spec, name=asked["name"] or "shell", terminal=terminal)

@@ -24,7 +24,7 @@ import msgspec
 
 from steelyard.config import write_file
 from steelyard.errors import EdgeFailed, Refused
-from steelyard.lifecycle.bundle import Container, make_bundle, make_terminal
+from steelyard.lifecycle.bundle import NETWORK, Container, make_bundle, make_terminal
 from steelyard.lifecycle.container_step import CAPABILITIES, DONE
 from steelyard.model.cdi import DeviceEdits
 from steelyard.model.ids import WorkloadId
@@ -229,28 +229,58 @@ class Containers:
         return command, rootfs
 
     def enter(
-        self, workload: WorkloadId, number: int, argv: tuple[str, ...], terminal: Terminal | None = None
+        self,
+        workload: WorkloadId,
+        name: str,
+        argv: tuple[str, ...],
+        terminal: Terminal | None = None,
+        *,
+        pid: int = 0,
+        env: Mapping[str, str] | None = None,
+        cwd: str = "",
     ) -> tuple[tuple[str, ...], Rootfs]:
-        """The command that runs another one inside of it, behind the same walls. Of a terminal our side is sent to `console`."""
+        """The command that runs another one inside of it, behind the same walls; `name`: it has of those there. Of a terminal our
+        side is sent to `console`. `pid`: of a process inside. `env`, and `cwd` with it: instead of those of its first process."""
         folder = self._folder / workload
         try:
-            process = msgspec.json.decode((folder / _CONFIG).read_bytes())["process"]
-            path = folder / f"exec-{number}.json"
+            config = msgspec.json.decode((folder / _CONFIG).read_bytes())
+            process = config["process"]
+            path = folder / f"exec-{name}.json"
+            if env is not None:
+                process |= {"env": [f"{key}={value}" for key, value in env.items()], "cwd": cwd or "/"}
             process |= {"args": list(argv), **make_terminal(process["env"], terminal)}
             write_file(path, msgspec.json.encode(process))
         except OSError as err:
             raise EdgeFailed(f"{folder} can't be used: {err.strerror}. Nothing was started.", code="start-failed") from err
         made = self.made(workload)
         locks = made is not None and made.lock_memory
-        brings = self._brings(workload, terminal, number)
-        return (*self._crun(), "exec", *brings, "--process", str(path), workload), Rootfs("", "", lock_memory=locks)
+        brings = self._brings(workload, terminal, name)
+        # one that was started in a network of its own knows nothing of it, and would let others into ours
+        told = any(each["type"] == NETWORK for each in config["linux"]["namespaces"])
+        network = pid if made is not None and made.own_network and not told else 0
+        rootfs = Rootfs("", "", lock_memory=locks, network=network)
+        return (*self._crun(), "exec", *brings, "--process", str(path), workload), rootfs
 
-    def _brings(self, workload: WorkloadId, terminal: Terminal | None, number: int = 0) -> tuple[str, ...]:
-        return () if terminal is None else ("--console-socket", str(self.console(workload, number)))
+    def leave(self, workload: WorkloadId, name: str) -> None:
+        """What ran inside by that name has ended."""
+        for left in (self._folder / workload / f"exec-{name}.json", self.console(workload, name)):
+            left.unlink(missing_ok=True)
 
-    def console(self, workload: WorkloadId, number: int = 0) -> Path:
+    def _brings(self, workload: WorkloadId, terminal: Terminal | None, name: str = "0") -> tuple[str, ...]:
+        return () if terminal is None else ("--console-socket", str(self.console(workload, name)))
+
+    def console(self, workload: WorkloadId, name: str = "0") -> Path:
         """Where crun brings the terminal of a process of it: the first one's (0), or another's; the socket is its reader's."""
-        return self._folder / workload / f"console-{number}"
+        return self._folder / workload / f"console-{name}"
+
+    def around(self, pid: int) -> WorkloadId | None:
+        """The container in which a process was forked that is not its first one's; None: none of those that are told here."""
+        wanted = _pid_namespace(str(pid))
+        for path in self._folder.glob("*/pid"):
+            # what was brought into one has such a file too, but no configuration of its own
+            if (path.parent / _CONFIG).exists() and wanted and _pid_namespace(path.read_text()) == wanted:
+                return WorkloadId(path.parent.name)
+        return None
 
     def enter_for_good(
         self, workload: WorkloadId, box: WorkloadId, argv: Sequence[str], env: Mapping[str, str], fds: int
@@ -322,6 +352,13 @@ def place_libraries(root: str, libraries: Mapping[str, str], bound: Collection[B
             if (path := posixpath.join(folder, name)) not in taken
         ]
     return []
+
+
+def _pid_namespace(pid: str) -> str:
+    try:
+        return os.readlink(f"/proc/{pid.strip()}/ns/pid")
+    except OSError:
+        return ""
 
 
 def _impossible(needs: str) -> Refused:

@@ -23,6 +23,10 @@ PR_CAPBSET_DROP, CAP_CHOWN = 24, 0
 
 def enter(rootfs: Rootfs, userns: int | None) -> None:
     """`userns` maps the ids of `lower`, see `mount_calls.bind`."""
+    if rootfs.network:
+        fd = os.open(f"/proc/{rootfs.network}/ns/net", os.O_RDONLY | os.O_CLOEXEC)
+        mount_calls.setns(fd, f"the network of process {rootfs.network}")
+        os.close(fd)
     mount_calls.unshare(mount_calls.NEWNS)
     mount_calls.keep_to_myself()
     if os.path.isdir(_CGROUP):

@@ -96,6 +96,8 @@ class ReplicaSeen(msgspec.Struct, frozen=True):
     service_ns: int = 0
     #: of `scale_on`, in its order, what it says of itself; None, or nothing at all: it does not tell
     metrics: tuple[float | None, ...] = ()
+    #: somebody is inside: it is not retired for want of requests
+    held: bool = False
 
 
 class MetricSeen(msgspec.Struct, frozen=True):
@@ -283,12 +285,12 @@ def _retire(
     now_ns: int, spec: FunctionSpec, present: list[ReplicaSeen], most: int, needed: int, peaks: tuple[tuple[int, int], ...]
 ) -> tuple[str, ...]:
     # the least busy; of equals the one that was idle longest; of these the first by name, so that two looks choose the same
-    order = sorted(present, key=lambda replica: (replica.busy, replica.connections, replica.last_active_ns, replica.id))
+    order = sorted(present, key=lambda each: (each.held, each.busy, each.connections, each.last_active_ns, each.id))
     if len(present) > most:
         return (order[0].id,)
     if len(present) <= needed:
         return ()
-    serving = [replica for replica in order if replica.state == "serving"]
+    serving = [replica for replica in order if replica.state == "serving" and not replica.held]
     watched = bool(peaks) and peaks[-1][0] - peaks[0][0] >= PIECES
     if watched and len(present) > max(1, spec.replicas_min, max(peak for _, peak in peaks)):
         return tuple(replica.id for replica in serving)[:1]

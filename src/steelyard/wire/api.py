@@ -39,12 +39,12 @@ class JobStop(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 
 
 class ExecSubmit(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
-    """A command to run inside a running job."""
+    """A command to run inside a running job or replica."""
 
     argv: tuple[str, ...]
     #: of a gang; None: its first
     rank: Annotated[int, Meta(ge=0, le=1_000_000)] | None = None
-    #: it runs in one (WebSocket `/v1/jobs/{job}/exec/{name}/terminal`), instead of with empty input and logs
+    #: it runs in one (WebSocket `.../exec/{name}/terminal`), instead of with empty input and logs
     terminal: Terminal | None = None
 
 
@@ -53,8 +53,13 @@ class ExecSignal(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 
 
 class ExecView(msgspec.Struct, frozen=True):
-    #: its name within the job, such as `x1`
+    #: its name within the job or replica, such as `x1`
     exec: str
+
+
+class ReplicaHeld(msgspec.Struct, frozen=True):
+    #: its id; "" while none serves yet
+    replica: str
 
 
 class JobPriority(msgspec.Struct, frozen=True, forbid_unknown_fields=True):

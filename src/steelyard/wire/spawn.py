@@ -52,6 +52,8 @@ class Rootfs(msgspec.Struct, frozen=True):
     #: the runtime starts the workload, writes the pid of its first process into this file, and ends with 0: that process is our
     #: child then, and what `Spawned` tells of. "": the runtime is the workload, for as long as it lives
     leaves: str = ""
+    #: a process whose network it is in; 0: ours
+    network: int = 0
 
 
 class Spawn(msgspec.Struct, frozen=True, tag=True):

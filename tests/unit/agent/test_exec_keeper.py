@@ -50,7 +50,7 @@ class Rig:
         self.runtime.on_exit = lambda exited: keeper.on_exit(exited) and None
         return keeper
 
-    def find_host(self, attempt: AttemptId, rank: int | None) -> ExecHost:
+    async def find_host(self, attempt: AttemptId, rank: int | None) -> ExecHost:
         if isinstance(self.host, SteelyardError):
             raise self.host
         return self.host
@@ -92,7 +92,7 @@ def test_the_same_key_is_the_same_command(rig: Rig) -> None:
 def test_only_so_many_run_at_a_time(rig: Rig) -> None:
     for _ in range(RUNNING_MAX):
         rig.start()
-    with pytest.raises(Conflict, match="run inside this job already"):
+    with pytest.raises(Conflict, match="run inside it already"):
         rig.start()
     rig.runtime.end(X1, exit_code=0)
     assert rig.start() == f"x{RUNNING_MAX + 1}"
@@ -137,7 +137,26 @@ def test_it_ends_and_is_forgotten_with_the_job(rig: Rig) -> None:
     rig.tidy(host_lives=False)
     assert rig.keeper.state(X1) == ExecState(ended=True, exit_code=137)
     rig.tidy(host_lives=False, known=False)
+    assert rig.keeper.state(X1) is not None, "whoever waits for its end may still ask"
+    rig.clock.advance(READ_KEEP_S + 1)
+    rig.tidy(host_lives=False, known=False)
     assert rig.keeper.state(X1) is None
+
+
+def test_its_end_outlasts_the_work_also_when_nobody_has_asked(rig: Rig) -> None:
+    rig.start()
+    rig.tidy(host_lives=False, known=False)
+    rig.clock.advance(READ_KEEP_S - 1)
+    rig.tidy(host_lives=False, known=False)
+    assert rig.keeper.state(X1) == ExecState(ended=True, exit_code=137)
+
+
+def test_work_that_somebody_is_inside_of_is_told_until_they_leave(rig: Rig) -> None:
+    assert rig.keeper.inside == set()
+    rig.start()
+    assert rig.keeper.inside == {HOST}
+    rig.runtime.end(X1, exit_code=0)
+    assert rig.keeper.inside == set()
 
 
 def test_unread_ends_do_not_pile_up(rig: Rig) -> None:

@@ -122,7 +122,7 @@ def test_what_devices_need_is_under_what_is_asked_and_over_the_image(containers:
     assert process["env"] == ["A=device", "B=mine", "HOME=/", "PATH=/bin"]  # type: ignore[index]
     assert process["user"]["additionalGids"] == [44]  # type: ignore[index]
     assert (rootfs.devices, rootfs.lock_memory) == (edits.nodes, True)
-    assert containers.enter(JOB, 1, ("sh",))[1].lock_memory is True, "what is run in it later may lock as much"
+    assert containers.enter(JOB, "1", ("sh",))[1].lock_memory is True, "what is run in it later may lock as much"
     made = containers.made(JOB)
     assert made is not None and (made.devices, made.notes) == (("/dev/x",), ("n",))
 

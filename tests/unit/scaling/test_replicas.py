@@ -332,6 +332,16 @@ def test_a_model_sleeps_at_zero_whatever_its_metrics_say() -> None:
     assert told_since(LONG_AGO, idle).retire == ("a",)
 
 
+def test_a_replica_that_somebody_is_inside_of_is_not_retired_for_want_of_requests() -> None:
+    held = msgspec.structs.replace(serving("a", idle_s=9999), held=True)
+    seen = ReplicasSeen(0, 0, (held, serving("b", idle_s=100)))
+    assert decide_replicas(NOW, spec(), seen).retire == ("b",)
+    assert decide_replicas(NOW, spec(), ReplicasSeen(0, 0, (held,))).retire == ()
+    # beyond what it may have somebody has to go, the one with nobody inside first
+    assert decide_replicas(NOW, spec(most=1), seen).retire == ("b",)
+    assert decide_replicas(NOW, spec(), ReplicasSeen(0, 0, (held, held), share=1)).retire == ("a",)
+
+
 def test_more_than_the_share_are_retired_one_by_one() -> None:
     assert look(spec(), 5, full("a"), full("b"), serving("c", 1, 1), share=2).retire == ("c",)
 
