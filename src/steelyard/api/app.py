@@ -132,7 +132,8 @@ def make_app(
     on_failure: Callable[[BaseException], None],
 ) -> App:
     """`epoch` is this start's (`control.assignment.begin_epoch`); `find_engine` answers with the attached cluster; `certify` sees
-    to the certificate of the home's gateway; `on_failure` hears when the loops ended by themselves: the process should end too then."""
+    to the certificate of the home's gateway; `on_failure` hears when the loops ended by themselves: the process should end too
+    then."""
     watch = Watch()
     hub = AgentHub(store, clock)
     live = LiveJobs()

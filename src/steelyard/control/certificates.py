@@ -1,5 +1,5 @@
-"""With which certificate does the home's gateway ask those of other machines? Issued when there is the first such machine, and anew
-in good time; Envoy takes a new one over without a restart."""
+"""With which certificate does the home's gateway ask those of other machines? Issued when there is the first such machine, and
+anew in good time; Envoy takes a new one over without a restart."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ class GatewayCertificate:
         self._present: Certificate | None = None
 
     def renew(self, now: int) -> None:
-        """Sees to it that there is one, and that it is not due. Blocks. Raises EdgeFailed or StoreDamaged; what is there stays."""
+        """Sees to it that there is one that is not due. Blocks. Raises EdgeFailed or StoreDamaged; what is there stays."""
         if self._present is not None and not self._present.due(now):
             return
         trusted = self._authority.certificate_pem(now)

@@ -7,7 +7,7 @@ Nothing is started here: a place is in the next assignment of its machine, and i
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 
 import msgspec
 
@@ -16,10 +16,11 @@ from steelyard.control import ASSIGNMENT, JOBS, PLACES
 from steelyard.control.jobs import hold_functions, hold_jobs, make_room
 from steelyard.control.live import HOLDING
 from steelyard.control.watch import Watch
+from steelyard.errors import NoRoom
 from steelyard.model.function import Function, LiveRevision, Place
 from steelyard.model.health import NODE
 from steelyard.model.ids import MachineId
-from steelyard.model.job import Job
+from steelyard.model.job import Job, Resources
 from steelyard.model.machine import Machine
 from steelyard.model.reason import Reason
 from steelyard.placement.refusal import Refusal
@@ -52,15 +53,33 @@ class Report(msgspec.Struct, frozen=True):
 
 
 async def load(store: Store, is_lost: Callable[[MachineId], bool]) -> Seen:
-    def read(tx: Tx) -> Seen:
-        functions = tuple(tx.functions())
-        if not any(function.spec.pool or function.places for function in functions):
-            return Seen((), (), (), frozenset())
-        machines = tuple(machine for machine in tx.machines() if machine.pool)
-        lost = frozenset(machine.id for machine in machines if is_lost(machine.id))
-        return Seen(functions, machines, tuple(tx.jobs(HOLDING)), lost)
+    return await store.read(lambda tx: _look(tx, is_lost))
 
-    return await store.read(read)
+
+def _look(tx: Tx, is_lost: Callable[[MachineId], bool], more: str = "") -> Seen:
+    """`more`: a pool that is looked at although nothing stored is in one."""
+    functions = tuple(tx.functions())
+    if not (more or any(function.spec.pool for function in functions)):
+        return Seen((), (), (), frozenset())
+    machines = tuple(machine for machine in tx.machines() if machine.pool)
+    lost = frozenset(machine.id for machine in machines if is_lost(machine.id))
+    return Seen(functions, machines, tuple(tx.jobs(HOLDING)), lost)
+
+
+def place_now(tx: Tx, before: Function, row: Function, is_lost: Callable[[MachineId], bool]) -> Function:
+    """`row` with its places, in the transaction that deploys a revision or moves traffic; `before`: as it was. Raises NoRoom
+    where that would leave what serves now without a place."""
+    if not row.spec.pool:
+        return row
+    seen = _look(tx, is_lost, row.spec.pool)
+    others = [each for each in seen.functions if (each.project, each.name) != (row.project, row.name)]
+    former = {key: each.spec.reserved for key, each in before.live.items()}
+    fleet = make_fleet(row.spec.pool, seen, [*others, row])
+    places, missing = decide_places(row, fleet, _Reserve(seen, [*others, row], row, former))
+    served = any(place.plans and place.ready and not place.leaving for place in before.places)
+    if missing and served:
+        raise NoRoom(f"{row.name} can't be deployed now. {missing}. Nothing was changed.", code="no-room")
+    return sum_up(msgspec.structs.replace(row, places=places), missing)
 
 
 def decide(seen: Seen, now: int) -> Actions:
@@ -101,12 +120,26 @@ def _takes_work(machine: Machine) -> bool:
 class _Reserve:
     """Cores and devices for what is live of one function on a machine."""
 
-    def __init__(self, seen: Seen, functions: Sequence[Function], function: Function) -> None:
+    def __init__(
+        self,
+        seen: Seen,
+        functions: Sequence[Function],
+        function: Function,
+        former: Mapping[int, Resources | None] | None = None,
+    ) -> None:
+        """`former`: what revisions asked for that may be about to leave their place to another."""
         self._seen, self._functions, self._function = seen, functions, function
+        self._former = former or {}
 
     def __call__(self, machine: MachineId, plans: Plans) -> Plans | str:
         live = {key: each for key, each in self._function.live.items() if each.spec.reserved is not None}
         kept = tuple((key, plan) for key, plan in plans if key in live)
+        left = [(self._former.get(key), plan) for key, plan in plans if key not in live]
+        for key, each in live.items():
+            found = next((pair for pair in left if key not in dict(kept) and pair[0] == each.spec.reserved), None)
+            if found is not None:
+                left.remove(found)
+                kept = (*kept, (key, found[1]))
         missing = [each for key, each in live.items() if key not in dict(kept)]
         if not missing:
             return kept
@@ -130,7 +163,7 @@ class _Reserve:
 
 def apply_place(function: Function, machine: MachineId, seen: FunctionSeen) -> Function | None:
     """The function with what that machine's agent says of it; None when the row says so already."""
-    places = tuple(_look(place, seen) if place.machine == machine else place for place in function.places)
+    places = tuple(_note(place, seen) if place.machine == machine else place for place in function.places)
     return _changed(function, places, function.reached)
 
 
@@ -146,7 +179,7 @@ def _changed(before: Function, places: tuple[Place, ...], reached: tuple[Machine
     return None if after == before else msgspec.structs.replace(after, generation=before.generation + 1)
 
 
-def _look(place: Place, seen: FunctionSeen) -> Place:
+def _note(place: Place, seen: FunctionSeen) -> Place:
     return msgspec.structs.replace(
         place,
         state=seen.state,

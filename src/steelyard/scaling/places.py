@@ -6,7 +6,7 @@ A function is on one machine, or with `spread` on all that take work. Rules, in 
      was leaving stays again when that is over
   3. what is missing gets new places: on the machine with the fewest places first, then by id; with cores and devices of its own
      for each revision that may be reached, or not at all
-  4. a place that is leaving is left once the home's gateway sends nothing there and is not about to
+  4. a place that is leaving is left once the home's gateway does just what it should, and that is to send nothing there
 
 So the one who takes over is there, ready and reached before the one before it goes, however long that takes; where nobody can
 take over, it stays as long as its machine does.
@@ -43,7 +43,7 @@ def decide_places(function: Function, fleet: Fleet, reserve: Reserve) -> tuple[t
     places = [place for place in function.places if place.machine in fleet.known]
     wanted = len(fleet.open) if function.spec.spread else 1
     staying = {place.machine: place for place in [place for place in _preferred(places) if place.machine in fleet.open][:wanted]}
-    leaving = [msgspec.structs.replace(place, leaving=True) for place in places if place.machine not in staying]
+    leaving = [_leave(place, reserve) for place in places if place.machine not in staying]
     here, refusals = {place.machine for place in places}, dict[MachineId, str]()
     for machine in [*staying, *sorted(fleet.open.keys() - here, key=lambda machine: (fleet.open[machine], machine))]:
         place = staying.get(machine)
@@ -57,9 +57,16 @@ def decide_places(function: Function, fleet: Fleet, reserve: Reserve) -> tuple[t
         else:
             staying[machine] = Place(machine, plans)
     after = msgspec.structs.replace(function, places=(*staying.values(), *leaving))
-    kept = [*staying.values(), *(place for place in leaving if place.machine in {*function.reached, *after.targets})]
+    settled = set(function.reached) == set(after.targets)
+    kept = [*staying.values(), *(place for place in leaving if place.machine in after.targets or not settled)]
     missing = "" if staying.keys() - refusals.keys() else _explain(function.spec.pool, fleet, refusals)
     return tuple(sorted(kept, key=lambda place: place.machine)), missing
+
+
+def _leave(place: Place, reserve: Reserve) -> Place:
+    """Until it is left, it is to serve what is new as well."""
+    plans = reserve(place.machine, place.plans) if place.plans else ()
+    return msgspec.structs.replace(place, leaving=True, plans=place.plans if isinstance(plans, str) else plans)
 
 
 def _preferred(places: Collection[Place]) -> list[Place]:

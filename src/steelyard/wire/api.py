@@ -424,6 +424,10 @@ class FunctionView(msgspec.Struct, frozen=True):
     routes: Routes = Routes()
     #: of the newest revision; told of one function, not in lists
     spec: FunctionSpec | None = None
+    #: "": it is on the home's own machine
+    pool: str = ""
+    #: those of its pool that it is on
+    machines: tuple[str, ...] = ()
 
 
 class ScalingStep(msgspec.Struct, frozen=True):
@@ -445,6 +449,8 @@ class RevisionScaling(msgspec.Struct, frozen=True):
     text: str
     #: the oldest first
     changes: tuple[ScalingStep, ...]
+    #: of the function's pool; "": the home's own
+    machine: str = ""
 
 
 class FunctionWhyView(msgspec.Struct, frozen=True):
@@ -454,6 +460,8 @@ class FunctionWhyView(msgspec.Struct, frozen=True):
     reason: str | None
     detail: str
     revisions: tuple[RevisionScaling, ...]
+    #: those of its pool that it is on; none: it is on the home's own
+    machines: tuple[str, ...] = ()
 
 
 class CallView(msgspec.Struct, frozen=True):
