@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
 import msgspec
 
@@ -19,6 +20,7 @@ from steelyard.control.watch import Watch
 from steelyard.model.ids import DEFAULT_PROJECT, OWN_MACHINE, AttemptId, JobId, MachineId
 from steelyard.model.job import Job, JobSpec, JobState, Owner, Resources
 from steelyard.model.machine import Core
+from steelyard.model.pool import Pilot, PilotState
 from steelyard.store.memory import MemoryStore
 from steelyard.wire.agent import Assignment, AttemptState, Report
 
@@ -107,6 +109,11 @@ class World:
     async def settle(self) -> None:
         await self.jobs.activate()
         await self.assignment.activate()
+
+
+def make_pilot(name: str, state: PilotState = PilotState.READY, **more: Any) -> Pilot:
+    """Without a row nobody speaks for a machine of a pool."""
+    return Pilot(MachineId(name), name.rpartition("-")[0], DEFAULT_PROJECT, OWNER, 1, state, 0, **more)
 
 
 async def make_world() -> World:

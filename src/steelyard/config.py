@@ -15,6 +15,8 @@ import msgspec
 from steelyard.errors import Refused, StoreDamaged
 
 HOME_VERSION = 1
+#: of the door for programs on machines of pools
+CLUSTER_PORT = 7690
 
 
 class Paths(msgspec.Struct, frozen=True):
@@ -52,6 +54,11 @@ class Paths(msgspec.Struct, frozen=True):
         """Key and certificate of the authority that vouches for our programs on other machines, mode 0600; there once it is
         needed."""
         return self.home / "authority.pem"
+
+    @property
+    def door(self) -> Path:
+        """Certificate and key of the door for programs on machines of pools, mode 0600."""
+        return self.home / "server" / "door.pem"
 
     @property
     def programs(self) -> Path:
@@ -177,6 +184,11 @@ class Settings(msgspec.Struct, frozen=True):
     template_memory_bytes: int | None = None
     #: bytes that images may take on the home's disk; None: a quarter of it
     image_space_bytes: int | None = None
+    #: where programs on machines of pools reach the server; None: nowhere
+    cluster_host: str | None = None
+    cluster_port: int = CLUSTER_PORT
+    #: the pilot whose home this is; "": it is nobody's pilot
+    pilot: str = ""
     #: of another machine than the home's: its gateway lets in the home's alone, by certificates
     node_gateway: bool = False
 

@@ -31,6 +31,8 @@ from steelyard.api.jobs import JOB_ROUTES
 from steelyard.api.keys import KEY_ROUTES
 from steelyard.api.leases import LEASE_ROUTES
 from steelyard.api.nodes import NODE_ROUTES
+from steelyard.api.peers import PassMaker, PeerGate
+from steelyard.api.pools import POOL_ROUTES
 from steelyard.api.problems import answer_error
 from steelyard.api.queue import QUEUE_ROUTES
 from steelyard.api.requests import refuse_unknown_query
@@ -57,12 +59,14 @@ from steelyard.control.kept_calls import KeptCallsLoop
 from steelyard.control.leases import LeasesLoop
 from steelyard.control.live import LiveJobs
 from steelyard.control.places import PlacesLoop
+from steelyard.control.pools import PoolsLoop
 from steelyard.control.reports import ReportsLoop
 from steelyard.control.rollouts import Looks, RolloutsLoop
 from steelyard.control.schedules import SchedulesLoop
 from steelyard.control.watch import Watch
 from steelyard.engine import Engine
 from steelyard.store import Store
+from steelyard.store.authority import Authority
 from steelyard.store.call_files import CallFiles
 from steelyard.store.secret_box import SecretBox
 
@@ -94,15 +98,18 @@ ROUTES = (
     *SECRET_ROUTES,
     *NODE_ROUTES,
     *VOLUME_ROUTES,
+    *POOL_ROUTES,
 )
 
 
 class App:
     """The ASGI callable, and what its process needs to end it in order."""
 
-    def __init__(self, services: Services, asgi: Any) -> None:
+    def __init__(self, services: Services, asgi: Any, peers: Any) -> None:
         self.services = services
         self._asgi = asgi
+        #: the ASGI callable behind the door for machines of pools
+        self.peers = peers
 
     async def __call__(self, scope: Any, receive: Any, send: Any) -> None:
         await self._asgi(scope, receive, send)
@@ -122,6 +129,7 @@ def make_app(
     bundles: Path,
     call_files: CallFiles,
     box: SecretBox,
+    authority: Authority,
     carrier: Carrier,
     admin_token: str,
     agent_token: str,
@@ -142,6 +150,8 @@ def make_app(
     tokens = WorkloadTokens(admin_token, live.attempt)
     jobs = JobsLoop(store, clock, watch, live)
     calls = CallsLoop(store, clock, watch, call_files, carrier, tokens.call_key, random.random)
+    make_pass = PassMaker(authority, settings, tokens, clock)
+    pools = PoolsLoop(store, clock, watch, live, hub, jobs.why, find_engine, make_pass)
     driver = Driver(
         (
             jobs,
@@ -156,6 +166,7 @@ def make_app(
             LeasesLoop(store, clock, watch),
             DirectLoop(store, clock, watch, live, find_engine),
             PlacesLoop(store, clock, watch, hub.lost, certify),
+            pools,
         ),
         clock,
     )
@@ -163,7 +174,7 @@ def make_app(
     calls.attach(driver.poke)
     services = Services(
         store, clock, settings, bundles, call_files, hub, StreamDesk(hub), driver,
-        jobs, find_engine, live, looks, calls, tokens, watch, box, epoch, root
+        jobs, pools, find_engine, live, looks, calls, tokens, watch, box, epoch, root
     )  # fmt: skip
 
     app = Litestar(
@@ -177,7 +188,7 @@ def make_app(
         logging_config=None,
         debug=False,
     )
-    return App(services, TokenGate(app, admin_token, agent_token, tokens))
+    return App(services, TokenGate(app, admin_token, agent_token, tokens), PeerGate(app, tokens))
 
 
 @contextlib.asynccontextmanager

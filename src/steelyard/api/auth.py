@@ -81,6 +81,10 @@ class WorkloadTokens:
     def sign_function(self, function: Function) -> str:
         return self._sign(f"function.{function.name}.{function.revision}.{function.owner.user}")
 
+    def sign_pilot(self, pilot: MachineId) -> str:
+        """By which the agent of that pilot is told from the work on its machine; who it is says its certificate."""
+        return self._sign(f"pilot.{pilot}")
+
     def call_key(self, owner: Owner) -> str:
         """What the gateway lets that owner's processes in by."""
         return "sk-" + self._sign(f"key.{owner.user}").rpartition(".")[2]
@@ -134,7 +138,7 @@ class TokenGate:
 
     async def __call__(self, scope: Any, receive: Any, send: Any) -> None:
         if scope["type"] == "http":
-            if scope["path"] == HEALTH_PATH or self._fits(scope, self._admin_token):
+            if scope["path"] == HEALTH_PATH or self._is_admin(scope):
                 await self._app(scope, receive, send)
             elif self._agent_fetches(scope):
                 await self._app({**scope, "steelyard.agent": True}, receive, send)
@@ -143,8 +147,7 @@ class TokenGate:
             else:
                 await _refuse(send)
         elif scope["type"] == "websocket":
-            token = self._agent_token if _below(scope["path"], (AGENT_PATH,)) else self._admin_token
-            if self._fits(scope, token):
+            if self._is_agent(scope) if _below(scope["path"], (AGENT_PATH,)) else self._is_admin(scope):
                 await self._app(scope, receive, send)
             else:
                 # closing before accepting is answered by the HTTP layer as 403, with no body
@@ -153,9 +156,14 @@ class TokenGate:
         else:
             await self._app(scope, receive, send)
 
+    def _is_admin(self, scope: Any) -> bool:
+        return fits(scope, self._admin_token)
+
+    def _is_agent(self, scope: Any) -> bool:
+        return fits(scope, self._agent_token)
+
     def _agent_fetches(self, scope: Any) -> bool:
-        reads = scope["method"] == "GET" and scope["path"].startswith(AGENT_PATHS)
-        return reads and self._fits(scope, self._agent_token)
+        return scope["method"] == "GET" and scope["path"].startswith(AGENT_PATHS) and self._is_agent(scope)
 
     def _workload_calls(self, scope: Any) -> Caller | None:
         path = scope["path"]
@@ -167,9 +175,10 @@ class TokenGate:
         caller = self._tokens.check(_shown(scope))
         return caller if caller is not None and (calls or caller.kind == "job") else None
 
-    @staticmethod
-    def _fits(scope: Any, token: bytes) -> bool:
-        return hmac.compare_digest(_shown(scope), token)
+
+def fits(scope: Any, token: bytes) -> bool:
+    """Is that the bearer token of the request?"""
+    return hmac.compare_digest(_shown(scope), token)
 
 
 def _shown(scope: Any) -> bytes:

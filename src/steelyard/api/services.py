@@ -16,6 +16,7 @@ from steelyard.control.calls import CallsLoop
 from steelyard.control.driver import Driver
 from steelyard.control.jobs import JobsLoop
 from steelyard.control.live import LiveJobs
+from steelyard.control.pools import PoolsLoop
 from steelyard.control.rollouts import Looks
 from steelyard.control.watch import Watch
 from steelyard.engine import Engine
@@ -41,6 +42,7 @@ class Services(msgspec.Struct, frozen=True):
     streams: StreamDesk
     driver: Driver
     jobs: JobsLoop
+    pools: PoolsLoop
     #: the attached cluster; None where there is none
     find_engine: Callable[[], Engine | None]
     live: LiveJobs

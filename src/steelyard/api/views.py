@@ -7,7 +7,7 @@ reason says that nobody can tell more. Both are only shown, never stored, so tha
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 
 import msgspec
 
@@ -24,6 +24,7 @@ from steelyard.model.coldstart import ColdStart
 from steelyard.model.function import ApiKey, Function, FunctionState, Revision, RevisionState
 from steelyard.model.ids import OWN_MACHINE, MachineId
 from steelyard.model.job import Job, JobState
+from steelyard.model.pool import Pilot, Pool
 from steelyard.model.reason import Reason
 from steelyard.model.site import Schedule
 from steelyard.model.volume import Volume, VolumeSeen
@@ -42,6 +43,7 @@ from steelyard.wire.api import (
     VolumeView,
 )
 from steelyard.wire.images import ContainerImageView, ImageLayer, ImageView
+from steelyard.wire.pools import PilotView, PoolView
 
 #: the agent is called lost after this long without a connection
 AGENT_LOST_S = 15.0
@@ -287,6 +289,33 @@ def volume_view(volume: Volume, seen: VolumeSeen | None, used_by: Sequence[str])
         free_bytes=None if seen is None else seen.free_bytes,
         used_by=tuple(used_by),
         error="" if seen is None else seen.error,
+    )
+
+
+def pool_view(pool: Pool, pilots: Iterable[Pilot], silent: str) -> PoolView:
+    """`pilots`: of that pool. `silent`: why nothing is known of the cluster's queue."""
+    return PoolView(
+        spec=pool.spec,
+        owner=pool.owner.user,
+        generation=pool.generation,
+        created_at=_time(pool.created_at),
+        deleting=pool.deleting,
+        pilots=dict(Counter(str(pilot.state) for pilot in pilots if pilot.living)),
+        complaint=silent or pool.complaint,
+    )
+
+
+def pilot_view(pilot: Pilot) -> PilotView:
+    return PilotView(
+        id=pilot.id,
+        state=pilot.state,
+        slurm_job=pilot.number,
+        node=pilot.node,
+        detail=pilot.detail,
+        submitted_at=_time(pilot.submitted_at),
+        started_at=rfc3339(pilot.started_at),
+        ends_at=rfc3339(pilot.ends_at),
+        ended_at=rfc3339(pilot.ended_at),
     )
 
 

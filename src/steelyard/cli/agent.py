@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import os
 import signal
 import sys
 from pathlib import Path
@@ -22,9 +23,10 @@ from steelyard.clock import SystemClock
 from steelyard.config import Paths, Settings
 from steelyard.errors import SteelyardError
 from steelyard.gateway.envoy import Envoy
+from steelyard.host.allocation import limit_machine, limit_topology
 from steelyard.host.cdi import CdiReader
 from steelyard.host.cgroup import open_cgroups
-from steelyard.host.device_nodes import observe_gpu_nodes
+from steelyard.host.device_nodes import observe_gpu_nodes, observe_nodes
 from steelyard.host.journal import SettingsJournal
 from steelyard.host.machine import observe_machine
 from steelyard.host.scratch import ScratchDisk
@@ -32,6 +34,7 @@ from steelyard.host.sockdiag import SocketQueue
 from steelyard.host.topology.observe import observe_topology
 from steelyard.host.volumes import VolumeFolders
 from steelyard.model.machine import Machine
+from steelyard.model.topology import Topology
 from steelyard.runtime.container import Containers
 from steelyard.runtime.lib_dir import make_lib_dir
 from steelyard.runtime.process import ProcessRuntime
@@ -61,23 +64,30 @@ async def _run(paths: Paths, settings: Settings) -> None:
         logging.getLogger(__name__).info("told to end; workloads stay")
 
 
-def _observe_machine() -> Machine:
+def _observe_machine(settings: Settings) -> Machine:
     """With its wiring, where that can be read: an agent without it still runs all work that asks for no device."""
     machine = observe_machine()
     try:
-        return msgspec.structs.replace(machine, topology=observe_topology())
+        machine = msgspec.structs.replace(machine, topology=_observe_topology(settings))
     except (SteelyardError, OSError, ValueError) as err:
         logging.getLogger(__name__).warning("how this machine is wired could not be read: %s", err)
-        return machine
+    return limit_machine(machine, os.environ) if settings.pilot else machine
+
+
+def _observe_topology(settings: Settings) -> Topology:
+    topology = observe_topology()
+    return limit_topology(topology, os.environ, observe_nodes()) if settings.pilot else topology
 
 
 def _make_agent(paths: Paths, settings: Settings) -> Agent:
     clock = SystemClock()
-    machine = _observe_machine()
+    machine = _observe_machine(settings)
     if settings.node_gateway:
         machine = msgspec.structs.replace(machine, gateway=f"{settings.gateway_host}:{settings.gateway_port}")
     gpus = machine.topology.gpus if machine.topology else ()
-    cgroups = open_cgroups(paths.tag, gpu_nodes=observe_gpu_nodes(Path("/"), gpus))
+    gpu_nodes = observe_gpu_nodes(Path("/"), gpus)
+    # in an allocation of Slurm's its groups hold all work: out of them would be out of the allocation
+    cgroups = open_cgroups(paths.tag, gpu_nodes=gpu_nodes, own=not settings.pilot)
     cgroups.prepare(machine.cpus, tuple(node.id for node in machine.numa_nodes) or (0,))
     agents: list[Agent] = []
 
@@ -109,7 +119,7 @@ def _make_agent(paths: Paths, settings: Settings) -> Agent:
         volumes=VolumeFolders(paths.volumes, (str(paths.home), str(paths.run), sys.prefix, sys.base_prefix)),
         slurm_bin=make_slurm_bin(paths.home / "slurm", sys.executable),
         template_budget_bytes=settings.template_memory_bytes or round(machine.memory_bytes * TEMPLATE_SHARE),
-        observe_topology=observe_topology,
+        observe_topology=lambda: _observe_topology(settings),
     )
     agents.append(Agent(edges))
     return agents[0]

@@ -17,7 +17,7 @@ from pathlib import Path
 
 from steelyard.cli.programs import PROGRAM_NAMES, ProgramRecord, find_program, open_pidfd
 from steelyard.clock import Clock
-from steelyard.config import Paths, load_settings
+from steelyard.config import Paths, Settings, load_settings
 from steelyard.errors import SteelyardError, StoreDamaged
 from steelyard.host import Cgroups
 from steelyard.host.cgroup import open_cgroups
@@ -46,14 +46,15 @@ def end_everything(paths: Paths, clock: Clock, say: Callable[[str], None]) -> No
     """All of this home but its supervisor. What is kept: the home itself, with all state and logs."""
     end_programs(paths, [name for name in PROGRAM_NAMES if name != "spawner"], clock, say)
     spawner = find_program(paths, "spawner", clock)
-    cgroups = open_cgroups(paths.tag)
+    settings = _load_settings(paths)
+    cgroups = open_cgroups(paths.tag, own=settings is None or not settings.pilot)
     _track_handles(paths, cgroups, say)
     ended = _end_work(cgroups, spawner, clock)
     if ended:
         say(f"Ended {ended} process{'es' if ended != 1 else ''} of jobs and functions")
     end_programs(paths, ["spawner"], clock, say)
     cgroups.destroy()
-    _remove_scratch(paths, say)
+    _remove_scratch(paths, settings, say)
     _put_back_settings(paths, say)
     for name in (*PROGRAM_NAMES, "up"):
         (paths.programs / f"{name}.json").unlink(missing_ok=True)
@@ -65,12 +66,15 @@ def end_everything(paths: Paths, clock: Clock, say: Callable[[str], None]) -> No
         paths.run.parent.rmdir()
 
 
-def _remove_scratch(paths: Paths, say: Callable[[str], None]) -> None:
-    """Its processes are gone: nothing holds it any more."""
+def _load_settings(paths: Paths) -> Settings | None:
     try:
-        settings = load_settings(paths)
+        return load_settings(paths)
     except SteelyardError:
-        settings = None  # damaged, which the next `up` says; what is mounted is found by its name
+        return None  # damaged, which the next `up` says
+
+
+def _remove_scratch(paths: Paths, settings: Settings | None, say: Callable[[str], None]) -> None:
+    """Its processes are gone: nothing holds it any more. What is mounted is found by its name, also without settings."""
     configured = Path(settings.scratch_dir) if settings is not None and settings.scratch_dir else None
     if not ScratchDisk(paths.home, paths.tag, configured=configured).destroy():
         say("Note: some scratch space of jobs could not be removed; the next `steelyard up` tries again")

@@ -18,10 +18,11 @@ import subprocess
 import sys
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import msgspec
 
-from steelyard.config import HOME_VERSION, Paths, Settings, load_settings, save_settings, write_file
+from steelyard.config import CLUSTER_PORT, HOME_VERSION, Paths, Settings, load_settings, save_settings, write_file
 from steelyard.errors import Conflict, Refused, StoreDamaged
 from steelyard.host.memory_folder import make_memory_folder
 from steelyard.runtime.records import make_folders
@@ -65,6 +66,8 @@ class UpOptions(msgspec.Struct, frozen=True):
     scratch_dir: str | None = None
     template_memory_bytes: int | None = None
     image_space_bytes: int | None = None
+    #: host and port
+    cluster_address: tuple[str, int] | None = None
 
 
 def prepare_home(paths: Paths, options: UpOptions, programs_run: bool) -> Settings:
@@ -91,6 +94,19 @@ def prepare_home(paths: Paths, options: UpOptions, programs_run: bool) -> Settin
         # last: a home without settings is one that was not finished, and the next `up` begins anew
         save_settings(paths, settings)
     return settings
+
+
+def make_home(paths: Paths, settings: Settings) -> None:
+    """A home whose settings somebody else has decided. Refused where work could not reach it."""
+    _check_reachable(paths, settings.work_uid, settings.work_gid)
+    _make_folders(paths)
+    _make_tokens(paths)
+    save_settings(paths, settings)
+
+
+def find_port(host: str) -> int:
+    """One that is free now on that address of this machine."""
+    return _choose_port(host, None, GATEWAY_PORT, "--gateway-port", taken=())
 
 
 def lock_home(paths: Paths) -> int | None:
@@ -216,7 +232,15 @@ def _first_settings(options: UpOptions) -> Settings:
         scratch_dir=_absolute(options.scratch_dir),
         template_memory_bytes=options.template_memory_bytes,
         image_space_bytes=options.image_space_bytes,
+        **_cluster(options),
     )
+
+
+def _cluster(options: UpOptions) -> dict[str, Any]:
+    if options.cluster_address is None:
+        return {}
+    host, port = options.cluster_address
+    return {"cluster_host": host, "cluster_port": port}
 
 
 def _change(known: Settings, options: UpOptions, programs_run: bool) -> Settings:
@@ -236,6 +260,7 @@ def _change(known: Settings, options: UpOptions, programs_run: bool) -> Settings
         scratch_dir=_absolute(options.scratch_dir) or known.scratch_dir,
         template_memory_bytes=options.template_memory_bytes or known.template_memory_bytes,
         image_space_bytes=options.image_space_bytes or known.image_space_bytes,
+        **_cluster(options),
     )
     if not _is_loopback(wanted.api_host) and wanted.tls_cert is None:
         raise Refused(
@@ -277,15 +302,41 @@ def _choose_port(host: str, asked: int | None, default: int, option: str, taken:
 def _check_ports(settings: Settings) -> None:
     if settings.api_port == settings.gateway_port:
         raise Refused(f"Port {settings.api_port} can't serve both. Choose another --port or --gateway-port.", code="port-in-use")
-    for host, port, option in (
+    addresses = [
         (settings.api_host, settings.api_port, "--port"),
         (settings.gateway_host, settings.gateway_port, "--gateway-port"),
-    ):
+    ]
+    if settings.cluster_host is not None:
+        addresses.append((bind_address(settings.cluster_host), settings.cluster_port, "--cluster-address"))
+    for host, port, option in addresses:
         if not _port_free(host, port):
             raise Refused(
                 f"Port {port} is in use on {host} by another program. Nothing was started. Free it, or choose another {option}.",
                 code="port-in-use",
             )
+
+
+def bind_address(host: str) -> str:
+    """What the door listens on: the address itself; for a name all of them, since here it may mean loopback."""
+    try:
+        return str(ipaddress.ip_address(host))
+    except ValueError:
+        return "0.0.0.0"
+
+
+def parse_cluster_address(text: str) -> tuple[str, int]:
+    """`HOST`, `HOST:PORT` or `[ADDRESS]:PORT`. Raises Refused."""
+    if text.startswith("["):
+        host, _, port = text.removeprefix("[").partition("]")
+        port = port.removeprefix(":")
+    else:
+        host, _, port = text.partition(":") if text.count(":") == 1 else (text, "", "")
+    words = bool(host) and host.isascii() and all(char.isalnum() or char in ".-:" for char in host)
+    if not words or (port and not (port.isascii() and port.isdigit() and 0 < int(port) < 1 << 16)):
+        raise Refused(f"{text!r} is no address. Write for example 10.0.0.5 or head.example.org:7690.", code="bad-address")
+    if _is_loopback(host) or host in ("0.0.0.0", "::"):
+        raise Refused(f"Other machines can't reach this one as {host}. Name it as they do.", code="bad-address")
+    return host, int(port) if port else CLUSTER_PORT
 
 
 def _port_free(host: str, port: int) -> bool:

@@ -45,6 +45,7 @@ COMMANDS: dict[str, Entry] = {
     "jitter": Entry("Machines", "steelyard.cli.jitter:jitter", "Measure how late timers wake up, class by class."),
     "check": Entry("Machines", "steelyard.cli.check:check", "Look for what is wrong with this machine."),
     "cluster": Entry("Machines", "steelyard.cli.cluster:cluster", "Bring up a Slurm cluster, or work on one."),
+    "pool": Entry("Machines", "steelyard.cli.pool:pool", "Have machines of a Slurm cluster, as many as there is work for."),
     "run": Entry("Jobs", "steelyard.cli.run:run", "Run a command as a job, or a function of an app."),
     "shell": Entry("Jobs", "steelyard.cli.shell:shell", "Start a job with a shell in it, or enter one that runs."),
     "submit": Entry("Jobs", "steelyard.cli.submit:submit", "Submit a script that was written for sbatch."),
@@ -90,6 +91,7 @@ PROGRAMS: dict[str, str] = {
     "server": "steelyard.cli.program_commands:server",
     "agent": "steelyard.cli.program_commands:agent",
     "node": "steelyard.cli.node:node",
+    "pilot": "steelyard.cli.pilot:pilot",
 }
 
 _HELP = """Steelyard turns this machine into a serverless platform for functions and jobs, with no hypervisor in the path.

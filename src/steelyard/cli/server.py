@@ -16,8 +16,9 @@ import signal
 import socket
 from collections.abc import Generator
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
+from steelyard.cli.home import bind_address
 from steelyard.config import Paths, Settings
 from steelyard.errors import Refused
 
@@ -29,23 +30,45 @@ if TYPE_CHECKING:
 GRACE_S = 1
 #: a connection that vanished without a word is noticed after these together
 _PING_INTERVAL_S, _PING_TIMEOUT_S = 5.0, 10.0
+#: what uvicorn is told of the API and of the door
+UVICORN: dict[str, Any] = {
+    "log_level": "warning",
+    "access_log": False,
+    "server_header": False,
+    "proxy_headers": False,
+    "timeout_graceful_shutdown": GRACE_S,
+    "timeout_keep_alive": 75,
+    "ws_ping_interval": _PING_INTERVAL_S,
+    "ws_ping_timeout": _PING_TIMEOUT_S,
+    # frames go to the same machine or over a short link: deflating them costs latency and memory
+    "ws_per_message_deflate": False,
+}
 
 
 def run_server(paths: Paths, settings: Settings) -> None:
     _check_address(settings)
     admin_token = _read_token(paths.admin_token)
     agent_token = _read_token(paths.agent_token)
-    listening = _listen(settings)
-    try:
+    with contextlib.ExitStack() as stack:
+        listening = stack.enter_context(_listen("API", settings.api_host, settings.api_port, "--port"))
+        door = None
+        if settings.cluster_host is not None:
+            host = bind_address(settings.cluster_host)
+            door = stack.enter_context(_listen("door for machines of pools", host, settings.cluster_port, "--cluster-address"))
         import uvloop
 
-        with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
-            runner.run(_serve(paths, settings, listening, admin_token, agent_token))
-    finally:
-        listening.close()
+        runner = stack.enter_context(asyncio.Runner(loop_factory=uvloop.new_event_loop))
+        runner.run(_serve(paths, settings, listening, door, admin_token, agent_token))
 
 
-async def _serve(paths: Paths, settings: Settings, listening: socket.socket, admin_token: str, agent_token: str) -> None:
+async def _serve(
+    paths: Paths,
+    settings: Settings,
+    listening: socket.socket,
+    door: socket.socket | None,
+    admin_token: str,
+    agent_token: str,
+) -> None:
     # imported here: `steelyard --help` and the checks above need none of it
     from steelyard.api.app import make_app
     from steelyard.clock import SystemClock
@@ -70,13 +93,15 @@ async def _serve(paths: Paths, settings: Settings, listening: socket.socket, adm
         failures: list[BaseException] = []
         await sweep_calls(store, calls)
         carrier = GatewayCarrier(settings)
+        clock, authority = SystemClock(), Authority(paths.authority)
         app = make_app(
             store=store,
-            clock=SystemClock(),
+            clock=clock,
             settings=settings,
             bundles=paths.bundles,
             call_files=calls,
             box=SecretBox(paths.secret_key),
+            authority=authority,
             carrier=carrier,
             admin_token=admin_token,
             agent_token=agent_token,
@@ -87,7 +112,13 @@ async def _serve(paths: Paths, settings: Settings, listening: socket.socket, adm
             on_failure=failures.append,
         )
         try:
-            await _run_uvicorn(app, settings, listening, failures)
+            async with contextlib.AsyncExitStack() as stack:
+                if door is not None:
+                    from steelyard.cli.door import Door
+
+                    opened = Door(paths, settings, authority, clock)
+                    await stack.enter_async_context(opened.serve(app.peers, door, **UVICORN))
+                await _run_uvicorn(app, settings, listening, failures)
         finally:
             carrier.close()
         if failures:
@@ -130,25 +161,15 @@ async def _run_uvicorn(app: App, settings: Settings, listening: socket.socket, f
         http="httptools",
         ws="websockets-sansio",
         lifespan="on",
-        log_level="warning",
-        access_log=False,
-        server_header=False,
-        proxy_headers=False,
-        timeout_graceful_shutdown=GRACE_S,
-        timeout_keep_alive=75,
-        ws_ping_interval=_PING_INTERVAL_S,
-        ws_ping_timeout=_PING_TIMEOUT_S,
-        # frames go to the same machine or over a short link: deflating them costs latency and memory
-        ws_per_message_deflate=False,
+        **UVICORN,
         ssl_certfile=settings.tls_cert,
         ssl_keyfile=settings.tls_key,
     )
     await Server(config).serve(sockets=[listening])
 
 
-def _listen(settings: Settings) -> socket.socket:
+def _listen(what: str, host: str, port: int, option: str) -> socket.socket:
     """Bound before anything else is opened, so that a port in use changes nothing."""
-    host, port = settings.api_host, settings.api_port
     family = socket.AF_INET6 if ":" in host else socket.AF_INET
     listening = socket.socket(family, socket.SOCK_STREAM)
     try:
@@ -158,11 +179,10 @@ def _listen(settings: Settings) -> socket.socket:
     except OSError as err:
         listening.close()
         if err.errno == errno.EADDRINUSE:
-            text = (
-                f"Port {port} on {host} is in use by another program. Stop that program, or start Steelyard with another --port."
-            )
-            raise Refused(text, code="port-in-use") from err
-        raise Refused(f"The API can't listen on {host} port {port}: {os.strerror(err.errno or 0)}.", code="bad-address") from err
+            text = f"Port {port} on {host} is in use by another program. Stop that program, or start Steelyard with another "
+            raise Refused(f"{text}{option}.", code="port-in-use") from err
+        text = f"The {what} can't listen on {host} port {port}: {os.strerror(err.errno or 0)}."
+        raise Refused(text, code="bad-address") from err
     listening.setblocking(False)
     return listening
 

@@ -17,7 +17,7 @@ from pathlib import Path
 import click
 
 from steelyard.cli.ending import end_everything, end_programs
-from steelyard.cli.home import UpOptions, find_missing, lock_home, make_run_folder, prepare_home
+from steelyard.cli.home import UpOptions, find_missing, lock_home, make_run_folder, parse_cluster_address, prepare_home
 from steelyard.cli.output import Progress, say
 from steelyard.cli.programs import (
     MARK,
@@ -70,6 +70,9 @@ Examples:
 )
 @click.option("--template-memory", help="What templates of functions may hold together [default: a quarter of the memory].")
 @click.option("--image-space", help="What images may take on the home's disk [default: a quarter of it].")
+@click.option(
+    "--cluster-address", metavar="HOST[:PORT]", help="Where machines of pools reach this one [default: nowhere; port 7690]."
+)
 def up(
     detach: bool,
     home: Path | None,
@@ -82,11 +85,13 @@ def up(
     scratch_dir: str | None,
     template_memory: str | None,
     image_space: str | None,
+    cluster_address: str | None,
 ) -> None:
     paths, clock = find_paths(home), SystemClock()
     budget = parse_bytes(template_memory) if template_memory else None
     space = parse_bytes(image_space) if image_space else None
-    options = UpOptions(port, gateway_port, host, tls_cert, tls_key, work_uid, scratch_dir, budget, space)
+    cluster = parse_cluster_address(cluster_address) if cluster_address else None
+    options = UpOptions(port, gateway_port, host, tls_cert, tls_key, work_uid, scratch_dir, budget, space, cluster)
     _check_gateway_is_there()
     running = any(find_program(paths, name, clock) is not None for name in ("server", "envoy"))
     settings = prepare_home(paths, options, running)
@@ -96,7 +101,7 @@ def up(
         return
     make_run_folder(paths)
     _forget_ended(paths)
-    programs = make_programs(paths, _prepare_gateway(paths, settings, clock))
+    programs = make_programs(paths, prepare_gateway(paths, settings, clock))
     for sentence in find_missing(settings):
         say(f"Note: {sentence}")
     if detach:
@@ -120,7 +125,7 @@ def supervise(home: Path | None, lock_fd: int) -> None:
     settings = load_settings(paths)
     if settings is None:
         raise Refused(f"{paths.home} is no Steelyard home. Start with `steelyard up`.", code="home-bad")
-    programs = make_programs(paths, _prepare_gateway(paths, settings, clock))
+    programs = make_programs(paths, prepare_gateway(paths, settings, clock))
     Supervisor(paths, programs, clock, say).run()
     end_everything(paths, clock, say)
 
@@ -168,7 +173,7 @@ def _check_gateway_is_there() -> None:
         raise Refused(f"{err.public} Nothing was started.", code=err.code) from err
 
 
-def _prepare_gateway(paths: Paths, settings: Settings, clock: Clock) -> list[str]:
+def prepare_gateway(paths: Paths, settings: Settings, clock: Clock) -> list[str]:
     from steelyard.gateway.envoy import Envoy
 
     envoy = Envoy(paths, settings, clock)

@@ -20,12 +20,14 @@ from steelyard.control.live import LiveJobs
 from steelyard.control.places import apply_place, apply_reached
 from steelyard.control.rollouts import Looks
 from steelyard.control.watch import Watch
+from steelyard.errors import Conflict
 from steelyard.lifecycle.attempt import apply_attempt, lose_job
 from steelyard.lifecycle.job import Change, doubt_job, in_doubt
 from steelyard.model.function import Function
 from steelyard.model.ids import DEFAULT_PROJECT, OWN_MACHINE, FunctionName, JobId, MachineId
 from steelyard.model.job import Job, JobState
 from steelyard.model.machine import Machine
+from steelyard.model.pool import PilotState
 from steelyard.store import Event, Store, Tx
 from steelyard.wire import agent as wire
 
@@ -65,16 +67,16 @@ class Report(msgspec.Struct, frozen=True):
 
 async def greet(store: Store, machine: Machine, now: int) -> bool:
     """An agent said hello: store its machine. True when the machine restarted since it was last seen; then every attempt that had
-    been handed out is in doubt."""
+    been handed out is in doubt. Conflict for the agent of a pilot that has ended."""
 
     def commit(tx: Tx) -> bool:
-        known = tx.machine(machine.place)
+        known, draining = tx.machine(machine.place), _find_draining(tx, machine)
         if known is not None and known.id == machine.id:
             # the hello says what the machine is; what of it is out of use stands in the reports, or is decided here
-            kept = {name: getattr(known, name) for name in ("blocked", "blocked_pairs", "held", "draining")}
-            seen = msgspec.structs.replace(machine, **kept)
+            kept = {name: getattr(known, name) for name in ("blocked", "blocked_pairs", "held")}
+            seen = msgspec.structs.replace(machine, **kept, draining=draining or known.draining)
         else:
-            seen = machine
+            seen = msgspec.structs.replace(machine, draining=draining)
         if known == seen:
             return False
         restarted = known is not None and (known.id, known.boot_id) != (machine.id, machine.boot_id)
@@ -91,6 +93,16 @@ async def greet(store: Store, machine: Machine, now: int) -> bool:
         return restarted
 
     return await store.write(commit)
+
+
+def _find_draining(tx: Tx, machine: Machine) -> str:
+    """Why nothing new may come to it; a pilot may have begun to drain before its agent was heard."""
+    if not machine.pool:
+        return ""
+    pilot = tx.pilot(machine.id)
+    if pilot is None or not pilot.living:
+        raise Conflict(f"{machine.id} has ended, and its agent is not heard any more.", code="machine-gone")
+    return pilot.detail if pilot.state is PilotState.DRAINING else ""
 
 
 async def load(store: Store, live: LiveJobs, place: MachineId, report: wire.Report) -> Seen:

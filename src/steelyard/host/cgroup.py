@@ -33,6 +33,8 @@ MEANING = {
     "pids": "the number of processes is not limited",
     "freezer": "a process that forks very fast may outrun being killed",
 }
+#: of a machine that is an allocation of a batch system
+HELD = "The batch system's own groups limit all work here together; among each other jobs are held by affinity alone."
 #: also v1's, but only asked for where there are GPUs to keep apart; v2 filters devices by BPF
 DEVICES = "devices"
 #: v1's that count CPU time, and that limit traffic of disks for those who ask for it
@@ -64,14 +66,17 @@ def open_cgroups(
     clock: Clock | None = None,
     files: CgroupFiles | None = None,
     gpu_nodes: Mapping[str, tuple[str, ...]] = {},
+    own: bool = True,
 ) -> Cgroups:
     """The control groups of the home with this tag. Nothing is made before `prepare`. `gpu_nodes`: GPU id -> its device numbers,
-    which only workloads that were given the GPU may open."""
+    which only workloads that were given the GPU may open. Without `own` none are made: somebody else's hold all of us."""
     clock = clock or SystemClock()
     files = files or CgroupFiles()
     mounts = find_mounts(root)
     disks = lambda: observe_disk_numbers(root)  # noqa: E731 - disks come and go
     resctrl = Resctrl(str(root / "sys/fs/resctrl"), f"steelyard-{tag}", files)
+    if not own:
+        return CgroupsNone(missing=(HELD,), files=files, clock=clock, root=root)
     if mounts.flavour == "none":
         return CgroupsNone(missing=mounts.missing, files=files, clock=clock, root=root)
     if mounts.flavour == "v2" and mounts.v2 is not None:

@@ -116,3 +116,9 @@ class Pilot(msgspec.Struct, frozen=True):
 
 def make_pilot_id(pool: str, number: int) -> MachineId:
     return MachineId(f"{pool}-{number}")
+
+
+def find_pool(pilot: str) -> str:
+    """The pool whose pilot has that id; "" for what is no pilot's."""
+    name, _, number = pilot.rpartition("-")
+    return name if POOL_NAME.fullmatch(name) and number.isdecimal() else ""

@@ -7,6 +7,7 @@ import asyncio
 import msgspec
 import pytest
 
+from control_world import make_pilot
 from machines import make_machine
 from steelyard.api.agents import AgentHub
 from steelyard.api.auth import Peer
@@ -239,6 +240,7 @@ def test_an_agent_of_a_pool_is_the_machine_that_it_was_let_in_as() -> None:
     async def main() -> None:
         bench = Bench()
         own, own_task = await bench.connect()
+        await bench.store.write(lambda tx: tx.put_pilot(make_pilot("train-1")))
         socket, task = await bench.connect(peer=Peer(MachineId("train-1"), "train"))
         assert own.closed is None, "the home's own agent stays beside it"
         bench.hub.offer(MachineId("train-1"), Assignment(1, 1))

@@ -6,7 +6,7 @@ import asyncio
 
 import msgspec
 
-from control_world import MACHINE, OWNER, World, attempt, make_world
+from control_world import MACHINE, OWNER, World, attempt, make_pilot, make_world
 from steelyard.control.machines import lose_machine
 from steelyard.control.reports import greet
 from steelyard.lifecycle.job import start_job, stop_job
@@ -22,6 +22,7 @@ P1, P2 = MachineId("train-1"), MachineId("train-2")
 async def make_pool(*names: MachineId) -> World:
     world = await make_world()
     for name in names:
+        await world.store.write(lambda tx, name=name: tx.put_pilot(make_pilot(name)))
         await greet(world.store, msgspec.structs.replace(MACHINE, id=name, pool="train"), world.clock.now_us())
     return world
 

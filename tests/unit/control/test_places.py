@@ -12,7 +12,7 @@ from hypothesis import settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule
 
-from control_world import MACHINE, World, make_world
+from control_world import MACHINE, World, make_pilot, make_world
 from steelyard.control.places import PlacesLoop, place_now
 from steelyard.control.reports import greet
 from steelyard.control.traffic import deploy_revision
@@ -46,6 +46,7 @@ class Pool:
     async def add(self, *names: MachineId, **fields: object) -> None:
         for number, name in enumerate(names):
             made = msgspec.structs.replace(MACHINE, id=name, pool="train", gateway=f"10.0.0.{number + 2}:7000")
+            await self.world.store.write(lambda tx, name=name: None if tx.pilot(name) else tx.put_pilot(make_pilot(name)))
             await greet(self.world.store, msgspec.structs.replace(made, **fields), self.world.clock.now_us())
             self.routed.setdefault(name, Routes())
 
@@ -315,6 +316,12 @@ class Handover(RuleBasedStateMachine):
     @rule(spread=st.booleans())
     def deployed(self, spread: bool) -> None:
         self.do(self.pool.deploy(msgspec.structs.replace(PLAIN, spread=spread)))
+
+    @rule()
+    def all_is_carried_out(self) -> None:
+        lost = {name: self.pool.routed.pop(name) for name in self.pool.lost if name in self.pool.routed}
+        self.do(self.pool.settle())
+        self.pool.routed |= lost
 
     @rule()
     def server_looks(self) -> None:

@@ -73,5 +73,5 @@ def render_pilot_script(pilot: Pilot, attachment: Attachment, python: str, folde
 
 def read_words(text: str) -> str:
     """The end of a pilot's log, for a person, in one line."""
-    lines = [line.strip() for line in text.splitlines() if line.strip() and not line.startswith("slurmstepd:")]
+    lines = [line.strip() for line in text.splitlines() if line.strip() and not line.startswith("slurmstepd")]
     return "; ".join(lines[-3:])[-400:]

@@ -1,0 +1,208 @@
+"""`steelyard pilot FOLDER`: the program of a pilot's allocation. It makes this node, or what Slurm gave of it, a machine of a
+pool.
+
+It makes a home on the node's own disk, runs spawner, agent and gateway in it, and carries their words to the server
+(`cli/forwarder.py`). SIGUSR1, which Slurm sends before the time limit, tells the server that nothing new should come; SIGTERM
+ends all work and everything of ours. It ends with code 0 then, and leaves nothing but its log and the outputs of jobs.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import shutil
+import signal
+import socket
+import ssl
+import sys
+import threading
+from collections.abc import Callable, Mapping
+from pathlib import Path
+
+import click
+import msgspec
+
+from steelyard import __version__
+from steelyard.cli.ending import end_everything
+from steelyard.cli.forwarder import Forwarder
+from steelyard.cli.home import find_port, make_home, make_run_folder
+from steelyard.cli.output import say
+from steelyard.cli.programs import make_programs
+from steelyard.cli.supervisor import Supervisor
+from steelyard.cli.up import prepare_gateway
+from steelyard.clock import Clock, SystemClock
+from steelyard.config import HOME_VERSION, Paths, Settings, make_paths, write_file
+from steelyard.errors import NotFound, Refused, SteelyardError
+from steelyard.gateway.mutual_tls import write_certificate
+from steelyard.store.authority import load_certificate
+from steelyard.wire.http import ApiClient
+from steelyard.wire.pilot import PilotPass
+from steelyard.wire.pools import PilotDrain
+
+#: the server may be away when it is told that the end is near
+RETRY_S = 1.0
+
+
+@click.command(hidden=True, help="The program of an allocation that is a machine of a pool.")
+@click.argument("folder", type=click.Path(path_type=Path))
+def pilot(folder: Path) -> None:
+    # from here on the supervisor's: a signal that comes while things are being made ends what there is
+    told = _Told()
+    claim(folder, os.environ.get("SLURM_JOB_ID", ""))
+    shown = take_pass(folder)
+    if shown.version != __version__:
+        raise Refused(
+            f"The server is Steelyard {shown.version}, and {sys.executable} on {socket.gethostname()} has {__version__}. Install "
+            "the same version on the nodes.",
+            code="version-differs",
+        )
+    home = make_place(os.environ, shown.pilot)
+    try:
+        run_pilot(folder, home, shown, told, SystemClock())
+    finally:
+        shutil.rmtree(home, ignore_errors=True)
+
+
+def claim(folder: Path, job: str) -> None:
+    """Of two allocations for one pilot only the first begins. Refused for the other."""
+    try:
+        with open(folder / "claim", "x") as file:
+            file.write(job)
+    except FileExistsError:
+        raise Refused("Another allocation runs this pilot already; this one ends.", code="taken") from None
+    except OSError as err:
+        raise Refused(
+            f"{folder} can't be written on {socket.gethostname()} ({err.strerror}): is the folder of `cluster attach` shared "
+            "with this node?",
+            code="folder-not-shared",
+        ) from err
+
+
+def take_pass(folder: Path) -> PilotPass:
+    """Read once: the keys in it lie on shared storage no longer than they must."""
+    file = folder / "pass.json"
+    try:
+        shown = msgspec.json.decode(file.read_bytes(), type=PilotPass)
+        file.unlink()
+    except (OSError, msgspec.MsgspecError) as err:
+        raise Refused(f"{file} can't be read: {err}. The pilot is given up, and another one asked for.", code="pass-bad") from err
+    return shown
+
+
+def make_place(environ: Mapping[str, str], name: str) -> Path:
+    """A new folder on a disk of the node's own."""
+    for variable in ("SLURM_TMPDIR", "TMPDIR"):
+        if environ.get(variable) and os.path.isdir(environ[variable]):
+            base = Path(environ[variable])
+            break
+    else:
+        base = Path("/tmp")
+    home = base / f"steelyard-{os.getuid()}-{name}-{environ.get('SLURM_JOB_ID', os.getpid())}"
+    try:
+        home.mkdir(mode=0o711)
+    except OSError as err:
+        raise Refused(f"{home} can't be made: {err.strerror}.", code="home-bad") from err
+    return home
+
+
+def run_pilot(folder: Path, home: Path, shown: PilotPass, told: _Told, clock: Clock) -> None:
+    paths = make_paths(home, dict(os.environ), os.getuid())
+    listening = socket.create_server(("127.0.0.1", 0))
+    address = find_address(shown)
+    settings = make_settings(shown, listening.getsockname()[1], address, find_port(address))
+    unpack(folder, paths, settings, shown, clock)
+    context = ssl.create_default_context(cafile=str(paths.home / "pilot" / "authority.pem"))
+    context.load_cert_chain(paths.home / "pilot" / "agent.pem")
+    Forwarder(listening, shown.host, shown.port, context).start()
+    make_run_folder(paths)
+    programs = [each for each in make_programs(paths, prepare_gateway(paths, settings, clock)) if each.name != "server"]
+    supervisor = Supervisor(paths, programs, clock, say)
+    told.watch(lambda: _drain(settings, shown, told))
+    try:
+        if not told.ended:
+            supervisor.run()
+    finally:
+        told.ended = True
+        say("Ending this machine and all its work.")
+        end_everything(paths, clock, say)
+
+
+def find_address(shown: PilotPass) -> str:
+    """This machine's own, on the way to the server. Nothing is sent."""
+    family = socket.getaddrinfo(shown.host, shown.port, type=socket.SOCK_DGRAM)[0][0]
+    with socket.socket(family, socket.SOCK_DGRAM) as probe:
+        probe.connect((shown.host, shown.port))
+        return probe.getsockname()[0]
+
+
+def make_settings(shown: PilotPass, port: int, address: str, gateway_port: int) -> Settings:
+    root = os.getuid() == 0
+    return Settings(
+        version=HOME_VERSION,
+        api_host="127.0.0.1",
+        api_port=port,
+        gateway_host=address,
+        gateway_port=gateway_port,
+        work_uid=shown.work_uid if root else os.getuid(),
+        work_gid=shown.work_gid if root else os.getgid(),
+        admin_user=shown.admin_user,
+        admin_uid=shown.admin_uid,
+        pilot=shown.pilot,
+        node_gateway=True,
+    )
+
+
+def unpack(folder: Path, paths: Paths, settings: Settings, shown: PilotPass, clock: Clock) -> None:
+    # outputs of jobs are read when the node is somebody else's again
+    paths.workloads.symlink_to(folder / "workloads")
+    make_home(paths, settings)
+    write_file(paths.agent_token, shown.token.encode() + b"\n")
+    kept = paths.home / "pilot"
+    kept.mkdir(mode=0o700)
+    write_file(kept / "authority.pem", shown.authority.encode())
+    write_file(kept / "agent.pem", (shown.agent_key + shown.agent_certificate).encode())
+    gateway = load_certificate(shown.gateway_key.encode(), shown.gateway_certificate.encode())
+    if gateway is None or gateway.not_after <= clock.now_us():
+        raise Refused("The pilot's certificate is not valid any more: it waited too long for a node.", code="pass-bad")
+    write_certificate(paths, gateway, shown.authority.encode())
+
+
+class _Told:
+    """What Slurm told us by signals, from the first moment on."""
+
+    def __init__(self) -> None:
+        self.ended = False
+        self._drains = False
+        self._drain: Callable[[], None] | None = None
+        signal.signal(signal.SIGUSR1, lambda number, frame: self._note_drain())
+        signal.signal(signal.SIGTERM, lambda number, frame: self._note_end())
+
+    def watch(self, drain: Callable[[], None]) -> None:
+        """`drain` is run in a thread, once, as soon as the end is near."""
+        self._drain = drain
+        if self._drains:
+            self._begin(drain)
+
+    def _note_drain(self) -> None:
+        first, self._drains = not self._drains, True
+        if first and self._drain is not None:
+            self._begin(self._drain)
+
+    def _note_end(self) -> None:
+        self.ended = True
+
+    @staticmethod
+    def _begin(drain: Callable[[], None]) -> None:
+        threading.Thread(target=drain, name="drain", daemon=True).start()
+
+
+def _drain(settings: Settings, shown: PilotPass, told: _Told) -> None:
+    """Until the server has heard it, or it is too late."""
+    say("Slurm takes this machine back soon: nothing new should come.")
+    body, pause = PilotDrain("Slurm takes its machine back soon"), threading.Event()
+    while not told.ended:
+        with contextlib.suppress(SteelyardError), ApiClient(settings.api_url, shown.token) as client:
+            with contextlib.suppress(NotFound):
+                client.call("POST", f"/v1/pilots/{shown.pilot}/drain", body=body)
+            return
+        pause.wait(RETRY_S)

@@ -1,0 +1,29 @@
+"""What is a pilot's program told by the server that asked for its allocation? One file on shared storage, its owner's alone."""
+
+from __future__ import annotations
+
+import msgspec
+
+
+class PilotPass(msgspec.Struct, frozen=True):
+    #: of the server's Steelyard; the node's has to be the same
+    version: str
+    pilot: str
+    pool: str
+    #: the server's door
+    host: str
+    port: int
+    #: what the machine's agent shows the API
+    token: str
+    #: certificates and keys, PEM: whom to believe, as whom the agent comes, as whom the machine's gateway answers
+    authority: str
+    agent_key: str
+    agent_certificate: str
+    gateway_key: str
+    gateway_certificate: str
+    #: whom work runs as, where the pilot is root's
+    work_uid: int
+    work_gid: int
+    #: who owns what the admin's token submits
+    admin_user: str
+    admin_uid: int
