@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import contextlib
+import json
 from collections.abc import Iterator
+from typing import Any
 
 from steelyard_cluster import UserCluster
 
@@ -25,10 +27,16 @@ class Direct(UserCluster):
     def begin(self, *words: str) -> str:
         return self.ok("run", "--direct", "--detach", *words).strip()
 
-    def entries(self, job: str) -> list[list[str]]:
-        """What Slurm has of that job, of whatever attempt: (number, state)."""
-        listed = self.bed.ok("squeue", "-h", "-t", "all", "-o", "%A %T %k").splitlines()
-        return [line.split()[:2] for line in listed if f":{job}." in line]
+    def newest(self) -> str:
+        return json.loads(self.ok("ps", "--json"))[-1]["id"]
+
+    def proof(self, job: str) -> dict[str, Any]:
+        return json.loads(self.ok("proof", job, "--json"))
+
+    def entries(self, job: str, behind: str = ".") -> list[list[str]]:
+        """What Slurm has of that job, of whatever attempt: (number, state). Of an array's, "_" is `behind` its id."""
+        listed = self.bed.ok("squeue", "-h", "-r", "-t", "all", "-o", "%i %T %k").splitlines()
+        return [line.split()[:2] for line in listed if f":{job}{behind}" in line]
 
 
 @contextlib.contextmanager

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import signal
 from collections.abc import Iterator
 from typing import Any
@@ -50,7 +51,7 @@ def test_variables_folder_and_memory_are_as_asked(shared: Direct) -> None:
     done = shared.cli(
         "run", "--direct", "--env", 'COLOUR=it\'s "$RED"', "--memory", "300MiB", "--", "sh", "-c", script, cwd=folder
     )
-    attempt = json.loads(shared.ok("ps", "--json"))[-1]["id"] + ".1"
+    attempt = shared.newest() + ".1"
     assert done.stdout.decode().splitlines() == [
         str(folder), f"it's \"$RED\" {attempt} {shared.bed.shared}/ada 300", "0",
     ]  # fmt: skip
@@ -82,10 +83,45 @@ def test_an_mpi_program_is_started_by_srun(shared: Direct) -> None:
     assert (code, sorted(out.splitlines())) == (0, [f"rank {rank}, sum 6" for rank in range(3)]), err
 
 
+def test_torchrun_is_started_once_per_node_with_the_cpus_of_its_ranks(shared: Direct) -> None:
+    programs = shared.folder / "torch"
+    programs.mkdir()
+    (programs / "torchrun").write_text('#!/bin/sh\necho $STEELYARD_NODE_RANK ${RANK-none} $(nproc) "$@"\n')
+    (programs / "torchrun").chmod(0o755)
+    each = min(2, os.cpu_count() or 1)
+    more = ("--env", f"PATH={programs}:/usr/bin:/bin", "--tasks-per-node", str(each))
+    code, out, err = shared.run("--nodes", "2", "--launcher", "torchrun", *more, "--", "train.py", "it's", "--lr=1")
+    assert code == 0, err
+    attempt = shared.newest() + ".1"
+    for node, line in enumerate(sorted(out.splitlines())):
+        head, endpoint, tail = re.split(r" (--rdzv-endpoint=\S+)", line)
+        assert head == f"{node} none {each} --nnodes=2 --nproc-per-node={each} --rdzv-backend=c10d"
+        assert re.fullmatch(r"--rdzv-endpoint=n1:\d+", endpoint)
+        assert tail == f" --rdzv-id={attempt} train.py it's --lr=1"
+
+
+def test_what_a_job_got_and_used_is_told(shared: Direct) -> None:
+    gate = shared.folder / "gate3"
+    job = shared.begin("--memory", "200MiB", "--", "sh", "-c", f"while [ ! -e {gate} ]; do :; done")
+    wait_until(lambda: shared.proof(job)["state"] != "UNKNOWN", 60, "the task to begin")
+    while_it_runs = shared.proof(job)
+    gate.touch()
+    shared.wait_job(job, "SUCCEEDED", 60)
+    proof = shared.proof(job)
+    assert proof["state"] == "MATCH" and proof["got"] == while_it_runs["got"], proof
+    assert (proof["asked"]["cpu_count"], proof["got"]["cpu_count"]) == (1, 1)
+    assert (proof["got"]["memory_bytes"], proof["got"]["uid"]) == (200 << 20, 64321)
+    assert proof["got"]["host"] in ("n1", "n2", "n3") and proof["got"]["memory_nodes"]
+    usage = json.loads(shared.ok("job", job, "--json"))["usage"]
+    assert usage["cpu_s"] > 0 and usage["memory_peak_bytes"] > 1 << 20
+
+
 def test_output_files_are_written_where_they_were_asked_for(shared: Direct) -> None:
     out, err = shared.folder / "100%.out", shared.folder / "err"
     code, _, _ = shared.run("--output", str(out), "--error", str(err), "--", "sh", "-c", "echo out; echo err >&2")
     assert (code, out.read_text(), err.read_text()) == (0, "out\n", "err\n")
+    closed = shared.begin("--output", "/proc/closed", "true")
+    assert "could not open /proc/closed" in shared.wait_job(closed, "FAILED", 60)["detail"]
 
 
 def test_a_job_that_waits_says_so_in_slurms_words_and_leaves_the_queue(shared: Direct) -> None:
@@ -119,6 +155,36 @@ def test_arrays_and_dependencies_are_kept(shared: Direct) -> None:
     shared.wait_job(after, "SUCCEEDED", 60)
     lines = log.read_text().split()
     assert (sorted(lines[:3]), lines[3:]) == (["1", "2", "3"], ["after"])
+
+
+def test_an_array_is_one_of_slurms_and_its_elements_are_told_apart(shared: Direct) -> None:
+    out = shared.folder / "of"
+    out.mkdir(mode=0o777)
+    out.chmod(0o777)
+    script = "echo $SLURM_ARRAY_TASK_ID $STEELYARD_ARRAY_INDEX $STEELYARD_ATTEMPT_ID; exit $((1004 - STEELYARD_ARRAY_INDEX))"
+    job = shared.begin("--array", "3,1003-1004", "--output", f"{out}/%a", "--", "sh", "-c", script)
+    shared.wait_job(f"{job}_1004", "SUCCEEDED", 60)
+    assert shared.wait_job(f"{job}_1003", "FAILED", 60)["exit_code"] == 1
+    shared.wait_job(f"{job}_3", "FAILED", 60)
+    assert {file.name: file.read_text() for file in out.iterdir()} == {
+        str(index): f"{index} {index} {job}_{index}.1\n" for index in (3, 1003, 1004)
+    }
+    numbers = [number for number, _ in shared.entries(job, "_")]
+    # a thousand indices at most in each of Slurm's arrays
+    assert len({number.partition("_")[0] for number in numbers}) == 2, numbers
+
+
+def test_elements_of_an_array_that_waits_are_stopped_one_by_one(shared: Direct) -> None:
+    job = shared.begin("--array", "0-3", "--cpus", "4000", "true")
+    for index in (0, 3):
+        shared.wait_job(f"{job}_{index}", "STARTING", 60)
+    wait_until(lambda: shared.job(f"{job}_2")["reason"] == "slurm-queue", 60, "Slurm's reason")
+    shared.ok("stop", f"{job}_2")
+    shared.wait_job(f"{job}_2", "STOPPED", 60)
+    assert shared.job(f"{job}_1")["state"] == "STARTING"
+    shared.ok("stop", job)
+    for index in (0, 1, 3):
+        shared.wait_job(f"{job}_{index}", "STOPPED", 60)
 
 
 def test_a_retry_is_another_attempt(shared: Direct) -> None:

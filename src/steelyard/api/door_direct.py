@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 
 from steelyard.api.door import Finding
-from steelyard.model.batch import PRIORITY_DEFAULT, Launcher
+from steelyard.model.batch import PRIORITY_DEFAULT
 from steelyard.model.job import JobSpec
 from steelyard.model.timing import Timing
 
@@ -31,7 +31,6 @@ def check_direct(spec: JobSpec) -> list[Finding]:
         "priority": spec.priority != PRIORITY_DEFAULT,
         "checkpoint-dir": spec.checkpoint_dir is not None,
         "start-timeout and heartbeat-timeout": spec.start_timeout_s is not None or spec.heartbeat_timeout_s is not None,
-        "launcher torchrun": spec.gang is not None and spec.gang.launcher is Launcher.TORCHRUN,
         "GPUs by memory, in part or by a MIG profile": gpus is not None
         and (gpus.fraction or gpus.mig_profile or gpus.memory_min_bytes or gpus.memory_max_bytes) is not None,
     }

@@ -35,7 +35,8 @@ async def job_usage(request: Request[Any, Any, Any], job: JobPath) -> Usage:
     """What the job has used so far, or in all; over time in at most 120 samples."""
     services = services_of(request)
     row = await _find(services, job)
-    if row.state.terminal or row.state is JobState.QUEUED:
+    if row.state.terminal or row.state is JobState.QUEUED or row.spec.direct:
+        # a node of a cluster tells at the end
         return row.usage or Usage()
     answer = await services.hub.ask("usage", row.attempt_id, machine=row.machine)
     if answer.error:

@@ -19,8 +19,9 @@ from steelyard.api.requests import refuse_findings, require_json
 from steelyard.api.services import Services, services_of
 from steelyard.api.submission import find_jobs, insert_jobs, one_job, parse_job_id
 from steelyard.api.views import array_view, event_view, job_view
-from steelyard.control import ASSIGNMENT, JOBS
+from steelyard.control import ASSIGNMENT, DIRECT, JOBS
 from steelyard.control.changes import commit_change
+from steelyard.control.direct_end import make_proof
 from steelyard.errors import NoRoom, Refused, Unauthorized, Unreachable
 from steelyard.lifecycle.job import Change, hold_job, reprioritise_job, stop_job
 from steelyard.model.job import Job, JobSpec, JobState, Owner
@@ -63,7 +64,7 @@ async def submit_job(request: Request[Any, Any, Any], data: JobSubmit, idempoten
         return job_view(jobs[0]) if data.array is None else array_view(jobs)
 
     answer = await mutate(request, idempotency_key, 201, submit)
-    services.driver.poke(JOBS)
+    services.driver.poke(DIRECT if data.spec.direct else JOBS)
     return answer
 
 
@@ -171,6 +172,8 @@ async def job_proof(request: Request[Any, Any, Any], job: JobPath) -> Proof:
         return row.proof
     if row.state.terminal:
         return _unknown(row, "it ended before it could be looked at")
+    if row.spec.direct:
+        return await _prove_direct(services, row)
     try:
         answer = await services.hub.ask("proof", row.attempt_id, machine=row.machine)
     except Unreachable as err:
@@ -181,6 +184,16 @@ async def job_proof(request: Request[Any, Any, Any], job: JobPath) -> Proof:
         return msgspec.json.decode(answer.data, type=Proof)
     except msgspec.MsgspecError:
         return _unknown(row, "the agent's answer could not be read")
+
+
+async def _prove_direct(services: Services, row: Job) -> Proof:
+    """By what its steps wrote down when they began."""
+    engine = services.find_engine()
+    try:
+        begun = {} if engine is None else await engine.read_records([row], "started")
+    except Unreachable as err:
+        return _unknown(row, err.public)
+    return make_proof(row, begun.get(row.attempt_id, ())) or _unknown(row, "no node has told of it yet")
 
 
 @get("/v1/jobs/{job:str}/events", responses=errors(404))

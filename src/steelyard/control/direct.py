@@ -12,7 +12,6 @@ from __future__ import annotations
 
 import asyncio
 import logging
-import signal
 from collections.abc import Callable, Mapping, Sequence
 
 import msgspec
@@ -20,13 +19,14 @@ import msgspec
 from steelyard.clock import Clock
 from steelyard.control import DIRECT, JOBS
 from steelyard.control.changes import commit_change
+from steelyard.control.direct_end import make_end
 from steelyard.control.live import LiveJobs, read_standings, refresh
 from steelyard.control.watch import Watch
 from steelyard.engine import Engine
 from steelyard.errors import Refused, SteelyardError
 from steelyard.lifecycle.attempt import apply_attempt
 from steelyard.lifecycle.job import Change, explain_wait, refuse_job, start_job, wait_elsewhere
-from steelyard.model.batch import Dependency, RankEnd
+from steelyard.model.batch import Dependency
 from steelyard.model.ids import AttemptId, JobId
 from steelyard.model.job import Job, JobState
 from steelyard.model.reason import Reason
@@ -38,8 +38,9 @@ from steelyard.wire.agent import AttemptState
 
 #: with nothing handed over it looks this often
 IDLE_S = 30.0
-#: between two looks; longer where a look takes long, so that looking takes LOOK_SHARE of the time, as long as that is bearable
-LOOK_S, LOOK_SHARE, LOOK_MAX_S = 1.0, 0.02, 10.0
+#: between two looks; longer where a cluster takes long to answer, so that it is asked for LOOK_SHARE of the time at most, and for
+#: many jobs: each costs squeue and us some 14 us at every look (bench: `watching`), which is to be 2 % of a core in all
+LOOK_S, LOOK_SHARE, LOOK_EACH_S, LOOK_MAX_S = 1.0, 0.1, 0.0007, 10.0
 #: a lost submission has reached the cluster by then, or never will
 SETTLE_NS = 15 * 1_000_000_000
 #: looks that failed, one after the other, before anybody is told that the cluster is silent
@@ -47,17 +48,6 @@ SILENT_LOOKS = 2
 NOT_ATTACHED = "No cluster is attached any more (`steelyard cluster attach`)."
 #: submissions at a time
 SUBMITS = 4
-#: Slurm's states that say why a job ended
-_ENDS = {
-    "TIMEOUT": Reason.MAX_DURATION,
-    "DEADLINE": Reason.MAX_DURATION,
-    "OUT_OF_MEMORY": Reason.OOM_KILLED,
-    "NODE_FAIL": Reason.NODE_LOST,
-    "BOOT_FAIL": Reason.NODE_LOST,
-    "PREEMPTED": Reason.PREEMPTED,
-    "CANCELLED": Reason.CANCELLED_IN_SLURM,
-}
-
 _log = logging.getLogger("steelyard.direct")
 
 
@@ -66,18 +56,18 @@ class Handed(msgspec.Struct):
 
     #: monotonic, of the newest submission
     at_ns: int
-    #: the cluster's number for it; None: the answer was lost
-    number: int | None = None
+    #: the cluster's name for it; None: the answer was lost
+    number: str | None = None
     #: monotonic, of the newest look that showed it
     seen_ns: int | None = None
     #: signals that were passed on: (signal, when)
     signalled: tuple[int, int] | None = None
+    #: monotonic, since when it is told to leave
+    cancelled_ns: int | None = None
 
 
 class Seen(msgspec.Struct, frozen=True):
-    queued: tuple[Job, ...]
     handed_over: tuple[Job, ...]
-    standings: Mapping[Dependency, Standing]
     #: what the cluster knows; None: it was not asked now, or did not answer
     queue: Mapping[str, QueueEntry] | None
     #: of attempts that may have ended: what their steps wrote, and what the cluster saw of the exit code
@@ -86,22 +76,21 @@ class Seen(msgspec.Struct, frozen=True):
     looked_ns: int
     #: why there is no `queue`, once it has been so for a while
     silent: str = ""
-    attached: bool = True
 
 
 class Actions(msgspec.Struct, frozen=True):
     changes: tuple[tuple[Job, Change], ...] = ()
     submits: tuple[Job, ...] = ()
-    signals: tuple[tuple[Job, int, int], ...] = ()
-    cancels: tuple[tuple[Job, int], ...] = ()
+    signals: tuple[tuple[Job, str, int], ...] = ()
+    cancels: tuple[tuple[Job, str], ...] = ()
 
 
 def decide(seen: Seen, handed: Mapping[AttemptId, Handed], began_ns: int, now: int) -> Actions:
-    """`began_ns`: since when this server looks, monotonic. `now`: wall time, microseconds."""
+    """What becomes of what was handed over. `began_ns`: since when this server looks, monotonic. `now`: wall time, in us."""
     changes: list[tuple[Job, Change]] = []
     submits: list[Job] = []
-    signals: list[tuple[Job, int, int]] = []
-    cancels: list[tuple[Job, int]] = []
+    signals: list[tuple[Job, str, int]] = []
+    cancels: list[tuple[Job, str]] = []
     for job in seen.handed_over:
         entry = None if seen.queue is None else seen.queue.get(job.attempt_id)
         known = handed.get(job.attempt_id)
@@ -114,7 +103,7 @@ def decide(seen: Seen, handed: Mapping[AttemptId, Handed], began_ns: int, now: i
                 elif wanted is not None:
                     signals.append((job, entry.job, wanted))
         elif entry is not None or seen.records.get(job.attempt_id):
-            change = apply_attempt(job, make_end(job, entry, seen, now), now)
+            change = apply_attempt(job, _make_end(job, entry, seen, now), now)
         elif seen.queue is None:
             change = _apply_silence(job, seen.silent, now) if seen.silent else None
         else:
@@ -122,7 +111,7 @@ def decide(seen: Seen, handed: Mapping[AttemptId, Handed], began_ns: int, now: i
             match judge_absent(job, known, began_ns, seen.looked_ns):
                 case "submit" if job.stop_signal is None:
                     submits.append(job)
-                case "submit":
+                case "submit" | "left":
                     change = apply_attempt(job, AttemptState(job.attempt_id, "not-started"), now)
                 case "forgotten":
                     text = "Slurm no longer knows the job, and no exit record was found: whether it ran to its end is not known"
@@ -132,11 +121,15 @@ def decide(seen: Seen, handed: Mapping[AttemptId, Handed], began_ns: int, now: i
                     pass
         if change is not None:
             changes.append((job, change))
-    return Actions((*changes, *_decide_queued(seen, now)), tuple(submits), tuple(signals), tuple(cancels))
+    return Actions(tuple(changes), tuple(submits), tuple(signals), tuple(cancels))
 
 
 def judge_absent(job: Job, known: Handed | None, began_ns: int, looked_ns: int) -> str:
-    """A look does not show the attempt: "submit" it (again), "forgotten" by the cluster, or "wait" until that is certain."""
+    """A look does not show the attempt: "submit" it (again), "forgotten" by the cluster, "left" because we told it to, or "wait"
+    until that is certain."""
+    if known is not None and known.cancelled_ns is not None and looked_ns > known.cancelled_ns and job.started_at is None:
+        # had it begun, Slurm would show it as cancelled; an element of an array that had not is gone without a trace
+        return "left"
     if known is not None and known.number is not None:
         # it was there, or the cluster said it would be
         last_ns = known.at_ns if known.seen_ns is None else known.seen_ns
@@ -157,45 +150,9 @@ def choose_stop(job: Job, entry: QueueEntry, known: Handed | None, now_ns: int) 
     return 0 if now_ns - known.signalled[1] >= job.stop_grace_s * 1e9 else None
 
 
-def make_end(job: Job, entry: QueueEntry | None, seen: Seen, now: int) -> AttemptState:
-    """How the attempt ended, by its steps' records and by Slurm's word where there are none."""
+def _make_end(job: Job, entry: QueueEntry | None, seen: Seen, now: int) -> AttemptState:
     records = seen.records.get(job.attempt_id, ())
-    reason = None if entry is None else _ENDS.get(entry.state)
-    bad = sorted((each for each in records if each.exit_code != 0), key=lambda each: each.ended_at)
-    if records:
-        first = bad[0] if bad else records[0]
-        code, number = first.exit_code, first.signal
-    else:
-        code, number = seen.codes.get(job.attempt_id, (None, None))
-        if reason in (Reason.CANCELLED_IN_SLURM, Reason.MAX_DURATION) and not number:
-            # ended by force, before its steps could say so; what Slurm tells is its own srun's code
-            code, number = None, int(signal.SIGKILL)
-    detail = ""
-    if reason is Reason.CANCELLED_IN_SLURM and not records and entry is not None and not entry.nodes:
-        if job.stop_signal is not None:
-            return AttemptState(job.attempt_id, "not-started")
-        code, number = None, None
-    if reason is Reason.CANCELLED_IN_SLURM:
-        detail = "it was cancelled in Slurm, not by Steelyard"
-    elif bad and bad[0].not_started:
-        reason, detail = Reason.START_FAILED, f"{job.spec.argv[0]} could not be executed on {bad[0].host}: {bad[0].not_started}"
-    elif reason is None and not records and number == 53:
-        reason = Reason.START_FAILED
-        detail = "Slurm could not open its output files: is the folder of `cluster attach` shared with the nodes?"
-    gang = job.spec.gang is not None
-    peaks = [each.peak_memory_bytes for each in records if each.peak_memory_bytes is not None]
-    return AttemptState(
-        job.attempt_id,
-        "ended",
-        reason if reason is not None and (reason is not Reason.CANCELLED_IN_SLURM or job.stop_signal is None) else None,
-        detail,
-        started_at=min((each.started_at for each in records), default=None if entry is None else entry.started_at),
-        ended_at=max((each.ended_at for each in records), default=now),
-        exit_code=code,
-        signal=number,
-        peak_memory_bytes=max(peaks, default=None),
-        ranks=tuple(RankEnd(each.rank, each.exit_code, each.signal) for each in records) if gang else (),
-    )
+    return make_end(job, entry, records, seen.codes.get(job.attempt_id, (None, None)), now)
 
 
 def _apply_living(job: Job, entry: QueueEntry, now: int) -> Change | None:
@@ -211,17 +168,20 @@ def _apply_silence(job: Job, silent: str, now: int) -> Change | None:
     return apply_attempt(job, AttemptState(job.attempt_id, "unknown", Reason.SLURM_SILENT, text), now)
 
 
-def _decide_queued(seen: Seen, now: int) -> list[tuple[Job, Change]]:
-    eligible = split_eligible(seen.queued, seen.standings, now)
-    jobs = {job.id: job for job in seen.queued}
+def decide_queued(
+    queued: Sequence[Job], handed_over: Sequence[Job], standings: Mapping[Dependency, Standing], attached: bool, now: int
+) -> tuple[tuple[Job, Change], ...]:
+    """Who leaves our queue for that of the cluster, and why others don't."""
+    eligible = split_eligible(queued, standings, now)
+    jobs = {job.id: job for job in queued}
     begun: dict[JobId, int] = {}
-    for job in seen.handed_over:
+    for job in handed_over:
         if job.array is not None:
             begun[job.array.id] = begun.get(job.array.id, 0) + 1
     changes: list[tuple[Job, Change]] = []
     for job in eligible.jobs:
         array = job.array
-        if not seen.attached:
+        if not attached:
             change = explain_wait(job, Reason.SLURM_SILENT, NOT_ATTACHED)
         elif array is not None and array.at_once is not None and begun.get(array.id, 0) >= array.at_once:
             text = f"at most {array.at_once} of its array may run at a time"
@@ -234,16 +194,16 @@ def _decide_queued(seen: Seen, now: int) -> list[tuple[Job, Change]]:
             changes.append((job, change))
     changes += [(jobs[why.job], refuse_job(jobs[why.job], why.reason, why.detail, now)) for why in eligible.never]
     waits = [(jobs[why.job], explain_wait(jobs[why.job], why.reason, why.detail)) for why in eligible.waits]
-    return [*changes, *((job, change) for job, change in waits if change is not None)]
+    return (*changes, *((job, change) for job, change in waits if change is not None))
 
 
-async def _read_records(engine: Engine, job: Job) -> Sequence[RankRecord]:
-    """None of one whose files can't be read now: Slurm's word has to do, and nobody else waits for it."""
+async def _read_records(engine: Engine, jobs: Sequence[Job]) -> Mapping[str, Sequence[RankRecord]]:
+    """Nothing where the files can't be read now: Slurm's word has to do, and nobody else waits for it."""
     try:
-        return await engine.read_records(job)
+        return await engine.read_records(jobs)
     except SteelyardError as err:
-        _log.warning("exit records of %s: %s", job.attempt_id, err.public)
-        return ()
+        _log.warning("exit records of %d jobs: %s", len(jobs), err.public)
+        return {}
 
 
 class DirectLoop:
@@ -266,6 +226,8 @@ class DirectLoop:
     def tick_s(self) -> float:
         if not self._live.direct:
             return IDLE_S
+        if all(job.state is JobState.QUEUED for job in self._live.direct):
+            return LOOK_S
         return max(LOOK_S / 10, (self._look_at_ns - self._clock.mono_ns()) / 1e9)
 
     async def activate(self) -> Sequence[str]:
@@ -274,42 +236,54 @@ class DirectLoop:
             self._handed.clear()
             return ()
         engine = self._find_engine()
-        seen = await self._load(engine)
+        jobs = self._live.direct
+        queued = sorted((job for job in jobs if job.state is JobState.QUEUED), key=lambda job: job.submitted_at)
+        handed = tuple(job for job in jobs if job.state is not JobState.QUEUED)
+        # first what somebody waits for
+        moved = await self._hand_over(engine, queued, handed)
+        seen = await self._load(engine, handed)
         now = self._clock.now_us()
         actions = decide(seen, self._handed, self._began_ns, now)
-        moved = await self._commit(actions, now)
+        moved += await self._commit(actions.changes, now)
         if engine is not None:
-            # what left our queue in this commit can't have been submitted before
-            left = {job.id for job in seen.queued}
-            await self._carry_out(engine, actions, [job for job in moved if job.id in left and job.state is JobState.STARTING])
+            await self._carry_out(engine, actions)
         living = {job.attempt_id for job in self._live.direct} | {job.attempt_id for job in moved}
         self._handed = {attempt: known for attempt, known in self._handed.items() if attempt in living}
         ended = any(job.state.terminal or job.state is JobState.QUEUED for job in moved)
         return [JOBS, DIRECT] if ended else []
 
-    async def _load(self, engine: Engine | None) -> Seen:
-        jobs = self._live.direct
-        queued = tuple(sorted((job for job in jobs if job.state is JobState.QUEUED), key=lambda job: job.submitted_at))
-        handed = tuple(job for job in jobs if job.state is not JobState.QUEUED)
+    async def _hand_over(self, engine: Engine | None, queued: Sequence[Job], handed: Sequence[Job]) -> list[Job]:
         asked = {after for job in queued for after in job.spec.after}
         standings = await self._store.read(lambda tx: read_standings(tx, asked)) if asked else {}
+        now = self._clock.now_us()
+        moved = await self._commit(decide_queued(queued, handed, standings, engine is not None, now), now)
+        if engine is not None:
+            # what left our queue in this commit can't have been submitted before
+            await self._submit_all(engine, [job for job in moved if job.state is JobState.STARTING])
+        return moved
+
+    async def _load(self, engine: Engine | None, handed: tuple[Job, ...]) -> Seen:
         looked_ns = self._clock.mono_ns()
         queue: Mapping[str, QueueEntry] | None = None
-        records: dict[str, Sequence[RankRecord]] = {}
+        records: Mapping[str, Sequence[RankRecord]] = {}
         codes: dict[str, tuple[int | None, int | None]] = {}
         if handed and engine is not None and looked_ns >= self._look_at_ns:
             queue = await self._look(engine, looked_ns)
-        for job in handed if queue is not None else ():
-            entry = None if queue is None else queue.get(job.attempt_id)
-            if engine is None or (entry is not None and entry.state in PENDING | RUNNING):
-                continue
-            if entry is None and judge_absent(job, self._handed.get(job.attempt_id), self._began_ns, looked_ns) == "wait":
-                continue
-            records[job.attempt_id] = await _read_records(engine, job)
-            if entry is not None and not records[job.attempt_id]:
-                codes[job.attempt_id] = await engine.read_exit_code(job, entry.job)
+        over = [job for job in handed if queue is not None and self._is_over(job, queue.get(job.attempt_id), looked_ns)]
+        if engine is not None and queue is not None and over:
+            records = await _read_records(engine, over)
+            for job in over:
+                entry = queue.get(job.attempt_id)
+                if entry is not None and not records.get(job.attempt_id):
+                    codes[job.attempt_id] = await engine.read_exit_code(job, entry.job)
         silent = NOT_ATTACHED if engine is None else self._complaint if self._failed >= SILENT_LOOKS else ""
-        return Seen(queued, handed, standings, queue, records, codes, looked_ns, silent, engine is not None)
+        return Seen(handed, queue, records, codes, looked_ns, silent)
+
+    def _is_over(self, job: Job, entry: QueueEntry | None, looked_ns: int) -> bool:
+        """May it have ended, by what a look shows of it?"""
+        if entry is not None:
+            return entry.state not in PENDING | RUNNING
+        return judge_absent(job, self._handed.get(job.attempt_id), self._began_ns, looked_ns) != "wait"
 
     async def _look(self, engine: Engine, now_ns: int) -> Mapping[str, QueueEntry] | None:
         """At most once in LOOK_S: what was handed over is judged when there is news of it, and not in between."""
@@ -320,52 +294,63 @@ class DirectLoop:
             queue, self._failed, self._complaint = None, self._failed + 1, err.public
             _log.warning("the cluster did not tell of its jobs: %s", err.public)
         ended_ns = self._clock.mono_ns()
-        rest_ns = (ended_ns - now_ns) / LOOK_SHARE if queue is not None else 0
-        self._look_at_ns = ended_ns + int(min(max(LOOK_S * 1e9, rest_ns), LOOK_MAX_S * 1e9))
+        took_s = 0.0 if queue is None else (ended_ns - now_ns) / 1e9
+        rest_s = max(LOOK_S, took_s / LOOK_SHARE, LOOK_EACH_S * len(queue or ()))
+        self._look_at_ns = ended_ns + int(min(rest_s, LOOK_MAX_S) * 1e9)
         for attempt, known in self._handed.items():
             entry = None if queue is None else queue.get(attempt)
             if entry is not None:
                 known.number, known.seen_ns = entry.job, now_ns
         return queue
 
-    async def _commit(self, actions: Actions, now: int) -> list[Job]:
-        if not actions.changes:
+    async def _commit(self, changes: Sequence[tuple[Job, Change]], now: int) -> list[Job]:
+        if not changes:
             return []
         stored = await self._store.write(
-            lambda tx: [change.job for job, change in actions.changes if commit_change(tx, job, change, now)]
+            lambda tx: [change.job for job, change in changes if commit_change(tx, job, change, now)]
         )
         for job in stored:
             self._watch.notify(f"job/{job.id}")
         return stored
 
-    async def _carry_out(self, engine: Engine, actions: Actions, fresh: Sequence[Job]) -> None:
-        gate = asyncio.Semaphore(SUBMITS)
-
-        async def submit(job: Job) -> None:
-            async with gate:
-                await self._submit(engine, job)
-
-        await asyncio.gather(*(submit(job) for job in (*fresh, *actions.submits)))
+    async def _carry_out(self, engine: Engine, actions: Actions) -> None:
+        await self._submit_all(engine, actions.submits)
         for job, number, signum in actions.signals:
             await engine.signal(job, number, signum)
             known = self._handed.setdefault(job.attempt_id, Handed(self._clock.mono_ns(), number))
             known.signalled = (signum, self._clock.mono_ns())
-        for job, number in actions.cancels:
-            await engine.cancel(job, number)
+        if actions.cancels:
+            await engine.cancel(actions.cancels)
+            for job, number in actions.cancels:
+                known = self._handed.setdefault(job.attempt_id, Handed(self._clock.mono_ns(), number))
+                known.cancelled_ns = known.cancelled_ns or self._clock.mono_ns()
 
-    async def _submit(self, engine: Engine, job: Job) -> None:
-        known = self._handed[job.attempt_id] = Handed(self._clock.mono_ns())
+    async def _submit_all(self, engine: Engine, jobs: Sequence[Job]) -> None:
+        gate = asyncio.Semaphore(SUBMITS)
+
+        async def submit(some: Sequence[Job]) -> None:
+            async with gate:
+                await self._submit(engine, some)
+
+        await asyncio.gather(*map(submit, engine.make_batches(jobs)))
+
+    async def _submit(self, engine: Engine, jobs: Sequence[Job]) -> None:
+        known = [self._handed.setdefault(job.attempt_id, Handed(0)) for job in jobs]
+        for each in known:
+            each.at_ns, each.number = self._clock.mono_ns(), None
+        first = jobs[0].attempt_id
         try:
-            known.number = await engine.submit(job)
+            for each, number in zip(known, await engine.submit(jobs), strict=True):
+                each.number = number
         except Refused as err:
             if err.code != "slurm-refused":
-                _log.warning("%s could not be handed over: %s", job.attempt_id, err.public)
+                _log.warning("%s could not be handed over: %s", first, err.public)
                 return
-            refused = AttemptState(job.attempt_id, "not-started", Reason.START_FAILED, err.public)
             now = self._clock.now_us()
-            change = apply_attempt(job, refused, now)
-            if change is not None:
-                await self._commit(Actions(((job, change),)), now)
+            refused = (AttemptState(job.attempt_id, "not-started", Reason.START_FAILED, err.public) for job in jobs)
+            changes = ((job, apply_attempt(job, state, now)) for job, state in zip(jobs, refused, strict=True))
+            await self._commit([(job, change) for job, change in changes if change is not None], now)
         except SteelyardError as err:
-            _log.warning("whether %s was taken is not known: %s", job.attempt_id, err.public)
-        known.at_ns = self._clock.mono_ns()
+            _log.warning("whether %s was taken is not known: %s", first, err.public)
+        for each in known:
+            each.at_ns = self._clock.mono_ns()

@@ -6,7 +6,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Protocol
 
 from steelyard.model.job import Job
@@ -17,12 +17,16 @@ from steelyard.model.slurm import QueueEntry, RankRecord
 class Engine(Protocol):
     """A queue of others. Everything may be asked again: each attempt is known by its id, and asking changes nothing twice."""
 
-    async def submit(self, job: Job) -> int:
-        """Hand over the job's current attempt; the queue's own number for it. Refused: the queue said no and has nothing of it.
-        Any other SteelyardError: whether it was taken is not known, and `look` will tell."""
+    def make_batches(self, jobs: Sequence[Job]) -> Sequence[tuple[Job, ...]]:
+        """Which of them are handed over together; all of them, in order."""
         ...
 
-    async def submit_pilot(self, pool: Pool, pilot: Pilot, content: bytes) -> int:
+    async def submit(self, jobs: Sequence[Job]) -> Sequence[str]:
+        """Hand over the current attempts of one of `make_batches`; the queue's own names for them. Refused: the queue said no and
+        has nothing of them. Any other SteelyardError: whether they were taken is not known, and `look` will tell."""
+        ...
+
+    async def submit_pilot(self, pool: Pool, pilot: Pilot, content: bytes) -> str:
         """Ask for its allocation, as `submit` does for an attempt. `content` is for its program's eyes alone."""
         ...
 
@@ -42,20 +46,20 @@ class Engine(Protocol):
         """All attempts of this home that the queue knows of, ended ones included for some minutes, by their ids. One request."""
         ...
 
-    async def read_records(self, job: Job) -> Sequence[RankRecord]:
-        """Exit records of the current attempt: of each of its ranks that ended and could write one."""
+    async def read_records(self, jobs: Sequence[Job], name: str = "exit") -> Mapping[str, Sequence[RankRecord]]:
+        """Of the current attempt of each, by its id: of each of its ranks that ended ("started": began) and could write one."""
         ...
 
-    async def read_exit_code(self, job: Job, number: int) -> tuple[int | None, int | None]:
+    async def read_exit_code(self, job: Job, number: str) -> tuple[int | None, int | None]:
         """(code, signal) by the queue's own account, for an attempt that left no records."""
         ...
 
-    async def signal(self, job: Job, number: int, signum: int) -> None:
+    async def signal(self, job: Job, number: str, signum: int) -> None:
         """To every process of its tasks; nothing where it has ended."""
         ...
 
-    async def cancel(self, job: Job, number: int) -> None:
-        """Out of the queue, or ended by force; nothing where it has ended."""
+    async def cancel(self, attempts: Sequence[tuple[Job, str]]) -> None:
+        """Out of the queue, or ended by force; nothing where they have ended."""
         ...
 
     async def read_log(self, job: Job, stream: str, offset: int, limit: int) -> bytes:

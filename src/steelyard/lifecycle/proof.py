@@ -59,7 +59,7 @@ def _fits(key: str, asked: object, got: object) -> bool:
             return abs(asked - got) <= SHARE_TOLERANCE
         if key == "max_wakeup_us":
             return got <= asked
-        if key == "scratch_bytes":
+        if key in ("scratch_bytes", "cpu_count", "gpu_count"):
             return got >= asked
         if key == "memory_bytes":
             return abs(asked - got) < MEMORY_TOLERANCE_BYTES

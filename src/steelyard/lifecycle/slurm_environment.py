@@ -96,7 +96,7 @@ def make_slurm_environment(
         found["SLURM_JOB_START_TIME"] = str(started_at // 1_000_000)
         if spec.max_duration_s is not None:
             found["SLURM_JOB_END_TIME"] = str(started_at // 1_000_000 + int(spec.max_duration_s))
-    return found | _array(job, array)
+    return found if array is None else found | tell_array(job, array)
 
 
 def add_slurm(env: Mapping[str, str], folder: str, facts: Mapping[str, str], *, script: bool) -> dict[str, str]:
@@ -136,9 +136,8 @@ def _amounts(spec: JobSpec, plan: Plan, nodes: int, each: int) -> dict[str, str]
     return found
 
 
-def _array(job: JobId, array: ArrayPlace | None) -> dict[str, str]:
-    if array is None:
-        return {}
+def tell_array(job: JobId, array: ArrayPlace) -> dict[str, str]:
+    """What an element is told of its array."""
     return {
         "SLURM_ARRAY_JOB_ID": str(job_number(array.id) or array_number(job)),
         "SLURM_ARRAY_TASK_ID": str(array.index),

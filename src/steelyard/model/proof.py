@@ -19,7 +19,8 @@ class ProofState(StrEnum):
 class Proof(msgspec.Struct, frozen=True):
     """Keys of asked and got: cpus (list of logical CPUs), share, memory_bytes, memory_nodes, io_max_bytes_s, scratch_bytes,
     volumes, uid, no_new_privs, cgroup; where the timing class asks for it timing, scheduler, memory_lock_limit, irqs_on_its_cpus,
-    kernel_threads_on_its_cpus, governor, deep_idle_states, max_wakeup_us. A value of None in `got` means it could not be read."""
+    kernel_threads_on_its_cpus, governor, deep_idle_states, max_wakeup_us. Of jobs in a cluster's queue, which chooses their
+    place: cpu_count, gpu_count, gpus (by the queue's numbers), host. A value of None in `got` means it could not be read."""
 
     state: ProofState
     asked: dict[str, object]

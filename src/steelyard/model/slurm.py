@@ -24,6 +24,8 @@ class Attachment(msgspec.Struct, frozen=True):
     folder: str = ""
     #: variables of whoever attached that lead Slurm's commands to their cluster
     env: dict[str, str] = {}
+    #: MaxArraySize: indices of Slurm's arrays are below that
+    array_size_max: int = 1001
     #: of the Steelyard that is installed on the nodes, for pilots of pools; "": the server's own path
     python: str = ""
 
@@ -75,8 +77,8 @@ class SlurmCluster(msgspec.Struct, frozen=True):
 class QueueEntry(msgspec.Struct, frozen=True):
     """What Slurm says of one of our attempts."""
 
-    #: Slurm's own number for it
-    job: int
+    #: Slurm's own name for it: `12`, or `12_7` of an array
+    job: str
     #: in Slurm's words: PENDING, RUNNING, COMPLETED, ...
     state: str
     #: why it is in that state, in Slurm's word
@@ -93,16 +95,24 @@ class RankRecord(msgspec.Struct, frozen=True):
     """What a step wrote down of a task."""
 
     rank: int
-    #: microseconds since the epoch
+    #: microseconds since the epoch; `ended_at` is 0 while it runs
     started_at: int
-    ended_at: int
+    ended_at: int = 0
     exit_code: int | None = None
     signal: int | None = None
     host: str = ""
-    #: CPUs that the task might use when it began
+    uid: int | None = None
+    #: CPUs and memory nodes that the task might use when it began, and the limit on its memory that was in force
     cpus: tuple[int, ...] = ()
+    memory_nodes: tuple[int, ...] = ()
+    memory_bytes: int | None = None
+    #: by Slurm's numbers for them on the node
+    gpus: tuple[str, ...] = ()
+    #: by Slurm's account: CPUs of the whole job on that node, and how many tasks share them
+    cpus_allotted: int = 0
+    tasks_here: int = 1
     peak_memory_bytes: int | None = None
-    cpu_s: float = 0.0
+    cpu_ms: int | None = None
     #: why there was no task: the kernel's word for it
     not_started: str = ""
 

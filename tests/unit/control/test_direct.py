@@ -250,3 +250,14 @@ def test_without_a_cluster_jobs_wait_and_say_why(world: World) -> None:
     world.submit()
     waiting = world.go()
     assert (waiting.state, waiting.reason) == (JobState.QUEUED, Reason.SLURM_SILENT)
+
+
+def test_an_element_that_left_the_queue_without_a_trace_because_we_said_so_is_stopped(world: World) -> None:
+    world.submit(id_="j-000001", array=ArrayPlace(JobId("j-000009"), 0, 1, 0, 0))
+    world.go()
+    assert world.go().reason is Reason.SLURM_QUEUE
+    world.stop()
+    world.go()
+    world.cluster.forget(world.job())
+    stopped = world.go()
+    assert (stopped.state, stopped.started_at) == (JobState.STOPPED, None)

@@ -1,17 +1,20 @@
-"""How do attempts go through Slurm's own queue? One `sbatch` each, found again by its comment; one `squeue` tells of all of them.
+"""How do attempts go through Slurm's own queue? One `sbatch` each, or one for an array, found again by its comment; one `squeue`
+tells of all of them.
 
 Everything is done as the job's owner where Steelyard is root, so that nobody reaches by us what they may not.
 """
 
 from __future__ import annotations
 
+import contextlib
 import os
 import signal
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterator, Mapping, Sequence
 
 import msgspec
 
+from steelyard.engine.slurm.arrays import make_batches
 from steelyard.engine.slurm.client import CARRIED, SlurmClient
 from steelyard.engine.slurm.pilot import (
     LOG,
@@ -22,12 +25,15 @@ from steelyard.engine.slurm.pilot import (
     read_words,
     render_pilot_script,
 )
-from steelyard.engine.slurm.read import QUEUE_FORMAT, read_exit_code, read_queue, read_record
-from steelyard.engine.slurm.script import make_options, name_prefix, render_script
+from steelyard.engine.slurm.read import QUEUE_FORMAT, read_complaint, read_exit_code, read_queue, read_record
+from steelyard.engine.slurm.script import make_options, name_folder, name_prefix, render_script
 from steelyard.errors import EdgeFailed, SteelyardError, Unreachable
 from steelyard.model.job import Job
 from steelyard.model.pool import Pilot, Pool
 from steelyard.model.slurm import Attachment, QueueEntry, RankRecord
+
+#: attempts that one command is asked about
+_PORTION = 500
 
 
 class DirectSlurm:
@@ -36,66 +42,73 @@ class DirectSlurm:
     def __init__(self, client: SlurmClient, attachment: Attachment, tag: str, work_uid: int) -> None:
         self._client, self._attachment, self._tag, self._work_uid = client, attachment, tag, work_uid
 
-    async def submit(self, job: Job) -> int:
-        prefix = self._prefix(job)
-        options = make_options(job, self._attachment, self._tag, prefix)
-        script = render_script(job, self._attachment, prefix)
-        return await self._sbatch(prefix.rpartition("/")[0], options, script, self._uid(job))
+    def make_batches(self, jobs: Sequence[Job]) -> list[tuple[Job, ...]]:
+        return [batch.jobs for batch in make_batches(jobs, self._attachment.array_size_max)]
 
-    async def submit_pilot(self, pool: Pool, pilot: Pilot, content: bytes) -> int:
+    async def submit(self, jobs: Sequence[Job]) -> tuple[str, ...]:
+        (batch,) = make_batches(jobs, self._attachment.array_size_max)
+        uid = self._uid(batch.first)
+        options = make_options(batch, self._attachment, self._tag, uid)
+        script = render_script(batch, self._attachment, uid)
+        number = await self._sbatch(name_folder(self._attachment, uid), options, script, uid)
+        if batch.base is None:
+            return (number,)
+        return tuple(f"{number}_{job.array.index - batch.base}" for job in jobs if job.array is not None)
+
+    async def submit_pilot(self, pool: Pool, pilot: Pilot, content: bytes) -> str:
         folder = self._pilot_folder(pilot)
         await self._client.ask("sh", "-c", WRITE_PASS, folder, input=content.decode())
         options = make_pilot_options(pool, pilot, self._attachment, self._tag, folder)
         script = render_pilot_script(pilot, self._attachment, self._attachment.python or sys.executable, folder)
         return await self._sbatch(folder, options, script, None)
 
-    async def _sbatch(self, folder: str, options: Sequence[str], script: str, uid: int | None) -> int:
+    async def _sbatch(self, folder: str, options: Sequence[str], script: str, uid: int | None) -> str:
         """The queue's number. `folder` is made."""
         # with nothing of our own environment: `sbatch` would pass it on to the job
         carried = " ".join(f'${{{name}:+{name}="${name}"}}' for name in CARRIED)
         command = f'mkdir -p -m 700 "$0" && exec env -i PATH="$PATH" {carried} sbatch "$@"'
-        words = ("sh", "-c", command, folder, *options)
-        out = await self._client.ask(*words, input=script, uid=uid, name="sbatch")
+        out = await self._client.ask("sh", "-c", command, folder, *options, input=script, uid=uid, name="sbatch")
         number = out.strip().partition(";")[0]
         if not number.isdigit():
             raise EdgeFailed(f"sbatch answered {out.strip()[:200]!r}", code="slurm-answer")
-        return int(number)
+        return number
 
     async def look(self) -> dict[str, QueueEntry]:
-        words = ("env", "SLURM_TIME_FORMAT=%s", "squeue", "--noheader", "--states=all", f"--format={QUEUE_FORMAT}")
+        # an array that waits is one line, whose indices squeue would cut off
+        variables = ("SLURM_TIME_FORMAT=%s", "SLURM_BITSTR_LEN=0")
+        words = ("env", *variables, "squeue", "--noheader", "--states=all", f"--format={QUEUE_FORMAT}")
         return read_queue(await self._client.ask(*words, name="squeue"), self._tag)
 
-    async def read_records(self, job: Job) -> tuple[RankRecord, ...]:
-        prefix = self._prefix(job)
-        command = 'for file in "$0".*.exit; do [ ! -f "$file" ] || cat -- "$file"; done'
-        _, out, _ = await self._client.run("sh", "-c", command, prefix, uid=self._uid(job))
-        found: dict[int, RankRecord] = {}
-        for line in out.splitlines():
-            try:
-                record = msgspec.json.decode(line, type=RankRecord)
-            except msgspec.MsgspecError:
-                continue  # the folder is the user's: anything may lie there
-            found[record.rank] = record
-        return tuple(found[rank] for rank in sorted(found))
+    async def read_records(self, jobs: Sequence[Job], name: str = "exit") -> dict[str, tuple[RankRecord, ...]]:
+        command = 'for each; do echo "$each"; for file in "$0/$each".*.NAME; do [ ! -f "$file" ] || cat -- "$file"; done; done'
+        found: dict[str, dict[int, RankRecord]] = {job.attempt_id: {} for job in jobs}
+        for uid, some in self._by_user(jobs):
+            words = (name_folder(self._attachment, uid), *(job.attempt_id for job in some))
+            _, out, _ = await self._client.run("sh", "-c", command.replace("NAME", name), *words, uid=uid)
+            read_ranks(out, found)
+        return {attempt: tuple(ranks[rank] for rank in sorted(ranks)) for attempt, ranks in found.items()}
 
-    async def read_exit_code(self, job: Job, number: int) -> tuple[int | None, int | None]:
+    async def read_exit_code(self, job: Job, number: str) -> tuple[int | None, int | None]:
         try:
-            return read_exit_code(read_record(await self._client.ask("scontrol", "-o", "show", "job", str(number))))
+            return read_exit_code(read_record(await self._client.ask("scontrol", "-o", "show", "job", number)))
         except SteelyardError:
             return None, None  # it has forgotten the job meanwhile, or does not answer
 
-    async def signal(self, job: Job, number: int, signum: int) -> None:
-        # a script runs in the batch step, which is left out otherwise; of all others that is Slurm's own srun
-        whole = ("--full",) if job.spec.script is not None else ()
-        await self._scancel(job.attempt_id, number, self._uid(job), f"--signal={signum}", *whole)
+    async def signal(self, job: Job, number: str, signum: int) -> None:
+        # a script runs in the batch step, which is left out otherwise; of all others that is Slurm's own srun. The step of a
+        # single task is the batch script's process itself, and passes it on
+        batch = ("--full",) if job.spec.script is not None else ("--batch",) if job.spec.gang is None else ()
+        await self._scancel(self._uid(job), f"--signal={signum}", *batch, number)
 
-    async def cancel(self, job: Job, number: int) -> None:
-        await self._scancel(job.attempt_id, number, self._uid(job))
+    async def cancel(self, attempts: Sequence[tuple[Job, str]]) -> None:
+        numbers = {job.attempt_id: number for job, number in attempts}
+        for uid, some in self._by_user([job for job, _ in attempts]):
+            await self._scancel(uid, *(numbers[job.attempt_id] for job in some))
 
     async def cancel_pilot(self, pilot: Pilot, *, force: bool) -> None:
         if pilot.number:
             gently = () if force or pilot.started_at is None else ("--batch", f"--signal={int(signal.SIGTERM)}")
-            await self._scancel(pilot.id, pilot.number, None, *gently)
+            await self._scancel(None, *gently, pilot.number)
 
     async def read_pilot_words(self, pilot: Pilot) -> str:
         command = f'[ ! -f "$0/{LOG}" ] || tail -c 2000 -- "$0/{LOG}"'
@@ -123,7 +136,29 @@ class DirectSlurm:
         """Whom it runs as, by the rule of all work: root's own is nobody's unless root asks for root."""
         return job.owner.uid or (0 if job.spec.as_root else self._work_uid)
 
-    async def _scancel(self, what: str, number: int | str, uid: int | None, *words: str) -> None:
-        code, _, err = await self._client.run("scancel", *words, str(number), uid=uid)
-        if code != 0 and "Invalid job id" not in err and "already complet" not in err:
-            raise Unreachable(f"Slurm did not take the signal for {what}: {err.strip()}")
+    def _by_user(self, jobs: Sequence[Job]) -> Iterator[tuple[int, Sequence[Job]]]:
+        """In portions that fit a command line."""
+        users: dict[int, list[Job]] = {}
+        for job in jobs:
+            users.setdefault(self._uid(job), []).append(job)
+        for uid, some in users.items():
+            for at in range(0, len(some), _PORTION):
+                yield uid, some[at : at + _PORTION]
+
+    async def _scancel(self, uid: int | None, *words: str) -> None:
+        code, _, err = await self._client.run("scancel", *words, uid=uid)
+        bad = [line for line in err.splitlines() if "Invalid job id" not in line and "already complet" not in line]
+        if code != 0 and bad:
+            raise Unreachable(f"Slurm did not take the signal: {read_complaint(err)}")
+
+
+def read_ranks(text: str, found: Mapping[str, dict[int, RankRecord]]) -> None:
+    """Into `found`, what stands behind the ids of its attempts. The folder is the user's: anything may lie there."""
+    attempt = ""
+    for line in text.splitlines():
+        if line in found:
+            attempt = line
+        elif attempt:
+            with contextlib.suppress(msgspec.MsgspecError):
+                record = msgspec.json.decode(line, type=RankRecord)
+                found[attempt][record.rank] = record

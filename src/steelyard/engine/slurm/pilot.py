@@ -9,8 +9,9 @@ from __future__ import annotations
 import math
 import shlex
 
+from steelyard.engine.slurm.arrays import make_literal
 from steelyard.engine.slurm.observe import choose_queue
-from steelyard.engine.slurm.script import make_literal, name_comment
+from steelyard.engine.slurm.script import name_comment
 from steelyard.model.pool import Pilot, Pool
 from steelyard.model.slurm import Attachment
 

@@ -9,10 +9,11 @@ from __future__ import annotations
 
 import re
 
+from steelyard.engine.slurm.arrays import list_attempts
 from steelyard.model.slurm import QueueEntry, SlurmNode, SlurmPartition
 
-#: for `read_queue`: job, state, reason, start (in seconds: SLURM_TIME_FORMAT=%s), nodes, comment
-QUEUE_FORMAT = "%A|%T|%r|%S|%N|%e|%k"
+#: for `read_queue`: job and its index in an array, state, reason, start (in seconds: SLURM_TIME_FORMAT=%s), nodes, end, comment
+QUEUE_FORMAT = "%i|%T|%r|%S|%N|%e|%k"
 
 #: a name in front of `=`, at the beginning or behind a blank: values hold blanks themselves
 _NAME = re.compile(r"(?:^|(?<=\s))([A-Za-z][\w/:.\[\]]*)=")
@@ -104,18 +105,17 @@ def read_queue(text: str, tag: str) -> dict[str, QueueEntry]:
     """Of `squeue -o QUEUE_FORMAT`: what Slurm knows of our attempts, each by its id. Of several jobs for one attempt the first to
     run counts: the others end as soon as they see it."""
     found: dict[str, QueueEntry] = {}
+    prefix = f"steelyard:{tag}:"
     for line in text.splitlines():
         fields = line.split("|", 6)
-        if len(fields) < 7 or not fields[0].isdigit():
+        if len(fields) < 7 or not fields[6].startswith(prefix):
             continue
-        head, home, attempt = [*fields[6].strip().split(":", 2), "", ""][:3]
-        if head != "steelyard" or home != tag or not attempt:
-            continue
-        started, ends = (int(field) * 1_000_000 if field.isdigit() else None for field in (fields[3], fields[5]))
-        entry = QueueEntry(int(fields[0]), fields[1], "" if fields[2] in _NOTHING else fields[2], started, fields[4], ends)
-        known = found.get(attempt)
-        if known is None or (known.state == "PENDING" and entry.state != "PENDING"):
-            found[attempt] = entry
+        name, state, reason, begun, nodes, end, comment = fields
+        started, ends = (int(each) * 1_000_000 if each.isdigit() else None for each in (begun, end))
+        for attempt, number in list_attempts(comment[len(prefix) :].rstrip(), name):
+            known = found.get(attempt)
+            if attempt and (known is None or (known.state == "PENDING" and state != "PENDING")):
+                found[attempt] = QueueEntry(number, state, "" if reason in _NOTHING else reason, started, nodes, ends)
     return found
 
 

@@ -1,14 +1,16 @@
-"""What is handed to `sbatch` for an attempt? Its options and its script. Pure: a job and an attachment in, text out."""
+"""What is handed to `sbatch` for an attempt, or for those of an array? Options and script. Pure: jobs and an attachment in, text
+out."""
 
 from __future__ import annotations
 
 import math
 import shlex
-from collections.abc import Mapping
 from pathlib import Path
 
+from steelyard.engine.slurm.arrays import Batch, make_literal
 from steelyard.engine.slurm.observe import choose_queue
-from steelyard.lifecycle.launch import Facts, list_ports, ports_wanted, tell_attempt
+from steelyard.lifecycle.launch import Facts, list_ports, make_torchrun, ports_wanted, tell_attempt
+from steelyard.lifecycle.slurm_environment import tell_array
 from steelyard.model.batch import Launcher
 from steelyard.model.job import Job
 from steelyard.model.slurm import Attachment
@@ -19,10 +21,15 @@ MAPPED = (
     ("--cpus N", "--cpus-per-task, rounded up to whole CPUs"),
     ("--memory SIZE", "--mem: that of all ranks of a node"),
     ("--gpus [MODEL:]N", "--gres=gpu[:model]:N: those of all ranks of a node"),
-    ("--nodes, --tasks-per-node", "--nodes, --ntasks-per-node; ranks are started by srun"),
+    (
+        "--nodes, --tasks-per-node",
+        "--nodes, --ntasks-per-node; ranks are started by srun, a single task by the batch script itself",
+    ),
     ("--launcher mpi", "srun --mpi=pmix"),
+    ("--launcher torchrun", "--ntasks-per-node=1 with the CPUs of all ranks of a node; srun starts one torchrun there"),
+    ("--array", "--array, a thousand indices in each; with %N, or when tried again, one after the other"),
     ("--max-duration", "--time, rounded up to minutes"),
-    ("--warn SIGNAL@TIME", "--signal=SIGNAL@seconds"),
+    ("--warn SIGNAL@TIME", "--signal=SIGNAL@seconds, of a single task --signal=B:SIGNAL@seconds"),
     ("--output, --error", "--output, --error"),
     ("--env", "set by the batch script; nothing else of your environment is exported"),
     ("--account, or that of cluster attach; its --partition", "--account, --partition"),
@@ -31,111 +38,171 @@ MAPPED = (
 
 _END = "STEELYARD_END_OF_TEXT"
 _STEP = Path(__file__).with_name("step.py")
+#: where a node's own python3 is: one in front of it in PATH may be anything, and slow
+_PYTHON = "/usr/bin/python3"
+
+_WHO = ("STEELYARD_JOB_ID", "STEELYARD_ATTEMPT_ID")
 
 
-def name_comment(tag: str, attempt: str) -> str:
-    """What finds an attempt again. `tag` tells this home from others."""
-    return f"steelyard:{tag}:{attempt}"
+def name_comment(tag: str, attempts: str) -> str:
+    """What finds an attempt again, or those of a `Batch`. `tag` tells this home from others."""
+    return f"steelyard:{tag}:{attempts}"
 
 
 def name_prefix(attachment: Attachment, job: Job, uid: int) -> str:
     """What the names of an attempt's files begin with; `uid` is whom it runs as."""
-    return f"{attachment.folder}/{uid}/{job.attempt_id}"
+    return f"{name_folder(attachment, uid)}/{job.attempt_id}"
 
 
-def make_options(job: Job, attachment: Attachment, tag: str, prefix: str) -> list[str]:
+def name_folder(attachment: Attachment, uid: int) -> str:
+    return f"{attachment.folder}/{uid}"
+
+
+def make_options(batch: Batch, attachment: Attachment, tag: str, uid: int) -> list[str]:
+    job = batch.first
     spec, gang, each = job.spec, job.spec.gang, job.spec.resources
-    tasks = 1 if gang is None else gang.tasks_per_node
+    tasks, cpus = _tasks(job)
+    ranks = 1 if gang is None else gang.tasks_per_node
+    # what Slurm has to say; the ranks' own output is theirs alone
+    said = {"output": f"{make_literal(name_folder(attachment, uid))}/{batch.pattern()}.slurm"}
     options: dict[str, str] = {
         "job-name": spec.name,
-        "comment": name_comment(tag, job.attempt_id),
+        "comment": name_comment(tag, batch.attempts),
         "chdir": spec.cwd,
-        # what Slurm has to say; the tasks' own output is theirs alone (`_outputs`)
-        **(_outputs(job, prefix) if spec.script is not None else {"output": make_literal(f"{prefix}.slurm")}),
+        **(_outputs(batch, attachment, uid) if gang is None else said),
         "nodes": str(1 if gang is None else gang.nodes),
         "ntasks-per-node": str(tasks),
-        "cpus-per-task": str(math.ceil(round(each.cpus, 6))),
+        "cpus-per-task": str(cpus),
         **choose_queue(attachment, spec.account),
     }
+    if batch.base is not None:
+        options["array"] = batch.tasks
     if each.memory_bytes is not None:
-        options["mem"] = f"{math.ceil(each.memory_bytes * tasks / (1 << 20))}M"
+        options["mem"] = f"{math.ceil(each.memory_bytes * ranks / (1 << 20))}M"
     if each.gpus is not None:
         model = f":{each.gpus.model.lower()}" if each.gpus.model else ""
-        options["gres"] = f"gpu{model}:{each.gpus.count * tasks}"
+        options["gres"] = f"gpu{model}:{each.gpus.count * ranks}"
     if spec.max_duration_s is not None:
         options["time"] = str(math.ceil(spec.max_duration_s / 60))
     if spec.warn is not None:
-        options["signal"] = f"{spec.warn.signal}@{math.ceil(spec.warn.before_s)}"
+        whom = "B:" if gang is None and not spec.warn.steps_only else ""
+        options["signal"] = f"{whom}{spec.warn.signal}@{math.ceil(spec.warn.before_s)}"
     return ["--parsable", "--no-requeue", *(f"--{name}={value}" for name, value in options.items())]
 
 
-def render_script(job: Job, attachment: Attachment, prefix: str) -> str:
-    """The batch script. Quoted throughout: what a user wrote is text to the shell and nothing more."""
+def render_script(batch: Batch, attachment: Attachment, uid: int) -> str:
+    """The batch script. Quoted throughout: what a user wrote is text to the shell and nothing more. What is the shell's own is
+    named `sy_...` and not exported; the user's variables, PATH among them, come when nothing but the task has to be found."""
+    job = batch.first
     spec = job.spec
     lines = [
         "#!/bin/sh",
-        f"# {job.attempt_id} of Steelyard: its variables, the step that stands before each task, and the tasks.",
+        f"# {batch.attempts} of Steelyard: the step that stands before each task, its variables, and the tasks.",
+        f"sy_step=$(cat <<'{_END}'",
+        _STEP.read_text().rstrip("\n"),
+        _END,
+        ")",
+        f"sy_python={_PYTHON}; [ -x $sy_python ] || sy_python=python3",
     ]
-    for name, value in {**spec.env, **_tell(job)}.items():
-        lines.append(f"export {name}={shlex.quote(value)}")
-    # where Slurm's commands here are led to their cluster says nothing to those of a node
-    for name, value in attachment.env.items():
-        lines.append(f'[ "${{{name}-}}" != {shlex.quote(value)} ] || unset {name}')
-    lines += [f"step=$(cat <<'{_END}'", _STEP.read_text().rstrip("\n"), _END, ")"]
+    start = '$sy_python -I -S -c "$sy_step" "$sy_prefix"'
     if spec.script is not None:
-        end = _END
-        while end in spec.script:
-            end += "_"
-        lines += [
-            'script=$(mktemp) && chmod 700 "$script" || exit',
-            f"cat >\"$script\" <<'{end}'",
-            spec.script.rstrip("\n"),
-            end,
-            f'exec python3 -c "$step" {shlex.quote(prefix)} script "$script" {shlex.join(spec.argv[1:])}',
-        ]
-        return "\n".join([*lines, ""])
-    if spec.gang is not None:
+        lines += _keep_script(spec.script)
+        start = f'{start} script "$sy_script" {shlex.join(spec.argv[1:])}'
+    elif spec.gang is None:
+        start = f"{start} task {shlex.join(spec.argv)}"
+    else:
         lines += [
             'export MASTER_ADDR=$(scontrol show hostnames "$SLURM_JOB_NODELIST" | head -n 1)',
             'export STEELYARD_NODELIST=$(scontrol show hostnames "$SLURM_JOB_NODELIST" | paste -sd, -)',
-            'export JAX_COORDINATOR_ADDRESS="$MASTER_ADDR:$MASTER_PORT"',
         ]
-    lines.append(
-        f'exec srun {shlex.join(_start(job, prefix))} python3 -c "$step" {shlex.quote(prefix)} ranks {shlex.join(spec.argv)}'
-    )
-    return "\n".join([*lines, ""])
+        torch = spec.gang.launcher is Launcher.TORCHRUN
+        command = f"nodes {_join_torchrun(job)}" if torch else f"ranks {shlex.join(spec.argv)}"
+        start = f"srun {shlex.join(_start(batch, attachment, uid))} {start} {command}"
+    lines += [f"export {name}={shlex.quote(value)}" for name, value in {**spec.env, **_tell(batch)}.items()]
+    lines += _name_attempt(batch)
+    if spec.gang is not None:
+        lines.append('export JAX_COORDINATOR_ADDRESS="$MASTER_ADDR:$MASTER_PORT"')
+    # where Slurm's commands here are led to their cluster says nothing to those of a node
+    for name, value in attachment.env.items():
+        lines.append(f'[ "${{{name}-}}" != {shlex.quote(value)} ] || unset {name}')
+    lines.append(f'sy_prefix={shlex.quote(name_folder(attachment, uid))}/"$STEELYARD_ATTEMPT_ID"')
+    return "\n".join([*lines, f"exec {start}", ""])
 
 
-def _outputs(job: Job, prefix: str) -> dict[str, str]:
-    spec = job.spec
-    both = {"output": spec.stdout or f"{prefix}.out", "error": spec.stderr or f"{prefix}.err"}
-    if spec.stdout is not None and spec.stderr in (None, spec.stdout):
-        del both["error"]
-    files = {name: make_literal(path) for name, path in both.items()}
-    return {**files, "open-mode": "truncate" if spec.truncate_output else "append"}
+def _keep_script(script: str) -> list[str]:
+    end = _END
+    while end in script:
+        end += "_"
+    return [
+        'sy_script=$(mktemp) && chmod 700 "$sy_script" || exit',
+        f"cat >\"$sy_script\" <<'{end}'",
+        script.rstrip("\n"),
+        end,
+    ]
 
 
-def _start(job: Job, prefix: str) -> list[str]:
-    gang = job.spec.gang
-    nodes, tasks = (1, 1) if gang is None else (gang.nodes, gang.world_size)
+def _name_attempt(batch: Batch) -> list[str]:
+    """Who it is: of an array Slurm's index says so."""
+    job = batch.first
+    if batch.base is None or job.array is None:
+        return [f"export STEELYARD_JOB_ID={job.id} STEELYARD_ATTEMPT_ID={job.attempt_id}"]
+    return [
+        f"export SLURM_ARRAY_TASK_ID=$(({batch.base} + SLURM_ARRAY_TASK_ID))",
+        f"export STEELYARD_ARRAY_INDEX=$SLURM_ARRAY_TASK_ID STEELYARD_JOB_ID={job.array.id}_$SLURM_ARRAY_TASK_ID",
+        f"export STEELYARD_ATTEMPT_ID=$STEELYARD_JOB_ID.{job.attempt}",
+    ]
+
+
+def _tasks(job: Job) -> tuple[int, int]:
+    """(tasks that Slurm starts on a node, CPUs of each)."""
+    gang, cpus = job.spec.gang, math.ceil(round(job.spec.resources.cpus, 6))
+    if gang is None:
+        return 1, cpus
+    return (1, cpus * gang.tasks_per_node) if gang.launcher is Launcher.TORCHRUN else (gang.tasks_per_node, cpus)
+
+
+def _outputs(batch: Batch, attachment: Attachment, uid: int) -> dict[str, str]:
+    own = f"{make_literal(name_folder(attachment, uid))}/{batch.pattern()}"
+    files = {"output": batch.stdout or f"{own}.out", "error": batch.stderr or f"{own}.err"}
+    if batch.stdout is not None and batch.stderr in (None, batch.stdout):
+        del files["error"]
+    return {**files, "open-mode": "truncate" if batch.first.spec.truncate_output else "append"}
+
+
+def _start(batch: Batch, attachment: Attachment, uid: int) -> list[str]:
+    job, gang = batch.first, batch.first.spec.gang
+    nodes = 1 if gang is None else gang.nodes
     mpi = "pmix" if gang is not None and gang.launcher is Launcher.MPI else "none"
     # srun has not taken this over from sbatch since 22.05
-    cpus = math.ceil(round(job.spec.resources.cpus, 6))
-    place = [f"--nodes={nodes}", f"--ntasks={tasks}", f"--cpus-per-task={cpus}", f"--mpi={mpi}", "--kill-on-bad-exit=1"]
-    return [*place, *(f"--{name}={value}" for name, value in _outputs(job, prefix).items())]
+    tasks, cpus = _tasks(job)
+    place = [f"--nodes={nodes}", f"--ntasks={nodes * tasks}", f"--cpus-per-task={cpus}", f"--mpi={mpi}", "--kill-on-bad-exit=1"]
+    return [*place, *(f"--{name}={value}" for name, value in _outputs(batch, attachment, uid).items())]
 
 
-def _tell(job: Job) -> Mapping[str, str]:
-    told = tell_attempt(
-        Facts(job.id, job.attempt_id, hosts=(), addresses=(), port=0, api_url="", restarts=job.restarts, array=job.array)
-    )
-    gang = job.spec.gang
-    if gang is None:
-        return told
-    port = next(list_ports(job.attempt_id, ports_wanted(gang)))
-    return {**told, "STEELYARD_NODES": str(gang.nodes), "STEELYARD_TASKS": str(gang.world_size), "MASTER_PORT": str(port)}
+def _join_torchrun(job: Job) -> str:
+    """Its command line; the first node's name is known to the batch script alone."""
+    gang, port = job.spec.gang, _port(job)
+    assert gang is not None
+    place = Facts(job.id, job.attempt_id, hosts=(), addresses=("$MASTER_ADDR",), port=port, api_url="")
+    words = make_torchrun(job.spec.argv, gang, place)
+    known = {f"--rdzv-endpoint=$MASTER_ADDR:{port}": '--rdzv-endpoint="$MASTER_ADDR:$MASTER_PORT"',
+             f"--rdzv-id={job.attempt_id}": '--rdzv-id="$STEELYARD_ATTEMPT_ID"'}  # fmt: skip
+    own = len(words) - len(job.spec.argv)
+    return " ".join(known.get(word, shlex.quote(word)) if at <= own + 1 else shlex.quote(word) for at, word in enumerate(words))
 
 
-def make_literal(path: str) -> str:
-    """A path in which Slurm finds no pattern."""
-    return path.replace("%", "%%")
+def _port(job: Job) -> int:
+    return next(list_ports(job.attempt_id, ports_wanted(job.spec.gang)))
+
+
+def _tell(batch: Batch) -> dict[str, str]:
+    """All but who it is: that is `_name_attempt`'s."""
+    job, gang = batch.first, batch.first.spec.gang
+    facts = Facts(job.id, job.attempt_id, hosts=(), addresses=(), port=0, api_url="", restarts=job.restarts, array=job.array)
+    told = dict(tell_attempt(facts))
+    if job.array is not None:
+        told |= tell_array(job.id, job.array)
+    if gang is not None:
+        told |= {"STEELYARD_NODES": str(gang.nodes), "STEELYARD_TASKS": str(gang.world_size), "MASTER_PORT": str(_port(job))}
+    who = _WHO if batch.base is None else (*_WHO, "STEELYARD_ARRAY_INDEX", "SLURM_ARRAY_TASK_ID")
+    return {name: value for name, value in told.items() if name not in who}

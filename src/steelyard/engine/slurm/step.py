@@ -1,19 +1,21 @@
 """`steelyard-step`: what stands between Slurm and a task. It pins the task inside the allocation, tells it its place, and writes
-its exit record.
+what it got and how it ended.
 
 It travels in the batch script and runs on a node's own python3 (3.8 or later): the standard library alone, and nothing of ours.
 
-    python3 -c "$THIS" PREFIX KIND COMMAND [ARGUMENT]...
+    python3 -I -S -c "$THIS" PREFIX KIND COMMAND [ARGUMENT]...
 
 PREFIX is what the attempt's files begin with; their folder is on storage that nodes and login host share, and where it isn't, the
-task runs all the same and Slurm's word for its exit code has to do. KIND is `ranks` or `script`.
+task runs all the same and Slurm's word for its exit code has to do. KIND is what srun starts: `ranks` of a gang, or for each of
+its `nodes` the launcher of the ranks there; or what the batch script starts itself: a single `task`, or a `script` for sbatch.
+
+The task waits for it: what is imported before it starts, and what may as well be read afterwards, is counted in milliseconds.
 """
 
-import json
+# `signal`, `socket` and `json` would double the time that this takes to start
+import _signal as signal  # pyright: ignore[reportMissingImports]
 import os
 import pwd
-import signal
-import socket
 import sys
 import time
 
@@ -21,59 +23,68 @@ import time
 NOT_FOUND, NOT_EXECUTABLE = 127, 126
 #: another job of Slurm's has this attempt already
 TAKEN = 75
+#: ours to tell how the task ended: all signals but those that can't be caught or are not meant for programs
+PASSED_ON = {*range(1, 32), *range(34, 65)} - {
+    signal.SIGKILL,
+    signal.SIGSTOP,
+    signal.SIGCHLD,
+    signal.SIGTSTP,
+    signal.SIGTTIN,
+    signal.SIGTTOU,
+}
 
 
 def main(words):
-    global task
+    global task, kind
     prefix, kind, command = words[0], words[1], words[2:]
-    rank = number("SLURM_PROCID") if kind == "ranks" else 0
+    rank = number("SLURM_PROCID") if kind in ("ranks", "nodes") else 0
     if not claim(prefix):
         say("another job of Slurm's runs this attempt already; this one ends")
         return TAKEN
-    complete_environment(kind)
+    complete_environment()
     if kind == "ranks":
         pin()
-    signals = set(signal.Signals) - {
-        signal.SIGKILL,
-        signal.SIGSTOP,
-        signal.SIGCHLD,
-        signal.SIGTSTP,
-        signal.SIGTTIN,
-        signal.SIGTTOU,
-    }
-    for each in signals:  # we stay to tell how the task ended
+    for each in PASSED_ON:
         signal.signal(each, pass_on)
-    facts = {"rank": rank, "host": socket.gethostname(), "cpus": sorted(os.sched_getaffinity(0)), "started_at": now()}
-    write(f"{prefix}.{rank}.started", facts)
+    began = {"rank": rank, "host": os.uname().nodename, "started_at": now()}
     try:
         task = os.posix_spawnp(command[0], command, os.environ, setsigdef=[signal.SIGPIPE, signal.SIGXFSZ])
     except OSError as err:
         say(f"{command[0]}: {err.strerror}")
         code = NOT_FOUND if isinstance(err, FileNotFoundError) else NOT_EXECUTABLE
-        write(f"{prefix}.{rank}.exit", {**facts, "exit_code": code, "ended_at": now(), "not_started": err.strerror})
+        write(f"{prefix}.{rank}.exit", {**began, "exit_code": code, "ended_at": now(), "not_started": err.strerror})
         return code
+    for each in early:
+        os.kill(task, each)
+    facts = {**began, **look_around()}
+    write(f"{prefix}.{rank}.started", facts)
     _, status, used = os.wait4(task, 0)
     if kind == "script":
         os.unlink(command[0])
     code, number_ = (os.WEXITSTATUS(status), None) if os.WIFEXITED(status) else (None, os.WTERMSIG(status))
     ended = {"exit_code": code, "signal": number_, "ended_at": now()}
-    write(
-        f"{prefix}.{rank}.exit",
-        {**facts, **ended, "peak_memory_bytes": used.ru_maxrss << 10, "cpu_s": used.ru_utime + used.ru_stime},
-    )
+    spent = {"peak_memory_bytes": used.ru_maxrss << 10, "cpu_ms": round((used.ru_utime + used.ru_stime) * 1000)}
+    write(f"{prefix}.{rank}.exit", {**facts, **ended, **spent})
     if number_ is not None:
         signal.signal(number_, signal.SIG_DFL) if number_ != signal.SIGKILL else None
         os.kill(os.getpid(), number_)
     return 128 + (number_ or 0) if code is None else code
 
 
-task = 0
+task, kind = 0, ""
+#: signals that came before there was a task
+early = []
 
 
 def pass_on(number, _frame):
-    """Where Slurm tracks processes by control groups it signals those alone that it started itself, otherwise all of a step."""
-    if task and by_control_groups():
+    """Where Slurm tracks processes by control groups it signals those alone that it started itself, otherwise all of a step. Of a
+    single task we are asked to signal what the batch script became: that is us."""
+    if not (kind == "task" or by_control_groups()):
+        return
+    if task:
         os.kill(task, number)
+    else:
+        early.append(number)
 
 
 def by_control_groups():
@@ -105,18 +116,21 @@ def claim(prefix):
     return True
 
 
-def complete_environment(kind):
+def complete_environment():
     """Who and where the task is. What Slurm or the submitter set stays."""
     entry = pwd.getpwuid(os.getuid())
     for name, value in (("HOME", entry.pw_dir), ("USER", entry.pw_name), ("LOGNAME", entry.pw_name), ("SHELL", entry.pw_shell)):
         os.environ.setdefault(name, value)
-    if kind != "ranks" or "STEELYARD_TASKS" not in os.environ:
+    if "STEELYARD_TASKS" not in os.environ:
         return
-    names = {"RANK": "SLURM_PROCID", "WORLD_SIZE": "SLURM_NTASKS", "LOCAL_RANK": "SLURM_LOCALID", "NODE_RANK": "SLURM_NODEID",
-             "GROUP_RANK": "SLURM_NODEID", "STEELYARD_NODE_RANK": "SLURM_NODEID", "JAX_NUM_PROCESSES": "SLURM_NTASKS",
-             "JAX_PROCESS_ID": "SLURM_PROCID"}  # fmt: skip
+    # a launcher tells the ranks that it starts all but this
+    names = {"STEELYARD_NODE_RANK": "SLURM_NODEID"}
+    if kind == "ranks":
+        names = {**names, "RANK": "SLURM_PROCID", "WORLD_SIZE": "SLURM_NTASKS", "LOCAL_RANK": "SLURM_LOCALID",
+                 "NODE_RANK": "SLURM_NODEID", "GROUP_RANK": "SLURM_NODEID", "JAX_NUM_PROCESSES": "SLURM_NTASKS",
+                 "JAX_PROCESS_ID": "SLURM_PROCID"}  # fmt: skip
+        os.environ["LOCAL_WORLD_SIZE"] = str(local_tasks())
     os.environ.update({name: os.environ[theirs] for name, theirs in names.items() if theirs in os.environ})
-    os.environ["LOCAL_WORLD_SIZE"] = str(local_tasks())
 
 
 def pin():
@@ -142,6 +156,46 @@ def place_of(cpu):
         read_number(f"{folder}/topology/core_id"),
         cpu,
     )
+
+
+def look_around():
+    """What the task really got, read back from the kernel; GPUs, as Slurm tells."""
+    with open("/proc/self/status") as file:
+        status = dict(line.split(":\t", 1) for line in file if ":\t" in line)
+    gpus = os.environ.get("SLURM_STEP_GPUS") or os.environ.get("SLURM_JOB_GPUS") or ""
+    return {
+        "cpus": sorted(os.sched_getaffinity(0)),
+        "memory_nodes": [node for part in status["Mems_allowed_list"].strip().split(",") for node in span(part)],
+        "memory_bytes": memory_limit(),
+        "gpus": [gpu for gpu in gpus.split(",") if gpu],
+        "uid": os.getuid(),
+        # of the whole job on this node, by Slurm's own account
+        "cpus_allotted": number("SLURM_CPUS_ON_NODE"),
+        "tasks_here": local_tasks(),
+    }
+
+
+def span(part):
+    first, _, last = part.partition("-")
+    return range(int(first), int(last or first) + 1)
+
+
+def memory_limit():
+    """The lowest one in force for our control group; None without any."""
+    limits = []
+    try:
+        with open("/proc/self/cgroup") as file:
+            groups = [line.rstrip("\n").split(":", 2) for line in file]
+    except OSError:
+        return None
+    for _, controllers, path in groups:
+        if controllers and "memory" not in controllers.split(","):
+            continue
+        root, name = ("/sys/fs/cgroup/memory", "memory.limit_in_bytes") if controllers else ("/sys/fs/cgroup", "memory.max")
+        while path.strip("/"):
+            limits.append(read_number(f"{root}{path}/{name}"))
+            path = path.rpartition("/")[0]
+    return min((limit for limit in limits if 0 < limit < 1 << 62), default=None)
 
 
 def local_tasks():
@@ -171,13 +225,23 @@ def write(path, record):
     """All of it or nothing, for whoever reads it: temp, fsync, rename."""
     try:
         with open(f"{path}.tmp", "w") as file:
-            json.dump(record, file)
-            file.write("\n")
+            file.write(render(record) + "\n")
             file.flush()
             os.fsync(file.fileno())
         os.rename(f"{path}.tmp", path)
     except OSError:
         pass  # said by `claim` already
+
+
+def render(value):
+    """As JSON: texts, whole numbers, None, lists and dictionaries of such."""
+    if isinstance(value, dict):
+        return "{" + ",".join(f"{render(name)}:{render(each)}" for name, each in value.items()) + "}"
+    if isinstance(value, list):
+        return "[" + ",".join(map(render, value)) + "]"
+    if isinstance(value, str):
+        return '"' + "".join(char if char.isprintable() and char not in '"\\' else f"\\u{ord(char):04x}" for char in value) + '"'
+    return "null" if value is None else str(value)
 
 
 def now():

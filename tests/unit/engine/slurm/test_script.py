@@ -10,6 +10,7 @@ from hypothesis import strategies as st
 from msgspec.structs import replace
 
 from steelyard.engine.slurm import script
+from steelyard.engine.slurm.arrays import Batch, make_batches
 from steelyard.engine.slurm.read import read_queue
 from steelyard.engine.slurm.script import make_options, name_comment, render_script
 from steelyard.model.batch import Gang, Launcher, Warn
@@ -26,8 +27,13 @@ def make_job(**more: object) -> Job:
     return Job(JobId("j-000007"), DEFAULT_PROJECT, Owner("ada", 1000), 2, 1, spec, JobState.STARTING, 0)
 
 
+def only(job: Job) -> Batch:
+    (batch,) = make_batches([job], 1001)
+    return batch
+
+
 def options(job: Job, attachment: Attachment = AT) -> dict[str, str]:
-    words = make_options(job, attachment, "0123abcd", "/nfs/sy/1000/j-000007.1")
+    words = make_options(only(job), attachment, "0123abcd", 1000)
     return dict(word.removeprefix("--").partition("=")[::2] for word in words)
 
 
@@ -40,6 +46,8 @@ def test_what_was_asked_becomes_slurms_options() -> None:
     # what all ranks of a node need together
     assert (found["mem"], found["gres"]) == (f"{12 << 10}M", "gpu:h100:8")
     assert (found["time"], found["signal"]) == ("2", "10@30")
+    # the batch script's process of a single task passes it on
+    assert options(make_job(warn=Warn(10, 30.0)))["signal"] == "B:10@30"
     assert (found["partition"], found["account"], found["job-name"]) == ("gpu", "lab", "train")
     # Slurm must not try again by itself: whether there is another attempt is the job's rules' business
     assert "no-requeue" in found
@@ -51,10 +59,10 @@ def test_the_jobs_own_account_comes_first_and_what_was_not_asked_is_left_to_slur
 
 
 def test_ranks_are_started_by_srun_and_mpi_by_pmix() -> None:
-    text = render_script(make_job(gang=Gang(3, 2, Launcher.MPI)), AT, "/p")
+    text = render_script(only(make_job(gang=Gang(3, 2, Launcher.MPI))), AT, 1000)
     line = text.strip().splitlines()[-1]
     assert line.startswith("exec srun --nodes=3 --ntasks=6 --cpus-per-task=1 --mpi=pmix --kill-on-bad-exit=1 ")
-    assert line.endswith(' python3 -c "$step" /p ranks python train.py')
+    assert line.endswith(' $sy_python -I -S -c "$sy_step" "$sy_prefix" ranks python train.py')
     assert "export STEELYARD_TASKS=6\n" in text
 
 
@@ -68,7 +76,7 @@ def test_the_step_needs_nothing_but_an_old_python() -> None:
     source = Path(script.__file__).with_name("step.py").read_text()
     tree = ast.parse(source, feature_version=(3, 8))
     imported = {alias.name for node in ast.walk(tree) if isinstance(node, ast.Import) for alias in node.names}
-    assert imported == {"json", "os", "pwd", "signal", "socket", "sys", "time"}
+    assert imported == {"_signal", "os", "pwd", "sys", "time"}
     # it is written into a here-document
     assert script._END not in source
 
@@ -78,17 +86,17 @@ values = st.text(st.characters(exclude_characters="\0", exclude_categories=["Cs"
 
 @given(words=st.lists(values, min_size=1, max_size=4), value=values)
 def test_what_a_user_writes_is_text_to_the_shell(words: list[str], value: str) -> None:
-    text = render_script(make_job(argv=tuple(words), env={"X": value}), AT, "/p q")
+    text = render_script(only(make_job(argv=tuple(words), env={"X": value})), AT, 1000)
     exported = text[text.index("export X=") :].removeprefix("export X=")
     assert exported.startswith(shlex.quote(value) + "\n")
-    assert text.endswith(f" python3 -c \"$step\" '/p q' ranks {shlex.join(words)}\n")
+    assert text.endswith(f'\nexec $sy_python -I -S -c "$sy_step" "$sy_prefix" task {shlex.join(words)}\n')
 
 
 @given(values)
 def test_no_script_ends_its_own_here_document(body: str) -> None:
     inner = f"#!/bin/sh\n{script._END}\n{body}\n{script._END}_\n"
-    text = render_script(make_job(argv=("s",), script=inner), AT, "/p")
-    end = re.findall(r"cat >\"\$script\" <<'(\w+)'", text)[-1]
+    text = render_script(only(make_job(argv=("s",), script=inner)), AT, 1000)
+    end = re.findall(r"cat >\"\$sy_script\" <<'(\w+)'", text)[-1]
     kept = text.split(f"<<'{end}'\n", 1)[1].split(f"\n{end}\n", 1)[0]
     assert kept == inner.rstrip("\n")
 
@@ -103,7 +111,7 @@ def test_only_our_own_attempts_are_read_from_the_queue() -> None:
         "15|PENDING|None|N/A||N/A|(null)\n"
     )
     assert read_queue(text, "0123abcd") == {
-        "j-000007.1": QueueEntry(12, "RUNNING", "", 1_700_000_000_000_000, "n[1-2]", 1_700_000_600_000_000)
+        "j-000007.1": QueueEntry("12", "RUNNING", "", 1_700_000_000_000_000, "n[1-2]", 1_700_000_600_000_000)
     }
 
 
@@ -111,7 +119,7 @@ def test_of_two_submissions_of_an_attempt_the_one_that_runs_counts() -> None:
     mine = name_comment("t", "a.1")
     lines = [f"12|PENDING|Priority|N/A||N/A|{mine}", f"13|RUNNING|None|1|n1|2|{mine}"]
     for order in (lines, lines[::-1]):
-        assert read_queue("\n".join(order), "t")["a.1"].job == 13
+        assert read_queue("\n".join(order), "t")["a.1"].job == "13"
 
 
 @given(st.text(max_size=300))
