@@ -15,7 +15,7 @@ from steelyard.clock import rfc3339
 from steelyard.errors import NotFound, Unreachable
 from steelyard.model.ids import DEFAULT_PROJECT, OWN_MACHINE, FunctionName, MachineId
 from steelyard.wire.agent import ScalingSeen
-from steelyard.wire.api import FunctionWhyView, RevisionScaling, ScalingStep
+from steelyard.wire.scaling import FunctionWhyView, RevisionScaling, ScalingStep
 
 _decode = msgspec.json.Decoder(tuple[ScalingSeen, ...]).decode
 

@@ -10,7 +10,8 @@ import click
 from steelyard.cli.job_text import render_asks
 from steelyard.cli.output import COLOURS, person_looks, print_json, print_table, say, show_time
 from steelyard.cli.session import home_option, json_option, new_key, open_client, quote
-from steelyard.wire.api import FunctionWhyView, JobPriority, JobView, QueueView, WhyView
+from steelyard.wire.api import JobPriority, JobView, QueueView, WhyView
+from steelyard.wire.scaling import FunctionWhyView
 
 QUEUE_HELP = """List waiting jobs in the order in which they start, with an estimate of when.
 

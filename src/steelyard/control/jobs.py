@@ -187,7 +187,7 @@ def hold_functions(
         for row in functions
         if (row.project, row.name) != but
         for spec, plan in row.held
-        if (reserved := spec.reserved) is not None and (machine is None or plan.machine == machine.place)
+        if (reserved := spec.reserved) is not None
     ]
     older = [
         Holding(_OLDER, msgspec.structs.replace(held.plan, machine=machine.place))

@@ -147,7 +147,7 @@ class _Reserve:
 
     def _place(self, machine: Machine, kept: Plans, missing: Sequence[LiveRevision]) -> Plans | str:
         jobs = [job for job in self._seen.jobs if job.machine == machine.place]
-        holding = [*hold_jobs(jobs), *hold_functions(self._functions, machine)]
+        holding = [*hold_jobs(jobs), *hold_functions(self._functions, [machine])]
         found = list(kept)
         for each in missing:
             demand = each.spec.reserved

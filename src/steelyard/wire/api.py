@@ -434,40 +434,6 @@ class FunctionView(msgspec.Struct, frozen=True):
     machines: tuple[str, ...] = ()
 
 
-class ScalingStep(msgspec.Struct, frozen=True):
-    """The number of replicas changed."""
-
-    at: str | None
-    before: int
-    after: int
-    text: str
-
-
-class RevisionScaling(msgspec.Struct, frozen=True):
-    """Why one revision has as many replicas as it has."""
-
-    revision: int
-    serving: int
-    starting: int
-    wanted: int
-    text: str
-    #: the oldest first
-    changes: tuple[ScalingStep, ...]
-    #: of the function's pool; "": the home's own
-    machine: str = ""
-
-
-class FunctionWhyView(msgspec.Struct, frozen=True):
-    name: str
-    state: str
-    #: of what failed
-    reason: str | None
-    detail: str
-    revisions: tuple[RevisionScaling, ...]
-    #: those of its pool that it is on; none: it is on the home's own
-    machines: tuple[str, ...] = ()
-
-
 class CallView(msgspec.Struct, frozen=True):
     """A durable call. Its result, where there is one, is had at `/result`, also of one that FAILED: the function's exception."""
 
