@@ -110,6 +110,8 @@ def _print_function(shown: FunctionWhyView) -> None:
         starting = f", {revision.starting} starting" if revision.starting else ""
         on = f" on {revision.machine}" if revision.machine else ""
         click.echo(f"revision {revision.revision}{on}: {revision.serving} serving{starting}. {revision.text}")
+    for lowered in shown.isolation:
+        click.echo(lowered)
     rows = [
         (show_time(step.at), str(revision.revision), f"{step.before} -> {step.after}", step.text)
         for revision in shown.revisions

@@ -37,3 +37,5 @@ class FunctionWhyView(msgspec.Struct, frozen=True):
     revisions: tuple[RevisionScaling, ...]
     #: those of its pool that it is on; none: it is on the home's own
     machines: tuple[str, ...] = ()
+    #: replicas that are less apart from others than is claimed, a sentence each
+    isolation: tuple[str, ...] = ()
