@@ -47,7 +47,7 @@ def refuse_away(row: Function) -> None:
     """Streams into replicas lead to the home's own machine alone."""
     if row.spec.pool:
         where = ", ".join(place.machine for place in row.places) or "none of its machines yet"
-        text = f"{row.name} is in the pool {row.spec.pool} ({where}), and commands lead only into replicas on the home's own machine."
+        text = f"{row.name} is in the pool {row.spec.pool} ({where}), and commands lead into replicas at home only."
         raise Refused(text, code="in-pool")
 
 
