@@ -117,6 +117,10 @@ class FakeEngine:
         ends_at = None if duration_s is None else self.now + round(duration_s * 1e6)
         self._queue[id_] = QueueEntry(self._queue[id_].job, "RUNNING", "", self.now, "n1", ends_at)
 
+    def entry(self, id_: str) -> QueueEntry | None:
+        """What the queue knows, whoever asks."""
+        return self._queue.get(id_)
+
     def say(self, id_: str, state: str) -> None:
         """The queue tells that state of it from now on."""
         self._queue[id_] = msgspec.structs.replace(self._queue[id_], state=state)
