@@ -174,6 +174,10 @@ def test_an_image_is_pulled_and_built_upon_with_a_secret(shared: Cluster, regist
             f"import steelyard as sy\nimage = sy.Image.from_registry({reference!r}).run('env > /told')\n"
         )
         built = shared.ok("image", "build", str(tmp_path / "image.py"), "--secret", "hub").strip()
+        (tmp_path / "image.py").write_text(
+            f"import steelyard as sy\nimage = sy.Image.from_registry({reference!r}, secret='hub').run('env > /told')\n"
+        )
+        assert shared.ok("image", "build", str(tmp_path / "image.py")).strip() == built
         told = shared.ok("run", "--image", built, "--", "cat", "/told")
         assert "PATH=/bin" in told and PASSWORD not in told
     finally:

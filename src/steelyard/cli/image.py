@@ -73,6 +73,7 @@ def build(
     home: Path | None,
     as_json: bool,
 ) -> None:
+    from steelyard.cli.app_deploy import find_login
     from steelyard.cli.attach import make_patience
     from steelyard.cli.container_image import name_login
     from steelyard.cli.image_ask import ensure_container, ensure_image, is_container, make_image_spec
@@ -90,7 +91,7 @@ def build(
         if is_container(asked):
             if name:
                 raise Refused("A container image has no name of yours: what is printed names it.", code="unfit-option")
-            reference = ensure_container(client, asked, folder, progress, patience, name_login(secret))
+            reference = ensure_container(client, asked, folder, progress, patience, name_login(secret) or find_login(asked))
             print_json({"reference": reference}) if as_json else click.echo(reference)
             return
         if secret:

@@ -18,7 +18,7 @@ from typing import Any
 
 import msgspec
 
-from steelyard.cli.app_deploy import send_bundle
+from steelyard.cli.app_deploy import find_login, send_bundle
 from steelyard.cli.app_file import AppFile
 from steelyard.cli.attend import START, Patience, cursor_after
 from steelyard.cli.bundle import Bundle, capture_files, capture_folder
@@ -61,7 +61,7 @@ def ensure_app_images(
         if key not in made and is_container(declared.image):
             own = msgspec.convert(declared.options.get("secrets", ()), tuple[SecretUse, ...])
             uses = merge_uses(own, (override or {}).get("secrets", ()))
-            login = next((use.name for use in uses if use.for_registry), "")
+            login = find_login(declared.image) or next((use.name for use in uses if use.for_registry), "")
             made[key] = ensure_container(client, declared.image, app.file.parent, progress, patience, login)
         elif key not in made:
             spec = make_image_spec(client, declared.image, app.file.parent, progress)
