@@ -8,11 +8,13 @@ from __future__ import annotations
 import math
 import signal as signals
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 
 import msgspec
 
 from steelyard.errors import EdgeFailed, Refused, Unreachable
 from steelyard.model.batch import Launcher
+from steelyard.model.ids import MachineId
 from steelyard.model.job import Job
 from steelyard.model.pool import Pilot, Pool
 from steelyard.model.slurm import QueueEntry, RankRecord
@@ -101,6 +103,9 @@ class FakeEngine:
     async def read_pilot_words(self, pilot: Pilot) -> str:
         self._ask()
         return self.words.get(pilot.id, "")
+
+    def find_pilot_outputs(self, pilot: MachineId) -> Path | None:
+        del pilot
 
     async def forget_pilot(self, pilot: Pilot) -> None:
         self._ask()
