@@ -299,7 +299,7 @@ class PoolsLoop:
             entry = None if queue is None else queue.get(pilot.id)
             if entry is not None and entry.state in PENDING | RUNNING:
                 about.seen_ns = looked_ns
-            elif queue is not None and engine is not None and pilot.ready_at is None and pilot.number:
+            elif queue is not None and engine is not None and pilot.ready_at is None and (entry is not None or pilot.number):
                 words[pilot.id] = await self._read_words(engine, pilot)
         return Seen(
             tuple(pools),
