@@ -45,6 +45,8 @@ Ids = tuple[int, int]
 STOPPED = str(Reason.STOPPED_BY_USER)
 #: kinds of namespaces, as /proc/<pid>/ns names them
 _PIP_VARIABLES = ("PIP_INDEX_URL", "PIP_EXTRA_INDEX_URL", "PIP_TRUSTED_HOST")
+#: whom the site trusts, as a file; seen inside of a step at a place of its own
+_CERT_VARIABLES, CERTS = ("PIP_CERT", "SSL_CERT_FILE"), "/run/steelyard/certs.pem"
 _NAMES = {"mount": "mnt", "network": "net"}
 
 
@@ -57,6 +59,9 @@ class JobContainers:
         if owner is None:
             self._containers.check()  # which refuses: only root makes containers
             raise Refused("Containers need root. Nothing was started.", code="no-containers-here")
+        if job.spec.makes is not None and not job.spec.makes.below:
+            self._containers.check_bare()
+            return Image("", job.spec.image)
         login = await find_login(secrets, job.owner, job.spec.secrets)
         task = asyncio.ensure_future(asyncio.to_thread(self._images.fetch, parse_image(job.spec.image), job.owner, owner, login))
         attempt.fetching = task
@@ -125,9 +130,13 @@ class JobContainers:
             image, digest=step.id, reference=f"{ImageSource.BUILT.value}:{step.id}", env=image.env | step.env, blobs=()
         )
         binds = (Bind(files, FILES, True),) if files else ()
+        trusted = next((path for name in _CERT_VARIABLES if os.path.isfile(path := os.environ.get(name, ""))), "")
+        told = dict.fromkeys(_CERT_VARIABLES, CERTS) if trusted else {}
+        if trusted:
+            binds = (*binds, Bind(os.path.realpath(trusted), CERTS, True))
         wanted = Wanted(
             argv=spec.argv,
-            env=_site_variables() | spec.env,
+            env=_site_variables() | told | spec.env,
             interpreter="/bin/sh",
             binds=binds,
             step=StepMade(made, image.digest, str(owner.uid)),

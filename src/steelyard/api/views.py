@@ -105,6 +105,8 @@ def job_view(job: Job, agent_lost: bool = False, why: Why | None = None) -> JobV
         cwd=spec.cwd,
         image=spec.image,
         direct=spec.direct,
+        pool=spec.pool,
+        machine="" if job.state is JobState.QUEUED else job.machine,
         stdout=spec.stdout,
         stderr=spec.stderr,
         usage=job.usage,

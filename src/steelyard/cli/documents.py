@@ -350,6 +350,7 @@ _RESOURCES: dict[str, tuple[str, _Read]] = {
 _OPTIONS: dict[str, tuple[str, _Read]] = {
     "image": ("image", _Reader._text),
     "network": ("network", _Reader._choice),
+    "pool": ("pool", _Reader._text),
     "nodes": ("nodes", _Reader._number),
     "tasks_per_node": ("tasks_per_node", _Reader._number),
     "launcher": ("launcher", _Reader._choice),

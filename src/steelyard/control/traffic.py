@@ -183,7 +183,7 @@ def _reserve(
     if NODE in machine.blocked:
         raise NoRoom(f"{name} can't be deployed now: the machine is out of use; `steelyard check` says why.", code="node-drained")
     mine = [Holding(asked, each.plan) for each in staying if each.plan is not None and (asked := each.spec.reserved) is not None]
-    others = (*hold_functions(tx.functions(), machine, but=(row.project, name)), *mine)
+    others = (*hold_functions(tx.functions(), [machine], but=(row.project, name)), *mine)
     jobs = hold_jobs(tx.jobs(HOLDING))
     for each in (*leaving, wish):
         if each.plan is not None and each.spec.reserved == demand:

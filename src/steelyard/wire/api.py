@@ -140,6 +140,10 @@ class JobView(msgspec.Struct, frozen=True):
     image: str = ""
     #: in the queue of the attached cluster, which decides where it runs
     direct: bool = False
+    #: on whose machines it runs; "" for the home's own
+    pool: str = ""
+    #: of a pool, where it runs or ran; "" for the home's own, and while it waits
+    machine: str = ""
     #: where its output goes instead of the logs
     stdout: str | None = None
     stderr: str | None = None
@@ -508,7 +512,8 @@ class NodeView(msgspec.Struct, frozen=True):
     #: its host name
     name: str
     id: str
-    #: READY, DEGRADED (some of it is out of use), DRAINED (all of it is), or UNKNOWN while its agent is silent
+    #: READY, DEGRADED (some of it is out of use), DRAINED (all of it is), DRAINING (a pool's that is about to be given back), or
+    #: UNKNOWN while its agent is silent
     state: str
     cores: int
     threads: int
@@ -518,6 +523,10 @@ class NodeView(msgspec.Struct, frozen=True):
     nics: int
     virtualisation: str
     kernel: str
+    #: "" for the home's own; a machine of a pool has a name of its own in `id`
+    pool: str = ""
+    #: why it takes no work, for people
+    detail: str = ""
 
 
 class NodeDetail(msgspec.Struct, frozen=True):
