@@ -39,49 +39,40 @@ def queue(shared: PoolCluster) -> list[list[str]]:
     return [line.split() for line in shared.bed.ok("squeue", "-h", "-o", "%A %j %T").splitlines()]
 
 
-def test_a_machine_comes_works_within_what_slurm_gave_it_and_goes(shared: PoolCluster) -> None:
+def test_a_machine_comes_works_within_what_slurm_gave_it_and_goes_whoever_is_killed_meanwhile(shared: PoolCluster) -> None:
     shared.create("small", "--nodes", "0..2", "--idle", "1s")
     assert queue(shared) == []
-    script = "echo $(hostname) $(nproc) $STEELYARD_API_URL; cat /proc/self/cgroup | grep -c job_"
-    job = shared.submit("sh", "-c", script, pool="small")
-    assert shared.wait_job(job, "SUCCEEDED", 90)["exit_code"] == 0
-    (pilot,) = shared.pilots("small")
-    host, cpus, *_ = (said := shared.ok("logs", job)).split()
-    assert (host, cpus) == (pilot["node"], "1"), said
-    assert int(said.split()[-1]) > 0, "it has left Slurm's control groups"
-    ended = shared.wait_pilot("small", "ENDED")
-    assert ended["detail"] == "nothing ran on it for 1 s"
-    assert shared.ok("logs", job) == said, "what it wrote outlives its machine"
-    assert queue(shared) == []
-    shared.delete("small")
-
-
-def test_server_and_slurmctld_may_go_while_machines_work(shared: PoolCluster) -> None:
-    shared.create("steady", "--nodes", "0..1", "--idle", "1s")
     gate = shared.folder / "gate"
-    script = f"echo ready; while [ ! -e {gate} ]; do sleep 0.05; done; exit 3"
-    job = shared.submit("sh", "-c", script, pool="steady")
-    wait_until(lambda: shared.job(job)["state"] == "RUNNING", 90, "it to run")
-    pid = shared.kill("server")
+    waits = f"while [ ! -e {gate} ]; do sleep 0.05; done; exit 3"
+    script = f"echo $(hostname) $(nproc) $(grep -c job_ /proc/self/cgroup); {waits}"
+    job = shared.ok("run", "--detach", "--pool", "small", "--cpus", "0.5", "--", "sh", "-c", script).strip()
+    said = wait_until(lambda: shared.cli("logs", job).stdout.decode(), 90, "it to run")
+    (pilot,) = shared.pilots("small")
+    host, cpus, groups = said.split()
+    assert (host, cpus, pilot["state"]) == (pilot["node"], "1", "READY"), said
+    assert int(groups) > 0, "it has left Slurm's control groups"
+    server = shared.kill("server")
     shared.bed.stop("head", signal.SIGTERM)
     try:
-        shared.wait_replaced("server", pid)
+        shared.wait_replaced("server", server)
         shared.wait_ready()
         assert shared.job(job)["state"] == "RUNNING"
     finally:
         shared.bed.start("head")
     gate.touch()
     assert shared.wait_job(job, "FAILED", 60)["exit_code"] == 3
-    shared.wait_pilot("steady", "ENDED")
-    assert len(shared.pilots("steady")) == 1
-    shared.delete("steady")
+    ended = shared.wait_pilot("small", "ENDED")
+    assert (ended["id"], ended["detail"]) == (pilot["id"], "nothing ran on it for 1 s")
+    assert shared.ok("logs", job) == said, "what it wrote outlives its machine"
+    assert queue(shared) == []
+    shared.delete("small")
 
 
 def test_a_machine_that_slurm_takes_is_lost_with_its_work_and_another_one_comes(shared: PoolCluster) -> None:
     shared.create("taken", "--nodes", "0..1", "--idle", "1s")
     mark = shared.folder / "mark"
     script = f"[ ! -e {mark} ] || exit 0; touch {mark}; exec sleep 1000"
-    job = shared.submit("sh", "-c", script, pool="taken", retry=[{"on": "node-lost", "limit": 1, "backoff_s": 0.0}])
+    job = shared.submit("sh", "-c", script, pool="taken", retry=[{"on": "node-lost", "times": 1, "backoff_s": 0.0}])
     wait_until(mark.exists, 90, "it to run")
     (pilot,) = shared.pilots("taken")
     shared.bed.ok("scancel", pilot["slurm_job"])
@@ -92,19 +83,6 @@ def test_a_machine_that_slurm_takes_is_lost_with_its_work_and_another_one_comes(
     assert second["id"] != first["id"]
     shared.wait_pilot("taken", "ENDED")
     shared.delete("taken")
-
-
-def test_a_machine_near_its_time_limit_drains_and_another_one_comes_while_it_works(shared: PoolCluster) -> None:
-    shared.create("short", "--nodes", "1..2", "--drain", "50s")
-    first = shared.wait_pilot("short", "READY")
-    number = first["slurm_job"]
-    shared.bed.ok("scontrol", "update", f"JobId={number}", f"EndTime={time.strftime('%FT%T', time.localtime(time.time() + 40))}")
-    drains = shared.wait_pilot("short", "DRAINING")
-    assert drains["id"] == first["id"]
-    wait_until(lambda: len(shared.pilots("short")) == 2, 60, "another one to be asked for")
-    shared.wait_pilot("short", "READY")
-    shared.wait_pilot("short", "ENDED")
-    shared.delete("short")
 
 
 def test_nobody_comes_in_without_a_certificate_and_the_admins_token_opens_nothing_there(shared: PoolCluster) -> None:
@@ -126,15 +104,6 @@ def test_what_is_missing_on_the_nodes_is_said_and_tried_later(shared: PoolCluste
         shared.ok("cluster", "attach")
 
 
-def test_down_gives_machines_back(shared: PoolCluster) -> None:
-    shared.create("kept", "--nodes", "1..1")
-    shared.wait_pilot("kept", "READY")
-    shared.down()
-    wait_until(lambda: queue(shared) == [], 60, "Slurm to have its machines back")
-    shared.up()
-    shared.delete("kept")
-
-
 def test_a_pool_needs_a_door_and_a_cluster(shared: PoolCluster) -> None:
     shared.ok("cluster", "detach")
     try:
@@ -143,3 +112,15 @@ def test_a_pool_needs_a_door_and_a_cluster(shared: PoolCluster) -> None:
     finally:
         shared.ok("cluster", "attach")
     assert json.loads(shared.ok("pool", "ls", "--json")) == []
+
+
+def test_a_machine_near_its_time_limit_drains_and_another_one_comes_and_down_gives_all_back(shared: PoolCluster) -> None:
+    shared.create("short", "--nodes", "1..2", "--drain", "50s")
+    first = shared.wait_pilot("short", "READY")
+    soon = time.strftime("%FT%T", time.localtime(time.time() + 20))
+    shared.bed.ok("scontrol", "update", f"JobId={first['slurm_job']}", f"EndTime={soon}")
+    wait_until(lambda: shared.pilots("short")[0]["state"] in ("DRAINING", "ENDED"), 60, "it to drain")
+    assert "time limit" in shared.pilots("short")[0]["detail"] or "takes its machine back" in shared.pilots("short")[0]["detail"]
+    wait_until(lambda: len(shared.pilots("short")) == 2, 60, "another one to be asked for")
+    shared.down()
+    wait_until(lambda: queue(shared) == [], 60, "Slurm to have its machines back")

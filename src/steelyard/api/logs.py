@@ -23,6 +23,7 @@ from steelyard.model.function import Function
 from steelyard.model.ids import DEFAULT_PROJECT, OWN_MACHINE, FunctionName, MachineId, name_logs
 from steelyard.model.job import Job
 from steelyard.model.reason import Reason
+from steelyard.runtime.logs import read_log
 from steelyard.store import Tx
 from steelyard.wire.agent import LOG_READ_MAX, Answer, ExecState
 from steelyard.wire.api import LogChunk
@@ -212,12 +213,8 @@ async def _read_both(services: Services, source: Source, offsets: tuple[int, int
     if source.direct is not None:
         asked = (_read_direct(services, source.direct, stream, at) for stream, at in zip(STREAMS, offsets, strict=True))
     else:
-        margin = 0 if source.hide is None else source.hide.margin
         workload = source.workload
-        asked = (
-            services.hub.ask("log", workload, stream, at, margin=margin, machine=source.machine)
-            for stream, at in zip(STREAMS, offsets, strict=True)
-        )
+        asked = (_read_agents(services, source, workload, stream, at) for stream, at in zip(STREAMS, offsets, strict=True))
     out, err = await asyncio.gather(*asked)
     # a full answer means that there may be more behind it; a log that was never written is an error, and empty
     more = len(out.data) >= LOG_READ_MAX or len(err.data) >= LOG_READ_MAX
@@ -234,6 +231,25 @@ async def _read_both(services: Services, source: Source, offsets: tuple[int, int
         reason=source.reason,
         detail=source.detail,
         attempt=source.attempt,
+    )
+
+
+async def _read_agents(services: Services, source: Source, workload: str, stream: str, offset: int) -> Answer:
+    """By the machine's agent; of a machine of a pool that is gone what it left on the cluster's storage."""
+    margin = 0 if source.hide is None else source.hide.margin
+    try:
+        return await services.hub.ask("log", workload, stream, offset, margin=margin, machine=source.machine)
+    except Unreachable:
+        machine = source.machine
+        if machine == OWN_MACHINE or await services.store.read(lambda tx: tx.machine(machine)) is not None:
+            raise
+    engine = services.find_engine()
+    if engine is None or (left := engine.find_outputs(machine)) is None:
+        text = f"{machine} is gone, and what its work wrote lies where this machine can't read it: in the folder of `cluster attach`."
+        raise Unreachable(text, code="machine-gone")
+    piece = await asyncio.to_thread(read_log, left / workload / stream, offset, LOG_READ_MAX, margin)
+    return Answer(
+        0, piece.data, piece.next_offset, gap=piece.gap, before=piece.before, after=piece.after, cut=piece.cut
     )
 
 

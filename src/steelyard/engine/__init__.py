@@ -7,8 +7,10 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import Protocol
 
+from steelyard.model.ids import MachineId
 from steelyard.model.job import Job
 from steelyard.model.pool import Pilot, Pool
 from steelyard.model.slurm import QueueEntry, RankRecord
@@ -40,6 +42,10 @@ class Engine(Protocol):
 
     async def forget_pilot(self, pilot: Pilot) -> None:
         """It has ended: what lies of it for its program goes, logs stay."""
+        ...
+
+    def find_outputs(self, pilot: MachineId) -> Path | None:
+        """The folder in which a pilot left what its work wrote; None where this machine does not see it."""
         ...
 
     async def look(self) -> dict[str, QueueEntry]:

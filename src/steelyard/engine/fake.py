@@ -9,10 +9,13 @@ import math
 import signal as signals
 from collections.abc import Mapping, Sequence
 
+from pathlib import Path
+
 import msgspec
 
 from steelyard.errors import EdgeFailed, Refused, Unreachable
 from steelyard.model.batch import Launcher
+from steelyard.model.ids import MachineId
 from steelyard.model.job import Job
 from steelyard.model.pool import Pilot, Pool
 from steelyard.model.slurm import QueueEntry, RankRecord
@@ -105,6 +108,9 @@ class FakeEngine:
     async def forget_pilot(self, pilot: Pilot) -> None:
         self._ask()
         self.passes.pop(pilot.id, None)
+
+    def find_outputs(self, pilot: MachineId) -> Path | None:
+        return None
 
     # what tests make happen
 

@@ -38,7 +38,9 @@ def apply_entry(pilot: Pilot, entry: QueueEntry, words: str, now: int) -> Pilot:
         if pilot.state in (PilotState.SUBMITTED, PilotState.WAITING):
             return replace(waits, state=PilotState.WAITING, detail=entry.reason)
         return waits
-    runs = replace(pilot, number=str(entry.job), node=entry.nodes, started_at=entry.started_at, ends_at=entry.ends_at)
+    # of one that is ending Slurm tells the end of it, and no limit
+    ends_at = pilot.ends_at if entry.state == "COMPLETING" else entry.ends_at
+    runs = replace(pilot, number=str(entry.job), node=entry.nodes, started_at=entry.started_at, ends_at=ends_at)
     if pilot.state in (PilotState.SUBMITTED, PilotState.WAITING):
         return replace(runs, state=PilotState.STARTING, detail="")
     return runs

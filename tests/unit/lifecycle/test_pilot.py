@@ -73,6 +73,11 @@ def test_it_drains_before_its_limit_and_is_replaced_before_that() -> None:
     assert find_drain(short, POOL, 130 * S)
 
 
+def test_the_end_of_one_that_is_ending_is_no_limit() -> None:
+    ready = greet_pilot(apply_entry(NEW, RUNS, "", 1), "", 2)
+    assert apply_entry(ready, QueueEntry("7", "COMPLETING", "", 100 * S, "n1", 200 * S), "", 3) == ready
+
+
 def test_one_whose_agent_is_not_heard_is_given_back() -> None:
     starts = replace(apply_entry(NEW, RUNS, "", 1), ends_at=None)
     assert not find_drain(starts, POOL, 399 * S)

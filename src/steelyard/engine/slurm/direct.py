@@ -12,6 +12,8 @@ import signal
 import sys
 from collections.abc import Iterator, Mapping, Sequence
 
+from pathlib import Path
+
 import msgspec
 
 from steelyard.engine.slurm.arrays import make_batches
@@ -19,6 +21,7 @@ from steelyard.engine.slurm.client import CARRIED, SlurmClient
 from steelyard.engine.slurm.pilot import (
     LOG,
     PASS,
+    WORKLOADS,
     WRITE_PASS,
     make_pilot_options,
     name_pilot_folder,
@@ -28,6 +31,7 @@ from steelyard.engine.slurm.pilot import (
 from steelyard.engine.slurm.read import QUEUE_FORMAT, read_complaint, read_exit_code, read_queue, read_record
 from steelyard.engine.slurm.script import make_options, name_folder, name_prefix, render_script
 from steelyard.errors import EdgeFailed, SteelyardError, Unreachable
+from steelyard.model.ids import MachineId
 from steelyard.model.job import Job
 from steelyard.model.pool import Pilot, Pool
 from steelyard.model.slurm import Attachment, QueueEntry, RankRecord
@@ -116,6 +120,11 @@ class DirectSlurm:
 
     async def forget_pilot(self, pilot: Pilot) -> None:
         await self._client.ask("rm", "-f", f"{self._pilot_folder(pilot)}/{PASS}")
+
+    def find_outputs(self, pilot: MachineId) -> Path | None:
+        if self._attachment.ssh:
+            return None
+        return Path(name_pilot_folder(self._attachment, os.geteuid(), pilot)) / WORKLOADS
 
     async def read_log(self, job: Job, stream: str, offset: int, limit: int) -> bytes:
         spec, prefix = job.spec, self._prefix(job)
