@@ -14,6 +14,7 @@ from steelyard.agent.devices import DeviceKeeper, devices_of
 from steelyard.agent.edges import Edges
 from steelyard.agent.execs import ExecHost
 from steelyard.agent.function import FunctionHost
+from steelyard.agent.function_proofs import prove_replicas
 from steelyard.agent.ledger import Ledger
 from steelyard.agent.lending import Lending, meets
 from steelyard.agent.memory import NodeUse, TemplateUse, choose_evictions, choose_return
@@ -37,6 +38,7 @@ from steelyard.model.function import ReplicaEnd
 from steelyard.model.ids import FunctionName, WorkloadId, name_logs
 from steelyard.model.job import Plan
 from steelyard.model.machine import HeldPlan
+from steelyard.model.proof import ReplicaProof
 from steelyard.model.template import TemplateSeen
 from steelyard.runtime.process import Adopted, AdoptedState
 from steelyard.scaling.share import CPU_OVERCOMMIT, Budget, divide
@@ -280,6 +282,11 @@ class FunctionKeeper:
             if (replica := revision.replicas.get(WorkloadId(workload))) is not None:
                 return await find_inside(self._edges, revision, replica)
         return None
+
+    def prove(self, name: FunctionName, common_cpus: tuple[int, ...]) -> tuple[ReplicaProof, ...]:
+        """What its replicas got; none where it sleeps."""
+        host = self._hosts.get(name)
+        return prove_replicas(self._edges, host.hosts if host is not None else (), common_cpus)
 
     # -- truth from the machine
 

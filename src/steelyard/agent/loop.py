@@ -389,6 +389,9 @@ class Agent:
             if usage is None:
                 return Answer(id=ask.id, error="No process of this job has run yet, or its records are gone.")
             return Answer(id=ask.id, data=msgspec.json.encode(usage))
+        if ask.what == "replica-proofs":
+            proofs = self.functions.prove(FunctionName(ask.workload), self.jobs.shared_cpus())
+            return Answer(id=ask.id, data=msgspec.json.encode(proofs))
         if ask.what == "hold":
             return await self._answer_hold(ask)
         if ask.what == "ends":

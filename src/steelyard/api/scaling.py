@@ -11,8 +11,10 @@ from steelyard.api.functions import FunctionPath
 from steelyard.api.problems import errors
 from steelyard.api.services import services_of
 from steelyard.api.views import function_view
+from steelyard.api.visits import ask_proofs
 from steelyard.clock import rfc3339
 from steelyard.errors import NotFound, Unreachable
+from steelyard.lifecycle.proof import explain_tier
 from steelyard.model.ids import DEFAULT_PROJECT, FunctionName
 from steelyard.wire.agent import ScalingSeen
 from steelyard.wire.api import FunctionWhyView, RevisionScaling, ScalingStep
@@ -31,7 +33,9 @@ async def why_function(request: Request[Any, Any, Any], name: FunctionPath) -> F
     if answer.error:
         raise Unreachable(answer.error, code="agent-refused")
     view = function_view(row, services.settings, services.hub.lost())
-    return FunctionWhyView(view.name, view.state, view.reason, view.detail, tuple(map(_render, _decode(answer.data))))
+    proofs = await ask_proofs(services, name)
+    lowered = tuple(f"{each.replica}: {text}" for each in proofs if (text := explain_tier(each.proof)))
+    return FunctionWhyView(view.name, view.state, view.reason, view.detail, tuple(map(_render, _decode(answer.data))), lowered)
 
 
 def _render(seen: ScalingSeen) -> RevisionScaling:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from typing import Annotated, Any
 
+import msgspec
 from litestar import Request, get, post
 from litestar.params import Parameter
 
@@ -23,6 +24,7 @@ from steelyard.api.services import Services, services_of
 from steelyard.errors import Conflict, NotFound, Refused
 from steelyard.model.function import Function
 from steelyard.model.ids import DEFAULT_PROJECT, OWN_MACHINE, FunctionName
+from steelyard.model.proof import ReplicaProof
 from steelyard.wire.api import ExecSignal, ExecSubmit, ExecView, LogChunk, ReplicaHeld
 
 ReplicaPath = Annotated[
@@ -117,4 +119,17 @@ async def stop_visit(
         raise NotFound(answer.error)
 
 
-VISIT_ROUTES = (hold_replica, start_visit, visit_logs, stop_visit)
+@get("/v1/functions/{name:str}/proof", responses=errors(404, 503))
+async def prove_replicas(request: Request[Any, Any, Any], name: FunctionPath) -> list[ReplicaProof]:
+    """What each of its replicas asked for beside what the kernel says it got. None while it sleeps: what sleeps has nothing."""
+    services = services_of(request)
+    await find_visited(services, name)
+    return await ask_proofs(services, name)
+
+
+async def ask_proofs(services: Services, name: str) -> list[ReplicaProof]:
+    answer = await services.hub.ask("replica-proofs", name)
+    return [] if answer.error else msgspec.json.decode(answer.data, type=list[ReplicaProof])
+
+
+VISIT_ROUTES = (prove_replicas, hold_replica, start_visit, visit_logs, stop_visit)

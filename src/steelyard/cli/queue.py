@@ -107,6 +107,8 @@ def _print_function(shown: FunctionWhyView) -> None:
     for revision in shown.revisions:
         starting = f", {revision.starting} starting" if revision.starting else ""
         click.echo(f"revision {revision.revision}: {revision.serving} serving{starting}. {revision.text}")
+    for lowered in shown.isolation:
+        click.echo(lowered)
     rows = [
         (show_time(step.at), str(revision.revision), f"{step.before} -> {step.after}", step.text)
         for revision in shown.revisions

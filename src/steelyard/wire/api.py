@@ -458,6 +458,8 @@ class FunctionWhyView(msgspec.Struct, frozen=True):
     reason: str | None
     detail: str
     revisions: tuple[RevisionScaling, ...]
+    #: replicas that are less apart from others than is claimed, a sentence each
+    isolation: tuple[str, ...] = ()
 
 
 class CallView(msgspec.Struct, frozen=True):
