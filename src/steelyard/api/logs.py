@@ -245,12 +245,10 @@ async def _read_agents(services: Services, source: Source, workload: str, stream
             raise
     engine = services.find_engine()
     if engine is None or (left := engine.find_outputs(machine)) is None:
-        text = f"{machine} is gone, and what its work wrote lies where this machine can't read it: in the folder of `cluster attach`."
+        text = f"{machine} is gone. What its work wrote lies in the folder of `cluster attach`, which this machine does not see."
         raise Unreachable(text, code="machine-gone")
     piece = await asyncio.to_thread(read_log, left / workload / stream, offset, LOG_READ_MAX, margin)
-    return Answer(
-        0, piece.data, piece.next_offset, gap=piece.gap, before=piece.before, after=piece.after, cut=piece.cut
-    )
+    return Answer(0, piece.data, piece.next_offset, gap=piece.gap, before=piece.before, after=piece.after, cut=piece.cut)
 
 
 async def _read_direct(services: Services, job: Job, stream: str, offset: int) -> Answer:

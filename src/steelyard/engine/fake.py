@@ -8,7 +8,6 @@ from __future__ import annotations
 import math
 import signal as signals
 from collections.abc import Mapping, Sequence
-
 from pathlib import Path
 
 import msgspec

@@ -11,7 +11,6 @@ import os
 import signal
 import sys
 from collections.abc import Iterator, Mapping, Sequence
-
 from pathlib import Path
 
 import msgspec
