@@ -142,9 +142,8 @@ def children_of(pid: int) -> list[int]:
 
 
 def launchers_of(pid: int) -> list[int]:
-    """Children that are copies of the spawner."""
-    command = _command_of(pid)
-    return [child for child in all_children_of(pid) if _command_of(child) == command]
+    """And children of theirs that were not executed yet."""
+    return [child for child in all_children_of(pid) if b"launch.py" in _command_of(child)]
 
 
 def all_children_of(pid: int) -> list[int]:

@@ -12,18 +12,18 @@ from collections.abc import Awaitable, Callable
 
 import msgspec
 
+from steelyard.agent.job_files import JobFiles
 from steelyard.api.secrets import make_redactor
 from steelyard.api.services import Services
 from steelyard.api.submission import one_job, parse_job_id
-from steelyard.api.views import function_view, job_view
+from steelyard.api.views import asked_machine, function_view, job_view
 from steelyard.control.watch import wait_for
-from steelyard.errors import NotFound, Refused, Unreachable
+from steelyard.errors import NotFound, Refused, SteelyardError, Unreachable
 from steelyard.lifecycle.redaction import Redactor
 from steelyard.model.function import Function
 from steelyard.model.ids import DEFAULT_PROJECT, OWN_MACHINE, FunctionName, MachineId, name_logs
 from steelyard.model.job import Job
 from steelyard.model.reason import Reason
-from steelyard.runtime.logs import read_log
 from steelyard.store import Tx
 from steelyard.wire.agent import LOG_READ_MAX, Answer, ExecState
 from steelyard.wire.api import LogChunk
@@ -146,8 +146,9 @@ async def follow_function(services: Services, name: str, offsets: tuple[int, int
         found = _function_and_secrets(tx, services, name)
         if found is None:
             raise NotFound(f"There is no function {name}. `steelyard functions` lists them.")
-        view = function_view(found[0], services.settings, services.hub.lost())
-        return Source(name_logs(name), 0, False, None, view.state, view.reason, view.detail, found[1])
+        view = function_view(found[0], services.settings, services.hub.lost_of(found[0]))
+        state = (view.state, view.reason, view.detail)
+        return Source(name_logs(name), 0, False, None, *state, found[1], machine=asked_machine(found[0]))
 
     async def read() -> Source:
         return await services.store.read(load)
@@ -213,8 +214,15 @@ async def _read_both(services: Services, source: Source, offsets: tuple[int, int
     if source.direct is not None:
         asked = (_read_direct(services, source.direct, stream, at) for stream, at in zip(STREAMS, offsets, strict=True))
     else:
+        margin = 0 if source.hide is None else source.hide.margin
         workload = source.workload
-        asked = (_read_agents(services, source, workload, stream, at) for stream, at in zip(STREAMS, offsets, strict=True))
+        left = await _find_left(services, source.machine)
+        asked = (
+            services.hub.ask("log", workload, stream, at, margin=margin, machine=source.machine)
+            if left is None
+            else _read_left(left, workload, stream, at, margin)
+            for stream, at in zip(STREAMS, offsets, strict=True)
+        )
     out, err = await asyncio.gather(*asked)
     # a full answer means that there may be more behind it; a log that was never written is an error, and empty
     more = len(out.data) >= LOG_READ_MAX or len(err.data) >= LOG_READ_MAX
@@ -234,21 +242,24 @@ async def _read_both(services: Services, source: Source, offsets: tuple[int, int
     )
 
 
-async def _read_agents(services: Services, source: Source, workload: str, stream: str, offset: int) -> Answer:
-    """By the machine's agent; of a machine of a pool that is gone what it left on the cluster's storage."""
-    margin = 0 if source.hide is None else source.hide.margin
-    try:
-        return await services.hub.ask("log", workload, stream, offset, margin=margin, machine=source.machine)
-    except Unreachable:
-        machine = source.machine
-        if machine == OWN_MACHINE or await services.store.read(lambda tx: tx.machine(machine)) is not None:
-            raise
+async def _find_left(services: Services, machine: MachineId) -> JobFiles | None:
+    """What the work of a machine of a pool left; None while the machine is there: its agent knows more."""
+    if machine == OWN_MACHINE or await services.store.read(lambda tx: tx.machine(machine)) is not None:
+        return None
     engine = services.find_engine()
-    if engine is None or (left := engine.find_outputs(machine)) is None:
-        text = f"{machine} is gone. What its work wrote lies in the folder of `cluster attach`, which this machine does not see."
-        raise Unreachable(text, code="machine-gone")
-    piece = await asyncio.to_thread(read_log, left / workload / stream, offset, LOG_READ_MAX, margin)
-    return Answer(0, piece.data, piece.next_offset, gap=piece.gap, before=piece.before, after=piece.after, cut=piece.cut)
+    folder = None if engine is None else engine.find_pilot_outputs(machine)
+    if folder is None:
+        text = f"The machine {machine} is gone, and what its work wrote lies where this one can't read it: on the storage of "
+        raise NotFound(f"{text}`steelyard cluster attach`, in the folder of {machine}.", code="log-elsewhere")
+    return JobFiles(folder)
+
+
+async def _read_left(files: JobFiles, workload: str, stream: str, offset: int, margin: int) -> Answer:
+    try:
+        piece = await asyncio.to_thread(files.read_output, workload, stream, offset, LOG_READ_MAX, margin)
+    except SteelyardError as err:
+        return Answer(0, error=err.public)
+    return Answer(0, piece.data, piece.next_offset, "", piece.gap, piece.before, piece.after, piece.cut)
 
 
 async def _read_direct(services: Services, job: Job, stream: str, offset: int) -> Answer:

@@ -40,12 +40,12 @@ class Engine(Protocol):
         """What its program said last, in a line; "" where it said nothing."""
         ...
 
-    async def forget_pilot(self, pilot: Pilot) -> None:
-        """It has ended: what lies of it for its program goes, logs stay."""
+    def find_pilot_outputs(self, pilot: MachineId) -> Path | None:
+        """The folder of what its work wrote, which outlives it; None where this machine can't see it."""
         ...
 
-    def find_outputs(self, pilot: MachineId) -> Path | None:
-        """The folder in which a pilot left what its work wrote; None where this machine does not see it."""
+    async def forget_pilot(self, pilot: Pilot) -> None:
+        """It has ended: what lies of it for its program goes, logs stay."""
         ...
 
     async def look(self) -> dict[str, QueueEntry]:

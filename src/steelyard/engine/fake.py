@@ -104,12 +104,12 @@ class FakeEngine:
         self._ask()
         return self.words.get(pilot.id, "")
 
+    def find_pilot_outputs(self, pilot: MachineId) -> Path | None:
+        del pilot
+
     async def forget_pilot(self, pilot: Pilot) -> None:
         self._ask()
         self.passes.pop(pilot.id, None)
-
-    def find_outputs(self, pilot: MachineId) -> Path | None:
-        return None
 
     # what tests make happen
 

@@ -32,7 +32,8 @@ _ENDS = {
 def apply_entry(pilot: Pilot, entry: QueueEntry, words: str, now: int) -> Pilot:
     """`words`: the last that its program said, for one that ended."""
     if entry.state not in PENDING | RUNNING:
-        return end_pilot(replace(pilot, number=str(entry.job)), _ENDS.get(entry.state, ""), words, now)
+        ours = pilot.state is PilotState.DRAINING and entry.state == "CANCELLED"
+        return end_pilot(replace(pilot, number=str(entry.job)), "" if ours else _ENDS.get(entry.state, ""), words, now)
     if entry.state in PENDING:
         waits = replace(pilot, number=str(entry.job))
         if pilot.state in (PilotState.SUBMITTED, PilotState.WAITING):
@@ -63,7 +64,7 @@ def drain_pilot(pilot: Pilot, why: str) -> Pilot:
 def end_pilot(pilot: Pilot, why: str, words: str, now: int) -> Pilot:
     """Its allocation is over. One that never took work has the reason in what its program said last."""
     if pilot.state is PilotState.DRAINING:
-        why = pilot.detail
+        why = why or pilot.detail
     elif pilot.ready_at is None and words:
         why = f"{why}: {words}" if why else words
     return replace(pilot, state=PilotState.ENDED, detail=why, ended_at=now)

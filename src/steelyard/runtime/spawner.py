@@ -11,6 +11,7 @@ workloads go on without it. Killed with -9 it leaves workloads running; the next
 from __future__ import annotations
 
 import ctypes
+import errno
 import fcntl
 import gc
 import os
@@ -27,11 +28,11 @@ import msgspec
 
 from steelyard.clock import SystemClock
 from steelyard.model.ids import WorkloadId
-from steelyard.runtime.launcher import Launcher, Start
+from steelyard.runtime.launcher import Launcher, Start, pack
 from steelyard.runtime.mount_calls import make_userns
 from steelyard.runtime.procstat import observe_process
 from steelyard.runtime.spare_files import SpareFiles
-from steelyard.runtime.spawn_child import observe_inherited, prctl
+from steelyard.runtime.spawn_child import prctl
 from steelyard.runtime.spawner_peer import Peer, note, open_listener, peer_is_ours
 from steelyard.wire import spawn as wire
 
@@ -98,7 +99,7 @@ class Spawner:
             signal.signal(number, lambda _number, _frame: None)
         for number in (signal.SIGINT, signal.SIGHUP):  # a terminal's business, not ours
             signal.signal(number, signal.SIG_IGN)
-        self._inherited = observe_inherited(nofile)
+        self._nofile = nofile
 
     def serve(self) -> None:
         self._make_launchers()
@@ -268,7 +269,7 @@ class Spawner:
             return
         pipe, error_fd = os.pipe2(os.O_CLOEXEC | os.O_NONBLOCK)
         leaves = request.rootfs.leaves if request.rootfs else ""
-        start = Start(workload, pipe, peer, wire.encode(request), [error_fd, *fds], userns, leaves)
+        start = Start(workload, pipe, peer, pack(request), [error_fd, *fds], userns, leaves)
         fds.clear()
         self._starting[workload] = start
         self._waiting.append(start)
@@ -281,23 +282,28 @@ class Spawner:
             try:
                 if not launcher.send(self._waiting[0]):
                     return
-            except OSError:
-                self._lose(launcher)
-                return
+            except OSError as err:
+                if err.errno != errno.EMSGSIZE:
+                    self._lose(launcher)
+                    return
+                self._refuse(self._waiting[0], f"\0start\0{err.strerror}")
             self._waiting.popleft()
 
     def _make_launchers(self) -> bool:
         """As many as there should be; False without any, and what waits for one has failed then."""
         try:
             while len(self._launchers) < LAUNCHERS:
-                self._launchers.append(Launcher(self._inherited, self._selector, self._on_launcher))
+                self._launchers.append(Launcher(self._nofile, self._selector, self._on_launcher))
         except OSError as err:
             note(f"a launcher could not be made: {err}")
         while self._waiting and not self._launchers:
-            start = self._waiting.popleft()
-            start.let_go()
-            self._settle(start)
+            self._refuse(self._waiting.popleft(), "\0fork\0there can be no other process")
         return bool(self._launchers)
+
+    def _refuse(self, start: Start, told: str) -> None:
+        start.told = told.encode()
+        start.let_go()
+        self._settle(start)
 
     def _on_launcher(self, launcher: Launcher) -> None:
         if launcher not in self._launchers:

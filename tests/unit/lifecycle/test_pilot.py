@@ -41,6 +41,7 @@ def test_it_goes_from_the_queue_to_work_to_its_end() -> None:
     assert (drains.state, drain_pilot(drains, "other"), greet_pilot(drains, "", 5)) == (PilotState.DRAINING, drains, drains)
     ended = apply_entry(drains, QueueEntry(7, "CANCELLED"), "words", 6)
     assert (ended.state, ended.detail, ended.ended_at) == (PilotState.ENDED, "why", 6)
+    assert apply_entry(drains, QueueEntry("7", "NODE_FAIL"), "", 6).detail == "its node failed"
 
 
 def test_an_agent_may_be_heard_before_the_cluster_tells_that_it_runs() -> None:

@@ -117,13 +117,13 @@ class DirectSlurm:
         command = f'[ ! -f "$0/{LOG}" ] || tail -c 2000 -- "$0/{LOG}"'
         return read_words((await self._client.read("sh", "-c", command, self._pilot_folder(pilot))).decode(errors="replace"))
 
-    async def forget_pilot(self, pilot: Pilot) -> None:
-        await self._client.ask("rm", "-f", f"{self._pilot_folder(pilot)}/{PASS}")
-
-    def find_outputs(self, pilot: MachineId) -> Path | None:
+    def find_pilot_outputs(self, pilot: MachineId) -> Path | None:
         if self._attachment.ssh:
             return None
         return Path(name_pilot_folder(self._attachment, os.geteuid(), pilot)) / WORKLOADS
+
+    async def forget_pilot(self, pilot: Pilot) -> None:
+        await self._client.ask("rm", "-f", f"{self._pilot_folder(pilot)}/{PASS}")
 
     async def read_log(self, job: Job, stream: str, offset: int, limit: int) -> bytes:
         spec, prefix = job.spec, self._prefix(job)
