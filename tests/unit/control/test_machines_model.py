@@ -179,6 +179,7 @@ class Machines(RuleBasedStateMachine):
             self.report()
             self.decide()
             self.deliver()
+        self.nobody_waits_for_what_is_free()
 
     @rule(which=st.integers(0, 9))
     def one_agent_is_told(self, which: int) -> None:
@@ -235,6 +236,16 @@ class Machines(RuleBasedStateMachine):
             assert (job.machine != OWN_MACHINE) is bool(job.spec.pool)
             held[job.machine] = held.get(job.machine, 0.0) + job.spec.demand.cpus
         assert all(cores <= CORES for cores in held.values()), held
+
+    def nobody_waits_for_what_is_free(self) -> None:
+        """The first of a pool's queue, after everybody has decided."""
+        jobs = self.jobs()
+        for machine in self.run(self.world.store.read(lambda tx: tx.machines())):
+            held = [job.spec.demand.cpus for job in jobs if job.state in HOLDING and job.machine == machine.place]
+            waiting = [job for job in jobs if job.state is JobState.QUEUED and job.spec.pool == machine.pool]
+            if waiting and not machine.draining:
+                first = min(waiting, key=lambda job: (job.submitted_at, job.id))
+                assert first.spec.demand.cpus > CORES - sum(held), f"{first.id} fits on {machine.id} and waits"
 
     @invariant()
     def what_runs_is_known(self) -> None:
