@@ -16,7 +16,7 @@ from steelyard.agent.job_files import JobFiles
 from steelyard.api.secrets import make_redactor
 from steelyard.api.services import Services
 from steelyard.api.submission import one_job, parse_job_id
-from steelyard.api.views import function_view, job_view
+from steelyard.api.views import asked_machine, function_view, job_view
 from steelyard.control.watch import wait_for
 from steelyard.errors import NotFound, Refused, SteelyardError, Unreachable
 from steelyard.lifecycle.redaction import Redactor
@@ -146,8 +146,9 @@ async def follow_function(services: Services, name: str, offsets: tuple[int, int
         found = _function_and_secrets(tx, services, name)
         if found is None:
             raise NotFound(f"There is no function {name}. `steelyard functions` lists them.")
-        view = function_view(found[0], services.settings, services.hub.lost())
-        return Source(name_logs(name), 0, False, None, view.state, view.reason, view.detail, found[1])
+        view = function_view(found[0], services.settings, services.hub.lost_of(found[0]))
+        state = (view.state, view.reason, view.detail)
+        return Source(name_logs(name), 0, False, None, *state, found[1], machine=asked_machine(found[0]))
 
     async def read() -> Source:
         return await services.store.read(load)

@@ -183,11 +183,11 @@ def hold_functions(
 ) -> tuple[Holding, ...]:
     """What dedicated functions hold, and revisions that are leaving. `but`: a function that is about to be placed anew."""
     newest = [
-        Holding(reserved, each.plan, lent_s=each.spec.wake_bound_s if row.lends else None)
+        Holding(reserved, plan, lent_s=spec.wake_bound_s if row.lends else None)
         for row in functions
         if (row.project, row.name) != but
-        for each in row.live.values()
-        if each.plan is not None and (reserved := each.spec.reserved) is not None
+        for spec, plan in row.held
+        if (reserved := spec.reserved) is not None
     ]
     older = [
         Holding(_OLDER, msgspec.structs.replace(held.plan, machine=machine.place))

@@ -176,8 +176,8 @@ def _reserve(
     """Cores and devices of its own, now or not at all: a promise that only holds later is none. A place that a revision leaves to
     it is taken over, and so is the one that it had itself, where nobody else is on it."""
     demand, machine, name = wish.spec.reserved, tx.machine(), row.name
-    if demand is None:
-        return None
+    if demand is None or wish.spec.pool:
+        return None  # what it has on machines of a pool, it is given with its place there
     if machine is None:
         raise Unreachable("No agent has told yet what this machine has. Try again.", code="agent-unreachable")
     if NODE in machine.blocked:

@@ -428,38 +428,10 @@ class FunctionView(msgspec.Struct, frozen=True):
     routes: Routes = Routes()
     #: of the newest revision; told of one function, not in lists
     spec: FunctionSpec | None = None
-
-
-class ScalingStep(msgspec.Struct, frozen=True):
-    """The number of replicas changed."""
-
-    at: str | None
-    before: int
-    after: int
-    text: str
-
-
-class RevisionScaling(msgspec.Struct, frozen=True):
-    """Why one revision has as many replicas as it has."""
-
-    revision: int
-    serving: int
-    starting: int
-    wanted: int
-    text: str
-    #: the oldest first
-    changes: tuple[ScalingStep, ...]
-
-
-class FunctionWhyView(msgspec.Struct, frozen=True):
-    name: str
-    state: str
-    #: of what failed
-    reason: str | None
-    detail: str
-    revisions: tuple[RevisionScaling, ...]
-    #: replicas that are less apart from others than is claimed, a sentence each
-    isolation: tuple[str, ...] = ()
+    #: "": it is on the home's own machine
+    pool: str = ""
+    #: those of its pool that it is on
+    machines: tuple[str, ...] = ()
 
 
 class CallView(msgspec.Struct, frozen=True):
