@@ -28,6 +28,8 @@ _gathered: set[CodeType] = set()
 def practise(ways: Sequence[Callable[[int], None]], everything: bool) -> None:
     """The most usual one first; each is told how often it was gone before. `everything`: functions are looked for among all
     objects, which is written to each of them; otherwise by their names."""
+    for way in reversed(ways):  # what is imported on the way is there before anything is moved
+        way(0)
     for way in ways:  # what runs on the first lies together, then what else runs on the next
         _gather(_watch(lambda way=way: way(0)) - _gathered, everything)
     for way in reversed(ways):  # code that meets several kinds of objects is rewritten for the one that it met last
