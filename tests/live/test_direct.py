@@ -1,4 +1,5 @@
-"""Jobs through the queue of a real Slurm: what runs, what is told of it, and that nothing runs twice."""
+"""Jobs through the queue of a real Slurm: what is Slurm's own there, and that nothing runs twice. What is as with any other job
+is asked by test_conformance.py."""
 
 from __future__ import annotations
 
@@ -38,12 +39,6 @@ def test_a_job_answers_with_its_output_and_code(shared: Direct) -> None:
     assert out.splitlines()[1] in ("n1", "n2", "n3")
 
 
-def test_a_signal_is_told_as_shells_tell_it(shared: Direct) -> None:
-    assert shared.run("--", "sh", "-c", "kill -9 $$")[0] == 137
-    code, _, err = shared.run("--", "/no/such/program")
-    assert (code, "/no/such/program: No such file or directory" in err) == (127, True)
-
-
 def test_variables_folder_and_memory_are_as_asked(shared: Direct) -> None:
     script = "pwd; echo $COLOUR $STEELYARD_ATTEMPT_ID $HOME $SLURM_MEM_PER_NODE; env | grep -c ^STEELYARD_TOKEN"
     folder = shared.folder / "it's here"
@@ -68,13 +63,6 @@ def test_a_gang_spans_machines_each_rank_on_cores_of_its_own(shared: Direct) -> 
     ]
     for node in range(3):
         assert len({row[4] for row in rows if row[2] == str(node)}) == tasks
-
-
-def test_one_bad_rank_ends_the_gang_and_is_named(shared: Direct) -> None:
-    job = shared.begin("--nodes", "3", "--", "sh", "-c", "[ $RANK != 1 ] || exit 5; exec sleep 1000")
-    ended = shared.wait_job(job, "FAILED", 60)
-    assert ended["exit_code"] == 5
-    assert {"rank": 1, "exit_code": 5, "signal": None} in ended["rank_ends"]
 
 
 def test_an_mpi_program_is_started_by_srun(shared: Direct) -> None:
@@ -136,27 +124,6 @@ def test_a_job_that_waits_says_so_in_slurms_words_and_leaves_the_queue(shared: D
     assert [state for _, state in shared.entries(job)] == ["CANCELLED"]
 
 
-def test_stopping_is_a_signal_first_and_force_after_the_grace(shared: Direct) -> None:
-    polite = shared.begin("--", "sh", "-c", "trap 'echo got; exit 3' TERM; echo ready; while :; do sleep 0.05; done")
-    deaf = shared.begin("--", "sh", "-c", "trap '' TERM; echo ready; while :; do sleep 0.05; done")
-    for job in (polite, deaf):
-        wait_until(lambda job=job: shared.ok("logs", job) == "ready\n", 60, f"{job} to be ready")
-    shared.ok("stop", polite)
-    shared.ok("stop", "--grace", "1s", deaf)
-    seen = shared.wait_job(polite, "STOPPED", 60)
-    assert (seen["exit_code"], shared.ok("logs", polite)) == (3, "ready\ngot\n")
-    assert shared.wait_job(deaf, "STOPPED", 60)["exit_code"] == 128 + signal.SIGKILL
-
-
-def test_arrays_and_dependencies_are_kept(shared: Direct) -> None:
-    log = shared.folder / "order"
-    first = shared.begin("--array", "1-3", "--", "sh", "-c", f"echo $STEELYARD_ARRAY_INDEX >>{log}")
-    after = shared.begin("--after", f"ok:{first}", "--", "sh", "-c", f"echo after >>{log}")
-    shared.wait_job(after, "SUCCEEDED", 60)
-    lines = log.read_text().split()
-    assert (sorted(lines[:3]), lines[3:]) == (["1", "2", "3"], ["after"])
-
-
 def test_an_array_is_one_of_slurms_and_its_elements_are_told_apart(shared: Direct) -> None:
     out = shared.folder / "of"
     out.mkdir(mode=0o777)
@@ -185,14 +152,6 @@ def test_elements_of_an_array_that_waits_are_stopped_one_by_one(shared: Direct) 
     shared.ok("stop", job)
     for index in (0, 1, 3):
         shared.wait_job(f"{job}_{index}", "STOPPED", 60)
-
-
-def test_a_retry_is_another_attempt(shared: Direct) -> None:
-    mark = shared.folder / "once"
-    job = shared.begin("--retry", "error:1@0s", "--", "sh", "-c", f"[ -e {mark} ] || {{ touch {mark}; exit 9; }}; echo second")
-    assert shared.wait_job(job, "SUCCEEDED", 60)["restarts"] == 1
-    assert shared.ok("logs", job) == "second\n"
-    assert sorted(state for _, state in shared.entries(job)) == ["COMPLETED", "FAILED"]
 
 
 def test_a_job_that_slurm_refuses_fails_with_its_words(shared: Direct) -> None:

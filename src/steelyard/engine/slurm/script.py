@@ -98,10 +98,7 @@ def render_script(batch: Batch, attachment: Attachment, uid: int) -> str:
     lines = [
         "#!/bin/sh",
         f"# {batch.attempts} of Steelyard: the step that stands before each task, its variables, and the tasks.",
-        f"sy_step=$(cat <<'{_END}'",
-        _STEP.read_text().rstrip("\n"),
-        _END,
-        ")",
+        f"sy_step={shlex.quote(_STEP.read_text())}",
         f"sy_python={_PYTHON}; [ -x $sy_python ] || sy_python=python3",
     ]
     start = '$sy_python -I -S -c "$sy_step" "$sy_prefix"'
