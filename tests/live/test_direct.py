@@ -16,7 +16,7 @@ from mpi_ring import RING
 from steelyard_cluster import wait_until
 from traces import observe_traces
 
-from slurm_bed import SlurmBed, slurm
+from slurm_bed import SlurmBed, render_conf, slurm
 
 
 @pytest.fixture(scope="module")
@@ -31,6 +31,12 @@ def shared(bed: SlurmBed) -> Iterator[Direct]:
     with attached(bed) as made:
         yield made
     assert not (left := observe_traces().settled_minus(before)), f"left behind:\n{left}"
+
+
+@pytest.fixture(scope="module")
+def limited(shared: Direct) -> str:
+    """Ended by Slurm a minute or two later: the last test asks how."""
+    return shared.begin("--max-duration", "1m", "--", "sh", "-c", "exec sleep 1000")
 
 
 def test_a_job_answers_with_its_output_and_code(shared: Direct) -> None:
@@ -88,6 +94,30 @@ def test_torchrun_is_started_once_per_node_with_the_cpus_of_its_ranks(shared: Di
         assert tail == f" --rdzv-id={attempt} train.py it's --lr=1"
 
 
+def test_a_script_for_sbatch_is_slurms_own_there(shared: Direct) -> None:
+    """Its size in Slurm's words, its array and its files as here."""
+    script = shared.folder / "job.sh"
+    lines = [
+        "#!/bin/bash",
+        "#SBATCH -N2 --ntasks-per-node=1 --mem-per-cpu=60M",
+        "#SBATCH --array=4-5 -o of-%A_%a.txt",
+        'cd "$SLURM_SUBMIT_DIR" && srun sh -c "echo $SLURM_ARRAY_TASK_ID $1 \\$SLURM_PROCID" | sort',
+        "exit $((SLURM_ARRAY_TASK_ID - 4))",
+    ]
+    script.write_text("\n".join([*lines, ""]))
+    answer = json.loads(shared.ok("submit", "--direct", "--json", str(script), "word"))
+    assert answer["ignored"] == []
+    shared.wait_job(f"{answer['id']}_4", "SUCCEEDED", 60)
+    assert shared.wait_job(f"{answer['id']}_5", "FAILED", 60)["exit_code"] == 1
+    number = int(answer["id"].removeprefix("j-"))
+    for index in (4, 5):
+        assert (shared.folder / f"of-{number}_{index}.txt").read_text() == f"{index} word 0\n{index} word 1\n"
+    closed = json.loads(shared.ok("submit", "--direct", "--json", "--partition=closed", "--wrap", "true"))["id"]
+    assert "not permitted to use this partition" in shared.wait_job(closed, "FAILED", 60)["detail"]
+    code, _, err = shared.tell("submit", "--direct", "--clusters=other", "--wrap", "true")
+    assert (code, "--clusters can't be done" in err) == (2, True)
+
+
 def test_what_a_job_got_and_used_is_told(shared: Direct) -> None:
     gate = shared.folder / "gate3"
     job = shared.begin("--memory", "200MiB", "--", "sh", "-c", f"while [ ! -e {gate} ]; do :; done")
@@ -104,7 +134,7 @@ def test_what_a_job_got_and_used_is_told(shared: Direct) -> None:
     assert usage["cpu_s"] > 0 and usage["memory_peak_bytes"] > 1 << 20
 
 
-def test_output_files_are_written_where_they_were_asked_for(shared: Direct) -> None:
+def test_output_files_are_written_where_they_were_asked_for(shared: Direct, limited: str) -> None:
     out, err = shared.folder / "100%.out", shared.folder / "err"
     code, _, _ = shared.run("--output", str(out), "--error", str(err), "--", "sh", "-c", "echo out; echo err >&2")
     assert (code, out.read_text(), err.read_text()) == (0, "out\n", "err\n")
@@ -243,3 +273,69 @@ def test_an_answer_that_was_lost_is_found_again_and_nothing_runs_twice(shared: D
     finally:
         shared.down()
         shared.up()
+
+
+def test_a_killed_slurmd_costs_no_job(shared: Direct) -> None:
+    gate = shared.folder / "gate4"
+    job = shared.begin("--", "sh", "-c", f"hostname; while [ ! -e {gate} ]; do sleep 0.05; done; exit 4")
+    node = wait_until(lambda: shared.ok("logs", job).strip(), 60, "it to run")
+    shared.bed.stop(node)
+    gate.touch()
+    shared.bed.start(node)
+    assert shared.wait_job(job, "FAILED", 60)["exit_code"] == 4
+    assert len(shared.entries(job)) == 1
+
+
+def test_a_node_that_is_cut_off_loses_its_job_and_another_attempt_runs_elsewhere(shared: Direct) -> None:
+    mark = shared.folder / "cut"
+    script = f"hostname; [ ! -e {mark} ] || exit 0; exec sleep 1000"
+    job = shared.begin("--retry", "node-lost:1@0s", "--", "sh", "-c", script)
+    node = wait_until(lambda: shared.ok("logs", job).strip(), 60, "it to run")
+    mark.touch()
+    shared.bed[node].cut()
+    try:
+        seen = shared.wait_job(job, "SUCCEEDED", 90)
+        assert seen["restarts"] == 1 and shared.ok("logs", job).strip() != node
+    finally:
+        shared.bed[node].heal()
+    wait_until(lambda: shared.bed.ok("sinfo", "-h", "-n", node, "-p", "main", "-o", "%T").strip() in ("idle", "mixed"), 60, "it")
+
+
+def test_a_slurm_that_lost_its_state_is_told_by_the_records(shared: Direct) -> None:
+    gate = shared.folder / "gate5"
+    job = shared.begin("--", "sh", "-c", f"echo ready; while [ ! -e {gate} ]; do sleep 0.05; done; exit 6")
+    waits = shared.begin("--cpus", "4000", "true")
+    wait_until(lambda: shared.job(job)["state"] == "RUNNING" and shared.job(waits)["reason"] == "slurm-queue", 60, "both")
+    shared.bed.stop("head")
+    gate.touch()
+    wait_until(lambda: list((shared.home / "slurm").glob(f"*/{job}.1.0.exit")), 60, "its record")
+    shared.bed["head"].ok("sh", "-c", "rm -rf /var/spool/slurmctld/*")
+    shared.bed.start("head")
+    assert shared.wait_job(job, "FAILED", 60)["exit_code"] == 6
+    # nobody can say that what had not begun never will: it does not run twice
+    lost = shared.wait_job(waits, "FAILED", 60)
+    assert (lost["reason"], "no longer knows" in lost["detail"]) == ("exit-unknown", True)
+
+
+def test_a_changed_slurm_conf_is_slurms_business(shared: Direct) -> None:
+    before = (shared.bed.folder / "slurm.conf").read_text()
+    conf = render_conf(shared.bed.machines)
+    shared.bed.write_conf(conf.replace("PartitionName=main ", "PartitionName=other "))
+    try:
+        shared.bed["head"].ok("scontrol", "reconfigure")
+        # the attachment names no partition, so Slurm's own default holds
+        assert shared.run("true")[0] == 0
+        shared.bed.write_conf(conf.replace("Default=YES", "Default=YES State=DOWN"))
+        shared.bed["head"].ok("scontrol", "reconfigure")
+        job = shared.begin("true")
+        wait_until(lambda: "PartitionDown" in shared.job(job)["detail"], 60, "Slurm's reason")
+    finally:
+        shared.bed.write_conf(conf)
+        shared.bed["head"].ok("scontrol", "reconfigure")
+    assert (shared.bed.folder / "slurm.conf").read_text() == before
+    shared.wait_job(job, "SUCCEEDED", 60)
+
+
+def test_a_job_at_its_time_limit_is_ended_by_slurm_and_says_so(shared: Direct, limited: str) -> None:
+    seen = shared.wait_job(limited, "FAILED", 110)
+    assert (seen["reason"], seen["exit_code"]) == ("max-duration", 128 + signal.SIGTERM)
