@@ -83,7 +83,7 @@ def make_snapshot(shapes: int) -> Snapshot:
         )
         for at in range(_QUEUED)
     )
-    return Snapshot(machine, queued, tuple(holding))
+    return Snapshot((machine,), queued, tuple(holding))
 
 
 def _running_spec(chance: random.Random, at: int) -> JobSpec:

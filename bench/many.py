@@ -46,6 +46,22 @@ async def app(scope, receive, send):
     await send({{"type": "http.response.start", "status": 200, "headers": [(b"content-length", b"2")]}})
     await send({{"type": "http.response.body", "body": b"ok"}})
 """
+#: the same by the SDK
+DECLARED = """
+import json, os
+import {packages}
+import steelyard as sy
+app = sy.App("bench")
+
+@app.function(cpu=0.5, memory="512MB", idle_timeout=60)
+def score(items: list[float], weight: float = 1.0) -> float:
+    return sum(items) * weight
+
+@app.function(public=True)
+@sy.endpoint(method="GET")
+def answer(number: int = 1, name: str | None = None) -> dict[str, str]:
+    return {{"answer": str(number)}}
+"""
 #: arrivals per second, and the exponent of Zipf's law
 RATE, EXPONENT = 8.0, 1.1
 IDLE_S = 1.0
@@ -87,7 +103,7 @@ def measure_many(say: Say, quick: bool, scale: Scale | None = None) -> list[Figu
         among = wake_rounds(steelyard, say)
         settle(steelyard, say)
         rss_after, idle = agent_cost(steelyard)
-        bill = memory_bill(steelyard)
+        bill = memory_bill(steelyard, scale)
         curve = [play(steelyard, scale, budget, say, restart=at > 0) for at, budget in enumerate(scale.budgets)]
     return figures(scale, alone, among, (rss_after - rss) / max(1, scale.functions - 1), cpu, idle, bill, deploy_ms, curve)
 
@@ -98,11 +114,12 @@ def up(steelyard: Installation, budget: str) -> None:
 
 
 def put_bundle(steelyard: Installation, scale: Scale) -> str:
-    """One bundle, a file per environment's packages."""
+    """One bundle, a file per environment: plain ASGI apps in the first half, the same packages with the SDK in the other."""
     packed = io.BytesIO()
     with tarfile.open(fileobj=packed, mode="w:gz") as archive:
         for at in range(scale.environments):
-            text = APP.format(packages=PACKAGES[at % len(PACKAGES)]).encode()
+            packages = PACKAGES[at % max(1, scale.environments // 2) % len(PACKAGES)]
+            text = (DECLARED if is_declared(at, scale) else APP).format(packages=packages).encode()
             member = tarfile.TarInfo(f"app{at}.py")
             member.size = len(text)
             archive.addfile(member, io.BytesIO(text))
@@ -112,11 +129,16 @@ def put_bundle(steelyard: Installation, scale: Scale) -> str:
     return digest
 
 
+def is_declared(at: int, scale: Scale) -> bool:
+    """With the SDK: the function of that number."""
+    return at % scale.environments >= scale.environments / 2
+
+
 def deploy(steelyard: Installation, bundle: str, at: int, scale: Scale) -> None:
     environment = at % scale.environments
     spec = {
         "file": f"app{environment}.py",
-        "attr": "app",
+        "attr": "answer" if is_declared(at, scale) else "app",
         "bundle": bundle,
         "python": str(WORKLOADS_PYTHON),
         "env": {"BENCH_ENVIRONMENT": str(environment)},
@@ -194,29 +216,35 @@ class Bill(NamedTuple):
     """Bytes of templates by role: count, private in the median, and of all the proportional sum and the page tables."""
 
     revisions: int
+    #: of plain apps, and of those that were declared with the SDK
     revision_private: float
+    declared_private: float
     environments: int
     environment_private: float
     proportional: float
     page_tables: float
 
 
-def memory_bill(steelyard: Installation) -> Bill:
-    private: dict[str, list[int]] = {"tmpl": [], "tmpl-environment": [], "tmpl-base": []}
+def memory_bill(steelyard: Installation, scale: Scale) -> Bill:
+    private: dict[str, list[int]] = {"tmpl": [], "declared": [], "tmpl-environment": [], "tmpl-base": []}
     proportional = tables = 0
     for path in (steelyard.folder / "home" / "agent" / "handles").glob("tmpl*.json"):
         pid = json.loads(path.read_bytes())["pid"]
         memory = observe_memory(pid)
         if memory is None:
             continue
-        private[path.name.partition(".")[0]].append(memory.private)
+        role, function = path.name.split(".")[:2]
+        if role == "tmpl" and is_declared(int(function[1:]), scale):
+            role = "declared"
+        private[role].append(memory.private)
         proportional += memory.proportional
         status = Path(f"/proc/{pid}/status").read_text()
         tables += int(status.partition("VmPTE:")[2].split()[0]) * 1024
-    revisions, environments = private["tmpl"], private["tmpl-environment"]
+    environments = private["tmpl-environment"]
     return Bill(
-        len(revisions),
-        statistics.median(revisions or [0]),
+        len(private["tmpl"]) + len(private["declared"]),
+        statistics.median(private["tmpl"] or [0]),
+        statistics.median(private["declared"] or [0]),
         len(environments),
         statistics.median(environments or [0]),
         proportional,
@@ -294,7 +322,7 @@ def figures(
             f"{point.budget}: templates of revisions": point.templates,
             **{f"{point.budget}: by {road}": number for road, number in sorted(point.roads.items())},
         }
-    where = f"{count} functions over {scale.environments} environments, a quarter with torch or scipy"
+    where = f"{count} functions over {scale.environments} environments, a quarter with torch or scipy, half declared with the SDK"
     return [
         Figure(
             "wake among many",
@@ -323,7 +351,8 @@ def figures(
             "MB",
             "<= 2 MB",
             bill.revision_private <= 2e6,
-            f"{where}. Median of the private bytes of each revision's template; all templates together by proportional shares.",
+            f"{where}. Median of the private bytes of the templates of plain ASGI apps, as all were before November 29th, 2026; "
+            "all templates together by proportional shares.",
             {
                 "templates of revisions": bill.revisions,
                 "environments": bill.environments,
@@ -331,6 +360,15 @@ def figures(
                 "all templates (MB)": bill.proportional / 1e6,
                 "their page tables (MB)": bill.page_tables / 1e6,
             },
+        ),
+        Figure(
+            "memory bill sdk",
+            f"private memory of a sleeping revision that is declared with the SDK, {count} functions",
+            bill.declared_private / 1e6,
+            "MB",
+            "<= 2 MB",
+            bill.declared_private <= 2e6,
+            f"{where}. Median of the private bytes of the templates of those: a typed function and an endpoint in a file.",
         ),
         Figure(
             "wakes by Zipf",

@@ -95,7 +95,7 @@ def measure_watching(say: Callable[[str], None], quick: bool) -> list[Figure]:
             "%",
             f"<= {CORE_GOAL_PERCENT:g} %, <= {RPC_GOAL:g} request/s",
             cpu <= CORE_GOAL_PERCENT and asked <= RPC_GOAL,
-            f"server and squeue, over {seconds:.0f} s; a line of squeue for each (as one array {found['array']['core (%)']:.2g} %)",
+            f"over {seconds:.0f} s, server and squeue; a line of it for each (as an array {found['array']['core (%)']:.2g} %)",
             {f"{name}, {way}": value for way, each in found.items() for name, value in each.items()},
         )
     ]

@@ -7,6 +7,7 @@ import os
 from pathlib import Path
 from typing import Any
 
+from steelyard.model.cdi import CdiFacts, NvidiaDriver, OwnNode
 from steelyard.model.topology import Gpu, MigInstance, Nic, Topology
 
 VERSION = "570.86.15"
@@ -24,6 +25,29 @@ TOPOLOGY = Topology(
             mig_instances=(MigInstance(MIG, "3g.40gb", None, 1, 0), MigInstance(MIG + "x", "3g.40gb", None, 2, 0))),
     ),
     nics=(Nic(CARD, "mlx5_0", CARD, rdma=True), Nic(PLAIN_CARD, "eth1", PLAIN_CARD, rdma=False)),
+)  # fmt: skip
+
+#: what it shows, as one look
+LIBRARY = f"/{FOLDER}/libcuda.so.{VERSION}"
+PERSISTENCED, FABRIC, MPS = "/run/nvidia-persistenced/socket", "/run/nvidia-fabricmanager/socket", "/tmp/nvidia-mps"
+DRIVER = NvidiaDriver(VERSION, (LIBRARY,), ("/opt/bin/nvidia-smi",), PERSISTENCED, FABRIC, MPS)
+FACTS = CdiFacts(
+    driver=DRIVER,
+    own_nodes={
+        GPUS[0]: (OwnNode("/dev/nvidia1", (195, 1)), OwnNode("/dev/dri/renderD128", (226, 128))),
+        GPUS[1]: (OwnNode("/dev/nvidia0", (195, 0)),),
+        GPUS[2]: (
+            OwnNode("/dev/nvidia2", (195, 2)),
+            *(OwnNode(f"/dev/nvidia-caps/nvidia-cap{at}", (237, at), part)
+              for at, part in ((30, (1, None)), (31, (1, 0)), (40, (2, None)), (41, (2, 0)))),
+        ),
+        CARD: (OwnNode("/dev/infiniband/uverbs0", (231, 192)),),
+    },
+    shared_nodes={
+        "/dev/nvidiactl": (195, 255), "/dev/nvidia-uvm": (511, 0), "/dev/nvidia-uvm-tools": (511, 1), "/dev/kfd": (236, 0),
+        "/dev/infiniband/rdma_cm": (10, 58),
+    },
+    aliases={LIBRARY: ("libcuda.so", "libcuda.so.1")},
 )  # fmt: skip
 
 

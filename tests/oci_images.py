@@ -59,8 +59,8 @@ def make_tar(entries: Iterable[tuple[tarfile.TarInfo, bytes]]) -> bytes:
     return out.getvalue()
 
 
-def busybox_entries() -> list[tuple[tarfile.TarInfo, bytes]]:
-    """A root file system with a shell: one static program and its names."""
+def busybox_entries(more: str = "") -> list[tuple[tarfile.TarInfo, bytes]]:
+    """A root file system with a shell: one static program and its names, and `more` of these."""
     program = Path("/bin/busybox").read_bytes()
     names = (
         "sh ls cat echo id sleep true false mount umount mknod chmod chown wget httpd env head grep test mkdir rm touch ps kill"
@@ -69,7 +69,7 @@ def busybox_entries() -> list[tuple[tarfile.TarInfo, bytes]]:
         *(folder(name) for name in ("bin", "etc", "usr", "var")),
         folder("tmp", mode=0o1777),
         entry("bin/busybox", program),
-        *(link(f"bin/{name}", "busybox") for name in names.split()),
+        *(link(f"bin/{name}", "busybox") for name in (*names.split(), *more.split())),
         entry("etc/passwd", b"root:x:0:0:root:/root:/bin/sh\nweb:x:101:102::/:/bin/sh\n", mode=0o644),
         entry("etc/group", b"root:x:0:\nweb:x:102:\n", mode=0o644),
     ]
@@ -276,9 +276,8 @@ def python_entries(python: str = "/usr/bin/python3") -> list[tuple[tarfile.TarIn
     }
     files = [path for path in library.rglob("*") if path.is_file() and not skipped & {*path.relative_to(library).parts}]
     objects = [str(program), *(str(path) for path in Path(told[1]).glob("*.so"))]
-    linked = subprocess.run(["ldd", *objects], capture_output=True, text=True, check=False).stdout
-    libraries = {word for line in linked.splitlines() for word in line.split() if word.startswith("/") and not word.endswith(":")}
-    found = {str(program): program, **{str(path): path for path in files}, **{name: Path(name) for name in sorted(libraries)}}
+    libraries = find_linked(objects)
+    found = {str(program): program, **{str(path): path for path in files}, **{name: Path(name) for name in libraries}}
     return [
         *(folder(name) for name in ("etc", "bin")),
         folder("tmp", mode=0o1777),
@@ -286,3 +285,11 @@ def python_entries(python: str = "/usr/bin/python3") -> list[tuple[tarfile.TarIn
         link("bin/python3", str(program)),
         *(entry(name.lstrip("/"), path.read_bytes(), mode=path.stat().st_mode & 0o777) for name, path in found.items()),
     ]
+
+
+def find_linked(objects: list[str]) -> list[str]:
+    """Paths of the libraries that programs and libraries are linked against, in order."""
+    linked = subprocess.run(["ldd", *objects], capture_output=True, text=True, check=False).stdout
+    return sorted(
+        {word for line in linked.splitlines() for word in line.split() if word.startswith("/") and not word.endswith(":")}
+    )

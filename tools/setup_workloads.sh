@@ -23,7 +23,7 @@ install_debian() {
 missing=
 command -v mpirun >/dev/null || missing="openmpi-bin"
 command -v lmp >/dev/null || missing="$missing lammps"
-for program in skopeo umoci crun; do command -v $program >/dev/null || missing="$missing $program"; done
+for program in skopeo umoci crun mmdebstrap; do command -v $program >/dev/null || missing="$missing $program"; done
 command -v busybox >/dev/null && ! ldd "$(command -v busybox)" >/dev/null 2>&1 || missing="$missing busybox-static"
 # a cluster of Slurm for tests, each of its machines a few namespaces; libpmix-dev holds the name by which Slurm looks for PMIx
 command -v nft >/dev/null || missing="$missing nftables"

@@ -21,12 +21,15 @@ from steelyard.lifecycle.array import make_places, parse_array
 from steelyard.model.gpu_demand import GpuDemand
 from steelyard.model.ids import DEFAULT_PROJECT, JobId
 from steelyard.model.job import Job, JobSpec, JobState, Owner, Resources
+from steelyard.model.pool import NodeShape, Pilot, PilotState, Pool, PoolSpec, make_pilot_id
 from steelyard.model.slurm import Attachment, QueueEntry, RankRecord
 
 T = TypeVar("T")
 ENDS = ("sh", "-c", "echo said; exit 7")
 STAYS = ("sh", "-c", "echo said; exec sleep 1000")
 FATES = {ENDS: Fate(7, b"said\n"), STAYS: Fate(0, b"said\n")}
+
+POOL = Pool(PoolSpec("train", 0, 1, NodeShape(cpus=1)), DEFAULT_PROJECT, Owner(USER, USER_UID), 1, 0)
 
 
 class Bench:
@@ -43,8 +46,15 @@ class Bench:
         id_ = JobId(f"j-{uuid.uuid4().int % 10**9:09d}")
         return Job(id_, DEFAULT_PROJECT, Owner(USER, USER_UID), 2, 1, spec, JobState.STARTING, 0)
 
+    def pilot(self) -> Pilot:
+        id_ = make_pilot_id("train", uuid.uuid4().int % 10**9)
+        return Pilot(id_, "train", DEFAULT_PROJECT, POOL.owner, 1, PilotState.SUBMITTED, 0)
+
+    def look(self, id_: str) -> QueueEntry | None:
+        return self.ask(self.engine.look()).get(id_)
+
     def seen(self, job: Job) -> QueueEntry | None:
-        return self.ask(self.engine.look()).get(job.attempt_id)
+        return self.look(job.attempt_id)
 
     def records(self, job: Job, name: str = "exit") -> Sequence[RankRecord]:
         return self.ask(self.engine.read_records([job], name))[job.attempt_id]
@@ -59,6 +69,11 @@ class Bench:
     def begin(self, job: Job) -> None:
         if isinstance(self.engine, FakeEngine):
             self.engine.begin(job)
+
+    def begin_pilot(self, pilot: Pilot) -> None:
+        if isinstance(self.engine, FakeEngine):
+            self.engine.run(pilot.id, 3600.0)
+            self.engine.words[pilot.id] = "said"
 
     def end(self, job: Job) -> None:
         if isinstance(self.engine, FakeEngine):
@@ -76,7 +91,12 @@ def bench(request: pytest.FixtureRequest) -> Bench:
     if request.param == "fake":
         return Bench(FakeEngine(FATES), "/")
     bed: SlurmBed = request.getfixturevalue("bed")
-    attachment = Attachment(folder=str(bed.shared), env={"SLURM_CONF": bed.environ["SLURM_CONF"]})
+    python = bed.shared / "python"
+    if not python.exists():
+        # in the place of the program: says something, and ends when it is told to
+        python.write_text("#!/bin/sh\necho said\ntrap 'exit 0' TERM\nwhile :; do sleep 0.05; done\n")
+        python.chmod(0o755)
+    attachment = Attachment(folder=str(bed.shared), env={"SLURM_CONF": bed.environ["SLURM_CONF"]}, python=str(python))
     return Bench(DirectSlurm(SlurmClient(attachment, os.environ), attachment, "0123abcd", USER_UID), str(bed.shared))
 
 
@@ -140,6 +160,50 @@ def test_what_is_refused_is_not_there(bench: Bench) -> None:
         bench.ask(bench.engine.submit([job]))
     assert refused.value.code == "slurm-refused" and refused.value.public.startswith("Slurm says: ")
     assert bench.seen(job) is None
+
+
+def test_a_pilot_is_found_by_its_id_and_ends_gently(bench: Bench) -> None:
+    pilot = bench.pilot()
+    assert bench.look(pilot.id) is None
+    number = bench.ask(bench.engine.submit_pilot(POOL, pilot, b"{}"))
+    bench.begin_pilot(pilot)
+
+    def running() -> QueueEntry | None:
+        entry = bench.look(pilot.id)
+        return entry if entry is not None and entry.state == "RUNNING" else None
+
+    entry = wait_until(running, "it to run")
+    assert entry.job == number and entry.ends_at is not None and entry.started_at is not None
+    # the partition's limit
+    assert entry.ends_at - entry.started_at == 3600 * 1_000_000
+    wait_until(lambda: bench.ask(bench.engine.read_pilot_words(pilot)) == "said", "its words")
+    known = replace(pilot, number=str(number), started_at=entry.started_at)
+    bench.ask(bench.engine.cancel_pilot(known, force=False))
+    wait_until(lambda: (seen := bench.look(pilot.id)) is not None and over(seen), "it to end")
+    seen = bench.look(pilot.id)
+    assert seen is not None and seen.state == "COMPLETED"
+    # where it has ended, nothing happens
+    for force in (False, True):
+        bench.ask(bench.engine.cancel_pilot(known, force=force))
+    bench.ask(bench.engine.forget_pilot(known))
+    bench.ask(bench.engine.forget_pilot(known))
+
+
+def test_a_pilot_that_waits_leaves_the_queue(bench: Bench) -> None:
+    pilot = bench.pilot()
+    large = replace(POOL, spec=replace(POOL.spec, node=NodeShape(cpus=4000)))
+    number = bench.ask(bench.engine.submit_pilot(large, pilot, b"{}"))
+    bench.ask(bench.engine.cancel_pilot(replace(pilot, number=str(number)), force=False))
+    wait_until(lambda: (seen := bench.look(pilot.id)) is not None and seen.state == "CANCELLED", "it to leave")
+
+
+def test_a_pilot_that_is_refused_is_not_there(bench: Bench) -> None:
+    pilot = bench.pilot()
+    if isinstance(bench.engine, FakeEngine):
+        bench.engine.next_submit = "no"
+    with pytest.raises(Refused, match="Slurm says: "):
+        bench.ask(bench.engine.submit_pilot(replace(POOL, spec=replace(POOL.spec, node=NodeShape(gpus=2))), pilot, b"{}"))
+    assert bench.look(pilot.id) is None
 
 
 def test_elements_of_an_array_go_together_and_are_told_apart(bench: Bench) -> None:

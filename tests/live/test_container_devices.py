@@ -110,12 +110,16 @@ def little_locked() -> Iterator[int]:
     resource.setrlimit(resource.RLIMIT_MEMLOCK, (soft, hard))
 
 
+def most_locked(little_locked: int) -> str:
+    """In KiB. Without CAP_SYS_RESOURCE the spawner may not lift the limit: then what there is of it."""
+    held = int(re.search(r"^CapEff:\s*(\w+)", Path("/proc/self/status").read_text(), re.M)[1], 16)  # type: ignore[index]
+    return "unlimited" if held >> 24 & 1 or little_locked < 0 else str(little_locked)
+
+
 def test_a_card_brings_its_files_and_the_right_to_lock_memory(root: Path, image: str, little_locked: int) -> None:
     script = f"{NODES}; ulimit -l; head -c 3 infiniband/uverbs0 | wc -c"
     state, lines = run(root, image, script, Plan(share=0.1, nics=(CARD,)))
-    # without CAP_SYS_RESOURCE the spawner may not lift it: then what there is of it
-    held = int(re.search(r"^CapEff:\s*(\w+)", Path("/proc/self/status").read_text(), re.M)[1], 16)  # type: ignore[index]
-    most = "unlimited" if held >> 24 & 1 or little_locked < 0 else str(little_locked)
+    most = most_locked(little_locked)
     assert (state.exit_code, lines) == (0, ["./infiniband/rdma_cm", "./infiniband/uverbs0", most, "3"]), state.detail
     assert run(root, image, f"{NODES}; ulimit -l", Plan(share=0.1, nics=(PLAIN_CARD,)))[1] == ["1024"]
 
@@ -126,12 +130,14 @@ def test_work_without_devices_has_none_inside_whatever_files_say(root: Path, ima
     assert run(root, image, f"{NODES}; echo .$FROM_CDI", Plan(share=0.1))[1] == ["."]
 
 
-def test_the_proof_lists_the_device_files_that_are_inside(root: Path, image: str) -> None:
+def test_the_proof_lists_the_device_files_that_are_inside_and_reads_back_what_may_be_locked(
+    root: Path, image: str, little_locked: int
+) -> None:
     gpu_root.make_driver(root)
     proofs: list[Proof] = []
 
     async def life(rig: KeeperRig) -> None:
-        plan = Plan(share=0.1, gpus=(GPUS[1],))
+        plan = Plan(share=0.1, gpus=(GPUS[1],), nics=(CARD,))
         rig.assign(make_job("sh", "-c", "echo up; exec sleep 1000", plan=plan, image=image, cwd="", env={}))
         await until(lambda: rig.keeper.files.read_output(A, "stdout", 0, 10).data == b"up\n", "it to be up")
         await rig.until_phase("running")
@@ -140,7 +146,11 @@ def test_the_proof_lists_the_device_files_that_are_inside(root: Path, image: str
         proofs.append(proof)
 
     play(life, MACHINE, root)
-    assert proofs[0].got["device_files"] == ["/dev/nvidia-uvm", "/dev/nvidia-uvm-tools", "/dev/nvidia0", "/dev/nvidiactl"]
+    gpu = ["/dev/nvidia-uvm", "/dev/nvidia-uvm-tools", "/dev/nvidia0", "/dev/nvidiactl"]
+    assert proofs[0].got["device_files"] == ["/dev/infiniband/rdma_cm", "/dev/infiniband/uverbs0", *gpu]
+    assert proofs[0].asked["memory_lock_limit"] == "unlimited"
+    most = most_locked(little_locked)
+    assert proofs[0].got["memory_lock_limit"] == (most if most == "unlimited" else f"{int(most) << 10} bytes")
     assert not any("device_files" in each for each in proofs[0].differences), proofs[0].differences
     assert any("NOT VERIFIED on real devices" in note for note in proofs[0].notes)
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import subprocess
 import sys
@@ -9,7 +10,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-from runner_bed import Bed, on_base
+from runner_bed import Bed, on_base, read_answer
 from test_template import HELLO, looking, seen
 
 from steelyard.host.proc import observe_memory
@@ -72,6 +73,68 @@ def test_a_revision_costs_little_beyond_its_environment(make_bed: Callable[..., 
         environment.close()
 
     on_base(bed, story)
+
+
+#: by the SDK: what people declare
+DECLARED = """
+    import steelyard as sy
+    app = sy.App("shop")
+
+    @app.function(cpu=0.5, idle_timeout=60, memory="512MB")
+    def score(items: list[float], weight: float = 1.0) -> float:
+        return sum(items) * weight
+
+    @app.function(public=True)
+    @sy.endpoint()
+    def answer(question: str, number: int = 3) -> dict[str, list[str]]:
+        import os, sys
+        import steelyard.sdk as sdk
+        return {
+            "hooks": [repr(hook) for hook in [*sdk.hooks, *sdk.exits, *sdk.recorded]],
+            "modules": [name for name in sys.modules if "rehearsed" in name],
+            "ours": [name for name in os.environ if "STEELYARD" in name],
+            "path": [entry for entry in getattr(sys, "path") if "rehears" in entry],  # spelled so that packages are looked for
+        }
+"""
+
+
+def test_a_revision_that_declares_with_the_sdk_costs_little_more_and_finds_nothing_of_its_rehearsal(
+    make_bed: Callable[..., Bed],
+) -> None:
+    bed = make_bed(DECLARED)
+
+    async def story() -> None:
+        env = SINGLE_THREAD_ENV | {"OWN": "mine"}
+        load = bed.make_load(env, attr="answer")
+        packages = (await bed.base_client.scan(load, 10)).names
+        environment = await bed.grow(bed.base_client, "environment", env=env, packages=packages)
+        await environment.status(20)
+        bed.client = await bed.grow(environment, "revision", load=load)
+        assert (await bed.ready()).state == "ready"
+        revision = bed.template_pid
+        other = await bed.grow(environment, "revision", load=load)
+        await other.status(20)
+        memory = observe_memory(revision)
+        assert memory is not None and memory.private < 2_200_000, memory
+        assert "could not be rehearsed" not in bed.template_log.read_text()
+        replica = await bed.wake()
+        assert ask(bed, {"question": "?"}) == {"hooks": [], "modules": [], "ours": ["STEELYARD_FUNCTION"], "path": []}
+        replica.retire()
+        assert replica.exit_code() == 0
+        other.close()
+        environment.close()
+
+    on_base(bed, story)
+
+
+def ask(bed: Bed, arguments: dict[str, object]) -> object:
+    body = json.dumps(arguments).encode()
+    client = bed.connect()
+    client.sendall(b"POST / HTTP/1.1\r\nhost: x\r\ncontent-length: %d\r\n\r\n%s" % (len(body), body))
+    status, _, answer = read_answer(client)
+    client.close()
+    assert status == 200, answer
+    return json.loads(answer)
 
 
 def test_of_a_rehearsal_nothing_is_left(make_bed: Callable[..., Bed]) -> None:

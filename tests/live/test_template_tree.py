@@ -72,6 +72,28 @@ def test_packages_are_imported_once_by_the_environment_and_found_by_what_comes_f
     on_site(bed, story)
 
 
+def test_what_a_package_loads_on_first_use_is_learned_and_stays_known(make_bed: MakeBed) -> None:
+    bed = make_bed(looking("return {'value': VALUE}", "import lazy\n    VALUE = lazy.late()"))
+    bed.write("../site-packages/lazy/__init__.py", "def late():\n    from lazy.part import VALUE\n    return VALUE\n")
+    bed.write("../site-packages/lazy/part.py", "VALUE = 7\n")
+
+    async def story() -> None:
+        load = bed.make_load(site(bed))
+        names = list((await bed.base_client.scan(load, 10)).names)
+        assert names == ["lazy"]
+        for _ in range(3):  # the second environment has the part, so that no revision loads it any more
+            environment = await bed.grow(bed.base_client, "environment", env=site(bed), packages=names)
+            assert (await environment.status(20)).state == "ready"
+            bed.client = await bed.grow(environment, "revision", load=load)
+            assert (await bed.ready()).state == "ready"
+            names = await bed.client.learn(10)
+            assert names == ["lazy", "lazy.part"]
+            bed.client.close()
+            environment.close()
+
+    on_site(bed, story)
+
+
 def test_user_code_from_an_environment_sees_what_it_would_see_by_a_plain_start(make_bed: MakeBed) -> None:
     look = (
         "return {'argv': sys.argv, 'main': sorted(vars(sys.modules['__main__'])), 'gc': [gc.isenabled(), *gc.get_threshold()],"

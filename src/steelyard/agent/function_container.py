@@ -64,7 +64,9 @@ def enter_image(edges: Edges, function: AssignedFunction, image: Image) -> tuple
     spec = function.spec
     if spec.attr is not None:
         path = variables(image, spec.env)["PATH"]
-        spec = msgspec.structs.replace(spec, python=find_python(edges.containers.store.root(image.digest), path, image.reference))
+        python = find_python(edges.containers.store.root(image.digest), path, image.reference)
+        # by which `image.imports()` knows that it is in one; of a container all folders are the image's
+        spec = msgspec.structs.replace(spec, python=python, env={"STEELYARD_IMAGE": "/"} | spec.env)
     code = Path(f"{CODE}/{spec.bundle}" if spec.bundle is not None else spec.cwd or image.cwd or "/")
     return msgspec.structs.replace(function, spec=spec), code
 

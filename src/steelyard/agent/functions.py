@@ -14,6 +14,7 @@ from steelyard.agent.devices import DeviceKeeper, devices_of
 from steelyard.agent.edges import Edges
 from steelyard.agent.execs import ExecHost
 from steelyard.agent.function import FunctionHost
+from steelyard.agent.function_proofs import prove_replicas
 from steelyard.agent.ledger import Ledger
 from steelyard.agent.lending import Lending, meets
 from steelyard.agent.memory import NodeUse, TemplateUse, choose_evictions, choose_return
@@ -31,16 +32,25 @@ from steelyard.agent.trial import socket_name, socket_path
 from steelyard.agent.visits import Visits, find_inside
 from steelyard.agent.weights import Weights, WeightsKeeper
 from steelyard.errors import SteelyardError
-from steelyard.gateway import GatewayDesired
+from steelyard.gateway import GatewayDesired, Neighbour, Route
 from steelyard.model.coldstart import ColdStart
 from steelyard.model.function import ReplicaEnd
 from steelyard.model.ids import FunctionName, WorkloadId, name_logs
 from steelyard.model.job import Plan
 from steelyard.model.machine import HeldPlan
+from steelyard.model.proof import ReplicaProof
 from steelyard.model.template import TemplateSeen
 from steelyard.runtime.process import Adopted, AdoptedState
 from steelyard.scaling.share import CPU_OVERCOMMIT, Budget, divide
-from steelyard.wire.agent import AssignedFunction, Assignment, FunctionSeen, ScalingSeen, digest_keys
+from steelyard.wire.agent import (
+    AssignedFunction,
+    AssignedNeighbour,
+    Assignment,
+    AwayFunction,
+    FunctionSeen,
+    ScalingSeen,
+    digest_keys,
+)
 from steelyard.wire.spawn import Exited
 
 log = logging.getLogger(__name__)
@@ -82,6 +92,10 @@ class FunctionKeeper:
         self._weighed: Assignment | None = None
         self._hosts: dict[FunctionName, FunctionHost] = {}
         self._keys: tuple[str, ...] = ()
+        #: functions on other machines, and what Envoy was last told of them
+        self._away: tuple[AwayFunction, ...] = ()
+        self._neighbours: tuple[AssignedNeighbour, ...] = ()
+        self.away_told: tuple[AwayFunction, ...] = ()
         self._gateway_lock = asyncio.Lock()
         #: the keys that Envoy was last told, and who waits for other ones
         self._keys_told: tuple[str, ...] = ()
@@ -135,9 +149,9 @@ class FunctionKeeper:
         shutil.rmtree(self._edges.paths.workloads / name_logs(name), ignore_errors=True)
         self._awake.pop(name, None)
 
-    def reconcile(self, functions: Iterable[AssignedFunction], keys: tuple[str, ...]) -> None:
+    def reconcile(self, assignment: Assignment) -> None:
         wanted: dict[FunctionName, list[AssignedFunction]] = {}
-        for function in functions:
+        for function in assignment.functions:
             wanted.setdefault(function.name, []).append(function)
         for name, revisions in wanted.items():
             (self._hosts.get(name) or self._make_host(name)).set_desired(revisions)
@@ -148,27 +162,37 @@ class FunctionKeeper:
                 self._stale.add(name)
                 if host.gone:
                     self._forget(name)
-        if keys != self._keys:
-            self._keys = keys
-            task = asyncio.ensure_future(self._apply_keys())
+        if self._take(assignment):
+            task = asyncio.ensure_future(self._apply_rest())
             task.add_done_callback(lambda _: None)
 
-    async def _apply_keys(self) -> None:
+    def _take(self, assignment: Assignment) -> bool:
+        """What Envoy must know beside the functions here; True when that is something else than before."""
+        before = (self._keys, self._away, self._neighbours)
+        self._keys, self._away, self._neighbours = assignment.keys, assignment.away, assignment.neighbours
+        return before != (self._keys, self._away, self._neighbours)
+
+    async def _apply_rest(self) -> None:
         try:
             await self.apply_routes()
         except SteelyardError as err:
-            log.warning("Envoy did not take the new keys: %s", err)
+            log.warning("Envoy did not take the new keys, or what is on other machines: %s", err)
 
     async def apply_routes(self) -> None:
         """Bring Envoy in line with what is routed now. One at a time; raises EdgeFailed when Envoy rejects it."""
         async with self._gateway_lock:
-            keys = self._keys
+            keys, away = self._keys, self._away
             pairs = [self._hosts[name].gateway() for name in sorted(self._hosts)]
             clusters = tuple(cluster for clusters, _ in pairs for cluster in clusters)
             routes = tuple(route for _, routes in pairs for route in routes)
-            await self._edges.gateway.apply(GatewayDesired(clusters, routes, keys))
+            neighbours = tuple(Neighbour(each.machine, each.host, each.port) for each in self._neighbours)
+            elsewhere = tuple(route for function in away for route in make_away_routes(function))
+            await self._edges.gateway.apply(GatewayDesired(clusters, (*routes, *elsewhere), keys, neighbours))
             self._keys_told = keys
             self._told.set()
+            if away != self.away_told:
+                self.away_told = away
+                self._on_change()
 
     async def wait_told(self, digest: str, wait_s: float) -> bool:
         """Until Envoy admits just the keys of this digest; False when the time is over first."""
@@ -281,6 +305,11 @@ class FunctionKeeper:
                 return await find_inside(self._edges, revision, replica)
         return None
 
+    def prove(self, name: FunctionName, common_cpus: tuple[int, ...]) -> tuple[ReplicaProof, ...]:
+        """What its replicas got; none where it sleeps."""
+        host = self._hosts.get(name)
+        return prove_replicas(self._edges, host.hosts if host is not None else (), common_cpus)
+
     # -- truth from the machine
 
     def on_exit(self, exited: Exited) -> bool:
@@ -289,9 +318,9 @@ class FunctionKeeper:
         hosts = [self._hosts[FunctionName(name)] for name in names if name in self._hosts]
         return any(revision.on_exit(exited) for host in hosts for revision in host.hosts) or self.tree.on_exit(exited)
 
-    async def adopt(self, held: dict[str, int], found: Iterable[Adopted], keys: tuple[str, ...]) -> None:
+    async def adopt(self, held: dict[str, int], found: Iterable[Adopted], assignment: Assignment) -> None:
         """After a restart: route what was routed, take over sockets, replicas and templates, end what belongs to nobody."""
-        self._keys = keys
+        self._take(assignment)
         kept = frozenset(held)
         revisions: dict[str, RevisionHost] = {}
         for function in [each for routed in self._ledger.routed.values() for each in routed]:
@@ -532,6 +561,14 @@ class FunctionKeeper:
         self._weights.close()
         for host in self._hosts.values():
             host.close()
+
+
+def make_away_routes(function: AwayFunction) -> list[Route]:
+    """Each of its machines gets the same part."""
+    names = [f"@{machine}" for machine in function.machines]
+    parts = [100 // len(names) + (number < 100 % len(names)) for number in range(len(names))] if names else []
+    targets = tuple(zip(names, parts, strict=True))
+    return [Route(function.name, targets, function.public, tag, away=True) for tag in ("", *function.tags)]
 
 
 def _use(name: str, template: TemplateKeeper) -> TemplateUse:

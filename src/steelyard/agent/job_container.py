@@ -16,17 +16,16 @@ import msgspec
 
 from steelyard.agent.attempt import Attempt, Member
 from steelyard.agent.container_images import ContainerImages, find_login
+from steelyard.agent.container_proof import asked_walls, explain_container, got_walls
 from steelyard.agent.device_grants import DeviceGrants
 from steelyard.agent.images import SITE_VARIABLES
 from steelyard.agent.secrets import SecretKeeper
 from steelyard.errors import EdgeFailed, Refused
 from steelyard.host import Cgroups
-from steelyard.host.device_nodes import observe_inside
-from steelyard.host.proc import observe_walls
 from steelyard.host.volumes import check_source
-from steelyard.lifecycle.bundle import namespaces
 from steelyard.lifecycle.container_step import FILES
 from steelyard.lifecycle.launch import Launch
+from steelyard.lifecycle.proof import CONTAINER_TIER
 from steelyard.model.cdi import DeviceEdits
 from steelyard.model.ids import WorkloadId
 from steelyard.model.image import Image, ImageSource, parse_image
@@ -43,9 +42,9 @@ from steelyard.wire.spawn import Exited, Rootfs
 Ids = tuple[int, int]
 #: code of a start that was given up because nobody wants it any more
 STOPPED = str(Reason.STOPPED_BY_USER)
-#: kinds of namespaces, as /proc/<pid>/ns names them
 _PIP_VARIABLES = ("PIP_INDEX_URL", "PIP_EXTRA_INDEX_URL", "PIP_TRUSTED_HOST")
-_NAMES = {"mount": "mnt", "network": "net"}
+#: whom the site trusts, as a file; seen inside of a step at a place of its own
+_CERT_VARIABLES, CERTS = ("PIP_CERT", "SSL_CERT_FILE"), "/run/steelyard/certs.pem"
 
 
 class JobContainers:
@@ -57,6 +56,9 @@ class JobContainers:
         if owner is None:
             self._containers.check()  # which refuses: only root makes containers
             raise Refused("Containers need root. Nothing was started.", code="no-containers-here")
+        if job.spec.makes is not None and not job.spec.makes.below:
+            self._containers.check_bare()
+            return Image("", job.spec.image)
         login = await find_login(secrets, job.owner, job.spec.secrets)
         task = asyncio.ensure_future(asyncio.to_thread(self._images.fetch, parse_image(job.spec.image), job.owner, owner, login))
         attempt.fetching = task
@@ -125,9 +127,13 @@ class JobContainers:
             image, digest=step.id, reference=f"{ImageSource.BUILT.value}:{step.id}", env=image.env | step.env, blobs=()
         )
         binds = (Bind(files, FILES, True),) if files else ()
+        trusted = next((path for name in _CERT_VARIABLES if os.path.isfile(path := os.environ.get(name, ""))), "")
+        told = dict.fromkeys(_CERT_VARIABLES, CERTS) if trusted else {}
+        if trusted:
+            binds = (*binds, Bind(os.path.realpath(trusted), CERTS, True))
         wanted = Wanted(
             argv=spec.argv,
-            env=_site_variables() | spec.env,
+            env=_site_variables() | told | spec.env,
             interpreter="/bin/sh",
             binds=binds,
             step=StepMade(made, image.digest, str(owner.uid)),
@@ -160,23 +166,15 @@ class JobContainers:
 
     def asked(self, workload: WorkloadId) -> dict[str, object]:
         made = self._containers.made(workload)
-        if made is None:
-            return {}
-        capabilities = {} if made.makes else {"capabilities": "none"}
-        kinds = sorted(_NAMES.get(kind, kind) for kind in namespaces(own_network=made.own_network))
-        told = {} if made.devices is None else {"device_files": list(made.devices)}
-        return {"uid": made.uid, "image": made.image, "namespaces": kinds, "seccomp": "filter", **capabilities, **told}
+        return {} if made is None else {**asked_walls(made), "tier": None if made.makes else CONTAINER_TIER}
 
     def got(self, workload: WorkloadId, pids: tuple[int, ...]) -> dict[str, object]:
         made = self._containers.made(workload)
-        if made is None:
-            return {}
-        told = {} if made.devices is None else {"device_files": observe_inside(pids)}
-        return {"image": made.image, **observe_walls(pids), **told}
+        return {} if made is None else got_walls(made, pids)
 
     def explain(self, workload: WorkloadId) -> tuple[str, ...]:
         made = self._containers.made(workload)
-        return () if made is None else (f"runs in a container of {made.reference}, started by crun", *made.notes)
+        return () if made is None else explain_container(made)
 
 
 def inside_of(pids: Sequence[int]) -> tuple[int, ...]:

@@ -21,7 +21,7 @@ from steelyard.clock import Clock
 from steelyard.config import Settings
 from steelyard.host import Cgroups
 from steelyard.host.proc import read_got
-from steelyard.lifecycle.proof import check_proof, merge_proofs
+from steelyard.lifecycle.proof import PROCESS_TIER, check_proof, judge_tier, merge_proofs
 from steelyard.model.machine import Machine
 from steelyard.model.proof import Proof, ProofState
 from steelyard.model.timing import Timing
@@ -71,6 +71,7 @@ class JobProofs:
         got |= got_devices(job.plan, pids, self._machine.topology)
         got |= self._holdings.got(member.workload, reading.io_max_bytes_s, pids, job.volumes)
         got |= self._containers.got(member.workload, pids)
+        got["tier"] = judge_tier(got)
         shared, said = explain_share(job.plan, mps)
         forbidden, notes = self._timing.explain(job)
         notes = (*notes, *self._containers.explain(member.workload))
@@ -94,6 +95,8 @@ class JobProofs:
             "memory_nodes": sorted(job.plan.memory_nodes) or None,
             "uid": ids[0] if ids else os.geteuid(),
             "no_new_privs": True,
+            # whoever asks to be root asks for no wall
+            "tier": None if (ids[0] if ids else os.geteuid()) == 0 else PROCESS_TIER,
             "gives_way": True if job.plan.preemptible else None,
             "cgroup": self._cgroups.path(member.workload) if enforced else None,
             **self._timing.asked(job),

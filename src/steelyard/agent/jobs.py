@@ -113,7 +113,7 @@ class JobKeeper:
         #: an attempt has ended, or was not started after all
         self._left = asyncio.Event()
         self.files = JobFiles(paths.workloads)
-        self._proofs = JobProofs(settings, machine, cgroups, timing, clock, holdings, containers, self._shared_cpus)
+        self._proofs = JobProofs(settings, machine, cgroups, timing, clock, holdings, containers, self.shared_cpus)
         self._starter = JobStarter(
             settings,
             machine,
@@ -468,7 +468,7 @@ class JobKeeper:
         job = self._assigned.get(attempt)
         state.note_thawed(self._clock.mono_ns())
         if to_end:
-            self._place(state, self._shared_cpus())
+            self._place(state, self.shared_cpus())
         else:
             state.lent = False
             if job is not None:
@@ -497,17 +497,17 @@ class JobKeeper:
             self._reserved = reserved
             self._share_cpus()
 
-    def _shared_cpus(self) -> tuple[int, ...]:
+    def shared_cpus(self) -> tuple[int, ...]:
         """What is left for all; an ended job's cores come back when the server has taken note of its end."""
         exclusive = [state.plan.cpus for state in self._attempts.values() if state.plan.cpus and not state.lent]
         return decide_shared_cpus(self._machine.cpus, [*exclusive, *self._reserved])
 
     def _kept_cpus(self) -> tuple[int, ...]:
         """Of those, what no function takes back when it wakes."""
-        return decide_shared_cpus(self._shared_cpus(), self._lent)
+        return decide_shared_cpus(self.shared_cpus(), self._lent)
 
     def _share_cpus(self) -> None:
-        shared = self._shared_cpus()
+        shared = self.shared_cpus()
         self._cgroups.prepare(shared, tuple(node.id for node in self._machine.numa_nodes) or (0,))
 
     # -- what others ask

@@ -275,7 +275,7 @@ class Agent:
         terminals = {name: held.pop(name) for name in list(held) if name.startswith(TERMINAL)}
         self.terminals.adopt(terminals, {workload for workload, _, _ in [*self.jobs.running, *self.execs.running]})
         self.holdings.scratch.adopt([workload for workload, _, _ in self.jobs.running])
-        await self.functions.adopt(held, [item for item in found if _kind(item) not in (JOB, PROBE, EXEC)], assignment.keys)
+        await self.functions.adopt(held, [item for item in found if _kind(item) not in (JOB, PROBE, EXEC)], assignment)
         early, self._early = self._early or [], None
         for exited in early:
             self.on_exit(exited)
@@ -320,7 +320,7 @@ class Agent:
         self._reserve()
         self.secrets.reconcile(assignment.secrets)
         self.jobs.reconcile(assignment.jobs)
-        self.functions.reconcile(assignment.functions, assignment.keys)
+        self.functions.reconcile(assignment)
         self.images.reconcile(assignment.images)
         self._changed()
 
@@ -362,6 +362,7 @@ class Agent:
             held=self.functions.held(self._ledger.assignment.functions),
             health_events=events,
             images=self.images.seen,
+            away=self.functions.away_told,
         )
 
     def _on_ack(self, seq: int) -> None:
@@ -389,6 +390,9 @@ class Agent:
             if usage is None:
                 return Answer(id=ask.id, error="No process of this job has run yet, or its records are gone.")
             return Answer(id=ask.id, data=msgspec.json.encode(usage))
+        if ask.what == "replica-proofs":
+            proofs = self.functions.prove(FunctionName(ask.workload), self.jobs.shared_cpus())
+            return Answer(id=ask.id, data=msgspec.json.encode(proofs))
         if ask.what == "hold":
             return await self._answer_hold(ask)
         if ask.what == "ends":

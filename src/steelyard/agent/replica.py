@@ -97,6 +97,8 @@ class Replica:
     taken_ns: int = 0
     #: on a private socket, to see whether the revision answers
     trial: bool = False
+    #: its proof has matched once
+    matched_before: bool = False
     #: what its page had counted before this agent took it over
     counted: Counts = field(default_factory=Counts)
 

@@ -20,9 +20,10 @@ import msgspec
 from steelyard.api.auth import Peer
 from steelyard.api.views import AGENT_LOST_S
 from steelyard.clock import Clock
-from steelyard.control import ASSIGNMENT, JOBS, REPORTS
+from steelyard.control import ASSIGNMENT, JOBS, PLACES, REPORTS
 from steelyard.control.reports import greet
 from steelyard.errors import SteelyardError, Unreachable
+from steelyard.model.function import Function
 from steelyard.model.ids import OWN_MACHINE, MachineId
 from steelyard.model.machine import Machine
 from steelyard.store import Store
@@ -142,6 +143,11 @@ class AgentHub:
         since_ns = self._began_ns if line is None else line.silent_since_ns
         return not self.connected(machine) and self._clock.mono_ns() - since_ns > AGENT_LOST_S * 1e9
 
+    def lost_of(self, function: Function) -> bool:
+        """Are all lost that could tell how it is? Of one in a pool those that its requests go to."""
+        machines = (function.targets or [place.machine for place in function.places]) if function.spec.pool else [OWN_MACHINE]
+        return bool(machines) and all(self.lost(machine) for machine in machines)
+
     def newest_reports(self) -> dict[MachineId, Report]:
         found: dict[MachineId, Report] = {}
         for machine, line in self._lines.items():
@@ -255,7 +261,7 @@ class AgentHub:
             await _close(socket, _RESTARTING if self._stopping else _GONE)
             return
         connection = line.hold()
-        self._poke(JOBS, ASSIGNMENT)
+        self._poke(JOBS, ASSIGNMENT, PLACES)
         reader = asyncio.create_task(self._read(socket, machine, line, connection))
         writer = asyncio.create_task(connection.write(socket))
         try:

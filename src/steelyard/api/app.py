@@ -58,6 +58,7 @@ from steelyard.control.jobs import JobsLoop
 from steelyard.control.kept_calls import KeptCallsLoop
 from steelyard.control.leases import LeasesLoop
 from steelyard.control.live import LiveJobs
+from steelyard.control.places import PlacesLoop
 from steelyard.control.pools import PoolsLoop
 from steelyard.control.reports import ReportsLoop
 from steelyard.control.rollouts import Looks, RolloutsLoop
@@ -135,10 +136,12 @@ def make_app(
     epoch: int,
     root: bool,
     find_engine: Callable[[], Engine | None],
+    certify: Callable[[int], None],
     on_failure: Callable[[BaseException], None],
 ) -> App:
-    """`epoch` is this start's (`control.assignment.begin_epoch`); `find_engine` answers with the attached cluster;
-    `on_failure` hears when the loops ended by themselves: the process should end too then."""
+    """`epoch` is this start's (`control.assignment.begin_epoch`); `find_engine` answers with the attached cluster; `certify` sees
+    to the certificate of the home's gateway; `on_failure` hears when the loops ended by themselves: the process should end too
+    then."""
     watch = Watch()
     hub = AgentHub(store, clock)
     live = LiveJobs()
@@ -162,6 +165,7 @@ def make_app(
             KeptCallsLoop(store, clock, call_files),
             LeasesLoop(store, clock, watch),
             DirectLoop(store, clock, watch, live, find_engine),
+            PlacesLoop(store, clock, watch, hub.lost, certify),
             pools,
         ),
         clock,

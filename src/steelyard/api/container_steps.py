@@ -33,7 +33,7 @@ from steelyard.wire.images import ContainerStep, ContainerStepView, PullState, P
 async def take_step(request: Request[Any, Any, Any], data: ContainerStep) -> ContainerStepView:
     """Have a step carried out upon a container image, unless it was, or is being."""
     services = services_of(request)
-    refuse_findings([Finding("bad-image", text) for text in check_container_step(data.step)])
+    refuse_findings([Finding("bad-image", text) for text in check_container_step(data.step, data.below)])
     files = getattr(data.step, "files", "")
     if files and not bundle_path(services.bundles, files).exists():
         raise Refused(f"The bundle {files} is not here. Upload it first: PUT /v1/bundles/<sha256>.", code="no-bundle")
@@ -52,7 +52,7 @@ async def take_step(request: Request[Any, Any, Any], data: ContainerStep) -> Con
             name=f"image-{id_[:12]}",
             argv=make_command(data.step),
             cwd="",
-            image=parse_image(data.image).text,
+            image=parse_image(data.image or reference).text,
             makes=ImageStep(id_, data.below, make_variables(data.step), files),
             resources=make_build_resources(tx.machine()),
             max_duration_s=BUILD_MAX_S,

@@ -9,6 +9,7 @@ from __future__ import annotations
 import math
 import re
 from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Set as AbstractSet
 from functools import lru_cache
 from typing import cast
 
@@ -149,6 +150,31 @@ def check_function(name: str, spec: FunctionSpec, machine: Machine | None, root:
     findings += _check_replicas(spec)
     findings += _check_secrets(spec.secrets)
     findings += _check_root(spec.as_root, root)
+    return findings
+
+
+def check_function_pool(
+    name: str, spec: FunctionSpec, before: FunctionSpec | None, pools: AbstractSet[str], mounts: bool
+) -> list[Finding]:
+    """`before`: of the newest revision that there is; `pools`: names of those that there are; `mounts`: it asks for volumes."""
+    findings: list[Finding] = []
+    if before is not None and before.pool != spec.pool:
+        there = f"in the pool {before.pool}" if before.pool else "on the home's own machine"
+        text = f"{name} is {there}, and revisions of one function are not in two places: delete it first, or choose another name"
+        findings.append(Finding("pool-changed", text))
+    if spec.spread and not spec.pool:
+        findings.append(Finding("bad-spread", "spread puts a function on all machines of a pool: name the pool too"))
+    if not spec.pool:
+        return findings
+    if spec.pool not in pools:
+        known = f"there are {', '.join(sorted(pools))}" if pools else "there is none"
+        findings.append(Finding("no-such-pool", f"there is no pool {spec.pool[:80]}: {known}"))
+    if spec.image and not spec.contained:
+        findings.append(Finding("bad-pool", "images that were built here are on the home's own machine alone, not on a pool's"))
+    if mounts:
+        findings.append(Finding("bad-pool", "volumes are folders of the home's own machine, and not on a pool's"))
+    if spec.wake_bound_s is not None:
+        findings.append(Finding("bad-pool", "what a function has on machines of a pool is not lent: leave wake_bound out"))
     return findings
 
 

@@ -50,9 +50,11 @@ def check_pool(spec: JobSpec, pools: AbstractSet[str]) -> list[Finding]:
         findings.append(Finding("no-such-pool", f"there is no pool {spec.pool[:80]}: {known}"))
     if spec.direct:
         findings.append(Finding("bad-pool", "a job goes either to a pool or, with direct, through the cluster's own queue"))
-    if spec.image and not spec.contained:
-        findings.append(Finding("bad-pool", "images that were built here are on the home's own machine alone, not on a pool's"))
-    if spec.builds or spec.makes is not None:
+    if spec.image:
+        findings.append(Finding("bad-pool", "images are on the home's own machine alone, so far, and not on those of pools"))
+    if spec.gang is not None and spec.gang.nodes > 1:
+        findings.append(Finding("bad-pool", "a gang in a pool has all its ranks on one machine: --nodes 1"))
+    if spec.builds:
         findings.append(Finding("bad-pool", "images are built on the home's own machine"))
     return findings
 

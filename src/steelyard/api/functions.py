@@ -10,7 +10,7 @@ from litestar.params import Parameter
 
 from steelyard.api.auth import caller_of
 from steelyard.api.bundles import bundle_path
-from steelyard.api.door import check_fields, check_function
+from steelyard.api.door import check_fields, check_function, check_function_pool
 from steelyard.api.door_traffic import check_traffic
 from steelyard.api.door_volumes import check_volumes
 from steelyard.api.idempotency import IdempotencyKey, mutate
@@ -22,13 +22,14 @@ from steelyard.api.requests import refuse_findings, require_json
 from steelyard.api.schedules import declare_schedule
 from steelyard.api.secrets import find_missing
 from steelyard.api.services import Services, services_of
-from steelyard.api.views import coldstart_view, function_view
-from steelyard.control import ASSIGNMENT, CALLS, JOBS, LEASES, SCHEDULES
+from steelyard.api.views import asked_machine, coldstart_view, function_view
+from steelyard.control import ASSIGNMENT, CALLS, JOBS, LEASES, PLACES, SCHEDULES
+from steelyard.control.places import place_now
 from steelyard.control.traffic import deploy_revision
 from steelyard.control.watch import wait_for
 from steelyard.errors import Conflict, NotFound, Refused
 from steelyard.model.function import Function, FunctionSpec, FunctionState, ReplicaEnd, Revision
-from steelyard.model.ids import DEFAULT_PROJECT, FunctionName
+from steelyard.model.ids import DEFAULT_PROJECT, OWN_MACHINE, FunctionName
 from steelyard.model.template import TemplateSeen
 from steelyard.store import Event, Tx
 from steelyard.wire.api import ColdStartView, FunctionDeploy, FunctionView, LogChunk
@@ -48,14 +49,18 @@ async def deploy_function(
     name_ = FunctionName(name)
 
     def deploy(tx: Tx) -> FunctionView:
-        findings = check_function(name, data.spec, tx.machine(), services.root)
+        before = tx.function(DEFAULT_PROJECT, name_)
+        # whatever a machine of a pool has will do; one that has it may be still to come
+        findings = check_function(name, data.spec, None if data.spec.pool else tx.machine(), services.root)
+        pools = {pool.name for pool in tx.pools() if not pool.deleting} if data.spec.pool else set[str]()
+        was = None if before is None else before.spec
+        findings += check_function_pool(name, data.spec, was, pools, bool(data.spec.volumes))
         findings += check_volumes(data.spec.volumes, tx.volumes(), services.owner)
         refuse_findings([*findings, *find_missing(tx, services.owner, data.spec.secrets)])
         taken = {row.name: row for row in tx.functions()}
         spec = settle_function(tx, data.spec, services.owner, now)
         refuse_findings(check_traffic(name, data.percent, data.tag, taken))
         _check_bundle(services, data.spec)
-        before = tx.function(DEFAULT_PROJECT, name_)
         if before is not None and before.owner != services.owner:
             raise Conflict(f"The name {name} is taken by a function of {before.owner.user}. Choose another.", code="name-taken")
         if before is not None and before.expires_at is None and expires_at is not None:
@@ -77,7 +82,7 @@ async def deploy_function(
             errors_max=data.errors_max,
         )
         row = before or Function(name_, DEFAULT_PROJECT, services.owner, 0, revision, spec, now)
-        after = deploy_revision(tx, row, new, data.percent, data.tag)
+        after = place_now(tx, row, deploy_revision(tx, row, new, data.percent, data.tag), services.hub.lost)
         after = msgspec.structs.replace(after, deployed_at=now, expires_at=expires_at)
         tx.put_function(after)
         tx.add_event(Event(now, DEFAULT_PROJECT, services.owner.user, "function", name, f"deployed revision {revision}"))
@@ -85,7 +90,7 @@ async def deploy_function(
 
     answer = await mutate(request, idempotency_key, 200, deploy)
     services.watch.notify(f"function/{name}")
-    services.driver.poke(JOBS, ASSIGNMENT, SCHEDULES, *([] if data.lease_s is None else [LEASES]))
+    services.driver.poke(JOBS, ASSIGNMENT, SCHEDULES, PLACES, *([] if data.lease_s is None else [LEASES]))
     return answer
 
 
@@ -93,7 +98,7 @@ async def deploy_function(
 async def list_functions(request: Request[Any, Any, Any]) -> list[FunctionView]:
     services = services_of(request)
     rows = await services.store.read(lambda tx: tx.functions())
-    return [function_view(row, services.settings, services.hub.lost()) for row in rows]
+    return [function_view(row, services.settings, services.hub.lost_of(row)) for row in rows]
 
 
 @get("/v1/functions/{name:str}", responses=errors(404))
@@ -110,7 +115,7 @@ async def get_function(request: Request[Any, Any, Any], name: FunctionPath, wait
             reached = row.revision == row.routed_revision or row.revision in row.routes.revisions
             settled = reached or row.state is FunctionState.FAILED
             if settled or left_s <= 0 or services.watch.stopping:
-                return msgspec.structs.replace(function_view(row, services.settings, services.hub.lost()), spec=row.spec)
+                return msgspec.structs.replace(function_view(row, services.settings, services.hub.lost_of(row)), spec=row.spec)
             await wait_for(news, left_s)
 
 
@@ -118,9 +123,10 @@ async def get_function(request: Request[Any, Any, Any], name: FunctionPath, wait
 async def get_template(request: Request[Any, Any, Any], name: FunctionPath) -> list[TemplateSeen]:
     """The templates that its replicas are forked from, from the base to its revision; empty for a command."""
     services = services_of(request)
-    if await services.store.read(lambda tx: tx.function(DEFAULT_PROJECT, FunctionName(name))) is None:
+    row = await services.store.read(lambda tx: tx.function(DEFAULT_PROJECT, FunctionName(name)))
+    if row is None:
         raise NotFound(f"There is no function {name}. `steelyard functions` lists them.")
-    answer = await services.hub.ask("template", name)
+    answer = await services.hub.ask("template", name, machine=asked_machine(row))
     if answer.error:
         raise Conflict(answer.error, code="not-here-yet")
     return msgspec.json.decode(answer.data, type=list[TemplateSeen])
@@ -131,14 +137,18 @@ async def list_ends(request: Request[Any, Any, Any], name: FunctionPath) -> list
     """How replicas ended lately that nobody had told to: crashed, killed, out of memory. As far back as its agent knows."""
     services, caller = services_of(request), caller_of(request)
 
-    def check(tx: Tx) -> None:
+    def check(tx: Tx) -> Function:
         row = tx.function(DEFAULT_PROJECT, FunctionName(name))
         if row is None or (caller is not None and row.owner != caller.owner(tx)):
             raise NotFound(f"There is no function {name}. `steelyard functions` lists them.")
+        return row
 
-    await services.store.read(check)
-    answer = await services.hub.ask("ends", name)
-    return [] if answer.error else msgspec.json.decode(answer.data, type=list[ReplicaEnd])
+    row = await services.store.read(check)
+    found: list[ReplicaEnd] = []
+    for machine in [place.machine for place in row.places] if row.spec.pool else [OWN_MACHINE]:
+        answer = await services.hub.ask("ends", name, machine=machine)
+        found += [] if answer.error else msgspec.json.decode(answer.data, type=list[ReplicaEnd])
+    return sorted(found, key=lambda end: end.ended_at)
 
 
 @delete("/v1/functions/{name:str}", status_code=204, responses=errors(404, 422, 507))

@@ -12,12 +12,13 @@ from collections.abc import Awaitable, Callable
 
 import msgspec
 
+from steelyard.agent.job_files import JobFiles
 from steelyard.api.secrets import make_redactor
 from steelyard.api.services import Services
 from steelyard.api.submission import one_job, parse_job_id
-from steelyard.api.views import function_view, job_view
+from steelyard.api.views import asked_machine, function_view, job_view
 from steelyard.control.watch import wait_for
-from steelyard.errors import NotFound, Refused, Unreachable
+from steelyard.errors import NotFound, Refused, SteelyardError, Unreachable
 from steelyard.lifecycle.redaction import Redactor
 from steelyard.model.function import Function
 from steelyard.model.ids import DEFAULT_PROJECT, OWN_MACHINE, FunctionName, MachineId, name_logs
@@ -145,8 +146,9 @@ async def follow_function(services: Services, name: str, offsets: tuple[int, int
         found = _function_and_secrets(tx, services, name)
         if found is None:
             raise NotFound(f"There is no function {name}. `steelyard functions` lists them.")
-        view = function_view(found[0], services.settings, services.hub.lost())
-        return Source(name_logs(name), 0, False, None, view.state, view.reason, view.detail, found[1])
+        view = function_view(found[0], services.settings, services.hub.lost_of(found[0]))
+        state = (view.state, view.reason, view.detail)
+        return Source(name_logs(name), 0, False, None, *state, found[1], machine=asked_machine(found[0]))
 
     async def read() -> Source:
         return await services.store.read(load)
@@ -214,8 +216,11 @@ async def _read_both(services: Services, source: Source, offsets: tuple[int, int
     else:
         margin = 0 if source.hide is None else source.hide.margin
         workload = source.workload
+        left = await _find_left(services, source.machine)
         asked = (
             services.hub.ask("log", workload, stream, at, margin=margin, machine=source.machine)
+            if left is None
+            else _read_left(left, workload, stream, at, margin)
             for stream, at in zip(STREAMS, offsets, strict=True)
         )
     out, err = await asyncio.gather(*asked)
@@ -235,6 +240,26 @@ async def _read_both(services: Services, source: Source, offsets: tuple[int, int
         detail=source.detail,
         attempt=source.attempt,
     )
+
+
+async def _find_left(services: Services, machine: MachineId) -> JobFiles | None:
+    """What the work of a machine of a pool left; None while the machine is there: its agent knows more."""
+    if machine == OWN_MACHINE or await services.store.read(lambda tx: tx.machine(machine)) is not None:
+        return None
+    engine = services.find_engine()
+    folder = None if engine is None else engine.find_pilot_outputs(machine)
+    if folder is None:
+        text = f"The machine {machine} is gone, and what its work wrote lies where this one can't read it: on the storage of "
+        raise NotFound(f"{text}`steelyard cluster attach`, in the folder of {machine}.", code="log-elsewhere")
+    return JobFiles(folder)
+
+
+async def _read_left(files: JobFiles, workload: str, stream: str, offset: int, margin: int) -> Answer:
+    try:
+        piece = await asyncio.to_thread(files.read_output, workload, stream, offset, LOG_READ_MAX, margin)
+    except SteelyardError as err:
+        return Answer(0, error=err.public)
+    return Answer(0, piece.data, piece.next_offset, "", piece.gap, piece.before, piece.after, piece.cut)
 
 
 async def _read_direct(services: Services, job: Job, stream: str, offset: int) -> Answer:

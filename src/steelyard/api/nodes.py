@@ -22,9 +22,10 @@ NodePath = Annotated[str, Parameter(min_length=1, max_length=255, description="A
 
 @get("/v1/nodes", responses=errors())
 async def list_nodes(request: Request[Any, Any, Any]) -> list[NodeView]:
+    """The home's own first, then those of pools."""
     services = services_of(request)
-    machine = await services.store.read(lambda tx: tx.machine())
-    return [] if machine is None else [node_view(machine, services.hub.lost())]
+    machines = await services.store.read(lambda tx: tx.machines())
+    return [node_view(machine, services.hub.lost(machine.place)) for machine in machines]
 
 
 @get("/v1/nodes/{name:str}", responses=errors(404))
@@ -33,10 +34,12 @@ async def get_node(request: Request[Any, Any, Any], name: NodePath) -> NodeDetai
     services = services_of(request)
 
     def look(tx: Tx) -> NodeDetail:
-        machine = tx.machine()
-        if machine is None or name not in (machine.hostname, machine.id):
+        machines = tx.machines()
+        # several machines of pools may be on one host, one after the other or beside each other
+        named = [each for each in machines if each.id == name] or [each for each in machines if each.hostname == name]
+        if not named:
             raise NotFound(f"There is no node {name}. `steelyard nodes` lists them.", code="no-such-node")
-        return NodeDetail(node_view(machine, services.hub.lost()), machine, find_users(tx))
+        return NodeDetail(node_view(named[0], services.hub.lost(named[0].place)), named[0], find_users(tx, named[0]))
 
     return await services.store.read(look)
 
@@ -55,6 +58,8 @@ def node_view(machine: Machine, lost: bool) -> NodeView:
         nics=len(topology.nics) if topology else 0,
         virtualisation=machine.virtualisation,
         kernel=machine.kernel,
+        pool=machine.pool,
+        detail=machine.draining,
     )
 
 
@@ -63,23 +68,26 @@ def _state(machine: Machine, lost: bool) -> str:
         return "UNKNOWN"
     if NODE in machine.blocked:
         return NodeState.DRAINED.value
+    if machine.draining:
+        return NodeState.DRAINING.value
     return NodeState.DEGRADED.value if machine.blocked or machine.blocked_pairs else NodeState.READY.value
 
 
-def find_users(tx: Tx) -> dict[str, str]:
+def find_users(tx: Tx, machine: Machine) -> dict[str, str]:
     """Device id or `cpu:N` -> the job or function that holds it. Cores that are shared are nobody's."""
     used: dict[str, str] = {}
     for job in tx.jobs(HOLDING):
-        if job.plan is not None:
+        if job.plan is not None and job.plan.machine == machine.place:
             held = [*job.plan.gpus, *job.plan.nics, *(f"cpu:{cpu}" for cpu in job.plan.cpus)]
             used |= dict.fromkeys(held, f"job {job.id} {job.spec.name}")
     for row in tx.functions():
         for plan in [each.plan for each in row.live.values() if each.plan is not None]:
+            if plan.machine != machine.place:
+                continue
             held = [*plan.gpus, *plan.nics, *(f"cpu:{cpu}" for cpu in plan.cpus)]
             # a job that is there has it lent
             used |= dict.fromkeys(set(held) - used.keys(), f"function {row.name}")
-    machine = tx.machine()
-    for older in machine.held if machine is not None else ():
+    for older in machine.held:
         held = [*older.plan.gpus, *older.plan.nics, *(f"cpu:{cpu}" for cpu in older.plan.cpus)]
         used |= dict.fromkeys(set(held) - used.keys(), f"function {older.function}, an older revision")
     return used

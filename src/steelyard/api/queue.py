@@ -110,7 +110,7 @@ def _forecast(snapshot: Snapshot, job: Job, now: int) -> JobForecast:
     decision: Decision = decide_now(snapshot, now)
     plan = dict(decision.starts).get(job.id)
     if plan is not None:
-        node = None if snapshot.machine is None else snapshot.machine.hostname
+        node = next((machine.hostname for machine in snapshot.machines if machine.place == plan.machine), None)
         return JobForecast(True, rfc3339(now), None, "", plan.cpus, plan.gpus, node)
     for why in decision.never:
         if why.job == job.id:

@@ -20,8 +20,11 @@ async def require_json(request: Request[Any, Any, Any]) -> None:
         raise Refused("The body must be JSON: send it with Content-Type: application/json.", code="unsupported-media-type")
 
 
-def refuse_unknown_query(connection: ASGIConnection[Any, Any, Any, Any], handler: BaseRouteHandler) -> None:
-    """A misspelt parameter is named instead of silently ignored, as fields of bodies are."""
+async def refuse_unknown_query(connection: ASGIConnection[Any, Any, Any, Any], handler: BaseRouteHandler) -> None:
+    """A misspelt parameter is named instead of silently ignored, as fields of bodies are. Never waits, but a plain function would
+    be called in a thread."""
+    if not connection.scope["query_string"]:
+        return
     not_query = {"request", "data", "idempotency_key", *connection.path_params}
     # a name that the framework keeps for itself goes by another one inside
     known = {

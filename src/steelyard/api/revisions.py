@@ -17,6 +17,7 @@ from steelyard.api.secrets import find_missing
 from steelyard.api.services import Services, services_of
 from steelyard.api.views import function_view, revision_view
 from steelyard.control import ASSIGNMENT, JOBS
+from steelyard.control.places import place_now
 from steelyard.control.traffic import move_traffic, previous_good, roll_back
 from steelyard.errors import NotFound
 from steelyard.model.function import Function, Share
@@ -44,7 +45,7 @@ async def put_traffic(
         functions = {each.name: each for each in tx.functions()}
         for tag in data.tags or {}:
             refuse_findings(check_tag(name, tag, functions))
-        after = move_traffic(tx, row, data.shares, data.tags)
+        after = place_now(tx, row, move_traffic(tx, row, data.shares, data.tags), services.hub.lost)
         text = ", ".join(f"{share.percent} % to revision {share.revision}" for share in data.shares)
         tx.add_event(Event(now, row.project, services.owner.user, "function", name, f"moved traffic: {text}"))
         return after
@@ -67,6 +68,7 @@ async def roll_function_back(
         revision = previous_good(tx, row) if data.revision is None else data.revision
         user = services.owner.user
         after = roll_back(tx, row, (Share(revision, 100),), None, f"asked for by {user}", now, user)
+        after = place_now(tx, row, after, services.hub.lost)
         tx.add_event(Event(now, row.project, user, "function", name, f"all traffic to revision {revision}"))
         return after
 
@@ -88,7 +90,7 @@ async def _change(
         for revision in after.live.keys() - before.live.keys():
             refuse_findings(find_missing(tx, after.owner, after.live[revision].spec.secrets))
         tx.put_function(after)
-        return msgspec.structs.replace(function_view(after, services.settings, services.hub.lost()), spec=after.spec)
+        return msgspec.structs.replace(function_view(after, services.settings, services.hub.lost_of(after)), spec=after.spec)
 
     answer = await mutate(request, idempotency_key, 200, commit)
     services.watch.notify(f"function/{name}")

@@ -14,6 +14,7 @@ import msgspec
 from steelyard.clock import rfc3339
 from steelyard.config import Settings
 from steelyard.control.rollouts import apply_look
+from steelyard.errors import Unreachable
 from steelyard.lifecycle.call import KEPT_US
 from steelyard.lifecycle.history import read_event
 from steelyard.lifecycle.image import describe_part, name_layers
@@ -21,6 +22,7 @@ from steelyard.model.built_image import Image
 from steelyard.model.call import Call
 from steelyard.model.coldstart import ColdStart
 from steelyard.model.function import ApiKey, Function, FunctionState, Revision, RevisionState
+from steelyard.model.ids import OWN_MACHINE, MachineId
 from steelyard.model.job import Job, JobState
 from steelyard.model.pool import Pilot, Pool
 from steelyard.model.reason import Reason
@@ -105,6 +107,8 @@ def job_view(job: Job, agent_lost: bool = False, why: Why | None = None) -> JobV
         cwd=spec.cwd,
         image=spec.image,
         direct=spec.direct,
+        pool=spec.pool,
+        machine="" if job.state is JobState.QUEUED else job.machine,
         stdout=spec.stdout,
         stderr=spec.stderr,
         usage=job.usage,
@@ -155,6 +159,17 @@ def event_view(event: Event) -> EventView:
     return EventView(_time(event.at), event.text, None if state is None else state.value, why)
 
 
+def asked_machine(function: Function) -> MachineId:
+    """Who is asked about it: of a function in a pool the first machine that its requests go to. Raises Unreachable where there is
+    none."""
+    if not function.spec.pool:
+        return OWN_MACHINE
+    machines = function.targets or tuple(place.machine for place in function.places)
+    if not machines:
+        raise Unreachable(f"{function.name} is on no machine: {function.detail or 'it is new'}.", code="no-machine")
+    return machines[0]
+
+
 def function_view(function: Function, settings: Settings, agent_lost: bool = False) -> FunctionView:
     state, reason, detail = function.state, function.reason, function.detail
     if agent_lost:
@@ -181,6 +196,8 @@ def function_view(function: Function, settings: Settings, agent_lost: bool = Fal
         expires_at=rfc3339(function.expires_at),
         deployed_at=_time(function.deployed_at),
         routes=function.routes,
+        pool=function.spec.pool,
+        machines=tuple(place.machine for place in function.places if not place.leaving),
     )
 
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from typing import Annotated, Any
 
+import msgspec
 from litestar import Request, get, post
 from litestar.params import Parameter
 
@@ -23,6 +24,7 @@ from steelyard.api.services import Services, services_of
 from steelyard.errors import Conflict, NotFound, Refused
 from steelyard.model.function import Function
 from steelyard.model.ids import DEFAULT_PROJECT, OWN_MACHINE, FunctionName
+from steelyard.model.proof import ReplicaProof
 from steelyard.wire.api import ExecSignal, ExecSubmit, ExecView, LogChunk, ReplicaHeld
 
 ReplicaPath = Annotated[
@@ -41,6 +43,14 @@ async def find_visited(services: Services, name: str, replica: str = "") -> Func
     return row
 
 
+def refuse_away(row: Function) -> None:
+    """Streams into replicas lead to the home's own machine alone."""
+    if row.spec.pool:
+        where = ", ".join(place.machine for place in row.places) or "none of its machines yet"
+        text = f"{row.name} is in the pool {row.spec.pool} ({where}), and commands lead into replicas at home only."
+        raise Refused(text, code="in-pool")
+
+
 def check_mine(name: str, replica: str) -> None:
     """Raises NotFound."""
     if replica.rsplit(".", 2)[0] != name:
@@ -56,7 +66,7 @@ async def hold_replica(
     services = services_of(request)
     deadline_ns = services.clock.mono_ns() + int(wait_s * 1e9)
     while True:
-        await find_visited(services, name)
+        refuse_away(await find_visited(services, name))
         answer = await services.hub.ask("hold", name, body=replica.encode())
         if answer.error:
             raise Conflict(answer.error, code="no-replica")
@@ -82,7 +92,7 @@ async def start_visit(
     refuse_findings(check_exec(data.argv, data.terminal))
     if data.rank is not None:
         raise Refused("Ranks are of jobs; a function has replicas.", code="no-such-rank")
-    await find_visited(services, name, replica)
+    refuse_away(await find_visited(services, name, replica))
     return await ask_exec(services, replica, OWN_MACHINE, data, idempotency_key)
 
 
@@ -117,4 +127,19 @@ async def stop_visit(
         raise NotFound(answer.error)
 
 
-VISIT_ROUTES = (hold_replica, start_visit, visit_logs, stop_visit)
+@get("/v1/functions/{name:str}/proof", responses=errors(404, 503))
+async def prove_replicas(request: Request[Any, Any, Any], name: FunctionPath) -> list[ReplicaProof]:
+    """What each of its replicas asked for beside what the kernel says it got. None while it sleeps: what sleeps has nothing."""
+    services = services_of(request)
+    return await ask_proofs(services, await find_visited(services, name))
+
+
+async def ask_proofs(services: Services, row: Function) -> list[ReplicaProof]:
+    found: list[ReplicaProof] = []
+    for machine in [place.machine for place in row.places] if row.spec.pool else [OWN_MACHINE]:
+        answer = await services.hub.ask("replica-proofs", row.name, machine=machine)
+        found += [] if answer.error else msgspec.json.decode(answer.data, type=list[ReplicaProof])
+    return found
+
+
+VISIT_ROUTES = (prove_replicas, hold_replica, start_visit, visit_logs, stop_visit)

@@ -82,6 +82,8 @@ def _observe_topology(settings: Settings) -> Topology:
 def _make_agent(paths: Paths, settings: Settings) -> Agent:
     clock = SystemClock()
     machine = _observe_machine(settings)
+    if settings.node_gateway:
+        machine = msgspec.structs.replace(machine, gateway=f"{settings.gateway_host}:{settings.gateway_port}")
     gpus = machine.topology.gpus if machine.topology else ()
     gpu_nodes = observe_gpu_nodes(Path("/"), gpus)
     # in an allocation of Slurm's its groups hold all work: out of them would be out of the allocation

@@ -223,6 +223,8 @@ def make_function_spec(ask: FunctionAsk) -> tuple[FunctionSpec, Path | None]:
         as_root=ask.as_root,
         secrets=ask.secrets,
         volumes=ask.volumes,
+        pool=ask.pool,
+        spread=ask.spread,
     )
     given = {
         "concurrency": ask.concurrency,

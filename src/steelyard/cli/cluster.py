@@ -59,14 +59,18 @@ Examples:
 @click.option("--account", default="", help="Account for our jobs [default: Slurm's own].")
 @click.option("--folder", default="", help="Folder for outputs and exit records, on storage that the nodes share "
               "[default: slurm in the home; with --ssh ~/.local/share/steelyard/slurm there].")  # fmt: skip
+@click.option("--python", default="", metavar="PATH", help="Python of the Steelyard that is installed on the nodes, for pools "
+              "[default: the one that runs this command].")  # fmt: skip
 @home_option
 @json_option
-def attach_cluster(ssh: str, partition: str, account: str, folder: str, home: Path | None, as_json: bool) -> None:
+def attach_cluster(ssh: str, partition: str, account: str, folder: str, python: str, home: Path | None, as_json: bool) -> None:
     from steelyard.engine.slurm.attachment import save_attachment
     from steelyard.engine.slurm.client import CARRIED
     from steelyard.model.slurm import Attachment
 
     paths, _ = find_settings(home)
+    if python and not python.startswith("/"):
+        raise Refused(f"{python!r} is no absolute path. Nothing was changed.", code="bad-path")
     if ssh.startswith("-") or ssh.strip() != ssh:
         raise Refused(f"{ssh!r} is no host. Nothing was changed.", code="bad-host")
     wanted = Attachment(
@@ -75,6 +79,7 @@ def attach_cluster(ssh: str, partition: str, account: str, folder: str, home: Pa
         account=account,
         folder=folder or ("" if ssh else str(paths.home / "slurm")),
         env={name: os.environ[name] for name in CARRIED if os.environ.get(name)},
+        python=python,
     )
     found, attachment = asyncio.run(_attach(wanted))
     save_attachment(paths, attachment)

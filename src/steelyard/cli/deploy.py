@@ -159,6 +159,8 @@ Examples:
     help="While it sleeps, lend its cores and GPUs to preemptible jobs; a wake has them back after that long at most "
     "[default: lend nothing].",
 )
+@click.option("--pool", metavar="NAME", help="On a machine of this pool [default: the home's own machine].")
+@click.option("--spread", is_flag=True, help="On all machines of the pool, each with up to --max-replicas replicas.")
 @click.option("--memory", help="Memory limit of each replica, for example 1GB [default: none].")
 @click.option(
     "--env", "env", multiple=True, metavar="K=V", help="Set a variable (K alone takes the caller's value). May be repeated."
@@ -303,6 +305,8 @@ def make_function(code: Target, asked: Mapping[str, Any]) -> tuple[str, Function
         as_root=asked["as_root"],
         secrets=parse_uses(asked["secrets"]),
         volumes=parse_volumes(asked["volumes"]),
+        pool=asked["pool"] or "",
+        spread=asked["spread"],
     )
     return check_name(asked["name"] or code.name), spec
 

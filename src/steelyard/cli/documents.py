@@ -54,6 +54,8 @@ class FunctionAsk(msgspec.Struct, frozen=True):
     idle_timeout_s: float | None = None
     startup_deadline_s: float | None = None
     wake_bound_s: float | None = None
+    pool: str = ""
+    spread: bool = False
     port: int | None = None
     readiness: str = ""
     python: str | None = None
@@ -221,6 +223,8 @@ class _Reader:
             idle_timeout_s=self._seconds("idle_timeout"),
             startup_deadline_s=self._seconds("startup_deadline"),
             wake_bound_s=self._seconds("wake_bound"),
+            pool=self._text(top, "pool") if "pool" in top else "",
+            spread=self._truth(top, "spread") if "spread" in top else False,
             port=self._number(top, "port") if "port" in top else None,
             readiness=self._text(top, "readiness") if "readiness" in top else "",
             python=self._text(top, "python") if "python" in top else None,
@@ -350,6 +354,7 @@ _RESOURCES: dict[str, tuple[str, _Read]] = {
 _OPTIONS: dict[str, tuple[str, _Read]] = {
     "image": ("image", _Reader._text),
     "network": ("network", _Reader._choice),
+    "pool": ("pool", _Reader._text),
     "nodes": ("nodes", _Reader._number),
     "tasks_per_node": ("tasks_per_node", _Reader._number),
     "launcher": ("launcher", _Reader._choice),
@@ -382,7 +387,7 @@ _KEYS: dict[str, tuple[str, ...]] = {
     SCHEDULE: (*(key for key in _RUNS if key != "begin"), "schedule", "timezone"),
     FUNCTION: (
         *_COMMON, "target", "command", "workdir", "replicas", "concurrency", "idle_timeout", "startup_deadline", "wake_bound",
-        "target_wait", "target_busy", "buffer_replicas", "scale_on", "weights",
+        "target_wait", "target_busy", "buffer_replicas", "scale_on", "weights", "pool", "spread",
         "port", "readiness", "python", "public", "as_root", "secrets",
     ),
 }  # fmt: skip

@@ -7,6 +7,7 @@ Ends only what belongs to this home: by record or mark (programs), by cgroup, by
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
 import os
 import select
@@ -18,6 +19,7 @@ from pathlib import Path
 from steelyard.cli.programs import PROGRAM_NAMES, ProgramRecord, find_program, open_pidfd
 from steelyard.clock import Clock
 from steelyard.config import Paths, Settings, load_settings
+from steelyard.engine.slurm.attachment import end_pilots, load_attachment
 from steelyard.errors import SteelyardError, StoreDamaged
 from steelyard.host import Cgroups
 from steelyard.host.cgroup import open_cgroups
@@ -45,6 +47,7 @@ def end_programs(paths: Paths, names: Sequence[str], clock: Clock, say: Callable
 def end_everything(paths: Paths, clock: Clock, say: Callable[[str], None]) -> None:
     """All of this home but its supervisor. What is kept: the home itself, with all state and logs."""
     end_programs(paths, [name for name in PROGRAM_NAMES if name != "spawner"], clock, say)
+    _give_back_pilots(paths, say)
     spawner = find_program(paths, "spawner", clock)
     settings = _load_settings(paths)
     cgroups = open_cgroups(paths.tag, own=settings is None or not settings.pilot)
@@ -64,6 +67,18 @@ def end_everything(paths: Paths, clock: Clock, say: Callable[[str], None]) -> No
     with contextlib.suppress(OSError):
         # other homes may have theirs beside it
         paths.run.parent.rmdir()
+
+
+def _give_back_pilots(paths: Paths, say: Callable[[str], None]) -> None:
+    """Machines that a Slurm cluster gave to pools, with what runs there."""
+    try:
+        attachment = load_attachment(paths)
+        given_back = 0 if attachment is None else asyncio.run(end_pilots(attachment, os.environ, paths.tag))
+    except SteelyardError as err:
+        say(f"Note: machines of pools could not be given back to Slurm: {err.public}")
+        return
+    if given_back:
+        say(f"Gave {given_back} machine{'s' if given_back != 1 else ''} of pools back to Slurm")
 
 
 def _load_settings(paths: Paths) -> Settings | None:

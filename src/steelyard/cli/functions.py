@@ -35,6 +35,9 @@ class FunctionRow(msgspec.Struct, frozen=True):
     interface: str = "http"
     #: of `run` and `serve`: deleted then, unless its command lives
     expires_at: str | None = None
+    #: "": it is on the home's own machine
+    pool: str = ""
+    machines: tuple[str, ...] = ()
 
 
 class ColdStartRow(msgspec.Struct, frozen=True, omit_defaults=True):
@@ -83,13 +86,14 @@ def functions(app: str | None, home: Path | None, as_json: bool) -> None:
         print_json([msgspec.convert(view, FunctionRow, from_attributes=True) for view in found])
         return
     print_table(
-        ("app", "name", "revision", "state", "replicas", "waking", "queued", "access", "url"),
+        ("app", "name", "revision", "state", "machines", "replicas", "waking", "queued", "access", "url"),
         [
             (
                 f.app,
                 f.name,
                 str(f.revision),
                 f"{f.state}, lends" if f.lends else f.state,
+                ", ".join(f.machines) or (f"none of {f.pool}" if f.pool else ""),
                 str(f.replicas),
                 str(f.waking),
                 str(f.queued),
@@ -102,7 +106,7 @@ def functions(app: str | None, home: Path | None, as_json: bool) -> None:
         keep=("name",),
     )
     for function in found:
-        if function.state == "FAILED":
+        if function.state == "FAILED" or function.reason == "no-machine":
             say(
                 f"{function.name}: {function.reason}: "
                 f"{function.detail.strip().splitlines()[-1] if function.detail.strip() else 'no detail'}"

@@ -8,6 +8,8 @@ from __future__ import annotations
 
 import json
 import re
+import subprocess
+import tempfile
 from collections import deque
 from collections.abc import Mapping
 from functools import partial
@@ -26,7 +28,9 @@ from steelyard.cli.job_options import name_image
 from steelyard.cli.output import Progress
 from steelyard.cli.session import new_key, quote
 from steelyard.errors import Refused
-from steelyard.model.built_image import ImageSpec, ImageState, Step
+from steelyard.lifecycle.build_failure import explain_inside, explain_step
+from steelyard.model.built_image import DebianBase, ImageSpec, ImageState, Step
+from steelyard.runtime.uv import find_uv
 from steelyard.wire.api import JobView, LogChunk
 from steelyard.wire.http import ApiClient
 from steelyard.wire.images import ContainerStep, ContainerStepView, ImageBuild, ImageView
@@ -73,21 +77,25 @@ def make_image_spec(client: ApiClient, asked: Mapping[str, Any], folder: Path, p
 
 
 def is_container(asked: Mapping[str, Any]) -> bool:
-    return asked["base"]["kind"] == "registry"
+    return asked["base"]["kind"] != "python"
 
 
 def ensure_container(client: ApiClient, asked: Mapping[str, Any], folder: Path, progress: Progress, patience: Patience) -> str:
     """What names the image then. Each step is carried out once, as a job, upon the image of those before. Raises Refused."""
-    reference = name_image(asked["base"]["reference"], str(folder))
-    steps = [msgspec.convert(step, Step) for step in send_files(client, asked, folder, progress)]
-    if not steps:
-        return reference
-    from steelyard.cli.container_image import pull_image
+    steps: list[Step | DebianBase] = [msgspec.convert(step, Step) for step in send_files(client, asked, folder, progress)]
+    reference = below = ""
+    if asked["base"]["kind"] == "debian":
+        steps.insert(0, msgspec.convert(asked["base"], DebianBase))
+    else:
+        reference = name_image(asked["base"]["reference"], str(folder))
+        if not steps:
+            return reference
+        from steelyard.cli.container_image import pull_image
 
-    below = pull_image(client, reference, progress, patience).digest
+        below = pull_image(client, reference, progress, patience).digest
     for number, step in enumerate(steps, 1):
         label = f"[{number}/{len(steps)}]"
-        view = _take_step(client, ContainerStep(reference, below, step), label, progress, patience)
+        view = _take_step(client, ContainerStep(step, reference, below), label, progress, patience)
         reference, below = view.reference, view.id
     return reference
 
@@ -111,7 +119,7 @@ def _take_step(client: ApiClient, step: ContainerStep, label: str, progress: Pro
     after = patience.call(ask, "the build")
     if not after.ready:
         job = client.fetch(JobView, "GET", f"/v1/jobs/{view.job}")
-        why = job.detail or f"it ended with exit code {job.exit_code}."
+        why = explain_inside(said.last) or job.detail or f"it ended with exit code {job.exit_code}."
         raise Refused(
             f"The image could not be built. Step {label[1:-1].replace('/', ' of ')}, {view.text}: {why}\n{said.quote()}Nothing "
             f"was deployed or started; `steelyard logs {view.job}` has all that was said.",
@@ -130,6 +138,8 @@ def send_files(client: ApiClient, asked: Mapping[str, Any], folder: Path, progre
                 file = step.pop("requirements", "")
                 if file:
                     step["files"] = send_bundle(client, _capture_requirements(folder / file), progress)
+            case "uv-sync" if is_container(asked):  # whose own Python has pip, and no uv
+                step = {"kind": "pip", "files": send_bundle(client, _export_lock(folder, step), progress)}
             case "uv-sync":
                 step["files"] = send_bundle(client, _capture_lock(folder / step.pop("lock")), progress)
             case "copy":
@@ -196,6 +206,10 @@ class _Said:
             if self._whole:
                 self._last.append(self.failure)
 
+    @property
+    def last(self) -> list[str]:
+        return list(self._last)
+
     def quote(self) -> str:
         return "".join(f"  | {line}\n" for line in self._last if line.strip())
 
@@ -212,12 +226,36 @@ def _capture_requirements(file: Path) -> Bundle:
 
 
 def _capture_lock(file: Path) -> Bundle:
-    """A folder stands for the uv.lock in it."""
+    lock = _find_lock(file)
+    return capture_files({"uv.lock": lock, "pyproject.toml": lock.with_name("pyproject.toml")})
+
+
+def _export_lock(folder: Path, step: Mapping[str, Any]) -> Bundle:
+    """What the lock file says, as a requirements file with its hashes and its index. Raises Refused when it does not fit."""
+    lock = _find_lock(folder / step["lock"])
+    options = [*(f"--extra={each}" for each in step["extras"]), *(f"--group={each}" for each in step["groups"])]
+    command = (
+        *(find_uv(), "export", "--quiet", "--project", str(lock.parent), "--locked", "--no-python-downloads", "--no-header"),
+        *("--no-emit-project", "--no-default-groups", "--no-annotate", "--emit-index-url", "--format=requirements-txt", *options),
+    )
+    done = subprocess.run(command, capture_output=True, text=True, check=False, stdin=subprocess.DEVNULL)
+    if done.returncode:
+        said = done.stderr.strip().splitlines()
+        raise Refused(
+            f"{explain_step(f'uv_sync {lock}', done.returncode, said)} Nothing was built.\n{done.stderr}", code="bad-lock"
+        )
+    with tempfile.TemporaryDirectory() as name:
+        made = Path(name, "requirements.txt")
+        made.write_text(done.stdout)
+        return _capture_requirements(made)
+
+
+def _find_lock(file: Path) -> Path:
+    """A folder stands for the uv.lock in it. Raises Refused when it, or the pyproject.toml beside it, can't be read."""
     lock = file / "uv.lock" if file.is_dir() else file
-    project = lock.with_name("pyproject.toml")
-    for needed in (lock, project):
+    for needed in (lock, lock.with_name("pyproject.toml")):
         _read(needed)
-    return capture_files({"uv.lock": lock, "pyproject.toml": project})
+    return lock
 
 
 def _capture_copy(local: Path, inside: str) -> tuple[str, Bundle]:

@@ -123,6 +123,7 @@ _OPTIONS = (
                  "container: registry.host/path:tag, docker://name:tag, oci:/path or docker-archive:/path."),
     network_option,
     click.option("--direct", is_flag=True, help="Through Slurm's own queue, on the cluster of `steelyard cluster attach`."),
+    click.option("--pool", metavar="NAME", default="", help="On a machine of that pool; see `steelyard pool`."),
     click.option("--name", help="A name for people [default: the command's]."),
     click.option(
         "--env", "env", multiple=True, metavar="K=V", help="Set a variable (K alone takes the caller's value). May be repeated."
@@ -188,6 +189,7 @@ def make_spec(command: tuple[str, ...], asked: Mapping[str, Any], cwd: str, now:
         own_network=own_network(asked),
         volumes=parse_volumes(asked["volumes"]),
         direct=asked["direct"],
+        pool=asked["pool"],
     )
 
 

@@ -157,6 +157,7 @@ def _render_facts(job: JobView, now_us: int, look: Look) -> str:
         ("in", job.cwd),
         ("asks", _render_demand(job)),
         ("got", _render_placement(job)),
+        ("pool", job.pool),
         ("queue", f"priority {job.priority}, account {job.account}, project {job.project}, user {job.owner}"),
         ("attempt", _render_attempt(job)),
         ("array", "" if job.array is None else f"element {job.array_index} of {job.array}"),
@@ -190,7 +191,8 @@ def _render_placement(job: JobView) -> str:
         return ""
     if job.direct:
         return "what Slurm gave it"
-    parts = [f"CPUs {_runs(job.cpus)}" if job.cpus else "a share of the common cores"]
+    parts = [f"machine {job.machine}"] if job.machine else []
+    parts += [f"CPUs {_runs(job.cpus)}" if job.cpus else "a share of the common cores"]
     parts += [f"{name} {', '.join(ids)}" for name, ids in (("GPUs", job.gpu_ids), ("cards", job.nic_ids)) if ids]
     if job.memory_nodes:
         parts.append(f"memory of NUMA node {_runs(job.memory_nodes)}")

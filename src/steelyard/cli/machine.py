@@ -21,12 +21,21 @@ Works without a running Steelyard.
 Examples:
   steelyard machine
   steelyard machine --json | jq .isolation
+  steelyard machine --cdi nvidia > /etc/cdi/nvidia.json
 """
 
 
 @click.command(help=MACHINE_HELP, short_help="Show this machine: cores, memory, devices, isolation.")
+@click.option(
+    "--cdi",
+    type=click.Choice(("nvidia", "amd", "intel")),
+    help="Print a CDI specification of that maker's GPUs instead, for other container runtimes.",
+)
 @json_option
-def machine(as_json: bool) -> None:
+def machine(cdi: str | None, as_json: bool) -> None:
+    if cdi is not None:
+        _print_specification({"nvidia": "NVIDIA", "amd": "AMD", "intel": "Intel"}[cdi])
+        return
     from steelyard.cli.machine_text import render_machine
     from steelyard.host.machine import observe_machine
 
@@ -37,6 +46,19 @@ def machine(as_json: bool) -> None:
         print_json(seen)
     else:
         click.echo(render_machine(seen, shutil.get_terminal_size((100, 24)).columns))
+
+
+def _print_specification(maker: str) -> None:
+    """Raises Refused."""
+    from steelyard.errors import Refused
+    from steelyard.host.cdi import CdiReader
+    from steelyard.host.topology.observe import observe_topology
+    from steelyard.lifecycle.cdi_write import make_specification, render_specification
+
+    made = make_specification(maker, observe_topology(), CdiReader().observe())
+    if isinstance(made, str):
+        raise Refused(f"{made}. There is nothing to print.", code="no-devices-here")
+    click.echo(render_specification(made))
 
 
 def _add_sources(machine: Machine) -> Machine:

@@ -31,7 +31,7 @@ class DeviceRow(msgspec.Struct, frozen=True):
     used_by: str | None
 
 
-NODES_HELP = """List the nodes: the machines whose agents work for this Steelyard.
+NODES_HELP = """List the nodes: the machines whose agents work for this Steelyard, those of pools too.
 
 \b
 Examples:
@@ -50,10 +50,12 @@ def nodes(home: Path | None, as_json: bool) -> None:
         print_json(found)
         return
     print_table(
-        ("name", "state", "cores", "threads", "memory", "gpus", "nics", "kind", "kernel"),
+        ("name", "pool", "machine", "state", "cores", "threads", "memory", "gpus", "nics", "kind", "kernel", "why"),
         [
             (
                 node.name,
+                node.pool,
+                node.id if node.pool else "",
                 node.state,
                 str(node.cores),
                 str(node.threads),
@@ -62,6 +64,7 @@ def nodes(home: Path | None, as_json: bool) -> None:
                 str(node.nics),
                 node.virtualisation,
                 node.kernel,
+                node.detail,
             )
             for node in found
         ],
@@ -84,7 +87,7 @@ Examples:
 @json_option
 def devices(node: str | None, home: Path | None, as_json: bool) -> None:
     with open_client(home) as client:
-        names = [node] if node else [row.name for row in client.fetch(list[NodeView], "GET", "/v1/nodes")]
+        names = [node] if node else [row.id for row in client.fetch(list[NodeView], "GET", "/v1/nodes")]
         found = [client.fetch(NodeDetail, "GET", f"/v1/nodes/{name}") for name in names]
     rows = [row for detail in found for row in list_devices(detail)]
     if as_json:

@@ -25,6 +25,7 @@ COLOURS = {
     "READY": "green",
     "DEGRADED": "yellow",
     "DRAINED": "red",
+    "DRAINING": "yellow",
     "free": "green",
     "out of use": "red",
     "PARTIAL": "yellow",

@@ -171,6 +171,7 @@ def _ask_users(home: Path | None) -> list[str]:
             return [
                 device
                 for node in client.fetch(list[NodeView], "GET", "/v1/nodes")
+                if not node.pool
                 for device in client.fetch(NodeDetail, "GET", f"/v1/nodes/{node.id}").used
             ]
     except SteelyardError:

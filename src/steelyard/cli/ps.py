@@ -46,6 +46,9 @@ class JobRow(msgspec.Struct, frozen=True):
     restarts: int
     array: str | None
     array_index: int | None
+    #: of a pool; "" for the home's own, and while it waits
+    machine: str
+    pool: str
     #: of an array: state -> elements in it
     elements: dict[str, int] | None
 
@@ -105,7 +108,7 @@ def make_cells(jobs: Sequence[JobView], now_us: int, name_max: int | None = None
             job.name if name_max is None or len(job.name) <= name_max else f"{job.name[: name_max - 1]}…",
             job.state,
             "" if job.exit_code is None else str(job.exit_code),
-            render_asks(job),
+            f"{render_asks(job)} on {job.machine}" if job.machine else render_asks(job),
             "" if (run_s := elapsed_s(job, now_us)) is None else render_span(run_s),
             render_duration(age_s(job.submitted_at, now_us)),
             render_counts(job.elements) if job.elements is not None else "" if job.reason in (None, "exited") else job.reason,

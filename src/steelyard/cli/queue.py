@@ -10,7 +10,8 @@ import click
 from steelyard.cli.job_text import render_asks
 from steelyard.cli.output import COLOURS, person_looks, print_json, print_table, say, show_time
 from steelyard.cli.session import home_option, json_option, new_key, open_client, quote
-from steelyard.wire.api import FunctionWhyView, JobPriority, JobView, QueueView, WhyView
+from steelyard.wire.api import JobPriority, JobView, QueueView, WhyView
+from steelyard.wire.scaling import FunctionWhyView
 
 QUEUE_HELP = """List waiting jobs in the order in which they start, with an estimate of when.
 
@@ -101,12 +102,16 @@ def why(name: str, home: Path | None, as_json: bool) -> None:
 
 def _print_function(shown: FunctionWhyView) -> None:
     state = click.style(shown.state, fg=COLOURS.get(shown.state)) if person_looks() else shown.state
-    click.echo(f"{shown.name} {state}" + (f" {shown.reason}" if shown.reason else ""))
+    where = f" on {', '.join(shown.machines)}" if shown.machines else ""
+    click.echo(f"{shown.name} {state}{where}" + (f" {shown.reason}" if shown.reason else ""))
     if shown.detail.strip():
         click.echo(f"  {shown.detail.strip().splitlines()[-1]}")
     for revision in shown.revisions:
         starting = f", {revision.starting} starting" if revision.starting else ""
-        click.echo(f"revision {revision.revision}: {revision.serving} serving{starting}. {revision.text}")
+        on = f" on {revision.machine}" if revision.machine else ""
+        click.echo(f"revision {revision.revision}{on}: {revision.serving} serving{starting}. {revision.text}")
+    for lowered in shown.isolation:
+        click.echo(lowered)
     rows = [
         (show_time(step.at), str(revision.revision), f"{step.before} -> {step.after}", step.text)
         for revision in shown.revisions

@@ -73,6 +73,7 @@ async def _serve(
     from steelyard.api.app import make_app
     from steelyard.clock import SystemClock
     from steelyard.control.assignment import begin_epoch
+    from steelyard.control.certificates import GatewayCertificate
     from steelyard.control.kept_calls import sweep_calls
     from steelyard.engine.slurm.attachment import Attached
     from steelyard.gateway.carrier import GatewayCarrier
@@ -107,6 +108,7 @@ async def _serve(
             epoch=await begin_epoch(store),
             root=os.geteuid() == 0,
             find_engine=Attached(paths, os.environ, settings.work_uid),
+            certify=GatewayCertificate(Authority(paths.authority), paths).renew,
             on_failure=failures.append,
         )
         try:

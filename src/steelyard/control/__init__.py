@@ -22,6 +22,7 @@ LEASES = "leases"
 ROLLOUTS = "rollouts"
 IMAGES = "images"
 DIRECT = "direct"
+PLACES = "places"
 POOLS = "pools"
 
 

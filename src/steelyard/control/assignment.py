@@ -19,14 +19,22 @@ from steelyard.control.images import assign_images
 from steelyard.control.live import LiveJobs
 from steelyard.lifecycle.job import in_doubt
 from steelyard.model.built_image import Image
-from steelyard.model.function import ApiKey, Function
+from steelyard.model.function import ApiKey, Function, Place
 from steelyard.model.ids import OWN_MACHINE, MachineId
 from steelyard.model.job import Job, JobState, Owner
+from steelyard.model.machine import Machine
 from steelyard.model.mount import MountedVolume, VolumeMount
 from steelyard.model.secret import Secret
 from steelyard.model.volume import Volume
 from steelyard.store import Store, Tx
-from steelyard.wire.agent import AssignedFunction, AssignedJob, Assignment, SecretVersion
+from steelyard.wire.agent import (
+    AssignedFunction,
+    AssignedJob,
+    AssignedNeighbour,
+    Assignment,
+    AwayFunction,
+    SecretVersion,
+)
 
 
 class Seen(msgspec.Struct, frozen=True):
@@ -40,6 +48,8 @@ class Seen(msgspec.Struct, frozen=True):
     secrets: tuple[SecretVersion, ...] = ()
     volumes: tuple[Volume, ...] = ()
     images: tuple[Image, ...] = ()
+    #: of pools
+    machines: tuple[Machine, ...] = ()
 
 
 class Actions(msgspec.Struct, frozen=True):
@@ -65,7 +75,8 @@ async def load(store: Store, live: LiveJobs, offered: Mapping[MachineId, Assignm
         changed, functions = tx.jobs_changed(live.change), tuple(tx.functions())
         asks = named or any(job.spec.secrets for job in changed[1]) or any(name_uses(function) for function in functions)
         secrets = tuple(name_version(secret) for secret in tx.secrets()) if asks else ()
-        places = {OWN_MACHINE, *(machine.place for machine in tx.machines())}
+        machines = tuple(machine for machine in tx.machines() if machine.pool)
+        places = {OWN_MACHINE, *(machine.place for machine in machines)}
         seen = Seen(
             jobs=(),
             functions=functions,
@@ -75,6 +86,7 @@ async def load(store: Store, live: LiveJobs, offered: Mapping[MachineId, Assignm
             secrets=secrets,
             volumes=tuple(tx.volumes()),
             images=tuple(tx.images()),
+            machines=machines,
         )
         return changed, seen
 
@@ -121,7 +133,8 @@ def decide(seen: Seen, now: int, secrets: Secrets) -> Actions:
 def render_assignment(seen: Seen, secrets: Secrets, machine: MachineId = OWN_MACHINE) -> Assignment:
     """Oldest first; generation 0 stands for "not offered yet"."""
     jobs = [job for job in seen.jobs if job.machine == machine]
-    functions = seen.functions if machine == OWN_MACHINE else ()
+    own = machine == OWN_MACHINE
+    functions = [function for function in seen.functions if (not function.spec.pool if own else _has_place(function, machine))]
     named = {(job.owner.user, use.name) for job in jobs for use in job.spec.secrets}
     named |= {(function.owner.user, name) for function in functions for name in name_uses(function)}
     volumes = {(volume.name, volume.owner.uid): volume for volume in seen.volumes if not volume.deleting}
@@ -154,7 +167,7 @@ def render_assignment(seen: Seen, secrets: Secrets, machine: MachineId = OWN_MAC
                 owner=function.owner,
                 revision=each.revision,
                 spec=each.spec,
-                plan=each.plan,
+                plan=each.plan if own else dict(_place(function, machine).plans).get(each.revision),
                 token=secrets.sign_function(function),
                 percent=each.percent,
                 tags=each.tags,
@@ -162,12 +175,42 @@ def render_assignment(seen: Seen, secrets: Secrets, machine: MachineId = OWN_MAC
             )
             for function in functions
             for each in function.live.values()
+            if own or each.spec.reserved is None or each.revision in dict(_place(function, machine).plans)
         ),
-        keys=admitted_keys(seen.keys, functions, secrets) if machine == OWN_MACHINE else (),
+        keys=admitted_keys(seen.keys, seen.functions, secrets) if own else (),
         # only the home's own machine builds images, and only there are they cleared away
-        images=assign_images(seen.images) if machine == OWN_MACHINE else None,
+        images=assign_images(seen.images) if own else None,
+        away=tuple(map(send_away, (function for function in seen.functions if function.spec.pool))) if own else (),
+        neighbours=_find_neighbours(seen) if own else (),
         secrets=tuple(sorted((each for each in seen.secrets if (each.owner, each.name) in named), key=lambda each: each.name)),
     )
+
+
+def _has_place(function: Function, machine: MachineId) -> bool:
+    return any(place.machine == machine for place in function.places)
+
+
+def _place(function: Function, machine: MachineId) -> Place:
+    return next(place for place in function.places if place.machine == machine)
+
+
+def send_away(function: Function) -> AwayFunction:
+    """What the home's gateway does with its requests. A key is asked for until no revision that one may reach wants it."""
+    reached = {share.revision for place in function.places for share in place.routes.shares}
+    specs = [each.spec for key, each in function.live.items() if each.percent or key in reached]
+    tags = sorted({tag for each in function.live.values() for tag in each.tags})
+    return AwayFunction(function.name, all(spec.public for spec in specs), tuple(tags), function.targets)
+
+
+def _find_neighbours(seen: Seen) -> tuple[AssignedNeighbour, ...]:
+    """Machines that functions have places on."""
+    used = {place.machine for function in seen.functions for place in function.places}
+    found: list[AssignedNeighbour] = []
+    for machine in seen.machines:
+        host, _, port = machine.gateway.rpartition(":")
+        if machine.id in used and host:
+            found.append(AssignedNeighbour(machine.id, host.strip("[]"), int(port)))
+    return tuple(found)
 
 
 def find_volumes(

@@ -74,7 +74,7 @@ class Report(msgspec.Struct, frozen=True):
 async def load(store: Store, live: LiveJobs) -> Seen:
     await refresh(live, store)
     if not live.waiting and not any(job.suspended_at is not None for job in live.holding):
-        return Seen(Snapshot(None), live.change)
+        return Seen(Snapshot(()), live.change)
     return await load_all(store, live)
 
 
@@ -83,10 +83,10 @@ async def load_all(store: Store, live: LiveJobs) -> Seen:
     asked, known = live.take_open(), live.change
 
     def read(tx: Tx) -> tuple[Snapshot, tuple[int, list[Job]]]:
-        machine = tx.machine()
-        fixed = hold_functions(tx.functions(), machine)
+        machines = tuple(tx.machines())
+        fixed = hold_functions(tx.functions(), machines)
         standings = read_standings(tx, asked)
-        facts = Snapshot(machine, (), fixed, tuple(tx.accounts()), tuple(tx.quotas()), standings)
+        facts = Snapshot(machines, (), fixed, tuple(tx.accounts()), tuple(tx.quotas()), standings)
         return facts, tx.jobs_changed(live.change)
 
     facts, changed = await store.read(read)
@@ -179,17 +179,22 @@ def hold_jobs(jobs: Sequence[Job]) -> tuple[Holding, ...]:
 
 
 def hold_functions(
-    functions: Sequence[Function], machine: Machine | None, but: tuple[ProjectName, FunctionName] | None = None
+    functions: Sequence[Function], machines: Sequence[Machine], but: tuple[ProjectName, FunctionName] | None = None
 ) -> tuple[Holding, ...]:
     """What dedicated functions hold, and revisions that are leaving. `but`: a function that is about to be placed anew."""
     newest = [
-        Holding(reserved, each.plan, lent_s=each.spec.wake_bound_s if row.lends else None)
+        Holding(reserved, plan, lent_s=spec.wake_bound_s if row.lends else None)
         for row in functions
         if (row.project, row.name) != but
-        for each in row.live.values()
-        if each.plan is not None and (reserved := each.spec.reserved) is not None
+        for spec, plan in row.held
+        if (reserved := spec.reserved) is not None
     ]
-    older = [Holding(_OLDER, held.plan) for held in (machine.held if machine else ()) if but is None or held.function != but[1]]
+    older = [
+        Holding(_OLDER, msgspec.structs.replace(held.plan, machine=machine.place))
+        for machine in machines
+        for held in machine.held
+        if but is None or held.function != but[1]
+    ]
     return (*newest, *older)
 
 
@@ -197,7 +202,10 @@ def forget_borrowed(jobs: Sequence[Holding]) -> tuple[Holding, ...]:
     """As a function finds its own place, which it may have lent: what preemptible jobs have of cores and devices is no obstacle,
     since a new revision has them give way before it starts."""
     return tuple(
-        Holding(Resources(cpus=NO_SHARE, memory_bytes=held.demand.memory_bytes), Plan(memory_nodes=held.plan.memory_nodes))
+        Holding(
+            Resources(cpus=NO_SHARE, memory_bytes=held.demand.memory_bytes),
+            Plan(memory_nodes=held.plan.memory_nodes, machine=held.plan.machine),
+        )
         if held.demand.preemptible
         else held
         for held in jobs
@@ -205,7 +213,8 @@ def forget_borrowed(jobs: Sequence[Holding]) -> tuple[Holding, ...]:
 
 
 def make_room(machine: Machine, holding: Sequence[Holding]) -> Room:
-    return fill_room(Room(machine), holding)
+    """The machine with what of `holding` is on it."""
+    return fill_room(Room(machine), [held for held in holding if held.plan.machine == machine.place])
 
 
 def _commit(tx: Tx, actions: Actions) -> Report:
@@ -221,17 +230,20 @@ def _commit(tx: Tx, actions: Actions) -> Report:
             refused.append(change.job)
         elif change.job.state is not before.state:
             moved.append(change.job)
-    machine = tx.machine() if actions.starts else None
+    machines = {machine.place: machine for machine in tx.machines()} if actions.starts else {}
     newer = {job.id: job for job in tx.jobs_changed(actions.seen.change)[1]} if actions.starts else {}
-    room = None if machine is None else make_room(machine, _hold_now(tx, actions.seen, machine, newer))
+    holding = _hold_now(tx, actions.seen, [*machines.values()], newer) if actions.starts else ()
+    named = {change.job.plan.machine for _, change in actions.starts if change.job.plan is not None}
+    rooms = {place: make_room(machines[place], holding) for place in named if place in machines}
     for before, change in actions.starts:
         demand, plan = before.spec.demand, change.job.plan
-        if change.error or plan is None or machine is None or room is None or before.id in newer:
+        if change.error or plan is None or plan.machine not in machines or before.id in newer:
             skipped += 1
             continue
+        machine, room = machines[plan.machine], rooms[plan.machine]
         # a function that lent this place and has woken since holds it against the job
         findings = see_room(before.spec, room).check(demand, plan)
-        if plan_blocked(machine.blocked, machine.blocked_pairs, plan) or findings:
+        if plan_blocked(machine.blocked, machine.blocked_pairs, plan) or machine.draining or findings:
             # Decided on what has changed since; whoever changed it pokes this loop. Looking again at once could go on for ever.
             _log.warning("the plan of job %s is dropped: %s", before.id, "; ".join(findings) or "something of it is out of use")
             dropped += 1
@@ -243,11 +255,11 @@ def _commit(tx: Tx, actions: Actions) -> Report:
     return Report(tuple(started), tuple(refused), tuple(moved), skipped, dropped)
 
 
-def _hold_now(tx: Tx, seen: Seen, machine: Machine, newer: Mapping[JobId, Job]) -> tuple[Holding, ...]:
+def _hold_now(tx: Tx, seen: Seen, machines: Sequence[Machine], newer: Mapping[JobId, Job]) -> tuple[Holding, ...]:
     """What holds resources as of this transaction, this decision's own changes included."""
     jobs = [held.job for held in seen.snapshot.holding if held.job is not None and held.job.id not in newer]
     jobs += [job for job in newer.values() if not job.state.terminal]
-    return (*hold_jobs(jobs), *hold_functions(tx.functions(), machine))
+    return (*hold_jobs(jobs), *hold_functions(tx.functions(), machines))
 
 
 def _put(tx: Tx, before: Job, change: Change, now: int) -> bool:

@@ -17,7 +17,7 @@ from typing import Protocol
 import msgspec
 
 from steelyard.clock import Clock
-from steelyard.control import ASSIGNMENT, JOBS, POOLS
+from steelyard.control import ASSIGNMENT, JOBS, PLACES, POOLS
 from steelyard.control.direct import LOOK_MAX_S, LOOK_SHARE, SETTLE_NS, SILENT_LOOKS
 from steelyard.control.live import LiveJobs, refresh
 from steelyard.control.machines import lose_machine
@@ -34,6 +34,7 @@ from steelyard.lifecycle.pilot import (
     greet_pilot,
     judge_pool,
 )
+from steelyard.model.function import Function
 from steelyard.model.ids import JobId, MachineId
 from steelyard.model.job import Job
 from steelyard.model.machine import Machine
@@ -216,9 +217,15 @@ def put_change(tx: Tx, before: Pilot, after: Pilot, now: int) -> list[Job]:
     return []
 
 
-def find_demands(jobs: Sequence[Job], why: Callable[[Job], Reason | None]) -> dict[str, list[Demand]]:
-    """What waits for machines of pools, by pool. `why` a job waits, as far as it is known."""
+def find_demands(
+    jobs: Sequence[Job], functions: Sequence[Function], why: Callable[[Job], Reason | None]
+) -> dict[str, list[Demand]]:
+    """What waits for machines of pools, by pool: jobs, and functions that are on none, or on none that stays. `why` a job waits,
+    as far as it is known."""
     found: dict[str, list[Demand]] = {}
+    for function in functions:
+        if function.spec.pool and function.reason is Reason.NO_MACHINE:
+            found.setdefault(function.spec.pool, []).append(Demand(1, function.spec.reserved or function.spec.resources))
     for job in jobs:
         if job.spec.pool and not job.held and why(job) not in _NOT_ROOM:
             nodes = 1 if job.spec.gang is None else job.spec.gang.nodes
@@ -284,11 +291,12 @@ class PoolsLoop:
         for pilot in ended:
             self._known.pop(pilot, None)
             self._link.drop(pilot)
-        return [JOBS, ASSIGNMENT] if any(a.state is not b.state for b, a in actions.pilots) else []
+        return [JOBS, ASSIGNMENT, PLACES] if any(a.state is not b.state for b, a in actions.pilots) else []
 
     async def _load(self, engine: Engine | None, pools: Sequence[Pool], pilots: Sequence[Pilot]) -> Seen:
         await refresh(self._live, self._store)
-        machines = {each.id: each for each in await self._store.read(lambda tx: tx.machines()) if each.pool}
+        stored, functions = await self._store.read(lambda tx: (tx.machines(), tx.functions()))
+        machines = {each.id: each for each in stored if each.pool}
         looked_ns = self._clock.mono_ns()
         queue: Mapping[str, QueueEntry] | None = None
         words: dict[MachineId, str] = {}
@@ -305,9 +313,12 @@ class PoolsLoop:
             tuple(pools),
             tuple(pilots),
             machines,
-            frozenset(job.machine for job in self._live.holding if job.machine),
+            frozenset(job.machine for job in self._live.holding if job.machine)
+            | {place.machine for function in functions for place in function.places},
             frozenset(machine for machine in machines if self._link.connected(machine)),
-            find_demands(self._live.queued, lambda job: why.reason if (why := self._why(job.id)) is not None else None),
+            find_demands(
+                self._live.queued, functions, lambda job: why.reason if (why := self._why(job.id)) is not None else None
+            ),
             queue,
             words,
             looked_ns,

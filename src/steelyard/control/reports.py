@@ -12,11 +12,12 @@ from collections.abc import Sequence
 import msgspec
 
 from steelyard.clock import Clock
-from steelyard.control import ASSIGNMENT, IMAGES, JOBS, REPORTS, ROLLOUTS, AgentLink
+from steelyard.control import ASSIGNMENT, IMAGES, JOBS, PLACES, REPORTS, ROLLOUTS, AgentLink
 from steelyard.control.changes import commit_change
 from steelyard.control.charging import charge_ended
 from steelyard.control.images import NodeImages
 from steelyard.control.live import LiveJobs
+from steelyard.control.places import apply_place, apply_reached
 from steelyard.control.rollouts import Looks
 from steelyard.control.watch import Watch
 from steelyard.errors import Conflict
@@ -109,10 +110,11 @@ async def load(store: Store, live: LiveJobs, place: MachineId, report: wire.Repo
     named = [JobId(attempt.attempt.rpartition(".")[0]) for attempt in report.attempts]
 
     def read(tx: Tx) -> tuple[tuple[int, list[Job]], Machine | None, tuple[Function, ...]]:
-        if len(report.functions) > FUNCTIONS_APART:
+        told = dict.fromkeys(seen.name for seen in (*report.functions, *report.away))
+        if len(told) > FUNCTIONS_APART:
             functions = tuple(tx.functions())
         else:
-            found = (tx.function(DEFAULT_PROJECT, seen.name) for seen in report.functions)
+            found = (tx.function(DEFAULT_PROJECT, name) for name in told)
             functions = tuple(function for function in found if function is not None)
         return tx.jobs_changed(live.change), tx.machine(place), functions
 
@@ -147,9 +149,9 @@ def decide(seen: Seen, now: int) -> Actions:
     functions: list[Function] = []
     events: list[Event] = []
     stored = {function.name: function for function in seen.functions}
-    for observed in report.functions:
+    for observed in (*report.functions, *report.away):
         before = stored.get(observed.name)
-        after = None if before is None else apply_function(before, observed)
+        after = None if before is None else _apply(before, seen.machine, observed)
         if before is None or after is None:
             continue
         functions.append(after)
@@ -160,6 +162,14 @@ def decide(seen: Seen, now: int) -> Actions:
     for each in report.health_events:
         events.append(Event(each.at, DEFAULT_PROJECT, "", "machine", machine.id, each.text))
     return Actions(report, tuple(jobs), tuple(functions), tuple(events), None if machine == seen.machine else machine, now)
+
+
+def _apply(before: Function, machine: Machine, seen: wire.FunctionSeen | wire.AwayFunction) -> Function | None:
+    if isinstance(seen, wire.AwayFunction):
+        return apply_reached(before, seen.machines) if before.spec.pool and not machine.pool else None
+    if before.spec.pool:
+        return apply_place(before, machine.place, seen)
+    return None if machine.pool else apply_function(before, seen)
 
 
 def apply_function(before: Function, seen: wire.FunctionSeen) -> Function | None:
@@ -209,14 +219,16 @@ class News:
 
     def __init__(self) -> None:
         self._known: dict[FunctionName, wire.FunctionSeen] = {}
+        self._away: tuple[wire.AwayFunction, ...] = ()
         self._full_ns: int | None = None
 
     def pick(self, report: wire.Report, now_ns: int) -> wire.Report:
         """The report with those functions alone."""
         if self._full_ns is None or now_ns - self._full_ns >= FULL_NS:
-            self._full_ns, self._known = now_ns, {}
+            self._full_ns, self._known, self._away = now_ns, {}, ()
         news = tuple(each for each in report.functions if self._says_new(each))
-        return msgspec.structs.replace(report, functions=news)
+        away = () if report.away == self._away else report.away
+        return msgspec.structs.replace(report, functions=news, away=away)
 
     def _says_new(self, seen: wire.FunctionSeen) -> bool:
         known = self._known.get(seen.name)
@@ -224,6 +236,7 @@ class News:
 
     def applied(self, report: wire.Report) -> None:
         self._known = {each.name: each for each in report.functions}
+        self._away = report.away
 
 
 class ReportsLoop:
@@ -255,16 +268,18 @@ class ReportsLoop:
         news.applied(report)
         if seen.machine is None:
             del self._news[place]
+            self._looks.forget(place)
         self._agents.acknowledge(place, report)
         for job in done.jobs:
             self._watch.notify(f"job/{job.id}")
         for function in done.functions:
             self._watch.notify(f"function/{function.name}")
-        pokes: list[str] = []
-        if place == OWN_MACHINE:
-            pokes += [ROLLOUTS] if self._looks.take(report.functions) else []
-            if self._images.take(report.images) or any(job.state.terminal and job.spec.builds for job in done.jobs):
-                pokes.append(IMAGES)
+        pokes: list[str] = [ROLLOUTS] if self._looks.take(place, report.functions) else []
+        if any(function.spec.pool for function in done.functions):
+            pokes += [PLACES, ASSIGNMENT]
+        built = any(job.state.terminal and job.spec.builds for job in done.jobs)
+        if place == OWN_MACHINE and (self._images.take(report.images) or built):
+            pokes.append(IMAGES)
         lent = any(function.lends for function in done.functions)
         if done.machine or lent or any(job.state.terminal or job.state is JobState.QUEUED for job in done.jobs):
             pokes += [JOBS, ASSIGNMENT]

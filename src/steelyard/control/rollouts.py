@@ -16,7 +16,7 @@ from steelyard.control.traffic import roll_back
 from steelyard.control.watch import Watch
 from steelyard.errors import NoRoom, Refused, Unreachable
 from steelyard.model.function import Function, Revision, RevisionState, Rollout
-from steelyard.model.ids import DEFAULT_PROJECT, FunctionName
+from steelyard.model.ids import DEFAULT_PROJECT, FunctionName, MachineId
 from steelyard.model.reason import Reason
 from steelyard.scaling.rollout import FAILED_STARTS_MAX, Counts, Verdict, decide_rollback
 from steelyard.store import Event, Store, Tx
@@ -33,18 +33,27 @@ AllLooks = Mapping[FunctionName, tuple[RevisionSeen, ...]]
 
 
 class Looks:
-    """What the newest report says of revisions, by function."""
+    """What the newest reports say of revisions, by function."""
 
     def __init__(self) -> None:
         self.revisions: AllLooks = {}
+        self._places: dict[MachineId, AllLooks] = {}
 
-    def take(self, functions: Iterable[FunctionSeen]) -> bool:
-        """A new report; true when more changed than the number of good requests."""
-        found = {each.name: each.revisions for each in functions}
+    def take(self, place: MachineId, functions: Iterable[FunctionSeen]) -> bool:
+        """A machine's new report; true when more changed than the number of good requests."""
+        self._places[place] = {each.name: each.revisions for each in functions}
+        found: dict[FunctionName, tuple[RevisionSeen, ...]] = {}
+        for looks in self._places.values():
+            for name, rows in looks.items():
+                found[name] = (*found[name], *rows) if name in found else rows
         before, self.revisions = self.revisions, found
         return before.keys() != found.keys() or any(
             _without_requests(found[name]) != _without_requests(before[name]) for name in changed_looks(before, found)
         )
+
+    def forget(self, place: MachineId) -> None:
+        """The machine is gone."""
+        self._places.pop(place, None)
 
     def find(self, function: FunctionName) -> dict[int, RevisionSeen]:
         """Of a revision that went and came back, the one that is here now."""

@@ -176,14 +176,14 @@ def _reserve(
     """Cores and devices of its own, now or not at all: a promise that only holds later is none. A place that a revision leaves to
     it is taken over, and so is the one that it had itself, where nobody else is on it."""
     demand, machine, name = wish.spec.reserved, tx.machine(), row.name
-    if demand is None:
-        return None
+    if demand is None or wish.spec.pool:
+        return None  # what it has on machines of a pool, it is given with its place there
     if machine is None:
         raise Unreachable("No agent has told yet what this machine has. Try again.", code="agent-unreachable")
     if NODE in machine.blocked:
         raise NoRoom(f"{name} can't be deployed now: the machine is out of use; `steelyard check` says why.", code="node-drained")
     mine = [Holding(asked, each.plan) for each in staying if each.plan is not None and (asked := each.spec.reserved) is not None]
-    others = (*hold_functions(tx.functions(), machine, but=(row.project, name)), *mine)
+    others = (*hold_functions(tx.functions(), [machine], but=(row.project, name)), *mine)
     jobs = hold_jobs(tx.jobs(HOLDING))
     for each in (*leaving, wish):
         if each.plan is not None and each.spec.reserved == demand:

@@ -7,8 +7,10 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import Protocol
 
+from steelyard.model.ids import MachineId
 from steelyard.model.job import Job
 from steelyard.model.pool import Pilot, Pool
 from steelyard.model.slurm import QueueEntry, RankRecord
@@ -36,6 +38,10 @@ class Engine(Protocol):
 
     async def read_pilot_words(self, pilot: Pilot) -> str:
         """What its program said last, in a line; "" where it said nothing."""
+        ...
+
+    def find_pilot_outputs(self, pilot: MachineId) -> Path | None:
+        """The folder of what its work wrote, which outlives it; None where this machine can't see it."""
         ...
 
     async def forget_pilot(self, pilot: Pilot) -> None:

@@ -8,11 +8,13 @@ from __future__ import annotations
 import math
 import signal as signals
 from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
 
 import msgspec
 
 from steelyard.errors import EdgeFailed, Refused, Unreachable
 from steelyard.model.batch import Launcher
+from steelyard.model.ids import MachineId
 from steelyard.model.job import Job
 from steelyard.model.pool import Pilot, Pool
 from steelyard.model.slurm import QueueEntry, RankRecord
@@ -116,6 +118,9 @@ class FakeEngine:
         self._ask()
         return self.words.get(pilot.id, "")
 
+    def find_pilot_outputs(self, pilot: MachineId) -> Path | None:
+        del pilot
+
     async def forget_pilot(self, pilot: Pilot) -> None:
         self._ask()
         self.passes.pop(pilot.id, None)
@@ -130,6 +135,10 @@ class FakeEngine:
         """The allocation of that attempt or pilot begins."""
         ends_at = None if duration_s is None else self.now + round(duration_s * 1e6)
         self._queue[id_] = QueueEntry(self._queue[id_].job, "RUNNING", "", self.now, "n1", ends_at)
+
+    def entry(self, id_: str) -> QueueEntry | None:
+        """What the queue knows, whoever asks."""
+        return self._queue.get(id_)
 
     def say(self, id_: str, state: str) -> None:
         """The queue tells that state of it from now on."""

@@ -44,7 +44,7 @@ class Route(msgspec.Struct, frozen=True):
     `/<function>@<tag>/` and `<tag>--<function>.localhost`."""
 
     function: str
-    #: (cluster, percent), which sum to 100
+    #: (cluster, percent), which sum to 100; of one that is away, none: it is answered 503
     targets: tuple[tuple[str, int], ...]
     public: bool
     tag: str = ""

@@ -93,6 +93,6 @@ def _check_route(route: Route, known: set[str]) -> list[Finding]:
             findings.append(Finding("route-nowhere", route.segment, f"{route.segment} is routed to {name}, which is no cluster"))
         if not 1 <= percent <= 100:
             findings.append(Finding("share", route.segment, f"{name} has {percent} % of {route.segment}, outside 1..100"))
-    if sum(percent for _, percent in route.targets) != 100:
+    if sum(percent for _, percent in route.targets) != 100 and (route.targets or not route.away):
         findings.append(Finding("share", route.segment, f"the shares of {route.segment} do not sum to 100"))
     return findings

@@ -93,7 +93,7 @@ def shape_of(desired: GatewayDesired) -> str:
     """What of `desired` decides whether Envoy can understand it, apart from names and numbers that `check_gateway` judges.
     Two states of one shape differ only in how many there are of each kind."""
     clusters = sorted({cluster.requests_per_connection is not None for cluster in desired.clusters})
-    routes = sorted({(route.public, len(route.targets) > 1, bool(route.tag), route.away) for route in desired.routes})
+    routes = sorted({(route.public, min(2, len(route.targets)), bool(route.tag), route.away) for route in desired.routes})
     return repr((clusters, routes, bool(desired.keys), bool(desired.neighbours)))
 
 
@@ -496,7 +496,11 @@ def _route(route: Route, match: Json, prefix: str, *, rewrite: bool) -> Json:
         action["weighted_clusters"] = {"clusters": [{"name": name, "weight": percent} for name, percent in route.targets]}
     if rewrite:
         action["prefix_rewrite"] = "/"
-    rendered: Json = {"match": match, "route": action}
+    rendered: Json = {"match": match}
+    if route.targets:
+        rendered["route"] = action
+    else:
+        rendered["direct_response"] = {"status": 503}
     if prefix and rewrite:
         rendered["request_headers_to_add"] = _headers({"x-steelyard-prefix": prefix})
     if route.public:

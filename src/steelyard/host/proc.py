@@ -23,6 +23,8 @@ _WORKLOAD = re.compile(r"/steelyard-[0-9a-f]{8}(?:-idle)?/(?:shared/)?(?!shared(
 USAGE_PIDS_MAX = 512
 #: kinds of namespaces, by their names in /proc/<pid>/ns
 NAMESPACES = ("cgroup", "ipc", "mnt", "net", "pid", "user", "uts")
+#: what a process sees as `/` unless it has files of its own
+MACHINE_ROOT = "of the machine"
 #: different thread affinities that a proof lists
 APART_MAX = 16
 
@@ -167,6 +169,33 @@ def observe_walls(pids: Sequence[int], root: Path = Path("/")) -> dict[str, obje
         "seccomp": _one_or_all(filters),
         "capabilities": _one_or_all(capabilities),
     }
+
+
+def observe_root(pids: Sequence[int], root: Path = Path("/")) -> str | None:
+    """What these processes see as `/`: the machine's files, or the type of the file system that is there instead; several joined
+    by commas. None when none of them is there any more."""
+    found: set[str] = set()
+    ours = _file(f"{root}/proc/self/root/")
+    for pid in pids:
+        theirs = _file(f"{root}/proc/{pid}/root/")
+        if theirs is None:
+            continue
+        if theirs == ours:
+            found.add(MACHINE_ROOT)
+        elif text := read_text(f"{root}/proc/{pid}/mountinfo"):
+            # fields: id, parent, device, root, mount point, options, ..., "-", type
+            lines = (line.partition(" - ") for line in text.splitlines())
+            types = [behind.split(" ", 1)[0] for before, _, behind in lines if before.split(" ")[4:5] == ["/"]]
+            found.update(types[-1:])
+    return ", ".join(sorted(found)) or None
+
+
+def _file(path: str) -> tuple[int, int] | None:
+    try:
+        seen = os.stat(path)
+    except OSError:
+        return None
+    return seen.st_dev, seen.st_ino
 
 
 def _link(path: str) -> str | None:

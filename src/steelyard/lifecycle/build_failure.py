@@ -56,6 +56,64 @@ _KNOWN: tuple[tuple[str, str, str], ...] = (
 )
 
 
+#: as `_KNOWN`, of what programs in a container say: apt, mmdebstrap, pip, the shell
+_KNOWN_INSIDE: tuple[tuple[str, str, str], ...] = (
+    (
+        r"No space left on device|Disk quota exceeded",
+        "the disk is full",
+        "Make room on the disk of the image cache; steps that are done are kept.",
+    ),
+    (
+        r"does not have a Release file|/dists/\S+ +404",
+        "the mirror has no such release",
+        "Look at the name of the release, and name a mirror that has it: Image.debian(..., mirror=...).",
+    ),
+    (
+        r"NO_PUBKEY|not signed|couldn't be verified",
+        "the mirror's signature can't be checked",
+        "Install the keyring of that distribution on the machine (debian-archive-keyring, ubuntu-keyring), or name it in a line: "
+        "mirror='deb [signed-by=/usr/share/keyrings/...] ADDRESS RELEASE main'.",
+    ),
+    (
+        r"Unable to fetch|Failed to fetch|Could not connect|Could not resolve|Temporary failure resolving",
+        "the mirror could not be reached",
+        "Look at the machine's network and at the address, and build again: steps that are done are kept.",
+    ),
+    (
+        r"Unable to locate package|has no installation candidate",
+        "there is no such package in the archives that the image knows",
+        "Check its name, and its release.",
+    ),
+    (
+        r"apt-get: not found|apt-get: No such file",
+        "the image has no apt",
+        "Begin with an image of Debian or Ubuntu, or write how it is installed there: run(...).",
+    ),
+    (
+        r"python3: not found|No module named '?pip'?",
+        "the image has no python3 with pip",
+        "Begin with one that has, such as docker://python:3.12-slim; of Debian's packages they are "
+        "apt_install('python3', 'python3-pip').",
+    ),
+    (
+        r"No matching distribution found",
+        "there is no such package, or no release of it that fits",
+        "Check its name and its version, and that the package index is reached: pip_install(..., index_url=...).",
+    ),
+    (
+        r"mount: .*(permission denied|Operation not permitted|must be superuser)|mknod: .*Operation not permitted",
+        "it wants more than root of a container may",
+        "Steps may own files as anybody, but not mount, make devices or touch the machine: leave that out.",
+    ),
+)
+
+
+def explain_inside(said: Sequence[str]) -> str:
+    """Why a step upon a container image failed, and what to do; "" where that is not recognised. `said`: its last lines."""
+    text = "\n".join(said)
+    return next((f"{reason}. {advice}" for pattern, reason, advice in _KNOWN_INSIDE if re.search(pattern, text, re.I)), "")
+
+
 def explain_step(what: str, exit_code: int, said: Sequence[str]) -> str:
     """What failed, why, and what to do. `said`: its last lines."""
     if exit_code < 0:

@@ -1,8 +1,8 @@
 """What is a step upon a container image, and how is it carried out? Pure.
 
 A step is a command in a container of the image below it, as root of that container; the files that it leaves become an image
-of its own. Its name is the sha256 of its owner, of what is below and of its canonical form, so that images which begin alike
-share their beginning.
+of its own. The first one may have nothing below: it makes a Debian (`debian.py`). Its name is the sha256 of its owner, of what is
+below and of its canonical form, so that images which begin alike share their beginning.
 """
 
 from __future__ import annotations
@@ -11,8 +11,9 @@ import hashlib
 import shlex
 from collections.abc import Iterable
 
+from steelyard.lifecycle.debian import check_debian, make_script
 from steelyard.lifecycle.image import canonical, check_step
-from steelyard.model.built_image import AptInstall, Copy, PipInstall, Run, SetEnv, Step, UvSync
+from steelyard.model.built_image import AptInstall, Copy, DebianBase, PipInstall, Run, SetEnv, Step, UvSync
 
 #: goes up when the same step would make something else
 _FORMAT = 1
@@ -26,32 +27,39 @@ CAPABILITIES = (
 )  # fmt: skip
 
 
-def name_step(uid: int, below: str, step: Step) -> str:
-    """Hex. `below`: the digest of the image that it begins with."""
+def name_step(uid: int, below: str, step: Step | DebianBase) -> str:
+    """Hex. `below`: the digest of the image that it begins with; "" where it begins with none."""
     text = f"steelyard container step {_FORMAT}\n{uid}\n{below}\n".encode()
     return hashlib.sha256(text + canonical(step)).hexdigest()
 
 
-def check_container_step(step: Step) -> Iterable[str]:
+def check_container_step(step: Step | DebianBase, below: str) -> Iterable[str]:
     """What is wrong with it, a sentence each."""
+    if isinstance(step, DebianBase) != (not below):
+        yield "the first step upon nothing is a debian, and every other one has an image below"
+    if isinstance(step, DebianBase):
+        yield from check_debian(step)
+        return
     if isinstance(step, UvSync):
         yield "uv_sync makes an environment: begin with Image.python(...), or install with pip_install(...)"
         return
     yield from check_step(step, contained=True)
 
 
-def make_command(step: Step) -> tuple[str, ...]:
-    """What runs: a shell of the image, which notes at the end that all went well."""
+def make_command(step: Step | DebianBase) -> tuple[str, ...]:
+    """What runs: a shell of the image (or, where there is none, of the machine), which notes at the end that all went well."""
     return ("/bin/sh", "-c", f'/bin/sh -ec "$0" && : > {DONE}/{MARK}', _script(step))
 
 
-def make_variables(step: Step) -> dict[str, str]:
+def make_variables(step: Step | DebianBase) -> dict[str, str]:
     """What later steps and whatever runs in it get."""
     return dict(step.env) if isinstance(step, SetEnv) else {}
 
 
-def _script(step: Step) -> str:
+def _script(step: Step | DebianBase) -> str:
     match step:
+        case DebianBase():
+            return make_script(step)
         case Run():
             return step.command
         case AptInstall():

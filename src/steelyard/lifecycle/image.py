@@ -18,6 +18,7 @@ from steelyard.model.built_image import (
     AptInstall,
     Base,
     Copy,
+    DebianBase,
     Image,
     ImageSeen,
     ImageSpec,
@@ -73,7 +74,7 @@ def name_layers(spec: ImageSpec) -> tuple[ImageId, ...]:
     return _layers(msgspec.json.encode(spec))
 
 
-def canonical(part: Base | Step) -> bytes:
+def canonical(part: Base | DebianBase | Step) -> bytes:
     """The same bytes for what means the same: packages and variables in any order, each once."""
     if isinstance(part, PipInstall | AptInstall):
         part = msgspec.structs.replace(part, packages=tuple(sorted({" ".join(each.split()) for each in part.packages})))
@@ -84,12 +85,14 @@ def canonical(part: Base | Step) -> bytes:
     return msgspec.json.encode(part, order="deterministic")
 
 
-def describe_part(part: Base | Step) -> str:
+def describe_part(part: Base | DebianBase | Step) -> str:
     """For people, on one line."""
     match part:
         case PipInstall():
             words = [*part.packages, *(["-r requirements.txt"] if part.files else [])]
             return f"pip_install {' '.join(words)}"
+        case DebianBase():
+            return f"debian {part.suite}"
         case AptInstall():
             return f"apt_install {' '.join(part.packages)}"
         case UvSync():

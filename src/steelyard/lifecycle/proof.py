@@ -16,6 +16,9 @@ from steelyard.model.proof import Proof, ProofState
 SHARE_TOLERANCE = 0.01
 #: memory limits are kept in pages (64 KiB on some machines)
 MEMORY_TOLERANCE_BYTES = 65_536
+#: isolation: a unix user without root's rights and any way to get them; a container whose walls all stand; less than both
+PROCESS_TIER, CONTAINER_TIER, NO_TIER = "T0", "T1", "none"
+_WALLS = frozenset(("cgroup", "ipc", "mnt", "pid", "user", "uts"))
 #: worst first: what is wrong with one rank is wrong with the gang
 _WORST = (ProofState.DRIFTED, ProofState.UNKNOWN, ProofState.PARTIAL, ProofState.MATCH)
 
@@ -47,6 +50,30 @@ def check_proof(
     else:
         state = ProofState.MATCH
     return Proof(state=state, asked=dict(asked), got=dict(got), differences=differences, checked_at=checked_at, notes=notes)
+
+
+def judge_tier(got: Mapping[str, object]) -> str | None:
+    """What the kernel's answers amount to, whatever was asked for. None when nothing could be read."""
+    namespaces, uid = got.get("namespaces"), got.get("uid")
+    if uid is None or got.get("no_new_privs") is None:
+        return None
+    # a list of users: they differ
+    users = cast("list[int]", uid) if isinstance(uid, list) else [uid]
+    if 0 in users or got["no_new_privs"] is not True:
+        return NO_TIER
+    apart = isinstance(namespaces, list) and set(cast("list[str]", namespaces)) >= _WALLS
+    filtered = got.get("seccomp") == "filter" and got.get("capabilities") == "none"
+    return CONTAINER_TIER if apart and filtered else PROCESS_TIER
+
+
+def explain_tier(proof: Proof) -> str:
+    """A sentence where less was got than is claimed; "" otherwise."""
+    asked, got = proof.asked.get("tier"), proof.got.get("tier")
+    if asked is None or asked == got:
+        return ""
+    shown = {key: proof.got.get(key) for key in ("uid", "no_new_privs", "namespaces", "seccomp", "capabilities")}
+    walls = ", ".join(f"{key} {_text(value)}" for key, value in shown.items() if value is not None)
+    return f"Isolation tier {asked} is claimed, and the kernel shows {got or 'none that could be read'}: {walls or 'no answer'}."
 
 
 def _fits(key: str, asked: object, got: object) -> bool:

@@ -1,6 +1,6 @@
 """What is an image that is built here? A base and the steps upon it, each named by its content and by all that is below it.
 
-A Python environment today; other bases become other variants of `Base`. Nothing here says where an image lies on a machine.
+Nothing here says where an image lies on a machine.
 """
 
 from __future__ import annotations
@@ -18,6 +18,15 @@ class PythonBase(msgspec.Struct, frozen=True, tag_field="kind", tag="python", fo
 
     #: "3.11" or "3.11.9"
     version: str
+
+
+class DebianBase(msgspec.Struct, frozen=True, tag_field="kind", tag="debian", forbid_unknown_fields=True):
+    """The packages that every Debian or Ubuntu has. Of images of containers alone: the first step of one."""
+
+    #: "bookworm", "stable"
+    suite: str
+    #: addresses, or lines of a sources.list; (): the machine's own for that suite, else Debian's
+    mirrors: tuple[str, ...] = ()
 
 
 class PipInstall(msgspec.Struct, frozen=True, tag_field="kind", tag="pip", forbid_unknown_fields=True):

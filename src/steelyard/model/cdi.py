@@ -15,7 +15,7 @@ from steelyard.model.mount import Bind, DeviceNode
 Number = tuple[int, int]
 
 
-class CdiNode(msgspec.Struct, frozen=True, rename="camel", forbid_unknown_fields=True):
+class CdiNode(msgspec.Struct, frozen=True, rename="camel", forbid_unknown_fields=True, omit_defaults=True):
     """Who may use it, the grant says, and not its mode: `file_mode`, `uid`, `gid` and `permissions` are read and not needed."""
 
     #: in the container
@@ -35,7 +35,7 @@ class CdiNode(msgspec.Struct, frozen=True, rename="camel", forbid_unknown_fields
         return self.host_path or self.path
 
 
-class CdiMount(msgspec.Struct, frozen=True, rename="camel", forbid_unknown_fields=True):
+class CdiMount(msgspec.Struct, frozen=True, rename="camel", forbid_unknown_fields=True, omit_defaults=True):
     host_path: str
     container_path: str
     type: str = ""
@@ -46,7 +46,7 @@ class CdiMount(msgspec.Struct, frozen=True, rename="camel", forbid_unknown_field
         return "ro" in (self.options or ())
 
 
-class CdiHook(msgspec.Struct, frozen=True, rename="camel", forbid_unknown_fields=True):
+class CdiHook(msgspec.Struct, frozen=True, rename="camel", forbid_unknown_fields=True, omit_defaults=True):
     """A program that other runtimes run as root while a container starts. We never do."""
 
     hook_name: str
@@ -56,7 +56,7 @@ class CdiHook(msgspec.Struct, frozen=True, rename="camel", forbid_unknown_fields
     timeout: int | None = None
 
 
-class CdiEdits(msgspec.Struct, frozen=True, rename="camel", forbid_unknown_fields=True):
+class CdiEdits(msgspec.Struct, frozen=True, rename="camel", forbid_unknown_fields=True, omit_defaults=True):
     #: NAME=VALUE
     env: tuple[str, ...] | None = None
     device_nodes: tuple[CdiNode, ...] | None = None
@@ -66,13 +66,13 @@ class CdiEdits(msgspec.Struct, frozen=True, rename="camel", forbid_unknown_field
     additional_gids: tuple[int, ...] | None = None
 
 
-class CdiDevice(msgspec.Struct, frozen=True, rename="camel", forbid_unknown_fields=True):
+class CdiDevice(msgspec.Struct, frozen=True, rename="camel", forbid_unknown_fields=True, omit_defaults=True):
     name: str
     annotations: dict[str, str] | None = None
     container_edits: CdiEdits = CdiEdits()
 
 
-class Specification(msgspec.Struct, frozen=True, rename="camel", forbid_unknown_fields=True):
+class Specification(msgspec.Struct, frozen=True, rename="camel", forbid_unknown_fields=True, omit_defaults=True):
     """One file of the standard."""
 
     cdi_version: str

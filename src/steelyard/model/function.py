@@ -7,7 +7,7 @@ from typing import Literal
 
 import msgspec
 
-from steelyard.model.ids import FunctionName, ProjectName
+from steelyard.model.ids import FunctionName, MachineId, ProjectName
 from steelyard.model.image import is_reference
 from steelyard.model.job import NO_SHARE, Owner, Plan, Resources
 from steelyard.model.mount import VolumeMount
@@ -84,6 +84,10 @@ class FunctionSpec(msgspec.Struct, frozen=True):
     interface: Literal["http", "call"] = "http"
     #: what its replicas are given beside `env`, each name once
     secrets: tuple[SecretUse, ...] = ()
+    #: it is on machines of this pool; "": on the home's own
+    pool: str = ""
+    #: on all of them, each with up to `replicas_max` replicas; else on one
+    spread: bool = False
 
     @property
     def contained(self) -> bool:
@@ -176,6 +180,32 @@ class FunctionState(StrEnum):
     UNKNOWN = "UNKNOWN"
 
 
+class Place(msgspec.Struct, frozen=True):
+    """Where a function of a pool is: one machine of it, whose agent and gateway do there what the home's do for others."""
+
+    machine: MachineId
+    #: (revision, its plan): cores and devices of its own there
+    plans: tuple[tuple[int, Plan], ...] = ()
+    #: no new request should go there; it is left once the home's gateway sends none
+    leaving: bool = False
+    # the rest is what its agent says
+    #: None: nothing yet
+    state: FunctionState | None = None
+    #: the newest revision that its agent was given
+    revision: int = 0
+    routes: Routes = Routes()
+    replicas: int = 0
+    waking: int = 0
+    queued: int = 0
+    reason: Reason | None = None
+    detail: str = ""
+
+    @property
+    def ready(self) -> bool:
+        """Its gateway has where to send requests."""
+        return bool(self.routes.shares)
+
+
 class Function(msgspec.Struct, frozen=True):
     """A function and the newest of its revisions that may be reached; others stand in `beside`."""
 
@@ -209,6 +239,23 @@ class Function(msgspec.Struct, frozen=True):
     #: as its agent says: where requests go now
     routes: Routes = Routes()
     rollout: Rollout | None = None
+    #: of a function in a pool, by machine
+    places: tuple[Place, ...] = ()
+    #: machines that the home's gateway sends its requests to, as it says
+    reached: tuple[MachineId, ...] = ()
+
+    @property
+    def targets(self) -> tuple[MachineId, ...]:
+        """Machines that its requests should go to: where it is ready and stays; while there is none, where it is still ready."""
+        ready = [place for place in self.places if place.ready]
+        return tuple(place.machine for place in ([place for place in ready if not place.leaving] or ready))
+
+    @property
+    def held(self) -> tuple[tuple[FunctionSpec, Plan], ...]:
+        """What its revisions have to themselves, on whichever machine."""
+        live = self.live
+        away = [(live[key].spec, plan) for place in self.places for key, plan in place.plans if key in live]
+        return (*((each.spec, each.plan) for each in live.values() if each.plan is not None), *away)
 
     @property
     def live(self) -> dict[int, LiveRevision]:

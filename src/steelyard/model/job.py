@@ -75,7 +75,8 @@ class ImageStep(msgspec.Struct, frozen=True):
 
     #: hex, names the image
     id: str
-    #: digest of the image that it has to begin with
+    #: digest of the image that it has to begin with; "": none, it is made with the machine's own programs, and the job names as
+    #: its image what it makes
     below: str
     #: what the image says beside that one's variables
     env: dict[str, str] = {}

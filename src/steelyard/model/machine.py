@@ -67,6 +67,8 @@ class Machine(msgspec.Struct, frozen=True):
     held: tuple[HeldPlan, ...] = ()
     #: "" for the home's own
     pool: str = ""
+    #: of a pool's: IP address and port at which its gateway hears the home's
+    gateway: str = ""
     #: why nothing new is placed on it, for people; written by whoever takes it back. "": it takes work
     draining: str = ""
 

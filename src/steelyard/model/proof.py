@@ -18,9 +18,11 @@ class ProofState(StrEnum):
 
 class Proof(msgspec.Struct, frozen=True):
     """Keys of asked and got: cpus (list of logical CPUs), share, memory_bytes, memory_nodes, io_max_bytes_s, scratch_bytes,
-    volumes, uid, no_new_privs, cgroup; where the timing class asks for it timing, scheduler, memory_lock_limit, irqs_on_its_cpus,
-    kernel_threads_on_its_cpus, governor, deep_idle_states, max_wakeup_us. Of jobs in a cluster's queue, which chooses their
-    place: cpu_count, gpu_count, gpus (by the queue's numbers), host. A value of None in `got` means it could not be read."""
+    volumes, uid, no_new_privs, cgroup, tier (see lifecycle/proof.py); of containers image, root (the type of its file system),
+    namespaces, seccomp, capabilities, device_files, and memory_lock_limit where RDMA was granted; where the timing class asks
+    for it timing, scheduler, memory_lock_limit, irqs_on_its_cpus, kernel_threads_on_its_cpus, governor, deep_idle_states,
+    max_wakeup_us. Of jobs in a cluster's queue, which chooses their place: cpu_count, gpu_count, gpus (by the queue's numbers),
+    host. A value of None in `got` means it could not be read."""
 
     state: ProofState
     asked: dict[str, object]
@@ -30,3 +32,13 @@ class Proof(msgspec.Struct, frozen=True):
     checked_at: int | None = None
     #: sentences that are worth knowing and that nobody promised
     notes: tuple[str, ...] = ()
+
+
+class ReplicaProof(msgspec.Struct, frozen=True):
+    """Of one replica of a function."""
+
+    replica: str
+    revision: int
+    #: trial, starting, serving or retiring
+    state: str
+    proof: Proof

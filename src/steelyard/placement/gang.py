@@ -78,6 +78,7 @@ def _place_one_by_one(room: Room, each: Resources, gang: Gang, beside: Sequence[
         gpu_fraction=tasks[0].gpu_fraction,
         io_max_bytes_s=demand.io_max_bytes_s,
         tasks=tuple(tasks) if gang.launcher is Launcher.NONE else (),
+        machine=room.facts.place,
     )
     # the whole may be a millionth of a core more than its parts
     findings = [finding for other in (room, *beside) for finding in other.check(demand, whole)]

@@ -26,6 +26,8 @@ MICRO = 1_000_000
 class MachineFacts:
     def __init__(self, machine: Machine) -> None:
         self.machine = machine
+        #: what plans name it by
+        self.place = machine.place
         #: the topology with the machine's own cores and nodes: what is booked are those
         self.view = _view(machine)
         #: logical CPU -> place of its core in `machine.cores`

@@ -139,6 +139,7 @@ class Room:
                 memory_bytes=demand.memory_bytes,
                 preemptible=demand.preemptible,
                 io_max_bytes_s=demand.io_max_bytes_s,
+                machine=self.facts.place,
             )
         return self._choose(demand, asked, beside)
 
@@ -251,6 +252,7 @@ class Room:
             gpu_fraction=chosen.gpu_fraction,
             mig_instances=chosen.mig_instances,
             io_max_bytes_s=demand.io_max_bytes_s,
+            machine=self.facts.place,
         )
 
     def _use(self, asked: DeviceDemand, beside: Sequence[Room] = ()) -> Used:

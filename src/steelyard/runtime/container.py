@@ -26,6 +26,7 @@ from steelyard.config import write_file
 from steelyard.errors import EdgeFailed, Refused
 from steelyard.lifecycle.bundle import NETWORK, Container, make_bundle, make_terminal
 from steelyard.lifecycle.container_step import CAPABILITIES, DONE
+from steelyard.lifecycle.debian import PROGRAM, TARGET
 from steelyard.model.cdi import DeviceEdits
 from steelyard.model.ids import WorkloadId
 from steelyard.model.image import Image, ImageReference, UserIds, choose_argv
@@ -34,6 +35,7 @@ from steelyard.model.mount import Bind
 from steelyard.runtime.mount_calls import find_inside
 from steelyard.runtime.oci import Tell, say_nothing
 from steelyard.runtime.oci.fetch import missing
+from steelyard.runtime.oci.programs import list_binds, make_root
 from steelyard.runtime.oci.ranges import BUILD_IDS, BUILD_MAPS, make_maps, owner_range
 from steelyard.runtime.oci.steps import StepMade
 from steelyard.runtime.oci.store import ImageStore, RegistryLogin
@@ -127,6 +129,16 @@ class Containers:
         if tuple(int(part) for part in release.split("-")[0].split(".")[:2] if part.isdigit()) < _KERNEL:
             raise _impossible(f"Linux {_KERNEL[0]}.{_KERNEL[1]} or later, and this is {release}")
 
+    def check_bare(self) -> None:
+        """Can an image be made here that has none below it? Raises Refused with what is missing."""
+        self.check()
+        if shutil.which(PROGRAM) is None:
+            raise Refused(
+                f"Images of Debian's packages need {PROGRAM}, which is not installed here. Nothing was started. Install it: "
+                f"apt-get install {PROGRAM}; or begin with an image that is there: Image.from_registry(...).",
+                code="container-tools-missing",
+            )
+
     def sweep(self) -> None:
         """In the background: what an agent before this one was killed over."""
         steps = [made.makes for made in self._all().values()]
@@ -168,11 +180,13 @@ class Containers:
 
     def make(self, workload: WorkloadId, image: Image, wanted: Wanted, owner: Ids) -> tuple[tuple[str, ...], Rootfs]:
         """Write its bundle: the command that starts it, and what is mounted for that. Raises Refused or EdgeFailed."""
-        folder, root = self._folder / workload, self.store.root(image.digest)
+        bare = wanted.step is not None and not wanted.step.below
+        folder, root = self._folder / workload, make_root(self._images) if bare else self.store.root(image.digest)
         argv = wanted.argv if wanted.interpreter else choose_argv(image, wanted.argv)
         edits = wanted.edits
         env = variables(image, edits.env | wanted.env)
-        _check_program(root, wanted.interpreter or argv[0], env["PATH"], wanted.cwd or image.cwd or "/", image.reference)
+        if not bare:
+            _check_program(root, wanted.interpreter or argv[0], env["PATH"], wanted.cwd or image.cwd or "/", image.reference)
         if wanted.programs:
             env["PATH"] = f"{wanted.programs}:{env['PATH']}"
         first = owner_range(self._images, owner[0])
@@ -183,6 +197,8 @@ class Containers:
             (gids, disk_gids), ids = BUILD_MAPS, UserIds(home=image.ids.home)
             disk = str(self.store.begin_step(wanted.step))
             binds = (*binds, Bind(f"{disk}/done", DONE))
+            if bare:
+                binds, disk = (*list_binds(), *binds, Bind(f"{disk}/upper", TARGET)), ""
         files = () if wanted.own_network else tuple(Bind(name, name, True) for name in _NETWORK_FILES if os.path.isfile(name))
         container = Container(
             root=f"{folder}/{_FS}/{ROOT}", sys=f"{folder}/{_FS}/{SYS}", nodes=f"{folder}/{_FS}/{DEV}",

@@ -9,7 +9,13 @@ from __future__ import annotations
 
 import ctypes
 import os
-from collections.abc import Iterable
+
+TYPE_CHECKING = False  # see launch.py: what is imported costs time at each start
+if TYPE_CHECKING:
+    from collections.abc import Iterable
+
+    #: (first id inside, first id outside, how many), as /proc/<pid>/uid_map has it
+    IdMap = Iterable[tuple[int, int, int]]
 
 #: include/uapi/linux/mount.h, sched.h
 MS_RDONLY, MS_NOSUID, MS_NODEV, MS_NOEXEC, MS_REMOUNT, MS_NOATIME, MS_NODIRATIME = 1, 2, 4, 8, 32, 1024, 2048
@@ -32,10 +38,6 @@ class _Attributes(ctypes.Structure):
         ("propagation", ctypes.c_uint64),
         ("userns", ctypes.c_uint64),
     ]
-
-
-#: (first id inside, first id outside, how many), as /proc/<pid>/uid_map has it
-IdMap = Iterable[tuple[int, int, int]]
 
 
 def unshare(flags: int) -> None:

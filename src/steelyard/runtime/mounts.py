@@ -12,9 +12,12 @@ from __future__ import annotations
 import os
 import stat
 
-from steelyard.model.mount import Mounts, Rebuilt
 from steelyard.runtime import mount_calls
 from steelyard.runtime.mount_calls import MS_BIND, MS_NOATIME, MS_NODEV, MS_NODIRATIME, MS_NOEXEC, MS_NOSUID, MS_RDONLY, MS_REC
+
+TYPE_CHECKING = False  # see launch.py: what is imported costs time at each start
+if TYPE_CHECKING:
+    from steelyard.model.mount import Mounts, Rebuilt
 
 #: statvfs(3) counts it apart
 _ST_RELATIME = 4096

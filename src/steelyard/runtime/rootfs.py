@@ -13,7 +13,10 @@ import stat
 
 from steelyard.runtime import mount_calls
 from steelyard.runtime.mount_calls import MS_NODEV, MS_NOEXEC, MS_NOSUID, MS_RDONLY
-from steelyard.wire.spawn import Rootfs
+
+TYPE_CHECKING = False  # see launch.py: what is imported costs time at each start
+if TYPE_CHECKING:
+    from steelyard.wire.spawn import Rootfs
 
 ROOT, SYS, DEV = "rootfs", "sys", "dev"
 _CGROUP = "/sys/fs/cgroup"

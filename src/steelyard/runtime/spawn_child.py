@@ -5,21 +5,24 @@ Runs in the forked child only. It ends in exec, or writes `<step>\\0<error>` to 
 
 from __future__ import annotations
 
-import contextlib
 import ctypes
 import fcntl
 import os
 import resource
-import signal
 import termios
-from collections.abc import Sequence
-from typing import NoReturn
-
-import msgspec
 
 from steelyard.runtime import mounts
 from steelyard.runtime.rootfs import CAP_CHOWN, PR_CAPBSET_DROP, enter, raise_limit
-from steelyard.wire.spawn import Outputs, Spawn
+
+TYPE_CHECKING = False  # see launch.py: what is imported costs time at each start
+if TYPE_CHECKING:
+    import signal
+    from collections.abc import Sequence
+    from typing import NoReturn
+
+    from steelyard.wire.spawn import Outputs, Spawn
+else:
+    import _signal as signal  # the same, without enumerations
 
 _PR_SET_THP_DISABLE = 41
 _MPOL_BIND = 2
@@ -27,7 +30,6 @@ _MPOL_BIND = 2
 _SYS_SET_MEMPOLICY = {"x86_64": 238, "aarch64": 237}
 _ERROR_MAX = 3000
 _LOG_FLAGS = os.O_WRONLY | os.O_CREAT | os.O_APPEND | os.O_NOFOLLOW | os.O_NOCTTY | os.O_CLOEXEC
-_TO_LOGS = Outputs()
 _libc = ctypes.CDLL(None, use_errno=True)
 #: looked up here, not after each fork; signal.signal would tell what was there before, by way of exceptions
 _set_signal = _libc.signal
@@ -52,23 +54,23 @@ def block_signals(signals: bytes) -> bytes:
     return before.raw
 
 
-class Inherited(msgspec.Struct, frozen=True):
-    """What a child has of the spawner, gathered once: each thing that is done after a fork copies the pages that it touches."""
+class Inherited:
+    """What a child has of its launcher, gathered once: each thing that is done after a fork copies the pages that it touches."""
 
-    #: whose handling is not the default
-    signals: tuple[int, ...]
-    #: RLIMIT_NOFILE that the spawner was started with, and what it raised its own to
-    nofile: tuple[int, int]
-    open_max: int
-    #: nothing to read
-    stdin: int
+    def __init__(self, signals: tuple[int, ...], nofile: tuple[int, int], open_max: int, stdin: int) -> None:
+        #: whose handling is not the default
+        self.signals = signals
+        #: RLIMIT_NOFILE that the spawner was started with, and what it raised its own to
+        self.nofile, self.open_max = nofile, open_max
+        #: nothing to read
+        self.stdin = stdin
 
 
 def observe_inherited(nofile: tuple[int, int]) -> Inherited:
     """What is ignored stays ignored over exec (Python's SIGPIPE, a parent's SIGINT, the spawner's own); what is handled must not
     be lost before it."""
     fixed = (signal.SIGKILL, signal.SIGSTOP)
-    changed = tuple(int(n) for n in signal.valid_signals() if n not in fixed and signal.getsignal(n) is not signal.SIG_DFL)
+    changed = tuple(int(n) for n in signal.valid_signals() if n not in fixed and signal.getsignal(n) != signal.SIG_DFL)
     open_max = resource.getrlimit(resource.RLIMIT_NOFILE)[0]
     return Inherited(changed, nofile, open_max, os.open("/dev/null", os.O_RDONLY | os.O_CLOEXEC))
 
@@ -131,7 +133,7 @@ def run_child(
         step = "chdir"  # as the workload's uid: a folder that it may not enter is refused here, not met later
         os.chdir(request.cwd)
         step = "output"
-        if request.rootfs is None and request.outputs != _TO_LOGS:
+        if request.rootfs is None and (request.outputs.stdout or request.outputs.stderr):
             _open_outputs(request.outputs)
         step = "exec"
         env = _add_listening(request)
@@ -164,12 +166,16 @@ def _set_timing(request: Spawn) -> None:
         _libc.syscall(ctypes.c_long(number), ctypes.c_long(_MPOL_BIND), mask, ctypes.c_ulong(words * 64 + 1))
     if not request.fifo_priority:
         return
-    with contextlib.suppress(OSError, ValueError):
+    try:  # noqa: SIM105 - contextlib is not imported here
         prctl(_PR_SET_THP_DISABLE, 1)
+    except (OSError, ValueError):
+        pass
     for limit, value in ((resource.RLIMIT_RTPRIO, request.fifo_priority), (resource.RLIMIT_MEMLOCK, resource.RLIM_INFINITY)):
         raise_limit(limit, value)
-    with contextlib.suppress(OSError):
+    try:  # noqa: SIM105
         os.sched_setscheduler(0, os.SCHED_FIFO, os.sched_param(request.fifo_priority))
+    except OSError:
+        pass
 
 
 def _open_log(path: str, request: Spawn) -> int:

@@ -1,8 +1,8 @@
 """Who is the parent of every workload, so that the agent may die? `python -m steelyard.runtime.spawner --socket PATH --exits DIR`
 
-A tiny single-threaded subreaper. It forks on request (wire/spawn.py), reaps everything, writes and fsyncs an exit record per
-workload before it tells anybody (R5), and holds a copy of every listening socket. Agents come and go; it serves any number of
-them at once. It never decides anything, never kills anything, and keeps under 20 MB.
+A tiny single-threaded subreaper. Launchers fork for it on request (wire/spawn.py, launcher.py); it reaps everything, writes and
+fsyncs an exit record per workload before it tells anybody (R5), and holds a copy of every listening socket. Agents come and go;
+it serves any number at once. It never decides anything, never kills work, and keeps under 20 MB.
 
 SIGTERM ends it at once when no workload lives, after the last one has ended otherwise; a second SIGTERM ends it at once, and
 workloads go on without it. Killed with -9 it leaves workloads running; the next one starts with no children and no sockets.
@@ -11,16 +11,16 @@ workloads go on without it. Killed with -9 it leaves workloads running; the next
 from __future__ import annotations
 
 import ctypes
+import errno
 import fcntl
 import gc
 import os
 import resource
-import select
 import selectors
 import signal
 import socket
 import sys
-from collections import OrderedDict
+from collections import OrderedDict, deque
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -28,10 +28,11 @@ import msgspec
 
 from steelyard.clock import SystemClock
 from steelyard.model.ids import WorkloadId
+from steelyard.runtime.launcher import Launcher, Start, pack
 from steelyard.runtime.mount_calls import make_userns
 from steelyard.runtime.procstat import observe_process
 from steelyard.runtime.spare_files import SpareFiles
-from steelyard.runtime.spawn_child import ALL_SIGNALS, block_signals, observe_inherited, prctl, run_child
+from steelyard.runtime.spawn_child import prctl
 from steelyard.runtime.spawner_peer import Peer, note, open_listener, peer_is_ours
 from steelyard.wire import spawn as wire
 
@@ -39,8 +40,8 @@ from steelyard.wire import spawn as wire
 READ_MAX = 8
 #: children that ended before a Claim came; grandchildren that were merely handed up to us pass through here too
 UNCLAIMED_MAX = 4096
-#: a start that takes longer (a slow disk under chdir or exec) is waited for beside everything else
-EXEC_WAIT_MS = 5
+#: one forks while the child of the other is on its way to its program
+LAUNCHERS = 2
 #: while exit records can't be written (disk full)
 RETRY_S = 0.5
 
@@ -62,16 +63,6 @@ class Child(msgspec.Struct, frozen=True):
     start_time: int
 
 
-class Starting(msgspec.Struct, frozen=True):
-    """Forked, exec not confirmed yet. The pipe closes at exec, or brings the error."""
-
-    child: Child
-    pipe: int
-    asked_by: Peer
-    #: see `wire.Rootfs`
-    leaves: str
-
-
 class Spawner:
     def __init__(self, listener: socket.socket, exits: Path, nofile: tuple[int, int]) -> None:
         self._listener = listener
@@ -80,11 +71,15 @@ class Spawner:
         self._selector = selectors.DefaultSelector()
         self._peers: list[Peer] = []
         self._children: dict[int, Child] = {}
-        self._starting: dict[int, Starting] = {}
+        self._launchers: list[Launcher] = []
+        #: for a launcher that takes more
+        self._waiting: deque[Start] = deque()
+        #: asked for, and not executed yet
+        self._starting: dict[WorkloadId, Start] = {}
         #: what kept it from its exec, told once it is gone: until then its control group has it
-        self._failed: dict[int, tuple[Starting, str, str]] = {}
+        self._failed: dict[int, tuple[Start, str, str]] = {}
         #: programs that run only until they have left a workload to us
-        self._leaving: dict[int, Starting] = {}
+        self._leaving: dict[int, Start] = {}
         self._unclaimed: OrderedDict[tuple[int, int], wire.Exited] = OrderedDict()
         #: ended, but the record is not on disk yet
         self._unsaved: dict[WorkloadId, wire.Exited] = {}
@@ -104,10 +99,11 @@ class Spawner:
             signal.signal(number, lambda _number, _frame: None)
         for number in (signal.SIGINT, signal.SIGHUP):  # a terminal's business, not ours
             signal.signal(number, signal.SIG_IGN)
-        self._inherited = observe_inherited(nofile)
+        self._nofile = nofile
 
     def serve(self) -> None:
-        while not (self._terms > 1 or (self._terms and not (self._children or self._failed or self._unsaved))):
+        self._make_launchers()
+        while not (self._terms > 1 or (self._terms and not (self._children or self._starting or self._failed or self._unsaved))):
             for key, events in self._selector.select(RETRY_S if self._unsaved else None):
                 key.data(events)
             self._reap()
@@ -115,6 +111,9 @@ class Spawner:
                 self._answer_lists()
             self._save_exits()
             self._peers = [peer for peer in self._peers if not peer.closed]
+        for launcher in self._launchers:
+            launcher.close()
+            os.waitpid(launcher.pid, 0)
 
     # signals and exits
 
@@ -132,8 +131,12 @@ class Spawner:
             if ended is None:
                 return
             pid = ended.si_pid
-            if pid in self._starting:
-                self._settle(self._starting[pid])
+            launcher = next((each for each in self._launchers if each.pid == pid), None)
+            if launcher is not None:
+                self._lose(launcher)
+                os.waitpid(pid, 0)
+                continue
+            self._settle_gone(pid)
             if pid in self._failed:
                 self._fail(*self._failed.pop(pid))
             child = self._children.pop(pid, None) or _observe_stranger(pid)
@@ -238,6 +241,8 @@ class Spawner:
         self._accept(0)
         for peer in list(self._peers):
             self._read(peer, sys.maxsize)
+        if not all(start.pid for start in self._starting.values()):
+            return  # told when they have been forked, or can't be
         children = [(child.workload, child.pid, child.start_time) for child in self._children.values()]
         # not recorded yet is not ended yet
         children += [(exited.workload, exited.pid, exited.start_time) for exited in self._unsaved.values()]
@@ -251,41 +256,76 @@ class Spawner:
     # workloads
 
     def _spawn(self, peer: Peer, request: wire.Spawn, fds: list[int]) -> None:
+        """Takes `fds` over."""
         workload = request.workload
         refusal = self._check_new(workload)
         if refusal:
             peer.send(wire.SpawnFailed(workload, "start", refusal))
             return
-        passed, joins = fds[: len(request.fds)], fds[len(request.fds) :]
         try:
             userns = self._find_userns(request.rootfs)
         except OSError as err:
             peer.send(wire.SpawnFailed(workload, "user namespace", err.strerror or str(err)))
             return
         pipe, error_fd = os.pipe2(os.O_CLOEXEC | os.O_NONBLOCK)
-        blocked = block_signals(ALL_SIGNALS)
+        leaves = request.rootfs.leaves if request.rootfs else ""
+        start = Start(workload, pipe, peer, pack(request), [error_fd, *fds], userns, leaves)
+        fds.clear()
+        self._starting[workload] = start
+        self._waiting.append(start)
+        self._hand_out()
+
+    def _hand_out(self) -> None:
+        """What waits, to launchers that take it."""
+        while self._waiting and self._make_launchers():
+            launcher = min(self._launchers, key=lambda each: len(each.starts))
+            try:
+                if not launcher.send(self._waiting[0]):
+                    return
+            except OSError as err:
+                if err.errno != errno.EMSGSIZE:
+                    self._lose(launcher)
+                    return
+                self._refuse(self._waiting[0], f"\0start\0{err.strerror}")
+            self._waiting.popleft()
+
+    def _make_launchers(self) -> bool:
+        """As many as there should be; False without any, and what waits for one has failed then."""
         try:
-            pid = os.fork()
-            if pid == 0:
-                run_child(request, passed, joins, error_fd, self._inherited, userns)
+            while len(self._launchers) < LAUNCHERS:
+                self._launchers.append(Launcher(self._nofile, self._selector, self._on_launcher))
         except OSError as err:
-            os.close(pipe)
-            peer.send(wire.SpawnFailed(workload, "fork", err.strerror or str(err)))
-            return
-        finally:
-            os.close(error_fd)
-            block_signals(blocked)
-        # Standing still until exec is a third faster than going on: while both run, each write copies the page for the other.
-        poll = select.poll()
-        poll.register(pipe, select.POLLIN)
-        ready = poll.poll(EXEC_WAIT_MS)
-        child = Child(workload, pid, _observe_stranger(pid).start_time)
-        self._children[pid] = child
-        starting = self._starting[pid] = Starting(child, pipe, peer, request.rootfs.leaves if request.rootfs else "")
-        if ready:
-            self._settle(starting, watched=False)
-        else:
-            self._selector.register(pipe, selectors.EVENT_READ, lambda _events: self._settle(starting))
+            note(f"a launcher could not be made: {err}")
+        while self._waiting and not self._launchers:
+            self._refuse(self._waiting.popleft(), "\0fork\0there can be no other process")
+        return bool(self._launchers)
+
+    def _refuse(self, start: Start, told: str) -> None:
+        start.told = told.encode()
+        start.let_go()
+        self._settle(start)
+
+    def _on_launcher(self, launcher: Launcher) -> None:
+        if launcher not in self._launchers:
+            return  # lost since the selector saw it
+        try:
+            for start in launcher.take():
+                self._on_start(start)
+        except (EOFError, OSError):
+            self._lose(launcher)
+        self._hand_out()
+
+    def _lose(self, launcher: Launcher) -> None:
+        """It was killed."""
+        note(f"launcher {launcher.pid} is gone")
+        self._launchers.remove(launcher)
+        for start in launcher.close():
+            self._on_start(start)
+        self._hand_out()
+
+    def _on_start(self, start: Start) -> None:
+        if start.pipe >= 0 and self._look(start):
+            self._settle(start)
 
     def _find_userns(self, rootfs: wire.Rootfs | None) -> int | None:
         """One for all containers of an owner: making it takes a process, and is done once."""
@@ -300,7 +340,7 @@ class Spawner:
         """Why it may not be started; a workload runs at most once, whoever asks."""
         if self._terms:
             return "the spawner was told to end"
-        if any(child.workload == workload for child in self._children.values()):
+        if workload in self._starting or any(child.workload == workload for child in self._children.values()):
             return "it runs already"
         if workload in self._unsaved or self._has_record(workload):
             return "it ran already"
@@ -309,32 +349,51 @@ class Spawner:
     def _has_record(self, workload: WorkloadId) -> bool:
         return os.access(f"{self._exits_path}/{workload}.json", os.F_OK)
 
-    def _settle(self, starting: Starting, watched: bool = True) -> None:
-        """The pipe closed: exec worked, or there is an error to read. Also called when the child is already gone."""
-        child = starting.child
-        if self._starting.pop(child.pid, None) is None:
-            return
-        if watched:
-            self._selector.unregister(starting.pipe)
-        try:
-            step, _, error = os.read(starting.pipe, 4096).decode(errors="replace").partition("\0")
-        except BlockingIOError:
-            step = error = ""
-        os.close(starting.pipe)
-        if not step and starting.leaves:
-            self._leaving[child.pid] = starting
-            return
-        if not step:
-            starting.asked_by.send(wire.Spawned(child.workload, child.pid, child.start_time, self._clock.mono_ns()))
-            return
-        self._children.pop(child.pid, None)
-        self._failed[child.pid] = starting, step, error
+    def _look(self, start: Start, watch: bool = True) -> bool:
+        """What its pipe says; True when that is all. Else the selector goes on looking, where it is to `watch`."""
+        done = start.look()
+        if start.pid and not start.start_time:
+            start.start_time = _observe_stranger(start.pid).start_time
+            self._children[start.pid] = Child(start.workload, start.pid, start.start_time)
+        if watch and not done and not start.watched:
+            start.watched = True
+            self._selector.register(start.pipe, selectors.EVENT_READ, lambda _events: self._on_start(start))
+        return done
 
-    def _take_over(self, starting: Starting, status: int) -> None:
+    def _settle_gone(self, pid: int) -> None:
+        """A child has ended: what its pipe says is all, whether its launcher has told of it or not."""
+        if pid not in self._children:
+            for start in [start for start in self._starting.values() if not start.pid]:
+                self._look(start, watch=False)
+        child = self._children.get(pid)
+        start = None if child is None else self._starting.get(child.workload)
+        if start is not None and start.pid == pid:
+            self._look(start, watch=False)
+            self._settle(start)
+
+    def _settle(self, start: Start) -> None:
+        """It was executed, or was not: its pipe closed, or it is gone."""
+        del self._starting[start.workload]
+        if start.watched:
+            self._selector.unregister(start.pipe)
+        os.close(start.pipe)
+        start.pipe = -1
+        step, error = start.error()
+        if not start.pid:
+            start.asked_by.send(wire.SpawnFailed(start.workload, step, error))
+        elif step:
+            self._children.pop(start.pid, None)
+            self._failed[start.pid] = start, step, error
+        elif start.leaves:
+            self._leaving[start.pid] = start
+        else:
+            start.asked_by.send(wire.Spawned(start.workload, start.pid, start.start_time, self._clock.mono_ns()))
+
+    def _take_over(self, start: Start, status: int) -> None:
         """The program that was to leave us the workload has ended."""
-        workload = starting.child.workload
+        workload = start.workload
         try:
-            pid = int(Path(starting.leaves).read_text()) if status == 0 else 0
+            pid = int(Path(start.leaves).read_text()) if status == 0 else 0
         except (OSError, ValueError):
             pid = 0
         ended = next((key for key in self._unclaimed if key[0] == pid), None)
@@ -347,18 +406,17 @@ class Spawner:
             self._children[pid] = Child(workload, pid, start_time)
         else:
             code = os.waitstatus_to_exitcode(status)
-            self._fail(starting, "container", f"{'exit code' if code >= 0 else 'signal'} {abs(code)}")
+            self._fail(start, "container", f"{'exit code' if code >= 0 else 'signal'} {abs(code)}")
             return
-        starting.asked_by.send(wire.Spawned(workload, pid, start_time, self._clock.mono_ns()))
+        start.asked_by.send(wire.Spawned(workload, pid, start_time, self._clock.mono_ns()))
 
-    def _fail(self, starting: Starting, step: str, error: str) -> None:
+    def _fail(self, start: Start, step: str, error: str) -> None:
         """It does not run, and its agent is told so."""
-        child = starting.child
-        if not starting.asked_by.send(wire.SpawnFailed(child.workload, step, error)):
+        if not start.asked_by.send(wire.SpawnFailed(start.workload, step, error)):
             # Its agent is gone and the next one may have been told that it runs: the record says what a shell would
-            note(f"{child.workload} not started: {step}: {error}")
-            self._unsaved[child.workload] = wire.Exited(
-                child.workload, child.pid, child.start_time, self._clock.now_us(), 127, None, 0.0, 0.0, 0
+            note(f"{start.workload} not started: {step}: {error}")
+            self._unsaved[start.workload] = wire.Exited(
+                start.workload, start.pid, start.start_time, self._clock.now_us(), 127, None, 0.0, 0.0, 0
             )
 
     def _claim(self, claim: wire.Claim) -> None:

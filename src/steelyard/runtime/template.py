@@ -18,7 +18,7 @@ from typing import Any
 import msgspec
 
 from steelyard.errors import EdgeFailed
-from steelyard.runtime.runner.spare import PACKET_MAX
+from steelyard.runtime.runner.packets import PACKET_MAX
 
 #: one thread per library: a template with more could not be forked. Users' own settings win; then the package is left out.
 SINGLE_THREAD_ENV = dict.fromkeys(

@@ -81,6 +81,15 @@ def is_frozen_by_preemption(job: Job) -> bool:
     return job.spec.preemption.mode is PreemptMode.SUSPEND
 
 
+def price_of(victims: Sequence[Holding], now: int) -> tuple[int, int, int]:
+    """What is lost when these give way: GPU time, core time, how many."""
+    losing = [
+        (held, run_time_us(job, now)) for held in victims if (job := held.job) is not None and not is_frozen_by_preemption(job)
+    ]
+    gpus, cores = (sum(round(count(held.demand) * _MICRO) * us for held, us in losing) for count in (count_gpus, count_cores))
+    return gpus, cores, len(victims)
+
+
 def _without(room: Room, victims: Sequence[Holding]) -> Room:
     freed = room.copy()
     for held in victims:

@@ -5,12 +5,13 @@ A snapshot is complete: whoever decides on it needs nothing else but the time. S
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from enum import StrEnum
 
 import msgspec
 
 from steelyard.model.batch import Dependency
+from steelyard.model.health import NODE
 from steelyard.model.ids import JobId
 from steelyard.model.job import Job, JobState, Plan, Resources
 from steelyard.model.machine import Machine
@@ -28,7 +29,7 @@ class Standing(StrEnum):
 
 
 class Holding(msgspec.Struct, frozen=True):
-    """What holds resources of the machine now."""
+    """What holds resources of a machine (`plan.machine`) now."""
 
     demand: Resources
     plan: Plan
@@ -54,8 +55,8 @@ class Holding(msgspec.Struct, frozen=True):
 class Snapshot(msgspec.Struct, frozen=True):
     """Everything a decision depends on, but the time."""
 
-    #: None until an agent has told of one
-    machine: Machine | None
+    #: whose agents have told of them
+    machines: tuple[Machine, ...]
     #: all jobs in state QUEUED, in the order of their submission
     queued: tuple[Job, ...] = ()
     #: jobs in STARTING, RUNNING, STOPPING, UNKNOWN or SUSPENDED, functions and older revisions
@@ -64,6 +65,26 @@ class Snapshot(msgspec.Struct, frozen=True):
     quotas: tuple[Quota, ...] = ()
     #: of every dependency of a queued job
     standings: Mapping[Dependency, Standing] = {}
+
+    def usable(self, pool: str) -> tuple[Machine, ...]:
+        """The machines of a pool ("": the home's own) that take work."""
+        return tuple(each for each in self.machines if each.pool == pool and NODE not in each.blocked and not each.draining)
+
+    def say_without(self, pool: str) -> tuple[Reason, str]:
+        """Why a job waits where no machine takes work."""
+        there = [each for each in self.machines if each.pool == pool]
+        if not pool:
+            if not there:
+                return Reason.NO_MACHINE, "no agent has reported a machine yet"
+            detail = "the machine is out of use; `steelyard check` says why, `steelyard check --readmit node` puts it back"
+            return Reason.NODE_DRAINED, detail
+        if not there:
+            return Reason.NO_MACHINE, f"pool {pool} has no machine now; `steelyard pool status {pool}` says what it waits for"
+        return Reason.NODE_DRAINED, f"no machine of pool {pool} takes new work: {_say_why(there)}"
+
+
+def _say_why(machines: Sequence[Machine]) -> str:
+    return "; ".join(f"{each.hostname}: {each.draining or 'out of use'}" for each in machines[:3])
 
 
 class Why(msgspec.Struct, frozen=True):
@@ -92,8 +113,14 @@ class Decision(msgspec.Struct, frozen=True):
     waits: tuple[Why, ...] = ()
     #: can never start
     never: tuple[Why, ...] = ()
-    reservation: Reservation | None = None
+    #: by pool; "": on the home's own machine
+    reservations: Mapping[str, Reservation] = {}
     #: everything that may start, in the order of the queue: what `queue` shows as position
     order: tuple[JobId, ...] = ()
     #: wall time at which something changes by itself (a backoff or `begin_at` is over); None: nothing will
     look_at: int | None = None
+
+    @property
+    def reservation(self) -> Reservation | None:
+        """On the home's own machine."""
+        return self.reservations.get("")

@@ -45,7 +45,7 @@ class WhatIf:
         self._snapshot, self._now, self._decide = snapshot, now, decide
         self._left = QUESTIONS_MAX
         decision = decide(apply_change(snapshot, opened), now)
-        self._reservation = decision.reservation
+        self._reservation = decision.reservations.get(self.job.spec.pool)
         #: how it goes with nothing but `opened`
         self.preempts = gets_room(decision, self.job.id)
 
@@ -68,7 +68,7 @@ class WhatIf:
 
     def _wait(self) -> Change | None:
         """The first of those that end by themselves whose ends let it start."""
-        known = [(end, held.job.id) for held, end in self._ends() if held.job is not None and held.job.id != self.job.id]
+        known = [(end, held.job.id) for held, end in self._ends() if held.job is not None]
         if not known:
             return None
         known.sort()
@@ -91,12 +91,17 @@ class WhatIf:
         return self.prove(self._make(ChangeKind.WAIT, text, self.job, _soon(at - self._now), ended=jobs, at=at))
 
     def _ends(self) -> list[tuple[Holding, int]]:
-        ends = [(held, find_end(held, self._now)) for held in self._snapshot.holding]
+        ends = [(held, find_end(held, self._now)) for held in self._rivals()]
         return [(held, end) for held, end in ends if end is not None]
+
+    def _rivals(self) -> list[Holding]:
+        """Other jobs that run where it could."""
+        held = [each for each in self._snapshot.holding if each.job is not None and each.job.id != self.job.id]
+        return [each for each in held if each.job is not None and each.job.spec.pool == self.job.spec.pool]
 
     def _stop(self) -> Change | None:
         """The fewest running jobs without which it starts."""
-        running = [held.job for held in self._snapshot.holding if held.job is not None and held.job.id != self.job.id]
+        running = [held.job for held in self._rivals() if held.job is not None]
         running = [job for job in running if job.state in (JobState.RUNNING, JobState.SUSPENDED)]
         candidates = [Candidate(0, 0, age, (1,)) for age in range(len(running))]
 
@@ -223,12 +228,13 @@ class WhatIf:
         return self._largest(1, gpus.count - 1, make)
 
     def _any_gpu(self) -> Change | None:
-        gpus, machine = self.job.spec.resources.gpus, self._snapshot.machine
-        if gpus is None or machine is None or machine.topology is None or gpus.mig_profile is not None:
+        gpus, machines = self.job.spec.resources.gpus, self._snapshot.usable(self.job.spec.pool)
+        if gpus is None or gpus.mig_profile is not None:
             return None
         if gpus.model is None and gpus.memory_min_bytes is None and gpus.memory_max_bytes is None:
             return None
-        for name in sorted({gpu.name for gpu in machine.topology.gpus if gpu.name}):
+        wired = [machine.topology for machine in machines if machine.topology is not None]
+        for name in sorted({gpu.name for topology in wired for gpu in topology.gpus if gpu.name}):
             model = GpuDemand(model=name, count=gpus.count, fraction=gpus.fraction)
             if gpus.matches_name(name) and gpus.memory_min_bytes is None and gpus.memory_max_bytes is None:
                 continue

@@ -12,9 +12,9 @@ from collections.abc import Mapping
 import msgspec
 
 from steelyard.model.batch import Dependency
-from steelyard.model.health import NODE
 from steelyard.model.ids import JobId
 from steelyard.model.job import Job, JobState, Plan
+from steelyard.model.machine import Machine
 from steelyard.model.reason import Reason
 from steelyard.placement.room import Room
 from steelyard.scheduling.change import Change, ChangeKind, apply_change
@@ -66,7 +66,7 @@ def explain(snapshot: Snapshot, job: Job, now: int, decide: Decide) -> Explanati
     changes: list[Change] = []
     if what_if.preempts is not None:
         changes = [opened]
-    elif not _is_out_of_use(snapshot):
+    elif snapshot.usable(job.spec.pool):
         changes = sorted(what_if.find_all(), key=lambda change: (change.size, change.kind))[:CHANGES_MAX]
     proven = [prove(change, snapshot, now, decide) for change in changes]
     return Explanation(
@@ -113,10 +113,6 @@ def _estimate(ahead: Snapshot, job: Job, now: int, decide: Decide) -> int | None
     return forecast_starts(ahead, now, decide, limit=_AHEAD_MAX + 1).get(job.id)
 
 
-def _is_out_of_use(snapshot: Snapshot) -> bool:
-    return snapshot.machine is None or NODE in snapshot.machine.blocked
-
-
 def _find_blocks(snapshot: Snapshot, job: Job, now: int, decision: Decision) -> tuple[Block, ...]:
     """Every reason, those that concern the job alone first."""
     blocks: list[Block] = []
@@ -127,19 +123,23 @@ def _find_blocks(snapshot: Snapshot, job: Job, now: int, decision: Decision) -> 
             QuotaBook(snapshot.quotas, snapshot.holding).find_block(job),
         )
         blocks += [Block(why.reason, why.detail) for why in limits if why is not None]
-    machine = snapshot.machine
-    if machine is not None and NODE not in machine.blocked:
-        answer = find_seat(job, fill_room(Room(machine), snapshot.holding))
-        if not isinstance(answer, Plan):
-            # one sentence per reason, and only the last may have a semicolon of its own
-            sentences = answer.detail.split("; ", len(answer.reasons) - 1)
-            blocks += [
-                Block(reason, sentence, machine.hostname) for reason, sentence in zip(answer.reasons, sentences, strict=False)
-            ]
+    for machine in snapshot.usable(job.spec.pool):
+        if job.state is not JobState.SUSPENDED or (job.plan is not None and machine.place == job.plan.machine):
+            blocks += _find_blocks_on(machine, snapshot, job)
     for why in (*decision.waits, *decision.never):
         if why.job == job.id and why.reason not in [block.reason for block in blocks]:
             blocks.append(Block(why.reason, why.detail))
     return tuple(blocks)
+
+
+def _find_blocks_on(machine: Machine, snapshot: Snapshot, job: Job) -> list[Block]:
+    held = [each for each in snapshot.holding if each.plan.machine == machine.place]
+    answer = find_seat(job, fill_room(Room(machine), held))
+    if isinstance(answer, Plan):
+        return []
+    # one sentence per reason, and only the last may have a semicolon of its own
+    sentences = answer.detail.split("; ", len(answer.reasons) - 1)
+    return [Block(reason, sentence, machine.hostname) for reason, sentence in zip(answer.reasons, sentences, strict=False)]
 
 
 def _find_gates(job: Job, standings: Mapping[Dependency, Standing], now: int) -> list[Block]:

@@ -65,6 +65,10 @@ class Shapes:
         plain = _PLAIN.get(annotation) if isinstance(annotation, type) or annotation is None else None
         if plain is not None:
             return plain
+        if type(annotation) is types.GenericAlias:  # the plainest, without detours: what runs on them costs each template memory
+            return self._container(annotation.__origin__, annotation.__args__) or self._record(annotation)
+        if type(annotation) is types.UnionType:
+            return _union(list(map(self.of, annotation.__args__)))
         for alias in ("__supertype__", "__value__"):  # NewType, and `type X = ...`
             if hasattr(annotation, alias):
                 return self.of(getattr(annotation, alias))
@@ -232,7 +236,12 @@ def _enum(kind: type[enum.Enum], _: Shapes) -> Shape:
 
 def _union(shapes: list[Shape]) -> Shape:
     """The first that fits, but of int and float the one that the number is, whatever their order."""
-    words = " or ".join(shape.words for shape in shapes)
+    all_words: list[str] = []
+    schemas: list[dict[str, Any]] = []
+    for shape in shapes:
+        all_words.append(shape.words)
+        schemas.append(shape.schema)
+    words = " or ".join(all_words)
 
     def read(value: Any, path: str) -> Any:
         last = _read_int if type(value) is float else _read_float
@@ -247,7 +256,7 @@ def _union(shapes: list[Shape]) -> Shape:
             raise inside
         _refuse(value, path, words)
 
-    return Shape(read, {"anyOf": [shape.schema for shape in shapes]}, words)
+    return Shape(read, {"anyOf": schemas}, words)
 
 
 # -- containers

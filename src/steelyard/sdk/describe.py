@@ -32,7 +32,7 @@ from types import ModuleType
 from typing import Any
 
 from steelyard.sdk.app import App
-from steelyard.sdk.declare import Marks, read_marks
+from steelyard.sdk.declare import Marks, Web, read_marks
 from steelyard.sdk.errors import DeclarationError
 from steelyard.sdk.handle import Cls, Function, methods_of
 
@@ -81,8 +81,13 @@ def describe(module: ModuleType) -> dict[str, Any]:
 
 def interface_of(handle: Function[..., Any] | Cls) -> tuple[str, int | None]:
     """(interface, port). DeclarationError when a class has two web apps that exclude each other."""
-    webs = [marks.web for marks in _marks(handle).values() if marks.web is not None]
-    apps = [web for web in webs if web.kind != "endpoint"]
+    webs: list[Web] = []
+    apps: list[Web] = []
+    for marks in _marks(handle).values():  # loops here and below, for a template that asks it: each comprehension is a function
+        if marks.web is not None:
+            webs.append(marks.web)
+            if marks.web.kind != "endpoint":
+                apps.append(marks.web)
     if len(apps) > 1 or (apps and len(webs) > 1):
         raise DeclarationError(f"{handle.__qualname__} has several web apps; one function has one address. Split the class.")
     if apps and apps[0].kind == "server":
@@ -92,11 +97,16 @@ def interface_of(handle: Function[..., Any] | Cls) -> tuple[str, int | None]:
 
 def concurrency_of(handle: Function[..., Any] | Cls) -> int:
     """Inputs or requests that one replica works on at a time."""
-    marks = [read_marks(handle), *_marks(handle).values()]
-    said = handle.options.get("concurrency") or max(one.concurrency or 0 for one in marks)
-    # a batch can only be gathered from inputs that are let in together
-    batch = max((one.batched.max_size for one in marks if one.batched), default=0)
-    return said or max(batch, CONCURRENCY_CALL if interface_of(handle)[0] == "call" else CONCURRENCY_HTTP)
+    said, batch = 0, 0
+    for one in (read_marks(handle), *_marks(handle).values()):
+        said = max(said, one.concurrency or 0)
+        if one.batched is not None:  # a batch can only be gathered from inputs that are let in together
+            batch = max(batch, one.batched.max_size)
+    return (
+        handle.options.get("concurrency")
+        or said
+        or max(batch, CONCURRENCY_CALL if interface_of(handle)[0] == "call" else CONCURRENCY_HTTP)
+    )
 
 
 def replicas_max_of(handle: Function[..., Any] | Cls) -> int:

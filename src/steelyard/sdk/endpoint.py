@@ -195,7 +195,9 @@ class Endpoints:
     def __init__(self, name: str, methods: dict[str, tuple[str, JsonMethod]], calls: JsonCalls) -> None:
         self._calls = calls
         self._name = name
-        self._methods = {f"/{path}": found for path, found in methods.items()}
+        self._methods: dict[str, tuple[str, JsonMethod]] = {}
+        for path, found in methods.items():
+            self._methods[f"/{path}"] = found
         if len(methods) == 1:
             self._methods["/"] = next(iter(methods.values()))
 

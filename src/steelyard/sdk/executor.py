@@ -31,6 +31,7 @@ import steelyard.sdk as sdk
 from steelyard.sdk import frames, payload
 from steelyard.sdk.errors import CallTimeout, PayloadError
 from steelyard.sdk.frames import Buffer
+from steelyard.sdk.look import is_async
 
 #: a group of inputs is meant to last this long (a crash costs the group), and has at most this many
 GROUP_NS = 300_000
@@ -54,7 +55,7 @@ class Method:
         self.function = function
         self.label = label
         self.timeout_s = timeout_s
-        self.on_loop = inspect.iscoroutinefunction(function) or inspect.isasyncgenfunction(function)
+        self.on_loop = is_async(function)
         #: of one input, smoothed; 0: none has run yet
         self.mean_ns = 0.0
 

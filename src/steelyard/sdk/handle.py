@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any, Generic, TypeVar
 
 from steelyard.sdk.declare import marks_of, read_marks
 from steelyard.sdk.errors import DeclarationError
+from steelyard.sdk.look import is_generator
 from steelyard.sdk.nouns import check_name
 from steelyard.sdk.verbs import ForEach, Map, Remote, RemoteGenerator, Spawn, Starmap
 
@@ -169,8 +170,7 @@ class GeneratorFunction(Function[P, Iterator[Y]], Generic[P, Y]):
 
 def kind_of(target: Any) -> type[Function[..., Any]]:
     """Which handle a function of the user's gets."""
-    generator = inspect.isgeneratorfunction(target) or inspect.isasyncgenfunction(target)
-    return GeneratorFunction if generator else Function
+    return GeneratorFunction if is_generator(target) else Function
 
 
 class Cls(_Handle):

@@ -1,5 +1,5 @@
 """What does a function need around its code? `image = sy.Image.python("3.11").pip_install("numpy")`: a Python environment, built
-once and kept; or a container image by its name, `sy.Image.from_registry("ghcr.io/org/app:1.2")`.
+once and kept; or a container image by its name, `sy.Image.from_registry("ghcr.io/org/app:1.2")`, or made of Debian's packages.
 
 Every call gives a new image with one step more; nothing is done here and no file is read. Paths are those of whoever deploys,
 relative to the folder of the file that declares them. Standard library only.
@@ -19,6 +19,7 @@ from steelyard.sdk.errors import DeclarationError
 
 _VERSION = re.compile(r"3\.\d{1,2}(\.\d{1,3})?", re.ASCII)
 _PACKAGE = re.compile(r"[a-z0-9][a-z0-9+.-]*(:[a-z0-9-]+)?([=/][A-Za-z0-9.+:~-]+)?", re.ASCII)
+_SUITE = re.compile(r"[a-z][a-z0-9-]*", re.ASCII)
 _VARIABLE = re.compile(r"[A-Za-z_][A-Za-z0-9_]*", re.ASCII)
 Path = str | PurePath
 
@@ -48,7 +49,7 @@ class _Kind(type):
 
 
 class Image(metaclass=_Kind):
-    """Made by `Image.python(...)` or `Image.from_registry(...)`. Equal where the steps are."""
+    """Made by `Image.python(...)`, `Image.from_registry(...)` or `Image.debian(...)`. Equal where the steps are."""
 
     __slots__ = ("_base", "_steps")
 
@@ -62,6 +63,22 @@ class Image(metaclass=_Kind):
         if not isinstance(asked, str) or not _VERSION.fullmatch(asked):
             raise DeclarationError(f"Image.python({version!r}): write a version such as '3.11', as a text.")
         return cls({"kind": "python", "version": asked})
+
+    @classmethod
+    def debian(cls, suite: str, *packages: str | list[str], mirror: str | list[str] = "") -> Image:
+        """Debian or Ubuntu of packages alone, made by the machine, and packages that are installed in it:
+        `Image.debian("bookworm", "python3", "nginx-light")`. `mirror`: addresses, or lines of a sources.list; without it the
+        machine's own for that release, else Debian's. What runs with it runs in a container."""
+        if not isinstance(suite, str) or not _SUITE.fullmatch(suite):
+            raise DeclarationError(f"Image.debian({suite!r}): write a release such as 'bookworm', as a text.")
+        mirrors = [mirror] if isinstance(mirror, str) else list(mirror)
+        for each in mirrors:
+            if not isinstance(each, str) or (each and not (each.startswith("deb ") or "://" in each)):
+                raise DeclarationError(
+                    f"Image.debian: {each!r} is no mirror. Write an address, or a line of a sources.list that begins with deb."
+                )
+        made = cls({"kind": "debian", "suite": suite, "mirrors": [each for each in mirrors if each]})
+        return made.apt_install(*packages) if packages else made
 
     @classmethod
     def from_registry(cls, reference: str) -> Image:
@@ -85,7 +102,7 @@ class Image(metaclass=_Kind):
     ) -> Image:
         """Packages, as `pip install` takes them, and those of a requirements file. `find_links`: a folder of the machine or an
         address with wheels."""
-        named = [name for each in packages for name in ([each] if isinstance(each, str) else each)]
+        named = _flatten(packages)
         for name in named:
             if not isinstance(name, str) or not name.strip() or name.strip()[0] in "-./":
                 raise DeclarationError(
@@ -105,18 +122,17 @@ class Image(metaclass=_Kind):
         )
 
     def uv_sync(self, lock: Path = "uv.lock", *, extras: list[str] | None = None, groups: list[str] | None = None) -> Image:
-        """What a uv.lock says, with the pyproject.toml beside it; not the project itself, which comes with the code."""
-        if self._base["kind"] == "registry":
-            raise DeclarationError("uv_sync makes an environment: begin with Image.python(...), or write pip_install(...).")
+        """What a uv.lock says, with the pyproject.toml beside it; not the project itself, which comes with the code.
+        In a container its own pip installs it."""
         return self._with(kind="uv-sync", lock=_path(lock), extras=list(extras or ()), groups=list(groups or ()))
 
     def apt_install(self, *packages: str | list[str]) -> Image:
         """Packages of Debian or Ubuntu, in a container image that has apt."""
-        named = [name for each in packages for name in ([each] if isinstance(each, str) else each)]
-        if self._base["kind"] != "registry":
+        named = _flatten(packages)
+        if not self._contained:
             raise DeclarationError(
-                "apt_install: an environment has the system of its machine. Begin with Image.from_registry(...), or have the "
-                "machine's admin install it there."
+                "apt_install: an environment has the system of its machine. Begin with Image.debian(...) or "
+                "Image.from_registry(...), or have the machine's admin install it there."
             )
         for name in named:
             if not isinstance(name, str) or not _PACKAGE.fullmatch(name):
@@ -137,9 +153,9 @@ class Image(metaclass=_Kind):
         in STEELYARD_IMAGE; of a container, at that path. As `cp` does it: a folder's content goes to `inside`; a file too where
         that ends in a slash."""
         place = str(inside)
-        if self._base["kind"] == "registry" and not place.startswith("/"):
+        if self._contained and not place.startswith("/"):
             raise DeclarationError(f"copy: {place!r} is no place in a container. Write an absolute path.")
-        if self._base["kind"] == "registry":
+        if self._contained:
             place = place[1:]
         if place.startswith("/") or ".." in place.split("/"):
             raise DeclarationError(
@@ -205,15 +221,23 @@ class Image(metaclass=_Kind):
         return hash(repr(self.as_json()))
 
     def __repr__(self) -> str:
-        base = "python {version}" if "version" in self._base else "{reference}"
+        base = {"python": "python {version}", "debian": "debian {suite}"}.get(self._base["kind"], "{reference}")
         return f"<steelyard.Image {base.format_map(self._base)}, {len(self._steps)} steps>"
 
     def as_json(self) -> dict[str, Any]:
         """The base and the steps as they were written; files are still named by their paths."""
         return {"base": dict(self._base), "steps": [dict(step) for step in self._steps]}
 
+    @property
+    def _contained(self) -> bool:
+        return self._base["kind"] != "python"
+
     def _with(self, **step: Any) -> Image:
         return Image(self._base, (*self._steps, step))
+
+
+def _flatten(packages: tuple[str | list[str], ...]) -> list[str]:
+    return [name for each in packages for name in ([each] if isinstance(each, str) else each)]
 
 
 def _path(path: Path) -> str:

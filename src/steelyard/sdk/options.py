@@ -57,6 +57,9 @@ class FunctionOptions(TypedDict, total=False):
     #: a file or folder (absolute) that each start reads: kept in the page cache while it sleeps
     weights: str
     wake_bound: Duration
+    #: on a machine of that pool, or with `spread` on all of them
+    pool: str
+    spread: bool
     public: bool
     schedule: Cron | Every
 
@@ -293,6 +296,8 @@ _READERS: dict[str, Reader] = {
     "scale_on": _scale_on,
     "weights": _weights,
     "wake_bound": _seconds("wake_bound_s", 0.001),
+    "pool": _text("pool"),
+    "spread": _flag("spread"),
     "public": _flag("public"),
     "schedule": _schedule,
 }

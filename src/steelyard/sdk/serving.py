@@ -82,9 +82,9 @@ def _make_web(handle: Function[..., Any] | Cls, app: CallApp, targets: dict[str,
             in_template = all(shared for shared, _ in sdk.hooks)
             sdk.hooks.append((in_template, mounted.make if in_template else mounted.make_here))
             return mounted
-        never = next((parameter for parameter in signature.parameters if parameter.never), None)
-        if never is not None:
-            raise DeclarationError(f"{method.label}: parameter '{never.name}' of an endpoint can't come as JSON: {never.never}.")
+        for one in signature.parameters:
+            if one.never:
+                raise DeclarationError(f"{method.label}: parameter '{one.name}' of an endpoint can't come as JSON: {one.never}.")
         endpoints[name] = (web.method, JsonMethod(method, signature, tells=False))
     return Endpoints(handle.name, endpoints, app.json_calls) if endpoints else None
 
@@ -97,7 +97,9 @@ class CallApp:
         self.methods = methods
         self.signatures = signatures
         self.json_calls = JsonCalls(self._begin, executor.finish)
-        self._in_json = {name: JsonMethod(method, signatures[name], tells=True) for name, method in methods.items()}
+        self._in_json: dict[str, JsonMethod] = {}
+        for name, method in methods.items():
+            self._in_json[name] = JsonMethod(method, signatures[name], tells=True)
         #: ASGI app of what is no call
         self.web: Any = None
         #: inputs that all replicas together can work on, and the module that the function is in: for callers

@@ -12,7 +12,9 @@ import typing
 from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
+from steelyard.sdk import look
 from steelyard.sdk.convert import FieldError, Shape, Shapes, join_path, read_text
+from steelyard.sdk.look import hints_of, parameters_of
 from steelyard.sdk.to_json import NoJson, loads, show
 
 Arguments = tuple[tuple[Any, ...], dict[str, Any]]
@@ -37,26 +39,24 @@ class Signature:
         self._rest: Shape | None = None
         self._others: Shape | None = None
         hints = read_hints(function)
-        for parameter in inspect.signature(function).parameters.values():
-            hint = hints.get(parameter.name, Any)
-            required = parameter.default is parameter.empty
+        self._by_name: dict[str, Parameter] = {}
+        self._positional: list[Parameter] = []
+        for name, kind, has_default in parameters_of(function):
+            hint = hints.get(name, Any)
             if batched:
                 hint = next(iter(typing.get_args(hint)), Any)
             shape, never = self._shape(hint)
-            if parameter.kind is parameter.VAR_POSITIONAL:
+            if kind == look.ARGS:
                 self._rest = shape
-            elif parameter.kind is parameter.VAR_KEYWORD:
+            elif kind == look.KWARGS:
                 self._others = shape
-            elif required or (not never and not batched):  # what has a default and can't be given keeps it
-                positional_only = parameter.kind is parameter.POSITIONAL_ONLY
-                self.parameters.append(Parameter(parameter.name, shape, required, positional_only, never))
+            elif not has_default or (not never and not batched):  # what has a default and can't be given keeps it
+                parameter = Parameter(name, shape, not has_default, kind == look.POSITIONAL_ONLY, never)
+                self.parameters.append(parameter)
+                self._by_name[name] = parameter
+                if kind != look.KEYWORD_ONLY:
+                    self._positional.append(parameter)
         self.result, _ = self._shape(hints.get("return", Any))
-        self._by_name = {parameter.name: parameter for parameter in self.parameters}
-        self._positional = [
-            self._by_name[name]
-            for name, one in inspect.signature(function).parameters.items()
-            if name in self._by_name and one.kind is not one.KEYWORD_ONLY
-        ]
 
     @property
     def whole_body(self) -> Parameter | None:
@@ -149,7 +149,7 @@ class Signature:
 def read_hints(function: Callable[..., Any]) -> dict[str, Any]:
     """Annotations as types; for one that can't be looked up, the error that says so."""
     try:
-        return typing.get_type_hints(function)
+        return hints_of(function)
     except Exception:
         pass
     bare = inspect.unwrap(function)

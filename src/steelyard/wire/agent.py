@@ -76,6 +76,25 @@ class AssignedFunction(msgspec.Struct, frozen=True):
     volumes: tuple[MountedVolume, ...] = ()
 
 
+class AssignedNeighbour(msgspec.Struct, frozen=True):
+    """A machine whose gateway hears this one's."""
+
+    machine: MachineId
+    #: an IP address, and the port
+    host: str
+    port: int
+
+
+class AwayFunction(msgspec.Struct, frozen=True):
+    """A function on other machines, that this one's gateway leads to."""
+
+    name: FunctionName
+    public: bool
+    tags: tuple[str, ...] = ()
+    #: sorted; each gets the same part of the requests. None: they are answered 503
+    machines: tuple[MachineId, ...] = ()
+
+
 class AssignedImages(msgspec.Struct, frozen=True):
     """Of one owner: what may stay on the machine's disk. Whatever else lies there and is not being built is removed."""
 
@@ -107,6 +126,8 @@ class Assignment(msgspec.Struct, frozen=True, tag=True):
     secrets: tuple[SecretVersion, ...] = ()
     #: None: nothing is removed
     images: tuple[AssignedImages, ...] | None = None
+    away: tuple[AwayFunction, ...] = ()
+    neighbours: tuple[AssignedNeighbour, ...] = ()
 
 
 class ImagesSeen(msgspec.Struct, frozen=True):
@@ -235,6 +256,8 @@ class Report(msgspec.Struct, frozen=True, tag=True):
     health_events: tuple[HealthEvent, ...] = ()
     #: None: it has not looked yet
     images: ImagesSeen | None = None
+    #: of functions on other machines, what the gateway took last
+    away: tuple[AwayFunction, ...] = ()
 
 
 class ReportAck(msgspec.Struct, frozen=True, tag=True):

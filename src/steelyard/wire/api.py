@@ -142,6 +142,10 @@ class JobView(msgspec.Struct, frozen=True):
     image: str = ""
     #: in the queue of the attached cluster, which decides where it runs
     direct: bool = False
+    #: on whose machines it runs; "" for the home's own
+    pool: str = ""
+    #: of a pool, where it runs or ran; "" for the home's own, and while it waits
+    machine: str = ""
     #: where its output goes instead of the logs
     stdout: str | None = None
     stderr: str | None = None
@@ -426,36 +430,10 @@ class FunctionView(msgspec.Struct, frozen=True):
     routes: Routes = Routes()
     #: of the newest revision; told of one function, not in lists
     spec: FunctionSpec | None = None
-
-
-class ScalingStep(msgspec.Struct, frozen=True):
-    """The number of replicas changed."""
-
-    at: str | None
-    before: int
-    after: int
-    text: str
-
-
-class RevisionScaling(msgspec.Struct, frozen=True):
-    """Why one revision has as many replicas as it has."""
-
-    revision: int
-    serving: int
-    starting: int
-    wanted: int
-    text: str
-    #: the oldest first
-    changes: tuple[ScalingStep, ...]
-
-
-class FunctionWhyView(msgspec.Struct, frozen=True):
-    name: str
-    state: str
-    #: of what failed
-    reason: str | None
-    detail: str
-    revisions: tuple[RevisionScaling, ...]
+    #: "": it is on the home's own machine
+    pool: str = ""
+    #: those of its pool that it is on
+    machines: tuple[str, ...] = ()
 
 
 class CallView(msgspec.Struct, frozen=True):
@@ -510,7 +488,8 @@ class NodeView(msgspec.Struct, frozen=True):
     #: its host name
     name: str
     id: str
-    #: READY, DEGRADED (some of it is out of use), DRAINED (all of it is), or UNKNOWN while its agent is silent
+    #: READY, DEGRADED (some of it is out of use), DRAINED (all of it is), DRAINING (a pool's that is about to be given back), or
+    #: UNKNOWN while its agent is silent
     state: str
     cores: int
     threads: int
@@ -520,6 +499,10 @@ class NodeView(msgspec.Struct, frozen=True):
     nics: int
     virtualisation: str
     kernel: str
+    #: "" for the home's own; a machine of a pool has a name of its own in `id`
+    pool: str = ""
+    #: why it takes no work, for people
+    detail: str = ""
 
 
 class NodeDetail(msgspec.Struct, frozen=True):

@@ -8,7 +8,7 @@ from typing import Annotated
 import msgspec
 from msgspec import Meta
 
-from steelyard.model.built_image import ImageSpec, Step
+from steelyard.model.built_image import DebianBase, ImageSpec, Step
 from steelyard.model.image import REFERENCE_MAX
 
 
@@ -105,12 +105,12 @@ class PullView(msgspec.Struct, frozen=True):
 
 
 class ContainerStep(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
-    """A step upon a container image that is on the machine."""
+    """A step upon a container image that is on the machine, or a Debian, which needs none."""
 
-    #: the image that it begins with, and its digest
-    image: Annotated[str, Meta(min_length=1, max_length=REFERENCE_MAX)]
-    below: Annotated[str, Meta(pattern=r"^[0-9a-f]{64}\Z")]
-    step: Step
+    step: Step | DebianBase
+    #: the image that it begins with, and its digest; "" for a Debian
+    image: Annotated[str, Meta(max_length=REFERENCE_MAX)] = ""
+    below: Annotated[str, Meta(pattern=r"^([0-9a-f]{64})?\Z")] = ""
 
 
 class ContainerStepView(msgspec.Struct, frozen=True):

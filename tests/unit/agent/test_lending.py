@@ -488,6 +488,6 @@ def test_jobs_are_kept_off_cores_that_are_not_lent(tmp_path: Path) -> None:
         rig.keeper.reserve([place])
         assert made == [(0,), (0, 1), (0,)], "one write for each change"
         rig.keeper.reserve([place], [place])
-        assert (rig.keeper._shared_cpus(), rig.keeper._kept_cpus()) == ((0, 1), (0,))
+        assert (rig.keeper.shared_cpus(), rig.keeper._kept_cpus()) == ((0, 1), (0,))
 
     play(tmp_path, script)

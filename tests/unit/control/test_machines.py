@@ -7,6 +7,7 @@ import asyncio
 import msgspec
 
 from control_world import MACHINE, OWNER, World, attempt, make_pilot, make_world
+from steelyard.control import jobs
 from steelyard.control.machines import lose_machine
 from steelyard.control.reports import greet
 from steelyard.lifecycle.job import start_job, stop_job
@@ -130,5 +131,29 @@ def test_what_decides_that_a_machine_is_drained_is_not_undone_by_its_agent() -> 
         known = await world.store.read(lambda tx: tx.machine(P1))
         assert known is not None
         assert (known.draining, known.blocked, known.kernel) == ("its time is nearly over", ("node",), "newer")
+
+    asyncio.run(story())
+
+
+def test_a_job_of_a_pool_is_placed_on_its_machine_and_a_plan_for_one_that_drains_is_dropped() -> None:
+    async def story() -> None:
+        world = await make_pool(P1)
+        spec = JobSpec("x", ("true",), "/", resources=Resources(1.0), pool="train")
+        first = await world.submit(spec=spec)
+        await world.settle()
+        assert [job.job for job in world.agents.away[P1][-1].jobs] == [first] and world.agents.offers[-1].jobs == ()
+        assert (await world.job(first)).machine == P1
+        second = await world.submit(spec=spec)
+        seen = await jobs.load(world.store, world.live)
+        actions = jobs.decide(seen, world.clock.now_us())
+        assert [job.id for job, _ in actions.starts] == [second]
+        machine = await world.store.read(lambda tx: tx.machine(P1))
+        assert machine is not None
+        await world.store.write(lambda tx: tx.put_machine(msgspec.structs.replace(machine, draining="its time is over")))
+        report = await jobs.carry_out(world.store, actions)
+        assert (report.started, report.dropped) == ((), 1)
+        await world.settle()
+        waiting = await world.job(second)
+        assert (waiting.state, waiting.reason) == (JobState.QUEUED, Reason.NODE_DRAINED)
 
     asyncio.run(story())

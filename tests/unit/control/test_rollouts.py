@@ -17,7 +17,7 @@ from steelyard.control.traffic import deploy_revision, move_traffic, previous_go
 from steelyard.control.watch import Watch
 from steelyard.errors import NoRoom, Refused
 from steelyard.model.function import Function, FunctionSpec, Revision, RevisionState, Routes, Share
-from steelyard.model.ids import DEFAULT_PROJECT, FunctionName
+from steelyard.model.ids import DEFAULT_PROJECT, OWN_MACHINE, FunctionName
 from steelyard.model.job import Owner, Resources
 from steelyard.model.machine import Core
 from steelyard.model.reason import Reason
@@ -92,7 +92,7 @@ class World:
             seen = self.counts[int(key[1:])]
             self.counts[int(key[1:])] = msgspec.structs.replace(seen, requests=requests, errors=errors)
         row = await self.row()
-        self.looks.take([FunctionSeen(NAME, row.revision, row.state, revisions=tuple(self.counts.values()))])
+        self.looks.take(OWN_MACHINE, [FunctionSeen(NAME, row.revision, row.state, revisions=tuple(self.counts.values()))])
         return tuple(await self.loop.activate())
 
 
@@ -267,7 +267,8 @@ def test_good_requests_are_stored_only_now_and_then_and_an_idle_loop_reads_nothi
         await world.settle()
         await world.look(r1=(1, 0))
         assert not world.looks.take(
-            [FunctionSeen(NAME, 1, (await world.row()).state, revisions=(msgspec.structs.replace(world.counts[1], requests=2),))]
+            OWN_MACHINE,
+            [FunctionSeen(NAME, 1, (await world.row()).state, revisions=(msgspec.structs.replace(world.counts[1], requests=2),))],
         ), "not worth a poke"
         assert world.loop.tick_s == STORE_S
         await world.loop.activate()

@@ -9,7 +9,7 @@ import pytest
 
 from steelyard.lifecycle import container_step
 from steelyard.lifecycle.container_step import check_container_step, make_command, make_variables, name_step
-from steelyard.model.built_image import AptInstall, Copy, PipInstall, Run, SetEnv, Step, UvSync
+from steelyard.model.built_image import AptInstall, Copy, DebianBase, PipInstall, Run, SetEnv, Step, UvSync
 
 BELOW = "a" * 64
 
@@ -39,7 +39,26 @@ def test_what_means_the_same_has_one_name_and_anything_else_another() -> None:
     ],
 )
 def test_what_no_step_can_be_is_said(step: Step, words: str) -> None:
-    assert any(words in wrong for wrong in check_container_step(step))
+    assert any(words in wrong for wrong in check_container_step(step, BELOW))
+
+
+def test_a_debian_has_nothing_below_it_and_everything_else_has() -> None:
+    honest = DebianBase("bookworm", ("http://deb.debian.org/debian", "deb [trusted=yes] http://127.0.0.1:8000 tiny main"))
+    assert not [*check_container_step(honest, "")]
+    assert [*check_container_step(honest, BELOW)] and [*check_container_step(Run("true"), "")]
+
+
+@pytest.mark.parametrize(
+    ("base", "words"),
+    [
+        (DebianBase("bookworm; rm -rf /"), "no release"),
+        (DebianBase("--help"), "no release"),
+        (DebianBase("bookworm", ("deb.debian.org",)), "no mirror"),
+        (DebianBase("bookworm", ("deb http://a b main\ndeb http://c d main",)), "no mirror"),
+    ],
+)
+def test_what_no_debian_can_be_is_said(base: DebianBase, words: str) -> None:
+    assert any(words in wrong for wrong in check_container_step(base, ""))
 
 
 def test_honest_steps_are_taken() -> None:
@@ -50,7 +69,7 @@ def test_honest_steps_are_taken() -> None:
         Run("true"),
         SetEnv({"A": "b"}),
     ]
-    assert not [wrong for step in steps for wrong in check_container_step(step)]
+    assert not [wrong for step in steps for wrong in check_container_step(step, BELOW)]
 
 
 @pytest.mark.parametrize(

@@ -11,37 +11,29 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 import gpu_root
-from gpu_root import CARD, FOLDER, GPUS, MIG, PLAIN_CARD, TOPOLOGY, UUIDS, VERSION
+from gpu_root import (
+    CARD,
+    FABRIC,
+    FACTS,
+    FOLDER,
+    GPUS,
+    LIBRARY,
+    MIG,
+    MPS,
+    PERSISTENCED,
+    PLAIN_CARD,
+    TOPOLOGY,
+    UUIDS,
+    VERSION,
+)
 from recorded import recorded
 from steelyard.host.topology.read import read_topology
 from steelyard.lifecycle.cdi import read_specification
 from steelyard.lifecycle.device_edits import grant_devices
-from steelyard.model.cdi import CdiFacts, DeviceEdits, NvidiaDriver, OwnNode, Problem, Specification, SpecificationFile
+from steelyard.model.cdi import CdiFacts, DeviceEdits, OwnNode, Problem, Specification, SpecificationFile
 from steelyard.model.job import Plan
 from steelyard.model.mount import Bind, DeviceNode
 from steelyard.model.topology import Gpu, Topology
-
-LIBRARY = f"/{FOLDER}/libcuda.so.{VERSION}"
-PERSISTENCED, FABRIC, MPS = "/run/nvidia-persistenced/socket", "/run/nvidia-fabricmanager/socket", "/tmp/nvidia-mps"
-DRIVER = NvidiaDriver(VERSION, (LIBRARY,), ("/opt/bin/nvidia-smi",), PERSISTENCED, FABRIC, MPS)
-FACTS = CdiFacts(
-    driver=DRIVER,
-    own_nodes={
-        GPUS[0]: (OwnNode("/dev/nvidia1", (195, 1)), OwnNode("/dev/dri/renderD128", (226, 128))),
-        GPUS[1]: (OwnNode("/dev/nvidia0", (195, 0)),),
-        GPUS[2]: (
-            OwnNode("/dev/nvidia2", (195, 2)),
-            *(OwnNode(f"/dev/nvidia-caps/nvidia-cap{at}", (237, at), part)
-              for at, part in ((30, (1, None)), (31, (1, 0)), (40, (2, None)), (41, (2, 0)))),
-        ),
-        CARD: (OwnNode("/dev/infiniband/uverbs0", (231, 192)),),
-    },
-    shared_nodes={
-        "/dev/nvidiactl": (195, 255), "/dev/nvidia-uvm": (511, 0), "/dev/nvidia-uvm-tools": (511, 1), "/dev/kfd": (236, 0),
-        "/dev/infiniband/rdma_cm": (10, 58),
-    },
-    aliases={LIBRARY: ("libcuda.so", "libcuda.so.1")},
-)  # fmt: skip
 
 
 def with_file(content: dict[str, Any] | None = None, **fields: Any) -> CdiFacts:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from steelyard.lifecycle.proof import check_proof, merge_proofs
+from steelyard.lifecycle.proof import check_proof, explain_tier, judge_tier, merge_proofs
 from steelyard.model.proof import ProofState
 
 ASKED: dict[str, object] = {"cpus": [2, 3], "memory_bytes": 1 << 30, "share": 0.5, "uid": 64000, "no_new_privs": True}
@@ -55,3 +55,44 @@ def test_a_gangs_proof_says_once_what_is_the_same_of_all_ranks_and_is_as_bad_as_
     assert (merged.state, merged.checked_at, merged.notes) == (ProofState.PARTIAL, 9, ("note",))
     assert merged.differences == ("rank 1: cpus: asked 1, got 0,1",)
     assert merge_proofs({0: good}) == good
+
+
+BEHIND_WALLS: dict[str, object] = {
+    "uid": 64000, "no_new_privs": True, "seccomp": "filter", "capabilities": "none",
+    "namespaces": ["cgroup", "ipc", "mnt", "pid", "user", "uts"],
+}  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("got", "tier"),
+    [
+        ({}, "T1"),
+        ({"namespaces": ["cgroup", "ipc", "mnt", "net", "pid", "user", "uts"]}, "T1"),
+        ({"namespaces": ["ipc", "mnt", "pid", "user", "uts"]}, "T0"),
+        # two processes of it differ
+        ({"namespaces": ["", "cgroup ipc mnt pid user uts"]}, "T0"),
+        ({"seccomp": "none"}, "T0"),
+        ({"capabilities": "200000"}, "T0"),
+        ({"capabilities": ["200000", "none"]}, "T0"),
+        ({"namespaces": None, "seccomp": None, "capabilities": None}, "T0"),
+        ({"no_new_privs": False}, "none"),
+        ({"uid": 0}, "none"),
+        ({"uid": [0, 64000]}, "none"),
+        ({"uid": [64000, 64001]}, "T1"),
+        ({"uid": None}, None),
+        ({"no_new_privs": None}, None),
+    ],
+)
+def test_the_tier_is_what_the_kernel_shows_and_not_what_was_asked_for(got: dict[str, object], tier: str | None) -> None:
+    assert judge_tier(BEHIND_WALLS | got) == tier
+
+
+def test_less_than_the_claimed_tier_is_said_with_what_was_seen() -> None:
+    def explain(asked: str | None, got: dict[str, object]) -> str:
+        seen = BEHIND_WALLS | got
+        return explain_tier(check_proof({"tier": asked}, seen | {"tier": judge_tier(seen)}, False))
+
+    assert explain("T1", {}) == "" and explain("T0", {"seccomp": "none"}) == "" and explain(None, {"uid": 0}) == ""
+    assert "tier T1 is claimed, and the kernel shows T0" in explain("T1", {"seccomp": "none"})
+    assert "seccomp none" in explain("T1", {"seccomp": "none"})
+    assert "none that could be read" in explain("T0", {"uid": None})

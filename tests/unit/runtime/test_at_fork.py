@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import os
 import random
 from collections.abc import Callable
@@ -38,6 +39,24 @@ def test_what_was_collected_runs_as_ever_but_not_while_it_is_quiet(registered: d
     handlers.quiet = False
     registered["after_in_parent"]()
     assert said[5:] == ["parent"]
+
+
+def test_before_the_fork_of_a_replica_nothing_runs_in_its_template(registered: dict[str, Callable[[], object]]) -> None:
+    said: list[str] = []
+    handlers = Handlers()
+    handlers.collect()
+    for name in ("before", "after_in_parent", "after_in_child"):
+        os.register_at_fork(**{name: functools.partial(said.append, name)})  # type: ignore[call-overload]
+    handlers.stop()
+    handlers.lone = True
+    registered["before"]()
+    registered["after_in_parent"]()
+    assert said == []
+    registered["after_in_child"]()
+    assert said == ["before", "after_in_child"]
+    for when in ("before", "after_in_parent", "after_in_child"):  # what the replica forks itself
+        registered[when]()
+    assert said[2:] == ["before", "after_in_parent", "after_in_child"]
 
 
 def test_what_is_registered_later_always_runs(registered: dict[str, Any]) -> None:

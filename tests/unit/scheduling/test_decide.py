@@ -16,7 +16,7 @@ from steelyard.model.reason import Reason
 from steelyard.model.site import Quota
 from steelyard.model.timing import Timing
 from steelyard.placement.room import Room
-from steelyard.scheduling import decide as module
+from steelyard.scheduling import lane as module
 from steelyard.scheduling.decide import decide
 from steelyard.scheduling.snapshot import Decision, Holding, Snapshot
 
@@ -27,7 +27,7 @@ MACHINE = small_machine()
 def look(busy: Busy | None, *queued: Job, **fields: object) -> Decision:
     holding = tuple(busy.holding) if busy is not None else ()
     victims = fields.pop("victims", module.spare_all)
-    snapshot = msgspec.structs.replace(Snapshot(MACHINE, queued, holding), **fields)
+    snapshot = msgspec.structs.replace(Snapshot((MACHINE,), queued, holding), **fields)
     return decide(snapshot, NOW, {}, victims)  # type: ignore[arg-type]
 
 
@@ -122,7 +122,7 @@ def test_a_job_that_waits_for_a_sick_device_holds_back_nobody() -> None:
     assert MACHINE.topology is not None
     sick = msgspec.structs.replace(MACHINE, blocked=(MACHINE.topology.gpus[0].id,))
     four = make_job("four", resources=Resources(1, gpus=parse_gpu_demand("4")))
-    decision = look(None, four, make_job("a", 8), machine=sick)
+    decision = look(None, four, make_job("a", 8), machines=(sick,))
     assert started(decision) == ["a"] and decision.reservation is None and waits(decision) == {"four": Reason.NO_GPUS_LEFT}
 
 
@@ -163,9 +163,9 @@ def test_the_quota_of_the_reserved_job_is_kept_for_it() -> None:
 
 def test_without_a_machine_or_with_one_out_of_use_all_wait() -> None:
     jobs = (make_job("a", 99), make_job("held", held=True))
-    assert waits(look(None, *jobs, machine=None)) == {"a": Reason.NO_MACHINE, "held": Reason.HELD}
+    assert waits(look(None, *jobs, machines=())) == {"a": Reason.NO_MACHINE, "held": Reason.HELD}
     out = msgspec.structs.replace(MACHINE, blocked=("node",))
-    decision = look(None, *jobs, machine=out)
+    decision = look(None, *jobs, machines=(out,))
     assert waits(decision) == {"a": Reason.NODE_DRAINED, "held": Reason.HELD} and not decision.never
 
 

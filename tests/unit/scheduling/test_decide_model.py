@@ -126,7 +126,7 @@ class Life(RuleBasedStateMachine):
         self.queued.append(make_job(f"j{self.number:03d}", submitted=self.number, **each))  # type: ignore[arg-type]
 
     def _look(self) -> None:
-        snapshot = Snapshot(MACHINE, tuple(self.queued), tuple(self.holding), quotas=(QUOTA,))
+        snapshot = Snapshot((MACHINE,), tuple(self.queued), tuple(self.holding), quotas=(QUOTA,))
         decision = decide(snapshot, self.now, RANKS)
         assert decision == decide(snapshot, self.now, RANKS)
         self._check_order(snapshot, decision)

@@ -36,7 +36,7 @@ def on_cores(lent_s: float | None = 2.0, memory_bytes: int | None = None) -> Hol
 
 
 def run(job: Job, *holding: Holding) -> Decision:
-    return decide(Snapshot(MACHINE, (job,), holding), NOW, {}, choose_victims)
+    return decide(Snapshot((MACHINE,), (job,), holding), NOW, {}, choose_victims)
 
 
 def starts(job: Job, *holding: Holding) -> bool:
@@ -83,7 +83,7 @@ def test_memory_is_not_lent() -> None:
 
 def test_a_lent_gpu_is_lent_once() -> None:
     jobs = tuple(make_job(name, resources=WANTS_GPU, preemption=SOON, submitted=at) for at, name in enumerate("ab"))
-    decision = decide(Snapshot(MACHINE, jobs, (on_gpu(),)), NOW, {}, choose_victims)
+    decision = decide(Snapshot((MACHINE,), jobs, (on_gpu(),)), NOW, {}, choose_victims)
     assert [job for job, _ in decision.starts] == ["a"]
 
 

@@ -323,7 +323,7 @@ def test_the_decision_preempts_whom_the_choice_names_and_looks_again_when_the_ne
     holding = tuple(fill(machine, [frozen, young], [HOUR, HOUR]))
 
     def look(demand: Resources) -> tuple[tuple[tuple[str, str], ...], int | None]:
-        decision = decide(Snapshot(machine, (make_job(9, demand, priority=60),), holding), NOW, {}, choose_victims)
+        decision = decide(Snapshot((machine,), (make_job(9, demand, priority=60),), holding), NOW, {}, choose_victims)
         return decision.preempts, decision.look_at
 
     assert look(Resources(40)) == ((("j-000001", "j-000009"),), None)

@@ -30,7 +30,7 @@ HOUR = hours(1)
 
 
 def ask(busy: Busy, *queued: Job, job: int = -1, **fields: object) -> Explanation:
-    snapshot = msgspec.structs.replace(Snapshot(busy.machine, queued, tuple(busy.holding)), **fields)
+    snapshot = msgspec.structs.replace(Snapshot((busy.machine,), queued, tuple(busy.holding)), **fields)
     explanation = explain(snapshot, queued[job], NOW, DECIDE)
     for change in explanation.changes:
         assert starts(snapshot, change), change.text
@@ -171,14 +171,14 @@ def test_suspended_jobs_are_told_what_they_wait_for() -> None:
     busy.change(mine, state=JobState.SUSPENDED, suspended_at=NOW)
     other = msgspec.structs.replace(make_job("other", 4, hours=1), state=JobState.RUNNING, started_at=NOW, plan=Plan(share=4.0))
     busy.holding.append(Holding(other.spec.demand, Plan(share=4.0), other))
-    snapshot = Snapshot(busy.machine, (), tuple(busy.holding))
+    snapshot = Snapshot((busy.machine,), (), tuple(busy.holding))
     told = explain(snapshot, frozen, NOW, DECIDE)
     assert [block.reason for block in told.blocking] == [Reason.SUSPENDED] and told.estimated_start == NOW + HOUR
     assert texts(told) == {"wait": "wait for other to end, at {at} at the latest", "stop": "stop other"}
 
 
 def test_nothing_helps_without_a_machine() -> None:
-    told = explain(Snapshot(None, (make_job("mine"),)), make_job("mine"), NOW, DECIDE)
+    told = explain(Snapshot((), (make_job("mine"),)), make_job("mine"), NOW, DECIDE)
     assert [block.reason for block in told.blocking] == [Reason.NO_MACHINE] and not told.changes
 
 
@@ -224,7 +224,7 @@ def snapshots(draw: st.DrawFn) -> Snapshot:
     queued = tuple(job("q" * (at + 1)) for at in range(draw(st.integers(1, 5))))
     cores = draw(st.sampled_from([None, None, 4.0]))
     quotas = () if cores is None else (Quota(DEFAULT_PROJECT, Owner("root", 0), 1, cores=cores, running_jobs=3),)
-    return Snapshot(machine, queued, tuple(holding), quotas=quotas)
+    return Snapshot((machine,), queued, tuple(holding), quotas=quotas)
 
 
 @settings(max_examples=100)

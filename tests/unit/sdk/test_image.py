@@ -75,11 +75,13 @@ def test_modals_spellings_mean_the_same() -> None:
         (lambda: sy.Image.python("three"), "write a version"),
         (lambda: sy.Image.python(3.11), "as a text"),  # type: ignore[arg-type]
         (lambda: sy.Image.from_registry("nginx"), "does not say from where"),
-        (lambda: sy.Image.from_registry("docker://nginx").uv_sync(), "makes an environment"),
+        (lambda: sy.Image.debian("Bookworm"), "a release such as 'bookworm'"),
+        (lambda: sy.Image.debian("bookworm", mirror="deb.debian.org"), "no mirror"),
+        (lambda: sy.Image.debian("bookworm", "-y"), "no package of Debian's"),
         (lambda: sy.Image.from_registry("docker://nginx").copy("a", "b"), "absolute path"),
         (lambda: sy.Image.from_registry("docker://nginx").apt_install("-y"), "no package of Debian's"),
         (lambda: sy.Image.from_registry("docker://nginx").apt_install(), "names no package"),
-        (lambda: sy.Image.python("3.11").apt_install("git"), "Begin with Image.from_registry"),
+        (lambda: sy.Image.python("3.11").apt_install("git"), r"Begin with Image.debian\(...\) or"),
         (lambda: sy.Image.python("3.11").pip_install(), "names no package"),
         (lambda: sy.Image.python("3.11").pip_install("./mine"), "copy"),
         (lambda: sy.Image.python("3.11").env({"A": 1}), "texts"),  # type: ignore[dict-item]

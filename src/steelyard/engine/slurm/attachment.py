@@ -10,7 +10,8 @@ from steelyard.config import Paths, write_file
 from steelyard.engine.slurm.client import SlurmClient
 from steelyard.engine.slurm.direct import DirectSlurm
 from steelyard.errors import StoreDamaged
-from steelyard.model.slurm import Attachment
+from steelyard.model.pool import find_pool
+from steelyard.model.slurm import PENDING, RUNNING, Attachment
 
 
 def load_attachment(paths: Paths) -> Attachment | None:
@@ -48,6 +49,16 @@ class Attached:
             self._engine = DirectSlurm(SlurmClient(attachment, self._environ), attachment, self._paths.tag, self._work_uid)
             self._stamp = (status.st_mtime_ns, status.st_ino)
         return self._engine
+
+
+async def end_pilots(attachment: Attachment, environ: Mapping[str, str], tag: str) -> int:
+    """Out of the queue with all pilots of that home, or told to end; how many. Raises what the queue's commands raise."""
+    client = SlurmClient(attachment, environ)
+    queue = await DirectSlurm(client, attachment, tag, 0).look()
+    numbers = [str(entry.job) for id_, entry in queue.items() if find_pool(id_) and entry.state in PENDING | RUNNING]
+    if numbers:
+        await client.ask("scancel", *numbers)
+    return len(numbers)
 
 
 def save_attachment(paths: Paths, attachment: Attachment) -> None:

@@ -11,6 +11,7 @@ import os
 import signal
 import sys
 from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
 
 import msgspec
 
@@ -19,6 +20,7 @@ from steelyard.engine.slurm.client import CARRIED, SlurmClient
 from steelyard.engine.slurm.pilot import (
     LOG,
     PASS,
+    WORKLOADS,
     WRITE_PASS,
     make_pilot_options,
     name_pilot_folder,
@@ -28,6 +30,7 @@ from steelyard.engine.slurm.pilot import (
 from steelyard.engine.slurm.read import QUEUE_FORMAT, read_complaint, read_exit_code, read_queue, read_record
 from steelyard.engine.slurm.script import make_options, name_folder, name_prefix, render_script
 from steelyard.errors import EdgeFailed, SteelyardError, Unreachable
+from steelyard.model.ids import MachineId
 from steelyard.model.job import Job
 from steelyard.model.pool import Pilot, Pool
 from steelyard.model.slurm import Attachment, QueueEntry, RankRecord
@@ -113,6 +116,11 @@ class DirectSlurm:
     async def read_pilot_words(self, pilot: Pilot) -> str:
         command = f'[ ! -f "$0/{LOG}" ] || tail -c 2000 -- "$0/{LOG}"'
         return read_words((await self._client.read("sh", "-c", command, self._pilot_folder(pilot))).decode(errors="replace"))
+
+    def find_pilot_outputs(self, pilot: MachineId) -> Path | None:
+        if self._attachment.ssh:
+            return None
+        return Path(name_pilot_folder(self._attachment, os.geteuid(), pilot)) / WORKLOADS
 
     async def forget_pilot(self, pilot: Pilot) -> None:
         await self._client.ask("rm", "-f", f"{self._pilot_folder(pilot)}/{PASS}")

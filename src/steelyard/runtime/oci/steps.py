@@ -34,7 +34,7 @@ _OPAQUE = "trusted.overlay.opaque"
 class StepMade(msgspec.Struct, frozen=True):
     #: what it will be, but for the numbers of its files
     image: Image
-    #: digest of the image that it begins with
+    #: digest of the image that it begins with; "" where it begins with none
     below: str
     #: who alone may have it
     private_to: str
@@ -46,7 +46,8 @@ def begin_step(folder: Path, made: StepMade) -> None:
     folder.mkdir(parents=True, mode=0o700)
     for name in ("upper", "work", "done"):
         (folder / name).mkdir(mode=0o755)
-    os.chown(folder / "done", RANGE_FIRST, RANGE_FIRST)
+    for name in ("upper", "done"):
+        os.chown(folder / name, RANGE_FIRST, RANGE_FIRST)
     write_file(folder / _STEP, msgspec.json.encode(made))
 
 
@@ -60,9 +61,12 @@ def read_step(folder: Path) -> StepMade | None:
         return None
 
 
-def lay_over(below: Path, upper: Path, out: Path) -> tuple[int, int]:
-    """`out`, which is not there yet, becomes `below` with what `upper` says; `upper` is used up. Files and bytes that it adds.
-    Raises EdgeFailed."""
+def lay_over(below: Path | None, upper: Path, out: Path) -> tuple[int, int]:
+    """`out`, which is not there yet, becomes `below` (None: nothing) with what `upper` says; `upper` is used up. Files and bytes
+    that it adds. Raises EdgeFailed."""
+    if below is None:
+        os.rename(upper, out)
+        return _count(out)
     done = subprocess.run(
         ("cp", "-al", "--", str(below), str(out)), check=False, capture_output=True, text=True, errors="replace"
     )
@@ -73,6 +77,16 @@ def lay_over(below: Path, upper: Path, out: Path) -> tuple[int, int]:
         return _merge(str(upper), str(out))
     except OSError as err:
         raise EdgeFailed(f"What the step wrote could not be taken over: {err.strerror}", code="image-failed") from err
+
+
+def _count(folder: Path) -> tuple[int, int]:
+    files = size = 0
+    for path, folders, names in os.walk(folder):
+        files += len(folders) + len(names)
+        for name in names:
+            told = os.lstat(f"{path}/{name}")
+            size += told.st_size if stat.S_ISREG(told.st_mode) else 0
+    return files, size
 
 
 def _merge(upper: str, out: str) -> tuple[int, int]:

@@ -169,7 +169,7 @@ class ImageStore:
         remove_folder(work)
         work.mkdir(mode=0o711)
         try:
-            files, size = lay_over(self.root(made.below), self._step(digest) / "upper", work / _ROOT)
+            files, size = lay_over(self.root(made.below) if made.below else None, self._step(digest) / "upper", work / _ROOT)
             image = msgspec.structs.replace(
                 made.image, files=made.image.files + files, bytes_on_disk=made.image.bytes_on_disk + size
             )

@@ -7,6 +7,7 @@ from __future__ import annotations
 import marshal
 import os
 from collections.abc import Callable
+from functools import partial
 from importlib.machinery import SourceFileLoader
 from typing import Any
 
@@ -15,11 +16,12 @@ def code_apart(fork: Callable[[], int]) -> Callable[[SourceFileLoader, str], Any
     """As `SourceFileLoader.get_code`, by a child of `fork`. What can't be had that way is made here, so that an error in the file
     is raised where it is to be."""
 
-    def get_code(loader: SourceFileLoader, name: str) -> Any:
-        code = _from_child(fork, loader, name)
-        return loader.get_code(name) if code is None else code
+    return partial(_get_code, fork)
 
-    return get_code
+
+def _get_code(fork: Callable[[], int], loader: SourceFileLoader, name: str) -> Any:
+    code = _from_child(fork, loader, name)
+    return loader.get_code(name) if code is None else code
 
 
 def _from_child(fork: Callable[[], int], loader: SourceFileLoader, name: str) -> Any:

@@ -20,6 +20,8 @@ class Handlers:
     def __init__(self) -> None:
         #: set around the fork of a template; its child calls `reseed`
         self.quiet = False
+        #: set around the fork of a replica by a template, whose only thread it is: all of them run in the child
+        self.lone = False
         self._register = os.register_at_fork
         #: all in the order in which they run
         self._before: list[Handler] = []
@@ -28,11 +30,7 @@ class Handlers:
 
     def collect(self) -> None:
         """From now on, until `stop`."""
-        self._register(
-            before=lambda: self._run(self._before),
-            after_in_parent=lambda: self._run(self._in_parent),
-            after_in_child=lambda: self._run(self._in_child),
-        )
+        self._register(before=self._run_before, after_in_parent=self._run_in_parent, after_in_child=self._run_in_child)
         os.register_at_fork = self._take  # type: ignore[assignment]
 
     def stop(self) -> None:
@@ -45,10 +43,21 @@ class Handlers:
         self._in_parent += [after_in_parent] if after_in_parent else []
         self._in_child += [after_in_child] if after_in_child else []
 
-    def _run(self, handlers: list[Handler]) -> None:
-        if not self.quiet:
-            for handler in handlers:
+    def _run_before(self) -> None:
+        if not self.quiet and not self.lone:
+            for handler in self._before:
                 handler()
+
+    def _run_in_parent(self) -> None:
+        if not self.quiet and not self.lone:
+            for handler in self._in_parent:
+                handler()
+
+    def _run_in_child(self) -> None:
+        if not self.quiet:
+            for handler in [*(self._before if self.lone else ()), *self._in_child]:
+                handler()
+            self.lone = False
 
 
 _seeds: list[Callable[[], None]] = []

@@ -23,8 +23,8 @@ from .at_fork import handlers
 from .imports import Unfit, import_packages
 from .isolate import Server, import_server
 from .join import join, reseed_numpy
+from .packets import Packet
 from .serve import Machinery, flush, warm_up
-from .spare import Packet
 
 
 class Failed(Exception):

@@ -29,6 +29,7 @@ class _Heap:
 
     def __init__(self) -> None:
         self.libc: Any = None
+        self.trim: Any = None
 
     def find(self) -> Any:
         """None where there is another."""
@@ -44,6 +45,7 @@ class _Heap:
         libc.free.argtypes = [ctypes.c_void_p]
         libc.malloc_trim.argtypes = [ctypes.c_size_t]
         self.libc = libc
+        self.trim = libc.malloc_trim
         return libc
 
 
@@ -58,8 +60,8 @@ def fill_holes() -> None:
 
 def give_back() -> None:
     """Whole pages that this process has freed. For a child of one that has filled its holes: there is little to look through."""
-    if _heap.libc is not None:
-        _heap.libc.malloc_trim(0)
+    if _heap.trim is not None:
+        _heap.trim(0)
 
 
 def _fill_small() -> None:

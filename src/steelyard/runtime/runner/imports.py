@@ -96,6 +96,11 @@ def installation_stamp() -> str:
     return str([(folder, os.stat(folder).st_mtime_ns) for folder in folders if os.path.isdir(folder)])
 
 
+#: in an environment, and for what is forked from it: the names that it was asked for, and how many modules it has loaded
+_asked: list[str] = []
+_loaded: list[int] = []
+
+
 class Unfit(Exception):
     """A package that can't be imported before a fork, and why."""
 
@@ -117,18 +122,28 @@ def import_packages(names: Sequence[str]) -> list[dict[str, Any]]:
         if threads := unaccounted_threads():
             raise Unfit(name, f"its import starts a {threads[0]['name']}")
         costs.append({"name": name, "ms": (time.monotonic_ns() - began) / 1e6, "bytes": max(0, own_bytes() - before)})
+    _asked[:] = names
     return costs
 
 
+def note_loaded() -> None:
+    """Of an environment that is complete: what is loaded later, the user's code is the reason for."""
+    _loaded[:] = [len(sys.modules)]
+
+
 def learn(code_dirs: Sequence[str]) -> list[str]:
-    """What the user's loaded files import of what is installed and loaded."""
+    """What the user's loaded files import of what is installed and loaded, with the parts that these packages load later."""
     roots = tuple(os.path.join(os.path.realpath(folder), "") for folder in code_dirs)
     files = [path for module in list(sys.modules.values()) if (path := _file_of(module)).startswith(roots)][:FILES_MAX]
     wanted = dict.fromkeys(name for path in files for name in scan(path, everywhere=True))
     found = find_installed([name for name in wanted if name in sys.modules], code_dirs)
-    if "steelyard.sdk" in found:  # it loads its own parts on first use
-        found += [name for name in sys.modules if name.startswith("steelyard.sdk.")]
-    return found
+    if not _loaded:
+        return found
+    # what these packages load of themselves on first use: now, or so that the environment has it already
+    tops = {name.partition(".")[0] for name in found}
+    late = [*_asked, *list(sys.modules)[_loaded[0] :]]
+    parts = [name for name in late if name.partition(".")[0] in tops and _file_of(sys.modules.get(name))]
+    return list(dict.fromkeys([*found, *parts[:FILES_MAX]]))
 
 
 def top_level() -> dict[str, int]:

@@ -22,7 +22,6 @@ is none are forked on the spot.
 from __future__ import annotations
 
 import gc
-import json
 import os
 import select
 import socket
@@ -36,12 +35,13 @@ from .at_fork import handlers, reseed
 from .fork import SiblingFork, start_time
 from .grow import Failed, Seed, become, enter_folder, load_app, make_base, take_environment
 from .holes import fill_holes, give_back
-from .imports import find_installed, installation_stamp, learn, scan, top_level
+from .imports import find_installed, installation_stamp, learn, note_loaded, scan, top_level
 from .join import join, reseed_numpy
+from .packets import Connection, Packet, accept, make_pair, receive, send, seqpacket, write_json
 from .page import Page
-from .rehearse import listen, rehearse
+from .rehearse import rehearse
 from .serve import Machinery, Serving, flush, report_failure
-from .spare import Order, Packet, Spare, receive, wait_for_order
+from .spare import Order, Spare, wait_for_order
 from .threads import unaccounted_threads
 from .unsafe import unsafe_state
 
@@ -67,13 +67,13 @@ class Template:
         self._app: Any = None
         self._revision: dict[str, Any] = {}
         self._server: list[str] = []
-        self._begin("base", socket.socket(fileno=config["control_fd"]))
+        self._begin("base", seqpacket(config["control_fd"]))
 
-    def _begin(self, role: str, control: socket.socket) -> None:
+    def _begin(self, role: str, control: Connection) -> None:
         self._role = role
         self._control = control
         self._control.setblocking(False)
-        self._agents: dict[int, socket.socket] = {}
+        self._agents: dict[int, Connection] = {}
         self._poll = select.poll()
         self._poll.register(control, select.POLLIN)
         self._status: dict[str, Any] = {"state": "failed", "traceback": ""}
@@ -86,33 +86,38 @@ class Template:
         #: monotonic s of the last order
         self._used_s = 0.0
 
-    def run(self) -> int:
-        seed: Seed | None = None
-        while True:
-            try:
-                self._prepare(seed)
-            except Failed as err:
-                report_failure(None, err.text)
-                self._status |= {**err.status, "traceback": err.text}
-                return self._tell_failure()
-            child = self._serve()
-            if isinstance(child, Order):
-                return self._be_replica(child)
-            seed = child
-            self._begin(seed.role, _seqpacket(seed.control))
+    def child(self, role: str, control_fd: int) -> Template:
+        """That of a child of this process. This one stays as it is: what it frees would be written to shared pages."""
+        child = Template.__new__(Template)
+        child._config, child._machinery, child._forking, child._apart = self._config, self._machinery, self._forking, self._apart
+        child._app, child._revision, child._server = None, {}, self._server
+        child._begin(role, seqpacket(control_fd))
+        return child
+
+    def run(self, seed: Seed | None = None) -> int:
+        try:
+            self._prepare(seed)
+        except Failed as err:
+            report_failure(None, err.text)
+            self._status |= {**err.status, "traceback": err.text}
+            return self._tell_failure()
+        grown = self._serve()
+        if isinstance(grown, Order):
+            return self._be_replica(grown)
+        return self.child(grown.role, grown.control).run(grown)
 
     def _prepare(self, seed: Seed | None) -> None:
         if seed is None:
             self._machinery, self._server = make_base(self._config)
-            try:
-                rehearse(Template({**self._config, "control_fd": listen().detach()}))
-            except (OSError, Failed) as err:  # it costs memory, and nothing else
-                sys.stderr.write(f"the way of a revision could not be rehearsed: {err}\n")
             told: dict[str, Any] = {}
         else:
             told = become(seed, self._fork_quietly)
             self._app = told.pop("app", None)
             self._revision = seed.asked
+        if self._role != "revision":
+            self._learn_way()
+        if self._role == "environment":
+            note_loaded()
         user.forget_phases()
         flush()  # what is left in a buffer would be written by every child
         gc.collect()
@@ -131,6 +136,15 @@ class Template:
             "fork": self._forking.way,
             **told,
         }
+
+    def _learn_way(self) -> None:
+        """So that what it forks has nothing to learn on it."""
+        gc.collect()
+        gc.freeze()
+        try:
+            rehearse(self, self._role)
+        except Exception as err:  # it costs memory, and nothing else
+            sys.stderr.write(f"the way of a revision could not be rehearsed: {err}\n")
 
     def _serve(self) -> Order | Seed:
         """Answer packets; comes back only in a child."""
@@ -186,14 +200,13 @@ class Template:
 
     def _welcome(self) -> None:
         try:
-            fd, _ = self._control._accept()  # type: ignore[attr-defined]  # what `accept` does, which asks enumerations for more
+            agent = accept(self._control)
         except OSError:
             return
-        agent = _seqpacket(fd)
         self._agents[agent.fileno()] = agent
         self._poll.register(agent, select.POLLIN)
 
-    def _hear(self, agent: socket.socket) -> Order | Seed | None:
+    def _hear(self, agent: Connection) -> Order | Seed | None:
         """Answer one packet. Something comes back only in a forked child."""
         try:
             packet = receive(agent)
@@ -214,17 +227,17 @@ class Template:
             self._send(agent, answer)
         return None
 
-    def _forget(self, agent: socket.socket) -> None:
+    def _forget(self, agent: Connection) -> None:
         self._poll.unregister(agent)
         del self._agents[agent.fileno()]
 
-    def _send(self, agent: socket.socket, answer: dict[str, Any]) -> None:
-        data = json.dumps(answer).encode()
+    def _send(self, agent: Connection, answer: dict[str, Any]) -> None:
+        data = write_json(answer)
         try:
             if self._apart and "pid" in answer:
                 process = os.pidfd_open(answer["pid"])
                 try:
-                    socket.send_fds(agent, [data], [process])
+                    send(agent, data, [process])
                 finally:
                     os.close(process)
             else:
@@ -235,7 +248,7 @@ class Template:
         except OSError:
             pass  # gone; the next poll says so
 
-    def _answer(self, packet: Packet, agent: socket.socket) -> dict[str, Any] | Order | Seed | None:
+    def _answer(self, packet: Packet, agent: Connection) -> dict[str, Any] | Order | Seed | None:
         asked = packet.asked
         op = asked.get("op")
         if op in ("status", "show"):
@@ -255,7 +268,7 @@ class Template:
                 return self._learn(agent)
         return {"refused": "not-understood", "detail": f"{self._role}, state {self._status['state']}, asked {op!r}"}
 
-    def _learn(self, agent: socket.socket) -> dict[str, Any] | None:
+    def _learn(self, agent: Connection) -> dict[str, Any] | None:
         """Answered by a child, whose memory goes with it. Only on a connection that is asked nothing else, since the template may
         answer other packets before."""
         path = os.path.join(self._revision["code_dir"], self._revision["file"])
@@ -269,14 +282,13 @@ class Template:
         finally:
             os._exit(0)
 
-    def _grow(self, packet: Packet, agent: socket.socket) -> dict[str, Any] | Seed | None:
+    def _grow(self, packet: Packet, agent: Connection) -> dict[str, Any] | Seed | None:
         """Answered by the child, on a connection that is asked nothing else. Of what this process writes after the fork it gets
         a copy, and the page as it was is the child's alone: so it does as little as it can."""
         refused = self._refuse()
         if refused is not None:
             return refused
         seed = Seed(packet)
-        self._forget(agent)
         try:
             pid = self._fork_quietly()
         except OSError as err:
@@ -284,11 +296,13 @@ class Template:
             self._send(agent, {"refused": "fork-failed", "detail": str(err)})
         if pid == 0:
             reseed()
-            self._leave_template()
             self._send(agent, {"pid": os.getpid(), "start_time": start_time(os.getpid())})
+            self._leave_template()
+            return seed
+        self._forget(agent)
         agent.close()
         self._forks += pid > 0
-        return seed if pid == 0 else None
+        return None
 
     def _fork_quietly(self) -> int:
         """For a child that needs no more of the interpreter than this process does."""
@@ -297,6 +311,14 @@ class Template:
             return self._forking.fork()
         finally:
             handlers.quiet = False
+
+    def _fork_fully(self) -> int:
+        """For a replica, where users' code runs."""
+        handlers.lone = True
+        try:
+            return self._forking.fork()
+        finally:
+            handlers.lone = False
 
     def _fork(self, packet: Packet) -> dict[str, Any] | Order:
         received_ns = time.monotonic_ns()
@@ -329,7 +351,7 @@ class Template:
     def _fork_now(self, order: Order, received_ns: int) -> dict[str, Any] | Order:
         """The child gets its order, the template its answer."""
         try:
-            pid = self._forking.fork()
+            pid = self._fork_fully()
         except OSError as err:
             return {"refused": "fork-failed", "detail": str(err)}
         if pid == 0:
@@ -343,9 +365,9 @@ class Template:
         if self._refuse() is not None:
             self._ahead = False
             return None
-        ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+        ours, theirs = make_pair()
         try:
-            pid = self._forking.fork()
+            pid = self._fork_fully()
         except OSError as err:
             sys.stderr.write(f"no replica could be forked ahead: {err}\n")
             self._ahead = False  # orders try on their own and report
@@ -366,10 +388,10 @@ class Template:
     def _rehearse(self) -> None:
         """The fork has made this process's memory shared again. Handle one order that leads nowhere, so that the next real
         one meets no page faults here."""
-        here, there = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+        here, there = make_pair()
         asked = {"op": "fork", "replica": "", "cpus": [0], "cgroups": 0, "private": False, "sent_ns": 0}
-        socket.send_fds(here, [json.dumps(asked).encode()], [here.fileno()] * 4)
-        kept, self._spare = self._spare, Spare(0, 0, _seqpacket(os.dup(here.fileno())))
+        send(here, write_json(asked), [here.fileno()] * 4)
+        kept, self._spare = self._spare, Spare(0, 0, seqpacket(os.dup(here.fileno())))
         used_s, forks = self._used_s, self._forks
         self._agents[there.fileno()] = there
         self._poll.register(there, select.POLLIN)
@@ -422,7 +444,3 @@ class Template:
             page.imported_ns = page.joined_ns
             page.state = pages.IMPORTED
         return serving.run(self._app)
-
-
-def _seqpacket(fd: int) -> socket.socket:
-    return socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET, 0, fd)

@@ -10,9 +10,14 @@ import os
 import sys
 import threading
 
+#: links of a folder with one in it, as the kernel counts threads
+ALONE = 3
+
 
 def unaccounted_threads() -> list[dict[str, object]]:
     """[{"tid", "name"}] of every other thread; the name says the kernel's name and, for Python threads, whose code they run."""
+    if os.stat("/proc/self/task").st_nlink == ALONE:
+        return []
     me = os.getpid()
     tids = [int(name) for name in os.listdir("/proc/self/task")]
     if tids == [me]:

@@ -13,41 +13,45 @@ import sys
 import time
 from collections.abc import Iterator
 
+_GPUS = ("/dev/nvidia", "/dev/kfd", "/dev/dri/renderD")
 _ENTER = "Do it in a function decorated with @sy.enter (without shared=True), which runs in each replica."
 
 
 def unsafe_state() -> list[dict[str, str]]:
     """[{"name", "fix"}] of everything that makes a fork unsafe; empty when nothing does."""
     links = _descriptors()
-    found = [_cuda(links), *_loops(links), *_children()]
-    return [each for each in found if each is not None]
+    return [*_cuda(links), *_loops(links), *_children()]
 
 
 def _descriptors() -> list[str]:
     found: list[str] = []
     for name in os.listdir("/proc/self/fd"):
-        try:
-            found.append(os.readlink(f"/proc/self/fd/{name}"))
-        except OSError:
-            continue
+        path = f"/proc/self/fd/{name}"
+        if os.access(path, os.F_OK):  # not that of the listing; to raise and catch an error costs more pages
+            found.append(os.readlink(path))
     return found
 
 
-def _cuda(links: list[str]) -> dict[str, str] | None:
-    devices = sorted({link for link in links if link.startswith(("/dev/nvidia", "/dev/kfd", "/dev/dri/renderD"))})
+def _cuda(links: list[str]) -> list[dict[str, str]]:
+    devices: list[str] = []
+    for link in links:  # loops and no comprehensions here: those are functions, which a template would make in copied pages
+        if link.startswith(_GPUS) and link not in devices:
+            devices.append(link)
     how = ""
     if devices:
-        how = f"{', '.join(devices[:4])} is open"
+        how = f"{', '.join(sorted(devices)[:4])} is open"
     elif _torch_initialized():
         how = "torch.cuda is initialized"
     elif _has_context():
         how = "the driver has a current context"
     if not how:
-        return None
-    return {
-        "name": f"a GPU is in use ({how}); what a fork inherits of CUDA or ROCm does not work",
-        "fix": f"Move nothing to a GPU and ask it nothing while the module is imported or in shared hooks. {_ENTER}",
-    }
+        return []
+    return [
+        {
+            "name": f"a GPU is in use ({how}); what a fork inherits of CUDA or ROCm does not work",
+            "fix": f"Move nothing to a GPU and ask it nothing while the module is imported or in shared hooks. {_ENTER}",
+        }
+    ]
 
 
 def _torch_initialized() -> bool:
@@ -99,13 +103,16 @@ def _pieces(path: str) -> Iterator[bytes]:
 
 
 def _loops(links: list[str]) -> list[dict[str, str]]:
-    kinds = sorted({link.partition(":")[2] for link in links if link in ("anon_inode:[eventpoll]", "anon_inode:[io_uring]")})
+    kinds: list[str] = []
+    for link in links:
+        if link in ("anon_inode:[eventpoll]", "anon_inode:[io_uring]") and (kind := link.partition(":")[2]) not in kinds:
+            kinds.append(kind)
     if not kinds:
         return []
     why = " (grpc is loaded and keeps one)" if "grpc" in sys.modules else ""
     return [
         {
-            "name": f"an event loop is open ({', '.join(kinds)}){why}; replicas would take each other's events",
+            "name": f"an event loop is open ({', '.join(sorted(kinds))}){why}; replicas would take each other's events",
             "fix": f"Close it, or make it later. {_ENTER}",
         }
     ]
@@ -122,8 +129,8 @@ def _children() -> list[dict[str, str]]:
 
 
 def _running_children() -> list[int]:
-    pids = [int(word) for word in b"".join(_pieces(f"/proc/self/task/{os.getpid()}/children")).split()]
-    return [pid for pid in pids if _runs(pid)]
+    words = b"".join(_pieces(f"/proc/self/task/{os.getpid()}/children")).split()
+    return list(filter(_runs, map(int, words)))
 
 
 def _runs(pid: int) -> bool:

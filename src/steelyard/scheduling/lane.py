@@ -1,0 +1,287 @@
+"""Who of a pool's jobs starts, who waits, and who gives way? One pass over the queue for the machines of one pool, or for the
+home's own; the rules stand in `decide.py`. What all lanes share (quotas, arrays, answers) is a `Turn`. Never reads the clock.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from itertools import islice
+from typing import TypeAlias
+
+from steelyard.model.batch import Gang
+from steelyard.model.ids import JobId
+from steelyard.model.job import Job, JobState, Plan, Resources
+from steelyard.model.reason import Reason
+from steelyard.placement.refusal import Refusal
+from steelyard.placement.room import Room
+from steelyard.scheduling.eligible import ArrayCount
+from steelyard.scheduling.preemption import gives_way_at, is_frozen_by_preemption, price_of
+from steelyard.scheduling.quota import QuotaBook
+from steelyard.scheduling.reservation import Reserved, end_if_started, find_reservation
+from steelyard.scheduling.seat import find_seat, fits_quickly, gone_s, take_seat
+from steelyard.scheduling.snapshot import Holding, Reservation, Snapshot, Why
+from steelyard.scheduling.spot import Spot, find_best_seat
+
+#: (the room without what is about to end, what may be ended, the job, now) -> whom to end so that the job fits; None: nobody
+Victims: TypeAlias = Callable[[Room, Sequence[Holding], Job, int], Sequence[JobId] | None]
+
+#: of one lane: about 20 ms of one core
+BACKFILL_REFUSALS = 100
+
+#: machines of which it is looked on which the least is lost: each such look may take tens of milliseconds
+_WAYS_MAX = 4
+
+_BEHIND = (Reason.BEHIND_EARLIER_JOB, "jobs that are before it in the queue start first")
+_RESERVED = (
+    Reason.RESERVED,
+    "what is free is kept for the first job that waits; a shorter --max-duration may let this one start before it",
+)
+_PREEMPTING = (Reason.PREEMPTING, "jobs that give way to it are ending")
+_ENDING = "what it needs is about to be free: work that holds it is ending"
+
+
+def spare_all(room: Room, holding: Sequence[Holding], job: Job, now: int) -> Sequence[JobId] | None:
+    """Nobody is ever preempted."""
+    del room, holding, job, now
+
+
+class Turn:
+    """What one decision has come to so far, in all lanes."""
+
+    def __init__(self, snapshot: Snapshot, now: int, victims: Victims) -> None:
+        self.now, self.choose_victims = now, victims
+        self.starts: list[tuple[JobId, Plan]] = []
+        self.resumes: list[JobId] = []
+        self.preempts: list[tuple[JobId, JobId]] = []
+        self.waits: list[Why] = []
+        self.never: list[Why] = []
+        #: when the minimum runtime of somebody who may have to give way is over
+        self.look_at: int | None = None
+        self._arrays, self._quotas = ArrayCount(snapshot.holding), QuotaBook(snapshot.quotas, snapshot.holding)
+        self.limited = bool(snapshot.quotas)
+
+    def book(self, job: Job) -> None:
+        self._quotas.take(job)
+        if job.state is not JobState.SUSPENDED:
+            self._arrays.take(job)
+
+    def find_limit(self, job: Job) -> Why | None:
+        if job.array is not None and job.state is not JobState.SUSPENDED and (why := self._arrays.find_block(job)) is not None:
+            return why
+        return self._quotas.find_block(job) if self.limited else None
+
+    def look_again(self, at: Sequence[int]) -> None:
+        self.look_at = min([*at, *(() if self.look_at is None else (self.look_at,))], default=None)
+
+
+class Lane:
+    def __init__(self, pool: str, spots: Sequence[Spot], turn: Turn, without: tuple[Reason, str]) -> None:
+        """`without`: why a job waits where no machine takes work."""
+        #: of the first job that waits with a place in hand
+        self.reservation: Reservation | None = None
+        self._pool, self._spots, self._turn, self._now, self._without = pool, spots, turn, turn.now, without
+        #: the machine on which the first job that fits nowhere keeps a place; whoever comes behind it must not delay it
+        self._reserved_on: Spot | None = None
+        #: what a shape was answered while nothing but `take` has happened
+        self._refused: dict[tuple[Resources, Gang | None, float | None], Refusal] = {}
+        self._refused_behind: dict[tuple[Resources, Gang | None, float | None, bool], tuple[Reason, str]] = {}
+        self._refusals_left = BACKFILL_REFUSALS
+
+    def go_through(self, jobs: Sequence[Job]) -> None:
+        """The next jobs of the queue that go to these machines."""
+        turn = self._turn
+        if not self._spots:
+            turn.waits += [Why(job.id, *self._without) for job in jobs]
+            return
+        for at, job in enumerate(jobs):
+            if self._reserved_on is not None:
+                self._backfill(jobs[at:], self._reserved_on)
+                return
+            if (why := turn.find_limit(job)) is not None:
+                turn.waits.append(why)
+            elif spots := self._spots_for(job):
+                self._seat(job, spots)
+            else:
+                turn.waits.append(Why(job.id, *self._without))
+
+    def _spots_for(self, job: Job) -> Sequence[Spot]:
+        if job.state is not JobState.SUSPENDED:
+            return self._spots
+        return [spot for spot in self._spots if job.plan is not None and spot.place == job.plan.machine]
+
+    def _seat(self, job: Job, spots: Sequence[Spot]) -> None:
+        """It starts, or waits; where it keeps a reservation, whoever comes behind it must not delay it."""
+        answer = self._find_seat(job, spots)
+        if not isinstance(answer, Refusal):
+            self._start(job, *answer)
+            return
+        if answer.never:
+            self._turn.never.append(Why(job.id, answer.reasons[0], answer.detail))
+            return
+        able = [spot for spot in spots if fits_quickly(job, spot.without_jobs)]
+        if able:
+            if self._wait_for_room(job, answer, able):
+                return
+            self._look_again_for(job, able)
+        reserved = [(spot, found) for spot in able if (found := self._find_reservation(job, spot)) is not None]
+        if not reserved:
+            self._turn.waits.append(Why(job.id, answer.reasons[0], answer.detail))
+            return
+        # the earliest; of equals the first
+        spot, kept = min(reserved, key=lambda each: (each[1].at is None, each[1].at or 0))
+        self._turn.book(job)
+        self._reserved_on, spot.reserved = spot, kept
+        self._wait_with(job, kept.at, kept.plan, answer.reasons[0], answer.detail)
+
+    def _find_seat(self, job: Job, spots: Sequence[Spot]) -> tuple[Spot, Plan] | Refusal:
+        frozen = job.state is JobState.SUSPENDED
+        shape = (job.spec.resources, job.spec.gang, gone_s(job.spec))
+        known = None if frozen else self._refused.get(shape)
+        if known is not None:
+            return known
+        answer = find_best_seat(job, [(spot, spot.room, spot.beside) for spot in spots])
+        if not isinstance(answer, list):
+            return answer
+        refusal = self._join(answer)
+        if not frozen:
+            self._refused[shape] = refusal
+        return refusal
+
+    def _join(self, refused: Sequence[tuple[Spot, Refusal]]) -> Refusal:
+        """One word for all machines. Nothing is beyond a pool for good: another machine may come."""
+        spot, answer = next(((spot, answer) for spot, answer in refused if not answer.never), refused[0])
+        if not self._pool:
+            return answer
+        detail = answer.detail if len(refused) == 1 else f"{answer.detail} (on {spot.machine.hostname})"
+        return Refusal(answer.reasons, False, detail, answer.largest)
+
+    def _start(self, job: Job, spot: Spot, plan: Plan) -> None:
+        spot.start(job, plan, self._now)
+        if job.state is JobState.SUSPENDED:
+            self._turn.resumes.append(job.id)
+        else:
+            self._turn.starts.append((job.id, plan))
+        self._turn.book(job)
+
+    def _wait_for_room(self, job: Job, answer: Refusal, able: Sequence[Spot]) -> bool:
+        """Whether it fits once what is about to end is gone. Where it does not, others may have to end for it."""
+        found = find_best_seat(job, [(spot, spot.soon, ()) for spot in able if spot.soon is not spot.room])
+        if not isinstance(found, list):
+            spot, plan = found
+            reason, detail = _PREEMPTING if spot.preempting else (answer.reasons[0], _ENDING)
+        else:
+            preempted = self._preempt(job, able)
+            if preempted is None:
+                return False
+            spot, plan = preempted
+            reason, detail = _PREEMPTING
+        spot.keep(job, plan, self._now)
+        self._turn.book(job)
+        self._wait_with(job, self._now, plan, reason, detail)
+        return True
+
+    def _preempt(self, job: Job, able: Sequence[Spot]) -> tuple[Spot, Plan] | None:
+        """Its place once its victims are gone, where they lose the least; None where there are none, or their going is not
+        enough."""
+        if job.state is JobState.SUSPENDED:
+            return None
+        found = ((spot, *way) for spot in able if (way := self._find_victims(job, spot)) is not None)
+        ways = [*islice(found, _WAYS_MAX)]
+        if not ways:
+            return None
+        spot, leaving, freed, plan = min(ways, key=lambda way: price_of(way[1], self._now)) if len(ways) > 1 else ways[0]
+        spot.soon = freed
+        chosen = {held.job.id for held in leaving if held.job is not None}
+        spot.staying = [held for held in spot.staying if held.job is None or held.job.id not in chosen]
+        self._refused.clear()
+        self._turn.preempts += [(held.job.id, job.id) for held in leaving if held.job is not None]
+        return spot, plan
+
+    def _find_victims(self, job: Job, spot: Spot) -> tuple[list[Holding], Room, Plan] | None:
+        """Who leaves, the room without them, and the job's place in it."""
+        may_end = [held for held in spot.staying if held.job is not None]
+        chosen = set(self._turn.choose_victims(spot.soon, may_end, job, self._now) or ())
+        leaving = [held for held in may_end if held.job is not None and held.job.id in chosen]
+        if not leaving:
+            return None
+        freed = spot.soon.copy()
+        for held in leaving:
+            freed.release(held.demand, held.plan, held.suspended)
+            if _will_be_suspended(held):
+                freed.take(held.demand, held.plan, suspended=True)
+        plan = find_seat(job, freed)
+        return None if isinstance(plan, Refusal) else (leaving, freed, plan)
+
+    def _find_reservation(self, job: Job, spot: Spot) -> Reserved | None:
+        return find_reservation(job, spot.soon, spot.tenants(job, self._now))
+
+    def _look_again_for(self, job: Job, able: Sequence[Spot]) -> None:
+        if job.state is JobState.SUSPENDED:
+            return
+        held = [each for spot in able for each in spot.staying]
+        self._turn.look_again([at for each in held if (at := gives_way_at(each, job)) is not None and at > self._now])
+
+    def _wait_with(self, job: Job, at: int | None, plan: Plan, reason: Reason, detail: str) -> None:
+        self._turn.waits.append(Why(job.id, reason, detail))
+        if self.reservation is None:
+            self.reservation = Reservation(job.id, at, plan)
+
+    def _backfill(self, jobs: Sequence[Job], kept: Spot) -> None:
+        turn, refused = self._turn, self._refused_behind
+        waits, reserved = turn.waits, kept.reserved
+        assert reserved is not None
+        # nearly always there is one machine, and most of ten thousand jobs end at the first question
+        only = self._spots[0].room if len(self._spots) == 1 else None
+        for job in jobs:
+            spec = job.spec
+            bound = turn.limited or (job.array is not None and job.array.at_once is not None)
+            if bound and (why := turn.find_limit(job)) is not None:
+                waits.append(why)
+                continue
+            if only is not None and not fits_quickly(job, only):
+                waits.append(Why(job.id, *_BEHIND))
+                continue
+            spots = [spot for spot in self._spots_for(job) if fits_quickly(job, spot.room)]
+            if not spots:
+                waits.append(Why(job.id, *_BEHIND))
+                continue
+            ends_before = _ends_before(job, reserved, self._now)
+            shape = (spec.resources, spec.gang, gone_s(spec), ends_before)
+            said = refused.get(shape) if job.state is not JobState.SUSPENDED else None
+            if said is None:
+                options = [
+                    (spot, spot.room, spot.beside if ends_before or spot is not kept else (*spot.beside, reserved.room))
+                    for spot in spots
+                ]
+                options = [option for option in options if all(fits_quickly(job, other) for other in option[2])]
+                if not options:
+                    said = _RESERVED
+                elif not self._refusals_left:
+                    said = _BEHIND
+                else:
+                    answer = find_best_seat(job, options)
+                    if not isinstance(answer, list):
+                        self._start(job, *answer)
+                        if answer[0] is kept and not ends_before:
+                            take_seat(job, answer[1], reserved.room)
+                        continue
+                    self._refusals_left -= 1
+                    behind = all(refusal.reasons[0] is not Reason.RESERVED for _, refusal in answer)
+                    said = _BEHIND if behind else _RESERVED
+                    if job.state is not JobState.SUSPENDED:
+                        # a suspended job is refused for its own place alone
+                        refused[shape] = said
+            waits.append(Why(job.id, *said))
+
+
+def _ends_before(job: Job, reserved: Reserved, now: int) -> bool:
+    """Will it be gone when the reserved job starts?"""
+    if reserved.over_suspended and job.state is JobState.SUSPENDED:
+        return True
+    end = end_if_started(job, now)
+    return end is not None and (reserved.at is None or end <= reserved.at)
+
+
+def _will_be_suspended(held: Holding) -> bool:
+    job = held.job
+    return job is not None and not held.suspended and is_frozen_by_preemption(job)
