@@ -58,6 +58,26 @@ def test_a_pull_under_way_is_told_and_joined(shared: Cluster, registry: Registry
     assert (ended["state"], ended["image"]) == ("READY", reference)
 
 
+def test_a_registry_that_stalls_delays_nobody_who_wants_nothing_of_it(shared: Cluster, registry: Registry) -> None:
+    here, _ = make(registry, "here:1")
+    shared.ok("image", "pull", here)
+    stalls = Registry()
+    try:
+        stalls.gate.clear()
+        wanted = [make(stalls, f"app:{at}")[0] for at in range(12)]
+        with ThreadPoolExecutor(8) as pool:
+            pulls = list(pool.map(lambda name: shared.api("POST", "/v1/pulls", {"image": name}).json()["id"], wanted))
+        assert stalls.asked_blob.wait(20)
+        assert shared.ok("run", "--cpus", "0.1", "--image", here) == "hi\n"
+        assert shared.ok("image", "pull", make(registry, "meanwhile:1")[0]).startswith("sha256:")
+        assert find_end(shared, pulls[-1]) is None
+    finally:
+        stalls.gate.set()
+        for pull in pulls:
+            wait_until(lambda pull=pull: find_end(shared, pull), 60, "the end of the pull")
+        stalls.close()
+
+
 def find_end(cluster: Cluster, pull: str) -> dict[str, Any] | None:
     seen = cluster.api("GET", f"/v1/pulls/{pull}").json()
     return seen if seen["state"] in ("READY", "FAILED") else None

@@ -154,10 +154,34 @@ def test_a_job_is_fetched_with_a_secret_that_it_is_not_told(shared: Cluster, reg
         out = shared.ok("run", "--image", reference, "--secret", "ghcr:registry", "--", "env")
         assert "PATH=/bin" in out
         assert USER not in out.split() and PASSWORD not in out and "STEELYARD_SECRET" not in out
+        forgotten = shared.cli("image", "pull", reference)
+        assert "--secret NAME:registry" in forgotten.stderr.decode(), "what a login opened is closed without one"
+        assert shared.ok("image", "pull", reference, "--secret", "ghcr").startswith("sha256:")
+        assert "has no secret nope" in shared.cli("image", "pull", reference, "--secret", "nope").stderr.decode()
         loose = shared.cli("run", "--secret", "ghcr:registry", "--", "true")
         assert "a login at a registry is for containers" in loose.stderr.decode()
     finally:
         shared.ok("secrets", "delete", "ghcr")
+
+
+def test_an_image_is_pulled_and_built_upon_with_a_secret(shared: Cluster, registry: Registry, tmp_path: Path) -> None:
+    entries = [*busybox_entries(), entry("etc/x", b"2")]
+    reference = registry.add("team/other:1", OciImage(entries, config={"Env": ["PATH=/bin"]}))
+    shared.ok("secrets", "create", "hub", f"USERNAME={USER}", f"PASSWORD={PASSWORD}")
+    try:
+        assert shared.ok("image", "pull", reference, "--secret", "hub:registry").startswith("sha256:")
+        (tmp_path / "image.py").write_text(
+            f"import steelyard as sy\nimage = sy.Image.from_registry({reference!r}).run('env > /told')\n"
+        )
+        built = shared.ok("image", "build", str(tmp_path / "image.py"), "--secret", "hub").strip()
+        (tmp_path / "image.py").write_text(
+            f"import steelyard as sy\nimage = sy.Image.from_registry({reference!r}, secret='hub').run('env > /told')\n"
+        )
+        assert shared.ok("image", "build", str(tmp_path / "image.py")).strip() == built
+        told = shared.ok("run", "--image", built, "--", "cat", "/told")
+        assert "PATH=/bin" in told and PASSWORD not in told
+    finally:
+        shared.ok("secrets", "delete", "hub")
 
 
 @pytest.mark.parametrize(

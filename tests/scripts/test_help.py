@@ -22,7 +22,7 @@ LINES = [
     *(f"secrets {word}" for word in ("list", "create", "delete")),
     *(f"schedules {word}" for word in ("create", "delete", "pause", "resume")),
     *(f"cluster {word}" for word in ("up", "add", "remove", "drain", "resume", "config", "attach", "status", "detach")),
-    *(f"image {word}" for word in ("build", "ls", "inspect", "rm")),
+    *(f"image {word}" for word in ("build", "pull", "ls", "inspect", "rm")),
 ]
 
 

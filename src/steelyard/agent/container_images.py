@@ -1,8 +1,9 @@
 """How do container images come to this machine and go again, and what does the server hear of them? For jobs as they start, and
 for whoever asks for one ahead of need.
 
-Fetching is a thread's work: the agent's loop never waits for a registry. Whoever asks for an image that is on its way already
-waits for the same one (`runtime/oci/store.py` holds the lock, over all processes).
+Fetching is a thread's work: the agent's loop never waits for a registry. These threads are for nothing else, and one registry has
+few of them, so that one that is slow makes those wait who want something of it, and nobody else. Whoever asks for an image that
+is on its way already waits for the same one (`runtime/oci/store.py` holds the lock, over all processes).
 """
 
 from __future__ import annotations
@@ -10,7 +11,9 @@ from __future__ import annotations
 import asyncio
 import os
 import pwd
-from collections.abc import Callable, Sequence
+from collections import defaultdict
+from collections.abc import Awaitable, Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
 
 import msgspec
 
@@ -30,6 +33,8 @@ from steelyard.wire.agent import Answer, Ask, ContainerImageSeen, PullStart
 from steelyard.wire.images import PullState, PullView
 
 Ids = tuple[int, int]
+#: fetches at a time, and those from one registry
+FETCHES_MAX, FETCHES_OF_ONE = 16, 4
 #: that have ended, and may still be asked about
 KEPT_MAX = 64
 #: an answer waits so long for the end of a pull: nobody need ask again for what is here
@@ -41,6 +46,29 @@ class ContainerImages:
         self._containers, self._settings = containers, settings
         self._pulls: dict[str, _Pull] = {}
         self._count = 0
+        self._pool = ThreadPoolExecutor(FETCHES_MAX, "images")
+        self._rooms: dict[str, asyncio.Semaphore] = defaultdict(lambda: asyncio.Semaphore(FETCHES_OF_ONE))
+
+    async def bring(
+        self, reference: ImageReference, owner: Owner, ids: Ids, login: Login | None = None, tell: Tell = say_nothing
+    ) -> Image:
+        """As `fetch`, without blocking. What is here is found whatever is under way."""
+        if (found := await asyncio.to_thread(self._find, reference, owner, login)) is not None:
+            return found
+        host = reference.name.partition("/")[0] if reference.source is ImageSource.REGISTRY else ""
+        async with self._rooms[host]:
+            return await asyncio.get_running_loop().run_in_executor(self._pool, self.fetch, reference, owner, ids, login, tell)
+
+    def _find(self, reference: ImageReference, owner: Owner, login: Login | None) -> Image | None:
+        """Without asking anybody. None also of a folder or archive, which must be looked at."""
+        if reference.file:
+            return None
+        self._containers.check()
+        mine = reference.source is ImageSource.BUILT
+        if not mine:
+            login = login or _find_own_login(reference, owner)
+            mine = login is not None and not login.helper
+        return self._containers.store.find_here(reference, "", str(owner.uid) if mine else "")
 
     def fetch(
         self, reference: ImageReference, owner: Owner, ids: Ids, login: Login | None = None, tell: Tell = say_nothing
@@ -94,7 +122,7 @@ class ContainerImages:
                 return pull
         self._count += 1
         pull = _Pull(PullView(f"p{self._count}", reference.text), wanted.owner)
-        pull.begin(lambda tell: self.fetch(reference, wanted.owner, ids, tell=tell))
+        pull.begin(lambda tell: self.bring(reference, wanted.owner, ids, wanted.login, tell))
         self._pulls[pull.view.id] = pull
         ended = [name for name, each in self._pulls.items() if each.task.done()]
         for name in ended[:-KEPT_MAX]:
@@ -150,12 +178,12 @@ class _Pull:
     def __init__(self, view: PullView, owner: Owner) -> None:
         self.view, self.owner = view, owner
 
-    def begin(self, fetch: Callable[[Tell], Image]) -> None:
+    def begin(self, fetch: Callable[[Tell], Awaitable[Image]]) -> None:
         self.task = asyncio.get_running_loop().create_task(self._run(fetch))
 
-    async def _run(self, fetch: Callable[[Tell], Image]) -> None:
+    async def _run(self, fetch: Callable[[Tell], Awaitable[Image]]) -> None:
         try:
-            image = await asyncio.to_thread(fetch, self._tell)
+            image = await fetch(self._tell)
         except SteelyardError as err:
             self._set(state=PullState.FAILED, detail=err.public, code=err.code)
         else:

@@ -56,7 +56,7 @@ async def find_image(edges: Edges, function: AssignedFunction, secrets: SecretKe
     if secrets is None:
         return await asyncio.to_thread(edges.containers.find, reference, str(function.owner.uid))
     login = await find_login(secrets, function.owner, function.spec.secrets)
-    return await asyncio.to_thread(edges.images.fetch, reference, function.owner, owner, login)
+    return await edges.images.bring(reference, function.owner, owner, login)
 
 
 def enter_image(edges: Edges, function: AssignedFunction, image: Image) -> tuple[AssignedFunction, Path]:

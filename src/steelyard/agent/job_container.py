@@ -60,7 +60,7 @@ class JobContainers:
             self._containers.check_bare()
             return Image("", job.spec.image)
         login = await find_login(secrets, job.owner, job.spec.secrets)
-        task = asyncio.ensure_future(asyncio.to_thread(self._images.fetch, parse_image(job.spec.image), job.owner, owner, login))
+        task = asyncio.ensure_future(self._images.bring(parse_image(job.spec.image), job.owner, owner, login))
         attempt.fetching = task
         try:
             return await task

@@ -16,7 +16,8 @@ from steelyard.config import write_file
 from steelyard.errors import StoreDamaged
 from steelyard.model.ids import FunctionName
 from steelyard.runtime.record_lane import RecordLane
-from steelyard.wire.agent import AssignedFunction, Assignment
+from steelyard.wire.agent import AssignedFunction, AssignedJob, Assignment
+from steelyard.wire.parts import PartWriter
 
 T = TypeVar("T")
 
@@ -32,6 +33,7 @@ class Ledger:
     def __init__(self, folder: Path, lane: RecordLane) -> None:
         self._folder = folder
         self._lane = lane
+        self._jobs = PartWriter[AssignedJob](msgspec.json.encode)
         self.assignment = _load(folder / ASSIGNMENT, Assignment, Assignment(epoch=0, generation=0))
         routed = _load(folder / ROUTED, dict[FunctionName, AssignedFunction | tuple[AssignedFunction, ...]], {})
         #: an older agent routed to one revision of each
@@ -49,7 +51,8 @@ class Ledger:
         if theirs < mine:
             return False
         if assignment != self.assignment:
-            await self._lane.write([(self._folder / ASSIGNMENT, msgspec.json.encode(assignment))])
+            whole = msgspec.structs.replace(assignment, jobs=self._jobs.write(assignment.jobs))
+            await self._lane.write([(self._folder / ASSIGNMENT, msgspec.json.encode(whole))])
             self.assignment = assignment
         return True
 

@@ -19,7 +19,8 @@ from websockets.asyncio.client import ClientConnection, connect
 from websockets.exceptions import InvalidHandshake, WebSocketException
 
 from steelyard.config import Settings
-from steelyard.wire.agent import Answer, Ask, Assignment, Hello, Report, ReportAck, decode_from_server, encode
+from steelyard.wire.agent import Answer, Ask, Assignment, Hello, Report, ReportAck, encode
+from steelyard.wire.assignments import AssignmentReader
 from steelyard.wire.reports import ReportWriter
 
 log = logging.getLogger(__name__)
@@ -95,10 +96,11 @@ class Link:
         self._changed.set()
         # Not a TaskGroup: it would wrap the connection's end into an exception group.
         tasks = {asyncio.create_task(self._send_reports(socket))}
+        reader = AssignmentReader()
         try:
             async for frame in socket:
                 if isinstance(frame, bytes):
-                    self._receive(socket, tasks, frame)
+                    self._receive(socket, tasks, reader.decode(frame))
         finally:
             for task in tasks:
                 task.cancel()
@@ -119,8 +121,8 @@ class Link:
                 async with asyncio.timeout(ACK_WAIT_S):
                     await self._noted.wait()
 
-    def _receive(self, socket: ClientConnection, tasks: set[asyncio.Task[None]], frame: bytes) -> None:
-        match decode_from_server(frame):
+    def _receive(self, socket: ClientConnection, tasks: set[asyncio.Task[None]], frame: Assignment | ReportAck | Ask) -> None:
+        match frame:
             case Assignment() as assignment:
                 self._on_assignment(assignment)
             case ReportAck(seq):

@@ -29,6 +29,7 @@ from steelyard.model.machine import Machine
 from steelyard.store import Store
 from steelyard.wire import WIRE_VERSION
 from steelyard.wire.agent import Answer, Ask, Assignment, Hello, Report, ReportAck, encode
+from steelyard.wire.assignments import AssignmentWriter
 from steelyard.wire.reports import FrameReader
 
 _log = logging.getLogger("steelyard.agents")
@@ -63,6 +64,7 @@ class _Connection:
         self.asked: dict[int, asyncio.Future[Answer]] = {}
         self._frames: deque[bytes] = deque()
         self._assignment: Assignment | None = None
+        self._writer = AssignmentWriter()
         self._wanted = asyncio.Event()
 
     def push(self, frame: ReportAck | Ask) -> None:
@@ -81,7 +83,7 @@ class _Connection:
         """Until `shut`: returns then, so that the reader is ended too."""
         while self.closing is None:
             if self._assignment is not None:
-                frame, self._assignment = encode(self._assignment), None
+                frame, self._assignment = self._writer.encode(self._assignment), None
             elif self._frames:
                 frame = self._frames.popleft()
             else:

@@ -11,6 +11,7 @@ from litestar.params import Parameter
 
 from steelyard.api.problems import errors
 from steelyard.api.requests import require_json
+from steelyard.api.secrets import find_login
 from steelyard.api.services import Services, services_of
 from steelyard.api.views import container_image_view
 from steelyard.control.images import find_users, living
@@ -29,7 +30,9 @@ Digest = Annotated[str, Parameter(min_length=1, max_length=64, description="The 
 async def start_pull(request: Request[Any, Any, Any], data: Pull) -> PullView:
     """Have a container image fetched, or join who fetches it already. One that is there is READY at once."""
     services = services_of(request)
-    body = msgspec.json.encode(PullStart(parse_image(data.image).text, services.owner))
+    reference = parse_image(data.image).text
+    login = await services.store.read(lambda tx: find_login(tx, services, data.secret)) if data.secret else None
+    body = msgspec.json.encode(PullStart(reference, services.owner, login))
     return msgspec.json.decode(await _ask(services, "image-pull", "", body), type=PullView)
 
 

@@ -24,6 +24,7 @@ from steelyard.lifecycle.container_step import check_container_step, make_comman
 from steelyard.lifecycle.image import describe_part
 from steelyard.model.image import ImageSource, parse_image
 from steelyard.model.job import ImageStep, JobSpec
+from steelyard.model.secret import SecretUse
 from steelyard.store import Tx
 from steelyard.wire.agent import PullStart
 from steelyard.wire.images import ContainerStep, ContainerStepView, PullState, PullView
@@ -55,6 +56,7 @@ async def take_step(request: Request[Any, Any, Any], data: ContainerStep) -> Con
             image=parse_image(data.image or reference).text,
             makes=ImageStep(id_, data.below, make_variables(data.step), files),
             resources=make_build_resources(tx.machine()),
+            secrets=(SecretUse(data.secret, for_registry=True),) if data.secret else (),
             max_duration_s=BUILD_MAX_S,
         )
         return insert_jobs(tx, spec, services.owner, now, root=services.root)[0].id

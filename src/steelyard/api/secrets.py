@@ -17,7 +17,7 @@ from steelyard.api.auth import is_agent, peer_of
 from steelyard.api.door import Finding
 from steelyard.api.idempotency import IdempotencyKey, mutate
 from steelyard.api.problems import errors
-from steelyard.api.requests import require_json
+from steelyard.api.requests import refuse_findings, require_json
 from steelyard.api.services import Services, services_of
 from steelyard.clock import rfc3339
 from steelyard.control import ASSIGNMENT
@@ -25,6 +25,7 @@ from steelyard.control.assignment import name_uses, name_version
 from steelyard.control.live import refresh
 from steelyard.errors import Conflict, NoRoom, NotFound, Refused, Unauthorized
 from steelyard.lifecycle.redaction import Redactor
+from steelyard.lifecycle.registry_login import Login, login_of_secret
 from steelyard.model.ids import DEFAULT_PROJECT, OWN_MACHINE, JobId
 from steelyard.model.job import Job, Owner
 from steelyard.model.secret import PAST_MAX, Secret, SecretUse, check_secret, measure
@@ -168,6 +169,14 @@ def find_missing(tx: Tx, owner: Owner, uses: Sequence[SecretUse]) -> list[Findin
                 findings.append(Finding("secret-twice", text))
             given[key] = use.name
     return findings
+
+
+def find_login(tx: Tx, services: Services, secret: str) -> Login:
+    """At a registry, by a secret of the owner's. Raises Refused or StoreDamaged."""
+    refuse_findings(find_missing(tx, services.owner, (use := SecretUse(secret, for_registry=True),)))
+    row = tx.secret(DEFAULT_PROJECT, use.name)
+    assert row is not None  # else it would be missing
+    return login_of_secret(secret, services.box.open(row.name, row.sealed))
 
 
 def make_redactor(tx: Tx, box: SecretBox, owner: Owner, uses: Iterable[SecretUse]) -> Redactor | None:

@@ -90,6 +90,8 @@ def make_app_spec(app: AppFile, declared: Declared, bundle: str, override: Mappi
     options = {**declared.options, **override}
     env = {**declared.options.get("env", {}), **override.get("env", {})}
     uses = merge_uses(msgspec.convert(declared.options.get("secrets", ()), tuple[SecretUse, ...]), override.get("secrets", ()))
+    if image and "image" not in override and not image.startswith("built:") and (login := find_login(declared.image)):
+        uses = merge_uses((SecretUse(login, for_registry=True),), uses)
     options["volumes"] = merge_volumes(declared.options.get("volumes", []), override.get("volumes", []))
     python, image = options.pop("python", None), options.pop("image", None) or image
     if "python" in override and "image" in override:
@@ -119,6 +121,11 @@ def make_app_spec(app: AppFile, declared: Declared, bundle: str, override: Mappi
         secrets=uses,
     )
     return msgspec.convert({**msgspec.to_builtins(spec), **fields}, FunctionSpec)
+
+
+def find_login(asked: Mapping[str, Any] | None) -> str:
+    """The secret that the image itself names as the login at its registry; "" without one."""
+    return "" if asked is None else asked["base"].get("secret", "")
 
 
 def merge_volumes(declared: Sequence[dict[str, Any]], given: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:

@@ -15,6 +15,7 @@ from steelyard.cli.quantities import render_bytes
 from steelyard.errors import NotFound, Refused, SteelyardError
 from steelyard.lifecycle.image import PREFIX_MIN
 from steelyard.model.image import is_reference
+from steelyard.model.secret import parse_use
 from steelyard.wire.http import ApiClient
 from steelyard.wire.images import ContainerImageView, Pull, PullState, PullView
 
@@ -22,13 +23,14 @@ from steelyard.wire.images import ContainerImageView, Pull, PullState, PullView
 _STARTS_MAX = 5
 
 
-def pull_image(client: ApiClient, text: str, progress: Progress, patience: Patience) -> PullView:
-    """There when this returns. Raises Refused with what went wrong. Each answer is waited for by the agent for a moment."""
+def pull_image(client: ApiClient, text: str, progress: Progress, patience: Patience, secret: str = "") -> PullView:
+    """There when this returns. `secret`: the login at its registry. Raises Refused with what went wrong. Each answer is waited
+    for by the agent for a moment."""
     if not is_reference(text):
         raise Refused(
             f"{text!r} does not say from where it comes; Docker Hub's is docker://{text}. Nothing was fetched.", code="bad-image"
         )
-    wanted = Pull(name_image(text, os.getcwd()))
+    wanted = Pull(name_image(text, os.getcwd()), secret)
     for _ in range(_STARTS_MAX):
         view = patience.call(partial(client.fetch, PullView, "POST", "/v1/pulls", body=wanted), "asking for the image")
         try:
@@ -42,6 +44,16 @@ def pull_image(client: ApiClient, text: str, progress: Progress, patience: Patie
             raise Refused(view.detail, code=view.code)
         return view
     raise Refused("The machine's agent starts anew again and again; `steelyard status` tells why.", code="pull-lost")
+
+
+def name_login(text: str) -> str:
+    """The secret that `--secret` means: as other commands have it, `NAME:registry`, or NAME alone. Raises Refused."""
+    use = parse_use(text) if text else None
+    if text and (use is None or use.as_files):
+        raise Refused(
+            f"{text[:80]!r} names no login: write --secret NAME, of a secret with USERNAME and PASSWORD.", code="bad-secret"
+        )
+    return "" if use is None else use.name
 
 
 def _tell(view: PullView) -> str:

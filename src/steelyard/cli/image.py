@@ -29,6 +29,8 @@ Examples:
   steelyard image ls
 """
 
+_SECRET_HELP = "Fetch a container image with the USERNAME and PASSWORD of that secret."
+
 BUILD_HELP = """Build an image, or find it built.
 
 \b
@@ -57,6 +59,7 @@ def image() -> None: ...
 @click.option("--python", help="Version of its Python [default: that of this command].")
 @click.option("--name", default="", help="A name for it: small letters, digits, dashes.")
 @click.option("--env", "env", multiple=True, metavar="K=V", help="A variable of what runs in it. May be repeated.")
+@click.option("--secret", default="", metavar="NAME", help=_SECRET_HELP)
 @home_option
 @json_option
 def build(
@@ -66,10 +69,13 @@ def build(
     python: str | None,
     name: str,
     env: tuple[str, ...],
+    secret: str,
     home: Path | None,
     as_json: bool,
 ) -> None:
+    from steelyard.cli.app_deploy import find_login
     from steelyard.cli.attach import make_patience
+    from steelyard.cli.container_image import name_login
     from steelyard.cli.image_ask import ensure_container, ensure_image, is_container, make_image_spec
     from steelyard.clock import SystemClock
 
@@ -85,9 +91,11 @@ def build(
         if is_container(asked):
             if name:
                 raise Refused("A container image has no name of yours: what is printed names it.", code="unfit-option")
-            reference = ensure_container(client, asked, folder, progress, patience)
+            reference = ensure_container(client, asked, folder, progress, patience, name_login(secret) or find_login(asked))
             print_json({"reference": reference}) if as_json else click.echo(reference)
             return
+        if secret:
+            raise Refused("A login at a registry is for container images: leave out --secret.", code="unfit-option")
         view = ensure_image(client, make_image_spec(client, asked, folder, progress), progress, patience, name)
     if as_json:
         print_json(view)
@@ -142,19 +150,20 @@ def _compose(
     help="Fetch a container image, so that what runs in it need not wait.\n\nIt is fetched and unpacked once per machine, shared "
     "by all that name it, and kept until nothing uses it and others need its room. Its digest is printed.\n\n\b\nExamples:\n"
     "  steelyard image pull ghcr.io/org/app:1.2\n  steelyard image pull docker://nginx:1.27\n"
-    "  steelyard image pull oci:./layout\n",
+    "  steelyard image pull oci:./layout\n  steelyard image pull ghcr.io/org/private:1 --secret ghcr\n",
     short_help="Fetch a container image ahead of need.",
 )
 @click.argument("reference", metavar="IMAGE")
+@click.option("--secret", default="", metavar="NAME", help=_SECRET_HELP)
 @home_option
 @json_option
-def pull(reference: str, home: Path | None, as_json: bool) -> None:
+def pull(reference: str, secret: str, home: Path | None, as_json: bool) -> None:
     from steelyard.cli.attach import make_patience
-    from steelyard.cli.container_image import pull_image
+    from steelyard.cli.container_image import name_login, pull_image
     from steelyard.clock import SystemClock
 
     with open_client(home) as client:
-        view = pull_image(client, reference, Progress(), make_patience(home, SystemClock()))
+        view = pull_image(client, reference, Progress(), make_patience(home, SystemClock()), name_login(secret))
     if as_json:
         print_json(view)
         return

@@ -18,7 +18,7 @@ from typing import Any
 
 import msgspec
 
-from steelyard.cli.app_deploy import send_bundle
+from steelyard.cli.app_deploy import find_login, send_bundle
 from steelyard.cli.app_file import AppFile
 from steelyard.cli.attend import START, Patience, cursor_after
 from steelyard.cli.bundle import Bundle, capture_files, capture_folder
@@ -30,6 +30,7 @@ from steelyard.cli.session import new_key, quote
 from steelyard.errors import Refused
 from steelyard.lifecycle.build_failure import explain_inside, explain_step
 from steelyard.model.built_image import DebianBase, ImageSpec, ImageState, Step
+from steelyard.model.secret import SecretUse, merge_uses
 from steelyard.runtime.uv import find_uv
 from steelyard.wire.api import JobView, LogChunk
 from steelyard.wire.http import ApiClient
@@ -58,7 +59,10 @@ def ensure_app_images(
             continue
         key = json.dumps(declared.image, sort_keys=True)
         if key not in made and is_container(declared.image):
-            made[key] = ensure_container(client, declared.image, app.file.parent, progress, patience)
+            own = msgspec.convert(declared.options.get("secrets", ()), tuple[SecretUse, ...])
+            uses = merge_uses(own, (override or {}).get("secrets", ()))
+            login = find_login(declared.image) or next((use.name for use in uses if use.for_registry), "")
+            made[key] = ensure_container(client, declared.image, app.file.parent, progress, patience, login)
         elif key not in made:
             spec = make_image_spec(client, declared.image, app.file.parent, progress)
             made[key] = ensure_image(client, spec, progress, patience).id
@@ -80,8 +84,11 @@ def is_container(asked: Mapping[str, Any]) -> bool:
     return asked["base"]["kind"] != "python"
 
 
-def ensure_container(client: ApiClient, asked: Mapping[str, Any], folder: Path, progress: Progress, patience: Patience) -> str:
-    """What names the image then. Each step is carried out once, as a job, upon the image of those before. Raises Refused."""
+def ensure_container(
+    client: ApiClient, asked: Mapping[str, Any], folder: Path, progress: Progress, patience: Patience, secret: str = ""
+) -> str:
+    """What names the image then. Each step is carried out once, as a job, upon the image of those before. `secret`: the login at
+    the registry of the first. Raises Refused."""
     steps: list[Step | DebianBase] = [msgspec.convert(step, Step) for step in send_files(client, asked, folder, progress)]
     reference = below = ""
     if asked["base"]["kind"] == "debian":
@@ -92,11 +99,11 @@ def ensure_container(client: ApiClient, asked: Mapping[str, Any], folder: Path, 
             return reference
         from steelyard.cli.container_image import pull_image
 
-        below = pull_image(client, reference, progress, patience).digest
+        below = pull_image(client, reference, progress, patience, secret).digest
     for number, step in enumerate(steps, 1):
         label = f"[{number}/{len(steps)}]"
-        view = _take_step(client, ContainerStep(step, reference, below), label, progress, patience)
-        reference, below = view.reference, view.id
+        view = _take_step(client, ContainerStep(step, reference, below, secret), label, progress, patience)
+        reference, below, secret = view.reference, view.id, ""
     return reference
 
 

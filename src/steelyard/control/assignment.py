@@ -20,8 +20,8 @@ from steelyard.control.live import LiveJobs
 from steelyard.lifecycle.job import in_doubt
 from steelyard.model.built_image import Image
 from steelyard.model.function import ApiKey, Function, Place
-from steelyard.model.ids import OWN_MACHINE, MachineId
-from steelyard.model.job import Job, JobState, Owner
+from steelyard.model.ids import OWN_MACHINE, JobId, MachineId
+from steelyard.model.job import Job, JobState, Owner, Plan
 from steelyard.model.machine import Machine
 from steelyard.model.mount import MountedVolume, VolumeMount
 from steelyard.model.secret import Secret
@@ -119,19 +119,24 @@ def admitted_keys(keys: Iterable[ApiKey], functions: Iterable[Function], secrets
     return (*(key.secret for key in keys), *(secrets.call_key(owners[user]) for user in sorted(owners)))
 
 
-def decide(seen: Seen, now: int, secrets: Secrets) -> Actions:
+#: jobs as they were rendered last
+Known = Mapping[JobId, tuple[Job, AssignedJob]]
+NOTHING: Known = {}
+
+
+def decide(seen: Seen, now: int, secrets: Secrets, known: Known = NOTHING) -> Actions:
     del now
     changed: dict[MachineId, Assignment] = {}
     doubted = {job.machine for job in seen.jobs if in_doubt(job)}
     for place, offered in seen.offered.items():
-        rendered = None if place in doubted else render_assignment(seen, secrets, place)
+        rendered = None if place in doubted else render_assignment(seen, secrets, place, known)
         if rendered is not None and (offered is None or rendered != msgspec.structs.replace(offered, generation=0)):
             changed[place] = rendered
     return Actions(changed)
 
 
-def render_assignment(seen: Seen, secrets: Secrets, machine: MachineId = OWN_MACHINE) -> Assignment:
-    """Oldest first; generation 0 stands for "not offered yet"."""
+def render_assignment(seen: Seen, secrets: Secrets, machine: MachineId = OWN_MACHINE, known: Known = NOTHING) -> Assignment:
+    """Oldest first; generation 0 stands for "not offered yet". A job that is `known` is the same object again."""
     jobs = [job for job in seen.jobs if job.machine == machine]
     own = machine == OWN_MACHINE
     functions = [function for function in seen.functions if (not function.spec.pool if own else _has_place(function, machine))]
@@ -142,21 +147,7 @@ def render_assignment(seen: Seen, secrets: Secrets, machine: MachineId = OWN_MAC
         epoch=seen.epoch,
         generation=0,
         jobs=tuple(
-            AssignedJob(
-                attempt=job.attempt_id,
-                job=job.id,
-                project=job.project,
-                owner=job.owner,
-                spec=job.spec,
-                plan=job.plan,
-                stop_signal=job.stop_signal,
-                stop_grace_s=job.stop_grace_s,
-                suspended=job.state is JobState.SUSPENDED,
-                array=job.array,
-                restarts=job.restarts,
-                token=secrets.sign_job(job),
-                volumes=find_volumes(volumes, job.spec.volumes, job.owner),
-            )
+            known[job.id][1] if job.id in known and known[job.id][0] is job else render_job(job, job.plan, secrets, volumes)
             for job in sorted(jobs, key=lambda job: (job.submitted_at, job.id))
             if job.plan is not None
         ),
@@ -184,6 +175,30 @@ def render_assignment(seen: Seen, secrets: Secrets, machine: MachineId = OWN_MAC
         neighbours=_find_neighbours(seen) if own else (),
         secrets=tuple(sorted((each for each in seen.secrets if (each.owner, each.name) in named), key=lambda each: each.name)),
     )
+
+
+def render_job(job: Job, plan: Plan, secrets: Secrets, volumes: Mapping[tuple[str, int], Volume]) -> AssignedJob:
+    return AssignedJob(
+        attempt=job.attempt_id,
+        job=job.id,
+        project=job.project,
+        owner=job.owner,
+        spec=job.spec,
+        plan=plan,
+        stop_signal=job.stop_signal,
+        stop_grace_s=job.stop_grace_s,
+        suspended=job.state is JobState.SUSPENDED,
+        array=job.array,
+        restarts=job.restarts,
+        token=secrets.sign_job(job),
+        volumes=find_volumes(volumes, job.spec.volumes, job.owner),
+    )
+
+
+def note_rendered(jobs: Iterable[Job], assignments: Iterable[Assignment]) -> Known:
+    """For the next time; but for jobs with volumes, which may change meanwhile."""
+    by_id = {job.id: job for job in jobs if not job.spec.volumes}
+    return {each.job: (by_id[each.job], each) for told in assignments for each in told.jobs if each.job in by_id}
 
 
 def _has_place(function: Function, machine: MachineId) -> bool:
@@ -248,6 +263,7 @@ class AssignmentLoop:
         self._live = live
         self._secrets = secrets
         self._offered: dict[MachineId, Assignment] = {}
+        self._known = NOTHING
         self._generation = 0
 
     async def activate(self) -> Sequence[str]:
@@ -256,8 +272,9 @@ class AssignmentLoop:
         for place in self._offered.keys() - seen.offered.keys():
             self._agents.drop(place)
             del self._offered[place]
-        report = await carry_out(self._store, self._agents, decide(seen, 0, self._secrets), self._generation + 1)
+        report = await carry_out(self._store, self._agents, decide(seen, 0, self._secrets, self._known), self._generation + 1)
         if report.offered:
             self._offered |= report.offered
+            self._known = note_rendered(seen.jobs, self._offered.values())
             self._generation += 1
         return ()

@@ -16,6 +16,7 @@ from pathlib import PurePath
 from typing import Any
 
 from steelyard.sdk.errors import DeclarationError
+from steelyard.sdk.nouns import Secret
 
 _VERSION = re.compile(r"3\.\d{1,2}(\.\d{1,3})?", re.ASCII)
 _PACKAGE = re.compile(r"[a-z0-9][a-z0-9+.-]*(:[a-z0-9-]+)?([=/][A-Za-z0-9.+:~-]+)?", re.ASCII)
@@ -81,15 +82,17 @@ class Image(metaclass=_Kind):
         return made.apt_install(*packages) if packages else made
 
     @classmethod
-    def from_registry(cls, reference: str) -> Image:
+    def from_registry(cls, reference: str, *, secret: Secret | str | None = None) -> Image:
         """A container image: "ghcr.io/org/app:1.2", "docker://python:3.12-slim" (Docker Hub), "oci:PATH[:TAG]" (a folder in the
-        OCI image layout) or "docker-archive:PATH" (what `docker save` wrote). What runs with it runs in a container."""
+        OCI image layout) or "docker-archive:PATH" (what `docker save` wrote). What runs with it runs in a container. `secret`:
+        one whose USERNAME and PASSWORD are the login at the registry; the function is not told it."""
         if not isinstance(reference, str) or not (":" in reference or "/" in reference):
             raise DeclarationError(
                 f"from_registry: {reference!r} does not say from where. Write for example 'docker://python:3.12-slim' or "
                 "'ghcr.io/org/app:1.2'."
             )
-        return cls({"kind": "registry", "reference": reference})
+        login = {} if secret is None else {"secret": (Secret.from_name(secret) if isinstance(secret, str) else secret).name}
+        return cls({"kind": "registry", "reference": reference, **login})
 
     def pip_install(
         self,

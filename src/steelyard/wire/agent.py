@@ -12,6 +12,7 @@ from collections.abc import Iterable
 import msgspec
 
 from steelyard.lifecycle.node import NodeHealth
+from steelyard.lifecycle.registry_login import Login
 from steelyard.model.batch import ArrayPlace, RankEnd
 from steelyard.model.built_image import ImageSeen
 from steelyard.model.coldstart import ColdStart
@@ -299,6 +300,8 @@ class PullStart(msgspec.Struct, frozen=True):
 
     image: str
     owner: Owner
+    #: at its registry, instead of the owner's own
+    login: Login | None = None
 
 
 class ContainerImageSeen(msgspec.Struct, frozen=True):

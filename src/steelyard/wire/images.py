@@ -81,6 +81,8 @@ class Pull(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """A container image that is to be on the machine."""
 
     image: Annotated[str, Meta(min_length=1, max_length=REFERENCE_MAX)]
+    #: whose USERNAME and PASSWORD are the login at its registry; "": the owner's own, where there is one
+    secret: Annotated[str, Meta(max_length=63)] = ""
 
 
 class PullState(StrEnum):
@@ -111,6 +113,8 @@ class ContainerStep(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     #: the image that it begins with, and its digest; "" for a Debian
     image: Annotated[str, Meta(max_length=REFERENCE_MAX)] = ""
     below: Annotated[str, Meta(pattern=r"^([0-9a-f]{64})?\Z")] = ""
+    #: as of a pull
+    secret: Annotated[str, Meta(max_length=63)] = ""
 
 
 class ContainerStepView(msgspec.Struct, frozen=True):

@@ -30,6 +30,7 @@ def test_without_a_version_it_is_the_one_that_runs() -> None:
 
 
 def test_a_container_image_is_named_as_it_was_written() -> None:
+    assert sy.Image.from_registry("ghcr.io/a/b", secret="ghcr").as_json()["base"]["secret"] == "ghcr"
     image = sy.Image.from_registry("oci:./layout")
     assert image.as_json() == {"base": {"kind": "registry", "reference": "oci:./layout"}, "steps": []}
     assert "oci:./layout" in repr(image) and "python 3.11" in repr(sy.Image.python("3.11"))

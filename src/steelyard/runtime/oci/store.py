@@ -98,14 +98,14 @@ class ImageStore:
         with a `login` others get when their own, or none, opens the registry to them. Raises SteelyardError; nothing counts as
         being here then."""
         whose = login.whose if login is not None else ""
-        found = self._find(reference, stamp, whose)
+        found = self.find_here(reference, stamp, whose)
         if found is not None:
             return found
         try:
             self._make_folders()
             # all who ask wait for the same one, whatever their logins: what the first fetched the others need not
             with self._lock(_key(reference)):
-                found = self._find(reference, stamp, whose)  # somebody else may have been faster
+                found = self.find_here(reference, stamp, whose)  # somebody else may have been faster
                 if found is None:
                     found = self._fetch(reference, ids, stamp, tell, login)
         except OSError as err:
@@ -122,7 +122,7 @@ class ImageStore:
 
     def find(self, reference: ImageReference, whose: str) -> Image:
         """The unpacked image as it was fetched last; nobody is asked. Raises EdgeFailed."""
-        if (image := self._find(reference, None, whose)) is not None:
+        if (image := self.find_here(reference, None, whose)) is not None:
             return image
         raise EdgeFailed(f"The image {reference.text} is not on this machine any more", code="image-missing")
 
@@ -139,7 +139,7 @@ class ImageStore:
     def built(self, reference: ImageReference, whose: str) -> Image:
         """The image that a step made, taken over from what its container wrote when this is asked for the first time. Raises
         EdgeFailed (code image-missing) when no step of theirs that ended well is here."""
-        if (found := self._find(reference, None, whose)) is not None:
+        if (found := self.find_here(reference, None, whose)) is not None:
             return found
         digest = reference.name
         self._make_folders()
@@ -202,8 +202,8 @@ class ImageStore:
 
     # -- finding
 
-    def _find(self, reference: ImageReference, stamp: str | None, whose: str) -> Image | None:
-        """What everybody may have, or what was fetched with a login of theirs."""
+    def find_here(self, reference: ImageReference, stamp: str | None, whose: str) -> Image | None:
+        """What everybody may have, or what was fetched with a login of theirs; nobody is asked. `stamp`: None for any."""
         for private_to in dict.fromkeys(("", whose)):
             with contextlib.suppress(OSError, msgspec.MsgspecError):
                 path = self._folder / "refs" / f"{_key(reference, private_to)}.json"
