@@ -28,6 +28,7 @@ from bench import (
     neighbours,
     peers,
     placement,
+    pool,
     slurm_many,
     submits,
     tax,
@@ -71,6 +72,7 @@ GROUPS: dict[str, Measure] = {
     "array": slurm_many.measure_arrays,
     "watching": slurm_many.measure_watching,
     "cluster-up": bringup.measure_bring_up,
+    "pool": pool.measure_pool,
 }
 PAGE = Path(__file__).resolve().parent.parent / "docs" / "benchmarks.md"
 
