@@ -28,6 +28,8 @@ from bench import (
     neighbours,
     peers,
     placement,
+    pool,
+    slurm_many,
     submits,
     tax,
     wakes,
@@ -67,7 +69,10 @@ GROUPS: dict[str, Measure] = {
     "weights": weights.measure_weights,
     "image-build": images.measure_build,
     "direct": direct.measure_direct,
+    "array": slurm_many.measure_arrays,
+    "watching": slurm_many.measure_watching,
     "cluster-up": bringup.measure_bring_up,
+    "pool": pool.measure_pool,
 }
 PAGE = Path(__file__).resolve().parent.parent / "docs" / "benchmarks.md"
 
