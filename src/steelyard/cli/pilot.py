@@ -25,7 +25,7 @@ import msgspec
 from steelyard import __version__
 from steelyard.cli.ending import end_everything
 from steelyard.cli.forwarder import Forwarder
-from steelyard.cli.home import find_port, make_home, make_run_folder
+from steelyard.cli.home import find_port, lock_home, make_home, make_run_folder
 from steelyard.cli.output import say
 from steelyard.cli.programs import make_programs
 from steelyard.cli.supervisor import Supervisor
@@ -97,7 +97,10 @@ def make_place(environ: Mapping[str, str], name: str) -> Path:
             break
     else:
         base = Path("/tmp")
-    home = base / f"steelyard-{os.getuid()}-{name}-{environ.get('SLURM_JOB_ID', os.getpid())}"
+    begins = f"steelyard-{os.getuid()}-"
+    for left in base.glob(f"{begins}*-*"):
+        _sweep(left, environ)
+    home = base / f"{begins}{name}-{environ.get('SLURM_JOB_ID', os.getpid())}"
     try:
         home.mkdir(mode=0o711)
     except OSError as err:
@@ -105,8 +108,21 @@ def make_place(environ: Mapping[str, str], name: str) -> Path:
     return home
 
 
+def _sweep(home: Path, environ: Mapping[str, str]) -> None:
+    """What a pilot left that was killed by force. One that lives holds its home's lock."""
+    if home.is_symlink() or not home.is_dir() or home.lstat().st_uid != os.getuid():
+        return
+    paths = make_paths(home, dict(environ), os.getuid())
+    lock_fd = lock_home(paths)
+    if lock_fd is not None:
+        shutil.rmtree(paths.run, ignore_errors=True)
+        shutil.rmtree(home, ignore_errors=True)
+        os.close(lock_fd)
+
+
 def run_pilot(folder: Path, home: Path, shown: PilotPass, told: _Told, clock: Clock) -> None:
     paths = make_paths(home, dict(os.environ), os.getuid())
+    lock_fd = lock_home(paths)
     listening = socket.create_server(("127.0.0.1", 0))
     address = find_address(shown)
     settings = make_settings(shown, listening.getsockname()[1], address, find_port(address))
@@ -125,6 +141,8 @@ def run_pilot(folder: Path, home: Path, shown: PilotPass, told: _Told, clock: Cl
         told.ended = True
         say("Ending this machine and all its work.")
         end_everything(paths, clock, say)
+        if lock_fd is not None:
+            os.close(lock_fd)
 
 
 def find_address(shown: PilotPass) -> str:

@@ -80,12 +80,10 @@ class Seen(msgspec.Struct, frozen=True):
     pools: tuple[Pool, ...] = ()
     #: that live
     pilots: tuple[Pilot, ...] = ()
-    #: of pools, by their ids
+    #: of pools, by their ids: those whose agents said hello
     machines: Mapping[MachineId, Machine] = {}
     #: machines on which something runs, or may
     busy: frozenset[MachineId] = frozenset()
-    #: machines whose agents are heard
-    heard: frozenset[MachineId] = frozenset()
     #: what waits, by pool
     demands: Mapping[str, Sequence[Demand]] = {}
     #: what the cluster knows; None: it was not asked now, or did not answer
@@ -155,16 +153,18 @@ def decide(seen: Seen, known: Mapping[MachineId, Known], began_ns: int, now_ns: 
 
 def observe_pilot(pilot: Pilot, about: Known, seen: Seen, began_ns: int, now: int) -> Pilot | None:
     """Its next state by what was seen; None where it is certain that the cluster never got it."""
-    machine = seen.machines.get(pilot.id) if pilot.id in seen.heard else None
+    machine = seen.machines.get(pilot.id)
+    if machine is not None:
+        pilot = greet_pilot(pilot, machine.hostname, now)
     entry = None if seen.queue is None else seen.queue.get(pilot.id)
     words = seen.words.get(pilot.id, "")
     if entry is not None:
-        pilot = apply_entry(pilot, entry, words, now)
-    elif seen.queue is not None and seen.looked_ns - _last_ns(about, began_ns) >= SETTLE_NS:
-        if not pilot.number and pilot.ready_at is None and machine is None:
-            return None if pilot.state is not PilotState.DRAINING else end_pilot(pilot, "", "", now)
-        return end_pilot(pilot, "Slurm no longer knows it", words, now)
-    return pilot if machine is None else greet_pilot(pilot, machine.hostname, now)
+        return apply_entry(pilot, entry, words, now)
+    if seen.queue is None or seen.looked_ns - _last_ns(about, began_ns) < SETTLE_NS:
+        return pilot
+    if not pilot.number and pilot.ready_at is None:
+        return None if pilot.state is not PilotState.DRAINING else end_pilot(pilot, "", "", now)
+    return end_pilot(pilot, "Slurm no longer knows it", words, now)
 
 
 def _last_ns(about: Known, began_ns: int) -> int:
@@ -236,8 +236,6 @@ def find_demands(
 class Link(Protocol):
     """The agents, as far as this loop needs them (`api/agents.py`)."""
 
-    def connected(self, machine: MachineId) -> bool: ...
-
     def drop(self, machine: MachineId) -> None:
         """It is gone for good."""
         ...
@@ -307,7 +305,7 @@ class PoolsLoop:
             entry = None if queue is None else queue.get(pilot.id)
             if entry is not None and entry.state in PENDING | RUNNING:
                 about.seen_ns = looked_ns
-            elif queue is not None and engine is not None and pilot.ready_at is None and pilot.number:
+            elif queue is not None and engine is not None and pilot.ready_at is None and (entry is not None or pilot.number):
                 words[pilot.id] = await self._read_words(engine, pilot)
         return Seen(
             tuple(pools),
@@ -315,7 +313,6 @@ class PoolsLoop:
             machines,
             frozenset(job.machine for job in self._live.holding if job.machine)
             | {place.machine for function in functions for place in function.places},
-            frozenset(machine for machine in machines if self._link.connected(machine)),
             find_demands(
                 self._live.queued, functions, lambda job: why.reason if (why := self._why(job.id)) is not None else None
             ),

@@ -32,13 +32,16 @@ _ENDS = {
 def apply_entry(pilot: Pilot, entry: QueueEntry, words: str, now: int) -> Pilot:
     """`words`: the last that its program said, for one that ended."""
     if entry.state not in PENDING | RUNNING:
-        return end_pilot(replace(pilot, number=str(entry.job)), _ENDS.get(entry.state, ""), words, now)
+        ours = pilot.state is PilotState.DRAINING and entry.state == "CANCELLED"
+        return end_pilot(replace(pilot, number=str(entry.job)), "" if ours else _ENDS.get(entry.state, ""), words, now)
     if entry.state in PENDING:
         waits = replace(pilot, number=str(entry.job))
         if pilot.state in (PilotState.SUBMITTED, PilotState.WAITING):
             return replace(waits, state=PilotState.WAITING, detail=entry.reason)
         return waits
-    runs = replace(pilot, number=str(entry.job), node=entry.nodes, started_at=entry.started_at, ends_at=entry.ends_at)
+    # of one that is ending Slurm tells the end of it, and no limit
+    ends_at = pilot.ends_at if entry.state == "COMPLETING" else entry.ends_at
+    runs = replace(pilot, number=str(entry.job), node=entry.nodes, started_at=entry.started_at, ends_at=ends_at)
     if pilot.state in (PilotState.SUBMITTED, PilotState.WAITING):
         return replace(runs, state=PilotState.STARTING, detail="")
     return runs
@@ -61,7 +64,7 @@ def drain_pilot(pilot: Pilot, why: str) -> Pilot:
 def end_pilot(pilot: Pilot, why: str, words: str, now: int) -> Pilot:
     """Its allocation is over. One that never took work has the reason in what its program said last."""
     if pilot.state is PilotState.DRAINING:
-        why = pilot.detail
+        why = why or pilot.detail
     elif pilot.ready_at is None and words:
         why = f"{why}: {words}" if why else words
     return replace(pilot, state=PilotState.ENDED, detail=why, ended_at=now)

@@ -32,7 +32,6 @@ class World:
 
     def __init__(self, spec: PoolSpec = SPEC) -> None:
         self.clock, self.store, self.engine = VirtualClock(), MemoryStore(), FakeEngine()
-        self.heard: set[MachineId] = set()
         self.dropped: list[MachineId] = []
         self.attached = True
         self.restart()
@@ -49,12 +48,8 @@ class World:
 
     # as the hub
 
-    def connected(self, machine: MachineId) -> bool:
-        return machine in self.heard
-
     def drop(self, machine: MachineId) -> None:
         self.dropped.append(machine)
-        self.heard.discard(machine)
 
     # what happens
 
@@ -89,7 +84,6 @@ class World:
 
     def hear(self, pilot: MachineId) -> None:
         asyncio.run(greet(self.store, msgspec.structs.replace(MACHINE, id=pilot, pool="train"), self.clock.now_us()))
-        self.heard.add(pilot)
 
     # what is seen
 
@@ -296,7 +290,7 @@ def test_without_a_cluster_nothing_is_asked_for() -> None:
 
 events = st.lists(
     st.tuples(st.sampled_from(["turn", "long", "submit", "begin", "place", "finish", "end", "away", "back", "restart", "lost",
-                               "never", "no", "cut"]), st.integers(0, 5)),
+                               "never", "no"]), st.integers(0, 5)),
     max_size=60,
 )  # fmt: skip
 
@@ -331,8 +325,6 @@ def test_whatever_happens_no_pilot_is_asked_for_twice_and_never_too_many_live(st
                     world.finish(job)
             case "end" if pilot is not None and entry is not None and entry.state in ("PENDING", "RUNNING"):
                 world.engine.say(pilot, ["CANCELLED", "TIMEOUT", "NODE_FAIL"][which % 3])
-            case "cut" if pilot is not None:
-                world.heard.discard(pilot)
             case "away" | "back":
                 world.engine.away = what == "away"
             case "restart":

@@ -41,6 +41,7 @@ def test_it_goes_from_the_queue_to_work_to_its_end() -> None:
     assert (drains.state, drain_pilot(drains, "other"), greet_pilot(drains, "", 5)) == (PilotState.DRAINING, drains, drains)
     ended = apply_entry(drains, QueueEntry(7, "CANCELLED"), "words", 6)
     assert (ended.state, ended.detail, ended.ended_at) == (PilotState.ENDED, "why", 6)
+    assert apply_entry(drains, QueueEntry("7", "NODE_FAIL"), "", 6).detail == "its node failed"
 
 
 def test_an_agent_may_be_heard_before_the_cluster_tells_that_it_runs() -> None:
@@ -71,6 +72,11 @@ def test_it_drains_before_its_limit_and_is_replaced_before_that() -> None:
     short = replace(ready, ends_at=160 * S)
     assert not find_drain(short, POOL, 129 * S)
     assert find_drain(short, POOL, 130 * S)
+
+
+def test_the_end_of_one_that_is_ending_is_no_limit() -> None:
+    ready = greet_pilot(apply_entry(NEW, RUNS, "", 1), "", 2)
+    assert apply_entry(ready, QueueEntry("7", "COMPLETING", "", 100 * S, "n1", 200 * S), "", 3) == ready
 
 
 def test_one_whose_agent_is_not_heard_is_given_back() -> None:

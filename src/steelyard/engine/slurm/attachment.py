@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import signal
 from collections.abc import Mapping
 
 import msgspec
@@ -55,10 +56,15 @@ async def end_pilots(attachment: Attachment, environ: Mapping[str, str], tag: st
     """Out of the queue with all pilots of that home, or told to end; how many. Raises what the queue's commands raise."""
     client = SlurmClient(attachment, environ)
     queue = await DirectSlurm(client, attachment, tag, 0).look()
-    numbers = [str(entry.job) for id_, entry in queue.items() if find_pool(id_) and entry.state in PENDING | RUNNING]
-    if numbers:
-        await client.ask("scancel", *numbers)
-    return len(numbers)
+    mine = [entry for id_, entry in queue.items() if find_pool(id_)]
+    waiting = [entry.job for entry in mine if entry.state in PENDING]
+    running = [entry.job for entry in mine if entry.state in RUNNING]
+    if waiting:
+        await client.ask("scancel", *waiting)
+    if running:
+        # to their program, which ends all that it began
+        await client.ask("scancel", "--batch", f"--signal={int(signal.SIGTERM)}", *running)
+    return len(waiting) + len(running)
 
 
 def save_attachment(paths: Paths, attachment: Attachment) -> None:

@@ -1,0 +1,68 @@
+"""A Steelyard whose pools have their machines from a Slurm of tests."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+from collections.abc import Iterator
+from typing import Any
+
+from direct_cluster import Direct
+from steelyard_cluster import free_ports, wait_until
+
+from slurm_bed import SlurmBed
+
+#: Slurm holds agent, spawner and gateway too
+NODE = ("--cpus-per-node", "1", "--memory-per-node", "700MiB")
+
+
+class PoolCluster(Direct):
+    cluster_port: int
+
+    def up(self, *more: str) -> None:
+        super().up("--cluster-address", f"{self.bed.network}.1:{self.cluster_port}", *more)
+
+    def create(self, name: str, *words: str) -> None:
+        self.ok("pool", "create", name, *NODE, *words)
+
+    def pilots(self, pool: str) -> list[dict[str, Any]]:
+        return json.loads(self.ok("pool", "status", pool, "--json"))["pilots"]
+
+    def complaint(self, pool: str) -> str:
+        return json.loads(self.ok("pool", "status", pool, "--json"))["pool"]["complaint"]
+
+    def wait_pilot(self, pool: str, state: str, timeout: float = 60.0) -> dict[str, Any]:
+        """One of the pool that is in that state."""
+
+        def look() -> dict[str, Any] | None:
+            return next((each for each in self.pilots(pool) if each["state"] == state), None)
+
+        return wait_until(look, timeout, f"a pilot of {pool} to be {state}")
+
+    def delete(self, pool: str) -> None:
+        """Until Slurm has everything back."""
+        self.ok("pool", "delete", pool)
+        wait_until(lambda: self.cli("pool", "status", pool).returncode != 0, 60, f"{pool} to be gone")
+
+    def print_logs(self, lines: int = 40) -> None:
+        super().print_logs(lines)
+        for file in sorted((self.home / "slurm").rglob("log")):
+            print(f"--- {file.parent.name}\n{file.read_text(errors='replace')[-3000:]}")
+
+
+@contextlib.contextmanager
+def pooled(bed: SlurmBed) -> Iterator[PoolCluster]:
+    folder = bed.shared / "pools"
+    folder.mkdir()
+    made = PoolCluster(folder)
+    made.bed = bed
+    (made.cluster_port,) = free_ports(1)
+    try:
+        made.up()
+        made.ok("cluster", "attach")
+        yield made
+    except BaseException:
+        made.print_logs()
+        raise
+    finally:
+        made.down()
