@@ -28,6 +28,7 @@ from bench import (
     neighbours,
     peers,
     placement,
+    pool,
     submits,
     tax,
     wakes,
@@ -68,6 +69,7 @@ GROUPS: dict[str, Measure] = {
     "image-build": images.measure_build,
     "direct": direct.measure_direct,
     "cluster-up": bringup.measure_bring_up,
+    "pool": pool.measure_pool,
 }
 PAGE = Path(__file__).resolve().parent.parent / "docs" / "benchmarks.md"
 

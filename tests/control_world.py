@@ -56,16 +56,20 @@ class FakeAgents:
             del self.reports[machine]
 
     def offer(self, machine: MachineId, assignment: Assignment) -> None:
-        self._offered(machine).append(assignment)
+        self.offered(machine).append(assignment)
 
     def holds(self, machine: MachineId, assignment: Assignment) -> bool:
-        offers = self._offered(machine)
+        offers = self.offered(machine)
         return bool(offers) and offers[-1] is assignment
 
     def drop(self, machine: MachineId) -> None:
         self.dropped.append(machine)
 
-    def _offered(self, machine: MachineId) -> list[Assignment]:
+    def forget(self, machine: MachineId) -> None:
+        """As the hub does when a machine restarted."""
+        self.offered(machine).clear()
+
+    def offered(self, machine: MachineId) -> list[Assignment]:
         return self.offers if machine == OWN_MACHINE else self.away.setdefault(machine, [])
 
 

@@ -44,9 +44,9 @@ class Repository:
         self._folder, self._index = place, ""
         self._owned: set[Path] = set()
         self.address = ""
-        #: files of the packages that every system has, and of pip
+        #: files of the packages that every system has, and of Python's
         self.entries: list[tuple[tarfile.TarInfo, bytes]] = []
-        self.pip: list[tuple[tarfile.TarInfo, bytes]] = []
+        self.python: list[tuple[tarfile.TarInfo, bytes]] = []
 
     @property
     def mirror(self) -> str:
@@ -102,7 +102,7 @@ def served_repository(place: Path) -> Iterator[Repository]:
     made.add("tiny-base", base, Essential="yes", Priority="required")
     made.add("apt", make_files(made_in / "apt", {"etc/apt/apt.conf.d/empty": ""}), Priority="required")
     python = _make_python(made_in / "python")
-    made.pip = read_entries(python, "usr/lib/python3")
+    made.python = read_entries(python)
     made.add("python3", python)
     made.add("greeter", make_files(made_in / "greeter", {"usr/bin/greet": "#!/bin/sh\necho greetings from a package\n"}))
 
@@ -129,10 +129,10 @@ def make_files(root: Path, files: Mapping[str, str]) -> Path:
     return root
 
 
-def read_entries(root: Path, below: str = "") -> list[tuple[tarfile.TarInfo, bytes]]:
+def read_entries(root: Path) -> list[tuple[tarfile.TarInfo, bytes]]:
     """Folders, files and links of it, as an image has them."""
     found: list[tuple[tarfile.TarInfo, bytes]] = []
-    for path in sorted((root / below).rglob("*")):
+    for path in sorted(root.rglob("*")):
         name = str(path.relative_to(root))
         if path.is_symlink():
             found.append(link(name, str(path.readlink())))
@@ -179,8 +179,17 @@ def _make_python(root: Path) -> Path:
     with tarfile.open(fileobj=io.BytesIO(make_tar(wanted))) as archive:
         archive.extractall(root)
     (root / "usr/bin/python3").symlink_to(Path("/usr/bin/python3").resolve().name)
+    # few files: every step of every image links each of them. pip runs from its wheel, as ensurepip has it
+    [library] = root.glob("usr/lib/python3.*")
+    for each in library.glob("config-*"):
+        shutil.rmtree(each)
+    with zipfile.ZipFile(root / f"usr/lib/{library.name.replace('.', '')}.zip", "w") as packed:
+        for path in sorted(library.rglob("*.py")):
+            packed.writestr(str(path.relative_to(library)), path.read_bytes())
+            if path.name != "os.py":  # by which Python knows its folder
+                path.unlink()
     packages = root / "usr/lib/python3/dist-packages"
     packages.mkdir(parents=True)
-    with zipfile.ZipFile(_PIP[0]) as wheel:
-        wheel.extractall(packages)
+    shutil.copy(_PIP[0], packages)
+    (packages / "pip.pth").write_text(f"{_PIP[0].name}\n")
     return root

@@ -75,6 +75,20 @@ def test_a_function_is_deployed_left_and_changed_in_place(shared: Cluster) -> No
     shared.ok("delete", "greets")
 
 
+def test_a_functions_volume_and_the_traffic_of_its_new_revision_are_as_the_file_says(shared: Cluster) -> None:
+    shared.ok("volumes", "create", "apply-notes")
+    text = f"type: function\nname: shares\ntarget: {HELLO}:app\npublic: true\nvolumes: [apply-notes:/notes]\n"
+    assert shared.cli("apply", "-y", "-f", "-", input=text.encode()).returncode == 0
+    assert shared.function("shares")["spec"]["volumes"][0]["path"] == "/notes"
+    more = f"{text}env: {{A: b}}\ntraffic: 0\ntag: next\n"
+    done = shared.cli("apply", "-y", "-f", "-", input=more.encode())
+    assert done.returncode == 0 and b"traffic: none -> 0 %" in done.stdout, done
+    assert shared.function("shares")["routes"] == {"shares": [{"revision": 1, "percent": 100}], "tags": [["next", 2]]}
+    assert shared.call("/shares@next/x").status == 200
+    shared.ok("delete", "shares")
+    shared.ok("volumes", "delete", "--yes", "apply-notes")
+
+
 def test_schedules_of_the_command_line_say_when_they_come_next(shared: Cluster) -> None:
     made = shared.ok(
         "schedules", "create", "probe", "--cron", "*/15 8-18 * * MON-FRI", "--max-duration", "5m", "--", "true", "-x"

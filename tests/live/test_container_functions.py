@@ -6,6 +6,7 @@ import contextlib
 import json
 import os
 import re
+import signal
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -370,3 +371,44 @@ def test_a_file_for_apply_names_the_image_of_a_function(shared: Cluster, busybox
     shared.ok("apply", "--yes", "-f", "-", input=text.encode())
     assert shared.call("/applied/").body == b"from the image\n"
     shared.ok("delete", "applied")
+
+
+# -- without a template
+
+PLAIN = """
+import json, os
+async def app(scope, receive, send):
+    assert scope["type"] == "http"
+    body = json.dumps({"pid": os.getpid(), "files": sorted(os.listdir("/")), "mine": os.environ.get("MINE")}).encode()
+    await send({"type": "http.response.start", "status": 200, "headers": [(b"content-length", str(len(body)).encode())]})
+    await send({"type": "http.response.body", "body": body})
+"""
+PLAIN_OPTIONS = ("--public", "--cpus", "0.1", "--idle-timeout", "1s", "--env", "MINE=1")
+
+
+def test_without_a_template_to_be_had_a_python_function_starts_plainly_in_a_container_of_its_own(
+    shared: Cluster, python: str
+) -> None:
+    name, folder = "plain", shared.folder / "plain"
+    folder.mkdir()
+    (folder / "plain.py").write_text(PLAIN)
+    shared.ok("deploy", "--name", name, *PLAIN_OPTIONS, "--image", python, str(folder / "plain.py:app"))
+    shared.wait_function(name, "SLEEPING")
+    sockets = Path(f"/run/steelyard/{shared.tag}/tmpl")
+    assert sockets.is_dir()
+    sockets.rename(f"{sockets}.away")  # none can be made anew
+    try:
+        for pid in filter(None, (each["pid"] for each in json.loads(shared.ok("template", name, "--json")))):
+            os.kill(pid, signal.SIGKILL)
+        for _ in range(2):
+            told = shared.call(f"/{name}/").json()
+            assert (told["pid"], told["mine"], "root" in told["files"]) == (1, "1", False), "its container's first process"
+            (proof,) = json.loads(shared.ok("proof", name, "--json"))
+            assert (proof["proof"]["state"], proof["proof"]["got"]["tier"]) == ("MATCH", "T1"), proof
+            assert shared.ok("exec", name, "--", "sh", "-c", "echo $MINE; ls plain.py").split() == ["1", "plain.py"]
+            assert last_wake(shared, name)["road"] == "plain"
+            shared.wait_function(name, "SLEEPING")
+    finally:
+        Path(f"{sockets}.away").rename(sockets)
+    shared.ok("delete", name)
+    wait_until(lambda: not find_pids(f"{name}.1"), 20, "nothing of it to be left")

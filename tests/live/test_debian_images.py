@@ -13,7 +13,7 @@ from steelyard_cluster import Cluster
 from wheels import make_wheels, served_index
 
 from debian_repository import NEEDS_DEBIAN, SUITE, Repository, served_repository
-from oci_images import OciImage, Registry, busybox_entries, entry, folder, python_entries
+from oci_images import OciImage, Registry, busybox_entries, entry, folder, link
 from steelyard.runtime.uv import find_uv
 
 pytestmark = NEEDS_DEBIAN
@@ -120,7 +120,7 @@ def test_packages_are_installed_upon_an_image_of_a_registry(
 
 def add_python(registry: Registry, repository: Repository) -> str:
     """An image whose python3 has pip."""
-    entries = [*busybox_entries("cp wc"), *python_entries(), *repository.pip]
+    entries = [*busybox_entries("cp wc"), *repository.python, link("lib", "usr/lib"), link("lib64", "usr/lib64")]
     return registry.add("python:pip", OciImage(entries, config={"Env": ["PATH=/bin:/usr/bin"]}))
 
 
@@ -165,8 +165,10 @@ def test_a_lock_file_is_installed_in_a_container_as_it_is_and_one_that_does_not_
     assert "uv.lock does not fit its pyproject.toml. Run `uv lock`" in fail(shared, tmp_path, steps)
 
 
-def test_what_a_container_lacks_at_its_import_is_said(shared: Cluster, registry: Registry, tmp_path: Path) -> None:
-    reference = registry.add("python:bare", OciImage(busybox_entries(), python_entries(), config={"Env": ["PATH=/bin"]}))
+def test_what_a_container_lacks_at_its_import_is_said(
+    shared: Cluster, registry: Registry, repository: Repository, tmp_path: Path
+) -> None:
+    reference = add_python(registry, repository)
     (tmp_path / "lacks.py").write_text(
         f"import steelyard as sy\nimage = sy.Image.from_registry({reference!r})\napp = sy.App('lacks', image=image)\n"
         "with image.imports():\n    import not_there_at_all\n\n@app.function\ndef look() -> int:\n    return 1\n"

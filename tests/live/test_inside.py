@@ -12,21 +12,8 @@ from steelyard_cluster import Cluster, wait_until
 from steelyard.host.cgroup import find_mounts
 
 
-def submit(cluster: Cluster, *argv: str, env: dict[str, str] | None = None, **resources: Any) -> str:
-    spec = {"name": "t", "argv": argv, "cwd": "/tmp", "env": env or {}, "resources": {"cpus": 0.1, **resources}}
-    answer = cluster.api("POST", "/v1/jobs", {"spec": spec})
-    assert answer.status == 201, answer.body
-    return answer.json()["id"]
-
-
-def running(cluster: Cluster, *argv: str, **more: Any) -> str:
-    job = submit(cluster, *argv, **more)
-    cluster.wait_job(job, "RUNNING")
-    return job
-
-
 def test_a_command_runs_as_the_job_where_the_job_is_and_answers_with_its_code(shared: Cluster) -> None:
-    job = running(shared, "sleep", "60", env={"COLOUR": "blue"})
+    job = shared.running("sleep", "60", env={"COLOUR": "blue"})
     script = "echo $COLOUR; pwd; id -u; cat /proc/self/cgroup; echo sorry >&2; exit 7"
     done = shared.cli("exec", job, "--", "sh", "-c", script)
     assert (done.returncode, done.stderr) == (7, b"sorry\n")
@@ -43,7 +30,7 @@ def test_a_command_runs_as_the_job_where_the_job_is_and_answers_with_its_code(sh
 
 
 def test_ctrl_c_ends_the_command_and_not_the_job(shared: Cluster) -> None:
-    job = running(shared, "sleep", "60")
+    job = shared.running("sleep", "60")
     command = shared.start("exec", job, "--", "sh", "-c", "trap 'echo bye; exit 3' INT; echo ready; sleep 30 & wait")
     assert command.stdout is not None
     assert command.stdout.readline() == b"ready\n"
@@ -55,7 +42,7 @@ def test_ctrl_c_ends_the_command_and_not_the_job(shared: Cluster) -> None:
 
 
 def test_it_ends_with_the_job(shared: Cluster) -> None:
-    job = running(shared, "sleep", "60")
+    job = shared.running("sleep", "60")
     command = shared.start("exec", job, "--", "sh", "-c", "echo ready; exec sleep 300")
     assert command.stdout is not None
     assert command.stdout.readline() == b"ready\n"
@@ -65,7 +52,7 @@ def test_it_ends_with_the_job(shared: Cluster) -> None:
 
 
 def test_what_can_not_be_started_is_refused_with_125(shared: Cluster) -> None:
-    job = running(shared, "sleep", "60")
+    job = shared.running("sleep", "60")
     for words, sentence in (
         (["exec", "j-999999", "--", "true"], b"no job"),
         (["exec", job, "--", "/no/such/program"], b"No such file"),
@@ -80,7 +67,7 @@ def test_what_can_not_be_started_is_refused_with_125(shared: Cluster) -> None:
 
 
 def test_the_same_key_starts_nothing_twice(shared: Cluster) -> None:
-    job = running(shared, "sleep", "60")
+    job = shared.running("sleep", "60")
     names = {shared.api("POST", f"/v1/jobs/{job}/exec", {"argv": ["true"]}, key="k1").json()["exec"] for _ in range(2)}
     assert len(names) == 1
     assert shared.api("POST", f"/v1/jobs/{job}/exec", {"argv": ["true"]}, key="k2").json()["exec"] not in names
@@ -114,7 +101,7 @@ def test_every_rank_of_a_gang_has_its_own_scratch_and_takes_commands(shared: Clu
 
 
 def test_a_command_outlives_the_agent(cluster: Cluster) -> None:
-    job = running(cluster, "sleep", "60")
+    job = cluster.running("sleep", "60")
     command = cluster.start("exec", job, "--", "sh", "-c", "echo ready; sleep 3; echo done; exit 4")
     assert command.stdout is not None
     assert command.stdout.readline() == b"ready\n"
@@ -126,7 +113,7 @@ def test_a_command_outlives_the_agent(cluster: Cluster) -> None:
 
 def test_use_of_a_running_and_of_an_ended_job_is_told(shared: Cluster) -> None:
     burn = "import time; end = time.process_time() + 0.5\nwhile time.process_time() < end: pass\nprint(flush=True); time.sleep(2)"
-    job = running(shared, "python3", "-c", burn, cpus=1)
+    job = shared.running("python3", "-c", burn, resources={"cpus": 1})
 
     def used() -> dict[str, Any] | None:
         seen = shared.api("GET", f"/v1/jobs/{job}/usage").json()
@@ -143,9 +130,8 @@ def test_a_limit_of_disk_traffic_is_read_back_and_holds(shared: Cluster) -> None
         "import os, time; path = f'/tmp/io-{os.getpid()}'; fd = os.open(path, os.O_CREAT | os.O_WRONLY | os.O_DSYNC)\n"
         "os.unlink(path); began = time.monotonic()\nfor _ in range(4): os.write(fd, bytes(1 << 18))\n"
     )
-    job = running(
-        shared, "python3", "-c", script + "print(time.monotonic() - began, flush=True); time.sleep(60)", io_max_bytes_s=1 << 20
-    )
+    script += "print(time.monotonic() - began, flush=True); time.sleep(60)"
+    job = shared.running("python3", "-c", script, resources={"cpus": 0.1, "io_max_bytes_s": 1 << 20})
     took = wait_until(lambda: shared.cli("logs", job).stdout.strip() or None, 20, "it to have written 1 MiB")
     assert float(took) > 0.5
     proof = shared.api("GET", f"/v1/jobs/{job}/proof").json()

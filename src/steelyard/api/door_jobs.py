@@ -4,11 +4,15 @@ from __future__ import annotations
 
 import math
 import re
-from collections.abc import Set as AbstractSet
+from collections.abc import Sequence
 
 from steelyard.api.door import Finding, check_folder
+from steelyard.model import words
 from steelyard.model.batch import PRIORITY_MAX, Gang, PreemptMode
 from steelyard.model.job import JobSpec, Resources
+from steelyard.model.machine import Machine
+from steelyard.model.pool import Pool
+from steelyard.scaling.pools import make_room
 
 #: ten years, as durations of the command line
 _SECONDS_MAX = 10 * 365 * 86400.0
@@ -42,12 +46,20 @@ def check_queueing(spec: JobSpec, now: int) -> list[Finding]:
     return findings
 
 
-def check_pool(spec: JobSpec, pools: AbstractSet[str]) -> list[Finding]:
-    """`pools`: the names of those that there are. Asked only about a job that is to run in one."""
+def check_pool(spec: JobSpec, pools: Sequence[Pool], machines: Sequence[Machine]) -> list[Finding]:
+    """Asked only about a job that is to run in a pool."""
     findings: list[Finding] = []
-    if spec.pool not in pools:
-        known = f"there are {', '.join(sorted(pools - {''}))}" if pools - {""} else "there is none"
+    open_to = {pool.name: pool.spec for pool in pools if not pool.deleting}
+    if spec.pool not in open_to:
+        known = f"there are {', '.join(sorted(open_to))}" if open_to else "there is none"
         findings.append(Finding("no-such-pool", f"there is no pool {spec.pool[:80]}: {known}"))
+    else:
+        example = next((machine for machine in machines if machine.pool == spec.pool), None)
+        each = make_room(open_to[spec.pool].node, example)
+        has = f"{'any number of' if each.cpus is None else format(each.cpus, 'g')} cores, {each.gpus or 0} GPUs"
+        has += "" if each.memory_bytes is None else f", {words.size(each.memory_bytes)} of memory"
+        if not each.take(spec.demand):
+            findings.append(Finding("beyond-pool", f"no machine of pool {spec.pool} can hold it: each has {has}"))
     if spec.direct:
         findings.append(Finding("bad-pool", "a job goes either to a pool or, with direct, through the cluster's own queue"))
     if spec.image:

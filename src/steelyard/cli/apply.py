@@ -16,6 +16,7 @@ from typing import NamedTuple
 import click
 import msgspec
 
+from steelyard.cli.app_deploy import Takeover
 from steelyard.cli.app_file import check_python
 from steelyard.cli.apply_plan import (
     CREATE,
@@ -185,7 +186,15 @@ def _plan_function(client: ApiClient, document: Document) -> Planned:
     bundle = None if code is None else _hash_code(code)
     changes = find_changes(old or FunctionSpec(), msgspec.structs.replace(spec, bundle=bundle))
     action = CREATE if old is None else UPDATE if changes else UNCHANGED
+    if action != UNCHANGED:
+        changes += _find_takeover(document.function)
     return Planned(document, Step(FUNCTION, document.name, action, changes), spec, code)
+
+
+def _find_takeover(ask: FunctionAsk) -> tuple[Change, ...]:
+    """How the new revision comes to its traffic, where that is not the usual way."""
+    traffic = (Change("traffic", None, f"{ask.traffic} %"),) if ask.traffic != 100 else ()
+    return (*traffic, *((Change("tag", None, ask.tag),) if ask.tag else ()))
 
 
 def _find_id(client: ApiClient, image: str) -> str:
@@ -260,7 +269,10 @@ def _carry_out(client: ApiClient, planned: list[Planned], as_json: bool) -> list
                 ids[document.name] = _submit(client, document, ids)
                 step = msgspec.structs.replace(step, id=ids[document.name])
             elif step.action != UNCHANGED and each.function is not None:
-                hand_over(client, document.name, each.function, each.code, tell=say if as_json else click.echo)
+                assert document.function is not None
+                how = Takeover(document.function.traffic, document.function.tag, document.function.errors_max)
+                tell = say if as_json else click.echo
+                hand_over(client, document.name, each.function, each.code, tell=tell, takeover=how)
             elif step.action != UNCHANGED:
                 path = f"/v1/schedules/{document.name}"
                 client.fetch(ScheduleView, "PUT", path, body=_schedule_put(document), key=new_key())

@@ -16,7 +16,7 @@ from typing import Any
 import msgspec
 
 from steelyard.cli.job_options import default_options, make_spec, parse_after
-from steelyard.cli.quantities import parse_seconds
+from steelyard.cli.quantities import parse_seconds, parse_share
 from steelyard.errors import Refused, SteelyardError
 from steelyard.host.fabric.plain_yaml import Plain, PlainMapping, read_plain_documents
 from steelyard.model.batch import Dependency
@@ -26,6 +26,7 @@ from steelyard.model.image import is_reference
 from steelyard.model.job import JobSpec, Resources
 from steelyard.model.mount import VolumeMount
 from steelyard.model.secret import SecretUse
+from steelyard.scaling.rollout import ERRORS_MAX
 
 BYTES_MAX = 1 << 20
 DOCUMENTS_MAX = 1000
@@ -64,6 +65,10 @@ class FunctionAsk(msgspec.Struct, frozen=True):
     public: bool = False
     as_root: bool = False
     secrets: tuple[SecretUse, ...] = ()
+    #: of the revision that this makes, see `FunctionDeploy`
+    traffic: int = 100
+    tag: str = ""
+    errors_max: float | None = ERRORS_MAX
 
 
 class Document(msgspec.Struct, frozen=True):
@@ -233,7 +238,24 @@ class _Reader:
             public=self._truth(top, "public") if "public" in top else False,
             as_root=like_job.as_root,
             secrets=like_job.secrets,
+            traffic=self._percent(),
+            tag=self._text(top, "tag") if "tag" in top else "",
+            errors_max=self._share("rollback_errors"),
         )
+
+    def _percent(self) -> int:
+        percent = self._number(self._top, "traffic") if "traffic" in self._top else 100
+        if percent > 100:
+            raise self._wrong(self._top.lines["traffic"], f"`traffic` is per cent, 0 to 100, not {percent}")
+        return percent
+
+    def _share(self, key: str) -> float | None:
+        if key not in self._top:
+            return ERRORS_MAX
+        try:
+            return parse_share(self._text(self._top, key))
+        except Refused as err:
+            raise self._wrong(self._top.lines[key], err.public) from err
 
     def _replicas(self) -> tuple[int, int]:
         """ "0..8" or "2" (exactly two)."""
@@ -317,6 +339,8 @@ class _Reader:
 
     def _refuse_unknown(self, mapping: PlainMapping, known: Sequence[str] | Mapping[str, object], what: str) -> None:
         for key in mapping:
+            if what == f"a {FUNCTION}" and key in _IN_FILES:
+                raise self._wrong(mapping.lines[key], f"`{key}` of a function {_IN_FILES[key]}")
             if key not in known:
                 near = difflib.get_close_matches(key, list(known), 1)
                 hint = f"; did you mean {near[0]!r}?" if near else f"; it has {', '.join(known)}"
@@ -388,6 +412,14 @@ _KEYS: dict[str, tuple[str, ...]] = {
     FUNCTION: (
         *_COMMON, "target", "command", "workdir", "replicas", "concurrency", "idle_timeout", "startup_deadline", "wake_bound",
         "target_wait", "target_busy", "buffer_replicas", "scale_on", "weights", "pool", "spread",
-        "port", "readiness", "python", "public", "as_root", "secrets",
+        "port", "readiness", "python", "public", "as_root", "secrets", "volumes", "traffic", "tag", "rollback_errors",
     ),
 }  # fmt: skip
+#: of functions that are called rather than asked over HTTP; those are declared in Python
+_CALLED = "is said where it is declared: @app.function({}=...) in its file, which `steelyard deploy FILE.py` reads"
+_IN_FILES = {
+    "schedule": f"{_CALLED.format('schedule')}. For a job by the clock write `type: schedule`",
+    "retries": _CALLED.format("retries"),
+    "timeout": _CALLED.format("timeout"),
+    "app": "is its file's: `steelyard deploy FILE.py` deploys all that an app declares",
+}

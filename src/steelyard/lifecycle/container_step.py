@@ -79,7 +79,7 @@ def _script(step: Step | DebianBase) -> str:
             ]
             return (
                 "export PIP_BREAK_SYSTEM_PACKAGES=1 PIP_ROOT_USER_ACTION=ignore PIP_DISABLE_PIP_VERSION_CHECK=1\n"
-                f"python3 -m pip install --no-cache-dir {' '.join(map(shlex.quote, options))}"
+                f"python3 -B -m pip install --no-cache-dir {' '.join(map(shlex.quote, options))}"
             )
         case Copy():
             place = shlex.quote(f"/{step.to.strip('/')}")

@@ -47,6 +47,7 @@ TOOLS = ("skopeo", "umoci", "crun")
 DEFAULT_PATH = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
 #: the machine's own, for what uses the machine's network
 _NETWORK_FILES = ("/etc/resolv.conf", "/etc/hosts")
+_OWN_USERNS, _USERNS_MAX = Path("/proc/self/ns/user"), Path("/proc/sys/user/max_user_namespaces")
 #: idmapped layers of an overlay
 _KERNEL = (5, 19)
 #: of glibc's loaders, most special first; where a folder is a link to another, both names do
@@ -120,8 +121,7 @@ class Containers:
         for tool in TOOLS:
             if shutil.which(tool) is None:
                 raise missing(tool)
-        allowed = Path("/proc/sys/user/max_user_namespaces")
-        if not Path("/proc/self/ns/user").exists() or (allowed.exists() and allowed.read_text().strip() == "0"):
+        if not _OWN_USERNS.exists() or (_USERNS_MAX.exists() and _USERNS_MAX.read_text().strip() == "0"):
             raise _impossible(
                 "user namespaces, which are switched off here: set user.max_user_namespaces (sysctl) to more than 0"
             )

@@ -5,11 +5,14 @@ from __future__ import annotations
 import msgspec
 import pytest
 
-from steelyard.api.door_jobs import check_queueing
+from machines import make_machine
+from steelyard.api.door_jobs import check_pool, check_queueing
 from steelyard.model.batch import Dependency, Gang, Preemption, PreemptMode, RetryOn, RetryRule, Warn
+from steelyard.model.cores import Core
 from steelyard.model.gpu_demand import GpuDemand
-from steelyard.model.ids import JobId
-from steelyard.model.job import JobSpec, Resources
+from steelyard.model.ids import DEFAULT_PROJECT, JobId
+from steelyard.model.job import JobSpec, Owner, Resources
+from steelyard.model.pool import NodeShape, Pool, PoolSpec
 
 NOW = 1_700_000_000_000_000
 JOB = JobSpec("x", ("true",), "/")
@@ -68,3 +71,36 @@ def test_what_is_refused(fields: dict[str, object], code: str) -> None:
 )
 def test_what_is_taken(fields: dict[str, object]) -> None:
     assert check_queueing(msgspec.structs.replace(JOB, **fields), NOW) == []
+
+
+TRAIN = Pool(PoolSpec("train", node=NodeShape(cpus=4, memory_bytes=8 << 30, gpus=2)), DEFAULT_PROJECT, Owner("root", 0), 1, 0)
+GOING = msgspec.structs.replace(TRAIN, spec=PoolSpec("old"), deleting=True)
+
+
+@pytest.mark.parametrize(
+    ("fields", "code"),
+    [
+        ({"pool": "train"}, None),
+        ({"pool": "train", "gang": Gang(1, 4)}, None),
+        ({"pool": "other"}, "no-such-pool"),
+        ({"pool": "old"}, "no-such-pool"),
+        ({"pool": "train", "direct": True}, "bad-pool"),
+        ({"pool": "train", "image": "docker://alpine:3"}, "bad-pool"),
+        ({"pool": "train", "gang": Gang(2, 1)}, "bad-pool"),
+        ({"pool": "train", "resources": Resources(5)}, "beyond-pool"),
+        ({"pool": "train", "gang": Gang(1, 5)}, "beyond-pool"),
+        ({"pool": "train", "resources": Resources(1, 9 << 30)}, "beyond-pool"),
+        ({"pool": "train", "resources": Resources(1, gpus=GpuDemand(count=3))}, "beyond-pool"),
+    ],
+)
+def test_what_a_pool_can_not_do_is_refused_by_name(fields: dict[str, object], code: str | None) -> None:
+    spec = msgspec.structs.replace(JOB, **fields)
+    assert [finding.code for finding in check_pool(spec, [TRAIN, GOING], [])] == ([] if code is None else [code])
+
+
+def test_a_machine_of_the_pool_says_how_large_the_next_will_be() -> None:
+    """Two threads of a core are two CPUs to Slurm."""
+    machine = make_machine(cores=(Core((0, 1)), Core((2, 3))), memory_bytes=7 << 30, pool="train")
+    spec = msgspec.structs.replace(JOB, pool="train", resources=Resources(3))
+    (finding,) = check_pool(spec, [TRAIN], [machine])
+    assert finding.text == "no machine of pool train can hold it: each has 2 cores, 0 GPUs, 7 GiB of memory"

@@ -95,6 +95,11 @@ resources: {memory: 1GB}
 env: {A: b}
 idle_timeout: 5m
 wake_bound: 2s
+volumes: [data:/data, "models:/models:ro"]
+secrets: [db]
+traffic: 10
+tag: next
+rollback_errors: 2%
 ---
 type: function
 name: files
@@ -107,7 +112,7 @@ scale_on: [{metric: waiting, target: 4}, {metric: tokens_total, target: 0.5}]
     )
     assert [(document.kind, document.name, document.where) for document in found] == [
         ("job", "a", "f.yaml:1"), ("schedule", "nightly", "f.yaml:5"), ("function", "hello", "f.yaml:11"),
-        ("function", "files", "f.yaml:20"),
+        ("function", "files", "f.yaml:25"),
     ]  # fmt: skip
     assert (found[1].cron, found[1].timezone) == ("0 3 * * *", "Europe/Berlin")
     assert found[1].spec is not None and "TERM" not in found[1].spec.env
@@ -117,6 +122,13 @@ scale_on: [{metric: waiting, target: 4}, {metric: tokens_total, target: 0.5}]
     assert hello.resources.memory_bytes == 1_000_000_000 and (hello.wake_bound_s, files.wake_bound_s) == (2.0, None)
     assert (files.target, files.port, files.replicas) == (("python3", "-m", "http.server", "8000"), 8000, (2, 2))
     assert files.scale_on == (ScaleOn("waiting", 4.0), ScaleOn("tokens_total", 0.5))
+    assert [(each.name, each.path, each.read_only) for each in hello.volumes] == [
+        ("data", "/data", False),
+        ("models", "/models", True),
+    ]
+    assert [each.name for each in hello.secrets] == ["db"]
+    assert (hello.traffic, hello.tag, hello.errors_max) == (10, "next", 0.02)
+    assert (files.traffic, files.tag, files.errors_max, files.volumes) == (100, "", 0.05, ())
     assert (files.readiness, hello.readiness) == ("/health", "")
 
 
@@ -152,6 +164,10 @@ scale_on: [{metric: waiting, target: 4}, {metric: tokens_total, target: 0.5}]
         ("type: function\nname: x\ntarget: a.py:app\nreplicas: many\n", "`replicas` is written"),
         ("type: function\nname: x\ncommand: a\nscale_on: [{metric: a}]\n", "`scale_on` is a list of metrics"),
         ("type: function\nname: x\ncommand: a\nscale_on: many\n", "`scale_on` is a list of metrics"),
+        ("type: function\nname: x\ncommand: a\ntraffic: 101\n", "f.yaml:4: `traffic` is per cent"),
+        ("type: function\nname: x\ncommand: a\nrollback_errors: much\n", "f.yaml:4: 'much' is no share"),
+        ("type: function\nname: x\ncommand: a\nschedule: 0 3 * * *\n", "@app.function(schedule=...)"),
+        ("type: function\nname: x\ncommand: a\nretries: 3\n", "`steelyard deploy FILE.py` reads"),
         ("type: function\nname: x\ntarget: a.py:app\npriority: 3\n", "a function has no 'priority'"),
         ("a: &x [1]\nb: *x\n", "aliases"),
         ("a: !!python/object:os.system x\n", "tags"),

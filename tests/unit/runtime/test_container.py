@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from pathlib import Path
+from types import SimpleNamespace
 
 import msgspec
 import pytest
@@ -13,8 +14,10 @@ from steelyard.model.cdi import DeviceEdits
 from steelyard.model.ids import WorkloadId
 from steelyard.model.image import Image, UserIds
 from steelyard.model.mount import Bind, DeviceNode
+from steelyard.runtime import container
 from steelyard.runtime.container import Containers, Wanted, place_libraries
 from steelyard.runtime.oci.ranges import make_maps, owner_range
+from steelyard.runtime.oci.steps import StepMade
 
 ALICE, BOB = (1000, 100), (1001, 100)
 JOB = WorkloadId("7.1")
@@ -144,3 +147,51 @@ def test_an_image_that_somebody_sleeps_on_is_in_use(containers: Containers) -> N
     assert containers.users("abc") == ["hello.1"]
     containers.pin("hello.1", None)
     assert containers.users("abc") == []
+
+
+@pytest.mark.parametrize(
+    ("lacks", "words"),
+    [
+        ("root", "start Steelyard as root"),
+        ("crun", "apt-get install skopeo umoci crun"),
+        ("user namespaces", "user namespaces, which are switched off here: set user.max_user_namespaces"),
+        ("user namespaces in the kernel", "user namespaces"),
+        ("a new kernel", "Linux 5.19 or later, and this is 5.10.0-1-amd64"),
+        ("mmdebstrap", "apt-get install mmdebstrap"),
+    ],
+)
+def test_where_there_can_be_no_containers_it_is_said_with_what_to_do(
+    containers: Containers, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, lacks: str, words: str
+) -> None:
+    allowed = tmp_path / "max_user_namespaces"
+    allowed.write_text("0\n" if lacks == "user namespaces" else "15000\n")
+    release = "5.10.0-1-amd64" if lacks == "a new kernel" else "6.1.0-1-amd64"
+    monkeypatch.setattr(container, "_USERNS_MAX", allowed)
+    monkeypatch.setattr(container, "_OWN_USERNS", tmp_path / "no" if lacks == "user namespaces in the kernel" else tmp_path)
+    monkeypatch.setattr(container.os, "geteuid", lambda: 1000 if lacks == "root" else 0)
+    monkeypatch.setattr(container.os, "uname", lambda: SimpleNamespace(release=release))
+    monkeypatch.setattr(container.shutil, "which", lambda name: None if name == lacks else f"/usr/bin/{name}")
+    with pytest.raises(Refused) as refusal:
+        containers.check_bare()
+    assert words in refusal.value.public and "Nothing was started" in refusal.value.public
+
+
+def test_where_there_can_be_containers_nothing_is_said(containers: Containers, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(container.os, "geteuid", lambda: 0)
+    monkeypatch.setattr(container.os, "uname", lambda: SimpleNamespace(release="6.1.0-1-amd64"))
+    monkeypatch.setattr(container.shutil, "which", lambda name: f"/usr/bin/{name}")
+    monkeypatch.setattr(container, "_USERNS_MAX", Path("/nowhere"))
+    containers.check_bare()
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="NOT VERIFIED without root: ids of images")
+def test_what_has_nothing_below_it_is_made_with_the_machines_programs_read_only(containers: Containers, tmp_path: Path) -> None:
+    made = StepMade(image(digest="def"), "", "1000")
+    _, rootfs = containers.make(JOB, image(digest=""), Wanted(("/bin/sh", "-c", "true"), {}, step=made), ALICE)
+    config = bundle(tmp_path)
+    mounts = {each["destination"]: each for each in config["mounts"]}  # type: ignore[attr-defined, index]
+    assert "ro" in mounts["/usr"]["options"] and "rw" in mounts["/target"]["options"]
+    assert mounts["/target"]["source"] == str(tmp_path / "images/steps/def/upper")
+    assert not [place for place in mounts if "auth.conf" in place or place in ("/etc", "/etc/apt", "/root", "/home")]
+    assert (rootfs.lower, rootfs.disk) == (str(tmp_path / "images/machine"), "")
+    assert "CAP_SYS_ADMIN" not in config["process"]["capabilities"]["bounding"]  # type: ignore[index]

@@ -1,0 +1,156 @@
+"""Functions on machines of a pool, on a real Slurm: they come with the first machine, are handed on when one drains, and come
+back when one is lost."""
+
+from __future__ import annotations
+
+import json
+import threading
+import urllib.error
+import urllib.request
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+from pool_cluster import PoolCluster, pooled
+from steelyard_cluster import wait_until
+from traces import observe_traces
+
+from slurm_bed import SlurmBed, slurm
+
+POOL = "far"
+APP = """
+import asyncio, os, socket
+
+print("awake on", socket.gethostname(), flush=True)
+
+
+async def app(scope, receive, send):
+    host = socket.gethostname().encode()
+    await send({"type": "http.response.start", "status": 200, "headers": []})
+    await send({"type": "http.response.body", "body": host, "more_body": True})
+    if scope["path"] == "/slow":
+        while not os.path.exists(os.environ["GATE"]):
+            await asyncio.sleep(0.02)
+    await send({"type": "http.response.body", "body": b" done"})
+"""
+
+
+@pytest.fixture(scope="module")
+def bed() -> Iterator[SlurmBed]:
+    with slurm(nodes=2) as made:
+        yield made
+
+
+@pytest.fixture(scope="module")
+def shared(bed: SlurmBed) -> Iterator[PoolCluster]:
+    before = observe_traces()
+    with pooled(bed) as made:
+        made.create(POOL, "--nodes", "1..2", "--idle", "1s")
+        yield made
+    assert not (left := observe_traces().settled_minus(before)), f"left behind:\n{left}"
+
+
+def write_app(shared: PoolCluster) -> str:
+    folder: Path = shared.folder / "app"
+    folder.mkdir(exist_ok=True)
+    (folder / "hi.py").write_text(APP)
+    return f"{folder / 'hi.py'}:app"
+
+
+def list_pilots(shared: PoolCluster) -> dict[str, dict[str, Any]]:
+    """Those that live."""
+    pilots = shared.api("GET", f"/v1/pools/{POOL}").json()["pilots"]
+    return {each["id"]: each for each in pilots if each["state"] != "ENDED"}
+
+
+def ask(view: dict[str, Any], path: str = "", key: str = "") -> tuple[int, str]:
+    headers = {"Authorization": f"Bearer {key}"} if key else {}
+    try:
+        with urllib.request.urlopen(urllib.request.Request(view["url"] + path, headers=headers), timeout=60) as answer:
+            return answer.status, answer.read().decode()
+    except urllib.error.HTTPError as err:
+        return err.code, json.loads(err.read())["code"]
+
+
+def test_a_function_comes_with_a_machine_of_its_pool_and_is_asked_there(shared: PoolCluster) -> None:
+    target = write_app(shared)
+    refused = shared.cli("deploy", target, "--pool", "none", "--name", "lone")
+    assert refused.returncode == 2 and b"there is no pool none" in refused.stderr
+    shared.ok("deploy", target, "--pool", POOL, "--name", "lone")
+    view = shared.function("lone")
+    (pilot,) = list_pilots(shared).values()
+    assert (view["state"], view["pool"], view["machines"]) == ("SLEEPING", POOL, [pilot["id"]])
+    assert ask(view) == (401, "key-required")
+    key = shared.ok("keys", "create", "k").strip()
+    assert ask(view, key=key) == (200, f"{pilot['node']} done")
+    assert f"on {pilot['id']}" in shared.ok("why", "lone")
+    assert "revision" in shared.ok("template", "lone")
+    wait_until(lambda: f"awake on {pilot['node']}" in shared.ok("logs", "lone"), 30, "its log")
+    moved = shared.cli("deploy", target, "--name", "lone")
+    assert moved.returncode == 2 and b"lone is in the pool" in moved.stderr
+    inside = shared.cli("exec", "lone", "--", "true")
+    assert inside.returncode != 0 and b"at home only" in inside.stderr
+    assert list_pilots(shared)[pilot["id"]]["state"] == "READY", "longer than its idle time: what sleeps there keeps its machine"
+    shared.ok("delete", "lone")
+
+
+def under_load(view: dict[str, Any], work: Callable[[], None]) -> list[tuple[int, str]]:
+    """What four clients are answered who ask without a pause while `work` runs."""
+    answers: list[tuple[int, str]] = []
+    over = threading.Event()
+
+    def client() -> None:
+        while not over.is_set():
+            answers.append(ask(view))
+
+    clients = [threading.Thread(target=client, daemon=True) for _ in range(4)]
+    for each in clients:
+        each.start()
+    try:
+        work()
+    finally:
+        over.set()
+        for each in clients:
+            each.join()
+    return answers
+
+
+def test_a_machine_that_drains_hands_its_functions_on_and_one_that_is_lost_is_replaced(shared: PoolCluster) -> None:
+    gate = shared.folder / "gate"
+    shared.ok("deploy", write_app(shared), "--pool", POOL, "--name", "moves", "--public", "--env", f"GATE={gate}")
+    view = shared.function("moves")
+    first = list_pilots(shared)[view["machines"][0]]
+    slow: list[tuple[int, str]] = []
+    stream = threading.Thread(target=lambda: slow.append(ask(view, "slow")), daemon=True)
+
+    def drain() -> None:
+        stream.start()
+        wait_until(lambda: shared.function("moves")["replicas"], 30, "a replica")
+        shared.bed.ok("scancel", "--signal=USR1", "--batch", first["slurm_job"])
+        wait_until(lambda: shared.function("moves")["machines"] not in ([], [first["id"]]), 60, "another machine to take over")
+        wait_until(lambda: ask(view)[1] == f"{second()['node']} done", 60, "requests to be sent there")
+        gate.touch()  # not before: what was begun on the first is answered by it
+        stream.join()
+        wait_until(lambda: first["id"] not in list_pilots(shared), 60, "the first to be given back")
+
+    def second() -> dict[str, Any]:
+        return next(each for key, each in list_pilots(shared).items() if key != first["id"])
+
+    answers = under_load(view, drain)
+    after = second()
+    assert {status for status, _ in answers} == {200}
+    assert {text for _, text in answers} == {f"{first['node']} done", f"{after['node']} done"}
+    assert slow == [(200, f"{first['node']} done")]
+    shared.bed.ok("scancel", "--signal=KILL", "--full", after["slurm_job"])
+    seen: set[tuple[int, str]] = set()
+
+    def is_back() -> bool:
+        seen.add(ask(view))
+        third = shared.function("moves")["machines"]
+        return third not in ([], [after["id"]]) and ask(view)[0] == 200
+
+    wait_until(is_back, 90, "the function to be on another machine")
+    refusals = {answer for answer in seen if answer[0] != 200}
+    assert refusals <= {(503, "function-unreachable"), (503, "gateway-unavailable"), (502, "replica-lost")}, seen
+    shared.ok("delete", "moves")
