@@ -29,6 +29,7 @@ from bench import (
     peers,
     placement,
     pool,
+    slurm_many,
     submits,
     tax,
     wakes,
@@ -68,6 +69,8 @@ GROUPS: dict[str, Measure] = {
     "weights": weights.measure_weights,
     "image-build": images.measure_build,
     "direct": direct.measure_direct,
+    "array": slurm_many.measure_arrays,
+    "watching": slurm_many.measure_watching,
     "cluster-up": bringup.measure_bring_up,
     "pool": pool.measure_pool,
 }

@@ -44,21 +44,23 @@ def measure_tax(say: Callable[[str], None], quick: bool) -> list[Figure]:
         scratch = steelyard.folder / "scratch"
         scratch.mkdir()
         scratch.chmod(0o777)
+        env["TMPDIR"] = str(scratch)
         identity = ["setpriv", "--reuid=64000", "--regid=64000", "--clear-groups"] if os.getuid() == 0 else []
         for at in range(rounds + 1):
             for name in NAMES:
                 say(f"{name} {at}/{rounds}")
                 program = [sys.executable, str(PROGRAMS / f"{name}.py")]
                 shell = ["sh", "-c", " ".join([*identity, *program])]
+                told = ["--env", "LANG=C.UTF-8", "--env", f"TMPDIR={scratch}"]
                 ways = {
                     "shell": shell,
                     "control": shell,
-                    "job": steelyard.command("run", "--env", "LANG=C.UTF-8", "--", *program),
-                    "pinned": steelyard.command("run", "--exclusive", "--env", "LANG=C.UTF-8", "--", *program),
+                    "job": steelyard.command("run", *told, "--", *program),
+                    "pinned": steelyard.command("run", "--exclusive", *told, "--", *program),
                 }
                 if image:
                     inside = [str(Path(sys.executable).resolve()), *program[1:]]
-                    # what a container writes beside its volumes is memory
+                    # what a container writes beside its volumes is memory; this one lies on the disk that the others write to
                     options = ["--image", image, "--volume", "scratch:/scratch", "--env", "TMPDIR=/scratch"]
                     options += ["--env", f"PYTHONPATH={Path(numpy.__file__).parent.parent}", "--env", "LANG=C.UTF-8"]
                     ways["container"] = steelyard.command("run", *options, "--", *inside)

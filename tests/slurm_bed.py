@@ -166,6 +166,13 @@ class Machine:
         """Where this machine sees one of its files."""
         return Path(f"/proc/{self.pid}/root{place}")
 
+    def cut(self) -> None:
+        """From all others; its processes live on."""
+        _ip("link", "set", self._link, "down")
+
+    def heal(self) -> None:
+        _ip("link", "set", self._link, "up")
+
     def power_off(self) -> None:
         """All its processes are killed at once; nothing is written back."""
         # its first process ends all others with it, and whoever made it reaps it

@@ -1,4 +1,5 @@
-"""Writes docs/cli.md from the commands' own help, and the table of sbatch's options into docs/jobs.md. `--check` writes nothing and
+"""Writes docs/cli.md from the commands' own help, the table of sbatch's options into docs/jobs.md, and that of what
+is alike on each engine into docs/slurm.md. `--check` writes nothing and
 exits 1 where a page says something else."""
 
 from __future__ import annotations
@@ -10,10 +11,10 @@ from pathlib import Path
 
 from steelyard.api.sbatch_options import render_option_table
 from steelyard.cli.main import COMMANDS
+from steelyard.engine.conformance import render_promises
 
 DOCS = Path(__file__).resolve().parent.parent / "docs"
-FILE, JOBS = DOCS / "cli.md", DOCS / "jobs.md"
-BEGIN, END = "<!-- options: written by make docs -->", "<!-- options end -->"
+FILE, JOBS, SLURM = DOCS / "cli.md", DOCS / "jobs.md", DOCS / "slurm.md"
 
 HEAD = """# The command line
 
@@ -70,16 +71,20 @@ def help_of(line: str) -> str:
     return subprocess.run(command, capture_output=True, text=True, check=True, env=environ).stdout
 
 
-def render_jobs(page: str) -> str:
-    """docs/jobs.md with the table between its marks."""
-    before, begin, rest = page.partition(BEGIN)
-    _, end, after = rest.partition(END)
-    assert begin and end, f"{JOBS} has lost its marks"
-    return f"{before}{begin}\n{render_option_table()}{end}{after}"
+def put_table(file: Path, name: str, table: str) -> str:
+    """The page with the table between its marks."""
+    before, begin, rest = file.read_text().partition(f"<!-- {name}: written by make docs -->")
+    _, end, after = rest.partition(f"<!-- {name} end -->")
+    assert begin and end, f"{file} has lost its marks"
+    return f"{before}{begin}\n{table}{end}{after}"
 
 
 def main(arguments: list[str]) -> int:
-    pages = {FILE: render(), JOBS: render_jobs(JOBS.read_text())}
+    pages = {
+        FILE: render(),
+        JOBS: put_table(JOBS, "options", render_option_table()),
+        SLURM: put_table(SLURM, "promises", render_promises()),
+    }
     if "--check" in arguments:
         return 0 if all(file.read_text() == text for file, text in pages.items()) else 1
     for file, text in pages.items():

@@ -14,7 +14,7 @@ import time
 import numpy as np
 
 SIZE = 768
-ROUNDS = 80
+ROUNDS = 50
 
 
 def main() -> None:

@@ -21,7 +21,10 @@ class Direct(UserCluster):
         return super().environ({"SLURM_CONF": self.bed.environ["SLURM_CONF"], **(more or {})})
 
     def run(self, *words: str) -> tuple[int, str, str]:
-        done = self.cli("run", "--direct", *words)
+        return self.tell("run", "--direct", *words)
+
+    def tell(self, *words: str) -> tuple[int, str, str]:
+        done = self.cli(*words)
         return done.returncode, done.stdout.decode(), done.stderr.decode()
 
     def begin(self, *words: str) -> str:

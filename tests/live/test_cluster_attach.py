@@ -5,13 +5,14 @@ from __future__ import annotations
 import json
 import os
 import shutil
+import subprocess
 from collections.abc import Iterator
 from typing import Any
 
 import pytest
 from steelyard_cluster import Cluster, UserCluster
 
-from slurm_bed import USER, SlurmBed, slurm
+from slurm_bed import USER, SlurmBed, slurm, wait_until
 
 
 @pytest.fixture(scope="module")
@@ -114,6 +115,20 @@ def test_what_is_wrong_with_slurm_is_told_apart(bed: SlurmBed, roots: Attaching)
     conf.write_text((bed.folder / "slurm.conf").read_text().replace(f"{bed.munge}/socket", "/nowhere"))
     code, _, err = roots.cli("attach", env={"SLURM_CONF": str(conf)})
     assert (code, "munge on this machine does not sign" in err) == (2, True), err
+    place = bed.folder / "other"
+    place.mkdir(mode=0o755)
+    (place / "key").write_bytes(os.urandom(1024))
+    (place / "key").chmod(0o600)
+    files = (f"--{word}={place}/{word}" for word in ("socket", "pid-file", "log-file", "seed-file"))
+    command = ["munged", "--foreground", *files, f"--key-file={place}/key"]
+    with subprocess.Popen(command, stdin=subprocess.DEVNULL, stderr=subprocess.DEVNULL) as munged:
+        try:
+            wait_until(lambda: (place / "socket").exists(), "the other munge's socket")
+            conf.write_text((bed.folder / "slurm.conf").read_text().replace(f"{bed.munge}/socket", f"{place}/socket"))
+            code, _, err = roots.cli("attach", env={"SLURM_CONF": str(conf)})
+            assert (code, "munge's key on this machine is not the cluster's" in err) == (3, True), err
+        finally:
+            munged.terminate()
     other = bed.folder / "away.conf"
     other.write_text((bed.folder / "slurm.conf").read_text() + "SlurmctldPort=6999\nMessageTimeout=2\n")
     code, _, err = roots.cli("attach", env={"SLURM_CONF": str(other)})

@@ -1,4 +1,5 @@
-"""Jobs through the queue of a real Slurm: what runs, what is told of it, and that nothing runs twice."""
+"""Jobs through the queue of a real Slurm: what is Slurm's own there, and that nothing runs twice. What is as with any other job
+is asked by test_conformance.py."""
 
 from __future__ import annotations
 
@@ -15,7 +16,7 @@ from mpi_ring import RING
 from steelyard_cluster import wait_until
 from traces import observe_traces
 
-from slurm_bed import SlurmBed, slurm
+from slurm_bed import SlurmBed, render_conf, slurm
 
 
 @pytest.fixture(scope="module")
@@ -32,16 +33,16 @@ def shared(bed: SlurmBed) -> Iterator[Direct]:
     assert not (left := observe_traces().settled_minus(before)), f"left behind:\n{left}"
 
 
+@pytest.fixture(scope="module")
+def limited(shared: Direct) -> str:
+    """Ended by Slurm a minute or two later: the last test asks how."""
+    return shared.begin("--max-duration", "1m", "--", "sh", "-c", "exec sleep 1000")
+
+
 def test_a_job_answers_with_its_output_and_code(shared: Direct) -> None:
     code, out, err = shared.run("--", "sh", "-c", "echo out; echo err >&2; hostname; exit 7")
     assert (code, out.splitlines()[0], err) == (7, "out", "err\n")
     assert out.splitlines()[1] in ("n1", "n2", "n3")
-
-
-def test_a_signal_is_told_as_shells_tell_it(shared: Direct) -> None:
-    assert shared.run("--", "sh", "-c", "kill -9 $$")[0] == 137
-    code, _, err = shared.run("--", "/no/such/program")
-    assert (code, "/no/such/program: No such file or directory" in err) == (127, True)
 
 
 def test_variables_folder_and_memory_are_as_asked(shared: Direct) -> None:
@@ -70,13 +71,6 @@ def test_a_gang_spans_machines_each_rank_on_cores_of_its_own(shared: Direct) -> 
         assert len({row[4] for row in rows if row[2] == str(node)}) == tasks
 
 
-def test_one_bad_rank_ends_the_gang_and_is_named(shared: Direct) -> None:
-    job = shared.begin("--nodes", "3", "--", "sh", "-c", "[ $RANK != 1 ] || exit 5; exec sleep 1000")
-    ended = shared.wait_job(job, "FAILED", 60)
-    assert ended["exit_code"] == 5
-    assert {"rank": 1, "exit_code": 5, "signal": None} in ended["rank_ends"]
-
-
 def test_an_mpi_program_is_started_by_srun(shared: Direct) -> None:
     (shared.folder / "ring.py").write_text(RING)
     code, out, err = shared.run("--nodes", "3", "--launcher", "mpi", "--", "/usr/bin/python3", "ring.py")
@@ -100,6 +94,30 @@ def test_torchrun_is_started_once_per_node_with_the_cpus_of_its_ranks(shared: Di
         assert tail == f" --rdzv-id={attempt} train.py it's --lr=1"
 
 
+def test_a_script_for_sbatch_is_slurms_own_there(shared: Direct) -> None:
+    """Its size in Slurm's words, its array and its files as here."""
+    script = shared.folder / "job.sh"
+    lines = [
+        "#!/bin/bash",
+        "#SBATCH -N2 --ntasks-per-node=1 --mem-per-cpu=60M",
+        "#SBATCH --array=4-5 -o of-%A_%a.txt",
+        'cd "$SLURM_SUBMIT_DIR" && srun sh -c "echo $SLURM_ARRAY_TASK_ID $1 \\$SLURM_PROCID" | sort',
+        "exit $((SLURM_ARRAY_TASK_ID - 4))",
+    ]
+    script.write_text("\n".join([*lines, ""]))
+    answer = json.loads(shared.ok("submit", "--direct", "--json", str(script), "word"))
+    assert answer["ignored"] == []
+    shared.wait_job(f"{answer['id']}_4", "SUCCEEDED", 60)
+    assert shared.wait_job(f"{answer['id']}_5", "FAILED", 60)["exit_code"] == 1
+    number = int(answer["id"].removeprefix("j-"))
+    for index in (4, 5):
+        assert (shared.folder / f"of-{number}_{index}.txt").read_text() == f"{index} word 0\n{index} word 1\n"
+    closed = json.loads(shared.ok("submit", "--direct", "--json", "--partition=closed", "--wrap", "true"))["id"]
+    assert "not permitted to use this partition" in shared.wait_job(closed, "FAILED", 60)["detail"]
+    code, _, err = shared.tell("submit", "--direct", "--clusters=other", "--wrap", "true")
+    assert (code, "--clusters can't be done" in err) == (2, True)
+
+
 def test_what_a_job_got_and_used_is_told(shared: Direct) -> None:
     gate = shared.folder / "gate3"
     job = shared.begin("--memory", "200MiB", "--", "sh", "-c", f"while [ ! -e {gate} ]; do :; done")
@@ -116,7 +134,7 @@ def test_what_a_job_got_and_used_is_told(shared: Direct) -> None:
     assert usage["cpu_s"] > 0 and usage["memory_peak_bytes"] > 1 << 20
 
 
-def test_output_files_are_written_where_they_were_asked_for(shared: Direct) -> None:
+def test_output_files_are_written_where_they_were_asked_for(shared: Direct, limited: str) -> None:
     out, err = shared.folder / "100%.out", shared.folder / "err"
     code, _, _ = shared.run("--output", str(out), "--error", str(err), "--", "sh", "-c", "echo out; echo err >&2")
     assert (code, out.read_text(), err.read_text()) == (0, "out\n", "err\n")
@@ -134,27 +152,6 @@ def test_a_job_that_waits_says_so_in_slurms_words_and_leaves_the_queue(shared: D
     seen = shared.wait_job(job, "STOPPED")
     assert (seen["exit_code"], seen["started_at"]) == (None, None)
     assert [state for _, state in shared.entries(job)] == ["CANCELLED"]
-
-
-def test_stopping_is_a_signal_first_and_force_after_the_grace(shared: Direct) -> None:
-    polite = shared.begin("--", "sh", "-c", "trap 'echo got; exit 3' TERM; echo ready; while :; do sleep 0.05; done")
-    deaf = shared.begin("--", "sh", "-c", "trap '' TERM; echo ready; while :; do sleep 0.05; done")
-    for job in (polite, deaf):
-        wait_until(lambda job=job: shared.ok("logs", job) == "ready\n", 60, f"{job} to be ready")
-    shared.ok("stop", polite)
-    shared.ok("stop", "--grace", "1s", deaf)
-    seen = shared.wait_job(polite, "STOPPED", 60)
-    assert (seen["exit_code"], shared.ok("logs", polite)) == (3, "ready\ngot\n")
-    assert shared.wait_job(deaf, "STOPPED", 60)["exit_code"] == 128 + signal.SIGKILL
-
-
-def test_arrays_and_dependencies_are_kept(shared: Direct) -> None:
-    log = shared.folder / "order"
-    first = shared.begin("--array", "1-3", "--", "sh", "-c", f"echo $STEELYARD_ARRAY_INDEX >>{log}")
-    after = shared.begin("--after", f"ok:{first}", "--", "sh", "-c", f"echo after >>{log}")
-    shared.wait_job(after, "SUCCEEDED", 60)
-    lines = log.read_text().split()
-    assert (sorted(lines[:3]), lines[3:]) == (["1", "2", "3"], ["after"])
 
 
 def test_an_array_is_one_of_slurms_and_its_elements_are_told_apart(shared: Direct) -> None:
@@ -185,14 +182,6 @@ def test_elements_of_an_array_that_waits_are_stopped_one_by_one(shared: Direct) 
     shared.ok("stop", job)
     for index in (0, 1, 3):
         shared.wait_job(f"{job}_{index}", "STOPPED", 60)
-
-
-def test_a_retry_is_another_attempt(shared: Direct) -> None:
-    mark = shared.folder / "once"
-    job = shared.begin("--retry", "error:1@0s", "--", "sh", "-c", f"[ -e {mark} ] || {{ touch {mark}; exit 9; }}; echo second")
-    assert shared.wait_job(job, "SUCCEEDED", 60)["restarts"] == 1
-    assert shared.ok("logs", job) == "second\n"
-    assert sorted(state for _, state in shared.entries(job)) == ["COMPLETED", "FAILED"]
 
 
 def test_a_job_that_slurm_refuses_fails_with_its_words(shared: Direct) -> None:
@@ -284,3 +273,69 @@ def test_an_answer_that_was_lost_is_found_again_and_nothing_runs_twice(shared: D
     finally:
         shared.down()
         shared.up()
+
+
+def test_a_killed_slurmd_costs_no_job(shared: Direct) -> None:
+    gate = shared.folder / "gate4"
+    job = shared.begin("--", "sh", "-c", f"hostname; while [ ! -e {gate} ]; do sleep 0.05; done; exit 4")
+    node = wait_until(lambda: shared.ok("logs", job).strip(), 60, "it to run")
+    shared.bed.stop(node)
+    gate.touch()
+    shared.bed.start(node)
+    assert shared.wait_job(job, "FAILED", 60)["exit_code"] == 4
+    assert len(shared.entries(job)) == 1
+
+
+def test_a_node_that_is_cut_off_loses_its_job_and_another_attempt_runs_elsewhere(shared: Direct) -> None:
+    mark = shared.folder / "cut"
+    script = f"hostname; [ ! -e {mark} ] || exit 0; exec sleep 1000"
+    job = shared.begin("--retry", "node-lost:1@0s", "--", "sh", "-c", script)
+    node = wait_until(lambda: shared.ok("logs", job).strip(), 60, "it to run")
+    mark.touch()
+    shared.bed[node].cut()
+    try:
+        seen = shared.wait_job(job, "SUCCEEDED", 90)
+        assert seen["restarts"] == 1 and shared.ok("logs", job).strip() != node
+    finally:
+        shared.bed[node].heal()
+    wait_until(lambda: shared.bed.ok("sinfo", "-h", "-n", node, "-p", "main", "-o", "%T").strip() in ("idle", "mixed"), 60, "it")
+
+
+def test_a_slurm_that_lost_its_state_is_told_by_the_records(shared: Direct) -> None:
+    gate = shared.folder / "gate5"
+    job = shared.begin("--", "sh", "-c", f"echo ready; while [ ! -e {gate} ]; do sleep 0.05; done; exit 6")
+    waits = shared.begin("--cpus", "4000", "true")
+    wait_until(lambda: shared.job(job)["state"] == "RUNNING" and shared.job(waits)["reason"] == "slurm-queue", 60, "both")
+    shared.bed.stop("head")
+    gate.touch()
+    wait_until(lambda: list((shared.home / "slurm").glob(f"*/{job}.1.0.exit")), 60, "its record")
+    shared.bed["head"].ok("sh", "-c", "rm -rf /var/spool/slurmctld/*")
+    shared.bed.start("head")
+    assert shared.wait_job(job, "FAILED", 60)["exit_code"] == 6
+    # nobody can say that what had not begun never will: it does not run twice
+    lost = shared.wait_job(waits, "FAILED", 60)
+    assert (lost["reason"], "no longer knows" in lost["detail"]) == ("exit-unknown", True)
+
+
+def test_a_changed_slurm_conf_is_slurms_business(shared: Direct) -> None:
+    before = (shared.bed.folder / "slurm.conf").read_text()
+    conf = render_conf(shared.bed.machines)
+    shared.bed.write_conf(conf.replace("PartitionName=main ", "PartitionName=other "))
+    try:
+        shared.bed["head"].ok("scontrol", "reconfigure")
+        # the attachment names no partition, so Slurm's own default holds
+        assert shared.run("true")[0] == 0
+        shared.bed.write_conf(conf.replace("Default=YES", "Default=YES State=DOWN"))
+        shared.bed["head"].ok("scontrol", "reconfigure")
+        job = shared.begin("true")
+        wait_until(lambda: "PartitionDown" in shared.job(job)["detail"], 60, "Slurm's reason")
+    finally:
+        shared.bed.write_conf(conf)
+        shared.bed["head"].ok("scontrol", "reconfigure")
+    assert (shared.bed.folder / "slurm.conf").read_text() == before
+    shared.wait_job(job, "SUCCEEDED", 60)
+
+
+def test_a_job_at_its_time_limit_is_ended_by_slurm_and_says_so(shared: Direct, limited: str) -> None:
+    seen = shared.wait_job(limited, "FAILED", 110)
+    assert (seen["reason"], seen["exit_code"]) == ("max-duration", 128 + signal.SIGTERM)

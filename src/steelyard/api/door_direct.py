@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 
 from steelyard.api.door import Finding
+from steelyard.api.sbatch_direct import OURS
 from steelyard.model.batch import PRIORITY_DEFAULT
 from steelyard.model.job import JobSpec
 from steelyard.model.timing import Timing
@@ -39,6 +40,11 @@ def check_direct(spec: JobSpec) -> list[Finding]:
         for name, wanted in own.items()
         if wanted
     ]
+    if any(not word.startswith("--") or word[2:].partition("=")[0] in OURS for word in spec.sbatch) or (
+        spec.sbatch and spec.script is None
+    ):
+        text = "sbatch: only of scripts, and only --options of Slurm's that have no field of ours"
+        findings.append(Finding("not-direct", text))
     bad = next((name for name in spec.env if not _VARIABLE.fullmatch(name)), None)
     if bad is not None:
         text = f"{bad[:80]!r} can't be a variable of a batch script: letters, digits and _ only"

@@ -8,12 +8,14 @@ Options of the command line win over `#SBATCH` lines, of several the last. What 
 from __future__ import annotations
 
 import os.path
+import re
 from collections.abc import Callable, Mapping
 from datetime import tzinfo
 from typing import NamedTuple, TypeVar
 
 import msgspec
 
+from steelyard.api.sbatch_direct import divide
 from steelyard.api.sbatch_explain import explain_option
 from steelyard.api.sbatch_options import (
     export_variables,
@@ -38,6 +40,8 @@ T = TypeVar("T")
 #: further attempts of a job that may be queued again, for each reason that is not its own fault
 _REQUEUES = 10
 _NAME_MAX = 100
+#: a variable's name to a shell
+_PLAIN = re.compile(r"[A-Za-z_][A-Za-z0-9_]*", re.ASCII)
 _MEMORY = ("mem", "mem-per-cpu", "mem-per-gpu")
 _OPPOSITE = {"requeue": "no-requeue", "no-requeue": "requeue"}
 
@@ -73,6 +77,8 @@ class _Call(NamedTuple):
     zone: tzinfo | None
     #: it runs on the files of an image: what is around the caller is not there
     contained: bool
+    #: it goes into the queue of a cluster
+    direct: bool = False
 
 
 def parse_script(
@@ -86,9 +92,11 @@ def parse_script(
     now: int = 0,
     zone: tzinfo | None = None,
     contained: bool = False,
+    direct: bool = False,
 ) -> Submission:
     """`name` is the script's file name, `now` in microseconds since the epoch, `zone` the caller's (None: this machine's). A
-    `contained` script begins in the image's folder unless --chdir names one, and gets those variables that --export names."""
+    `contained` script begins in the image's folder unless --chdir names one, and gets those variables that --export names.
+    What isn't ours of a `direct` one is in `JobSpec.sbatch`."""
     called = read_called(options)
     wrapped = next((each.given.value for each in reversed(called) if each.given.option.name == "wrap"), None)
     if wrapped is not None:
@@ -97,8 +105,14 @@ def parse_script(
         text, name = f"#!/bin/sh\n{wrapped}\n", "wrap"
     lines = check_text(text)
     chosen = _choose(read_lines(lines), called)
+    size = chosen
+    theirs: tuple[str, ...] = ()
+    if direct:
+        chosen, theirs = divide(chosen)
     _check_known(chosen)
-    spec, notes = _make_spec(chosen, _Call(text, arguments, cwd, env, name[:_NAME_MAX], now, zone, contained))
+    call = _Call(text, arguments, cwd, env, name[:_NAME_MAX], now, zone, contained, direct)
+    spec, notes = _make_spec(chosen, call, _measure(size, direct))
+    spec = msgspec.structs.replace(spec, direct=direct, sbatch=theirs)
     array = None if (asked := _value(chosen, "array")) is None else _placed(chosen, lambda: parse_array(asked).text, "array")
     understood = tuple(
         Understood(
@@ -106,6 +120,10 @@ def parse_script(
         )
         for each in chosen.values()
         if each.given.option.does == "acts"
+    ) + tuple(
+        Understood(f"--{each.given.option.name}", each.given.value or "", "Slurm's, as it is", each.where)
+        for name, each in size.items()
+        if name not in chosen
     )
     ignored = (*_find_ignored(chosen), *notes, *find_unread(lines))
     return Submission(spec, array, ignored, int(spec.slurm["SLURM_JOB_NUM_NODES"]), understood)
@@ -123,8 +141,9 @@ def read_script(data: ScriptSubmit, now: int) -> Submission:
         now=now,
         zone=find_zone(data.env.get("TZ")),
         contained=is_reference(data.image),
+        direct=data.direct,
     )
-    if submission.nodes > 1:
+    if submission.nodes > 1 and not data.direct:
         raise Refused(
             f"The script asks for {submission.nodes} nodes, and this Steelyard is one machine. Ask for one node with all tasks "
             f"on it: --nodes=1 --ntasks={submission.spec.slurm['SLURM_NTASKS']}.",
@@ -198,7 +217,18 @@ def _placed(chosen: Mapping[str, Setting], parse: Callable[[], T], name: str = "
 # what they ask for
 
 
-def _make_spec(chosen: Mapping[str, Setting], call: _Call) -> tuple[JobSpec, list[str]]:
+def _measure(chosen: Mapping[str, Setting], direct: bool) -> Size:
+    """Of a job for Slurm it is what is shown of it, as far as we can tell: Slurm measures for itself."""
+    values = {name: each.given.value for name, each in chosen.items() if not (direct and name == "exclusive")}
+    try:
+        return _placed(chosen, lambda: measure(values))
+    except Refused:
+        if not direct:
+            raise
+        return measure({})
+
+
+def _make_spec(chosen: Mapping[str, Setting], call: _Call, size: Size) -> tuple[JobSpec, list[str]]:
     """The job, and sentences about options that are acted on in part."""
     notes: list[str] = []
     folder = _find_folder(_value(chosen, "chdir"), call.cwd)
@@ -208,7 +238,11 @@ def _make_spec(chosen: Mapping[str, Setting], call: _Call) -> tuple[JobSpec, lis
         notes.append(f"the environment: {names} can't be passed on (shell functions, values with NUL)")
     if unread := sorted(name for name in call.env if name.startswith("SBATCH_")):
         notes.append(f"the environment: {', '.join(unread[:10])} is not read: give options on the command line")
-    size = _placed(chosen, lambda: measure({name: each.given.value for name, each in chosen.items()}))
+    variables = exported.env
+    if call.direct:
+        variables = {name: value for name, value in exported.env.items() if _PLAIN.fullmatch(name)}
+        if odd := sorted(exported.env.keys() - variables):
+            notes.append(f"the environment: {', '.join(odd[:10])} can't be passed on by a batch script")
     warn, signal_notes = _find_warning(chosen)
     priority, held, priority_notes = _find_priority(chosen)
     name, name_notes = _find_name(chosen, call.name)
@@ -220,7 +254,7 @@ def _make_spec(chosen: Mapping[str, Setting], call: _Call) -> tuple[JobSpec, lis
         name=name,
         argv=(call.name, *call.arguments),
         cwd="" if call.contained and "chdir" not in chosen else folder,
-        env=exported.env,
+        env=variables,
         resources=size.resources,
         script=call.text,
         priority=priority,

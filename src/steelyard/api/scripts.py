@@ -9,13 +9,13 @@ from litestar import Request, Response, post
 
 from steelyard.api.auth import caller_of
 from steelyard.api.idempotency import IdempotencyKey, mutate
-from steelyard.api.jobs import check_room, submitter
+from steelyard.api.jobs import check_attached, check_room, submitter
 from steelyard.api.problems import errors
 from steelyard.api.requests import require_json
 from steelyard.api.sbatch_script import read_script
 from steelyard.api.services import services_of
 from steelyard.api.submission import insert_jobs
-from steelyard.control import JOBS
+from steelyard.control import DIRECT, JOBS
 from steelyard.model.image import is_reference, parse_image
 from steelyard.store import Tx
 from steelyard.wire.api import ScriptSubmit, ScriptSubmitted
@@ -34,6 +34,8 @@ async def submit_script(
     image = parse_image(data.image).text if is_reference(data.image) else data.image
     spec = msgspec.structs.replace(submission.spec, image=image)
 
+    check_attached(services, spec)
+
     def submit(tx: Tx) -> ScriptSubmitted:
         owner = submitter(tx, services, caller)
         jobs = insert_jobs(tx, spec, owner, now, root=services.root, array=submission.array)
@@ -41,7 +43,7 @@ async def submit_script(
         return ScriptSubmitted(jobs[0].id if place is None else place.id, submission.ignored, submission.array)
 
     answer = await mutate(request, idempotency_key, 201, submit)
-    services.driver.poke(JOBS)
+    services.driver.poke(DIRECT if spec.direct else JOBS)
     return answer
 
 

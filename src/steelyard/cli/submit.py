@@ -34,12 +34,13 @@ Examples:
   steelyard submit --test-only train.sh
   steelyard submit --volume data:/data train.sh
   steelyard submit --image docker://python:3.12 train.sh
+  steelyard submit --direct -N2 -n8 mpi.sh
   steelyard submit --wait --wrap 'make -j4'
   next=$(steelyard submit --parsable --dependency=afterok:$first next.sh)
 """
-_OWN = (Option("json", "", NONE), Option("home"), Option("secret"), Option("volume"), Option("image"))
+_OWN = (Option("json", "", NONE), Option("home"), Option("secret"), Option("volume"), Option("image"), Option("direct", "", NONE))
 #: what this command does itself
-_OURS = {"json", "home", "secret", "volume", "image", "test-only", "parsable", "wait", "quiet", "help", "usage"}
+_OURS = {"json", "home", "secret", "volume", "image", "direct", "test-only", "parsable", "wait", "quiet", "help", "usage"}
 
 
 class SubmitCommand(click.Command):
@@ -69,6 +70,8 @@ def _as_click(given: Given) -> str:
 @click.option("--quiet", "-Q", is_flag=True, help="Don't name what is ignored.")
 @click.option("--image", default="", metavar="IMAGE", help="Run it in an image of `steelyard image ls`, or in a container: "
               "registry.host/path:tag, docker://name:tag, oci:/path or docker-archive:/path.")  # fmt: skip
+@click.option("--direct", is_flag=True, help="Through Slurm's own queue, on the cluster of `steelyard cluster attach`, with the "
+              "options that say how large it is as they are.")  # fmt: skip
 @secret_option
 @volume_option
 @home_option
@@ -82,6 +85,7 @@ def submit(
     wait: bool,
     quiet: bool,
     image: str,
+    direct: bool,
     secrets: tuple[str, ...],
     volumes: tuple[str, ...],
     home: Path | None,
@@ -91,7 +95,7 @@ def submit(
     options: tuple[str, ...] = ctx.meta[__name__]
     script, name = _read(words, wrapped=any(option.startswith("--wrap=") for option in options))
     given = name_image(image, _here()), parse_volumes(volumes), parse_uses(secrets)
-    data = ScriptSubmit(script, _here(), words[1:], options, clean(os.environ), name, *given)
+    data = ScriptSubmit(script, _here(), words[1:], options, clean(os.environ), name, *given, direct)
     if test_only:
         _show(read_script(data, SystemClock().now_us()), as_json)
         return

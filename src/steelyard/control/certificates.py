@@ -21,14 +21,18 @@ class GatewayCertificate:
         """Sees to it that there is one that is not due. Blocks. Raises EdgeFailed or StoreDamaged; what is there stays."""
         if self._present is not None and not self._present.due(now):
             return
+        try:
+            present = self._obtain(now)
+        except OSError as err:
+            text = f"The gateway's certificate could not be written ({err.strerror}), so functions in pools are not reached."
+            raise EdgeFailed(text, code="gateway-certificate") from err
+        self._present = present
+
+    def _obtain(self, now: int) -> Certificate:
         trusted = self._authority.certificate_pem(now)
         found = read_certificate(self._paths)
         present = None if found is None or found[2] != trusted else load_certificate(*found[:2])
         if present is None or present.identity != HOME_GATEWAY or present.due(now):
             present = self._authority.issue(HOME_GATEWAY.role, HOME_GATEWAY.name, (), now, LIFE_S)
-            try:
-                write_certificate(self._paths, present, trusted)
-            except OSError as err:
-                text = f"The gateway's certificate could not be written ({err.strerror}), so functions in pools are not reached."
-                raise EdgeFailed(text, code="gateway-certificate") from err
-        self._present = present
+            write_certificate(self._paths, present, trusted)
+        return present

@@ -39,8 +39,8 @@ from steelyard.wire.agent import AttemptState
 #: with nothing handed over it looks this often
 IDLE_S = 30.0
 #: between two looks; longer where a cluster takes long to answer, so that it is asked for LOOK_SHARE of the time at most, and for
-#: many jobs: each costs squeue and us some 14 us at every look (bench: `watching`), which is to be 2 % of a core in all
-LOOK_S, LOOK_SHARE, LOOK_EACH_S, LOOK_MAX_S = 1.0, 0.1, 0.0007, 10.0
+#: many jobs: each costs squeue and us some 15 us at every look (bench: `watching`), which is to be 2 % of a core in all
+LOOK_S, LOOK_SHARE, LOOK_EACH_S, LOOK_MAX_S = 1.0, 0.1, 0.0008, 10.0
 #: a lost submission has reached the cluster by then, or never will
 SETTLE_NS = 15 * 1_000_000_000
 #: looks that failed, one after the other, before anybody is told that the cluster is silent

@@ -12,6 +12,7 @@ import msgspec
 
 from steelyard.clock import Clock
 from steelyard.control import ASSIGNMENT, JOBS, ROLLOUTS
+from steelyard.control.places import place_now
 from steelyard.control.traffic import roll_back
 from steelyard.control.watch import Watch
 from steelyard.errors import NoRoom, Refused, Unreachable
@@ -178,7 +179,9 @@ async def carry_out(store: Store, actions: Actions) -> Report:
 def _go_back(tx: Tx, row: Function, reason: Reason, why: str, now: int) -> bool:
     assert row.rollout is not None
     try:
-        tx.put_function(roll_back(tx, row, row.rollout.before, reason, why, now, row.owner.user))
+        after = roll_back(tx, row, row.rollout.before, reason, why, now, row.owner.user)
+        # who is not heard just now is for the loop of places to see
+        tx.put_function(place_now(tx, row, after, lambda machine: False))
     except (NoRoom, Refused, Unreachable) as err:
         # tried once: what fails for want of room would fail again each second, and every deploy is a new try
         text = f"revision {row.rollout.revision} should go back ({why}), but can't: {err.public}"

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import math
 import signal as signals
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
 import msgspec
@@ -27,13 +27,27 @@ class Fate(msgspec.Struct, frozen=True):
     output: bytes = b""
     #: signals that it lives on after
     ignores: frozenset[int] = frozenset()
+    #: the signal that ends it, instead of `exit_code`
+    killed_by: int | None = None
+    #: signals that it ends on with `exit_code`
+    traps: frozenset[int] = frozenset()
+    #: it ends when it is told to
+    stays: bool = False
+    #: of an array: the exit code of each index; and: good from the second attempt on
+    by_index: Callable[[int], int] | None = None
+    by_attempt: bool = False
     #: of a gang: the one that ends by itself
     bad_rank: int | None = None
+
+    def code_of(self, job: Job) -> int:
+        if self.by_attempt and job.attempt > 1:
+            return 0
+        return self.exit_code if self.by_index is None or job.array is None else self.by_index(job.array.index)
 
 
 class FakeEngine:
     def __init__(self, fates: Mapping[tuple[str, ...], Fate] | None = None) -> None:
-        self._fates = fates or {}
+        self._fates = {} if fates is None else fates
         self._queue: dict[str, QueueEntry] = {}
         self._records: dict[str, list[RankRecord]] = {}
         self._starts: dict[str, list[RankRecord]] = {}
@@ -133,9 +147,11 @@ class FakeEngine:
     def end(self, job: Job, killed_by: int | None = None) -> None:
         """All ranks alike, but where its fate is that of `bad_rank` alone: then the others are ended with it, as by srun."""
         fate = self._fate(job)
+        killed_by = fate.killed_by if killed_by is None else killed_by
+        killed_by = None if killed_by in fate.traps else killed_by
         ends: list[RankRecord] = []
         for rank in range(_ranks(job)):
-            code, number = (fate.exit_code, None) if killed_by is None else (None, killed_by)
+            code, number = (fate.code_of(job), None) if killed_by is None else (None, killed_by)
             late = killed_by is None and fate.bad_rank not in (None, rank)
             if late:
                 code, number = None, int(signals.SIGKILL)

@@ -143,6 +143,8 @@ class JobSpec(msgspec.Struct, frozen=True):
     secrets: tuple[SecretUse, ...] = ()
     #: goes through the queue of the attached cluster and not through ours
     direct: bool = False
+    #: of a script that does: options for the cluster's `sbatch`, which say how large it is, as they were written
+    sbatch: tuple[str, ...] = ()
     #: on whose machines it runs; "": on the home's own
     pool: str = ""
     #: it runs in one (WebSocket `/v1/jobs/{job}/terminal`), which is hung up when nobody comes to it for a minute; in a container

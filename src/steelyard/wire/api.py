@@ -85,6 +85,8 @@ class ScriptSubmit(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     #: sbatch knows nothing of these
     volumes: tuple[VolumeMount, ...] = ()
     secrets: tuple[SecretUse, ...] = ()
+    #: into the queue of the attached cluster
+    direct: bool = False
 
 
 class ScriptSubmitted(msgspec.Struct, frozen=True):

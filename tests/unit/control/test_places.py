@@ -15,9 +15,10 @@ from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, 
 from control_world import MACHINE, World, make_pilot, make_world
 from steelyard.control.places import PlacesLoop, place_now
 from steelyard.control.reports import greet
+from steelyard.control.rollouts import Actions, carry_out
 from steelyard.control.traffic import deploy_revision
 from steelyard.errors import NoRoom
-from steelyard.model.function import Function, FunctionSpec, FunctionState, Revision, Routes, Share
+from steelyard.model.function import Function, FunctionSpec, FunctionState, Revision, Rollout, Routes, Share
 from steelyard.model.ids import DEFAULT_PROJECT, OWN_MACHINE, FunctionName, MachineId
 from steelyard.model.job import Owner, Resources
 from steelyard.model.reason import Reason
@@ -58,10 +59,10 @@ class Pool:
 
         await self.world.store.write(commit)
 
-    async def deploy(self, spec: FunctionSpec = PLAIN, percent: int = 100) -> None:
+    async def deploy(self, spec: FunctionSpec = PLAIN, percent: int = 100, errors_max: float | None = None) -> None:
         def commit(tx: Any) -> None:
             number, now = tx.bump("revision"), self.world.clock.now_us()
-            new = Revision(NAME, DEFAULT_PROJECT, OWNER, 1, number, spec, now, "ann")
+            new = Revision(NAME, DEFAULT_PROJECT, OWNER, 1, number, spec, now, "ann", errors_max)
             row = tx.function(DEFAULT_PROJECT, NAME) or Function(NAME, DEFAULT_PROJECT, OWNER, 0, number, spec, now)
             tx.put_function(place_now(tx, row, deploy_revision(tx, row, new, percent, ""), self.lost.__contains__))
 
@@ -230,6 +231,26 @@ def test_cores_of_its_own_are_had_on_that_machine_or_the_next() -> None:
             await pool.deploy(msgspec.structs.replace(DEDICATED, resources=Resources(2.0, timing=Timing.DEDICATED)))
         await pool.settle()
         assert [each.revision for each in pool.world.agents.away[P1][-1].functions] == [2]
+
+    play(script)
+
+
+def test_who_goes_back_has_its_cores_at_once() -> None:
+    async def script(pool: Pool) -> None:
+        await pool.add(P1)
+        await pool.deploy(DEDICATED)
+        await pool.settle()
+        await pool.deploy(DEDICATED, errors_max=0.1)
+        await pool.settle()
+        row = await pool.row()
+        rollout = Rollout(2, (Share(1, 100),), 0.1)
+        back = msgspec.structs.replace(row, generation=row.generation + 1, rollout=rollout)
+        await pool.world.store.write(lambda tx: tx.put_function(back))
+        actions = Actions(1, back=((back, Reason.TOO_MANY_ERRORS, "too many"),))
+        assert (await carry_out(pool.world.store, actions)).back == (NAME,)
+        await pool.world.assignment.activate()
+        (told,) = pool.world.agents.away[P1][-1].functions
+        assert told.revision == 1 and told.plan is not None and told.plan.cpus == (1,)
 
     play(script)
 

@@ -115,6 +115,11 @@ class SlurmClient:
                 "Start it (systemctl start munge) and see that the cluster's key is there.",
                 code="munge-down",
             )
+        if "Zero Bytes were" in text:
+            return Unreachable(
+                f"slurmctld hangs up without a word ({said}): most often munge's key on {where} is not the cluster's, or their "
+                "clocks differ by minutes. Jobs that run go on."
+            )
         if any(words in text for words in _SILENT):
             return Unreachable(f"slurmctld does not answer ({said}). Jobs that run go on; ask again when it is back.")
         return Refused(f"Slurm says: {said}", code="slurm-refused")

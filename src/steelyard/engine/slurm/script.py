@@ -60,9 +60,7 @@ def name_folder(attachment: Attachment, uid: int) -> str:
 
 def make_options(batch: Batch, attachment: Attachment, tag: str, uid: int) -> list[str]:
     job = batch.first
-    spec, gang, each = job.spec, job.spec.gang, job.spec.resources
-    tasks, cpus = _tasks(job)
-    ranks = 1 if gang is None else gang.tasks_per_node
+    spec, gang = job.spec, job.spec.gang
     # what Slurm has to say; the ranks' own output is theirs alone
     said = {"output": f"{make_literal(name_folder(attachment, uid))}/{batch.pattern()}.slurm"}
     options: dict[str, str] = {
@@ -70,24 +68,32 @@ def make_options(batch: Batch, attachment: Attachment, tag: str, uid: int) -> li
         "comment": name_comment(tag, batch.attempts),
         "chdir": spec.cwd,
         **(_outputs(batch, attachment, uid) if gang is None else said),
-        "nodes": str(1 if gang is None else gang.nodes),
-        "ntasks-per-node": str(tasks),
-        "cpus-per-task": str(cpus),
+        # a script says itself how large it is (`spec.sbatch`)
+        **({} if spec.sbatch else _size(job)),
         **choose_queue(attachment, spec.account),
     }
+    if any(word.startswith("--partition=") for word in spec.sbatch):
+        options.pop("partition", None)
     if batch.base is not None:
         options["array"] = batch.tasks
-    if each.memory_bytes is not None:
-        options["mem"] = f"{math.ceil(each.memory_bytes * ranks / (1 << 20))}M"
-    if each.gpus is not None:
-        model = f":{each.gpus.model.lower()}" if each.gpus.model else ""
-        options["gres"] = f"gpu{model}:{each.gpus.count * ranks}"
     if spec.max_duration_s is not None:
         options["time"] = str(math.ceil(spec.max_duration_s / 60))
     if spec.warn is not None:
         whom = "B:" if gang is None and not spec.warn.steps_only else ""
         options["signal"] = f"{whom}{spec.warn.signal}@{math.ceil(spec.warn.before_s)}"
-    return ["--parsable", "--no-requeue", *(f"--{name}={value}" for name, value in options.items())]
+    return ["--parsable", "--no-requeue", *spec.sbatch, *(f"--{name}={value}" for name, value in options.items())]
+
+
+def _size(job: Job) -> dict[str, str]:
+    gang, each = job.spec.gang, job.spec.resources
+    ranks, (tasks, cpus) = 1 if gang is None else gang.tasks_per_node, _tasks(job)
+    found = {"nodes": str(1 if gang is None else gang.nodes), "ntasks-per-node": str(tasks), "cpus-per-task": str(cpus)}
+    if each.memory_bytes is not None:
+        found["mem"] = f"{math.ceil(each.memory_bytes * ranks / (1 << 20))}M"
+    if each.gpus is not None:
+        model = f":{each.gpus.model.lower()}" if each.gpus.model else ""
+        found["gres"] = f"gpu{model}:{each.gpus.count * ranks}"
+    return found
 
 
 def render_script(batch: Batch, attachment: Attachment, uid: int) -> str:
@@ -98,10 +104,7 @@ def render_script(batch: Batch, attachment: Attachment, uid: int) -> str:
     lines = [
         "#!/bin/sh",
         f"# {batch.attempts} of Steelyard: the step that stands before each task, its variables, and the tasks.",
-        f"sy_step=$(cat <<'{_END}'",
-        _STEP.read_text().rstrip("\n"),
-        _END,
-        ")",
+        f"sy_step={shlex.quote(_STEP.read_text())}",
         f"sy_python={_PYTHON}; [ -x $sy_python ] || sy_python=python3",
     ]
     start = '$sy_python -I -S -c "$sy_step" "$sy_prefix"'
@@ -204,5 +207,8 @@ def _tell(batch: Batch) -> dict[str, str]:
         told |= tell_array(job.id, job.array)
     if gang is not None:
         told |= {"STEELYARD_NODES": str(gang.nodes), "STEELYARD_TASKS": str(gang.world_size), "MASTER_PORT": str(_port(job))}
+    if job.spec.script is not None and "SLURM_SUBMIT_DIR" in job.spec.slurm:
+        # Slurm was called by us, and from nowhere
+        told["SLURM_SUBMIT_DIR"] = job.spec.slurm["SLURM_SUBMIT_DIR"]
     who = _WHO if batch.base is None else (*_WHO, "STEELYARD_ARRAY_INDEX", "SLURM_ARRAY_TASK_ID")
     return {name: value for name, value in told.items() if name not in who}

@@ -57,7 +57,7 @@ def main(words):
     for each in early:
         os.kill(task, each)
     facts = {**began, **look_around()}
-    write(f"{prefix}.{rank}.started", facts)
+    write(f"{prefix}.{rank}.started", facts, lasting=False)
     _, status, used = os.wait4(task, 0)
     if kind == "script":
         os.unlink(command[0])
@@ -221,13 +221,14 @@ def read_number(path):
         return 0
 
 
-def write(path, record):
-    """All of it or nothing, for whoever reads it: temp, fsync, rename."""
+def write(path, record, lasting=True):
+    """All of it or nothing, for whoever reads it: temp, fsync, rename. What need not outlive the node is not synced."""
     try:
         with open(f"{path}.tmp", "w") as file:
             file.write(render(record) + "\n")
             file.flush()
-            os.fsync(file.fileno())
+            if lasting:
+                os.fsync(file.fileno())
         os.rename(f"{path}.tmp", path)
     except OSError:
         pass  # said by `claim` already

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import gc
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from types import CodeType, FunctionType
 from typing import Any
 
@@ -25,22 +25,31 @@ _OURS = ("steelyard_runner", "steelyard")
 _gathered: set[CodeType] = set()
 
 
-def practise(way: Callable[[int], None], everything: bool) -> None:
-    """It is told how often it was gone before. `everything`: functions are looked for among all objects, which is written to each
-    of them; otherwise by their names."""
-    ran = _watch(lambda: way(0)) - _gathered
+def practise(ways: Sequence[Callable[[int], None]], everything: bool) -> None:
+    """The most usual one first; each is told how often it was gone before. `everything`: functions are looked for among all
+    objects, which is written to each of them; otherwise by their names."""
+    for way in reversed(ways):  # what is imported on the way is there before anything is moved
+        way(0)
+    for way in ways:  # what runs on the first lies together, then what else runs on the next
+        _gather(_watch(lambda way=way: way(0)) - _gathered, everything)
+    for way in reversed(ways):  # code that meets several kinds of objects is rewritten for the one that it met last
+        for at in range(1, ROUNDS + 1):
+            way(at)
+
+
+def _gather(ran: set[CodeType], everything: bool) -> None:
     if everything:
         gc.unfreeze()  # what is frozen is not listed
         gc.collect()
     fill_holes()
     owners = list(_owners(ran))
+    moved: set[CodeType] = set()
     for function in [each for each in gc.get_objects() if type(each) is FunctionType] if everything else _functions(owners):
         if function.__code__ in ran:
             function.__code__ = function.__code__.replace()
-            _gathered.add(function.__code__)
-    _replace(owners)
-    for at in range(1, ROUNDS + 1):
-        way(at)
+            moved.add(function.__code__)
+    _replace(owners, moved)
+    _gathered.update(moved)
 
 
 def _watch(way: Callable[[], None]) -> set[CodeType]:
@@ -55,12 +64,12 @@ def _watch(way: Callable[[], None]) -> set[CodeType]:
     return found
 
 
-def _replace(owners: list[Any]) -> None:
+def _replace(owners: list[Any], moved: set[CodeType]) -> None:
     """Functions of ours that ran, by copies that lie side by side."""
     copies: dict[FunctionType, FunctionType] = {}
     for owner in owners:
         for name, value in list(vars(owner).items()):
-            if type(value) is FunctionType and value.__code__ in _gathered and _is_ours(value.__module__):
+            if type(value) is FunctionType and value.__code__ in moved and _is_ours(value.__module__):
                 if value not in copies:
                     copies[value] = _copy(value)
                 setattr(owner, name, copies[value])

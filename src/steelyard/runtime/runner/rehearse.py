@@ -13,6 +13,7 @@ import json
 import os
 import socket
 import sys
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 from .grow import Seed, given_environment, take_environment
@@ -26,24 +27,24 @@ _GROW = {"op": "grow", "role": "revision", "cgroups": 0, "function": "", "code_d
 _ORDER = {"op": "fork", "replica": "", "cpus": [0], "cgroups": 0, "private": False, "sent_ns": 0}
 #: file and attribute
 _PLAIN = (("app.py", "app"),)
-_DECLARED = tuple(("rehearsed_app.py", attr) for attr in ("function", "endpoint", "Model"))
+_DECLARED = (("rehearsed_app.py", "function"), ("rehearsed_app.py", "endpoint"))
+_CLASS = (("rehearsed_class.py", "generator"), ("rehearsed_class.py", "Model"))
 _MODELS = (("rehearsed_models.py", "endpoint"),)
 
 
 def rehearse(template: Template, role: str) -> None:
     """`template` is a base or an environment that has imported all it will. OSError when the kernel refuses a part of the way."""
-    apps = _PLAIN if role == "base" else _DECLARED if "steelyard.sdk.serving" in sys.modules else ()
-    if apps and role != "base" and "pydantic" in sys.modules:
-        apps = (*apps, *_MODELS)
+    ways = [_PLAIN] if role == "base" else []
+    if role != "base" and "steelyard.sdk.serving" in sys.modules:
+        ways = [_DECLARED, _CLASS, *([_MODELS] if "pydantic" in sys.modules else ())]
     folder, env = os.getcwd(), given_environment()
 
-    def go(at: int) -> None:
+    def go(apps: tuple[tuple[str, str], ...], at: int) -> None:
         for file, attr in apps:
             _go_once(template, {"file": file, "attr": attr, "env": env | {"STEELYARD_REHEARSAL": str(at)}})
 
     try:
-        if apps:
-            practise(go, everything=role == "base")
+        practise([partial(go, apps) for apps in ways], everything=role == "base")
     finally:
         template._forking.answer = None
         os.chdir(folder)

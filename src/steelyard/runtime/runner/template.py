@@ -271,16 +271,18 @@ class Template:
     def _learn(self, agent: Connection) -> dict[str, Any] | None:
         """Answered by a child, whose memory goes with it. Only on a connection that is asked nothing else, since the template may
         answer other packets before."""
-        path = os.path.join(self._revision["code_dir"], self._revision["file"])
-        folders = [self._revision["code_dir"], user.package_of(path)[0]]
         if self._refuse() is not None:
-            return {"names": learn(folders)}
+            return {"names": self._learned()}
         if self._fork_quietly():
             return None
         try:
-            self._send(agent, {"names": learn(folders)})
+            self._send(agent, {"names": self._learned()})
         finally:
             os._exit(0)
+
+    def _learned(self) -> list[str]:
+        path = os.path.join(self._revision["code_dir"], self._revision["file"])
+        return learn([self._revision["code_dir"], user.package_of(path)[0]])
 
     def _grow(self, packet: Packet, agent: Connection) -> dict[str, Any] | Seed | None:
         """Answered by the child, on a connection that is asked nothing else. Of what this process writes after the fork it gets
