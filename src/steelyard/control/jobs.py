@@ -20,6 +20,7 @@ from steelyard.control.watch import Watch
 from steelyard.errors import Conflict
 from steelyard.lifecycle.job import Change, explain_wait, preempt_job, refuse_job, resume_job, start_job
 from steelyard.lifecycle.node import plan_blocked
+from steelyard.lifecycle.pilot import explain_coming
 from steelyard.model.function import Function
 from steelyard.model.ids import FunctionName, JobId, ProjectName
 from steelyard.model.job import NO_SHARE, Job, JobState, Plan, Resources
@@ -86,7 +87,10 @@ async def load_all(store: Store, live: LiveJobs) -> Seen:
         machines = tuple(tx.machines())
         fixed = hold_functions(tx.functions(), machines)
         standings = read_standings(tx, asked)
-        facts = Snapshot(machines, (), fixed, tuple(tx.accounts()), tuple(tx.quotas()), standings)
+        pools = tx.pools()
+        pilots = tx.pilots() if pools else []
+        coming = {pool.name: text for pool in pools if (text := explain_coming(pool, pilots))}
+        facts = Snapshot(machines, (), fixed, tuple(tx.accounts()), tuple(tx.quotas()), standings, coming)
         return facts, tx.jobs_changed(live.change)
 
     facts, changed = await store.read(read)

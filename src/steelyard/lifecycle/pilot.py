@@ -5,6 +5,7 @@ A pilot goes SUBMITTED, WAITING, STARTING, READY, DRAINING, ENDED; any of them m
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from datetime import UTC, datetime
 
 from msgspec.structs import replace
@@ -99,3 +100,17 @@ def judge_pool(pool: Pool, before: Pilot, pilot: Pilot, now: int) -> Pool:
 def fail_pool(pool: Pool, complaint: str, now: int) -> Pool:
     wait_s = min(BACKOFF_MAX_S, BACKOFF_S * 2 ** min(pool.failures, 10))
     return replace(pool, failures=pool.failures + 1, not_before=now + round(wait_s * 1e6), complaint=complaint)
+
+
+def explain_coming(pool: Pool, pilots: Iterable[Pilot]) -> str:
+    """What a pool without a machine that takes work waits for, for people; "" where nothing is on its way."""
+    for state in (PilotState.STARTING, PilotState.WAITING, PilotState.SUBMITTED):
+        first = next((pilot for pilot in pilots if pilot.pool == pool.name and pilot.state is state), None)
+        if first is not None:
+            words = {
+                PilotState.STARTING: f"starts on {first.node}",
+                PilotState.WAITING: f"waits in Slurm's queue: {first.detail or 'it was just submitted'}",
+                PilotState.SUBMITTED: "is being asked for",
+            }
+            return f"its machine {first.id} {words[state]}"
+    return f"no machine comes to pool {pool.name}: {pool.complaint}" if pool.complaint else ""

@@ -65,6 +65,8 @@ class Snapshot(msgspec.Struct, frozen=True):
     quotas: tuple[Quota, ...] = ()
     #: of every dependency of a queued job
     standings: Mapping[Dependency, Standing] = {}
+    #: pool -> what is on its way to it
+    coming: Mapping[str, str] = {}
 
     def usable(self, pool: str) -> tuple[Machine, ...]:
         """The machines of a pool ("": the home's own) that take work."""
@@ -79,7 +81,8 @@ class Snapshot(msgspec.Struct, frozen=True):
             detail = "the machine is out of use; `steelyard check` says why, `steelyard check --readmit node` puts it back"
             return Reason.NODE_DRAINED, detail
         if not there:
-            return Reason.NO_MACHINE, f"pool {pool} has no machine now; `steelyard pool status {pool}` says what it waits for"
+            unknown = f"pool {pool} has no machine now; `steelyard pool status {pool}` says what it waits for"
+            return Reason.NO_MACHINE, self.coming.get(pool) or unknown
         return Reason.NODE_DRAINED, f"no machine of pool {pool} takes new work: {_say_why(there)}"
 
 

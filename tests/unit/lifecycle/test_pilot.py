@@ -9,6 +9,7 @@ from steelyard.lifecycle.pilot import (
     drain_pilot,
     end_pilot,
     ends_within,
+    explain_coming,
     find_drain,
     greet_pilot,
     judge_pool,
@@ -98,3 +99,13 @@ def test_ends_without_work_are_counted_with_longer_and_longer_rests_until_one_wo
     # one that left the queue because nobody waited for it any more did nothing wrong
     gone = end_pilot(drain_pilot(in_state(PilotState.WAITING), "idle"), "", "", 0)
     assert judge_pool(POOL, in_state(PilotState.DRAINING), gone, 0) == POOL
+
+
+def test_a_pool_without_a_machine_says_what_is_nearest() -> None:
+    waits = apply_entry(NEW, QueueEntry("7", "PENDING", "Resources"), "", 1)
+    starts = apply_entry(replace(NEW, id=MachineId("p-2")), RUNS, "", 2)
+    assert explain_coming(POOL, [NEW]) == "its machine p-1 is being asked for"
+    assert explain_coming(POOL, [NEW, waits]) == "its machine p-1 waits in Slurm's queue: Resources"
+    assert explain_coming(POOL, [waits, starts]) == "its machine p-2 starts on n1"
+    assert explain_coming(POOL, [replace(waits, pool="other")]) == ""
+    assert explain_coming(replace(POOL, complaint="Slurm says: no"), []) == "no machine comes to pool p: Slurm says: no"
