@@ -106,6 +106,7 @@ class Machines(RuleBasedStateMachine):
 
     @rule(cpus=st.sampled_from([0.5, 1.0, 2.0]), pool=st.sampled_from(["", "train"]), retry=st.booleans())
     def submit(self, cpus: float, pool: str, retry: bool) -> None:
+        self.world.clock.advance(0.001)  # of those submitted in one moment nobody is promised to be first
         rules = (RetryRule(RetryOn.NODE_LOST, 50, 0.0),) if retry else ()
         self.run(self.world.submit(spec=JobSpec("x", ("true",), "/", resources=Resources(cpus), pool=pool, retry=rules)))
         self.decide()

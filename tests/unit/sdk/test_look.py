@@ -69,7 +69,7 @@ def as_inspect_says(function: Callable[..., Any]) -> list[tuple[str, int, bool]]
     ]
 
 
-@pytest.mark.parametrize("function", CALLABLES, ids=str)
+@pytest.mark.parametrize("function", CALLABLES)
 def test_parameters_and_kinds_are_those_of_inspect(function: Callable[..., Any]) -> None:
     assert look.parameters_of(function) == as_inspect_says(function)
     assert look.is_async(function) == (inspect.iscoroutinefunction(function) or inspect.isasyncgenfunction(function))
