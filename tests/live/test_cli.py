@@ -201,6 +201,8 @@ def test_a_function_from_deploy_to_delete(shared: Cluster) -> None:
         "app",
         "interface",
         "expires_at",
+        "pool",
+        "machines",
     }
     assert set(rows[0]) == shape
     assert (rows[0]["name"], rows[0]["revision"], rows[0]["state"], rows[0]["public"]) == ("hello", 1, "SLEEPING", True)

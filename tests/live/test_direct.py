@@ -35,7 +35,7 @@ def shared(bed: SlurmBed) -> Iterator[Direct]:
 
 @pytest.fixture(scope="module")
 def limited(shared: Direct) -> str:
-    """Ended by Slurm a minute or two later: the last test asks how."""
+    """Ended by Slurm a minute or two later: a test asks how, before others take nodes and Slurm's memory away."""
     return shared.begin("--max-duration", "1m", "--", "sh", "-c", "exec sleep 1000")
 
 
@@ -286,6 +286,11 @@ def test_a_killed_slurmd_costs_no_job(shared: Direct) -> None:
     assert len(shared.entries(job)) == 1
 
 
+def test_a_job_at_its_time_limit_is_ended_by_slurm_and_says_so(shared: Direct, limited: str) -> None:
+    seen = shared.wait_job(limited, "FAILED", 110)
+    assert (seen["reason"], seen["exit_code"]) == ("max-duration", 128 + signal.SIGTERM)
+
+
 def test_a_node_that_is_cut_off_loses_its_job_and_another_attempt_runs_elsewhere(shared: Direct) -> None:
     mark = shared.folder / "cut"
     script = f"hostname; [ ! -e {mark} ] || exit 0; exec sleep 1000"
@@ -334,8 +339,3 @@ def test_a_changed_slurm_conf_is_slurms_business(shared: Direct) -> None:
         shared.bed["head"].ok("scontrol", "reconfigure")
     assert (shared.bed.folder / "slurm.conf").read_text() == before
     shared.wait_job(job, "SUCCEEDED", 60)
-
-
-def test_a_job_at_its_time_limit_is_ended_by_slurm_and_says_so(shared: Direct, limited: str) -> None:
-    seen = shared.wait_job(limited, "FAILED", 110)
-    assert (seen["reason"], seen["exit_code"]) == ("max-duration", 128 + signal.SIGTERM)

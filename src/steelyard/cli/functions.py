@@ -85,15 +85,16 @@ def functions(app: str | None, home: Path | None, as_json: bool) -> None:
     if as_json:
         print_json([msgspec.convert(view, FunctionRow, from_attributes=True) for view in found])
         return
+    pools = any(f.pool for f in found)
     print_table(
-        ("app", "name", "revision", "state", "machines", "replicas", "waking", "queued", "access", "url"),
+        ("app", "name", "revision", "state", *(["machines"] if pools else []), "replicas", "waking", "queued", "access", "url"),
         [
             (
                 f.app,
                 f.name,
                 str(f.revision),
                 f"{f.state}, lends" if f.lends else f.state,
-                ", ".join(f.machines) or (f"none of {f.pool}" if f.pool else ""),
+                *([", ".join(f.machines) or (f"none of {f.pool}" if f.pool else "")] if pools else []),
                 str(f.replicas),
                 str(f.waking),
                 str(f.queued),
