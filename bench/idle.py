@@ -4,13 +4,12 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable
-from pathlib import Path
 
 from bench.figures import Figure
 from bench.installation import EXAMPLES, installation
 from bench.warm import cpu_seconds
 from steelyard.host.proc import rss_bytes
-from steelyard.runtime import launch
+from steelyard.runtime.launcher import find_launchers
 
 OURS = ("server", "agent", "spawner", "launchers")
 
@@ -62,9 +61,3 @@ def measure_idle(say: Callable[[str], None], quick: bool) -> list[Figure]:
             {f"{name} (%)": share for name, share in used.items()},
         ),
     ]
-
-
-def find_launchers(spawner: int) -> list[int]:
-    """What forks for the spawner is no program of its own in `steelyard status`."""
-    children = Path(f"/proc/{spawner}/task/{spawner}/children").read_text().split()
-    return [int(pid) for pid in children if launch.__file__.encode() in Path(f"/proc/{pid}/cmdline").read_bytes()]

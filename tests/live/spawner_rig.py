@@ -23,6 +23,7 @@ from steelyard.host.cgroup import open_cgroups
 from steelyard.host.proc import boot_id
 from steelyard.model.ids import WorkloadId
 from steelyard.model.job import Plan
+from steelyard.runtime.launcher import find_launchers
 from steelyard.runtime.process import ProcessRuntime
 from steelyard.runtime.procstat import process_runs
 from steelyard.runtime.record_lane import RecordLane
@@ -137,24 +138,12 @@ async def open_rig() -> AsyncIterator[Rig]:
 
 def children_of(pid: int) -> list[int]:
     """All but its launchers."""
-    launchers = launchers_of(pid)
+    launchers = find_launchers(pid)
     return [child for child in all_children_of(pid) if child not in launchers]
-
-
-def launchers_of(pid: int) -> list[int]:
-    """And children of theirs that were not executed yet."""
-    return [child for child in all_children_of(pid) if b"launch.py" in _command_of(child)]
 
 
 def all_children_of(pid: int) -> list[int]:
     return [int(child) for child in Path(f"/proc/{pid}/task/{pid}/children").read_text().split()]
-
-
-def _command_of(pid: int) -> bytes:
-    try:
-        return Path(f"/proc/{pid}/cmdline").read_bytes()
-    except OSError:  # gone meanwhile
-        return b""
 
 
 async def until(condition: object, what: str) -> None:

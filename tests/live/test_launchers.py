@@ -11,7 +11,6 @@ from tests.live.spawner_rig import (
     W,
     all_children_of,
     all_gone,
-    launchers_of,
     open_descriptors,
     play,
     read_log,
@@ -21,6 +20,7 @@ from tests.live.spawner_rig import (
 )
 
 from steelyard.errors import EdgeFailed
+from steelyard.runtime.launcher import find_launchers
 from steelyard.runtime.procstat import observe_process, process_runs
 
 
@@ -37,7 +37,7 @@ def start_times(pids: list[int]) -> list[tuple[int, int]]:
 def test_a_start_whose_launcher_is_killed_before_it_forked_never_ran_and_the_next_one_does() -> None:
     async def script(rig: Rig) -> None:
         runtime = rig.make_runtime()
-        launchers = launchers_of(spawner_pid(rig))
+        launchers = find_launchers(spawner_pid(rig))
         assert launchers
         before = open_descriptors(rig)
         await stop(launchers)
@@ -65,7 +65,7 @@ def test_a_start_whose_launcher_is_killed_before_it_forked_never_ran_and_the_nex
 
 def test_a_start_that_hangs_before_its_exec_holds_up_no_other_and_outlives_its_launcher() -> None:
     async def script(rig: Rig) -> None:
-        launchers = launchers_of(spawner_pid(rig))  # later, what hangs looks like one
+        launchers = find_launchers(spawner_pid(rig))  # later, what hangs looks like one
         fifo = rig.folder / "hangs"
         os.mkfifo(fifo)  # opening it to write waits for a reader
         request = spawn_request(rig, "hung", "echo", "ran")
@@ -92,7 +92,7 @@ def test_launchers_end_with_their_spawner_however_it_ends() -> None:
     async def script(rig: Rig) -> None:
         assert rig.spawner is not None
         for number in (signal.SIGKILL, signal.SIGTERM):
-            launchers = start_times(launchers_of(spawner_pid(rig)))
+            launchers = start_times(find_launchers(spawner_pid(rig)))
             assert launchers
             rig.spawner.send_signal(number)
             await asyncio.to_thread(rig.spawner.wait)
@@ -106,7 +106,7 @@ def test_a_launcher_that_is_asked_to_end_stays() -> None:
     """Whoever signals the whole group means the spawner."""
 
     async def script(rig: Rig) -> None:
-        launchers = start_times(launchers_of(spawner_pid(rig)))
+        launchers = start_times(find_launchers(spawner_pid(rig)))
         for pid, _ in launchers:
             for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP):
                 os.kill(pid, number)

@@ -41,8 +41,8 @@ def test_a_model_gets_requests_only_once_it_is_loaded_also_when_it_wakes(shared:
 
 def test_a_deploy_that_never_gets_ready_tells_what_readiness_was_answered(shared: Cluster) -> None:
     command = ("--", sys.executable, str(shared.folder / "loading.py"))
-    done = shared.cli(*options(shared, "stuck"), "--env", "LOADS=3600", "--startup-deadline", "15s", *command)
+    done = shared.cli(*options(shared, "stuck"), "--env", "LOADS=3600", "--startup-deadline", "8s", *command)
     said = done.stderr.decode()
-    assert done.returncode != 0 and "within its startup deadline of 15 s" in said, said
+    assert done.returncode != 0 and "within its startup deadline of 8 s" in said, said
     assert "GET /health was answered with 503" in said, said
     shared.ok("delete", "stuck")

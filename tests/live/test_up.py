@@ -79,6 +79,7 @@ def test_a_killed_program_is_back_soon(cluster: Cluster, program: str) -> None:
 def test_down_twice_and_up_again_keeps_addresses_and_tokens(cluster: Cluster) -> None:
     token = cluster.admin_token
     cluster.down()
+    assert "Ended" not in (cluster.home / "logs" / "up.log").read_text(), "nothing of ours counts as work, which has a grace"
     assert cluster.cli("status").returncode == 3
     assert cluster.status()["state"] == "stopped"
     cluster.down()

@@ -317,13 +317,16 @@ class RevisionHost:
 
     def _check_deadline(self, replica: Replica) -> None:
         if replica.workload in self.replicas and replica.page.state not in (SERVING, FAILED) and not replica.retiring:
-            deadline_s = self.function.spec.startup_deadline_s
-            detail = f"It did not serve within its startup deadline of {deadline_s:g} s."
-            if replica.page.said:
-                detail += f" At the end {replica.page.said}."
-            if self.function.spec.wake_bound_s is not None and not replica.taken_ns:
-                detail += " The devices that it had lent are not free yet; `steelyard check` says who is on them."
-            self._failed(replica, Reason.STARTUP_DEADLINE, f"{detail} {self.secrets.explain_wait()}".rstrip())
+            self._failed(replica, Reason.STARTUP_DEADLINE, self.explain_late(replica))
+
+    def explain_late(self, replica: Replica) -> str:
+        """Of one that lives and does not serve at its deadline."""
+        detail = f"It did not serve within its startup deadline of {self.function.spec.startup_deadline_s:g} s."
+        if replica.page.said:
+            detail += f" At the end {replica.page.said}."
+        if self.function.spec.wake_bound_s is not None and not replica.taken_ns:
+            detail += " The devices that it had lent are not free yet; `steelyard check` says who is on them."
+        return f"{detail} {self.secrets.explain_wait()}".rstrip()
 
     def _failed(self, replica: Replica, reason: Reason, detail: str) -> None:
         """A start came to nothing: end what there is of it, refuse those who wait, and do not try again at once."""

@@ -58,7 +58,12 @@ async def _try_out(edges: Edges, host: RevisionHost) -> None:
                 _check_alive(edges, host, alive, replica.page.error if alive else "")
                 answer = await ask(str(path), readiness or "/")
         except TimeoutError as err:
+            # its own deadline ends in the same moment, and either may be first
             text = f"It did not answer within its startup deadline of {deadline_s:g} s."
+            if replica.workload not in host.replicas:
+                text = host.failure[1] if host.failure else text
+            elif replica.page.state != SERVING:
+                text = host.explain_late(replica)
             raise RolloutFailed(Reason.READINESS_FAILED, text + _log_tail(edges, host)) from err
         if answer is None or (readiness and not answer.ok):
             text = f"It answered {readiness} with {answer.status}." if answer else "It closed the connection without an answer."

@@ -27,6 +27,7 @@ from steelyard.host.journal import SettingsJournal
 from steelyard.host.memory_folder import remove_memory_folder
 from steelyard.host.proc import boot_id, observe_processes
 from steelyard.host.scratch import ScratchDisk
+from steelyard.runtime.launcher import find_launchers
 from steelyard.runtime.records import load_handles
 
 #: seconds from SIGTERM to SIGKILL
@@ -154,7 +155,7 @@ def _work_pids(cgroups: Cgroups, spawner: ProgramRecord | None) -> set[int]:
     orphan below it, so nothing escapes by a double fork."""
     pids = {pid for workload in cgroups.workloads() for pid in cgroups.pids(workload)}
     if spawner is not None:
-        pids |= _descendants(spawner.pid)
+        pids |= _descendants(spawner.pid) - set(find_launchers(spawner.pid))  # which end with it, and not before
     return pids - {os.getpid()}
 
 

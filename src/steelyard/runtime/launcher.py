@@ -23,6 +23,7 @@ import socket
 import sys
 from collections import deque
 from collections.abc import Callable
+from pathlib import Path
 
 import msgspec
 
@@ -33,6 +34,24 @@ from steelyard.wire import spawn as wire
 
 #: starts that one launcher has at a time; the spawner may be busy syncing while they go on
 STARTS_MAX = 8
+#: in the command line of each, wherever it is installed
+COMMAND = "/steelyard/runtime/launch.py"
+
+
+def find_launchers(spawner: int) -> list[int]:
+    """Pids of a spawner's launchers, and of children of theirs that were not executed yet; none where there is no spawner."""
+    try:
+        children = Path(f"/proc/{spawner}/task/{spawner}/children").read_text().split()
+    except OSError:
+        return []
+    return [int(pid) for pid in children if COMMAND in _read_command(pid)]
+
+
+def _read_command(pid: str) -> str:
+    try:
+        return Path(f"/proc/{pid}/cmdline").read_bytes().decode(errors="replace")
+    except OSError:  # gone meanwhile
+        return ""
 
 
 def pack(request: wire.Spawn) -> bytes:
