@@ -74,8 +74,8 @@ def test_a_machine_that_slurm_takes_is_lost_with_its_work_and_another_one_comes(
     script = f"[ ! -e {mark} ] || exit 0; touch {mark}; exec sleep 1000"
     job = shared.submit("sh", "-c", script, pool="taken", retry=[{"on": "node-lost", "times": 1, "backoff_s": 0.0}])
     wait_until(mark.exists, 90, "it to run")
-    (pilot,) = shared.pilots("taken")
-    shared.bed.ok("scancel", pilot["slurm_job"])
+    # a machine may take work before Slurm was asked again, and told its number
+    shared.bed.ok("scancel", wait_until(lambda: shared.pilots("taken")[0]["slurm_job"], 30, "its number"))
     seen = shared.wait_job(job, "SUCCEEDED", 90)
     assert seen["restarts"] == 1
     first, second = shared.pilots("taken")

@@ -43,7 +43,8 @@ def test_what_is_read_ahead_is_resident(tmp_path: Path, mebibytes: int) -> None:
     resident = measure_resident(files)
     assert resident is not None and resident > 0 and (mebibytes <= 4 or resident < mebibytes * MIB), "it was told to stop"
     read_ahead(files, lambda: True)
-    assert measure_resident(files) == mebibytes * MIB
+    # a kernel that gives back what is cold (DAMON) may have begun with it
+    assert (measure_resident(files) or 0) > 0.9 * mebibytes * MIB
 
 
 def test_weights_come_into_memory_while_their_function_sleeps(shared: Cluster) -> None:
@@ -57,5 +58,5 @@ def test_weights_come_into_memory_while_their_function_sleeps(shared: Cluster) -
         return "Of its weights 0.1 of 0.1 GB are in the page cache" in shared.ok("why", "heavy")
 
     wait_until(told, 30, "the weights to be read ahead")
-    assert measure_resident(list_files(path)) == 48 * MIB
+    assert (measure_resident(list_files(path)) or 0) > 0.9 * 48 * MIB
     shared.ok("delete", "heavy")
