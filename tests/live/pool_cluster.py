@@ -32,10 +32,10 @@ class PoolCluster(Direct):
         return json.loads(self.ok("pool", "status", pool, "--json"))["pool"]["complaint"]
 
     def wait_pilot(self, pool: str, state: str, timeout: float = 60.0) -> dict[str, Any]:
-        """One of the pool that is in that state."""
+        """One of the pool that is in that state, and whose number in Slurm's queue is known: its agent may be heard before."""
 
         def look() -> dict[str, Any] | None:
-            return next((each for each in self.pilots(pool) if each["state"] == state), None)
+            return next((each for each in self.pilots(pool) if each["state"] == state and each["slurm_job"]), None)
 
         return wait_until(look, timeout, f"a pilot of {pool} to be {state}")
 

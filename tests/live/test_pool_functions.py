@@ -116,6 +116,11 @@ def under_load(view: dict[str, Any], work: Callable[[], None]) -> list[tuple[int
     return answers
 
 
+def number_of(cluster: PoolCluster, pilot: dict[str, Any]) -> str:
+    """In Slurm's queue: known after the next look, which may be later than its first work."""
+    return wait_until(lambda: list_pilots(cluster)[pilot["id"]]["slurm_job"], 30, "its number")
+
+
 def test_a_machine_that_drains_hands_its_functions_on_and_one_that_is_lost_is_replaced(shared: PoolCluster) -> None:
     gate = shared.folder / "gate"
     shared.ok("deploy", write_app(shared), "--pool", POOL, "--name", "moves", "--public", "--env", f"GATE={gate}")
@@ -127,7 +132,7 @@ def test_a_machine_that_drains_hands_its_functions_on_and_one_that_is_lost_is_re
     def drain() -> None:
         stream.start()
         wait_until(lambda: shared.function("moves")["replicas"], 30, "a replica")
-        shared.bed.ok("scancel", "--signal=USR1", "--batch", first["slurm_job"])
+        shared.bed.ok("scancel", "--signal=USR1", "--batch", number_of(shared, first))
         wait_until(lambda: shared.function("moves")["machines"] not in ([], [first["id"]]), 60, "another machine to take over")
         wait_until(lambda: ask(view)[1] == f"{second()['node']} done", 60, "requests to be sent there")
         gate.touch()  # not before: what was begun on the first is answered by it
@@ -142,7 +147,7 @@ def test_a_machine_that_drains_hands_its_functions_on_and_one_that_is_lost_is_re
     assert {status for status, _ in answers} == {200}
     assert {text for _, text in answers} == {f"{first['node']} done", f"{after['node']} done"}
     assert slow == [(200, f"{first['node']} done")]
-    shared.bed.ok("scancel", "--signal=KILL", "--full", after["slurm_job"])
+    shared.bed.ok("scancel", "--signal=KILL", "--full", number_of(shared, after))
     seen: set[tuple[int, str]] = set()
 
     def is_back() -> bool:

@@ -39,7 +39,7 @@ def cluster() -> Iterator[Direct]:
 def ready(cluster: Direct) -> dict[str, str]:
     """Machine -> its number in Slurm's queue."""
     pilots = json.loads(cluster.ok("pool", "status", "train", "--json"))["pilots"]
-    return {pilot["id"]: pilot["slurm_job"] for pilot in pilots if pilot["state"] == "READY"}
+    return {pilot["id"]: pilot["slurm_job"] for pilot in pilots if pilot["state"] == "READY" and pilot["slurm_job"]}
 
 
 def begin(cluster: Direct, *words: str) -> str:
