@@ -125,11 +125,11 @@ def _make_job(number: int, spec: JobSpec, state: JobState, chance: random.Random
 
 def _first_fit(snapshot: Snapshot) -> float:
     """Scaled up to the whole queue where two seconds were not enough."""
-    assert snapshot.machine is not None
+    (machine,) = snapshot.machines
     held = [(each.demand, each.plan) for each in snapshot.holding]
     begin = time.perf_counter()
     for done, job in enumerate(snapshot.queued, 1):
-        answer = place(snapshot.machine, held, job.spec.demand)
+        answer = place(machine, held, job.spec.demand)
         if isinstance(answer, Plan):
             held.append((job.spec.demand, answer))
         took = time.perf_counter() - begin
