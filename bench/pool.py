@@ -29,10 +29,8 @@ def measure_pool(say: Callable[[str], None], quick: bool) -> list[Figure]:
     sys.path[:0] = [str(tests), str(tests / "live")]
     from pool_cluster import pooled
 
-    from slurm_bed import slurm
-
     rounds, wakes = (4, 10) if quick else (25, 60)
-    with slurm(nodes=1) as bed, pooled(bed) as steelyard:
+    with pooled(nodes=1) as steelyard:
         steelyard.create("away", "--nodes", "1..1")
         app = f"{EXAMPLES / 'hello' / 'app.py'}:app"
         for kind, idle in (("warm", "10m"), ("cold", "200ms")):

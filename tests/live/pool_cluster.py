@@ -9,8 +9,9 @@ from typing import Any
 
 from direct_cluster import Direct
 from steelyard_cluster import free_ports, wait_until
+from traces import observe_traces
 
-from slurm_bed import SlurmBed
+from slurm_bed import slurm
 
 #: Slurm holds agent, spawner and gateway too
 NODE = ("--cpus-per-node", "1", "--memory-per-node", "700MiB")
@@ -51,18 +52,22 @@ class PoolCluster(Direct):
 
 
 @contextlib.contextmanager
-def pooled(bed: SlurmBed) -> Iterator[PoolCluster]:
-    folder = bed.shared / "pools"
-    folder.mkdir()
-    made = PoolCluster(folder)
-    made.bed = bed
-    (made.cluster_port,) = free_ports(1)
-    try:
-        made.up()
-        made.ok("cluster", "attach")
-        yield made
-    except BaseException:
-        made.print_logs()
-        raise
-    finally:
-        made.down()
+def pooled(nodes: int = 2) -> Iterator[PoolCluster]:
+    """With a Slurm of its own. Nothing is left on this machine when it is done."""
+    with slurm(nodes=nodes) as bed:
+        before = observe_traces()
+        folder = bed.shared / "pools"
+        folder.mkdir()
+        made = PoolCluster(folder)
+        made.bed = bed
+        (made.cluster_port,) = free_ports(1)
+        try:
+            made.up()
+            made.ok("cluster", "attach")
+            yield made
+        except BaseException:
+            made.print_logs()
+            raise
+        finally:
+            made.down()
+        assert not (left := observe_traces().settled_minus(before)), f"left behind:\n{left}"

@@ -14,9 +14,6 @@ from typing import Any
 import pytest
 from pool_cluster import PoolCluster, pooled
 from steelyard_cluster import wait_until
-from traces import observe_traces
-
-from slurm_bed import SlurmBed, slurm
 
 POOL = "far"
 APP = """
@@ -37,18 +34,10 @@ async def app(scope, receive, send):
 
 
 @pytest.fixture(scope="module")
-def bed() -> Iterator[SlurmBed]:
-    with slurm(nodes=2) as made:
-        yield made
-
-
-@pytest.fixture(scope="module")
-def shared(bed: SlurmBed) -> Iterator[PoolCluster]:
-    before = observe_traces()
-    with pooled(bed) as made:
+def shared() -> Iterator[PoolCluster]:
+    with pooled() as made:
         made.create(POOL, "--nodes", "1..2", "--idle", "1s")
         yield made
-    assert not (left := observe_traces().settled_minus(before)), f"left behind:\n{left}"
 
 
 def write_app(shared: PoolCluster) -> str:
@@ -91,7 +80,9 @@ def test_a_function_comes_with_a_machine_of_its_pool_and_is_asked_there(shared: 
     assert moved.returncode == 2 and b"lone is in the pool" in moved.stderr
     inside = shared.cli("exec", "lone", "--", "true")
     assert inside.returncode != 0 and b"at home only" in inside.stderr
-    assert list_pilots(shared)[pilot["id"]]["state"] == "READY", "longer than its idle time: what sleeps there keeps its machine"
+    kept = shared.cli("pool", "delete", POOL)
+    assert kept.returncode == 2 and b"used by function lone" in kept.stderr
+    assert shared.wait_pilot(POOL, "READY")["id"] == pilot["id"], "longer than its idle time: what sleeps there keeps its machine"
     shared.ok("delete", "lone")
 
 

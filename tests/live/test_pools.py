@@ -12,26 +12,12 @@ from collections.abc import Iterator
 import pytest
 from pool_cluster import PoolCluster, pooled
 from steelyard_cluster import wait_until
-from traces import observe_traces
-
-from slurm_bed import SlurmBed, slurm
 
 
 @pytest.fixture(scope="module")
-def bed() -> Iterator[SlurmBed]:
-    with slurm(nodes=2) as made:
+def shared() -> Iterator[PoolCluster]:
+    with pooled() as made:
         yield made
-
-
-@pytest.fixture(scope="module")
-def shared(bed: SlurmBed) -> Iterator[PoolCluster]:
-    before = observe_traces()
-    with pooled(bed) as made:
-        yield made
-    assert not (left := observe_traces().settled_minus(before)), f"left behind:\n{left}"
-    for node in ("n1", "n2"):
-        left = bed[node].ok("sh", "-c", "find /tmp/steelyard-*; ps -eo args | grep '^[^ ]*python.*steelyard' || true")
-        assert not left, f"left behind on {node}:\n{left}"
 
 
 def queue(shared: PoolCluster) -> list[list[str]]:
@@ -124,3 +110,6 @@ def test_a_machine_near_its_time_limit_drains_and_another_one_comes_and_down_giv
     wait_until(lambda: len(shared.pilots("short")) == 2, 60, "another one to be asked for")
     shared.down()
     wait_until(lambda: queue(shared) == [], 60, "Slurm to have its machines back")
+    for node in ("n1", "n2"):
+        left = shared.bed[node].ok("sh", "-c", "find /tmp/steelyard-*; ps -eo args | grep '^[^ ]*python.*steelyard' || true")
+        assert not left, f"left behind on {node}:\n{left}"

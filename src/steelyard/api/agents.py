@@ -20,7 +20,7 @@ import msgspec
 from steelyard.api.auth import Peer
 from steelyard.api.views import AGENT_LOST_S
 from steelyard.clock import Clock
-from steelyard.control import ASSIGNMENT, JOBS, PLACES, REPORTS
+from steelyard.control import ASSIGNMENT, JOBS, PLACES, POOLS, REPORTS
 from steelyard.control.reports import greet
 from steelyard.errors import SteelyardError, Unreachable
 from steelyard.model.function import Function
@@ -263,7 +263,7 @@ class AgentHub:
             await _close(socket, _RESTARTING if self._stopping else _GONE)
             return
         connection = line.hold()
-        self._poke(JOBS, ASSIGNMENT, PLACES)
+        self._poke(JOBS, ASSIGNMENT, PLACES, *((POOLS,) if machine.pool else ()))
         reader = asyncio.create_task(self._read(socket, machine, line, connection))
         writer = asyncio.create_task(connection.write(socket))
         try:

@@ -80,7 +80,8 @@ async def get_pool(request: Request[Any, Any, Any], name: PoolPath) -> PoolDetai
 
 @delete("/v1/pools/{name:str}", status_code=204, responses=errors(404, 409, 422, 507))
 async def delete_pool(request: Request[Any, Any, Any], name: PoolPath, idempotency_key: IdempotencyKey) -> Response[None]:
-    """Give all its machines back, and forget the pool then. Refused while a job that has not ended names it."""
+    """Give all its machines back, and forget the pool then. Refused while a function, a schedule, or a job that has not
+    ended names it."""
     services = services_of(request)
     now = services.clock.now_us()
 
@@ -135,9 +136,11 @@ def read_spec(data: PoolCreate) -> PoolSpec:
 
 
 def find_users(tx: Tx, name: str) -> list[str]:
-    """What names the pool and has not ended."""
+    """What names the pool: functions, schedules, and jobs that have not ended."""
+    users = [f"function {function.name}" for function in tx.functions() if function.spec.pool == name]
+    users += [f"schedule {each.name}" for each in tx.schedules() if each.spec is not None and each.spec.pool == name]
     living = tx.jobs([state for state in JobState if not state.terminal])
-    return [f"job {job.id}" for job in living if job.spec.pool == name]
+    return [*users, *(f"job {job.id}" for job in living if job.spec.pool == name)]
 
 
 def _find(tx: Tx, name: str) -> Pool:

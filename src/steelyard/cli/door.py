@@ -88,10 +88,14 @@ class _Server(uvicorn.Server):
         yield
 
 
-def _admit(transport: Any) -> Peer | None:
-    """As whom the peer of a connection is let in, by its certificate, which TLS has checked."""
+def _let_in(protocol: Any, transport: Any) -> None:
+    """As whom it is, by its certificate, which TLS has checked; or not at all."""
     shown: dict[str, Any] = transport.get_extra_info("ssl_object").getpeercert() or {}
-    return admit(parse_identity(value for kind, value in shown.get("subjectAltName", ()) if kind == "URI"))
+    peer = admit(parse_identity(value for kind, value in shown.get("subjectAltName", ()) if kind == "URI"))
+    if peer is None:
+        transport.abort()
+    else:
+        protocol.app = _tell(protocol.app, peer)
 
 
 def _tell(app: Any, peer: Peer) -> Any:
@@ -104,18 +108,10 @@ def _tell(app: Any, peer: Peer) -> Any:
 class _Http(HttpToolsProtocol):
     def connection_made(self, transport: Any) -> None:
         super().connection_made(transport)
-        peer = _admit(transport)
-        if peer is None:
-            transport.abort()
-        else:
-            self.app = _tell(self.app, peer)
+        _let_in(self, transport)
 
 
 class _WebSocket(WebSocketsSansIOProtocol):
     def connection_made(self, transport: Any) -> None:
         super().connection_made(transport)
-        peer = _admit(transport)
-        if peer is None:
-            transport.abort()
-        else:
-            self.app = _tell(self.app, peer)
+        _let_in(self, transport)

@@ -172,7 +172,8 @@ def show_pool(name: str, home: Path | None, as_json: bool) -> None:
     _say_complaints([view])
 
 
-DELETE_HELP = """Give all machines of a pool back and forget it. Refused while a job that has not ended names the pool.
+DELETE_HELP = """Give all machines of a pool back and forget it. Refused while a function, a schedule, or a job that has not
+ended names it.
 
 \b
 Examples:
