@@ -34,7 +34,7 @@ WORDS = {"job": "unpinned", "pinned": "pinned (--exclusive)", "container": "in a
 
 
 def measure_tax(say: Callable[[str], None], quick: bool) -> list[Figure]:
-    rounds = 3 if quick else 12
+    rounds = 3 if quick else 24  # short ones: what else the host does drifts over seconds
     env = {"PATH": os.environ.get("PATH", os.defpath), "LANG": "C.UTF-8"}
     results: dict[tuple[str, str], list[float]] = {}
     with installation() as steelyard:
@@ -64,12 +64,17 @@ def measure_tax(say: Callable[[str], None], quick: bool) -> list[Figure]:
                     options = ["--image", image, "--volume", "scratch:/scratch", "--env", "TMPDIR=/scratch"]
                     options += ["--env", f"PYTHONPATH={Path(numpy.__file__).parent.parent}", "--env", "LANG=C.UTF-8"]
                     ways["container"] = steelyard.command("run", *options, "--", *inside)
-                order = list(ways) if at % 2 else list(reversed(ways))
-                for way in order:
+                for way in _order(list(ways), at):
                     value = _run(ways[way], scratch, env if ways[way] is shell else steelyard.env)
                     if at:  # the first round warms caches and the page cache
                         results.setdefault((name, way), []).append(value)
     return [_figure(name, way, results) for name in NAMES for way in WORDS if (name, way) in results]
+
+
+def _order(ways: list[str], at: int) -> list[str]:
+    """Each way stands in each place, with either neighbour before it, over the rounds."""
+    turned = ways[at // 2 % len(ways) :] + ways[: at // 2 % len(ways)]
+    return turned if at % 2 else turned[::-1]
 
 
 def _make_image(folder: Path) -> str:

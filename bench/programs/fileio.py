@@ -11,7 +11,7 @@ import time
 
 BLOCK = 65_536
 BLOCKS = 1024
-ROUNDS = 80
+ROUNDS = 30
 
 
 def main() -> None:

@@ -14,7 +14,7 @@ import time
 import numpy as np
 
 SIZE = 768
-ROUNDS = 50
+ROUNDS = 20
 
 
 def main() -> None:

@@ -8,7 +8,7 @@ import socket
 import time
 
 SIZE = 1024
-ROUNDS = 80_000
+ROUNDS = 27_000
 WARM = 2_000
 
 

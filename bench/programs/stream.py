@@ -16,7 +16,7 @@ import time
 import numpy as np
 
 LENGTH = 12_000_000
-ROUNDS = 40
+ROUNDS = 20
 
 
 def main() -> None:

@@ -8,7 +8,7 @@ import json
 import os
 import time
 
-ROUNDS = 120_000
+ROUNDS = 40_000
 WARM = 2_000
 
 
