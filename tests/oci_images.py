@@ -128,6 +128,8 @@ class Registry:
     def __init__(self, tls: ssl.SSLContext | None = None, host: str = "127.0.0.1") -> None:
         """Behind `tls` it listens on `host`, which may be a name."""
         self.names: dict[str, OciImage] = {}
+        #: the same, of images for several machines
+        self.indexes: dict[str, bytes] = {}
         #: paths of every GET
         self.asked: list[str] = []
         #: digest -> what is sent instead of that blob
@@ -176,6 +178,20 @@ class Registry:
         self.names[name] = image
         return f"{self.host}/{name}"
 
+    def add_index(self, name: str, images: dict[str, OciImage]) -> str:
+        """Its reference. One image of several: `linux/arm/v7` -> image."""
+        described: list[dict[str, Any]] = []
+        for platform, image in images.items():
+            self.names[f"{name}-{platform.replace('/', '-')}"] = image
+            parts = dict(zip(("os", "architecture", "variant"), platform.split("/"), strict=False))
+            described.append(
+                {"mediaType": MANIFEST, "digest": image.digest, "size": len(image.manifest), "platform": parts}
+            )
+        # as builders put them there: a statement on how it was built
+        described.append({**described[0], "platform": {"os": "unknown", "architecture": "unknown"}})
+        self.indexes[name] = json.dumps({"schemaVersion": 2, "mediaType": INDEX, "manifests": described}).encode()
+        return f"{self.host}/{name}"
+
     @property
     def blobs_asked(self) -> list[str]:
         return [path.rpartition("/")[2] for path in self.asked if "/blobs/" in path]
@@ -218,6 +234,9 @@ class Registry:
         self._send(request, json.dumps(answer).encode(), "application/json", 200 if known else 401)
 
     def _send_manifest(self, request: BaseHTTPRequestHandler, name: str, which: str) -> None:
+        if (index := self.indexes.get(f"{name}:{which}")) is not None:
+            self._send(request, index, INDEX)
+            return
         found = self.names.get(f"{name}:{which}")
         found = found or next((each for each in self.names.values() if each.digest == which), None)
         if found is None:

@@ -251,8 +251,9 @@ def load_settings(paths: Paths) -> Settings | None:
         ) from err
 
 
-def write_file(path: Path, data: bytes, mode: int = 0o600) -> None:
-    """Write a file others read: temp, fsync, rename, fsync of the folder (R12). Either the old or the new content is there."""
+def write_file(path: Path, data: bytes, mode: int = 0o600, *, in_memory: bool = False) -> None:
+    """Write a file others read: temp, fsync, rename, fsync of the folder (R12). Either the old or the new content is there.
+    `in_memory`: it need not outlive the machine, and nothing is synced."""
     temp = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     fd = os.open(temp, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC, mode)
     try:
@@ -260,14 +261,16 @@ def write_file(path: Path, data: bytes, mode: int = 0o600) -> None:
         view = memoryview(data)
         while view:
             view = view[os.write(fd, view) :]
-        os.fsync(fd)
+        if not in_memory:
+            os.fsync(fd)
     except BaseException:
         os.unlink(temp)
         raise
     finally:
         os.close(fd)
     os.rename(temp, path)
-    sync_folder(path.parent)
+    if not in_memory:
+        sync_folder(path.parent)
 
 
 def write_files(

@@ -40,18 +40,22 @@ def matches(shown: str, printed: str) -> bool:
     return re.fullmatch(pattern.replace(r"\ ", " "), " ".join(printed.split()), re.S) is not None
 
 
-def carry_out_page(cluster: Cluster, page: str, more: dict[str, str] | None = None) -> None:
-    """In a folder of its own; `more`: variables of its commands."""
+def carry_out_page(cluster: Cluster, page: str, more: dict[str, str] | None = None, section: str = "") -> None:
+    """In a folder of its own; `more`: variables of its commands; `section`: that one alone, by its heading."""
     folder = cluster.folder / page.removesuffix(".md")
     folder.mkdir(mode=0o755)
     bin_dir = os.path.dirname(sys.executable)
     env = cluster.environ({"GATEWAY": cluster.gateway_url, "PATH": f"{bin_dir}:{os.environ['PATH']}", **(more or {})})
-    for item in read_page((DOCS / page).read_text()):
+    text = (DOCS / page).read_text()
+    if section:
+        text = re.split(r"^##+ ", text.partition(f"# {section}\n")[2], maxsplit=1, flags=re.M)[0]
+        assert text, f"{page} has no section {section!r}"
+    for item in read_page(text):
         if not isinstance(item, Step):
             (folder / item[0]).write_text(item[1])
             continue
         done = subprocess.run(
-            ["sh", "-c", item.command], cwd=folder, env=env, capture_output=True, text=True, timeout=120, check=False
+            ["sh", "-c", item.command], cwd=folder, env=env, capture_output=True, text=True, timeout=300, check=False
         )
         printed = done.stdout + done.stderr
         refused = re.search("^steelyard: ", item.shown, re.M) is not None

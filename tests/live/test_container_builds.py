@@ -81,6 +81,28 @@ def test_root_of_a_step_may_own_files_as_anybody_and_is_nobody_outside(shared: C
     assert run(shared, stolen, "ls /opt/no") == "/opt/no\n"
 
 
+def test_an_image_says_whom_and_what_it_runs(shared: Cluster, base: str, tmp_path: Path) -> None:
+    steps = """
+    .run("echo 'app:x:1200:1300::/srv/app:/bin/sh' >> /etc/passwd; echo 'more:x:1400:app' >> /etc/group")
+    .user("app").command("sh", "-c", "id -u; id -g; id -G; echo $HOME 'a  b'")"""
+    image = build(shared, tmp_path, f'.from_registry("{base}"){steps}')
+    assert shared.ok("run", "--image", image) == "1200\n1300\n1300 1400\n/srv/app a  b\n"
+    view = json.loads(shared.ok("image", "inspect", image, "--json"))
+    assert (view["user"], view["entrypoint"], view["command"][:2]) == ("app", [], ["sh", "-c"])
+    # a step after it is root's all the same, and the user stays
+    more = build(shared, tmp_path, f'.from_registry("{base}"){steps}.run("id -u > /opt/result").command("cat", "/opt/result")')
+    assert shared.ok("run", "--image", more) == "0\n"
+    assert run(shared, more, "id -u") == "1200\n"
+
+
+def test_a_user_that_the_image_has_not_is_refused(shared: Cluster, base: str, tmp_path: Path) -> None:
+    file = tmp_path / "image.py"
+    file.write_text(f'import steelyard as sy\nimage = sy.Image.from_registry("{base}").user("nobody-has-it")\n')
+    failed = shared.cli("image", "build", str(file))
+    assert failed.returncode == 2
+    assert "runs as 'nobody-has-it', and its /etc/passwd and /etc/group have no such user" in failed.stderr.decode()
+
+
 def test_a_failed_step_is_quoted_and_leaves_nothing(shared: Cluster, base: str, tmp_path: Path) -> None:
     file = tmp_path / "image.py"
     file.write_text(

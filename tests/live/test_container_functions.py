@@ -161,6 +161,7 @@ def test_a_killed_agent_takes_it_over_and_it_ends_as_any(shared: Cluster, busybo
         (("--port", "0", "--image", "{arm}", "--", "true"), "is made for linux/arm64"),
         (("--port", "0", "--image", "{busybox}", "--", "true"), "exit code 0 before it accepted connections"),
         (("--port", "0", "--startup-deadline", "1s", "--image", "{busybox}", "--", "sleep", "9"), "startup deadline of 1 s"),
+        (("--port", "0", "--image", "{busybox}", "--", "chown", "web", "/tmp"), "expects to be root, at this step: 'chown: /tmp"),
         (("--port", "0", "--image", "{busybox}", "--as-root", "--", "true"), "as_root"),
         (("--port", "0", "--image", "{busybox}", "--python", "/usr/bin/python3", "--", "true"), "brings its own Python"),
         (("--port", "0", "--network", "none", "--", "true"), "--image"),
@@ -310,6 +311,34 @@ def test_a_revision_that_must_not_be_forked_starts_from_its_environment_inside(s
     assert told["pid"] > 1 and told["of"] == "image"
     row = last_wake(shared, "boxed-threads")
     assert (row["road"], row["reason"]) == ("environment", "template-has-threads")
+
+
+def test_with_no_room_for_templates_one_in_a_container_is_evicted_and_its_function_wakes_inside_all_the_same(
+    shared: Cluster, app: Path
+) -> None:
+    call(shared, "boxed-tell")
+    shared.down()
+    shared.up("--template-memory", "1KB")
+    wait_until(lambda: role(shared, "boxed-tell", "revision")["state"] == "template-evicted", 60, "its template to be evicted")
+    shared.wait_function("boxed-tell", "SLEEPING")
+    told = call(shared, "boxed-tell")
+    assert (told["of"], told["Seccomp"], told["CapBnd"]) == ("image", "2", "0" * 16)
+    assert "root" not in told["files"], "nothing of the machine's own files"
+    row = last_wake(shared, "boxed-tell")
+    assert (row["road"], row["reason"]) == ("environment", "template-evicted")
+    (pid,) = host_pids(shared, "boxed-tell")
+    assert os.readlink(f"/proc/{pid}/ns/pid") == os.readlink(f"/proc/{role(shared, 'boxed-tell', 'base')['pid']}/ns/pid")
+    shared.down()
+    shared.up("--template-memory", "2GB")
+    wait_until(lambda: role(shared, "boxed-tell", "revision")["state"] == "ready", 60, "its template to be back")
+    shared.wait_function("boxed-tell", "SLEEPING")
+    call(shared, "boxed-tell")
+    assert last_wake(shared, "boxed-tell")["road"] == "template"
+
+
+def role(cluster: Cluster, name: str, which: str) -> dict[str, Any]:
+    """The template of that role that a function begins at."""
+    return next(each for each in json.loads(cluster.ok("template", name, "--json")) if each["role"] == which)
 
 
 def test_a_function_that_opens_a_port_of_its_own_runs_inside_too(shared: Cluster, app: Path) -> None:

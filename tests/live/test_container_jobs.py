@@ -266,6 +266,16 @@ def test_what_cannot_be_is_said(shared: Cluster, registry: Registry, image: str,
     assert "Traceback" not in done.stderr.decode()
 
 
+def test_a_step_that_wants_root_is_quoted_with_what_to_do(shared: Cluster, image: str) -> None:
+    done = shared.cli("run", "--image", image, "--", "sh", "-c", "echo starting; chown web /tmp || exit 3")
+    assert done.returncode == 3
+    said = done.stderr.decode()
+    assert "chown: /tmp: Operation not permitted" in said
+    assert "It expects to be root, at this step: 'chown: /tmp: Operation not permitted'. Root of a container may not" in said
+    assert "expects to be root" not in shared.cli("run", "--image", image, "--", "sh", "-c", "cat /none; exit 3").stderr.decode()
+    assert "expects to be root" not in shared.cli("run", "--", "sh", "-c", "echo must be run as root; exit 3").stderr.decode()
+
+
 # -- the walls
 
 ESCAPES = {

@@ -246,6 +246,20 @@ def test_another_architecture_is_named(registry: Registry, store: ImageStore) ->
     assert refusal.value.code == "wrong-architecture"
 
 
+def test_an_image_for_several_machines_of_which_this_is_none_tells_what_there_is(registry: Registry, store: ImageStore) -> None:
+    reference = registry.add_index("app:1", {"linux/s390x": tiny(architecture="s390x"), "linux/arm/v7": tiny(architecture="arm")})
+    with pytest.raises(Refused, match=r"is made for linux/s390x, linux/arm/v7, and this machine is linux/\w+\. ") as refusal:
+        pull(store, reference)
+    assert refusal.value.code == "wrong-architecture"
+    assert "skopeo" not in refusal.value.public and "manifest" not in refusal.value.public
+
+
+def test_of_an_image_for_several_machines_this_ones_is_taken(registry: Registry, store: ImageStore) -> None:
+    mine = tiny(text="mine")
+    reference = registry.add_index("app:1", {"linux/s390x": tiny(architecture="s390x"), "linux/amd64": mine})
+    assert pull(store, reference).digest == mine.digest.removeprefix("sha256:")
+
+
 # -- hostile layers
 
 

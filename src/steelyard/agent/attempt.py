@@ -183,7 +183,8 @@ class Attempt:
         self.exit_code, self.signum = end.exit_code, end.signum
         self.reason, self.detail = end.reason, end.detail
         if member.rank is not None and end.bad:
-            self.detail = f"rank {member.rank} {_tell(end)}{_tell_others(self.broke_with)}."
+            more = f" {end.detail}" if end.detail and end.reason is Reason.EXITED_NONZERO else ""
+            self.detail = f"rank {member.rank} {_tell(end)}{_tell_others(self.broke_with)}.{more}"
         limit = self.progress.limit
         # what finished although it was told to give way has succeeded, as where the server tells it
         if limit is not None and (limit is not Reason.PREEMPTED or bad):

@@ -53,16 +53,15 @@ class ContainerImages:
         self, reference: ImageReference, owner: Owner, ids: Ids, login: Login | None = None, tell: Tell = say_nothing
     ) -> Image:
         """As `fetch`, without blocking. What is here is found whatever is under way."""
-        if (found := await asyncio.to_thread(self._find, reference, owner, login)) is not None:
+        # a folder or archive must be looked at, with its owner's rights
+        if not reference.file and (found := await asyncio.to_thread(self._find, reference, owner, login)) is not None:
             return found
         host = reference.name.partition("/")[0] if reference.source is ImageSource.REGISTRY else ""
         async with self._rooms[host]:
             return await asyncio.get_running_loop().run_in_executor(self._pool, self.fetch, reference, owner, ids, login, tell)
 
     def _find(self, reference: ImageReference, owner: Owner, login: Login | None) -> Image | None:
-        """Without asking anybody. None also of a folder or archive, which must be looked at."""
-        if reference.file:
-            return None
+        """Without asking anybody."""
         self._containers.check()
         mine = reference.source is ImageSource.BUILT
         if not mine:

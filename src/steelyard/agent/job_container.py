@@ -8,17 +8,19 @@ loop: fetching is a thread's work, and a job that is stopped meanwhile does not 
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import msgspec
 
-from steelyard.agent.attempt import Attempt, Member
+from steelyard.agent.attempt import Attempt, Member, MemberEnd
 from steelyard.agent.container_images import ContainerImages, find_login
 from steelyard.agent.container_proof import asked_walls, explain_container, got_walls
 from steelyard.agent.device_grants import DeviceGrants
 from steelyard.agent.images import SITE_VARIABLES
+from steelyard.agent.job_files import JobFiles
 from steelyard.agent.secrets import SecretKeeper
 from steelyard.errors import EdgeFailed, Refused
 from steelyard.host import Cgroups
@@ -26,6 +28,7 @@ from steelyard.host.volumes import check_source
 from steelyard.lifecycle.container_step import FILES
 from steelyard.lifecycle.launch import Launch
 from steelyard.lifecycle.proof import CONTAINER_TIER
+from steelyard.lifecycle.wants_root import explain_root
 from steelyard.model.cdi import DeviceEdits
 from steelyard.model.ids import WorkloadId
 from steelyard.model.image import Image, ImageSource, parse_image
@@ -126,6 +129,10 @@ class JobContainers:
         made = msgspec.structs.replace(
             image, digest=step.id, reference=f"{ImageSource.BUILT.value}:{step.id}", env=image.env | step.env, blobs=()
         )
+        if step.user:
+            made = msgspec.structs.replace(made, user=step.user)
+        if step.command:
+            made = msgspec.structs.replace(made, entrypoint=(), command=step.command)
         binds = (Bind(files, FILES, True),) if files else ()
         trusted = next((path for name in _CERT_VARIABLES if os.path.isfile(path := os.environ.get(name, ""))), "")
         told = dict.fromkeys(_CERT_VARIABLES, CERTS) if trusted else {}
@@ -156,13 +163,24 @@ class JobContainers:
             return exited
         return msgspec.structs.replace(exited, exit_code=None, signal=code - 128)
 
+    def explain_exit(
+        self, job: AssignedJob | None, workload: WorkloadId, end: MemberEnd, files: JobFiles, secrets: SecretKeeper
+    ) -> MemberEnd:
+        """With the step at which it expected to be root, where what it wrote says so."""
+        made = self._containers.made(workload)
+        # a step of a build is explained to whoever builds
+        if end.reason is not Reason.EXITED_NONZERO or job is None or made is None or made.makes:
+            return end
+        with contextlib.suppress(EdgeFailed):
+            said = next(filter(None, (explain_root(files.read_end(workload, stream)) for stream in ("stderr", "stdout"))), "")
+            return msgspec.structs.replace(end, detail=secrets.clean(job.owner, job.spec.secrets, said))
+        return end
+
     # -- the proof
 
     def inside(self, workload: WorkloadId, pids: tuple[int, ...]) -> tuple[int, ...]:
-        """Without crun itself, which is ours."""
-        if self._containers.made(workload) is None:
-            return pids
-        return inside_of(pids) or pids
+        """Without crun itself, which is ours: none before there is a container."""
+        return pids if self._containers.made(workload) is None else inside_of(pids)
 
     def asked(self, workload: WorkloadId) -> dict[str, object]:
         made = self._containers.made(workload)

@@ -35,6 +35,9 @@ log = logging.getLogger(__name__)
 SCRIPT, HOSTFILE, BEAT, OUTPUTS, PROGRESS = "script", "hostfile", "beat", "outputs.json", "progress.json"
 STEPS = "steps"
 HEARTBEAT = "heartbeat"
+#: bytes, of an output's end
+END_MAX = 8192
+_BEYOND = 1 << 62
 
 
 class Kept(msgspec.Struct, frozen=True):
@@ -143,6 +146,11 @@ class JobFiles:
         if not (folder / stream).exists() and (rank := folder.with_name(f"{folder.name}.0")).exists():
             folder = rank
         return read_log(folder / stream, offset, limit, margin)
+
+    def read_end(self, workload: str, stream: str) -> str:
+        """The last of what it wrote."""
+        end = self.read_output(workload, stream, _BEYOND, 1).next_offset
+        return self.read_output(workload, stream, max(0, end - END_MAX), END_MAX).data.decode(errors="replace")
 
     def _load_outputs(self, folder: Path) -> Kept | None:
         """Also of a rank: its attempt's, one file for all ranks."""

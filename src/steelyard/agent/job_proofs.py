@@ -5,6 +5,7 @@ Looks and compares only: what a difference means to the job is decided by whoeve
 
 from __future__ import annotations
 
+import asyncio
 import logging
 import os
 from collections.abc import Callable
@@ -29,6 +30,9 @@ from steelyard.wire.agent import AssignedJob
 
 log = logging.getLogger(__name__)
 
+#: crun needs 8 ms on an idle machine
+CONTAINER_MADE_S = 0.05
+
 
 class JobProofs:
     """`common_cpus` says what the common cpuset should be now."""
@@ -47,6 +51,14 @@ class JobProofs:
         self._settings, self._machine, self._cgroups = settings, machine, cgroups
         self._timing, self._clock, self._holdings, self._common_cpus = timing, clock, holdings, common_cpus
         self._containers = containers
+
+    def observe_first(self, job: AssignedJob, attempt: Attempt) -> None:
+        """It has just been started. What is in a container is there a moment later, and looked at then: until crun has made it, a
+        look would only take its core."""
+        if job.spec.contained:
+            asyncio.get_running_loop().call_later(CONTAINER_MADE_S, self.observe, job, attempt)
+        else:
+            self.observe(job, attempt)
 
     def observe(self, job: AssignedJob, attempt: Attempt) -> None:
         """Make the newest proof of each of its processes that runs."""

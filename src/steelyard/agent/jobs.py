@@ -170,7 +170,7 @@ class JobKeeper:
             item = by_name.get(member.workload)
             adopt_member(member, item, now_us)
             if item is not None and item.exited is not None:
-                member.end = self._explain(member, item.exited)
+                member.end = self._explain(job, member, item.exited)
         state.phase, state.reason, state.detail = judge_members(members)
         self._add(attempt, state)
         for member in members:
@@ -244,27 +244,28 @@ class JobKeeper:
     def _end(self, attempt: AttemptId, state: Attempt, member: Member, exited: Exited | None) -> None:
         if member.end is not None:
             return
-        end = self._explain(member, exited, self._holdings.note_end(member.workload, exited))
+        job = self._assigned.get(attempt)
+        end = self._explain(job, member, exited, self._holdings.note_end(member.workload, exited))
         # What the main process left behind ends with it, before its cores are given to somebody else. The kernel removes no group
         # in which anything lives, so that is the cheapest look; without an exit record the group is what tells of it.
         if exited is None or not self._cgroups.remove(member.workload):
             self._cgroups.kill(member.workload)
         if state.note_end(member, end):
-            job = self._assigned.get(attempt)
             state.conclude(job.spec if job is not None else None)
             self._finish(attempt, state)
         elif state.broke_with is not None and state.phase in ALIVE:
             self._step()
         self._changed()
 
-    def _explain(self, member: Member, exited: Exited | None, peak_bytes: int | None = None) -> MemberEnd:
-        """`peak_bytes`: the most memory that it had, where that was read already."""
-        exited = self._containers.read_exit(member.workload, exited)
-        if peak_bytes is not None and exited is not None and exited.signal is None:
-            # It ended by itself, and not at its memory limit: nothing else is asked of the group.
-            return explain_end(exited, None, peak_bytes, member.plan, self._clock.now_us())
-        reading = self._cgroups.read(member.workload)
-        return explain_end(exited, reading.oom_kills, reading.memory_peak_bytes, member.plan, self._clock.now_us())
+    def _explain(self, job: AssignedJob | None, member: Member, exited: Exited | None, peak: int | None = None) -> MemberEnd:
+        """`peak`: the most memory that it had, where that was read already."""
+        exited, oom_kills = self._containers.read_exit(member.workload, exited), None
+        if peak is None or exited is None or exited.signal is not None:
+            reading = self._cgroups.read(member.workload)
+            peak, oom_kills = reading.memory_peak_bytes, reading.oom_kills
+        # else it ended by itself, and not at its memory limit: nothing is asked of the group
+        end = explain_end(exited, oom_kills, peak, member.plan, self._clock.now_us())
+        return self._containers.explain_exit(job, member.workload, end, self.files, self._holdings.secrets)
 
     def _finish(self, attempt: AttemptId, state: Attempt) -> None:
         """The attempt has just ended, and none of its processes is left. The one place that every attempt that ran passes."""
@@ -414,7 +415,7 @@ class JobKeeper:
                 self._changed()
                 await asyncio.sleep(0)
                 if state.phase == RUNNING:
-                    self._proofs.observe(job, state)
+                    self._proofs.observe_first(job, state)
                     await self._timing.start_probe(job)
         self._changed()
         if state.kill_at_ns is not None:

@@ -17,6 +17,7 @@ from steelyard.agent.readiness import POLL_FIRST_S, POLL_S, make_listener
 from steelyard.agent.replica import FAILED, SERVING
 from steelyard.agent.revision import RevisionHost
 from steelyard.errors import SteelyardError
+from steelyard.lifecycle.wants_root import explain_root
 from steelyard.model.reason import Reason
 from steelyard.runtime.ask import ask
 from steelyard.wire.agent import AssignedFunction
@@ -101,7 +102,8 @@ def _log_tail(edges: Edges, host: RevisionHost) -> str:
             text = file.read().decode(errors="replace").strip()
     except OSError:
         return ""
-    return f"\nThe end of its stderr:\n{text}" if text else ""
+    why = "" if host.image is None else explain_root(text)
+    return f"{why and f' {why}'}\nThe end of its stderr:\n{text}" if text else ""
 
 
 def socket_name(function: AssignedFunction) -> str:

@@ -20,10 +20,10 @@ from steelyard.api.submission import insert_jobs
 from steelyard.control import JOBS
 from steelyard.control.images import living
 from steelyard.errors import Refused
-from steelyard.lifecycle.container_step import check_container_step, make_command, make_variables, name_step
+from steelyard.lifecycle.container_step import check_container_step, make_command, make_image_step, name_step
 from steelyard.lifecycle.image import describe_part
 from steelyard.model.image import ImageSource, parse_image
-from steelyard.model.job import ImageStep, JobSpec
+from steelyard.model.job import JobSpec
 from steelyard.model.secret import SecretUse
 from steelyard.store import Tx
 from steelyard.wire.agent import PullStart
@@ -54,7 +54,7 @@ async def take_step(request: Request[Any, Any, Any], data: ContainerStep) -> Con
             argv=make_command(data.step),
             cwd="",
             image=parse_image(data.image or reference).text,
-            makes=ImageStep(id_, data.below, make_variables(data.step), files),
+            makes=make_image_step(id_, data.below, data.step),
             resources=make_build_resources(tx.machine()),
             secrets=(SecretUse(data.secret, for_registry=True),) if data.secret else (),
             max_duration_s=BUILD_MAX_S,

@@ -171,8 +171,8 @@ def conclude(chunk: LogChunk, job: JobView, first_signal: int) -> int:
         return 128 + first_signal
     if chunk.reason == "oom-killed":
         say(f"steelyard: job {job.id} was ended by the kernel at its memory limit. {chunk.detail}")
-    elif chunk.exit_code and job.ranks > 1 and chunk.detail:
-        # which of its ranks it was
+    elif chunk.exit_code and chunk.detail:
+        # which of its ranks it was, or what it lacked
         say(f"steelyard: {chunk.detail}")
     if chunk.exit_code is not None:
         return chunk.exit_code

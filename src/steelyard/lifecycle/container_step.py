@@ -11,9 +11,23 @@ import hashlib
 import shlex
 from collections.abc import Iterable
 
+import msgspec
+
 from steelyard.lifecycle.debian import check_debian, make_script
 from steelyard.lifecycle.image import canonical, check_step
-from steelyard.model.built_image import AptInstall, Copy, DebianBase, PipInstall, Run, SetEnv, Step, UvSync
+from steelyard.model.built_image import (
+    AptInstall,
+    Copy,
+    DebianBase,
+    PipInstall,
+    Run,
+    SetCommand,
+    SetEnv,
+    SetUser,
+    Step,
+    UvSync,
+)
+from steelyard.model.job import ImageStep
 
 #: goes up when the same step would make something else
 _FORMAT = 1
@@ -51,9 +65,18 @@ def make_command(step: Step | DebianBase) -> tuple[str, ...]:
     return ("/bin/sh", "-c", f'/bin/sh -ec "$0" && : > {DONE}/{MARK}', _script(step))
 
 
-def make_variables(step: Step | DebianBase) -> dict[str, str]:
-    """What later steps and whatever runs in it get."""
-    return dict(step.env) if isinstance(step, SetEnv) else {}
+def make_image_step(id_: str, below: str, step: Step | DebianBase) -> ImageStep:
+    """What the image says where that below says otherwise."""
+    made = ImageStep(id_, below, files=getattr(step, "files", ""))
+    match step:
+        case SetEnv():
+            return msgspec.structs.replace(made, env=dict(step.env))
+        case SetUser():
+            return msgspec.structs.replace(made, user=step.user)
+        case SetCommand():
+            return msgspec.structs.replace(made, command=step.argv)
+        case _:
+            return made
 
 
 def _script(step: Step | DebianBase) -> str:

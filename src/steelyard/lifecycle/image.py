@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import hashlib
 import re
+import shlex
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from functools import lru_cache
 
@@ -25,7 +26,9 @@ from steelyard.model.built_image import (
     ImageState,
     PipInstall,
     Run,
+    SetCommand,
     SetEnv,
+    SetUser,
     Step,
     UvSync,
 )
@@ -55,6 +58,8 @@ _PREFIX = re.compile(r"[0-9a-f]{1,63}", re.ASCII)
 _VARIABLE = re.compile(r"[A-Za-z_][A-Za-z0-9_]*", re.ASCII)
 #: with a version or a release behind it
 _PACKAGE = re.compile(r"[a-z0-9][a-z0-9+.-]*(:[a-z0-9-]+)?([=/][A-Za-z0-9.+:~-]+)?", re.ASCII)
+#: one name or number, or two
+_USER = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.-]{0,63}(:[A-Za-z0-9_][A-Za-z0-9_.-]{0,63})?", re.ASCII)
 _WORD = re.compile(r"[A-Za-z0-9]([A-Za-z0-9._-]*[A-Za-z0-9])?", re.ASCII)
 
 
@@ -100,6 +105,10 @@ def describe_part(part: Base | DebianBase | Step) -> str:
             return " ".join(["uv_sync", *options])
         case SetEnv():
             return f"env {' '.join(sorted(part.env))}"
+        case SetUser():
+            return f"user {part.user}"
+        case SetCommand():
+            return f"command {shlex.join(part.argv)}"
         case Copy():
             return f"copy to {part.to or '.'}"
         case Run():
@@ -162,6 +171,16 @@ def check_step(step: Step, *, contained: bool = False) -> Iterable[str]:
             for name, value in step.env.items():
                 if not _VARIABLE.fullmatch(name) or "\0" in value:
                     yield f"{name[:80]!r} can't be a variable"
+        case SetUser():
+            if not contained:
+                yield "user is for images of containers: work in an environment runs as whoever submits it"
+            if not _USER.fullmatch(step.user):
+                yield f"{step.user[:80]!r} is no user: write user or user:group, names or numbers"
+        case SetCommand():
+            if not contained:
+                yield "command is for images of containers: say what to run in an environment where it is run"
+            if not step.argv or not step.argv[0] or any("\0" in word for word in step.argv):
+                yield "command needs a program"
         case Copy():
             if not step.files:
                 yield "copy needs a bundle"

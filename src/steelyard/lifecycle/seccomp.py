@@ -8,6 +8,8 @@ seccomp sees; sockets of families with a record (AF_ALG, AF_VSOCK, AF_PACKET).
 
 from __future__ import annotations
 
+from functools import lru_cache
+
 EPERM, ENOSYS, EAFNOSUPPORT = 1, 38, 97
 #: CLONE_NEW{NS,CGROUP,UTS,IPC,USER,PID,NET}
 _NEW_NAMESPACES = 0x7E02_0000
@@ -71,8 +73,9 @@ umount umount2 unshare userfaultfd vhangup
 _ARCHITECTURES = {"x86_64": "SCMP_ARCH_X86_64", "aarch64": "SCMP_ARCH_AARCH64"}
 
 
+@lru_cache
 def make_seccomp(machine: str) -> dict[str, object]:
-    """`machine`: what `uname -m` says."""
+    """`machine`: what `uname -m` says. Made once, and nobody's to change."""
     allowed = sorted({*_FILES.split(), *_MEMORY.split(), *_PROCESSES.split(), *_SIGNALS_AND_TIME.split(), *_TALKING.split()})
     rules: list[dict[str, object]] = [
         _allow(allowed),

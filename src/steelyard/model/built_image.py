@@ -58,6 +58,19 @@ class SetEnv(msgspec.Struct, frozen=True, tag_field="kind", tag="env", forbid_un
     env: dict[str, str]
 
 
+class SetUser(msgspec.Struct, frozen=True, tag_field="kind", tag="user", forbid_unknown_fields=True):
+    """Whom it runs as. Of images of containers alone."""
+
+    #: `user[:group]`, names of the image or numbers
+    user: str
+
+
+class SetCommand(msgspec.Struct, frozen=True, tag_field="kind", tag="command", forbid_unknown_fields=True):
+    """What it runs where nothing else is said, in the place of an entry point. Of images of containers alone."""
+
+    argv: tuple[str, ...]
+
+
 class Copy(msgspec.Struct, frozen=True, tag_field="kind", tag="copy", forbid_unknown_fields=True):
     #: sha256 of a bundle
     files: str
@@ -71,7 +84,7 @@ class Run(msgspec.Struct, frozen=True, tag_field="kind", tag="run", forbid_unkno
 
 
 Base = PythonBase
-Step = PipInstall | AptInstall | UvSync | SetEnv | Copy | Run
+Step = PipInstall | AptInstall | UvSync | SetEnv | SetUser | SetCommand | Copy | Run
 
 
 class ImageSpec(msgspec.Struct, frozen=True, forbid_unknown_fields=True):

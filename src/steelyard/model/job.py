@@ -80,6 +80,9 @@ class ImageStep(msgspec.Struct, frozen=True):
     below: str
     #: what the image says beside that one's variables
     env: dict[str, str] = {}
+    #: whom it runs as, and what, in the place of that one's; "" and (): as that one
+    user: str = ""
+    command: tuple[str, ...] = ()
     #: sha256 of a bundle that is brought in; "" without one
     files: str = ""
 

@@ -12,6 +12,7 @@ are those of any process. crun's exit code is that of the container's first proc
 
 from __future__ import annotations
 
+import contextlib
 import os
 import posixpath
 import shutil
@@ -110,6 +111,9 @@ class Containers:
         self._state, self._hostname = self._folder / ".crun", hostname
         self._images = images
         self._made: dict[WorkloadId, Made] | None = None
+        #: where they were found, and the first ids of owners' ranges, which are given out for good
+        self._tools: dict[str, str] = {}
+        self._ranges: dict[int, int] = {}
         #: who sleeps, and will want its image again -> digest
         self._pinned: dict[str, str] = {}
         self.store = ImageStore(images, lambda: {*self._pinned.values(), *(made.image for made in self._all().values())})
@@ -119,8 +123,10 @@ class Containers:
         if os.geteuid() != 0:
             raise _impossible("root: start Steelyard as root, or run it without --image")
         for tool in TOOLS:
-            if shutil.which(tool) is None:
-                raise missing(tool)
+            if not os.access(self._tools.get(tool, ""), os.X_OK):
+                if (found := shutil.which(tool)) is None:
+                    raise missing(tool)
+                self._tools[tool] = found
         if not _OWN_USERNS.exists() or (_USERNS_MAX.exists() and _USERNS_MAX.read_text().strip() == "0"):
             raise _impossible(
                 "user namespaces, which are switched off here: set user.max_user_namespaces (sysctl) to more than 0"
@@ -175,8 +181,13 @@ class Containers:
 
     def ids(self, image: Image, owner: Ids) -> Ids:
         """(uid, gid) of the machine that the image's user is, when `owner` runs it."""
-        first, wanted = owner_range(self._images, owner[0]), image.ids
+        first, wanted = self._range(owner[0]), image.ids
         return (owner[0] if wanted.uid == 0 else first + wanted.uid, owner[1] if wanted.gid == 0 else first + wanted.gid)
+
+    def _range(self, uid: int) -> int:
+        if uid not in self._ranges:
+            self._ranges[uid] = owner_range(self._images, uid)
+        return self._ranges[uid]
 
     def make(self, workload: WorkloadId, image: Image, wanted: Wanted, owner: Ids) -> tuple[tuple[str, ...], Rootfs]:
         """Write its bundle: the command that starts it, and what is mounted for that. Raises Refused or EdgeFailed."""
@@ -189,7 +200,7 @@ class Containers:
             _check_program(root, wanted.interpreter or argv[0], env["PATH"], wanted.cwd or image.cwd or "/", image.reference)
         if wanted.programs:
             env["PATH"] = f"{wanted.programs}:{env['PATH']}"
-        first = owner_range(self._images, owner[0])
+        first = self._range(owner[0])
         (uids, disk_uids), (gids, disk_gids) = make_maps(first, owner[0]), make_maps(first, owner[1])
         ids, binds, disk = image.ids, wanted.binds, ""
         if wanted.step is not None:
@@ -231,7 +242,7 @@ class Containers:
             # read by crun alone, which is started after it: nobody ever finds half of it
             with open(os.open(folder / _CONFIG, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC, 0o600), "wb") as file:
                 file.write(msgspec.json.encode(make_bundle(container)))
-            write_file(folder / _MADE, msgspec.json.encode(made))
+            write_file(folder / _MADE, msgspec.json.encode(made), in_memory=True)
         except OSError as err:
             raise EdgeFailed(f"{folder} could not be written: {err.strerror}. Nothing was started.", code="start-failed") from err
         self._all()[workload] = made
@@ -265,7 +276,7 @@ class Containers:
             if env is not None:
                 process |= {"env": [f"{key}={value}" for key, value in env.items()], "cwd": cwd or "/"}
             process |= {"args": list(argv), **make_terminal(process["env"], terminal)}
-            write_file(path, msgspec.json.encode(process))
+            write_file(path, msgspec.json.encode(process), in_memory=True)
         except OSError as err:
             raise EdgeFailed(f"{folder} can't be used: {err.strerror}. Nothing was started.", code="start-failed") from err
         made = self.made(workload)
@@ -345,7 +356,8 @@ class Containers:
         if self._made is None:
             self._made = {}
             for path in self._folder.glob(f"*/{_MADE}"):
-                self._made[WorkloadId(path.parent.name)] = msgspec.json.decode(path.read_bytes(), type=Made)
+                with contextlib.suppress(msgspec.MsgspecError):  # cut off by the end of the machine, which ended it too
+                    self._made[WorkloadId(path.parent.name)] = msgspec.json.decode(path.read_bytes(), type=Made)
         return self._made
 
 
@@ -356,7 +368,7 @@ def variables(image: Image, env: Mapping[str, str]) -> dict[str, str]:
 
 def place_libraries(root: str, libraries: Mapping[str, str], bound: Collection[Bind]) -> list[Bind]:
     """Where the loader of the image below `root` finds them without being told: its own libc lies there."""
-    for folder in LIB_FOLDERS:
+    for folder in LIB_FOLDERS if libraries else ():
         try:
             find_inside(root, f"{folder}/libc.so.6")
         except OSError:

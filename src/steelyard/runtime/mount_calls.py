@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import ctypes
 import os
+import stat
 
 TYPE_CHECKING = False  # see launch.py: what is imported costs time at each start
 if TYPE_CHECKING:
@@ -125,6 +126,21 @@ def find_inside(root: str, path: str) -> int:
     fd = _open_inside(root, path)
     try:
         return os.fstat(fd).st_mode
+    finally:
+        os.close(fd)
+
+
+def read_inside(root: str, path: str, limit: int) -> str:
+    """What that file says, as far as `limit`; "" where there is no such file."""
+    try:
+        fd = _open_inside(root, path)
+    except OSError:
+        return ""
+    try:
+        if not stat.S_ISREG(os.fstat(fd).st_mode):  # opening a pipe would wait
+            return ""
+        with open(f"/proc/self/fd/{fd}", "rb") as file:
+            return file.read(limit).decode(errors="replace")
     finally:
         os.close(fd)
 

@@ -21,6 +21,7 @@ from steelyard.sdk.nouns import Secret
 _VERSION = re.compile(r"3\.\d{1,2}(\.\d{1,3})?", re.ASCII)
 _PACKAGE = re.compile(r"[a-z0-9][a-z0-9+.-]*(:[a-z0-9-]+)?([=/][A-Za-z0-9.+:~-]+)?", re.ASCII)
 _SUITE = re.compile(r"[a-z][a-z0-9-]*", re.ASCII)
+_USER = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.-]{0,63}(:[A-Za-z0-9_][A-Za-z0-9_.-]{0,63})?", re.ASCII)
 _VARIABLE = re.compile(r"[A-Za-z_][A-Za-z0-9_]*", re.ASCII)
 Path = str | PurePath
 
@@ -31,6 +32,8 @@ _ELSEWHERE = {
     "micromamba": "environments are made by uv: install packages with pip_install",
     "micromamba_install": "environments are made by uv: install packages with pip_install",
     "poetry_install_from_file": "export a requirements file and give it to pip_install(requirements=...)",
+    "entrypoint": "write command(...), which takes its place",
+    "cmd": "write command(...)",
     "run_function": "write what it does as a command: run('python -c ...')",
     "dockerfile_commands": "write run(...) and copy(...)",
 }
@@ -150,6 +153,23 @@ class Image(metaclass=_Kind):
             if not isinstance(name, str) or not isinstance(value, str) or not _VARIABLE.fullmatch(name) or "\0" in value:
                 raise DeclarationError(f"env: {name!r}: {value!r} is no variable; name and value are texts.")
         return self._with(kind="env", env=dict(variables))
+
+    def user(self, user: str) -> Image:
+        """Whom what runs in a container image runs as, as USER of a Dockerfile: `www-data`, `1000:1000`. Later steps are its
+        root's all the same."""
+        if not self._contained:
+            raise DeclarationError("user: work in an environment runs as whoever submits it. Leave it out.")
+        if not isinstance(user, str) or not _USER.fullmatch(user):
+            raise DeclarationError(f"user({user!r}): write user or user:group, names of the image or numbers, as a text.")
+        return self._with(kind="user", user=user)
+
+    def command(self, *argv: str) -> Image:
+        """What a container image runs where nothing else is said, a word each: `command("python3", "/srv/main.py")`."""
+        if not self._contained:
+            raise DeclarationError("command: say what to run in an environment where it is run. Leave it out.")
+        if not argv or not all(isinstance(word, str) and "\0" not in word for word in argv) or not argv[0]:
+            raise DeclarationError(f"command{argv!r}: write the program and its words, each as a text.")
+        return self._with(kind="command", argv=list(argv))
 
     def copy(self, local: Path, inside: Path = "") -> Image:
         """A file or folder of yours, at that path of the image's own folder, which modules are imported from and processes find

@@ -8,8 +8,20 @@ from pathlib import Path
 import pytest
 
 from steelyard.lifecycle import container_step
-from steelyard.lifecycle.container_step import check_container_step, make_command, make_variables, name_step
-from steelyard.model.built_image import AptInstall, Copy, DebianBase, PipInstall, Run, SetEnv, Step, UvSync
+from steelyard.lifecycle.container_step import check_container_step, make_command, make_image_step, name_step
+from steelyard.model.built_image import (
+    AptInstall,
+    Copy,
+    DebianBase,
+    PipInstall,
+    Run,
+    SetCommand,
+    SetEnv,
+    SetUser,
+    Step,
+    UvSync,
+)
+from steelyard.model.job import ImageStep
 
 BELOW = "a" * 64
 
@@ -36,6 +48,12 @@ def test_what_means_the_same_has_one_name_and_anything_else_another() -> None:
         (Copy("a" * 64, "../x"), "leads out"),
         (Run(" "), "needs a command"),
         (SetEnv({"A B": "x"}), "can't be a variable"),
+        (SetUser("www data"), "is no user"),
+        (SetUser("a:b:c"), "is no user"),
+        (SetUser(""), "is no user"),
+        (SetCommand(()), "needs a program"),
+        (SetCommand(("", "x")), "needs a program"),
+        (SetCommand(("a\0b",)), "needs a program"),
     ],
 )
 def test_what_no_step_can_be_is_said(step: Step, words: str) -> None:
@@ -68,6 +86,9 @@ def test_honest_steps_are_taken() -> None:
         PipInstall(("numpy",)),
         Run("true"),
         SetEnv({"A": "b"}),
+        SetUser("www-data"),
+        SetUser("1000:users"),
+        SetCommand(("python3", "/srv/main.py", "--name=a b")),
     ]
     assert not [wrong for step in steps for wrong in check_container_step(step, BELOW)]
 
@@ -89,7 +110,15 @@ def test_words_of_the_user_are_words_to_the_shell() -> None:
     assert "'/srv/my data'" in make_command(Copy("a" * 64, "srv/my data"))[-1]
 
 
-def test_variables_stay_and_run_nothing() -> None:
-    assert make_variables(SetEnv({"A": "b"})) == {"A": "b"}
-    assert make_variables(Run("A=b")) == {}
-    assert make_command(SetEnv({"A": "b"}))[-1] == ":"
+def test_what_an_image_says_stays_and_runs_nothing() -> None:
+    said: dict[Step, ImageStep] = {}
+    for step in (SetUser("web"), SetCommand(("serve", "a b")), Run("A=b")):
+        said[step] = make_image_step("c" * 64, BELOW, step)
+    bare = ImageStep("c" * 64, BELOW)
+    assert list(said.values()) == [
+        ImageStep("c" * 64, BELOW, user="web"), ImageStep("c" * 64, BELOW, command=("serve", "a b")), bare
+    ]  # fmt: skip
+    assert make_image_step("c" * 64, BELOW, SetEnv({"A": "b"})).env == {"A": "b"}
+    assert make_image_step("c" * 64, BELOW, Copy("d" * 64, "/x")).files == "d" * 64
+    for step in (SetEnv({"A": "b"}), SetUser("web"), SetCommand(("x",))):
+        assert make_command(step)[-1] == ":"

@@ -43,8 +43,11 @@ def test_steps_upon_a_container_image_are_those_of_an_environment_and_apts() -> 
         .pip_install("x")
         .copy("a", "/srv/a")
         .run("make")
+        .user("www-data")
+        .command("python3", "/srv/a/main.py")
     )
-    assert kinds(image) == ["apt", "pip", "copy", "run"]
+    assert kinds(image) == ["apt", "pip", "copy", "run", "user", "command"]
+    assert image.as_json()["steps"][5]["argv"] == ["python3", "/srv/a/main.py"]
     assert image.as_json()["steps"][0]["packages"] == ["git", "curl=7.88"]
     assert image.as_json()["steps"][2]["inside"] == "srv/a"
 
@@ -83,6 +86,12 @@ def test_modals_spellings_mean_the_same() -> None:
         (lambda: sy.Image.from_registry("docker://nginx").apt_install("-y"), "no package of Debian's"),
         (lambda: sy.Image.from_registry("docker://nginx").apt_install(), "names no package"),
         (lambda: sy.Image.python("3.11").apt_install("git"), r"Begin with Image.debian\(...\) or"),
+        (lambda: sy.Image.python("3.11").user("web"), "whoever submits"),
+        (lambda: sy.Image.python("3.11").command("x"), "where it is run"),
+        (lambda: sy.Image.from_registry("docker://nginx").user("a b"), "user:group"),
+        (lambda: sy.Image.from_registry("docker://nginx").user(1000), "as a text"),  # type: ignore[arg-type]
+        (lambda: sy.Image.from_registry("docker://nginx").command(), "the program and its words"),
+        (lambda: sy.Image.from_registry("docker://nginx").command(["a"]), "each as a text"),  # type: ignore[arg-type]
         (lambda: sy.Image.python("3.11").pip_install(), "names no package"),
         (lambda: sy.Image.python("3.11").pip_install("./mine"), "copy"),
         (lambda: sy.Image.python("3.11").env({"A": 1}), "texts"),  # type: ignore[dict-item]
@@ -98,7 +107,7 @@ def test_mistakes_are_named(make: Any, text: str) -> None:
         make()
 
 
-@pytest.mark.parametrize("name", ["from_dockerfile", "micromamba"])
+@pytest.mark.parametrize("name", ["from_dockerfile", "micromamba", "entrypoint"])
 def test_what_is_not_there_says_what_to_do(name: str) -> None:
     for asked in (sy.Image, sy.Image.python("3.11")):
         with pytest.raises(AttributeError, match=f"{name} has no meaning here: .*[a-z]"):

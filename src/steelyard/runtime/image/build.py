@@ -25,7 +25,7 @@ from steelyard.clock import SystemClock
 from steelyard.errors import SteelyardError, Unreachable
 from steelyard.lifecycle.build_failure import explain_step
 from steelyard.lifecycle.image import describe_part, image_environment, name_layers
-from steelyard.model.built_image import AptInstall, Base, Copy, ImageSpec, PipInstall, Run, SetEnv, Step, UvSync
+from steelyard.model.built_image import AptInstall, Base, Copy, ImageSpec, PipInstall, Run, SetCommand, SetEnv, SetUser, Step, UvSync
 from steelyard.model.ids import ImageId
 from steelyard.runtime.image.layer import (
     CACHE,
@@ -147,7 +147,7 @@ class Builder:
                 _merge(brings, making / FILES / part.to)
             case Run():
                 self._run(making, what, ("/bin/sh", "-ec", part.command), env, cwd=making / FILES)
-            case SetEnv() | AptInstall():  # the latter is refused before it comes here
+            case SetEnv() | AptInstall() | SetUser() | SetCommand():  # all but the first are refused before they come here
                 pass
             case _:
                 argv = (self._uv, "venv", "--relocatable", "--no-project", "--python", part.version, str(making / VENV))

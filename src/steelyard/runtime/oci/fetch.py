@@ -20,19 +20,24 @@ from typing import IO
 from steelyard.errors import EdgeFailed, NoRoom, Refused, SteelyardError
 from steelyard.model.image import ImageReference, ImageSource
 from steelyard.runtime.oci import FETCH_ID, Limits, Tell, say_nothing
+from steelyard.runtime.oci.manifest import explain_architecture, list_platforms
 
 #: nothing has arrived for so long
 STALL_S = 60
 _LOOK_S = 1.0
+#: the list of what an image is made for is a page long, and its registry has just answered
+_PLATFORMS_S = 20.0
 #: of prlimit: there is no such program
 _NOT_FOUND = 127
 #: of the agent's own environment, for whoever is behind a proxy or has authorities of their own
 _PASSED = ("HTTP_PROXY", "HTTPS_PROXY", "NO_PROXY", "http_proxy", "https_proxy", "no_proxy", "SSL_CERT_FILE", "SSL_CERT_DIR")
 Ids = tuple[int, int] | None
 _PATH = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
+#: an image for several machines, and this one is none of them
+_ONE_OF_SEVERAL = "wrong-architecture"
 #: what skopeo says, what it means, what to do; the first that fits
 _MEANINGS: tuple[tuple[str, str, str, str], ...] = (
-    (r"no image found in (manifest list|image index) for architecture", "wrong-architecture",
+    (r"no image found in (manifest list|image index) for architecture", _ONE_OF_SEVERAL,
      "there is none for this machine's architecture", "Name an image of this architecture."),
     (r"toomanyrequests|status(?: ?code)?:? 429|rate limit", "registry-busy",
      "the registry says that too many requests came from here", "Wait and try again, or log in: those it knows may ask more."),
@@ -79,7 +84,7 @@ def fetch(
     before = _count_bytes((blobs,))
     os.chown(layout, FETCH_ID, FETCH_ID)
     source = f"docker://{reference.text}"
-    more: tuple[str, ...] = ("--src-tls-verify=false",) if reference.on_loopback else ()
+    more: tuple[str, ...] = ("tls-verify=false",) if reference.on_loopback else ()
     if reference.source is not ImageSource.REGISTRY:
         kind = "oci-archive" if reference.source is ImageSource.LAYOUT else "docker-archive"
         staged = _stage(reference, ids, layout, limits)
@@ -87,30 +92,50 @@ def fetch(
     target = layout / "image"
     # in memory, and found by its descriptor: a login is on no disk, no command line and in no environment
     kept = -1 if login is None else _keep_in_memory(login)
-    more += ("--src-no-creds",) if login is None else ("--src-authfile", f"/proc/self/fd/{kept}")
+    more += ("no-creds",) if login is None else (f"authfile=/proc/self/fd/{kept}",)
     argv = (
         "skopeo", "--debug", "--insecure-policy", "--tmpdir", str(layout), "copy", "--quiet", "--retry-times", "2", "--format",
         # of other compressions (zstd) umoci knows nothing: these layers are compressed anew on their way
-        "oci", "--dest-compress-format", "gzip", *more, "--dest-shared-blob-dir", str(blobs.parent), source,
-        f"oci:{target}:image",
+        "oci", "--dest-compress-format", "gzip", *(f"--src-{word}" for word in more), "--dest-shared-blob-dir", str(blobs.parent),
+        source, f"oci:{target}:image",
     )  # fmt: skip
-    try:
-        process = _start(argv, (FETCH_ID, FETCH_ID), limits, folder=layout, stdout=subprocess.DEVNULL, keep=kept)
-    finally:
-        if kept >= 0:
-            os.close(kept)
 
     def measure() -> int:
         here = _count_bytes((layout, blobs))
         tell(max(0, here - before))
         return here
 
-    said = _await(process, reference, limits, measure)
-    if process.returncode == _NOT_FOUND:
-        raise missing("skopeo")
-    if process.returncode:
-        raise _explain(reference, said, process.returncode)
+    try:
+        process = _start(argv, (FETCH_ID, FETCH_ID), limits, folder=layout, stdout=subprocess.DEVNULL, keep=kept)
+        said = _await(process, reference, limits, measure)
+        if process.returncode == _NOT_FOUND:
+            raise missing("skopeo")
+        if process.returncode:
+            failed = _explain(reference, said, process.returncode)
+            platforms = _read_platforms(source, more, layout, limits, kept) if failed.code == _ONE_OF_SEVERAL else ()
+            raise explain_architecture(reference.text, platforms, os.uname().machine) if platforms else failed
+    finally:
+        if kept >= 0:
+            os.close(kept)
     return (target / "index.json").read_bytes()
+
+
+def _read_platforms(source: str, more: Sequence[str], layout: Path, limits: Limits, kept: int) -> tuple[str, ...]:
+    """What an image that is one of several is made for; empty where that is not told."""
+    argv = (
+        *("skopeo", "--insecure-policy", "--tmpdir", str(layout), "inspect", "--raw"), *(f"--{word}" for word in more), source
+    )  # fmt: skip
+    told = layout / "platforms"
+    with told.open("xb") as file:
+        process = _start(argv, (FETCH_ID, FETCH_ID), limits, folder=layout, stdout=file, keep=kept)
+        try:
+            process.wait(_PLATFORMS_S)
+        except subprocess.TimeoutExpired:
+            return ()
+        finally:
+            _end(process)
+            process.communicate()
+    return list_platforms(told.read_bytes())
 
 
 def missing(program: str) -> Refused:

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import hashlib
 import re
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TypeVar
 
@@ -18,8 +19,11 @@ from steelyard.model.image import Image
 #: of manifest and config; the largest honest ones are a hundredth of it
 JSON_MAX = 4 << 20
 LAYERS_MAX = 512
+#: that are named; Docker Hub's own images have eight
+PLATFORMS_MAX = 12
 _HEX = re.compile(r"sha256:([0-9a-f]{64})")
 _PORT = re.compile(r"([0-9]{1,5})(?:/tcp)?")
+_PLATFORM_NAME = re.compile(r"[a-z0-9_.]+(/[a-z0-9_.]+){1,2}")
 _NAME = re.compile(r"[^=\0]+")
 #: what `uname -m` says -> what images say
 ARCHITECTURES = {"x86_64": "amd64", "aarch64": "arm64"}
@@ -39,6 +43,20 @@ class Index(msgspec.Struct):
 class Manifest(msgspec.Struct):
     config: Descriptor
     layers: list[Descriptor]
+
+
+class _Platform(msgspec.Struct, frozen=True):
+    os: str = ""
+    architecture: str = ""
+    variant: str = ""
+
+
+class _OfOne(msgspec.Struct):
+    platform: _Platform = _Platform()
+
+
+class _Platforms(msgspec.Struct):
+    manifests: list[_OfOne]
 
 
 class _Run(msgspec.Struct, rename="pascal"):
@@ -75,13 +93,8 @@ def describe(index: bytes, blobs: Path, reference: str, machine: str) -> Describ
         raise Refused(f"The image {reference} has more than {LAYERS_MAX} layers.", code="bad-image")
     layers = tuple(_hex(layer.digest) for layer in manifest.layers)
     config = _parse(_read(blobs, manifest.config.digest, "config"), _Config, "config")
-    wanted = ARCHITECTURES.get(machine, machine)
-    if config.os not in ("", "linux") or config.architecture not in ("", wanted):
-        raise Refused(
-            f"The image {reference} is made for {config.os or 'linux'}/{config.architecture}, and this machine is linux/{wanted}"
-            ". Nothing was started. Name an image of this architecture.",
-            code="wrong-architecture",
-        )
+    if config.os not in ("", "linux") or config.architecture not in ("", ARCHITECTURES.get(machine, machine)):
+        raise explain_architecture(reference, (f"{config.os or 'linux'}/{config.architecture}",), machine)
     run = config.config or _Run()
     image = Image(
         digest=_hex(found[0].digest),
@@ -98,6 +111,29 @@ def describe(index: bytes, blobs: Path, reference: str, machine: str) -> Describ
     if "\0" in image.cwd or (image.cwd and not image.cwd.startswith("/")) or "\0" in image.user:
         raise Refused(f"The image {reference} names a folder or user that can't be.", code="bad-image")
     return Described(image, found[0], layers)
+
+
+def list_platforms(index: bytes) -> tuple[str, ...]:
+    """What the images of an index, a stranger's, are made for, in its order; empty where it is none. What is made for an unknown
+    one is a signature or the like."""
+    try:
+        found = msgspec.json.decode(index[:JSON_MAX], type=_Platforms).manifests
+    except msgspec.MsgspecError:
+        return ()
+    parts = ((each.platform.os, each.platform.architecture, each.platform.variant) for each in found)
+    names = ("/".join(filter(None, each)) for each in parts)
+    named = (name for name in names if _PLATFORM_NAME.fullmatch(name) and "unknown" not in name)
+    return tuple(dict.fromkeys(named))[:PLATFORMS_MAX]
+
+
+def explain_architecture(reference: str, platforms: Sequence[str], machine: str) -> Refused:
+    """`platforms`: what there is, at least one; `machine`: what `uname -m` says."""
+    wanted = ARCHITECTURES.get(machine, machine)
+    return Refused(
+        f"The image {reference} is made for {', '.join(platforms)}, and this machine is linux/{wanted}. Nothing was started. "
+        "Name an image of this architecture.",
+        code="wrong-architecture",
+    )
 
 
 def _words(words: list[str] | None, reference: str) -> tuple[str, ...]:

@@ -29,7 +29,8 @@ import msgspec
 from steelyard.config import write_file
 from steelyard.errors import EdgeFailed, NoRoom, Refused, SteelyardError
 from steelyard.model import words
-from steelyard.model.image import Image, ImageReference, find_user
+from steelyard.model.image import Image, ImageReference, UserIds, find_user
+from steelyard.runtime.mount_calls import read_inside
 from steelyard.runtime.oci import FETCH_ID, Limits, Tell, jail, say_nothing
 from steelyard.runtime.oci.fetch import fetch, missing, remove_folder
 from steelyard.runtime.oci.manifest import Described, describe
@@ -39,6 +40,8 @@ log = logging.getLogger(__name__)
 
 #: of the disk that the home is on
 BUDGET_SHARE = 0.25
+#: of /etc/passwd and /etc/group
+USERS_MAX = 1 << 20
 _IMAGE, _ROOT = "image.json", "rootfs"
 
 
@@ -170,12 +173,16 @@ class ImageStore:
         work.mkdir(mode=0o711)
         try:
             files, size = lay_over(self.root(made.below) if made.below else None, self._step(digest) / "upper", work / _ROOT)
+            passwd, group = (read_inside(str(work / _ROOT), f"/etc/{name}", USERS_MAX) for name in ("passwd", "group"))
             image = msgspec.structs.replace(
-                made.image, files=made.image.files + files, bytes_on_disk=made.image.bytes_on_disk + size
+                made.image, ids=_find_ids(made.image, passwd, group), files=made.image.files + files, bytes_on_disk=made.image.bytes_on_disk + size
             )
             work.chmod(0o711)
             write_file(work / _IMAGE, msgspec.json.encode(image), 0o644)
             os.rename(work, self._folder / "roots" / digest)
+        except Refused:  # no later look would find anything else
+            remove_folder(self._step(digest))
+            raise
         finally:
             remove_folder(work)
         return image
@@ -266,13 +273,7 @@ class ImageStore:
         )  # fmt: skip
         try:
             seen = _run_jail(order, image.reference, self._folder)
-            ids = find_user(image.user, seen.passwd, seen.group)
-            if ids is None:
-                raise Refused(
-                    f"The image {image.reference} runs as {image.user!r}, and its /etc/passwd and /etc/group have no such user. "
-                    "Nothing was started. Name a user that is there, with USER where the image is built.",
-                    code="no-such-user",
-                )
+            ids = _find_ids(image, seen.passwd, seen.group)
             done = msgspec.structs.replace(image, files=seen.files, bytes_on_disk=image.bytes_on_disk + seen.bytes, ids=ids)
             (work / "out").chmod(0o711)
             os.chown(work / "out", 0, 0)
@@ -369,6 +370,17 @@ class ImageStore:
 def _key(reference: ImageReference, private_to: str = "") -> str:
     text = f"{reference.text}\0{private_to}" if private_to else reference.text
     return hashlib.sha256(text.encode()).hexdigest()[:40]
+
+
+def _find_ids(image: Image, passwd: str, group: str) -> UserIds:
+    """By the image's own files. Raises Refused."""
+    if (ids := find_user(image.user, passwd, group)) is not None:
+        return ids
+    raise Refused(
+        f"The image {image.reference} runs as {image.user!r}, and its /etc/passwd and /etc/group have no such user. "
+        "Nothing was started. Name a user that is there, with USER or user(...) where the image is built.",
+        code="no-such-user",
+    )
 
 
 def _run_jail(order: jail.Order, reference: str, folder: Path) -> jail.Unpacked:
