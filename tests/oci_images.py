@@ -184,9 +184,7 @@ class Registry:
         for platform, image in images.items():
             self.names[f"{name}-{platform.replace('/', '-')}"] = image
             parts = dict(zip(("os", "architecture", "variant"), platform.split("/"), strict=False))
-            described.append(
-                {"mediaType": MANIFEST, "digest": image.digest, "size": len(image.manifest), "platform": parts}
-            )
+            described.append({"mediaType": MANIFEST, "digest": image.digest, "size": len(image.manifest), "platform": parts})
         # as builders put them there: a statement on how it was built
         described.append({**described[0], "platform": {"os": "unknown", "architecture": "unknown"}})
         self.indexes[name] = json.dumps({"schemaVersion": 2, "mediaType": INDEX, "manifests": described}).encode()

@@ -23,9 +23,18 @@ _ROOTS = re.compile(
 )
 _LISTENS = re.compile(r"\bbind\b|\blisten\b|make_sock", re.I)
 _SAYS_SO = re.compile(
-    r"are you root\b|(?:must|needs?|has) to be (?:run )?(?:as |by )?root\b|must be (?:run |started |executed )?(?:as |by )?(?:the )?root\b"
-    r"|requires? (?:to be )?root\b|(?:not running|please run|only run) as root\b|only root (?:can|may)\b",
+    r"are you root\b|(?:must|needs?|has) to be (?:run )?(?:as |by )?root\b"
+    r"|must be (?:run |started |executed )?(?:as |by )?(?:the )?root\b|requires? (?:to be )?root\b"
+    r"|(?:not running|please run|only run) as root\b|only root (?:can|may)\b",
     re.I,
+)
+
+
+_LISTEN_HIGHER = "Ports below 1024 are the machine's root's alone: have it listen on one above, such as 8080."
+_BE_A_USER = (
+    "Root of a container may not change owners, become other users, mount or make devices here. Do that when the image is made "
+    "(.run(...) and .user(...) upon sy.Image.from_registry(...); RUN and USER in a Dockerfile), or name an image that runs as a "
+    "user, such as docker://nginxinc/nginx-unprivileged."
 )
 
 
@@ -35,16 +44,8 @@ def explain_root(said: str) -> str:
     for at in range(len(lines) - 1, -1, -1):
         if step := _find_step(lines, at):
             quoted = step if len(step) <= LINE_MAX else f"{step[:LINE_MAX]}..."
-            if _LISTENS.search(step) and not _ROOTS.search(step):
-                return (
-                    f"It expects to be root, at this step: {quoted!r}. Ports below 1024 are root's of the machine: have it listen on "
-                    "one above, such as 8080."
-                )
-            return (
-                f"It expects to be root, at this step: {quoted!r}. Root of a container may not change owners, become other users, "
-                "mount or make devices here. Do that when the image is made (sy.Image.from_registry(...).run(...), or RUN in its "
-                "Dockerfile), or name an image that runs as a user (USER), such as docker://nginxinc/nginx-unprivileged."
-            )
+            advice = _LISTEN_HIGHER if _LISTENS.search(step) and not _ROOTS.search(step) else _BE_A_USER
+            return f"It expects to be root, at this step: {quoted!r}. {advice}"
     return ""
 
 

@@ -25,7 +25,19 @@ from steelyard.clock import SystemClock
 from steelyard.errors import SteelyardError, Unreachable
 from steelyard.lifecycle.build_failure import explain_step
 from steelyard.lifecycle.image import describe_part, image_environment, name_layers
-from steelyard.model.built_image import AptInstall, Base, Copy, ImageSpec, PipInstall, Run, SetCommand, SetEnv, SetUser, Step, UvSync
+from steelyard.model.built_image import (
+    AptInstall,
+    Base,
+    Copy,
+    ImageSpec,
+    PipInstall,
+    Run,
+    SetCommand,
+    SetEnv,
+    SetUser,
+    Step,
+    UvSync,
+)
 from steelyard.model.ids import ImageId
 from steelyard.runtime.image.layer import (
     CACHE,

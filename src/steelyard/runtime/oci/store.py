@@ -174,9 +174,9 @@ class ImageStore:
         try:
             files, size = lay_over(self.root(made.below) if made.below else None, self._step(digest) / "upper", work / _ROOT)
             passwd, group = (read_inside(str(work / _ROOT), f"/etc/{name}", USERS_MAX) for name in ("passwd", "group"))
-            image = msgspec.structs.replace(
-                made.image, ids=_find_ids(made.image, passwd, group), files=made.image.files + files, bytes_on_disk=made.image.bytes_on_disk + size
-            )
+            files, size = made.image.files + files, made.image.bytes_on_disk + size
+            ids = _find_ids(made.image, passwd, group)
+            image = msgspec.structs.replace(made.image, ids=ids, files=files, bytes_on_disk=size)
             work.chmod(0o711)
             write_file(work / _IMAGE, msgspec.json.encode(image), 0o644)
             os.rename(work, self._folder / "roots" / digest)
