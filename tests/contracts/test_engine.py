@@ -165,7 +165,7 @@ def test_what_is_refused_is_not_there(bench: Bench) -> None:
 def test_a_pilot_is_found_by_its_id_and_ends_gently(bench: Bench) -> None:
     pilot = bench.pilot()
     assert bench.look(pilot.id) is None
-    number = bench.ask(bench.engine.submit_pilot(POOL, pilot, b"{}"))
+    number = bench.ask(bench.engine.submit_pilots(POOL, [pilot], [b"{}"]))
     bench.begin_pilot(pilot)
 
     def running() -> QueueEntry | None:
@@ -192,7 +192,7 @@ def test_a_pilot_is_found_by_its_id_and_ends_gently(bench: Bench) -> None:
 def test_a_pilot_that_waits_leaves_the_queue(bench: Bench) -> None:
     pilot = bench.pilot()
     large = replace(POOL, spec=replace(POOL.spec, node=NodeShape(cpus=4000)))
-    number = bench.ask(bench.engine.submit_pilot(large, pilot, b"{}"))
+    number = bench.ask(bench.engine.submit_pilots(large, [pilot], [b"{}"]))
     bench.ask(bench.engine.cancel_pilot(replace(pilot, number=str(number)), force=False))
     wait_until(lambda: (seen := bench.look(pilot.id)) is not None and seen.state == "CANCELLED", "it to leave")
 
@@ -202,7 +202,7 @@ def test_a_pilot_that_is_refused_is_not_there(bench: Bench) -> None:
     if isinstance(bench.engine, FakeEngine):
         bench.engine.next_submit = "no"
     with pytest.raises(Refused, match="Slurm says: "):
-        bench.ask(bench.engine.submit_pilot(replace(POOL, spec=replace(POOL.spec, node=NodeShape(gpus=2))), pilot, b"{}"))
+        bench.ask(bench.engine.submit_pilots(replace(POOL, spec=replace(POOL.spec, node=NodeShape(gpus=2))), [pilot], [b"{}"]))
     assert bench.look(pilot.id) is None
 
 

@@ -15,6 +15,7 @@ import msgspec
 
 from steelyard.agent.reconcile import ALIVE, RUNNING, SUSPENDED, JobSeen
 from steelyard.lifecycle.promise import Wakeups
+from steelyard.lifecycle.rank_records import make_usage
 from steelyard.model import words
 from steelyard.model.batch import RankEnd
 from steelyard.model.ids import AttemptId, WorkloadId
@@ -22,6 +23,7 @@ from steelyard.model.image import Image
 from steelyard.model.job import JobSpec, Plan
 from steelyard.model.proof import Proof
 from steelyard.model.reason import Reason
+from steelyard.model.slurm import RankRecord
 from steelyard.model.usage import Usage
 from steelyard.runtime.process import Adopted, AdoptedState
 from steelyard.runtime.records import Handle
@@ -115,6 +117,10 @@ class Attempt:
     ports: range = range(0)
     #: NVIDIA's sharing daemon answered when it was started (or taken over)
     mps: bool = False
+    #: its process is Slurm's srun, and its ranks are that one's (`mpi_steps.py`)
+    by_step: bool = False
+    #: what ranks that Slurm started wrote of their ends
+    records: tuple[RankRecord, ...] = ()
     #: the watcher's last counts; of an ended attempt, the final ones
     wakeups: Wakeups = field(default_factory=Wakeups)
 
@@ -184,7 +190,7 @@ class Attempt:
         self.reason, self.detail = end.reason, end.detail
         if member.rank is not None and end.bad:
             more = f" {end.detail}" if end.detail and end.reason is Reason.EXITED_NONZERO else ""
-            self.detail = f"rank {member.rank} {_tell(end)}{_tell_others(self.broke_with)}.{more}"
+            self.detail = f"rank {member.rank} {tell_end(end)}{tell_others(self.broke_with)}.{more}"
         limit = self.progress.limit
         # what finished although it was told to give way has succeeded, as where the server tells it
         if limit is not None and (limit is not Reason.PREEMPTED or bad):
@@ -238,14 +244,15 @@ class Attempt:
             signal=self.signum,
             peak_memory_bytes=sum(peaks) if peaks and self.phase == "ended" else None,
             proof=proof,
-            usage=usage,
+            usage=make_usage(self.records) or usage,
             wakeup_breaches=self.wakeups.breaches,
             wakeup_worst_us=self.wakeups.worst_us if self.wakeups.breaches else 0,
             ranks=tuple(
                 RankEnd(member.rank, member.end.exit_code, member.end.signum)
                 for member in self.members
                 if member.rank is not None and member.end is not None
-            ),
+            )
+            or tuple(RankEnd(each.rank, each.exit_code, each.signal) for each in self.records),
         )
 
 
@@ -358,7 +365,7 @@ def adopt_member(member: Member, found: Adopted | None, now_us: int) -> None:
             member.phase = "unknown"
 
 
-def _tell(end: MemberEnd) -> str:
+def tell_end(end: MemberEnd) -> str:
     if end.reason is Reason.OOM_KILLED:
         return "was ended by the kernel at its memory limit"
     if end.signum is not None:
@@ -368,7 +375,7 @@ def _tell(end: MemberEnd) -> str:
     return "ended unseen"
 
 
-def _tell_others(left: int | None) -> str:
+def tell_others(left: int | None) -> str:
     if not left:
         return ""
     return "; the other rank was ended with it" if left == 1 else f"; the other {left} ranks were ended with it"

@@ -15,18 +15,23 @@ from dataclasses import dataclass
 
 import msgspec
 
+from steelyard.agent.attempt import Attempt
 from steelyard.agent.cleanup import Cleanup
 from steelyard.agent.identity import PATH
+from steelyard.agent.job_container import JobContainers
+from steelyard.agent.reconcile import RUNNING
 from steelyard.agent.terminals import TerminalKeeper
 from steelyard.clock import Clock
 from steelyard.config import Paths
 from steelyard.errors import Conflict, NotFound, SteelyardError
+from steelyard.host import Cgroups
 from steelyard.host.proc import alive, read_environment
+from steelyard.model import words
 from steelyard.model.ids import AttemptId, WorkloadId
 from steelyard.model.job import Plan
 from steelyard.runtime.container import Containers
 from steelyard.runtime.process import Adopted, AdoptedState, ProcessRuntime
-from steelyard.wire.agent import ExecStart, ExecState
+from steelyard.wire.agent import AssignedJob, ExecStart, ExecState
 from steelyard.wire.spawn import Exited, Rootfs
 from steelyard.wire.streams import CopyStream
 
@@ -65,6 +70,26 @@ class ExecHost(msgspec.Struct, frozen=True):
 
 #: the running workload of an attempt (and rank), or a replica. Raises Conflict or NotFound, with what to do
 FindHost = Callable[[AttemptId, int | None], Awaitable[ExecHost]]
+
+
+def find_job_host(
+    job: AssignedJob, state: Attempt, rank: int | None, ids: tuple[int, int] | None, containers: JobContainers, cgroups: Cgroups
+) -> ExecHost:
+    """Of an attempt of this machine. Raises NotFound or Conflict."""
+    member = next((each for each in state.members if rank is None or (each.rank or 0) == rank), None)
+    if member is None:
+        held = f"Steelyard itself started {words.count(len(state.members), 'rank')} of this job, counted from 0"
+        raise NotFound(f"There is no rank {rank} to run it in: {held}. Nothing was started.")
+    if state.phase != RUNNING or member.phase != RUNNING or member.handle is None:
+        phase = state.phase if member.phase == RUNNING else member.phase
+        raise Conflict(f"It is {phase}: commands run inside jobs that run. Nothing was started.", code="not-running")
+    handle, contained = member.handle, job.spec.contained
+    inner = containers.inside(member.workload, tuple(cgroups.pids(member.workload))) if contained else ()
+    pid, files_as = min(inner, default=handle.pid), containers.made_as(member.workload)
+    return ExecHost(
+        member.workload, handle.pid, handle.start_time, member.plan, ids, job.spec.cwd,
+        member.workload if contained else None, pid, files_as,
+    )  # fmt: skip
 
 
 @dataclass

@@ -4,6 +4,7 @@
     hostfile        of a gang, as DeepSpeed and Open MPI read it
     beat/           for the job to write: the file named by STEELYARD_HEARTBEAT
     steps/          for the job to write: what `srun` notes of the steps of a script (STEELYARD_STEPS)
+    ranks/          for the job to write: what Slurm's steps note of ranks that Slurm started (`mpi_steps.py`)
     outputs.json    where its output goes, when not to the logs
     progress.json   how far it is with what no process tells (see `Progress`)
 
@@ -33,7 +34,7 @@ from steelyard.wire.spawn import Outputs
 log = logging.getLogger(__name__)
 
 SCRIPT, HOSTFILE, BEAT, OUTPUTS, PROGRESS = "script", "hostfile", "beat", "outputs.json", "progress.json"
-STEPS = "steps"
+STEPS, RANKS = "steps", "ranks"
 HEARTBEAT = "heartbeat"
 #: bytes, of an output's end
 END_MAX = 8192
@@ -80,6 +81,12 @@ class JobFiles:
 
     def make_steps(self, attempt: AttemptId, ids: tuple[int, int] | None) -> str:
         return str(self._make_writable(attempt, STEPS, ids))
+
+    def make_ranks(self, attempt: AttemptId, ids: tuple[int, int] | None) -> Path:
+        return self._make_writable(attempt, RANKS, ids)
+
+    def ranks(self, attempt: AttemptId) -> Path:
+        return self.folder(attempt) / RANKS
 
     def _make_writable(self, attempt: AttemptId, name: str, ids: tuple[int, int] | None) -> Path:
         folder = self.make_folder(attempt) / name

@@ -17,6 +17,7 @@ from steelyard.agent.device_proof import asked_devices, explain_share, got_devic
 from steelyard.agent.holdings import Holdings
 from steelyard.agent.identity import choose_ids
 from steelyard.agent.job_container import JobContainers
+from steelyard.agent.mpi_steps import MpiSteps
 from steelyard.agent.timing import TimingKeeper
 from steelyard.clock import Clock
 from steelyard.config import Settings
@@ -46,11 +47,12 @@ class JobProofs:
         clock: Clock,
         holdings: Holdings,
         containers: JobContainers,
+        steps: MpiSteps,
         common_cpus: Callable[[], tuple[int, ...]],
     ) -> None:
         self._settings, self._machine, self._cgroups = settings, machine, cgroups
         self._timing, self._clock, self._holdings, self._common_cpus = timing, clock, holdings, common_cpus
-        self._containers = containers
+        self._containers, self._steps = containers, steps
 
     def observe_first(self, job: AssignedJob, attempt: Attempt) -> None:
         """It has just been started. What is in a container is there a moment later, and looked at then: until crun has made it, a
@@ -63,6 +65,9 @@ class JobProofs:
     def observe(self, job: AssignedJob, attempt: Attempt) -> None:
         """Make the newest proof of each of its processes that runs."""
         for member in attempt.running:
+            if self._steps.covers(job.spec):
+                member.proof = self._steps.prove(member.plan, job.spec, self._steps.read(job.attempt, "started")) or member.proof
+                continue
             self._observe(msgspec.structs.replace(job, plan=member.plan), member, attempt.mps)
 
     def of(self, attempt: Attempt) -> Proof | None:

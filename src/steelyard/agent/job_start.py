@@ -19,6 +19,7 @@ from steelyard.agent.identity import PATH, choose_ids, explain_start, make_env
 from steelyard.agent.images import MISSING, enter_job, start_builder
 from steelyard.agent.job_container import STOPPED, JobContainers
 from steelyard.agent.job_files import JobFiles, find_ports
+from steelyard.agent.mpi_steps import MpiSteps
 from steelyard.agent.presence import GONE, Presence
 from steelyard.agent.reconcile import RUNNING, watches_beats
 from steelyard.agent.secrets import WorkSecrets
@@ -67,7 +68,9 @@ class JobStarter:
         slurm_bin: str,
         containers: JobContainers,
         paths: Paths,
+        steps: MpiSteps,
     ) -> None:
+        self._steps = steps
         self._paths, self._images = paths, paths.environments
         self._settings, self._machine, self._runtime, self._files = settings, machine, runtime, files
         self._timing, self._devices, self._presence = timing, devices, presence
@@ -183,6 +186,7 @@ class JobStarter:
             array=job.array,
             own_cores=self._count_own_cores(job),
             root=os.geteuid() == 0 and ids == (0, 0),
+            steps=self._steps.make(job, ids) if self._steps.covers(spec) else None,
         )
         launches = make_launches(spec, facts)
         if spec.builds:
@@ -214,6 +218,8 @@ class JobStarter:
         env = make_environment(member.plan, self._machine.topology, env, mps=shares_by_mps(member.plan)) | launch.env
         script = job.spec.script is not None
         env |= make_variables(job.volumes)
+        if self._steps.covers(job.spec):
+            return self._steps.clean(env)
         facts = self._slurm_facts(job, member, ids) if is_told(job.spec) else {}
         if script:
             facts["STEELYARD_STEPS"] = self._files.make_steps(job.attempt, ids)

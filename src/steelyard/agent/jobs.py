@@ -7,7 +7,6 @@ proofs are read from what it holds. Never decides where a job runs: the plan in 
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import logging
 import os
 from collections.abc import Callable, Iterable
@@ -30,13 +29,15 @@ from steelyard.agent.attempt import (
 from steelyard.agent.cleanup import Cleanup
 from steelyard.agent.device_proof import shares_by_mps
 from steelyard.agent.devices import DeviceKeeper, devices_of
-from steelyard.agent.execs import ExecHost
+from steelyard.agent.execs import ExecHost, find_job_host
 from steelyard.agent.holdings import Holdings
 from steelyard.agent.job_container import JobContainers
 from steelyard.agent.job_files import JobFiles
 from steelyard.agent.job_proofs import JobProofs
+from steelyard.agent.job_signals import JobSignals
 from steelyard.agent.job_start import KIND, JobStarter, explain_failure
 from steelyard.agent.lending import meets
+from steelyard.agent.mpi_steps import MpiSteps
 from steelyard.agent.presence import Presence
 from steelyard.agent.reconcile import (
     ALIVE,
@@ -58,12 +59,10 @@ from steelyard.agent.reconcile import (
 from steelyard.agent.timing import TimingKeeper
 from steelyard.clock import Clock
 from steelyard.config import Paths, Settings
-from steelyard.errors import Conflict, NotFound, SteelyardError, Unreachable
+from steelyard.errors import NotFound, SteelyardError, Unreachable
 from steelyard.host import Cgroups
 from steelyard.host.affinity import keep_within
-from steelyard.host.proc import read_environment
 from steelyard.lifecycle.launch import count_processes
-from steelyard.model import words
 from steelyard.model.ids import AttemptId, WorkloadId
 from steelyard.model.job import Plan
 from steelyard.model.machine import Machine
@@ -77,8 +76,6 @@ __all__ = ["KIND", "JobKeeper"]
 
 log = logging.getLogger(__name__)
 
-#: in the environment of what `srun` started
-STEP = "SLURM_STEP_ID"
 #: what has just been started has no limit that is sooner over
 STEP_SOON_S = 0.02
 TICKS_PER_S = os.sysconf("SC_CLK_TCK")
@@ -113,7 +110,9 @@ class JobKeeper:
         #: an attempt has ended, or was not started after all
         self._left = asyncio.Event()
         self.files = JobFiles(paths.workloads)
-        self._proofs = JobProofs(settings, machine, cgroups, timing, clock, holdings, containers, self.shared_cpus)
+        self._steps = MpiSteps(settings, self.files, os.environ)
+        self._signals = JobSignals(runtime, containers, cgroups, self._steps)
+        self._proofs = JobProofs(settings, machine, cgroups, timing, clock, holdings, containers, self._steps, self.shared_cpus)
         self._starter = JobStarter(
             settings,
             machine,
@@ -129,6 +128,7 @@ class JobKeeper:
             slurm_bin,
             containers,
             paths,
+            self._steps,
         )
         self._attempts: dict[AttemptId, Attempt] = {}
         self._of: dict[str, AttemptId] = {}
@@ -165,12 +165,13 @@ class JobKeeper:
         members = find_members(attempt, items)
         plan = job.plan if job is not None else join_plans([member.plan for member in members])
         state = Attempt(plan, members, mps=shares_by_mps(plan), progress=self.files.load_progress(attempt))
+        state.by_step = job is not None and self._steps.covers(job.spec)
         by_name = {item.workload: item for item in items}
         for member in members:
             item = by_name.get(member.workload)
             adopt_member(member, item, now_us)
             if item is not None and item.exited is not None:
-                member.end = self._explain(job, member, item.exited)
+                member.end = self._explain(job, state, member, item.exited)
         state.phase, state.reason, state.detail = judge_members(members)
         self._add(attempt, state)
         for member in members:
@@ -245,7 +246,9 @@ class JobKeeper:
         if member.end is not None:
             return
         job = self._assigned.get(attempt)
-        end = self._explain(job, member, exited, self._holdings.note_end(member.workload, exited))
+        end = self._explain(job, state, member, exited, self._holdings.note_end(member.workload, exited))
+        if state.by_step and (exited is None or exited.signal is not None):
+            self._steps.kill(attempt, lambda: None)
         # What the main process left behind ends with it, before its cores are given to somebody else. The kernel removes no group
         # in which anything lives, so that is the cheapest look; without an exit record the group is what tells of it.
         if exited is None or not self._cgroups.remove(member.workload):
@@ -257,7 +260,9 @@ class JobKeeper:
             self._step()
         self._changed()
 
-    def _explain(self, job: AssignedJob | None, member: Member, exited: Exited | None, peak: int | None = None) -> MemberEnd:
+    def _explain(
+        self, job: AssignedJob | None, state: Attempt, member: Member, exited: Exited | None, peak: int | None = None
+    ) -> MemberEnd:
         """`peak`: the most memory that it had, where that was read already."""
         exited, oom_kills = self._containers.read_exit(member.workload, exited), None
         if peak is None or exited is None or exited.signal is not None:
@@ -265,6 +270,10 @@ class JobKeeper:
             peak, oom_kills = reading.memory_peak_bytes, reading.oom_kills
         # else it ended by itself, and not at its memory limit: nothing is asked of the group
         end = explain_end(exited, oom_kills, peak, member.plan, self._clock.now_us())
+        if job is not None and state.by_step:
+            state.records = self._steps.read(job.attempt, "exit")
+            member.proof = self._steps.prove(member.plan, job.spec, state.records) or member.proof
+            return self._steps.explain(job.attempt, job.spec, end, state.records)
         return self._containers.explain_exit(job, member.workload, end, self.files, self._holdings.secrets)
 
     def _finish(self, attempt: AttemptId, state: Attempt) -> None:
@@ -327,6 +336,7 @@ class JobKeeper:
                 self._changed()
             case Start(job):
                 state = Attempt(job.plan, make_members(job.attempt, job.plan, count_processes(job.spec.gang)))
+                state.by_step = self._steps.covers(job.spec)
                 self._add(job.attempt, state)
                 task = asyncio.get_running_loop().create_task(self._start(job, state))
                 self._tasks.add(task)
@@ -341,36 +351,22 @@ class JobKeeper:
                 if limit is not None and state.progress.limit is None:
                     function = state.gives_way_to
                     self._save(attempt, state, msgspec.structs.replace(state.progress, limit=limit, function=function))
-                self._signal(state, signum)
+                self._signals.send(state, signum)
             case Warn(attempt, signum, steps_only):
                 state = self._attempts[attempt]
                 self._save(attempt, state, msgspec.structs.replace(state.progress, warned=True))
                 if steps_only:
-                    self._signal_steps(state, signum)
+                    self._signals.send_to_steps(state, signum)
                 else:
-                    self._signal(state, signum)
+                    self._signals.send(state, signum)
             case Freeze(attempt):
                 self._freeze(attempt, self._attempts[attempt])
             case Thaw(attempt, to_end):
                 self._thaw(attempt, self._attempts[attempt], to_end)
             case Kill(attempt):
-                for member in self._attempts[attempt].running:
-                    self._runtime.kill(member.workload)
+                self._signals.kill(self._attempts[attempt])
             case Forget(attempt):
                 self._forget(attempt)
-
-    def _signal(self, state: Attempt, signum: int) -> None:
-        for member in state.running:
-            self._runtime.stop(member.workload, signum)
-            self._containers.signal(member.workload, signum, self._cgroups)
-
-    def _signal_steps(self, state: Attempt, signum: int) -> None:
-        """To what `srun` started, and not to the script around it, which as a rule would be ended by it."""
-        for member in state.running:
-            for pid in self._cgroups.pids(member.workload):
-                if STEP in read_environment(pid):
-                    with contextlib.suppress(ProcessLookupError, PermissionError):
-                        os.kill(pid, signum)
 
     def _save(self, attempt: AttemptId, state: Attempt, progress: Progress) -> None:
         state.progress = progress
@@ -551,20 +547,7 @@ class JobKeeper:
         state, job = self._attempts.get(attempt), self._assigned.get(attempt)
         if state is None or job is None:
             raise NotFound("This machine has no such attempt.")
-        member = next((each for each in state.members if rank is None or (each.rank or 0) == rank), None)
-        if member is None:
-            held = f"Steelyard itself started {words.count(len(state.members), 'rank')} of this job, counted from 0"
-            raise NotFound(f"There is no rank {rank} to run it in: {held}. Nothing was started.")
-        if state.phase != RUNNING or member.phase != RUNNING or member.handle is None:
-            phase = state.phase if member.phase == RUNNING else member.phase
-            raise Conflict(f"It is {phase}: commands run inside jobs that run. Nothing was started.", code="not-running")
-        handle, ids, contained = member.handle, self._starter.ids(job), job.spec.contained
-        inner = self._containers.inside(member.workload, tuple(self._cgroups.pids(member.workload))) if contained else ()
-        pid, files_as = min(inner, default=handle.pid), self._containers.made_as(member.workload)
-        return ExecHost(
-            member.workload, handle.pid, handle.start_time, member.plan, ids, job.spec.cwd,
-            member.workload if contained else None, pid, files_as,
-        )  # fmt: skip
+        return find_job_host(job, state, rank, self._starter.ids(job), self._containers, self._cgroups)
 
     def end_over_scratch(self, over: Iterable[WorkloadId]) -> None:
         """End those that have more in a folder whose size is only watched than they asked for; at once, before it is all full."""
@@ -573,8 +556,7 @@ class JobKeeper:
             if found is not None and found[1].phase in ALIVE and found[1].progress.limit is None:
                 attempt, state, _ = found
                 self._save(attempt, state, msgspec.structs.replace(state.progress, limit=Reason.SCRATCH_EXCEEDED))
-                for member in state.running:
-                    self._runtime.kill(member.workload)
+                self._signals.kill(state)
 
     def observe_proofs(self) -> None:
         """Read back what every running job really got. Called once a second while any runs, and before a proof is shown."""

@@ -8,7 +8,7 @@ from collections.abc import Sequence
 
 from steelyard.api.door import Finding, check_folder
 from steelyard.model import words
-from steelyard.model.batch import PRIORITY_MAX, Gang, PreemptMode
+from steelyard.model.batch import PRIORITY_MAX, Gang, Launcher, PreemptMode
 from steelyard.model.job import JobSpec, Resources
 from steelyard.model.machine import Machine
 from steelyard.model.pool import Pool
@@ -66,6 +66,12 @@ def check_pool(spec: JobSpec, pools: Sequence[Pool], machines: Sequence[Machine]
         findings.append(Finding("bad-pool", "images are on the home's own machine alone, so far, and not on those of pools"))
     if spec.gang is not None and spec.gang.nodes > 1:
         findings.append(Finding("bad-pool", "a gang in a pool has all its ranks on one machine: --nodes 1"))
+    if spec.gang is not None and spec.gang.launcher is Launcher.MPI:
+        # their ranks are Slurm's processes, not ours
+        if spec.volumes:
+            findings.append(Finding("bad-pool", "ranks of MPI in a pool see no volumes: use a folder that the nodes share"))
+        if spec.resources.preemptible and spec.preemption.mode is PreemptMode.SUSPEND:
+            findings.append(Finding("bad-pool", "ranks of MPI in a pool can't be suspended: choose requeue or cancel"))
     if spec.builds:
         findings.append(Finding("bad-pool", "images are built on the home's own machine"))
     return findings

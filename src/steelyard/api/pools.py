@@ -125,13 +125,20 @@ def read_spec(data: PoolCreate) -> PoolSpec:
         raise Refused("A pool's name has up to 32 of a-z, 0-9 and -, with no - at the ends.", code="bad-name")
     if data.nodes_min > data.nodes_max:
         raise Refused(f"{data.nodes_min} nodes at least and {data.nodes_max} at most can't both be.", code="bad-nodes")
+    each = data.nodes_per_allocation
+    if data.nodes_min % each or data.nodes_max % each:
+        raise Refused(
+            f"Machines of this pool come {each} at a time, so there can't be {data.nodes_min} at least and {data.nodes_max} at "
+            f"most: make both multiples of {each}.",
+            code="bad-nodes",
+        )
     for word in (data.partition, data.account, data.qos):
         if word.startswith("-") or any(char.isspace() for char in word):
             raise Refused(f"{word!r} is no name of Slurm's.", code="bad-name")
     node = NodeShape(data.cpus_per_node, data.memory_per_node, data.gpus_per_node, data.gpu_model)
     return PoolSpec(
         data.name, data.nodes_min, data.nodes_max, node, data.partition, data.account, data.qos, data.max_duration_s,
-        data.idle_s, data.drain_s,
+        data.idle_s, data.drain_s, each,
     )  # fmt: skip
 
 

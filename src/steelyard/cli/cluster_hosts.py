@@ -14,9 +14,9 @@ import msgspec
 
 from steelyard.cli.quantities import parse_bytes
 from steelyard.errors import Refused
-from steelyard.host.fabric.hostlist import expand_hostlist
 from steelyard.host.fabric.plain_yaml import Plain, PlainMapping, read_plain_yaml
 from steelyard.model.cluster import ClusterSpec, HostEntry
+from steelyard.model.hostlist import expand_hostlist
 from steelyard.model.ids import NAME
 
 HOSTS_MAX = 10_000

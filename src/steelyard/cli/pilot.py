@@ -1,5 +1,6 @@
-"""`steelyard pilot FOLDER`: the program of a pilot's allocation. It makes this node, or what Slurm gave of it, a machine of a
-pool.
+"""`steelyard pilot FOLDER...`: the program of a pilot. It makes this node, or what Slurm gave of it, a machine of a pool.
+
+An allocation of several nodes has it on each, as the tasks of one step, each with a folder of its own.
 
 It makes a home on the node's own disk, runs spawner, agent and gateway in it, and carries their words to the server
 (`cli/forwarder.py`). SIGUSR1, which Slurm sends before the time limit, tells the server that nothing new should come; SIGTERM
@@ -44,11 +45,15 @@ RETRY_S = 1.0
 
 
 @click.command(hidden=True, help="The program of an allocation that is a machine of a pool.")
-@click.argument("folder", type=click.Path(path_type=Path))
-def pilot(folder: Path) -> None:
+@click.argument("folders", type=click.Path(path_type=Path), nargs=-1, required=True)
+def pilot(folders: tuple[Path, ...]) -> None:
     # from here on the supervisor's: a signal that comes while things are being made ends what there is
     told = _Told()
-    claim(folder, os.environ.get("SLURM_JOB_ID", ""))
+    folder = folders[0]
+    claim(folder, os.environ.get("SLURM_JOB_ID", ""), os.environ.get("SLURM_PROCID", "0"))
+    if len(folders) > 1:
+        folder = folders[int(os.environ["SLURM_PROCID"])]
+        write_to(folder / "log")
     shown = take_pass(folder)
     if shown.version != __version__:
         raise Refused(
@@ -63,19 +68,32 @@ def pilot(folder: Path) -> None:
         shutil.rmtree(home, ignore_errors=True)
 
 
-def claim(folder: Path, job: str) -> None:
-    """Of two allocations for one pilot only the first begins. Refused for the other."""
+def claim(folder: Path, job: str, task: str) -> None:
+    """Of two allocations for the same pilots only the first begins. Refused for the other. `folder`: of the first pilot."""
+    claimed, mine = folder / "claim", folder / f"claim.{job}.{task}"
     try:
-        with open(folder / "claim", "x") as file:
-            file.write(job)
-    except FileExistsError:
-        raise Refused("Another allocation runs this pilot already; this one ends.", code="taken") from None
+        mine.write_text(job)
+        try:
+            os.link(mine, claimed)
+        except FileExistsError:
+            if claimed.read_text() != job:
+                raise Refused("Another allocation runs this pilot already; this one ends.", code="taken") from None
+        finally:
+            mine.unlink()
     except OSError as err:
         raise Refused(
             f"{folder} can't be written on {socket.gethostname()} ({err.strerror}): is the folder of `cluster attach` shared "
             "with this node?",
             code="folder-not-shared",
         ) from err
+
+
+def write_to(log: Path) -> None:
+    """What we and all that we start say from now on."""
+    log_fd = os.open(log, os.O_WRONLY | os.O_APPEND | os.O_CREAT | os.O_CLOEXEC, 0o600)
+    for stream_fd in (1, 2):
+        os.dup2(log_fd, stream_fd)
+    os.close(log_fd)
 
 
 def take_pass(folder: Path) -> PilotPass:

@@ -17,7 +17,7 @@ from steelyard.wire.pools import PilotView, PoolCreate, PoolDetail, PoolView
 
 POOL_HELP = """Have machines of the attached Slurm cluster, as many as there is work for.
 
-Each machine is a job in Slurm's queue that runs Steelyard's agent: a pilot. Jobs with --pool are placed on these machines by
+Each machine is a node that Slurm gave and that runs Steelyard's agent: a pilot. Jobs with --pool are placed on these machines by
 Steelyard itself, in milliseconds, many to a machine. Machines come when jobs wait, go when nothing runs on them any more, and
 are replaced before their time limit.
 
@@ -43,12 +43,20 @@ this machine at the address of `up --cluster-address`. Without --cpus-per-node a
 Examples:
   steelyard pool create train --nodes 0..8 --gpus-per-node h100:4 --cpus-per-node 32 --max-duration 12h
   steelyard pool create web --nodes 1..4 --cpus-per-node 8 --memory-per-node 32GB --idle 15m
+  steelyard pool create mpi --nodes 0..8 --nodes-per-allocation 4
 """
 
 
 @pool.command("create", help=CREATE_HELP, short_help="Make a pool.")
 @click.argument("name")
 @click.option("--nodes", default="0..1", metavar="MIN..MAX", show_default=True, help="How many machines there are at a time.")
+@click.option(
+    "--nodes-per-allocation",
+    type=click.IntRange(1),
+    default=1,
+    show_default=True,
+    help="Machines that come as one job of Slurm's, and go as one: for MPI over several of them.",
+)
 @click.option("--cpus-per-node", type=click.IntRange(1), help="CPUs of each, as Slurm counts them [default: whole nodes].")
 @click.option("--memory-per-node", metavar="SIZE", help="Memory of each [default: what Slurm gives with the CPUs].")
 @click.option("--gpus-per-node", default="", metavar="[MODEL:]N", help="GPUs of each; MODEL as Slurm names it.")
@@ -66,6 +74,7 @@ Examples:
 def create_pool(
     name: str,
     nodes: str,
+    nodes_per_allocation: int,
     cpus_per_node: int | None,
     memory_per_node: str | None,
     gpus_per_node: str,
@@ -93,6 +102,7 @@ def create_pool(
         max_duration_s=None if max_duration is None else parse_seconds(max_duration),
         idle_s=parse_seconds(idle),
         drain_s=parse_seconds(drain),
+        nodes_per_allocation=nodes_per_allocation,
     )
     with open_client(home) as client:
         view = client.fetch(PoolView, "POST", "/v1/pools", body=body, key=new_key())
@@ -221,7 +231,8 @@ def _render_node(view: PoolView) -> str:
         parts.append(render_bytes(node.memory_bytes))
     if node.gpus:
         parts.append(f"{node.gpus} GPUs" + (f" {node.gpu_model}" if node.gpu_model else ""))
-    return ", ".join(parts)
+    together = view.spec.nodes_per_allocation
+    return ", ".join(parts) + (f"; {together} to an allocation" if together > 1 else "")
 
 
 def _say_complaints(views: list[PoolView]) -> None:

@@ -8,12 +8,12 @@ import signal
 from collections.abc import Sequence
 
 from steelyard.lifecycle.proof import check_proof, merge_proofs
+from steelyard.lifecycle.rank_records import find_first_bad, make_usage
 from steelyard.model.batch import Launcher, RankEnd
 from steelyard.model.job import Job
 from steelyard.model.proof import Proof
 from steelyard.model.reason import Reason
 from steelyard.model.slurm import QueueEntry, RankRecord
-from steelyard.model.usage import Usage
 from steelyard.wire.agent import AttemptState
 
 #: Slurm's states that say why a job ended
@@ -34,9 +34,9 @@ def make_end(
     """How the attempt ended, by its steps' records and by Slurm's word (`entry`, and `known`: code and signal) where there are
     none."""
     reason = None if entry is None else _ENDS.get(entry.state)
-    bad = sorted((each for each in records if each.exit_code != 0), key=lambda each: each.ended_at)
+    bad = find_first_bad(records)
     if records:
-        first = bad[0] if bad else records[0]
+        first = bad or records[0]
         code, number = first.exit_code, first.signal
     else:
         code, number = known
@@ -50,8 +50,8 @@ def make_end(
         code, number = None, None
     if reason is Reason.CANCELLED_IN_SLURM:
         detail = "it was cancelled in Slurm, not by Steelyard"
-    elif bad and bad[0].not_started:
-        reason, detail = Reason.START_FAILED, f"{job.spec.argv[0]} could not be executed on {bad[0].host}: {bad[0].not_started}"
+    elif bad is not None and bad.not_started:
+        reason, detail = Reason.START_FAILED, f"{job.spec.argv[0]} could not be executed on {bad.host}: {bad.not_started}"
     elif reason is None and not records and number == 53:
         reason = Reason.START_FAILED
         own = " and ".join(dict.fromkeys(path for path in (job.spec.stdout, job.spec.stderr) if path is not None))
@@ -74,15 +74,6 @@ def make_end(
         usage=make_usage(records),
         ranks=tuple(RankEnd(each.rank, each.exit_code, each.signal) for each in records) if gang else (),
     )
-
-
-def make_usage(records: Sequence[RankRecord]) -> Usage | None:
-    """Of all its ranks together; the peak is the sum of theirs, which need not have been at the same time."""
-    spent = [each.cpu_ms for each in records if each.cpu_ms is not None]
-    peaks = [each.peak_memory_bytes for each in records if each.peak_memory_bytes is not None]
-    if not spent:
-        return None
-    return Usage(cpu_s=sum(spent) / 1000, memory_peak_bytes=sum(peaks) if peaks else None)
 
 
 def make_proof(job: Job, records: Sequence[RankRecord]) -> Proof | None:

@@ -5,7 +5,8 @@ written before anything is asked for: a pilot whose `sbatch` was lost is asked f
 not show it, and of two allocations for one pilot only the first begins (`cli/pilot.py`).
 
 A pilot is told to end when nothing runs there any more: idle, near its time limit, or its pool is deleted. What still runs there
-when the cluster says that its allocation is over is lost with it; nothing else makes a pilot's work count as lost.
+when the cluster says that its allocation is over is lost with it; nothing else makes a pilot's work count as lost. Pilots of one
+allocation drain and end together; when the node of one fails, it alone is lost, and the others drain.
 """
 
 from __future__ import annotations
@@ -103,6 +104,7 @@ class Actions(msgspec.Struct, frozen=True):
     more: Mapping[str, int] = {}
     #: were asked for already, and never arrived
     again: tuple[Pilot, ...] = ()
+    #: one of each allocation
     cancels: tuple[Pilot, ...] = ()
     #: were deleted and have no pilot any more
     gone: tuple[Pool, ...] = ()
@@ -114,13 +116,18 @@ def decide(seen: Seen, known: Mapping[MachineId, Known], began_ns: int, now_ns: 
     pilots: dict[str, list[Pilot]] = {name: [] for name in pools}
     moved: dict[MachineId, Pilot] = {}
     again: list[Pilot] = []
+    failed: set[MachineId] = set()
     for before in seen.pilots:
         pilot = observe_pilot(before, known[before.id], seen, began_ns, now)
         if pilot is None:
             again.append(before)
             pilot = before
         moved[before.id] = pilot
-        pools[pilot.pool] = judge_pool(pools[pilot.pool], before, pilot, now)
+        judged = judge_pool(pools[pilot.pool], before, pilot, now)
+        if judged.failures <= pools[pilot.pool].failures or pilot.queue_id not in failed:
+            pools[pilot.pool] = judged
+        if not pilot.living:
+            failed.add(pilot.queue_id)
         if pilot.living:
             pilots[pilot.pool].append(pilot)
     more: dict[str, int] = {}
@@ -131,24 +138,46 @@ def decide(seen: Seen, known: Mapping[MachineId, Known], began_ns: int, now_ns: 
                 moved[pilot.id] = drain_pilot(pilot, drains[pilot.id])
         if lacking:
             more[name] = lacking
-    # what drained when work was looked at: since then nothing can have been placed there
-    cancels = [
-        pilot
-        for before in seen.pilots
-        if before.state is PilotState.DRAINING
-        and (pilot := moved[before.id]).living
-        and pilot.number
-        and pilot.id not in seen.busy
-        and _is_due(known[pilot.id].cancelled_ns, now_ns)
-    ]
+    _drain_together(moved)
     return Actions(
         tuple((before, moved[before.id]) for before in seen.pilots if moved[before.id] != before),
         tuple((before, pools[before.name]) for before in seen.pools if pools[before.name] != before),
         more,
         tuple(pilot for pilot in again if moved[pilot.id] == pilot),
-        tuple(cancels),
+        tuple(_find_cancels(seen, moved, known, now_ns)),
         tuple(pool for name, pool in pools.items() if pool.deleting and not pilots[name]),
     )
+
+
+def _drain_together(moved: dict[MachineId, Pilot]) -> None:
+    """Nothing new comes to an allocation that is to go, or has lost a node."""
+    going = {pilot.queue_id: pilot for pilot in moved.values() if pilot.state is PilotState.DRAINING}
+    lost = {pilot.queue_id: pilot for pilot in moved.values() if not pilot.living}
+    for pilot in moved.values():
+        if pilot.allocation and pilot.living:
+            if pilot.queue_id in lost:
+                why = f"its allocation has lost {lost[pilot.queue_id].id}"
+            elif pilot.queue_id in going:
+                why = going[pilot.queue_id].detail
+            else:
+                continue
+            moved[pilot.id] = drain_pilot(pilot, why)
+
+
+def _find_cancels(seen: Seen, moved: Mapping[MachineId, Pilot], known: Mapping[MachineId, Known], now_ns: int) -> list[Pilot]:
+    """Of each allocation that may end now, its first pilot that lives."""
+    allocations: dict[MachineId, list[Pilot]] = {}
+    for before in seen.pilots:
+        if moved[before.id].living:
+            allocations.setdefault(before.queue_id, []).append(before)
+    return [
+        pilot
+        for some in allocations.values()
+        # what drained when work was looked at: since then nothing can have been placed there
+        if all(before.state is PilotState.DRAINING and before.id not in seen.busy for before in some)
+        and (pilot := moved[some[0].id]).number
+        and _is_due(known[pilot.id].cancelled_ns, now_ns)
+    ]
 
 
 def observe_pilot(pilot: Pilot, about: Known, seen: Seen, began_ns: int, now: int) -> Pilot | None:
@@ -156,7 +185,7 @@ def observe_pilot(pilot: Pilot, about: Known, seen: Seen, began_ns: int, now: in
     machine = seen.machines.get(pilot.id)
     if machine is not None:
         pilot = greet_pilot(pilot, machine.hostname, now)
-    entry = None if seen.queue is None else seen.queue.get(pilot.id)
+    entry = None if seen.queue is None else seen.queue.get(pilot.queue_id)
     words = seen.words.get(pilot.id, "")
     if entry is not None:
         return apply_entry(pilot, entry, words, now)
@@ -302,7 +331,7 @@ class PoolsLoop:
             queue = await self._look(engine, looked_ns)
         for pilot in pilots:
             about = self._known.setdefault(pilot.id, Known())
-            entry = None if queue is None else queue.get(pilot.id)
+            entry = None if queue is None else queue.get(pilot.queue_id)
             if entry is not None and entry.state in PENDING | RUNNING:
                 about.seen_ns = looked_ns
             elif queue is not None and engine is not None and pilot.ready_at is None and (entry is not None or pilot.number):
@@ -354,9 +383,13 @@ class PoolsLoop:
             pool = tx.pool(name)
             if pool is None or pool.deleting:
                 continue
-            for _ in range(count):
+            together = pool.spec.nodes_per_allocation
+            for place in range(count):
                 id_ = make_pilot_id(name, tx.bump("pilot"))
                 pilot = Pilot(id_, name, pool.project, pool.owner, 1, PilotState.SUBMITTED, now)
+                if together > 1:
+                    first = fresh[-(place % together)].id if place % together else id_
+                    pilot = msgspec.structs.replace(pilot, allocation=first, place=place % together)
                 tx.put_pilot(pilot)
                 fresh.append(pilot)
         for pool in actions.gone:
@@ -366,8 +399,11 @@ class PoolsLoop:
         return fresh, lost
 
     async def _carry_out(self, engine: Engine, actions: Actions, fresh: Sequence[Pilot], pools: Mapping[str, Pool]) -> None:
+        allocations: dict[MachineId, list[Pilot]] = {}
         for pilot in (*fresh, *actions.again):
-            await self._submit(engine, pools[pilot.pool], pilot)
+            allocations.setdefault(pilot.queue_id, []).append(pilot)
+        for pilots in allocations.values():
+            await self._submit(engine, pools[pilots[0].pool], pilots)
         for pilot in actions.cancels:
             about = self._known[pilot.id]
             force, about.cancelled_ns = about.cancelled_ns is not None, self._clock.mono_ns()
@@ -382,28 +418,34 @@ class PoolsLoop:
                 except SteelyardError as err:
                     _log.warning("what lies of %s could not be removed: %s", pilot.id, err.public)
 
-    async def _submit(self, engine: Engine, pool: Pool, pilot: Pilot) -> None:
-        about = self._known.setdefault(pilot.id, Known())
-        about.submitted_ns = self._clock.mono_ns()
+    async def _submit(self, engine: Engine, pool: Pool, pilots: Sequence[Pilot]) -> None:
+        """`pilots`: of one allocation."""
+        self._note_submitted(pilots)
         refused = ""
         try:
-            await engine.submit_pilot(pool, pilot, self._make_pass(pool, pilot))
+            await engine.submit_pilots(pool, pilots, [self._make_pass(pool, pilot) for pilot in pilots])
         except Refused as err:
             refused = err.public
         except SteelyardError as err:
-            _log.warning("whether %s was taken is not known: %s", pilot.id, err.public)
-        about.submitted_ns = self._clock.mono_ns()
+            _log.warning("whether %s was taken is not known: %s", pilots[0].id, err.public)
+        self._note_submitted(pilots)
         self._look_at_ns = 0
         if refused:
             now = self._clock.now_us()
-            await self._store.write(lambda tx: _refuse(tx, pilot, refused, now))
+            await self._store.write(lambda tx: _refuse(tx, pilots, refused, now))
+
+    def _note_submitted(self, pilots: Sequence[Pilot]) -> None:
+        for pilot in pilots:
+            self._known.setdefault(pilot.id, Known()).submitted_ns = self._clock.mono_ns()
 
 
-def _refuse(tx: Tx, pilot: Pilot, why: str, now: int) -> None:
-    stored, pool = tx.pilot(pilot.id), tx.pool(pilot.pool)
-    if stored is None or pool is None or not stored.living:
+def _refuse(tx: Tx, pilots: Sequence[Pilot], why: str, now: int) -> None:
+    pool = tx.pool(pilots[0].pool)
+    living = [stored for pilot in pilots if (stored := tx.pilot(pilot.id)) is not None and stored.living]
+    if not living or pool is None:
         return
-    put_change(tx, stored, end_pilot(stored, why, "", now), now)
+    for stored in living:
+        put_change(tx, stored, end_pilot(stored, why, "", now), now)
     failed = fail_pool(pool, why, now)
     tx.put_pool(msgspec.structs.replace(failed, generation=pool.generation + 1))
 

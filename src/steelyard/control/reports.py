@@ -27,7 +27,7 @@ from steelyard.model.function import Function
 from steelyard.model.ids import DEFAULT_PROJECT, OWN_MACHINE, FunctionName, JobId, MachineId
 from steelyard.model.job import Job, JobState
 from steelyard.model.machine import Machine
-from steelyard.model.pool import PilotState
+from steelyard.model.pool import Pilot, PilotState
 from steelyard.store import Event, Store, Tx
 from steelyard.wire import agent as wire
 
@@ -70,13 +70,14 @@ async def greet(store: Store, machine: Machine, now: int) -> bool:
     been handed out is in doubt. Conflict for the agent of a pilot that has ended."""
 
     def commit(tx: Tx) -> bool:
-        known, draining = tx.machine(machine.place), _find_draining(tx, machine)
+        known, pilot = tx.machine(machine.place), _find_pilot(tx, machine)
+        draining, allocation = ("", "") if pilot is None else (_find_draining(pilot), pilot.allocation)
         if known is not None and known.id == machine.id:
             # the hello says what the machine is; what of it is out of use stands in the reports, or is decided here
             kept = {name: getattr(known, name) for name in ("blocked", "blocked_pairs", "held")}
-            seen = msgspec.structs.replace(machine, **kept, draining=draining or known.draining)
+            seen = msgspec.structs.replace(machine, **kept, draining=draining or known.draining, allocation=allocation)
         else:
-            seen = msgspec.structs.replace(machine, draining=draining)
+            seen = msgspec.structs.replace(machine, draining=draining, allocation=allocation)
         if known == seen:
             return False
         restarted = known is not None and (known.id, known.boot_id) != (machine.id, machine.boot_id)
@@ -95,13 +96,18 @@ async def greet(store: Store, machine: Machine, now: int) -> bool:
     return await store.write(commit)
 
 
-def _find_draining(tx: Tx, machine: Machine) -> str:
-    """Why nothing new may come to it; a pilot may have begun to drain before its agent was heard."""
+def _find_pilot(tx: Tx, machine: Machine) -> Pilot | None:
+    """None for the home's own machine."""
     if not machine.pool:
-        return ""
+        return None
     pilot = tx.pilot(machine.id)
     if pilot is None or not pilot.living:
         raise Conflict(f"{machine.id} has ended, and its agent is not heard any more.", code="machine-gone")
+    return pilot
+
+
+def _find_draining(pilot: Pilot) -> str:
+    """Why nothing new may come to it; a pilot may have begun to drain before its agent was heard."""
     return pilot.detail if pilot.state is PilotState.DRAINING else ""
 
 

@@ -28,12 +28,14 @@ class Engine(Protocol):
         has nothing of them. Any other SteelyardError: whether they were taken is not known, and `look` will tell."""
         ...
 
-    async def submit_pilot(self, pool: Pool, pilot: Pilot, content: bytes) -> str:
-        """Ask for its allocation, as `submit` does for an attempt. `content` is for its program's eyes alone."""
+    async def submit_pilots(self, pool: Pool, pilots: Sequence[Pilot], contents: Sequence[bytes]) -> str:
+        """Ask for the allocation of all of them, as `submit` does for an attempt; it is known by the first one's id. `contents`:
+        a line for each, for its program's eyes alone."""
         ...
 
     async def cancel_pilot(self, pilot: Pilot, *, force: bool) -> None:
-        """Out of the queue, or its program told to end, by `force` ended with all below it; nothing where it has ended."""
+        """Its allocation: out of the queue, or its programs told to end, by `force` ended with all below them; nothing where it
+        has ended."""
         ...
 
     async def read_pilot_words(self, pilot: Pilot) -> str:

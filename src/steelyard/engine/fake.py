@@ -102,17 +102,17 @@ class FakeEngine:
         begun = job.attempt_id in self._records or self._queue.get(job.attempt_id, QueueEntry("", "")).state == "RUNNING"
         return self._fate(job).output[offset : offset + limit] if begun and stream == "stdout" else b""
 
-    async def submit_pilot(self, pool: Pool, pilot: Pilot, content: bytes) -> str:
-        number = self._take(pilot.id)
-        self.passes[pilot.id] = content
+    async def submit_pilots(self, pool: Pool, pilots: Sequence[Pilot], contents: Sequence[bytes]) -> str:
+        number = self._take(pilots[0].id)
+        self.passes |= {pilot.id: content for pilot, content in zip(pilots, contents, strict=True)}
         return number
 
     async def cancel_pilot(self, pilot: Pilot, *, force: bool) -> None:
         self._ask()
-        entry = self._queue.get(pilot.id)
+        entry = self._queue.get(pilot.queue_id)
         if entry is not None and entry.state in ("PENDING", "RUNNING"):
             ended = "CANCELLED" if force or entry.state == "PENDING" else "COMPLETED"
-            self._queue[pilot.id] = msgspec.structs.replace(entry, state=ended)
+            self._queue[pilot.queue_id] = msgspec.structs.replace(entry, state=ended)
 
     async def read_pilot_words(self, pilot: Pilot) -> str:
         self._ask()
@@ -131,10 +131,10 @@ class FakeEngine:
         self.run(job.attempt_id)
         self._starts[job.attempt_id] = [self._got(job, rank) for rank in range(_ranks(job))]
 
-    def run(self, id_: str, duration_s: float | None = None) -> None:
+    def run(self, id_: str, duration_s: float | None = None, nodes: str = "n1") -> None:
         """The allocation of that attempt or pilot begins."""
         ends_at = None if duration_s is None else self.now + round(duration_s * 1e6)
-        self._queue[id_] = QueueEntry(self._queue[id_].job, "RUNNING", "", self.now, "n1", ends_at)
+        self._queue[id_] = QueueEntry(self._queue[id_].job, "RUNNING", "", self.now, nodes, ends_at)
 
     def entry(self, id_: str) -> QueueEntry | None:
         """What the queue knows, whoever asks."""

@@ -42,7 +42,8 @@ def _read_memory(environ: Mapping[str, str], cpus: int) -> int | None:
 
 def _find_gpus(gpus: Sequence[Gpu], environ: Mapping[str, str], nodes: Sequence[DeviceNode]) -> tuple[Gpu, ...]:
     """Where Slurm closes the files of others, those that are seen are ours."""
-    numbers = _read_list(environ.get("SLURM_JOB_GPUS", ""))
+    # on a node of several what the batch script was told is the first one's
+    numbers = _read_list(environ.get("SLURM_STEP_GPUS") or environ.get("SLURM_JOB_GPUS", ""))
     if len(numbers) == len(gpus):
         return tuple(gpus)
     mine = {node.pci for node in nodes if (match := re.fullmatch(r"/dev/nvidia(\d+)", node.path)) and int(match[1]) in numbers}

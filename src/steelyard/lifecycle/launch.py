@@ -2,7 +2,8 @@
 
 Three launchers. `none`: one process per rank, told its place by the variables that PyTorch, DeepSpeed, TensorFlow and JAX read.
 `torchrun`: one process per node, which starts its node's ranks (https://pytorch.org/docs/stable/elastic/run.html). `mpi`: one
-`mpirun`, which starts all ranks through PMIx. What cannot be known here (a free port, the newest checkpoint) comes as `Facts`.
+`mpirun`, which starts all ranks through PMIx; on machines that a batch system gave one step of that, which does the same. What
+cannot be known here (a free port, the newest checkpoint) comes as `Facts`.
 """
 
 from __future__ import annotations
@@ -22,8 +23,25 @@ from steelyard.model.job import JobSpec
 #: below the ephemeral range, where no outgoing connection takes a port between the look and its use
 PORT_FIRST, PORT_LAST = 20_000, 32_000
 _PYTHON = re.compile(r"^(python|pypy)[0-9.]*\Z", re.ASCII)
+#: tells what stands before each rank (`engine/slurm/step.py`) which CPUs of each node to deal to its ranks
+STEP_CPUS = "STEELYARD_STEP_CPUS"
 #: options of the interpreter that take the next word
 _WITH_WORD = ("-X", "-W")
+
+
+class Steps(msgspec.Struct, frozen=True):
+    """Of the batch system whose allocation holds the gang's machines, and whose own launcher starts MPI's ranks."""
+
+    #: path of its `srun`
+    srun: str
+    #: the allocation's number
+    job: str
+    #: its names of the gang's machines, in the order of ranks
+    nodes: tuple[str, ...]
+    #: of each of them: CPUs that are the gang's alone; () where it shares them
+    cpus: tuple[tuple[int, ...], ...]
+    #: command line that stands before each rank
+    before: tuple[str, ...]
 
 
 class Facts(msgspec.Struct, frozen=True):
@@ -53,6 +71,8 @@ class Facts(msgspec.Struct, frozen=True):
     own_cores: int = 0
     #: its processes run with root's uid
     root: bool = False
+    #: None: `mpirun` starts the ranks of MPI
+    steps: Steps | None = None
 
 
 class Launch(msgspec.Struct, frozen=True):
@@ -75,6 +95,8 @@ def make_launches(spec: JobSpec, facts: Facts) -> tuple[Launch, ...]:
         case Launcher.TORCHRUN:
             command = make_torchrun(argv, gang, facts)
             return tuple(Launch(command, {**common, "STEELYARD_NODE_RANK": str(node)}) for node in range(gang.nodes))
+        case Launcher.MPI if facts.steps is not None:
+            return (Launch(make_srun(argv, gang, facts.attempt, facts.steps), {**common, **_tell_cpus(facts.steps)}),)
         case Launcher.MPI:
             # SLURM_* are told for programs' sake: mpirun must not take them for an allocation of its own to start by srun
             return (Launch(make_mpirun(argv, gang, facts), {**common, "OMPI_MCA_ras": "^slurm", "OMPI_MCA_plm": "^slurm"}),)
@@ -153,6 +175,31 @@ def make_mpirun(argv: tuple[str, ...], gang: Gang, facts: Facts) -> tuple[str, .
         *(("--map-by", "core", "--bind-to", "core") if bound else ("--oversubscribe", "--bind-to", "none")),
         *argv,
     )
+
+
+def make_srun(argv: tuple[str, ...], gang: Gang, attempt: AttemptId, steps: Steps) -> tuple[str, ...]:
+    """Cores are dealt by us, so srun neither binds nor counts them: the allocation holds other work beside these ranks."""
+    return (
+        steps.srun,
+        f"--jobid={steps.job}",
+        f"--job-name={attempt}",
+        "--overlap",
+        "--overcommit",
+        "--mpi=pmix",
+        f"--nodes={gang.nodes}",
+        f"--ntasks={gang.world_size}",
+        f"--ntasks-per-node={gang.tasks_per_node}",
+        f"--nodelist={','.join(steps.nodes)}",
+        "--distribution=block",
+        "--cpu-bind=none",
+        "--kill-on-bad-exit=1",
+        *steps.before,
+        *argv,
+    )
+
+
+def _tell_cpus(steps: Steps) -> dict[str, str]:
+    return {STEP_CPUS: ";".join(",".join(map(str, cpus)) for cpus in steps.cpus)}
 
 
 def tell_api(api_url: str, token: str, ca_file: str) -> dict[str, str]:

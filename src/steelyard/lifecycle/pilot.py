@@ -10,6 +10,8 @@ from datetime import UTC, datetime
 
 from msgspec.structs import replace
 
+from steelyard.errors import Refused
+from steelyard.model.hostlist import expand_hostlist
 from steelyard.model.pool import Pilot, PilotState, Pool
 from steelyard.model.slurm import PENDING, RUNNING, QueueEntry
 
@@ -42,17 +44,38 @@ def apply_entry(pilot: Pilot, entry: QueueEntry, words: str, now: int) -> Pilot:
         return waits
     # of one that is ending Slurm tells the end of it, and no limit
     ends_at = pilot.ends_at if entry.state == "COMPLETING" else entry.ends_at
-    runs = replace(pilot, number=str(entry.job), node=entry.nodes, started_at=entry.started_at, ends_at=ends_at)
+    node = _find_node(pilot, entry)
+    if not node:
+        return end_pilot(replace(pilot, number=str(entry.job)), _ENDS["NODE_FAIL"], words, now)
+    runs = replace(pilot, number=str(entry.job), node=node, started_at=entry.started_at, ends_at=ends_at)
     if pilot.state in (PilotState.SUBMITTED, PilotState.WAITING):
         return replace(runs, state=PilotState.STARTING, detail="")
     return runs
+
+
+def _find_node(pilot: Pilot, entry: QueueEntry) -> str:
+    """Its own of its allocation's nodes; "" where the cluster has taken that out of it, since it failed."""
+    if not pilot.allocation:
+        return entry.nodes
+    try:
+        nodes = expand_hostlist(entry.nodes, "squeue") if entry.nodes else ()
+    except Refused:
+        nodes = ()
+    # of one that is ending Slurm tells those nodes alone that have not ended
+    if not nodes or entry.state != "RUNNING":
+        return pilot.node or entry.nodes or "?"
+    if not pilot.node:
+        return nodes[pilot.place] if pilot.place < len(nodes) else ""
+    return pilot.node if pilot.node in nodes else ""
 
 
 def greet_pilot(pilot: Pilot, hostname: str, now: int) -> Pilot:
     """Its agent is heard."""
     if not pilot.state.coming:
         return pilot
-    return replace(pilot, state=PilotState.READY, detail="", ready_at=now, node=pilot.node or hostname)
+    # a node of several is known by the name that the cluster has for it
+    node = pilot.node or ("" if pilot.allocation else hostname)
+    return replace(pilot, state=PilotState.READY, detail="", ready_at=now, node=node)
 
 
 def drain_pilot(pilot: Pilot, why: str) -> Pilot:

@@ -71,6 +71,9 @@ class Machine(msgspec.Struct, frozen=True):
     gateway: str = ""
     #: why nothing new is placed on it, for people; written by whoever takes it back. "": it takes work
     draining: str = ""
+    #: of a pool's: machines that a batch system gave together have the same, and its own launcher reaches across them; "" where
+    #: it came alone
+    allocation: str = ""
 
     @property
     def place(self) -> MachineId:

@@ -1,5 +1,5 @@
-"""What is a pool, and what is a pilot of it? A pool has its machines from a batch system: each is a pilot, one allocation of one
-node that runs an agent. The pilot's id is the id of its machine as well."""
+"""What is a pool, and what is a pilot of it? A pool has its machines from a batch system: each is a pilot, a node of an
+allocation that runs an agent. The pilot's id is the id of its machine as well. Pilots of one allocation come and go together."""
 
 from __future__ import annotations
 
@@ -47,6 +47,8 @@ class PoolSpec(msgspec.Struct, frozen=True):
     idle_s: float = 300.0
     #: before the end of an allocation nothing new starts on it any more
     drain_s: float = 120.0
+    #: machines that come as one allocation, and go as one
+    nodes_per_allocation: int = 1
 
 
 class Pool(msgspec.Struct, frozen=True):
@@ -108,10 +110,19 @@ class Pilot(msgspec.Struct, frozen=True):
     #: its agent was heard first
     ready_at: int | None = None
     ended_at: int | None = None
+    #: the first pilot of its allocation; "" where it has one to itself
+    allocation: str = ""
+    #: which of its allocation's nodes, in the batch system's order
+    place: int = 0
 
     @property
     def living(self) -> bool:
         return self.state is not PilotState.ENDED
+
+    @property
+    def queue_id(self) -> MachineId:
+        """By which the batch system's queue knows its allocation."""
+        return MachineId(self.allocation or self.id)
 
 
 def make_pilot_id(pool: str, number: int) -> MachineId:

@@ -1,11 +1,13 @@
 """How many pilots should a pool have, and which of them may go? Pure: what waits, what there is and the time in, numbers out.
 
 What waits is packed, first fit, into empty nodes of the pool; pilots that are on their way, and those that stand empty, count as
-such nodes already. Pilots that are about to end count for nothing here but the pool's bound.
+such nodes already. Pilots that are about to end count for nothing here but the pool's bound. Where several machines are one
+allocation, they are asked for and given back together.
 """
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable, Sequence
 
 import msgspec
@@ -98,13 +100,19 @@ def decide_pilots(spec: PoolSpec, standings: Sequence[Standing], demands: Iterab
     empty = [each for each in staying if not each.busy]
     needed = count_needed(demands, spec.node, example, spec.nodes_max)
     lacking = max(spec.nodes_min - len(staying), needed - len(empty))
-    more = max(0, min(lacking, spec.nodes_max - len(standings)))
+    together = spec.nodes_per_allocation
+    more = max(0, min(math.ceil(lacking / together), (spec.nodes_max - len(standings)) // together)) * together
     if more:
         return Wanted(more, (), needed)
     most = max(0, min(len(staying) - spec.nodes_min, len(empty) - needed))
+    allocations: dict[str, list[Standing]] = {}
+    for each in staying:
+        allocations.setdefault(each.pilot.queue_id, []).append(each)
     # those that only wait go first, then those that were idle longest
     rested = sorted(
-        (each for each in empty if each.idle_s >= spec.idle_s),
-        key=lambda each: (not each.pilot.state.coming, -each.idle_s, each.pilot.id),
-    )
-    return Wanted(0, tuple(each.pilot for each in rested[:most]), needed)
+        (some for some in allocations.values() if all(not each.busy and each.idle_s >= spec.idle_s for each in some)),
+        key=lambda some: (
+            not all(each.pilot.state.coming for each in some), -min(each.idle_s for each in some), some[0].pilot.queue_id
+        ),
+    )  # fmt: skip
+    return Wanted(0, tuple(each.pilot for some in rested[: most // together] for each in some), needed)

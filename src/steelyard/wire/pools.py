@@ -29,14 +29,16 @@ class PoolCreate(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     idle_s: Annotated[float, Meta(ge=0, le=365 * 86400)] = 300.0
     #: that long before its end nothing new starts on an allocation
     drain_s: Annotated[float, Meta(ge=1, le=65535)] = 120.0
+    #: machines that are one allocation; bounds are multiples of it
+    nodes_per_allocation: Annotated[int, Meta(ge=1, le=NODES_MAX)] = 1
 
 
 class PilotView(msgspec.Struct, frozen=True):
-    """One allocation of a pool: one machine."""
+    """A machine of a pool."""
 
     id: str
     state: str
-    #: Slurm's name for it; "" while that is not known
+    #: Slurm's number of its allocation; "" while that is not known
     slurm_job: str
     node: str
     detail: str

@@ -77,6 +77,12 @@ class World:
         done = msgspec.structs.replace(job, generation=job.generation + 1, state=JobState.SUCCEEDED)
         asyncio.run(self.store.write(lambda tx: tx.put_job(done)))
 
+    def begin_allocation(self, nodes: str, *pilots: MachineId) -> None:
+        """It runs on `nodes`, and the agents of `pilots` are heard."""
+        self.engine.run(P1, nodes=nodes)
+        for pilot in pilots:
+            self.hear(pilot)
+
     def begin(self, pilot: MachineId, duration_s: float | None = None) -> None:
         """Its allocation runs, and its agent is heard."""
         self.engine.run(pilot, duration_s)
@@ -278,6 +284,67 @@ def test_a_deleted_pool_gives_everything_back_and_goes() -> None:
     assert world.pool is None
     assert set(world.pilots.values()) == {PilotState.ENDED}
     assert len(world.engine.submitted) == 2
+
+
+PAIRS = msgspec.structs.replace(SPEC, nodes_max=4, nodes_per_allocation=2)
+P2 = MachineId("train-2")
+
+
+def test_an_allocation_of_two_comes_works_and_goes_as_one() -> None:
+    world = World(PAIRS)
+    job = world.submit()
+    world.turn()
+    assert world.engine.submitted == [P1]
+    assert world.engine.passes == {P1: b"train-1", P2: b"train-2"}
+    world.begin_allocation("n[1-2]", P1, P2)
+    world.turn()
+    assert world.pilots == {P1: PilotState.READY, P2: PilotState.READY}
+    assert (world.pilot().node, world.pilot(P2).node, world.pilot(P2).number) == ("n1", "n2", "1")
+    machines = asyncio.run(world.store.read(lambda tx: tx.machines()))
+    assert {machine.allocation for machine in machines} == {P1}
+    running = world.place(job, P2)
+    for _ in range(30):
+        world.turn()
+    assert world.pilots == {P1: PilotState.READY, P2: PilotState.READY}, "half of it works"
+    world.finish(running)
+    world.turn()
+    world.turn(31)
+    assert world.pilots == {P1: PilotState.DRAINING, P2: PilotState.DRAINING}
+    for _ in range(3):
+        world.turn()
+    assert world.pilots == {P1: PilotState.ENDED, P2: PilotState.ENDED}
+    assert (world.engine.submitted, world.dropped) == ([P1], [P1, P2])
+
+
+def test_a_node_that_fails_takes_its_own_work_along_and_the_rest_of_its_allocation_drains() -> None:
+    world = World(PAIRS)
+    jobs = [world.submit(), world.submit()]
+    world.turn()
+    world.begin_allocation("n[1-2]", P1, P2)
+    world.turn()
+    first, second = (world.place(job, pilot) for job, pilot in zip(jobs, (P1, P2), strict=True))
+    world.engine.run(P1, nodes="n2")
+    world.turn()
+    assert world.pilots == {P1: PilotState.ENDED, P2: PilotState.DRAINING}
+    assert (world.pilot().detail, world.pilot(P2).detail) == ("its node failed", "its allocation has lost train-1")
+    assert (world.job(first).reason, world.job(second).state) == ("node-lost", JobState.STARTING)
+    world.finish(second)
+    for _ in range(3):
+        world.turn()
+    assert world.pilots == {P1: PilotState.ENDED, P2: PilotState.ENDED}
+
+
+def test_an_allocation_that_never_takes_work_counts_once() -> None:
+    world = World(PAIRS)
+    world.submit()
+    world.turn()
+    world.turn()
+    world.engine.say(P1, "FAILED")
+    world.turn()
+    assert world.pool is not None and world.pool.failures == 1
+    world.engine.next_submit = "no"
+    world.turn(11)
+    assert world.pool.failures == 2 and world.pilots["train-4"] is PilotState.ENDED
 
 
 def test_without_a_cluster_nothing_is_asked_for() -> None:

@@ -52,6 +52,19 @@ def test_an_agent_may_be_heard_before_the_cluster_tells_that_it_runs() -> None:
     assert apply_entry(ready, RUNS, "", 4).node == "n1"
 
 
+def test_of_several_nodes_each_machine_has_its_own_and_is_lost_when_the_cluster_takes_that_out() -> None:
+    first, second = (replace(NEW, id=MachineId(f"p-{at + 1}"), allocation="p-1", place=at) for at in (0, 1))
+    both = replace(RUNS, nodes="n[07-08]")
+    assert [apply_entry(each, both, "", 2).node for each in (first, second)] == ["n07", "n08"]
+    # heard before the cluster was asked
+    ready = apply_entry(greet_pilot(second, "some-host", 1), both, "", 2)
+    assert (ready.state, ready.node) == (PilotState.READY, "n08")
+    lost = apply_entry(ready, replace(RUNS, nodes="n07"), "", 3)
+    assert (lost.state, lost.detail) == (PilotState.ENDED, "its node failed")
+    assert apply_entry(ready, replace(RUNS, nodes="n07", state="COMPLETING"), "", 3) == ready
+    assert apply_entry(ready, replace(RUNS, nodes=""), "", 3) == ready
+
+
 @pytest.mark.parametrize("state", [state for state in PilotState if state is not PilotState.ENDED])
 @pytest.mark.parametrize("said", ["TIMEOUT", "NODE_FAIL", "PREEMPTED", "CANCELLED", "COMPLETED", "FAILED"])
 def test_whatever_it_was_an_end_is_an_end(state: PilotState, said: str) -> None:

@@ -3,6 +3,7 @@ from __future__ import annotations
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from msgspec.structs import replace
 
 from steelyard.model.gpu_demand import GpuDemand
 from steelyard.model.ids import DEFAULT_PROJECT, MachineId
@@ -14,8 +15,8 @@ NODE = NodeShape(cpus=4, memory_bytes=100, gpus=2)
 ONE = Demand(1, Resources(1.0))
 
 
-def stand(number: int, state: PilotState = PilotState.READY, **more: object) -> Standing:
-    pilot = Pilot(MachineId(f"p-{number}"), "p", DEFAULT_PROJECT, Owner("ann", 1), 1, state, 0)
+def stand(number: int, state: PilotState = PilotState.READY, of: str = "", **more: object) -> Standing:
+    pilot = Pilot(MachineId(f"p-{number}"), "p", DEFAULT_PROJECT, Owner("ann", 1), 1, state, 0, allocation=of)
     return Standing(pilot, **more)  # pyright: ignore[reportArgumentType]
 
 
@@ -68,6 +69,20 @@ def test_what_waits_for_nothing_goes_first_and_then_the_one_idle_longest() -> No
     assert spare == ["p-2", "p-3", "p-1"]
     assert [pilot.id for pilot in decide_pilots(spec, standings, [ONE], None).spare] == ["p-2", "p-3", "p-1"]
     assert [pilot.id for pilot in decide_pilots(spec, standings, [Demand(2, Resources(1.0))], None).spare] == ["p-2", "p-3"]
+
+
+def test_machines_of_an_allocation_come_and_go_together() -> None:
+    spec = PoolSpec("p", 0, 6, NODE, idle_s=10.0, nodes_per_allocation=2)
+    assert decide_pilots(spec, [], [ONE], None).more == 2
+    assert decide_pilots(spec, [], [Demand(3, Resources(1.0))], None).more == 4
+    pairs = [(1, 60.0), (1, 60.0), (3, 50.0), (3, 60.0), (5, 60.0), (5, 60.0)]
+    rested = [stand(at, idle_s=idle, of=f"p-{first}") for at, (first, idle) in enumerate(pairs, 1)]
+    spare = [pilot.id for pilot in decide_pilots(spec, rested, [ONE], None).spare]
+    assert spare == ["p-1", "p-2", "p-5", "p-6"], "the one that waits needs half of the third"
+    one_works = [replace(each, busy=each.pilot.id == "p-2") for each in rested]
+    assert [pilot.id for pilot in decide_pilots(spec, one_works, [], None).spare] == ["p-5", "p-6", "p-3", "p-4"]
+    # a node of one has failed: no room for two more below the bound
+    assert decide_pilots(spec, rested[1:], [Demand(6, Resources(4.0))], None).more == 0
 
 
 standings = st.lists(

@@ -21,7 +21,7 @@ from steelyard.engine.slurm.pilot import (
     LOG,
     PASS,
     WORKLOADS,
-    WRITE_PASS,
+    WRITE_PASSES,
     make_pilot_options,
     name_pilot_folder,
     read_words,
@@ -58,12 +58,13 @@ class DirectSlurm:
             return (number,)
         return tuple(f"{number}_{job.array.index - batch.base}" for job in jobs if job.array is not None)
 
-    async def submit_pilot(self, pool: Pool, pilot: Pilot, content: bytes) -> str:
-        folder = self._pilot_folder(pilot)
-        await self._client.ask("sh", "-c", WRITE_PASS, folder, input=content.decode())
-        options = make_pilot_options(pool, pilot, self._attachment, self._tag, folder)
-        script = render_pilot_script(pilot, self._attachment, self._attachment.python or sys.executable, folder)
-        return await self._sbatch(folder, options, script, None)
+    async def submit_pilots(self, pool: Pool, pilots: Sequence[Pilot], contents: Sequence[bytes]) -> str:
+        folders = [self._pilot_folder(pilot) for pilot in pilots]
+        lines = b"".join(content + b"\n" for content in contents)
+        await self._client.ask("sh", "-c", WRITE_PASSES, "sh", *folders, input=lines.decode())
+        options = make_pilot_options(pool, pilots, self._attachment, self._tag, folders[0])
+        script = render_pilot_script(pilots, self._attachment, self._attachment.python or sys.executable, folders)
+        return await self._sbatch(folders[0], options, script, None)
 
     async def _sbatch(self, folder: str, options: Sequence[str], script: str, uid: int | None) -> str:
         """The queue's number. `folder` is made."""
@@ -114,8 +115,10 @@ class DirectSlurm:
             await self._scancel(None, *gently, pilot.number)
 
     async def read_pilot_words(self, pilot: Pilot) -> str:
-        command = f'[ ! -f "$0/{LOG}" ] || tail -c 2000 -- "$0/{LOG}"'
-        return read_words((await self._client.read("sh", "-c", command, self._pilot_folder(pilot))).decode(errors="replace"))
+        # what came before it could write a log of its own stands in that of its allocation
+        command = f'for each; do [ ! -s "$each/{LOG}" ] || {{ tail -c 2000 -- "$each/{LOG}"; break; }}; done'
+        folders = [self._pilot_folder(pilot), name_pilot_folder(self._attachment, os.geteuid(), pilot.queue_id)]
+        return read_words((await self._client.read("sh", "-c", command, "sh", *folders)).decode(errors="replace"))
 
     def find_pilot_outputs(self, pilot: MachineId) -> Path | None:
         if self._attachment.ssh:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import math
 import shlex
+from collections.abc import Sequence
 
 from steelyard.engine.slurm.arrays import make_literal
 from steelyard.engine.slurm.observe import choose_queue
@@ -17,8 +18,22 @@ from steelyard.model.slurm import Attachment
 
 PASS, LOG, WORKLOADS = "pass.json", "log", "workloads"
 
-#: writes standard input to the pass in folder $0, whole or not at all
-WRITE_PASS = f'umask 077 && mkdir -p "$0/{WORKLOADS}" && cat >"$0/.{PASS}" && sync "$0/.{PASS}" && mv "$0/.{PASS}" "$0/{PASS}"'
+#: writes a line of standard input to the pass in each folder, whole or not at all
+WRITE_PASSES = (
+    f'umask 077; for each; do mkdir -p "$each/{WORKLOADS}" && IFS= read -r line && printf "%s\\n" "$line" >"$each/.{PASS}" && '
+    f'sync "$each/.{PASS}" && mv "$each/.{PASS}" "$each/{PASS}" || exit; done'
+)
+#: starts the programs of an allocation's machines, one on each. When one of them ends badly all end; one whose node fails is gone
+#: alone. They have all that Slurm gave, and share it with other steps: those of MPI jobs. SIGTERM goes around srun, which would
+#: end them by force
+_START = """\
+trap 'scancel --signal=TERM "$SLURM_JOB_ID"' TERM
+trap 'kill -USR1 $srun' USR1
+srun --overlap --no-kill --kill-on-bad-exit=1 --wait=0 --cpu-bind=none --mpi=none --input=none \\
+    --nodes={count} --ntasks={count} --ntasks-per-node=1 {command} &
+srun=$!
+while kill -0 $srun 2>/dev/null; do wait $srun; code=$?; done
+exit $code"""
 
 
 def name_pilot_folder(attachment: Attachment, uid: int, pilot: str) -> str:
@@ -26,16 +41,17 @@ def name_pilot_folder(attachment: Attachment, uid: int, pilot: str) -> str:
     return f"{attachment.folder}/{uid}/pools/{pilot}"
 
 
-def make_pilot_options(pool: Pool, pilot: Pilot, attachment: Attachment, tag: str, folder: str) -> list[str]:
-    spec, node = pool.spec, pool.spec.node
+def make_pilot_options(pool: Pool, pilots: Sequence[Pilot], attachment: Attachment, tag: str, folder: str) -> list[str]:
+    """`pilots`: of one allocation; `folder`: the first one's."""
+    spec, node, pilot = pool.spec, pool.spec.node, pilots[0]
     options = {
         "job-name": f"steelyard-{pilot.id}",
         "comment": name_comment(tag, pilot.id),
         "chdir": "/",
         "output": make_literal(f"{folder}/{LOG}"),
         "open-mode": "append",
-        "nodes": "1",
-        "ntasks": "1",
+        "nodes": str(len(pilots)),
+        "ntasks-per-node": "1",
         # to the program alone: it tells its agent, and work goes on
         "signal": f"B:USR1@{max(1, math.ceil(spec.drain_s))}",
         **choose_queue(attachment, spec.account, spec.partition),
@@ -53,21 +69,25 @@ def make_pilot_options(pool: Pool, pilot: Pilot, attachment: Attachment, tag: st
     if spec.max_duration_s is not None:
         options["time"] = str(math.ceil(spec.max_duration_s / 60))
     whole = ["--exclusive"] if node.cpus is None else []
-    return ["--parsable", "--no-requeue", *whole, *(f"--{name}={value}" for name, value in options.items())]
+    more = ["--no-kill"] if len(pilots) > 1 else []
+    return ["--parsable", "--no-requeue", *whole, *more, *(f"--{name}={value}" for name, value in options.items())]
 
 
-def render_pilot_script(pilot: Pilot, attachment: Attachment, python: str, folder: str) -> str:
-    """`python`: of the installation on the nodes."""
-    lines = ["#!/bin/sh", f"# {pilot.id}: a machine of Steelyard's pool {pilot.pool}. It runs the machine's agent."]
+def render_pilot_script(pilots: Sequence[Pilot], attachment: Attachment, python: str, folders: Sequence[str]) -> str:
+    """`python`: of the installation on the nodes. `folders`: of the pilots, in their order."""
+    names = " ".join(pilot.id for pilot in pilots)
+    what = "a machine" if len(pilots) == 1 else "machines"
+    lines = ["#!/bin/sh", f"# {names}: {what} of Steelyard's pool {pilots[0].pool}. It runs the machine's agent."]
     for name, value in attachment.env.items():
         lines.append(f'[ "${{{name}-}}" != {shlex.quote(value)} ] || unset {name}')
     missing = (
         f"There is no {python} on this node: pilots run the Steelyard that is installed there. Install it in that place, or tell "
         "the place with `steelyard cluster attach --python`."
     )
+    command = f"{shlex.quote(python)} -P -m steelyard pilot {shlex.join(folders)}"
     lines += [
         f"[ -x {shlex.quote(python)} ] || {{ echo {shlex.quote(missing)}; exit 127; }}",
-        f"exec {shlex.quote(python)} -P -m steelyard pilot {shlex.quote(folder)}",
+        f"exec {command}" if len(pilots) == 1 else _START.format(count=len(pilots), command=command),
     ]
     return "\n".join([*lines, ""])
 

@@ -134,12 +134,22 @@ def complete_environment():
 
 
 def pin():
-    """Where Slurm left several tasks of a node on the same CPUs, each gets its own of them: neighbours, of one memory node."""
+    """Where Slurm left several tasks of a node on the same CPUs, each gets its own of them: neighbours, of one memory node. In a
+    pool's allocation it is told which CPUs of each node are the ranks' own; where none are, they share them with others."""
     tasks, local = local_tasks(), number("SLURM_LOCALID")
     allowed = sorted(os.sched_getaffinity(0), key=place_of)
+    told = os.environ.pop("STEELYARD_STEP_CPUS", None)
+    if told is not None:
+        given = [int(cpu) for cpu in told.split(";")[number("SLURM_NODEID")].split(",") if cpu]
+        if not given:
+            return
+        os.sched_setaffinity(0, given)
+        allowed = sorted(given, key=place_of)
     if tasks < 2 or "mask_cpu" in os.environ.get("SLURM_CPU_BIND", "") or len(allowed) < tasks:
         return
-    each = min(len(allowed) // tasks, number("SLURM_CPUS_PER_TASK") or len(allowed) // tasks)
+    each = len(allowed) // tasks
+    if told is None:
+        each = min(each, number("SLURM_CPUS_PER_TASK") or each)
     os.sched_setaffinity(0, allowed[local * each : (local + 1) * each])
 
 

@@ -14,10 +14,10 @@ from collections.abc import Iterable, Sequence
 import msgspec
 
 from steelyard.errors import Refused
-from steelyard.host.fabric.hostlist import NAMES_MAX, expand_hostlist
 from steelyard.host.fabric.plain_yaml import Plain, read_plain_yaml
 from steelyard.host.fabric.tree import levels_by_height, make_switches
 from steelyard.model.fabric import Fabric, FabricHost, FabricLink, FabricPort, HostGroup, name_key
+from steelyard.model.hostlist import NAMES_MAX, expand_hostlist
 
 _SETTING = re.compile(r"\s*(\w{1,40})\s*=\s*(\"[^\"]*\"|[^\s\"]+)(?=\s|$)")
 _KEYS = {"switchname", "nodes", "switches", "linkspeed", "blockname", "blocksizes"}

@@ -11,10 +11,10 @@ from collections.abc import Mapping
 import msgspec
 
 from steelyard.errors import Refused
-from steelyard.host.fabric.hostlist import expand_hostlist
 from steelyard.host.fabric.plain_yaml import Plain, read_plain_yaml
 from steelyard.host.fabric.slurm import TreeSwitch, make_slurm_fabric
 from steelyard.model.fabric import Fabric, HostGroup
+from steelyard.model.hostlist import expand_hostlist
 
 
 def read_topograph_model(text: str, source: str) -> Fabric:

@@ -10,9 +10,9 @@ from hypothesis import strategies as st
 
 from recorded import recorded
 from steelyard.errors import Refused
-from steelyard.host.fabric.hostlist import expand_hostlist
 from steelyard.host.fabric.slurm import read_slurm_topology
 from steelyard.model.fabric import Fabric
+from steelyard.model.hostlist import expand_hostlist
 
 TREE = """\
 # two leaves

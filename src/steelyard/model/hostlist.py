@@ -47,7 +47,8 @@ def expand_hostlist(text: str, source: str, names_max: int = NAMES_MAX) -> tuple
 
 def _split(text: str, source: str) -> list[str]:
     """At commas outside of brackets."""
-    parts, depth, start = [], 0, 0
+    parts: list[str] = []
+    depth, start = 0, 0
     for place, char in enumerate(text):
         depth += (char == "[") - (char == "]")
         if depth not in (0, 1):
