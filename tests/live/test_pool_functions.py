@@ -4,6 +4,8 @@ back when one is lost."""
 from __future__ import annotations
 
 import json
+import signal
+import sys
 import threading
 import urllib.error
 import urllib.request
@@ -12,10 +14,24 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from person import person
 from pool_cluster import PoolCluster, pooled
 from steelyard_cluster import wait_until
+from test_port_forward import ask as ask_port
+from test_port_forward import forwarding
 
 POOL = "far"
+PORT = 43_210
+#: says what it was told, once it was told everything
+ECHO = (
+    "import socket\n"
+    "s = socket.create_server(('127.0.0.1', PORT))\n"
+    "print('listening', flush=True)\n"
+    "while True:\n"
+    "    c, said = s.accept()[0], b''\n"
+    "    while data := c.recv(65536): said += data\n"
+    "    c.sendall(b'<' + said + b'>'); c.close()\n"
+)
 APP = """
 import asyncio, os, socket
 
@@ -78,12 +94,47 @@ def test_a_function_comes_with_a_machine_of_its_pool_and_is_asked_there(shared: 
     wait_until(lambda: f"awake on {pilot['node']}" in shared.ok("logs", "lone"), 30, "its log")
     moved = shared.cli("deploy", target, "--name", "lone")
     assert moved.returncode == 2 and b"lone is in the pool" in moved.stderr
-    inside = shared.cli("exec", "lone", "--", "true")
-    assert inside.returncode != 0 and b"at home only" in inside.stderr
     kept = shared.cli("pool", "delete", POOL)
     assert kept.returncode == 2 and b"used by function lone" in kept.stderr
     assert shared.wait_pilot(POOL, "READY")["id"] == pilot["id"], "longer than its idle time: what sleeps there keeps its machine"
     shared.ok("delete", "lone")
+
+
+def test_whoever_wants_to_be_inside_a_replica_is_led_to_its_machine(shared: PoolCluster) -> None:
+    shared.ok("deploy", write_app(shared), "--pool", POOL, "--name", "inner", "--env", "COLOUR=blue", "--idle-timeout", "1s")
+    view = shared.function("inner")
+    node = list_pilots(shared)[view["machines"][0]]["node"]
+    assert view["state"] == "SLEEPING"
+    # longer than its idle time, and in its folder
+    done = shared.cli("exec", "inner", "--", "sh", "-c", "hostname; echo $COLOUR; ls hi.py; sleep 3; echo no >&2; exit 7")
+    assert (done.returncode, done.stdout.decode(), b"no\n" in done.stderr) == (7, f"{node}\nblue\nhi.py\n", True), done
+    with person(shared, "shell", "inner") as typist:
+        typist.see(b"$ ")  # what is typed before is read by nobody
+        typist.type(b"echo $(hostname)-$(tty | cut -c1-8); exit 5\r")
+        typist.see(f"{node}-/dev/pts".encode())
+        assert typist.wait() == 5
+    (shared.folder / "in.txt").write_text("there\n")
+    script = ECHO.replace("PORT", str(PORT))
+    server = shared.start("exec", "inner", "--", sys.executable, "-c", script)
+    try:
+        assert server.stdout is not None and server.stdout.readline() == b"listening\n"
+        (proof,) = json.loads(shared.ok("proof", "inner", "--json"))
+        assert proof["machine"] == view["machines"][0]
+        end = proof["replica"].rpartition(".")[2]
+        place = shared.ok("exec", "--replica", end, "inner", "--", "mktemp", "-d").strip()
+        shared.ok("cp", "--replica", end, str(shared.folder / "in.txt"), f"inner:{place}/")
+        shared.ok("cp", f"inner:{place}/in.txt", str(shared.folder / "out.txt"))
+        assert (shared.folder / "out.txt").read_text() == "there\n"
+        with forwarding(shared, "inner", PORT) as (_, port):
+            assert ask_port(port, b"hello") == b"<hello>"
+        absent = shared.cli("exec", "--replica", "abc", "inner", "--", "true")
+        assert absent.returncode == 125 and b"There is no replica abc. Those that are there: inner.1." in absent.stderr
+    finally:
+        server.send_signal(signal.SIGINT)
+        server.communicate(timeout=60)
+    assert server.returncode == 130, "a signal reaches it"
+    shared.wait_function("inner", "SLEEPING")
+    shared.ok("delete", "inner")
 
 
 def under_load(view: dict[str, Any], work: Callable[[], None]) -> list[tuple[int, str]]:

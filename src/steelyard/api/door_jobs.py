@@ -7,6 +7,7 @@ import re
 from collections.abc import Sequence
 
 from steelyard.api.door import Finding, check_folder
+from steelyard.lifecycle.pilot import longest_work_s
 from steelyard.model import words
 from steelyard.model.batch import PRIORITY_MAX, Gang, Launcher, PreemptMode
 from steelyard.model.job import JobSpec, Resources
@@ -60,6 +61,10 @@ def check_pool(spec: JobSpec, pools: Sequence[Pool], machines: Sequence[Machine]
         has += "" if each.memory_bytes is None else f", {words.size(each.memory_bytes)} of memory"
         if not each.take(spec.demand):
             findings.append(Finding("beyond-pool", f"no machine of pool {spec.pool} can hold it: each has {has}"))
+        longest_s = longest_work_s(open_to[spec.pool])
+        if longest_s is not None and (spec.max_duration_s or 0.0) > longest_s:
+            text = f"no machine of pool {spec.pool} stays long enough: each takes work for {longest_s:g} s at most"
+            findings.append(Finding("beyond-pool", f"{text}; ask for a shorter --max-duration, or for none"))
     if spec.direct:
         findings.append(Finding("bad-pool", "a job goes either to a pool or, with direct, through the cluster's own queue"))
     if spec.image:

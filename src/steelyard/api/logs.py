@@ -116,13 +116,15 @@ async def follow_exec(services: Services, job: str, name: str, offsets: tuple[in
 
 
 async def follow_visit(
-    services: Services, function: str, replica: str, name: str, offsets: tuple[int, int], wait_s: float
+    services: Services, function: str, place: tuple[str, MachineId], name: str, offsets: tuple[int, int], wait_s: float
 ) -> LogChunk:
-    """Of a command inside a replica. Of a deleted function nobody knows what is to be hidden: then only its end is told."""
+    """Of a command inside a replica, by its id and machine. Of a deleted function nobody knows what is to be hidden: then only
+    its end is told."""
 
     async def read() -> Source:
         found = await services.store.read(lambda tx: _function_and_secrets(tx, services, function))
-        source = await _exec_source(services, f"{replica}-{name}", None if found is None else found[1], OWN_MACHINE)
+        replica, machine = place
+        source = await _exec_source(services, f"{replica}-{name}", None if found is None else found[1], machine)
         return msgspec.structs.replace(source, silent=found is None)
 
     return await _follow(services, f"function/{function}", read, offsets, wait_s)
@@ -132,6 +134,9 @@ async def _exec_source(services: Services, workload: str, hide: Redactor | None,
     try:
         answer = await services.hub.ask("exec-state", workload, machine=machine)
     except Unreachable:
+        if machine != OWN_MACHINE and await services.store.read(lambda tx: tx.machine(machine)) is None:
+            text = f"Its machine {machine} is gone, and the command with it."
+            return Source(workload, 0, True, None, "ENDED", Reason.NODE_LOST.value, text, hide, silent=True, machine=machine)
         # its output can't be read either, and what is read of that says so
         return Source(workload, 0, False, None, "UNKNOWN", Reason.AGENT_UNREACHABLE.value, "")
     if answer.error:

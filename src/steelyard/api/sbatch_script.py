@@ -144,12 +144,13 @@ def read_script(data: ScriptSubmit, now: int) -> Submission:
         direct=data.direct,
     )
     if submission.nodes > 1 and not data.direct:
+        here = f"of pool {data.pool} it gets one machine" if data.pool else "this Steelyard is one machine"
         raise Refused(
-            f"The script asks for {submission.nodes} nodes, and this Steelyard is one machine. Ask for one node with all tasks "
+            f"The script asks for {submission.nodes} nodes, and {here}. Ask for one node with all tasks "
             f"on it: --nodes=1 --ntasks={submission.spec.slurm['SLURM_NTASKS']}.",
             code="one-machine",
         )
-    spec = msgspec.structs.replace(submission.spec, volumes=data.volumes, secrets=data.secrets)
+    spec = msgspec.structs.replace(submission.spec, volumes=data.volumes, secrets=data.secrets, pool=data.pool)
     return msgspec.structs.replace(submission, spec=spec)
 
 

@@ -10,6 +10,7 @@ import asyncio
 import contextlib
 import logging
 import secrets
+from collections.abc import Callable
 from typing import Any
 
 import msgspec
@@ -20,7 +21,7 @@ from steelyard.api.auth import STREAM_PATH
 from steelyard.api.problems import make_problem, status_of
 from steelyard.api.services import Services, services_of
 from steelyard.api.submission import one_job
-from steelyard.api.visits import find_visited
+from steelyard.api.visits import find_place, find_visited
 from steelyard.errors import Conflict, Refused, SteelyardError, Unreachable
 from steelyard.model.ids import OWN_MACHINE, AttemptId, MachineId, WorkloadId
 from steelyard.model.job import Job, JobState
@@ -107,15 +108,15 @@ async def _pump(source: Socket, target: Socket) -> None:
             await target.send({"type": "websocket.send", "bytes": event.get("bytes"), "text": event.get("text")})
 
 
-async def _serve(socket: Socket, services: Services, job: Job | SteelyardError | None, what: Wanted | SteelyardError) -> None:
-    """`job`: whose machine it is on; None: ours, where all replicas are."""
+async def _serve(socket: Socket, services: Services, on: Job | MachineId | SteelyardError, what: Wanted | SteelyardError) -> None:
+    """`on`: the machine, or the job whose machine it is."""
     await socket.accept()
     try:
-        if isinstance(job, SteelyardError):
-            raise job
+        if isinstance(on, SteelyardError):
+            raise on
         if isinstance(what, SteelyardError):
             raise what
-        await services.streams.join(socket, what, OWN_MACHINE if job is None else job.machine)
+        await services.streams.join(socket, what, on.machine if isinstance(on, Job) else on)
     except SteelyardError as err:
         if err.detail:
             _log.error("%s: %s %s", socket.url.path, err.public, err.detail)
@@ -186,29 +187,33 @@ def _check_path(what: Wanted | SteelyardError) -> Wanted | SteelyardError:
 @websocket("/v1/functions/{function:str}/replicas/{replica:str}/exec/{name:str}/terminal")
 async def visit_terminal(socket: Socket, function: str, replica: str, name: str, offset: int = 0) -> None:
     """The terminal of a command inside a replica."""
-    await _serve_visit(socket, function, replica, TerminalStream(WorkloadId(f"{replica}-{name}"), offset))
+    await _serve_visit(socket, function, replica, lambda id_: TerminalStream(WorkloadId(f"{id_}-{name}"), offset))
 
 
 @websocket("/v1/functions/{function:str}/replicas/{replica:str}/ports/{port:int}")
 async def visit_port(socket: Socket, function: str, replica: str, port: int) -> None:
     """A new connection to a port inside the replica."""
-    await _serve_visit(socket, function, replica, PortStream(AttemptId(replica), port))
+    await _serve_visit(socket, function, replica, lambda id_: PortStream(AttemptId(id_), port))
 
 
 @websocket("/v1/functions/{function:str}/replicas/{replica:str}/files")
 async def visit_files(socket: Socket, function: str, replica: str, path: str, name: str | None = None) -> None:
     """Files out of the replica; or into it, named `name` where `path` is a folder."""
-    await _serve_visit(socket, function, replica, CopyStream(AttemptId(replica), path, name))
+    await _serve_visit(socket, function, replica, lambda id_: CopyStream(AttemptId(id_), path, name))
 
 
-async def _serve_visit(socket: Socket, function: str, replica: str, what: Wanted) -> None:
+async def _serve_visit(socket: Socket, function: str, replica: str, make: Callable[[str], Wanted]) -> None:
+    """`make`: what is wanted, by the replica's own id."""
     services = services_of(socket)
-    checked: Wanted | SteelyardError = _check_path(what)
+    what: Wanted | SteelyardError
+    machine = OWN_MACHINE
     try:
         await find_visited(services, function, replica)
+        id_, machine = await find_place(services, function, replica)
+        what = _check_path(make(id_))
     except SteelyardError as err:
-        checked = err
-    await _serve(socket, services, None, checked)
+        what = err
+    await _serve(socket, services, machine, what)
 
 
 @websocket(STREAM_PATH + "/{name:str}")

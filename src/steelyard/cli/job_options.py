@@ -61,6 +61,9 @@ secret_option = click.option(
     "and PASSWORD of one. May be repeated.",
 )  # fmt: skip
 
+#: `--pool`, likewise
+pool_option = click.option("--pool", metavar="NAME", default="", help="On a machine of that pool; see `steelyard pool`.")
+
 #: `--network`, likewise
 network_option = click.option(
     "--network", type=click.Choice(["host", "none"]), default="host", show_default=True,
@@ -123,7 +126,7 @@ _OPTIONS = (
                  "container: registry.host/path:tag, docker://name:tag, oci:/path or docker-archive:/path."),
     network_option,
     click.option("--direct", is_flag=True, help="Through Slurm's own queue, on the cluster of `steelyard cluster attach`."),
-    click.option("--pool", metavar="NAME", default="", help="On a machine of that pool; see `steelyard pool`."),
+    pool_option,
     click.option("--name", help="A name for people [default: the command's]."),
     click.option(
         "--env", "env", multiple=True, metavar="K=V", help="Set a variable (K alone takes the caller's value). May be repeated."

@@ -33,6 +33,8 @@ class ReplicaShown(msgspec.Struct, frozen=True):
     revision: int
     #: starting, serving, retiring; trial: a new revision is tried
     phase: str
+    #: of a pool; "" for the home's own
+    machine: str
     proof: ProofShown
 
 
@@ -74,12 +76,12 @@ def _show_replicas(name: str, replica: str, found: list[ReplicaProof], as_json: 
         if not found:
             raise NotFound(f"There is no replica {replica}. Those that are there: {there}.")
     if as_json:
-        print_json([ReplicaShown(each.replica, each.revision, each.state, _shape(each.proof)) for each in found])
+        print_json([ReplicaShown(each.replica, each.revision, each.state, each.machine, _shape(each.proof)) for each in found])
         return
     if not found:
         click.echo(f"{name} sleeps, and what sleeps has nothing. Wake it, with a request or `steelyard exec {name} -- true`.")
     for each in found:
-        click.echo(f"{each.replica} {each.state} ", nl=False)
+        click.echo(f"{each.replica} {f'on {each.machine} ' if each.machine else ''}{each.state} ", nl=False)
         _show(each.proof)
 
 

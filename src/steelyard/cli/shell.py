@@ -35,7 +35,21 @@ SHELL = "command -v bash >/dev/null 2>&1 && exec bash; exec sh"
 #: ours, and those of a job's that mean something for one
 _OPTIONS = (
     *("cpus", "exclusive", "timing", "gpus", "nics", "memory", "scratch", "volumes", "io_max", "priority", "account", "project"),
-    *("max_duration", "image", "network", "name", "env", "secrets", "as_root", "command", "rank", "replica", "home", "inside"),
+    *(
+        "max_duration",
+        "image",
+        "network",
+        "name",
+        "env",
+        "secrets",
+        "as_root",
+        "command",
+        "rank",
+        "replica",
+        "home",
+        "inside",
+        "pool",
+    ),
 )
 
 SHELL_HELP = """Start a job with a shell in it, and be in it; or enter a running job or a function.

@@ -12,7 +12,14 @@ import click
 from steelyard.api.sbatch_script import Submission, read_script
 from steelyard.api.sbatch_text import SCRIPT_MAX_BYTES
 from steelyard.cli.attach import attend, make_patience
-from steelyard.cli.job_options import name_image, parse_uses, parse_volumes, secret_option, volume_option
+from steelyard.cli.job_options import (
+    name_image,
+    parse_uses,
+    parse_volumes,
+    pool_option,
+    secret_option,
+    volume_option,
+)
 from steelyard.cli.output import print_json, print_table, say
 from steelyard.cli.session import home_option, json_option, new_key, open_client
 from steelyard.clock import SystemClock
@@ -35,12 +42,14 @@ Examples:
   steelyard submit --volume data:/data train.sh
   steelyard submit --image docker://python:3.12 train.sh
   steelyard submit --direct -N2 -n8 mpi.sh
+  steelyard submit --pool train --array=0-9 train.sh
   steelyard submit --wait --wrap 'make -j4'
   next=$(steelyard submit --parsable --dependency=afterok:$first next.sh)
 """
-_OWN = (Option("json", "", NONE), Option("home"), Option("secret"), Option("volume"), Option("image"), Option("direct", "", NONE))
+_VALUED = ("home", "secret", "volume", "image", "pool")
+_OWN = (Option("json", "", NONE), Option("direct", "", NONE), *map(Option, _VALUED))
 #: what this command does itself
-_OURS = {"json", "home", "secret", "volume", "image", "direct", "test-only", "parsable", "wait", "quiet", "help", "usage"}
+_OURS = {*_VALUED, "json", "direct", "test-only", "parsable", "wait", "quiet", "help", "usage"}
 
 
 class SubmitCommand(click.Command):
@@ -57,7 +66,7 @@ class SubmitCommand(click.Command):
 
 
 def _as_click(given: Given) -> str:
-    if given.option.name in ("home", "secret", "volume", "image"):
+    if given.option.name in _VALUED:
         return given.text
     return "--help" if given.option.name == "usage" else f"--{given.option.name}"
 
@@ -72,6 +81,7 @@ def _as_click(given: Given) -> str:
               "registry.host/path:tag, docker://name:tag, oci:/path or docker-archive:/path.")  # fmt: skip
 @click.option("--direct", is_flag=True, help="Through Slurm's own queue, on the cluster of `steelyard cluster attach`, with the "
               "options that say how large it is as they are.")  # fmt: skip
+@pool_option
 @secret_option
 @volume_option
 @home_option
@@ -86,6 +96,7 @@ def submit(
     quiet: bool,
     image: str,
     direct: bool,
+    pool: str,
     secrets: tuple[str, ...],
     volumes: tuple[str, ...],
     home: Path | None,
@@ -95,7 +106,7 @@ def submit(
     options: tuple[str, ...] = ctx.meta[__name__]
     script, name = _read(words, wrapped=any(option.startswith("--wrap=") for option in options))
     given = name_image(image, _here()), parse_volumes(volumes), parse_uses(secrets)
-    data = ScriptSubmit(script, _here(), words[1:], options, clean(os.environ), name, *given, direct)
+    data = ScriptSubmit(script, _here(), words[1:], options, clean(os.environ), name, *given, direct, pool)
     if test_only:
         _show(read_script(data, SystemClock().now_us()), as_json)
         return

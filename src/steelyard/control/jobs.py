@@ -20,7 +20,7 @@ from steelyard.control.watch import Watch
 from steelyard.errors import Conflict
 from steelyard.lifecycle.job import Change, explain_wait, preempt_job, refuse_job, resume_job, start_job
 from steelyard.lifecycle.node import plan_blocked
-from steelyard.lifecycle.pilot import explain_coming
+from steelyard.lifecycle.pilot import explain_coming, known_end
 from steelyard.model.function import Function
 from steelyard.model.ids import FunctionName, JobId, ProjectName
 from steelyard.model.job import NO_SHARE, Job, JobState, Plan, Resources
@@ -90,7 +90,9 @@ async def load_all(store: Store, live: LiveJobs) -> Seen:
         pools = tx.pools()
         pilots = tx.pilots() if pools else []
         coming = {pool.name: text for pool in pools if (text := explain_coming(pool, pilots))}
-        facts = Snapshot(machines, (), fixed, tuple(tx.accounts()), tuple(tx.quotas()), standings, coming)
+        asked_s = {pool.name: pool.spec.max_duration_s for pool in pools}
+        ends = {each.id: end for each in pilots if (end := known_end(each, asked_s.get(each.pool))) is not None}
+        facts = Snapshot(machines, (), fixed, tuple(tx.accounts()), tuple(tx.quotas()), standings, coming, ends)
         return facts, tx.jobs_changed(live.change)
 
     facts, changed = await store.read(read)

@@ -216,7 +216,8 @@ def _decide_pool(
         elif about.idle_since_ns is None:
             about.idle_since_ns = now_ns
         idle_s = 0.0 if about.idle_since_ns is None else (now_ns - about.idle_since_ns) / 1e9
-        standings.append(Standing(pilot, busy, idle_s, ends_within(pilot, pool, REPLACE_S, now)))
+        left_s = None if pilot.ends_at is None else (pilot.ends_at - now) / 1e6
+        standings.append(Standing(pilot, busy, idle_s, ends_within(pilot, pool, REPLACE_S, now), left_s))
     example = next((machine for machine in seen.machines.values() if machine.pool == pool.name), None)
     wanted = decide_pilots(pool.spec, standings, demands, example)
     drains = {pilot.id: f"nothing ran on it for {pool.spec.idle_s:g} s" for pilot in wanted.spare}
@@ -258,7 +259,7 @@ def find_demands(
     for job in jobs:
         if job.spec.pool and not job.held and why(job) not in _NOT_ROOM:
             nodes = 1 if job.spec.gang is None else job.spec.gang.nodes
-            found.setdefault(job.spec.pool, []).append(Demand(nodes, job.spec.demand))
+            found.setdefault(job.spec.pool, []).append(Demand(nodes, job.spec.demand, job.spec.max_duration_s))
     return found
 
 
@@ -318,7 +319,11 @@ class PoolsLoop:
         for pilot in ended:
             self._known.pop(pilot, None)
             self._link.drop(pilot)
-        return [JOBS, ASSIGNMENT, PLACES] if any(a.state is not b.state for b, a in actions.pilots) else []
+        if any(after.state is not before.state for before, after in actions.pilots):
+            return [JOBS, ASSIGNMENT, PLACES]
+        # from now on it is known for how long there may be work on it
+        timed = any((a.started_at, a.ends_at) != (b.started_at, b.ends_at) for b, a in actions.pilots)
+        return [JOBS] if timed else []
 
     async def _load(self, engine: Engine | None, pools: Sequence[Pool], pilots: Sequence[Pilot]) -> Seen:
         await refresh(self._live, self._store)

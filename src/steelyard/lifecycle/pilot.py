@@ -12,13 +12,15 @@ from msgspec.structs import replace
 
 from steelyard.errors import Refused
 from steelyard.model.hostlist import expand_hostlist
-from steelyard.model.pool import Pilot, PilotState, Pool
+from steelyard.model.pool import Pilot, PilotState, Pool, PoolSpec
 from steelyard.model.slurm import PENDING, RUNNING, QueueEntry
 
 #: an allocation that runs and whose agent is not heard for so long is given back
 START_S = 300.0
 #: after a pilot that never took work: doubled with each further one in a row
 BACKOFF_S, BACKOFF_MAX_S = 10.0, 600.0
+#: an allocation is taken to be that old when its agent is heard
+ARRIVES_S = 60.0
 
 #: Slurm's states that say why an allocation ended
 _ENDS = {
@@ -109,6 +111,20 @@ def ends_within(pilot: Pilot, pool: Pool, before_s: float, now: int) -> bool:
         return False
     whole_s = (pilot.ends_at - pilot.started_at) / 1e6
     return now >= pilot.ends_at - min(pool.spec.drain_s + before_s, whole_s / 2) * 1e6
+
+
+def known_end(pilot: Pilot, asked_s: float | None) -> int | None:
+    """Wall time before which its allocation is certainly not over; None: it has no end. `asked_s`: how long it was asked for; its
+    agent may be heard before the cluster was asked when it will be over."""
+    if pilot.ends_at is not None or pilot.started_at is not None:
+        return pilot.ends_at
+    return pilot.submitted_at + round((asked_s or 0.0) * 1e6)
+
+
+def longest_work_s(spec: PoolSpec) -> float | None:
+    """What a new machine has time for: some of its allocation is over before it takes work. None: nobody knows a limit."""
+    limit_s = spec.max_duration_s
+    return None if limit_s is None else limit_s - min(ARRIVES_S, limit_s / 10)
 
 
 def judge_pool(pool: Pool, before: Pilot, pilot: Pilot, now: int) -> Pool:

@@ -42,3 +42,5 @@ class ReplicaProof(msgspec.Struct, frozen=True):
     #: trial, starting, serving or retiring
     state: str
     proof: Proof
+    #: of a pool; "" for the home's own
+    machine: str = ""

@@ -18,6 +18,7 @@ class Reason(StrEnum):
     NO_MIG_INSTANCE = "no-mig-instance"
     NICS_BEYOND_MACHINE = "nics-beyond-machine"
     NO_NICS_LEFT = "no-nics-left"
+    NO_TIME_LEFT = "no-time-left"
     NO_MACHINE = "no-machine"
     NODE_DRAINED = "node-drained"
     BEHIND_EARLIER_JOB = "behind-earlier-job"

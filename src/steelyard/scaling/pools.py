@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable, Sequence
+from typing import NamedTuple
 
 import msgspec
 
@@ -22,6 +23,8 @@ class Demand(msgspec.Struct, frozen=True):
 
     nodes: int
     each: Resources
+    #: it may run for so long; None: nobody knows
+    max_duration_s: float | None = None
 
 
 class Room(msgspec.Struct):
@@ -30,9 +33,13 @@ class Room(msgspec.Struct):
     cpus: float | None
     memory_bytes: int | None
     gpus: int | None
+    #: until it is taken back; None: longer than anything
+    left_s: float | None = None
 
-    def take(self, each: Resources) -> bool:
+    def take(self, each: Resources, max_duration_s: float | None = None) -> bool:
         """Does it fit? It is taken then."""
+        if self.left_s is not None and (max_duration_s or 0.0) > self.left_s:
+            return False
         gpus = 0 if each.gpus is None else each.gpus.count if each.gpus.fraction is None else 1
         memory_bytes = each.memory_bytes or 0
         if self.cpus is not None and each.cpus > self.cpus + 1e-9:
@@ -55,22 +62,38 @@ def make_room(node: NodeShape, example: Machine | None) -> Room:
     return Room(None if node.cpus is None else float(node.cpus), node.memory_bytes, node.gpus)
 
 
-def count_needed(demands: Iterable[Demand], node: NodeShape, example: Machine | None, most: int) -> int:
-    """Empty nodes that all of this fits into, no more than `most`. What fits into no node at all needs none."""
+class Needed(NamedTuple):
+    #: of the empty nodes that there are
+    there: int
+    more: int
+
+
+def count_needed(
+    demands: Iterable[Demand], node: NodeShape, example: Machine | None, most: int, empty: Iterable[float | None] = ()
+) -> Needed:
+    """Empty nodes that all of this fits into: of those that there are (`empty`: how long each stays), and no more than `most`
+    others. What fits into no node at all needs none."""
+    unused = [msgspec.structs.replace(make_room(node, example), left_s=left_s) for left_s in empty]
     rooms: list[Room] = []
+    there = 0
     for demand in demands:
         if not make_room(node, example).take(demand.each):
             continue
         left = demand.nodes
         for room in rooms:
-            if left and room.take(demand.each):
+            if left and room.take(demand.each, demand.max_duration_s):
                 left -= 1
+        for room in [*unused]:
+            if left and room.take(demand.each, demand.max_duration_s):
+                unused.remove(room)
+                rooms.append(room)
+                left, there = left - 1, there + 1
         for _ in range(left):
             rooms.append(make_room(node, example))
             rooms[-1].take(demand.each)
-        if len(rooms) >= most:
-            return most
-    return len(rooms)
+        if len(rooms) - there >= most:
+            return Needed(there, most)
+    return Needed(there, len(rooms) - there)
 
 
 class Wanted(msgspec.Struct, frozen=True):
@@ -92,14 +115,17 @@ class Standing(msgspec.Struct, frozen=True):
     idle_s: float = 0.0
     #: it is near its time limit
     ends_soon: bool = False
+    #: until that; None: it has none, or it is not known yet
+    left_s: float | None = None
 
 
 def decide_pilots(spec: PoolSpec, standings: Sequence[Standing], demands: Iterable[Demand], example: Machine | None) -> Wanted:
     """For a pool that may ask for pilots now. All of `standings` live."""
     staying = [each for each in standings if each.pilot.state is not PilotState.DRAINING and not each.ends_soon]
     empty = [each for each in staying if not each.busy]
-    needed = count_needed(demands, spec.node, example, spec.nodes_max)
-    lacking = max(spec.nodes_min - len(staying), needed - len(empty))
+    able = [each for each in demands if not _is_beyond(each, standings)]
+    there, fresh = count_needed(able, spec.node, example, spec.nodes_max, [each.left_s for each in empty])
+    needed, lacking = there + fresh, max(spec.nodes_min - len(staying), fresh)
     together = spec.nodes_per_allocation
     more = max(0, min(math.ceil(lacking / together), (spec.nodes_max - len(standings)) // together)) * together
     if more:
@@ -116,3 +142,13 @@ def decide_pilots(spec: PoolSpec, standings: Sequence[Standing], demands: Iterab
         ),
     )  # fmt: skip
     return Wanted(0, tuple(each.pilot for some in rested[: most // together] for each in some), needed)
+
+
+def _is_beyond(demand: Demand, standings: Iterable[Standing]) -> bool:
+    """It may run for longer than any machine stayed when it began to take work: another one would do no better."""
+    whole = [
+        each.pilot.ends_at - each.pilot.ready_at
+        for each in standings
+        if each.pilot.ends_at is not None and each.pilot.ready_at is not None
+    ]
+    return bool(whole) and (demand.max_duration_s or 0.0) * 1e6 > max(whole)

@@ -10,6 +10,7 @@
 4. Jobs behind the reservation start when they fit now and can't delay it: they end before it by their own `max_duration`, or
    fit beside the reserved place together with all that will still run then, or go onto another machine. With a reservation
    without a time any `max_duration` will do. They preempt nobody.
+5. A job with a `max_duration` goes to no machine that is taken back before it would be over.
 So no job starts before one of higher order that fits as well, and a reservation never moves later because of what started
 after it was made. Jobs of a pool and those of the home's own machine compete for nothing but quotas: each pool has a reservation
 of its own (`lane.py`). Step 4 ends after `BACKFILL_REFUSALS` exact placements that came to nothing, in the order of the queue
@@ -68,6 +69,6 @@ def _make_lanes(pools: set[str], snapshot: Snapshot, turn: Turn) -> dict[str, La
         on[held.plan.machine].append(held)
     lanes: dict[str, Lane] = {}
     for pool in pools:
-        spots = [Spot(machine, on[machine.place]) for machine in snapshot.usable(pool)]
+        spots = [Spot(machine, on[machine.place], snapshot.ends.get(machine.place)) for machine in snapshot.usable(pool)]
         lanes[pool] = Lane(pool, spots, turn, snapshot.say_without(pool))
     return lanes

@@ -7,7 +7,6 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
-from datetime import UTC, datetime
 
 import msgspec
 
@@ -15,7 +14,7 @@ from steelyard.model.batch import Dependency, DependencyKind
 from steelyard.model.ids import JobId
 from steelyard.model.job import Job
 from steelyard.model.reason import Reason
-from steelyard.scheduling.snapshot import Holding, Standing, Why
+from steelyard.scheduling.snapshot import Holding, Standing, Why, format_time
 
 _MUST = {
     DependencyKind.OK: "succeed",
@@ -83,7 +82,7 @@ def _find_dependency(
 
 
 def _explain_later(job: Job, at: int) -> Why:
-    when = datetime.fromtimestamp(at // 1_000_000, UTC).strftime("%Y-%m-%d %H:%M:%S UTC")
+    when = format_time(at)
     if at == job.spec.begin_at:
         return Why(job.id, Reason.BEGINS_LATER, f"it was submitted to begin at {when}")
     return Why(job.id, Reason.BACKOFF, f"it is tried again at {when}")

@@ -19,7 +19,7 @@ from steelyard.scheduling.preemption import gives_way_at, is_frozen_by_preemptio
 from steelyard.scheduling.quota import QuotaBook
 from steelyard.scheduling.reservation import Reserved, end_if_started, find_reservation
 from steelyard.scheduling.seat import find_seat, fits_quickly, gone_s, take_seat
-from steelyard.scheduling.snapshot import Holding, Reservation, Snapshot, Why
+from steelyard.scheduling.snapshot import Holding, Reservation, Snapshot, Why, explain_end
 from steelyard.scheduling.spot import Spot, find_best_seat
 
 #: (the room without what is about to end, what may be ended, the job, now) -> whom to end so that the job fits; None: nobody
@@ -82,9 +82,10 @@ class Lane:
         self._pool, self._spots, self._turn, self._now, self._without = pool, spots, turn, turn.now, without
         #: the machine on which the first job that fits nowhere keeps a place; whoever comes behind it must not delay it
         self._reserved_on: Spot | None = None
-        #: what a shape was answered while nothing but `take` has happened
-        self._refused: dict[tuple[Resources, Gang | None, float | None], Refusal] = {}
-        self._refused_behind: dict[tuple[Resources, Gang | None, float | None, bool], tuple[Reason, str]] = {}
+        self._ends = any(spot.ends_at is not None for spot in spots)
+        #: what a shape was answered while nothing but `take` has happened, by so many machines that have time for it
+        self._refused: dict[tuple[Resources, Gang | None, float | None, int], Refusal] = {}
+        self._refused_behind: dict[tuple[Resources, Gang | None, float | None, int, bool], tuple[Reason, str]] = {}
         self._refusals_left = BACKFILL_REFUSALS
 
     def go_through(self, jobs: Sequence[Job]) -> None:
@@ -102,12 +103,21 @@ class Lane:
             elif spots := self._spots_for(job):
                 self._seat(job, spots)
             else:
-                turn.waits.append(Why(job.id, *self._without))
+                turn.waits.append(self._say_without(job))
 
     def _spots_for(self, job: Job) -> Sequence[Spot]:
         if job.state is not JobState.SUSPENDED:
-            return self._spots
+            if job.spec.max_duration_s is None or not self._ends:
+                return self._spots
+            return [spot for spot in self._spots if spot.has_time(job, self._now)]
         return [spot for spot in self._spots if job.plan is not None and spot.place == job.plan.machine]
+
+    def _say_without(self, job: Job) -> Why:
+        """Why none of the machines is one for it."""
+        if job.state is JobState.SUSPENDED:
+            return Why(job.id, *self._without)
+        last = max(self._spots, key=lambda spot: spot.ends_at or 0)
+        return Why(job.id, Reason.NO_TIME_LEFT, explain_end(last.machine, self._pool, last.ends_at or 0))
 
     def _seat(self, job: Job, spots: Sequence[Spot]) -> None:
         """It starts, or waits; where it keeps a reservation, whoever comes behind it must not delay it."""
@@ -135,7 +145,7 @@ class Lane:
 
     def _find_seat(self, job: Job, spots: Sequence[Spot]) -> tuple[Spot, Plan] | Refusal:
         frozen = job.state is JobState.SUSPENDED
-        shape = (job.spec.resources, job.spec.gang, gone_s(job.spec))
+        shape = (job.spec.resources, job.spec.gang, gone_s(job.spec), len(spots))
         known = None if frozen else self._refused.get(shape)
         if known is not None:
             return known
@@ -213,7 +223,9 @@ class Lane:
         return None if isinstance(plan, Refusal) else (leaving, freed, plan)
 
     def _find_reservation(self, job: Job, spot: Spot) -> Reserved | None:
-        return find_reservation(job, spot.soon, spot.tenants(job, self._now))
+        found = find_reservation(job, spot.soon, spot.tenants(job, self._now))
+        # a place that is free too late is none
+        return found if found is None or found.at is None or spot.has_time(job, found.at) else None
 
     def _look_again_for(self, job: Job, able: Sequence[Spot]) -> None:
         if job.state is JobState.SUSPENDED:
@@ -241,12 +253,13 @@ class Lane:
             if only is not None and not fits_quickly(job, only):
                 waits.append(Why(job.id, *_BEHIND))
                 continue
-            spots = [spot for spot in self._spots_for(job) if fits_quickly(job, spot.room)]
+            there = self._spots_for(job)
+            spots = [spot for spot in there if fits_quickly(job, spot.room)]
             if not spots:
-                waits.append(Why(job.id, *_BEHIND))
+                waits.append(Why(job.id, *_BEHIND) if there else self._say_without(job))
                 continue
             ends_before = _ends_before(job, reserved, self._now)
-            shape = (spec.resources, spec.gang, gone_s(spec), ends_before)
+            shape = (spec.resources, spec.gang, gone_s(spec), len(there), ends_before)
             said = refused.get(shape) if job.state is not JobState.SUSPENDED else None
             if said is None:
                 options = [

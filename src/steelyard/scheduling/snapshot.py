@@ -6,13 +6,14 @@ A snapshot is complete: whoever decides on it needs nothing else but the time. S
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from datetime import UTC, datetime
 from enum import StrEnum
 
 import msgspec
 
 from steelyard.model.batch import Dependency
 from steelyard.model.health import NODE
-from steelyard.model.ids import JobId
+from steelyard.model.ids import JobId, MachineId
 from steelyard.model.job import Job, JobState, Plan, Resources
 from steelyard.model.machine import Machine
 from steelyard.model.reason import Reason
@@ -67,6 +68,8 @@ class Snapshot(msgspec.Struct, frozen=True):
     standings: Mapping[Dependency, Standing] = {}
     #: pool -> what is on its way to it
     coming: Mapping[str, str] = {}
+    #: machine -> wall time at which it is taken back; those without an end are not in it
+    ends: Mapping[MachineId, int] = {}
 
     def usable(self, pool: str) -> tuple[Machine, ...]:
         """The machines of a pool ("": the home's own) that take work."""
@@ -88,6 +91,16 @@ class Snapshot(msgspec.Struct, frozen=True):
 
 def _say_why(machines: Sequence[Machine]) -> str:
     return "; ".join(f"{each.hostname}: {each.draining or 'out of use'}" for each in machines[:3])
+
+
+def explain_end(machine: Machine, pool: str, ends_at: int) -> str:
+    """Why a job with a `max_duration` goes to none of a pool's machines, of which this one stays longest."""
+    text = f"its --max-duration would be over only after the machines of pool {pool} are taken back"
+    return f"{text} ({machine.hostname} the last, at {format_time(ends_at)}); with a shorter one, or without, it may start"
+
+
+def format_time(at: int) -> str:
+    return datetime.fromtimestamp(at // 1_000_000, UTC).strftime("%Y-%m-%d %H:%M:%S UTC")
 
 
 class Why(msgspec.Struct, frozen=True):

@@ -24,9 +24,9 @@ from steelyard.scheduling.snapshot import Holding
 
 
 class Spot:
-    def __init__(self, machine: Machine, holding: Sequence[Holding]) -> None:
-        """`holding`: what holds room on it."""
-        self.machine = machine
+    def __init__(self, machine: Machine, holding: Sequence[Holding], ends_at: int | None = None) -> None:
+        """`holding`: what holds room on it; `ends_at`: when it is taken back."""
+        self.machine, self.ends_at = machine, ends_at
         self.place: MachineId = machine.place
         #: what is not about to end
         self.staying = [held for held in holding if not is_stopping(held)]
@@ -50,6 +50,11 @@ class Spot:
     def beside(self) -> tuple[Room, ...]:
         """What else has to have room for what starts now."""
         return () if self.soon is self.room else (self.soon,)
+
+    def has_time(self, job: Job, now: int) -> bool:
+        """Would it be over, if it started now, before the machine is taken back? Without a limit nobody asks."""
+        end = None if self.ends_at is None else end_if_started(job, now)
+        return end is None or self.ends_at is None or end <= self.ends_at
 
     def start(self, job: Job, plan: Plan, now: int) -> None:
         for room in (self.room, *self.beside):

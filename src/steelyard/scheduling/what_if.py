@@ -187,10 +187,10 @@ class WhatIf:
         return msgspec.structs.replace(found, text=text, size=found.size + 1.0)
 
     def _duration(self) -> Change | None:
-        """A limit with which it is over before the reserved job starts."""
+        """A limit with which it is over before the reserved job starts, or before the last of its machines is taken back."""
         reservation, asked = self._reservation, self.job.spec.max_duration_s
         if reservation is None or reservation.job == self.job.id:
-            return None
+            return None if asked is None else self._within(asked)
         if reservation.at is None:
             # any limit will do
             longest = _DAY_S
@@ -205,6 +205,17 @@ class WhatIf:
             text += f": then it is over before {reservation.job} starts"
         size = 0.5 if asked is None else 1 - longest / asked
         return self.prove(self._make(ChangeKind.MAX_DURATION, text, self._with(max_duration_s=float(longest)), size))
+
+    def _within(self, asked_s: float) -> Change | None:
+        ends = self._snapshot.ends
+        left = [ends[each.place] - self._now for each in self._snapshot.usable(self.job.spec.pool) if each.place in ends]
+        # what is said is done a little later
+        longest = max(left, default=0) // 60_000_000 * 60 - 60
+        if not 0 < longest < asked_s:
+            return None
+        text = f"--max-duration {format_duration(longest)}: then it is over before its machine is taken back"
+        changed = self._with(max_duration_s=float(longest))
+        return self.prove(self._make(ChangeKind.MAX_DURATION, text, changed, 1 - longest / asked_s))
 
     def _preemptible(self) -> Change | None:
         soft = self.job.spec.resources.preemptible

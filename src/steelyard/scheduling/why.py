@@ -16,13 +16,13 @@ from steelyard.model.ids import JobId
 from steelyard.model.job import Job, JobState, Plan
 from steelyard.model.machine import Machine
 from steelyard.model.reason import Reason
-from steelyard.placement.room import Room
 from steelyard.scheduling.change import Change, ChangeKind, apply_change
 from steelyard.scheduling.eligible import ArrayCount, split_eligible
 from steelyard.scheduling.forecast import Decide, forecast_starts
 from steelyard.scheduling.quota import QuotaBook
-from steelyard.scheduling.seat import fill_room, find_seat
-from steelyard.scheduling.snapshot import Decision, Snapshot, Standing
+from steelyard.scheduling.seat import find_seat
+from steelyard.scheduling.snapshot import Decision, Snapshot, Standing, format_time
+from steelyard.scheduling.spot import Spot
 from steelyard.scheduling.what_if import WhatIf, gets_room, prove
 
 CHANGES_MAX = 8
@@ -125,21 +125,27 @@ def _find_blocks(snapshot: Snapshot, job: Job, now: int, decision: Decision) -> 
         blocks += [Block(why.reason, why.detail) for why in limits if why is not None]
     for machine in snapshot.usable(job.spec.pool):
         if job.state is not JobState.SUSPENDED or (job.plan is not None and machine.place == job.plan.machine):
-            blocks += _find_blocks_on(machine, snapshot, job)
+            blocks += _find_blocks_on(machine, snapshot, job, now)
     for why in (*decision.waits, *decision.never):
         if why.job == job.id and why.reason not in [block.reason for block in blocks]:
             blocks.append(Block(why.reason, why.detail))
     return tuple(blocks)
 
 
-def _find_blocks_on(machine: Machine, snapshot: Snapshot, job: Job) -> list[Block]:
-    held = [each for each in snapshot.holding if each.plan.machine == machine.place]
-    answer = find_seat(job, fill_room(Room(machine), held))
+def _find_blocks_on(machine: Machine, snapshot: Snapshot, job: Job, now: int) -> list[Block]:
+    spot = Spot(
+        machine, [each for each in snapshot.holding if each.plan.machine == machine.place], snapshot.ends.get(machine.place)
+    )
+    blocks: list[Block] = []
+    if job.state is not JobState.SUSPENDED and not spot.has_time(job, now) and spot.ends_at is not None:
+        text = f"it is taken back at {format_time(spot.ends_at)}, before the job's --max-duration would be over"
+        blocks.append(Block(Reason.NO_TIME_LEFT, text, machine.hostname))
+    answer = find_seat(job, spot.room)
     if isinstance(answer, Plan):
-        return []
+        return blocks
     # one sentence per reason, and only the last may have a semicolon of its own
     sentences = answer.detail.split("; ", len(answer.reasons) - 1)
-    return [Block(reason, sentence, machine.hostname) for reason, sentence in zip(answer.reasons, sentences, strict=False)]
+    return [*blocks, *(Block(why, text, machine.hostname) for why, text in zip(answer.reasons, sentences, strict=False))]
 
 
 def _find_gates(job: Job, standings: Mapping[Dependency, Standing], now: int) -> list[Block]:

@@ -87,6 +87,8 @@ class ScriptSubmit(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     secrets: tuple[SecretUse, ...] = ()
     #: into the queue of the attached cluster
     direct: bool = False
+    #: of machines that it is to run on one of; "": on the home's own
+    pool: str = ""
 
 
 class ScriptSubmitted(msgspec.Struct, frozen=True):

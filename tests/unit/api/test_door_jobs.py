@@ -74,6 +74,7 @@ def test_what_is_taken(fields: dict[str, object]) -> None:
 
 
 TRAIN = Pool(PoolSpec("train", node=NodeShape(cpus=4, memory_bytes=8 << 30, gpus=2)), DEFAULT_PROJECT, Owner("root", 0), 1, 0)
+BRIEF = msgspec.structs.replace(TRAIN, spec=PoolSpec("brief", max_duration_s=600.0))
 GOING = msgspec.structs.replace(TRAIN, spec=PoolSpec("old"), deleting=True)
 
 
@@ -87,6 +88,9 @@ GOING = msgspec.structs.replace(TRAIN, spec=PoolSpec("old"), deleting=True)
         ({"pool": "train", "direct": True}, "bad-pool"),
         ({"pool": "train", "image": "docker://alpine:3"}, "bad-pool"),
         ({"pool": "train", "gang": Gang(2, 1)}, "bad-pool"),
+        ({"pool": "train", "max_duration_s": 1e6}, None),
+        ({"pool": "brief", "max_duration_s": 540.0}, None),
+        ({"pool": "brief", "max_duration_s": 541.0}, "beyond-pool"),
         ({"pool": "train", "resources": Resources(5)}, "beyond-pool"),
         ({"pool": "train", "gang": Gang(1, 5)}, "beyond-pool"),
         ({"pool": "train", "resources": Resources(1, 9 << 30)}, "beyond-pool"),
@@ -95,7 +99,7 @@ GOING = msgspec.structs.replace(TRAIN, spec=PoolSpec("old"), deleting=True)
 )
 def test_what_a_pool_can_not_do_is_refused_by_name(fields: dict[str, object], code: str | None) -> None:
     spec = msgspec.structs.replace(JOB, **fields)
-    assert [finding.code for finding in check_pool(spec, [TRAIN, GOING], [])] == ([] if code is None else [code])
+    assert [finding.code for finding in check_pool(spec, [TRAIN, BRIEF, GOING], [])] == ([] if code is None else [code])
 
 
 def test_a_machine_of_the_pool_says_how_large_the_next_will_be() -> None:

@@ -14,6 +14,7 @@ from steelyard.lifecycle.job import start_job, stop_job
 from steelyard.model.batch import RetryOn, RetryRule
 from steelyard.model.ids import DEFAULT_PROJECT, OWN_MACHINE, JobId, MachineId
 from steelyard.model.job import Job, JobSpec, JobState, Plan, Resources
+from steelyard.model.pool import Pool, PoolSpec
 from steelyard.model.reason import Reason
 from steelyard.wire.agent import AttemptState, Report
 
@@ -131,6 +132,27 @@ def test_what_decides_that_a_machine_is_drained_is_not_undone_by_its_agent() -> 
         known = await world.store.read(lambda tx: tx.machine(P1))
         assert known is not None
         assert (known.draining, known.blocked, known.kernel) == ("its time is nearly over", ("node",), "newer")
+
+    asyncio.run(story())
+
+
+def test_a_job_that_would_be_over_too_late_waits_until_its_machine_is_known_to_stay() -> None:
+    async def story() -> None:
+        world = await make_pool(P1)
+        pool = Pool(PoolSpec("train"), DEFAULT_PROJECT, OWNER, 1, 0)
+        await world.store.write(lambda tx: tx.put_pool(pool))
+        job = await world.submit(spec=JobSpec("x", ("true",), "/", pool="train", max_duration_s=600.0))
+        await world.settle()
+        waiting = await world.job(job)
+        assert (waiting.state, waiting.reason) == (JobState.QUEUED, Reason.NO_TIME_LEFT)
+        now = world.clock.now_us()
+        for end, state in ((now + 599_000_000, JobState.QUEUED), (now + 601_000_000, JobState.STARTING)):
+            pilot = await world.store.read(lambda tx: tx.pilot(P1))
+            assert pilot is not None
+            told = msgspec.structs.replace(pilot, generation=pilot.generation + 1, started_at=now, ends_at=end)
+            await world.store.write(lambda tx, told=told: tx.put_pilot(told))
+            await world.settle()
+            assert (await world.job(job)).state is state
 
     asyncio.run(story())
 

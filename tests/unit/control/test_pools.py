@@ -61,9 +61,9 @@ class World:
         self.engine.now = self.clock.now_us()
         asyncio.run(self.loop.activate())
 
-    def submit(self, cpus: float = 1.0) -> Job:
+    def submit(self, cpus: float = 1.0, max_duration_s: float | None = None) -> Job:
         self._jobs += 1
-        spec = JobSpec("x", ("true",), "/", resources=Resources(cpus), pool="train")
+        spec = JobSpec("x", ("true",), "/", resources=Resources(cpus), pool="train", max_duration_s=max_duration_s)
         job = Job(JobId(f"j-{self._jobs}"), DEFAULT_PROJECT, OWNER, 1, 0, spec, JobState.QUEUED, self._jobs)
         asyncio.run(self.store.write(lambda tx: tx.put_job(job)))
         return job
@@ -140,6 +140,23 @@ def test_a_job_that_waits_brings_a_machine_and_an_idle_one_is_given_back() -> No
     assert (world.pilot().state, world.dropped, world.engine.passes) == (PilotState.ENDED, [P1], {})
     assert asyncio.run(world.store.read(lambda tx: tx.machines())) == []
     assert world.engine.submitted == [P1]
+
+
+def test_what_an_idle_one_has_no_time_for_brings_another_and_what_none_would_have_brings_none() -> None:
+    world = World()
+    first = world.submit()
+    world.turn()
+    world.begin(P1, 600)
+    world.turn()
+    world.finish(world.place(first, P1))
+    for _ in range(10):
+        world.turn(10)
+    world.submit(max_duration_s=590)
+    world.turn()
+    assert len(world.engine.submitted) == 2
+    world.submit(max_duration_s=5000)
+    world.turn()
+    assert len(world.engine.submitted) == 2, "none stays that long"
 
 
 def test_work_that_was_placed_while_it_began_to_drain_is_waited_for() -> None:

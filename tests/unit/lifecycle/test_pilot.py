@@ -13,6 +13,8 @@ from steelyard.lifecycle.pilot import (
     find_drain,
     greet_pilot,
     judge_pool,
+    known_end,
+    longest_work_s,
 )
 from steelyard.model.ids import DEFAULT_PROJECT, MachineId
 from steelyard.model.job import Owner
@@ -86,6 +88,15 @@ def test_it_drains_before_its_limit_and_is_replaced_before_that() -> None:
     short = replace(ready, ends_at=160 * S)
     assert not find_drain(short, POOL, 129 * S)
     assert find_drain(short, POOL, 130 * S)
+
+
+def test_what_runs_there_may_count_on_its_end_before_the_cluster_has_told_it() -> None:
+    heard = greet_pilot(NEW, "host", 50 * S)
+    assert known_end(heard, 600.0) == 600 * S, "it began after it was asked for"
+    assert known_end(heard, None) == 0, "nobody knows yet"
+    assert known_end(apply_entry(heard, RUNS, "", 2), 600.0) == 3700 * S
+    assert known_end(apply_entry(heard, QueueEntry("7", "RUNNING", "", 100 * S, "n1"), "", 2), None) is None, "it has none"
+    assert [longest_work_s(PoolSpec("p", max_duration_s=limit)) for limit in (None, 60.0, 7200.0)] == [None, 54.0, 7140.0]
 
 
 def test_the_end_of_one_that_is_ending_is_no_limit() -> None:

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import msgspec
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -38,11 +39,12 @@ def stand(number: int, state: PilotState = PilotState.READY, of: str = "", **mor
     ],
 )
 def test_what_waits_is_packed_into_empty_nodes(demands: list[Demand], needed: int) -> None:
-    assert count_needed(demands, NODE, None, 100) == needed
+    assert count_needed(demands, NODE, None, 100) == (0, needed)
+    assert count_needed(demands, NODE, None, 100, [None] * 2) == (min(needed, 2), max(needed - 2, 0))
 
 
 def test_of_a_node_that_nobody_knows_one_holds_everything() -> None:
-    assert count_needed([Demand(1, Resources(500.0))] * 10, NodeShape(), None, 100) == 1
+    assert count_needed([Demand(1, Resources(500.0))] * 10, NodeShape(), None, 100) == (0, 1)
 
 
 def test_pilots_on_their_way_and_empty_ones_count_for_what_waits() -> None:
@@ -53,6 +55,18 @@ def test_pilots_on_their_way_and_empty_ones_count_for_what_waits() -> None:
     assert decide_pilots(spec, coming, waiting, None).more == 1
     assert decide_pilots(spec, [*coming, stand(3)], waiting, None).more == 0
     assert decide_pilots(spec, [*coming, stand(3, busy=True)], waiting, None).more == 1
+
+
+def test_an_empty_one_that_is_taken_back_too_soon_is_none_for_what_runs_longer() -> None:
+    spec = PoolSpec("p", 0, 8, NODE)
+    long = Demand(1, Resources(1.0), max_duration_s=600.0)
+    assert decide_pilots(spec, [stand(1, left_s=300.0)], [long], None).more == 1
+    assert decide_pilots(spec, [stand(1, left_s=300.0)], [ONE], None).more == 0
+    assert decide_pilots(spec, [stand(1, left_s=300.0), stand(2, left_s=900.0)], [long], None).more == 0
+    assert decide_pilots(spec, [stand(1, left_s=300.0), stand(2, PilotState.WAITING)], [long] * 5, None).more == 1
+    short = stand(1, left_s=200.0)
+    seen = msgspec.structs.replace(short, pilot=msgspec.structs.replace(short.pilot, ready_at=0, ends_at=300_000_000))
+    assert decide_pilots(spec, [seen], [long], None).more == 0, "another one would stay no longer"
 
 
 def test_one_that_ends_soon_is_replaced_in_advance() -> None:

@@ -161,6 +161,48 @@ def test_quotas_hold_over_all_machines() -> None:
     assert places(decision) == {"one": "a", "two": ""} and waits(decision) == {"three": Reason.QUOTA}
 
 
+def test_what_would_be_over_too_late_does_not_go_onto_a_machine_that_is_taken_back() -> None:
+    ends = {A.place: NOW + hours(1), B.place: NOW + hours(3)}
+    site = Site(OWN, A, B)
+    site.run(A, pooled("r", 1))  # the fuller machine is filled first
+    jobs = (pooled("short", 1, hours=1), pooled("long", 1, hours=2), pooled("longest", 1, hours=4), pooled("open", 1))
+    decision = site.look(*jobs, ends=ends)
+    assert places(decision) == {"short": "a", "long": "b", "open": "a"}
+    assert waits(decision) == {"longest": Reason.NO_TIME_LEFT}
+    assert "node-b the last, at " in decision.waits[0].detail
+    assert places(site.look(*jobs, ends={A.place: ends[A.place]})) == {
+        "short": "a",
+        "long": "b",
+        "longest": "b",
+        "open": "a",
+    }, "a machine without an end has time for anything"
+
+
+def test_what_was_said_of_a_short_job_is_not_said_of_a_long_one_that_has_fewer_machines() -> None:
+    site = Site(OWN, A, B)
+    site.run(B, pooled("r", 8, hours=1))
+    ends = {A.place: NOW + hours(1), B.place: NOW + hours(5)}
+    jobs = (pooled("long", 6, hours=2), pooled("longer", 6, hours=3), pooled("short", 6, hours=0.5))
+    decision = site.look(*jobs, ends=ends)
+    assert places(decision) == {"short": "a"} and waits(decision)["long"] is Reason.NO_CORES_LEFT
+    assert decision.reservations["train"].plan.machine == "b"
+
+
+def test_no_place_is_kept_that_is_free_too_late() -> None:
+    site = Site(OWN, A)
+    site.run(A, pooled("r", 8, hours=1))
+    decision = site.look(pooled("late", 8, hours=2), pooled("small", 0.5, hours=9), ends={A.place: NOW + hours(2.5)})
+    assert decision.reservations == {} and waits(decision) == {"late": Reason.NO_CORES_LEFT, "small": Reason.NO_TIME_LEFT}
+
+
+def test_why_names_the_end_of_a_machine_and_a_limit_that_starts_the_job() -> None:
+    site = Site(OWN, A)
+    job = pooled("x", 1, hours=2)
+    told = explain(site.see(job, ends={A.place: NOW + hours(1)}), job, NOW, lambda each, now: decide(each, now, {}))
+    assert [(block.node, block.reason) for block in told.blocking] == [("node-a", Reason.NO_TIME_LEFT)]
+    assert [change.text for change in told.changes] == ["--max-duration 59m: then it is over before its machine is taken back"]
+
+
 def test_why_tells_what_is_in_the_way_on_each_machine() -> None:
     site = Site(OWN, A, B)
     site.run(A, pooled("r1", 7, hours=1))
