@@ -8,6 +8,8 @@ import hashlib
 import importlib.util
 import shutil
 import stat
+import subprocess
+import sys
 import tempfile
 from pathlib import Path
 
@@ -45,6 +47,7 @@ def make_lib_dir(dest: Path, *, copied: bool = False) -> Path:
         fresh = Path(tempfile.mkdtemp(prefix=".making-", dir=dest))
         try:
             _fill(fresh, targets, linked)
+            _compile(fresh / "steelyard")
             fresh.chmod(0o755)
             fresh.rename(folder)
         except OSError:
@@ -68,6 +71,23 @@ def _fill(folder: Path, targets: dict[str, Path], linked: set[str]) -> None:
             shutil.copytree(target, place, ignore=shutil.ignore_patterns("*.pyx", "*.pxd", "*.c", "*.h"))
             for copied in (place, *place.rglob("*")):
                 copied.chmod(0o755 if copied.is_dir() else 0o644)
+
+
+def _compile(package: Path) -> None:
+    """What templates import of it, where it may be written: those who import it may not, and each would compile it anew, which
+    takes time and leaves its code where less of it is shared."""
+    sources = [each for folder in (".", "sdk", "runtime/runner") for each in (package / folder).glob("*.py")]
+    stale = [str(source) for source in sources if not _is_compiled(source)]
+    if stale:
+        argv = [sys.executable, "-m", "compileall", "-q", *stale]
+        subprocess.run(argv, check=False, stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+
+
+def _is_compiled(source: Path) -> bool:
+    try:
+        return Path(importlib.util.cache_from_source(str(source))).stat().st_mtime >= source.stat().st_mtime
+    except OSError:
+        return False
 
 
 def _everybody_reads(target: Path) -> bool:

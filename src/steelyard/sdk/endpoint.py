@@ -18,13 +18,13 @@ from __future__ import annotations
 import inspect
 import json
 import sys
-from collections.abc import Callable, Sequence
-from typing import Any
+from collections.abc import Sequence
+from typing import Any, Protocol
 from urllib.parse import parse_qsl
 
 from steelyard.sdk import frames, payload
 from steelyard.sdk.convert import FieldError
-from steelyard.sdk.executor import Method, Work, release
+from steelyard.sdk.executor import Executor, Method, Work, release
 from steelyard.sdk.frames import Buffer
 from steelyard.sdk.problem import Send, make_problem, send_problem
 from steelyard.sdk.signature import Arguments, Signature
@@ -98,62 +98,64 @@ def get_header(scope: Any, name: bytes) -> bytes:
     return next((value for header, value in scope["headers"] if header == name), b"")
 
 
-class JsonCalls:
-    """`begin(method, inputs, receive)` has the executor run them, and `finish(work)` ends that."""
+class Calls(Protocol):
+    """`begin` has the executor run inputs, and `executor.finish(work)` ends that."""
 
-    def __init__(self, begin: Callable[[Method, list[frames.Frame], Any], Work], finish: Callable[[Work], None]) -> None:
-        self._begin = begin
-        self._finish = finish
+    executor: Executor
 
-    async def call(self, method: JsonMethod, scope: Any, receive: Any, send: Send, query: bool = False) -> None:
-        try:
-            body = await read_body(receive) if scope["method"] in _WITH_BODY else b""
-            if body is None:
-                return
-            arguments = _read_arguments(method.signature, scope["query_string"] if query else b"", body)
-        except OverflowError:
-            problem = make_problem(413, "body-too-large", f"A body of JSON has at most {BODY_MAX >> 20} MiB.")
-            await send_problem(send, problem, (b"connection", b"close"))
+    def begin(self, method: Method, inputs: list[frames.Frame], receive: Any) -> Work: ...
+
+
+async def answer_json(calls: Calls, method: JsonMethod, scope: Any, receive: Any, send: Send, query: bool = False) -> None:
+    try:
+        body = await read_body(receive) if scope["method"] in _WITH_BODY else b""
+        if body is None:
             return
-        except FieldError as err:
-            where = {"field": err.field} if err.field else {}
-            await send_problem(send, make_problem(422, BAD_ARGUMENT, str(err), **where))
-            return
-        work = self._begin(method, [frames.Frame(frames.CALL, 0, [arguments])], receive)
-        try:
-            await self._send(work, b"text/event-stream" in get_header(scope, b"accept"), send)
-        finally:
-            self._finish(work)
+        arguments = _read_arguments(method.signature, scope["query_string"] if query else b"", body)
+    except OverflowError:
+        problem = make_problem(413, "body-too-large", f"A body of JSON has at most {BODY_MAX >> 20} MiB.")
+        await send_problem(send, problem, (b"connection", b"close"))
+        return
+    except FieldError as err:
+        where = {"field": err.field} if err.field else {}
+        await send_problem(send, make_problem(422, BAD_ARGUMENT, str(err), **where))
+        return
+    work = calls.begin(method, [frames.Frame(frames.CALL, 0, [arguments])], receive)
+    try:
+        await _send(work, b"text/event-stream" in get_header(scope, b"accept"), send)
+    finally:
+        calls.executor.finish(work)
 
-    async def _send(self, work: Work, events: bool, send: Send) -> None:
-        reader = frames.FrameReader()
-        began = False
-        while True:
-            await work.wakeup.wait()
-            done = work.complete
-            buffers, waiting = work.drain()
-            if done:  # between the two looks
-                late, more = work.drain()
-                buffers, waiting = buffers + late, waiting + more
-            answers = reader.feed(b"".join(buffers))
-            if answers and not began and answers[0].kind in (frames.RESULT, frames.ERROR):
-                release(waiting)
-                await _send_whole(send, answers[0])
-                return
-            if answers and not began:
-                began = True
-                await _begin_stream(send, events)
-            text = b"".join(_render(frame, events) for frame in answers)
-            if text:
-                await send({"type": "http.response.body", "body": text, "more_body": True})
+
+async def _send(work: Work, events: bool, send: Send) -> None:
+    reader = frames.FrameReader()
+    began = False
+    while True:
+        await work.wakeup.wait()
+        done = work.complete
+        buffers, waiting = work.drain()
+        if done:  # between the two looks
+            late, more = work.drain()
+            buffers, waiting = buffers + late, waiting + more
+        answers = reader.feed(b"".join(buffers))
+        if answers and not began and answers[0].kind in (frames.RESULT, frames.ERROR):
             release(waiting)
-            if done:
-                break
-        if began:
-            await send({"type": "http.response.body", "body": b""})
-        elif not work.gone:
-            detail = "The replica is being replaced. Nothing was executed; try again."
-            await send_problem(send, make_problem(503, frames.NOT_BEGUN, detail))
+            await _send_whole(send, answers[0])
+            return
+        if answers and not began:
+            began = True
+            await _begin_stream(send, events)
+        text = b"".join(_render(frame, events) for frame in answers)
+        if text:
+            await send({"type": "http.response.body", "body": text, "more_body": True})
+        release(waiting)
+        if done:
+            break
+    if began:
+        await send({"type": "http.response.body", "body": b""})
+    elif not work.gone:
+        detail = "The replica is being replaced. Nothing was executed; try again."
+        await send_problem(send, make_problem(503, frames.NOT_BEGUN, detail))
 
 
 def _read_arguments(signature: Signature, query: bytes, body: bytes) -> Arguments:
@@ -192,7 +194,7 @@ def _render(frame: frames.Frame, events: bool) -> bytes:
 class Endpoints:
     """The web app of a function's or class's endpoints. `methods`: (HTTP method, its function) by path; one alone is at / too."""
 
-    def __init__(self, name: str, methods: dict[str, tuple[str, JsonMethod]], calls: JsonCalls) -> None:
+    def __init__(self, name: str, methods: dict[str, tuple[str, JsonMethod]], calls: Calls) -> None:
         self._calls = calls
         self._name = name
         self._methods: dict[str, tuple[str, JsonMethod]] = {}
@@ -222,7 +224,7 @@ class Endpoints:
             problem = make_problem(405, "method-not-allowed", f"{path} takes {verb}.")
             await send_problem(send, problem, (b"allow", verb.encode()))
             return
-        await self._calls.call(method, scope, receive, send, query=True)
+        await answer_json(self._calls, method, scope, receive, send, query=True)
 
     def describe(self, root: str) -> dict[str, Any]:
         """OpenAPI 3.1."""

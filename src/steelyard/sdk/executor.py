@@ -248,8 +248,8 @@ class Executor:
 
     def __init__(self, limit: int, retire: Callable[[], None] | None = None) -> None:
         self._limit = limit
-        self._retire = retire or _ask_to_retire
-        self._tokens: queue.SimpleQueue[Work] = queue.SimpleQueue()
+        self._retire = retire
+        self._tokens: queue.SimpleQueue[Work]
         self._slots: set[Slot] = set()
         self._threads = 0
         self._works: set[Work] = set()
@@ -274,6 +274,8 @@ class Executor:
             self._spawn(self._run_on_loop(work))
             return work
         wanted = sum(min(one.total, self._limit) for one in self._works)
+        if not self._threads:
+            self._tokens = queue.SimpleQueue()
         while self._threads < min(wanted, self._limit):
             self._threads += 1
             threading.Thread(target=self._be_thread, name=f"steelyard-input-{self._threads}", daemon=True).start()
@@ -491,7 +493,7 @@ class Executor:
         for work in self._works:
             work.drop_pending()
         sdk.exits.insert(0, _leave_for_good)  # they run the other way round: after all of the user's
-        self._retire()
+        (self._retire or _ask_to_retire)()
 
 
 def _ask_to_retire() -> None:

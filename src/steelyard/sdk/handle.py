@@ -76,10 +76,10 @@ class _Handle:
 
     def __steelyard_app__(self, function: str = "", concurrency: int | None = None) -> Any:
         """What a replica serves; asked by the runner."""
-        from steelyard.sdk.serving import make_app
+        import steelyard.sdk.serving as serving  # `from … import` makes an error that nobody sees, in copied pages
 
         handle: Any = self
-        return make_app(handle, function, concurrency)
+        return serving.make_app(handle, function, concurrency)
 
 
 class Function(_Handle, Generic[P, R]):

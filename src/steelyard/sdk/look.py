@@ -62,7 +62,10 @@ def hints_of(function: Callable[..., Any]) -> dict[str, Any]:
     for hint in given.values():
         if not _is_settled(hint):
             return typing.get_type_hints(function)
-    return {name: type(None) if hint is None else hint for name, hint in given.items()}
+    found: dict[str, Any] = {}
+    for name, hint in given.items():
+        found[name] = type(None) if hint is None else hint
+    return found
 
 
 def is_async(function: Callable[..., Any]) -> bool:

@@ -16,7 +16,7 @@ from steelyard.sdk import frames, payload
 from steelyard.sdk.batching import Batcher
 from steelyard.sdk.declare import Marks, read_marks
 from steelyard.sdk.describe import concurrency_of, width_of
-from steelyard.sdk.endpoint import Endpoints, JsonCalls, JsonMethod, get_header
+from steelyard.sdk.endpoint import Endpoints, JsonMethod, answer_json, get_header
 from steelyard.sdk.errors import DeclarationError
 from steelyard.sdk.executor import Executor, Method, Work, release
 from steelyard.sdk.frames import CALL_PATH, CONTENT_TYPE, Buffer
@@ -52,7 +52,7 @@ def make_app(handle: Function[..., Any] | Cls, function: str, concurrency: int |
     methods: dict[str, Method] = {}
     signatures: dict[str, Signature] = {}
     for name, target in targets.items():
-        label = f"{handle.__qualname__}.{name}()".replace(".()", "()")
+        label = f"{handle.__qualname__}.{name}()" if name else f"{handle.__qualname__}()"
         batched = _marks(target).batched
         signatures[name] = Signature(target, batched is not None)
         runs = target if batched is None else Batcher(target, batched, label).call
@@ -86,7 +86,7 @@ def _make_web(handle: Function[..., Any] | Cls, app: CallApp, targets: dict[str,
             if one.never:
                 raise DeclarationError(f"{method.label}: parameter '{one.name}' of an endpoint can't come as JSON: {one.never}.")
         endpoints[name] = (web.method, JsonMethod(method, signature, tells=False))
-    return Endpoints(handle.name, endpoints, app.json_calls) if endpoints else None
+    return Endpoints(handle.name, endpoints, app) if endpoints else None
 
 
 class CallApp:
@@ -96,10 +96,6 @@ class CallApp:
         self.executor = executor
         self.methods = methods
         self.signatures = signatures
-        self.json_calls = JsonCalls(self._begin, executor.finish)
-        self._in_json: dict[str, JsonMethod] = {}
-        for name, method in methods.items():
-            self._in_json[name] = JsonMethod(method, signatures[name], tells=True)
         #: ASGI app of what is no call
         self.web: Any = None
         #: inputs that all replicas together can work on, and the module that the function is in: for callers
@@ -134,7 +130,7 @@ class CallApp:
             await send_problem(send, make_problem(404, "no-method", detail))
             return
         if kind != CONTENT_TYPE.encode():
-            await self.json_calls.call(self._in_json[name], scope, receive, send)
+            await answer_json(self, JsonMethod(method, self.signatures[name], tells=True), scope, receive, send)
             return
         inputs = await _read_inputs(receive)
         if inputs is None:
@@ -143,7 +139,7 @@ class CallApp:
             detail = "The body is no sequence of frames with an input in it."
             await send_problem(send, make_problem(422, "not-a-call", detail))
             return
-        work = self._begin(method, inputs, receive)
+        work = self.begin(method, inputs, receive)
         try:
             await self._send(work, send)
         finally:
@@ -151,7 +147,7 @@ class CallApp:
                 scope[FAILED]()
             self.executor.finish(work)
 
-    def _begin(self, method: Method, inputs: list[frames.Frame], receive: Any) -> Work:
+    def begin(self, method: Method, inputs: list[frames.Frame], receive: Any) -> Work:
         work = self.executor.start(method, inputs)
         asyncio.get_running_loop().call_later(WATCH_S, self._watch, work, receive)
         return work

@@ -42,9 +42,9 @@ class Signature:
         self._by_name: dict[str, Parameter] = {}
         self._positional: list[Parameter] = []
         for name, kind, has_default in parameters_of(function):
-            hint = hints.get(name, Any)
+            hint = hints.get(name, object)
             if batched:
-                hint = next(iter(typing.get_args(hint)), Any)
+                hint = next(iter(typing.get_args(hint)), object)
             shape, never = self._shape(hint)
             if kind == look.ARGS:
                 self._rest = shape
@@ -56,7 +56,7 @@ class Signature:
                 self._by_name[name] = parameter
                 if kind != look.KEYWORD_ONLY:
                     self._positional.append(parameter)
-        self.result, _ = self._shape(hints.get("return", Any))
+        self.result, _ = self._shape(hints.get("return", object))
 
     @property
     def whole_body(self) -> Parameter | None:

@@ -7,7 +7,6 @@ from __future__ import annotations
 import marshal
 import os
 from collections.abc import Callable
-from functools import partial
 from importlib.machinery import SourceFileLoader
 from typing import Any
 
@@ -15,8 +14,8 @@ from typing import Any
 def code_apart(fork: Callable[[], int]) -> Callable[[SourceFileLoader, str], Any]:
     """As `SourceFileLoader.get_code`, by a child of `fork`. What can't be had that way is made here, so that an error in the file
     is raised where it is to be."""
-
-    return partial(_get_code, fork)
+    get_code: Any = _get_code
+    return get_code.__get__(fork)
 
 
 def _get_code(fork: Callable[[], int], loader: SourceFileLoader, name: str) -> Any:

@@ -16,7 +16,7 @@ from typing import Any
 #: a row of the table that CPython prints of its small blocks: class, size, pools, blocks in use, blocks free
 _CLASS = re.compile(rb"^ *\d+ +(\d+) +\d+ +\d+ +(\d+) *$", re.MULTILINE)
 #: larger blocks are the C library's, and from `_LARGE_MAX` on it maps each by itself
-_SMALL_MAX, _LARGE_MAX = 512, 64 * 1024
+SMALL_MAX, _LARGE_MAX = 512, 64 * 1024
 #: more than this much free memory is not given up: something large was freed, and its pages are touched once at most
 _GIVEN_UP_MAX = 4 << 20
 

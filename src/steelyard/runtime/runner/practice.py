@@ -11,16 +11,19 @@ from __future__ import annotations
 import gc
 import sys
 from collections.abc import Callable, Iterator, Sequence
+from itertools import chain
+from opcode import opmap
 from types import CodeType, FunctionType
 from typing import Any
 
-from .holes import fill_holes
+from .holes import SMALL_MAX, fill_holes
 
 #: CPython rewrites code after some eight runs, and then once more by what it meets there
 ROUNDS = 16
 #: functions of these packages are replaced by copies of their own; of others only their code is, which nobody can tell
 _OURS = ("steelyard_runner", "steelyard")
 
+_NOP = opmap["NOP"]
 #: that of functions which lie side by side already
 _gathered: set[CodeType] = set()
 
@@ -43,13 +46,30 @@ def _gather(ran: set[CodeType], everything: bool) -> None:
         gc.collect()
     fill_holes()
     owners = list(_owners(ran))
-    moved: set[CodeType] = set()
-    for function in [each for each in gc.get_objects() if type(each) is FunctionType] if everything else _functions(owners):
-        if function.__code__ in ran:
-            function.__code__ = function.__code__.replace()
-            moved.add(function.__code__)
-    _replace(owners, moved)
+    every = [each for each in gc.get_objects() if type(each) is FunctionType] if everything else _functions(owners)
+    chosen = [each for each in every if each.__code__ in ran]
+    moved = _copies([each.__code__ for each in chosen], ran)
+    for function, code in zip(chosen, moved, strict=True):
+        function.__code__ = code
+    _replace(owners, set(moved))
     _gathered.update(moved)
+
+
+def _copies(codes: list[CodeType], ran: set[CodeType]) -> list[CodeType]:
+    """Side by side: what they are made of is there before, and those that they replace are released after."""
+    longer = [_longer(code) for code in codes]
+    constants = [tuple([_copies([each], ran)[0] if _is_of(each, ran) else each for each in code.co_consts]) for code in codes]
+    made = zip(codes, longer, constants, strict=True)
+    return [code.replace(co_code=text, co_consts=each) for code, text, each in made]
+
+
+def _is_of(value: Any, ran: set[CodeType]) -> bool:
+    return type(value) is CodeType and value in ran
+
+
+def _longer(code: CodeType) -> bytes:
+    """By instructions behind its end, which are never reached: small blocks lie by their size, all over, larger ones do not."""
+    return code.co_code + bytes((_NOP, 0)) * max(0, (SMALL_MAX + 16 - sys.getsizeof(code)) // 2)
 
 
 def _watch(way: Callable[[], None]) -> set[CodeType]:
@@ -89,7 +109,8 @@ def _copy(function: FunctionType) -> FunctionType:
 
 def _functions(owners: list[Any]) -> Iterator[FunctionType]:
     for owner in owners:
-        for value in list(vars(owner).values()):
+        values = list(vars(owner).values())
+        for value in [*values, *chain.from_iterable(each.values() for each in values if type(each) is dict)]:
             for each in (value, getattr(value, "__func__", None), getattr(value, "fget", None), getattr(value, "fset", None)):
                 if type(each) is FunctionType:
                     yield each

@@ -16,6 +16,7 @@ import sys
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
+from . import user
 from .grow import Seed, given_environment, take_environment
 from .practice import practise
 
@@ -56,6 +57,7 @@ def _go_once(template: Template, load: dict[str, Any]) -> None:
     path, sdk, payload = sys.path[:], sys.modules.get("steelyard.sdk"), sys.modules.get("steelyard.sdk.payload")
     noted: list[list[Any]] = [sdk.hooks, sdk.exits] if sdk is not None else []
     kept, home = [each[:] for each in noted], getattr(payload, "home", None)
+    user.make_module_ahead()
     try:
         _order(_grow(template, load))
     finally:

@@ -122,6 +122,7 @@ class Template:
         flush()  # what is left in a buffer would be written by every child
         gc.collect()
         if self._role != "revision":
+            user.make_module_ahead()
             fill_holes()
         gc.freeze()
         self._unsafe = unsafe_state()

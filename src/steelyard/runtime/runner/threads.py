@@ -10,18 +10,14 @@ import os
 import sys
 import threading
 
-#: links of a folder with one in it, as the kernel counts threads
-ALONE = 3
-
 
 def unaccounted_threads() -> list[dict[str, object]]:
     """[{"tid", "name"}] of every other thread; the name says the kernel's name and, for Python threads, whose code they run."""
-    if os.stat("/proc/self/task").st_nlink == ALONE:
+    names = os.listdir("/proc/self/task")
+    if len(names) == 1:
         return []
     me = os.getpid()
-    tids = [int(name) for name in os.listdir("/proc/self/task")]
-    if tids == [me]:
-        return []
+    tids = [int(name) for name in names]
     known = {thread.native_id: thread for thread in threading.enumerate()}
     return [{"tid": tid, "name": _describe(tid, known.get(tid))} for tid in sorted(tids) if tid != me]
 

@@ -167,17 +167,37 @@ def _import_path(stem: str, path: str, get_code: GetCode) -> ModuleType:
         name = f"{name}_app"  # a file called like a loaded module must not replace it
     if not path.endswith(".py"):
         raise UserCodeFailed(f"{path.rpartition('/')[2]} is not a Python file.")
-    # by hand what importlib would make of it: going through its general ways costs each revision half a megabyte of copied pages
-    loader = SourceFileLoader(name, path)
-    spec = ModuleSpec(name, loader, origin=path)
-    spec.has_location = True
-    spec.cached = cached = _cached(path)
-    module = ModuleType(name)
-    module.__spec__, module.__loader__, module.__package__ = spec, loader, ""
-    module.__dict__.update(__file__=path, __cached__=cached)
+    module, spec, loader = _ahead.pop() if _ahead else _make_module()
+    cached = _cached(path)
+    vars(loader).update(name=name, path=path)
+    vars(spec).update(name=name, origin=path, _cached=cached)
+    vars(module).update(__name__=name, __file__=path, __cached__=cached)
     sys.modules[name] = module
-    exec(get_code(loader, name), module.__dict__)
+    exec(get_code(loader, name), vars(module))
     return module
+
+
+_Module = tuple[ModuleType, ModuleSpec, SourceFileLoader]
+#: the one that is imported next, where it was made before the fork
+_ahead: list[_Module] = []
+
+
+def make_module_ahead() -> None:
+    """Of the file that will be imported, by whatever is forked from this process."""
+    _ahead[:] = [_make_module()]
+
+
+def _make_module() -> _Module:
+    """By hand what importlib would make of a file, whichever: going through its general ways costs each revision half a megabyte
+    of copied pages."""
+    loader = SourceFileLoader("", "")
+    spec = ModuleSpec("", loader, origin="")
+    spec.has_location = True
+    spec.cached = ""
+    module = ModuleType("")
+    vars(module).update(__spec__=spec, __loader__=loader, __package__="", __file__="", __cached__="")
+    assert vars(loader) and vars(spec)  # the dicts are made by looking at them
+    return module, spec, loader
 
 
 def _cached(path: str) -> str:
