@@ -25,7 +25,7 @@ from steelyard.agent.attempt import (
     find_members,
     join_plans,
     judge_members,
-    make_members,
+    plan_members,
 )
 from steelyard.agent.reconcile import (
     ALIVE,
@@ -41,7 +41,6 @@ from steelyard.agent.reconcile import (
     decide_jobs,
 )
 from steelyard.clock import VirtualClock
-from steelyard.lifecycle.launch import count_processes
 from steelyard.model.ids import AttemptId, MachineId, WorkloadId
 from steelyard.model.job import Plan
 from steelyard.model.reason import Reason
@@ -319,7 +318,7 @@ class ModelAgent:
         match action:
             case Start(job):
                 assert job.attempt not in self.attempts
-                state = Attempt(job.plan, make_members(job.attempt, job.plan, count_processes(job.spec.gang)))
+                state = Attempt(job.plan, plan_members(job))
                 self.attempts[job.attempt] = state
                 self._starting[job.attempt] = self._start(job, state)
             case NotStarted(attempt):

@@ -163,7 +163,8 @@ def test_what_no_pool_can_do_is_refused_at_the_door(shared: PoolCluster) -> None
     for words, told in (
         (("--pool", "other"), b"there is no pool other"),
         (("--pool", "train", "--direct"), b"either to a pool or"),
-        (("--pool", "train", "--nodes", "2"), b"all its ranks on one machine"),
+        (("--pool", "train", "--nodes", "3"), b"at most 2 machines"),
+        (("--pool", "train", "--nodes", "2", "--launcher", "mpi"), b"one machine of a pool"),
         (("--pool", "train", "--image", "docker://alpine:3"), b"not on those of pools"),
         (("--pool", "train", "--cpus", "64"), b"no machine of pool train"),
     ):

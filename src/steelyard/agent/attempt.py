@@ -14,10 +14,11 @@ from dataclasses import dataclass, field
 import msgspec
 
 from steelyard.agent.reconcile import ALIVE, RUNNING, SUSPENDED, JobSeen
+from steelyard.lifecycle.launch import count_processes
 from steelyard.lifecycle.promise import Wakeups
 from steelyard.lifecycle.rank_records import make_usage
 from steelyard.model import words
-from steelyard.model.batch import RankEnd
+from steelyard.model.batch import Launcher, RankEnd
 from steelyard.model.ids import AttemptId, WorkloadId
 from steelyard.model.image import Image
 from steelyard.model.job import JobSpec, Plan
@@ -27,11 +28,11 @@ from steelyard.model.slurm import RankRecord
 from steelyard.model.usage import Usage
 from steelyard.runtime.process import Adopted, AdoptedState
 from steelyard.runtime.records import Handle
-from steelyard.wire.agent import AttemptState
+from steelyard.wire.agent import AssignedJob, AttemptState
 from steelyard.wire.spawn import Exited
 
-#: labels of a rank's intent: which attempt, which rank, of how many
-ATTEMPT, RANK, RANKS = "attempt", "rank", "ranks"
+#: labels of a rank's intent: which attempt, which rank, of how many on this machine, and which is the first of these
+ATTEMPT, RANK, RANKS, FIRST = "attempt", "rank", "ranks", "first"
 
 
 class MemberEnd(msgspec.Struct, frozen=True):
@@ -111,6 +112,8 @@ class Attempt:
     kill_at_ns: int | None = None
     #: its image is being fetched, and nothing else of it is there
     fetching: asyncio.Future[Image] | None = None
+    #: of a gang on several machines: all but its programs is there, and it waits for the port at which ranks meet
+    going: asyncio.Future[int] | None = None
     #: its first process may have been started
     launched: bool = False
     #: ports that it was given
@@ -139,11 +142,23 @@ class Attempt:
     def find(self, workload: str) -> Member | None:
         return next((member for member in self.members if member.workload == workload), None)
 
+    def hear(self, job: AssignedJob | None) -> None:
+        """What was assigned last: it may have waited for that, or need not go on waiting."""
+        ends = job is None or job.stop_signal is not None
+        if self.fetching is not None and ends:
+            self.fetching.cancel()
+        if self.going is None or self.going.done():
+            return
+        if ends or self.kill_at_ns is not None:
+            self.going.cancel()
+        elif job is not None and job.place is not None and job.place.port:
+            self.going.set_result(job.place.port)
+
     def take_plan(self, plan: Plan) -> None:
         """What goes on after it was suspended may do so on other cores."""
         self.plan = plan
-        for member in self.members:
-            member.plan = plan if member.rank is None else plan.tasks[member.rank]
+        for place, member in enumerate(self.members):
+            member.plan = plan if member.rank is None else plan.tasks[place]
 
     # -- time
 
@@ -234,7 +249,7 @@ class Attempt:
         peaks = [end.peak_memory_bytes for member in self.members if (end := member.end) and end.peak_memory_bytes is not None]
         return AttemptState(
             attempt=attempt,
-            phase=self.phase,
+            phase="prepared" if self.phase == "starting" and self.going is not None else self.phase,
             reason=self.reason,
             detail=self.detail,
             pid=first.pid if first is not None else None,
@@ -253,14 +268,27 @@ class Attempt:
                 if member.rank is not None and member.end is not None
             )
             or tuple(RankEnd(each.rank, each.exit_code, each.signal) for each in self.records),
+            broken=self.broke_with is not None,
+            port=self.ports.start,
         )
 
 
-def make_members(attempt: AttemptId, plan: Plan, processes: int) -> list[Member]:
-    """A process per task of the plan; one alone has the attempt's own name, and all of the plan."""
-    if processes == 1:
+def plan_members(job: AssignedJob) -> list[Member]:
+    """The processes that it has on this machine."""
+    gang, place = job.spec.gang, job.place
+    if gang is None or place is None:
+        return make_members(job.attempt, job.plan, count_processes(gang))
+    if gang.launcher is not Launcher.NONE:
+        return make_members(job.attempt, job.plan, 1)
+    return make_members(job.attempt, job.plan, gang.tasks_per_node, place.node * gang.tasks_per_node)
+
+
+def make_members(attempt: AttemptId, plan: Plan, processes: int, first: int | None = None) -> list[Member]:
+    """A process per task of the plan; one alone has the attempt's own name, and all of the plan. `first`: of a gang on several
+    machines, the first rank here."""
+    if processes == 1 and first is None:
         return [Member(WorkloadId(attempt), plan)]
-    return [Member(WorkloadId(f"{attempt}.{rank}"), task, rank) for rank, task in enumerate(plan.tasks)]
+    return [Member(WorkloadId(f"{attempt}.{rank}"), task, rank) for rank, task in enumerate(plan.tasks, first or 0)]
 
 
 def find_members(attempt: AttemptId, items: list[Adopted]) -> list[Member]:
@@ -270,7 +298,8 @@ def find_members(attempt: AttemptId, items: list[Adopted]) -> list[Member]:
     if not ranks:
         return [Member(WorkloadId(attempt), intents[0].plan if intents else Plan())]
     plans = {int(intent.labels[RANK]): intent.plan for intent in intents}
-    return [Member(WorkloadId(f"{attempt}.{rank}"), plans.get(rank, Plan()), rank) for rank in range(ranks)]
+    first = max(int(intent.labels.get(FIRST, 0)) for intent in intents)
+    return [Member(WorkloadId(f"{attempt}.{rank}"), plans.get(rank, Plan()), rank) for rank in range(first, first + ranks)]
 
 
 def join_plans(plans: list[Plan]) -> Plan:

@@ -10,7 +10,7 @@ import asyncio
 import os
 from collections.abc import Callable, Collection, Mapping
 
-from steelyard.agent.attempt import ATTEMPT, RANK, RANKS, Attempt, Member, explain_limit
+from steelyard.agent.attempt import ATTEMPT, FIRST, RANK, RANKS, Attempt, Member, explain_limit
 from steelyard.agent.code import ensure_code
 from steelyard.agent.device_proof import shares_by_mps
 from steelyard.agent.devices import DeviceKeeper, devices_of
@@ -50,7 +50,7 @@ Ids = tuple[int, int] | None
 
 class JobStarter:
     """`kept_cpus` (common ones that no function lends) and `taken_ports` say what is so at that moment; `share_cpus` brings the
-    common cpuset in line."""
+    common cpuset in line; `step_soon` has attempts looked at, `changed` says that there is something to report."""
 
     def __init__(
         self,
@@ -65,6 +65,8 @@ class JobStarter:
         share_cpus: Callable[[], None],
         kept_cpus: Callable[[], tuple[int, ...]],
         taken_ports: Callable[[], Collection[range]],
+        step_soon: Callable[[], None],
+        changed: Callable[[], None],
         slurm_bin: str,
         containers: JobContainers,
         paths: Paths,
@@ -76,7 +78,7 @@ class JobStarter:
         self._timing, self._devices, self._presence = timing, devices, presence
         self._holdings = holdings
         self._share_cpus, self._kept_cpus, self._taken_ports = share_cpus, kept_cpus, taken_ports
-        self._slurm_bin = slurm_bin
+        self._step_soon, self._changed, self._slurm_bin = step_soon, changed, slurm_bin
         self._containers = containers
 
     def ids(self, job: AssignedJob) -> Ids:
@@ -92,12 +94,8 @@ class JobStarter:
         brought = await self._bring_files(job)
         inside = [DeviceEdits() if image is None else await self._containers.edits(each.plan) for each in attempt.members]
         attempt.mps = shares_by_mps(job.plan)
-        launches = await self._make_launches(job, attempt, ids)
+        self._find_ports(job, attempt)
         given = [await self._secrets(job, member, ids).variables() for member in attempt.members]
-        envs = [
-            self._make_env(job, member, launch, ids, secrets)
-            for member, launch, secrets in zip(attempt.members, launches, given, strict=True)
-        ]
         outputs = Outputs(job.spec.stdout, job.spec.stderr, job.spec.truncate_output)
         if job.spec.stdout is not None or job.spec.stderr is not None:
             self._files.write_outputs(job.attempt, _seen_by_us(outputs, job), ids)
@@ -107,14 +105,16 @@ class JobStarter:
         self._timing.hold(job.attempt, job.plan)
         if devices_of(job.plan):
             await self._devices.note_start(job.plan)
-        needed: list[str] = []
-        for member, env in zip(attempt.members, envs, strict=True):
-            held = await self._holdings.prepare(member.workload, job.spec.each, ids)
-            env.update(held)
-            needed.append(held.get("STEELYARD_SCRATCH", ""))
+        held = [await self._holdings.prepare(member.workload, job.spec.each, ids) for member in attempt.members]
+        needed = [each.get("STEELYARD_SCRATCH", "") for each in held]
         mounts = None
         if image is None:
             mounts = await self._holdings.volumes.mounts(job.volumes, ids[0] if ids else os.geteuid(), needed)
+        launches = await self._make_launches(job, attempt, ids, await self._meet(job, attempt))
+        envs = [
+            self._make_env(job, member, launch, ids, secrets) | dict(holds)
+            for member, launch, secrets, holds in zip(attempt.members, launches, given, held, strict=True)
+        ]
         wanted = [Wanted(member.workload, member.plan, _labels(job, attempt, member)) for member in attempt.members]
         await self._runtime.prepare_all(wanted, kind=KIND)
         for member, launch, env, scratch, edits in zip(attempt.members, launches, envs, needed, inside, strict=True):
@@ -162,19 +162,41 @@ class JobStarter:
             return ""
         return str(await ensure_code(self._paths, self._settings, job.spec.makes.files))
 
-    async def _make_launches(self, job: AssignedJob, attempt: Attempt, ids: Ids) -> tuple[Launch, ...]:
-        """Everything that a launch has to be told is found out or made here."""
-        spec, gang = job.spec, job.spec.gang
-        hosts = (self._machine.hostname,) * (gang.nodes if gang else 1)
-        count = ports_wanted(gang)
-        if count:
+    def _find_ports(self, job: AssignedJob, attempt: Attempt) -> None:
+        """On the machine of rank 0, where the others come to."""
+        count = ports_wanted(job.spec.gang)
+        if count and (job.place is None or not job.place.node):
             attempt.ports = find_ports(list_ports(job.attempt, count), count, self._taken_ports())
+
+    async def _meet(self, job: AssignedJob, attempt: Attempt) -> int:
+        """The port at which ranks meet; on several machines, once all of these are prepared. Raises EdgeFailed when it is to end
+        before."""
+        if job.place is None:
+            return attempt.ports.start
+        if job.place.port:  # all were, before this agent was started
+            return job.place.port
+        attempt.going = asyncio.get_running_loop().create_future()
+        self._changed()
+        self._step_soon()  # what it waits for may have come before
+        try:
+            return await attempt.going
+        except asyncio.CancelledError as err:
+            if attempt.kill_at_ns is not None:
+                raise EdgeFailed(explain_limit(Reason.PREEMPTED, job.spec, attempt.gives_way_to), code=PREEMPTED) from err
+            raise EdgeFailed("Stopped before all its machines were prepared.", code=STOPPED) from err
+        finally:
+            attempt.going = None
+
+    async def _make_launches(self, job: AssignedJob, attempt: Attempt, ids: Ids, port: int) -> tuple[Launch, ...]:
+        """Everything that a launch has to be told is found out or made here."""
+        spec, gang, place = job.spec, job.spec.gang, job.place
+        hosts = (self._machine.hostname,) if place is None else place.hosts
         facts = Facts(
             job=job.job,
             attempt=job.attempt,
             hosts=hosts,
-            addresses=(LOOPBACK,) * len(hosts),
-            port=attempt.ports.start,
+            addresses=(LOOPBACK,) if place is None else place.addresses,
+            port=port,
             api_url=self._settings.api_url,
             ca_file=self._settings.tls_cert or "",
             restarts=job.restarts,
@@ -189,6 +211,9 @@ class JobStarter:
             steps=self._steps.make(job, ids) if self._steps.covers(spec) else None,
         )
         launches = make_launches(spec, facts)
+        if place is not None:
+            each = len(launches) // len(hosts)
+            launches = launches[place.node * each : (place.node + 1) * each]
         if spec.builds:
             argv, env = start_builder(self._images, job, ids)
             launches = (Launch(argv, launches[0].env | env),)
@@ -229,13 +254,15 @@ class JobStarter:
 
     def _slurm_facts(self, job: AssignedJob, member: Member, ids: Ids) -> dict[str, str]:
         tasks = 1 if job.spec.gang is None else job.spec.gang.tasks_per_node
-        rank = member.rank or 0
+        first = 0 if job.place is None else job.place.node * tasks
+        rank = first if member.rank is None else member.rank
         topology = self._machine.topology
         return make_slurm_environment(
             job.job,
             job.spec,
             member.plan,
             hostname=self._machine.hostname,
+            hosts=() if job.place is None else job.place.hosts,
             user=job.owner.user,
             array=job.array,
             restarts=job.restarts,
@@ -263,7 +290,8 @@ def _seen_by_us(outputs: Outputs, job: AssignedJob) -> Outputs:
 def _labels(job: AssignedJob, attempt: Attempt, member: Member) -> dict[str, str]:
     if member.rank is None:
         return {}
-    return {ATTEMPT: job.attempt, RANK: str(member.rank), RANKS: str(len(attempt.members))}
+    first = attempt.members[0].rank or 0
+    return {ATTEMPT: job.attempt, RANK: str(member.rank), RANKS: str(len(attempt.members)), FIRST: str(first)}
 
 
 def explain_failure(err: SteelyardError, job: AssignedJob, ids: Ids) -> tuple[Reason, str]:

@@ -24,7 +24,7 @@ from steelyard.agent.attempt import (
     find_members,
     join_plans,
     judge_members,
-    make_members,
+    plan_members,
 )
 from steelyard.agent.cleanup import Cleanup
 from steelyard.agent.device_proof import shares_by_mps
@@ -62,7 +62,6 @@ from steelyard.config import Paths, Settings
 from steelyard.errors import NotFound, SteelyardError, Unreachable
 from steelyard.host import Cgroups
 from steelyard.host.affinity import keep_within
-from steelyard.lifecycle.launch import count_processes
 from steelyard.model.ids import AttemptId, WorkloadId
 from steelyard.model.job import Plan
 from steelyard.model.machine import Machine
@@ -125,6 +124,8 @@ class JobKeeper:
             self._share_cpus,
             self._kept_cpus,
             lambda: [each.ports for each in self._attempts.values()],
+            self._step_soon,
+            changed,
             slurm_bin,
             containers,
             paths,
@@ -302,9 +303,7 @@ class JobKeeper:
             self._soon.cancel()
             self._soon = None
         for attempt, state in self._attempts.items():
-            job = self._assigned.get(attempt)
-            if state.fetching is not None and (job is None or job.stop_signal is not None):
-                state.fetching.cancel()
+            state.hear(self._assigned.get(attempt))
         while True:
             now_ns = self._clock.mono_ns()
             self._look_at_beats(now_ns)
@@ -335,7 +334,7 @@ class JobKeeper:
                 self._add(job.attempt, Attempt(Plan(), [], "not-started", Reason.PREEMPTED, detail))
                 self._changed()
             case Start(job):
-                state = Attempt(job.plan, make_members(job.attempt, job.plan, count_processes(job.spec.gang)))
+                state = Attempt(job.plan, plan_members(job))
                 state.by_step = self._steps.covers(job.spec)
                 self._add(job.attempt, state)
                 task = asyncio.get_running_loop().create_task(self._start(job, state))

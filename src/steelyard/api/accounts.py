@@ -138,9 +138,9 @@ def _quota_view(quota: Quota, holding: tuple[Job, ...]) -> QuotaView:
         gpus=quota.gpus,
         memory_bytes=quota.memory_bytes,
         running_jobs=quota.running_jobs,
-        used_cores=sum(count_cores(job.spec.demand) for job in mine if job.suspended_at is None),
-        used_gpus=sum(count_gpus(job.spec.demand) for job in mine),
-        used_memory_bytes=sum(job.spec.demand.memory_bytes or 0 for job in mine),
+        used_cores=sum(count_cores(job.spec.total) for job in mine if job.suspended_at is None),
+        used_gpus=sum(count_gpus(job.spec.total) for job in mine),
+        used_memory_bytes=sum(job.spec.total.memory_bytes or 0 for job in mine),
         used_jobs=len(mine),
     )
 

@@ -12,7 +12,7 @@ import asyncio
 import contextlib
 import logging
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from typing import Protocol
 
 import msgspec
@@ -145,6 +145,9 @@ class AgentHub:
         since_ns = self._began_ns if line is None else line.silent_since_ns
         return not self.connected(machine) and self._clock.mono_ns() - since_ns > AGENT_LOST_S * 1e9
 
+    def lost_any(self, machines: Iterable[MachineId]) -> bool:
+        return any(self.lost(machine) for machine in machines)
+
     def lost_of(self, function: Function) -> bool:
         """Are all lost that could tell how it is? Of one in a pool those that its requests go to."""
         machines = (function.targets or [place.machine for place in function.places]) if function.spec.pool else [OWN_MACHINE]
@@ -217,6 +220,10 @@ class AgentHub:
             raise Unreachable("The machine's agent did not answer in time. Try again.", code="agent-unreachable") from err
         finally:
             connection.asked.pop(question.id, None)
+
+    async def ask_each(self, what: str, workload: str, machines: Iterable[MachineId]) -> list[Answer]:
+        """The same of several machines. Raises Unreachable when one of them does not answer."""
+        return await asyncio.gather(*(self.ask(what, workload, machine=machine) for machine in machines))
 
     def _line(self, machine: MachineId) -> _Line:
         if machine not in self._lines:

@@ -70,7 +70,12 @@ def check_pool(spec: JobSpec, pools: Sequence[Pool], machines: Sequence[Machine]
     if spec.image:
         findings.append(Finding("bad-pool", "images are on the home's own machine alone, so far, and not on those of pools"))
     if spec.gang is not None and spec.gang.nodes > 1:
-        findings.append(Finding("bad-pool", "a gang in a pool has all its ranks on one machine: --nodes 1"))
+        most = open_to[spec.pool].nodes_max if spec.pool in open_to else spec.gang.nodes
+        if spec.gang.nodes > most:
+            text = f"pool {spec.pool} has at most {words.count(most, 'machine')}, and {spec.gang.nodes} are asked at once"
+            findings.append(Finding("beyond-pool", text))
+        if spec.gang.launcher is Launcher.MPI:
+            findings.append(Finding("bad-pool", "ranks of MPI in a pool are all on one machine so far: --nodes 1, or --direct"))
     if spec.gang is not None and spec.gang.launcher is Launcher.MPI:
         # their ranks are Slurm's processes, not ours
         if spec.volumes:

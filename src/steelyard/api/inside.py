@@ -15,19 +15,20 @@ from steelyard.api.auth import caller_of
 from steelyard.api.door import check_exec
 from steelyard.api.idempotency import IdempotencyKey
 from steelyard.api.jobs import JobPath, Offset, WaitS
-from steelyard.api.logs import follow_exec
+from steelyard.api.logs import find_exec, follow_exec
 from steelyard.api.problems import errors
 from steelyard.api.requests import refuse_findings, require_json
 from steelyard.api.services import Services, services_of
 from steelyard.api.submission import one_job
 from steelyard.errors import Conflict, NotFound, Refused
+from steelyard.lifecycle.parts import join_usage
 from steelyard.model.ids import MachineId
 from steelyard.model.job import Job, JobState
 from steelyard.model.usage import Usage
 from steelyard.wire.agent import ExecStart
 from steelyard.wire.api import ExecSignal, ExecSubmit, ExecView, LogChunk
 
-ExecPath = Annotated[str, Parameter(pattern="^x[0-9]{1,9}$", description="A command's name, such as x1.")]
+ExecPath = Annotated[str, Parameter(pattern="^x[0-9]{1,9}(@[0-9]{1,4})?$", description="A command's name, such as x1.")]
 
 
 @get("/v1/jobs/{job:str}/usage", responses=errors(404, 409))
@@ -38,10 +39,12 @@ async def job_usage(request: Request[Any, Any, Any], job: JobPath) -> Usage:
     if row.state.terminal or row.state is JobState.QUEUED or row.spec.direct:
         # a node of a cluster tells at the end
         return row.usage or Usage()
-    answer = await services.hub.ask("usage", row.attempt_id, machine=row.machine)
-    if answer.error:
-        raise Conflict(answer.error, code="not-running")
-    return msgspec.json.decode(answer.data, type=Usage)
+    answers = await services.hub.ask_each("usage", row.attempt_id, row.machines)
+    for answer in answers:
+        if answer.error:
+            raise Conflict(answer.error, code="not-running")
+    found = [msgspec.json.decode(answer.data, type=Usage) for answer in answers]
+    return (join_usage(found) if len(found) > 1 else found[0]) or Usage()
 
 
 @post("/v1/jobs/{job:str}/exec", status_code=201, before_request=require_json, responses=errors(404, 409, 413, 415, 422))
@@ -55,7 +58,13 @@ async def start_exec(
     row = await _find(services, job)
     if row.state not in (JobState.RUNNING, JobState.STOPPING):
         raise Conflict(f"Job {job} is {row.state}: commands run inside jobs that run. Nothing was started.", code="not-running")
-    return await ask_exec(services, row.attempt_id, row.machine, data, idempotency_key)
+    if data.rank is not None and len(row.machines) > 1 and data.rank >= row.spec.log_streams:
+        raise Conflict(f"Job {job} has {row.spec.log_streams} ranks, from 0. Nothing was started.", code="exec-refused")
+    machine = row.find_machine(data.rank or 0)
+    node = row.machines.index(machine)
+    data = msgspec.structs.replace(data, rank=row.find_rank(data.rank))
+    view = await ask_exec(services, row.attempt_id, machine, data, idempotency_key)
+    return msgspec.structs.replace(view, exec=f"{view.exec}@{node}") if node else view
 
 
 def check_visitor(request: Request[Any, Any, Any]) -> None:
@@ -96,7 +105,8 @@ async def stop_exec(request: Request[Any, Any, Any], job: JobPath, name: ExecPat
     check_visitor(request)
     services = services_of(request)
     row = await _find(services, job)
-    answer = await services.hub.ask("exec-stop", f"{row.attempt_id}-{name}", offset=data.signal, machine=row.machine)
+    own, machine = find_exec(row, name)
+    answer = await services.hub.ask("exec-stop", f"{row.attempt_id}-{own}", offset=data.signal, machine=machine)
     if answer.error:
         raise NotFound(answer.error)
 

@@ -24,6 +24,7 @@ from steelyard.control.changes import commit_change
 from steelyard.control.direct_end import make_proof
 from steelyard.errors import NoRoom, Refused, Unauthorized, Unreachable
 from steelyard.lifecycle.job import Change, hold_job, reprioritise_job, stop_job
+from steelyard.lifecycle.parts import join_proofs
 from steelyard.model.job import Job, JobSpec, JobState, Owner
 from steelyard.model.proof import Proof, ProofState
 from steelyard.store import Tx
@@ -92,7 +93,9 @@ async def list_jobs(
     wanted = Wanted(limit, parse_states(JobState, in_states), array, user, account)
     found = await services.store.read(lambda tx: list_folded(tx, wanted) if fold else find_wanted(tx, wanted))
     return [
-        array_view(row) if isinstance(row, list) else job_view(row, services.hub.lost(row.machine), services.jobs.why(row.id))
+        array_view(row)
+        if isinstance(row, list)
+        else job_view(row, services.hub.lost_any(row.machines), services.jobs.why(row.id))
         for row in found
     ]
 
@@ -104,7 +107,7 @@ async def get_job(request: Request[Any, Any, Any], job: JobPath) -> JobView:
     jobs = await services.store.read(lambda tx: find_jobs(tx, job))
     if parse_job_id(job) != jobs[0].id:
         return array_view(jobs)
-    return job_view(jobs[0], services.hub.lost(jobs[0].machine), services.jobs.why(jobs[0].id))
+    return job_view(jobs[0], services.hub.lost_any(jobs[0].machines), services.jobs.why(jobs[0].id))
 
 
 @post("/v1/jobs/{job:str}/stop", status_code=202, before_request=require_json, responses=errors(404, 413, 415, 422, 507))
@@ -175,15 +178,17 @@ async def job_proof(request: Request[Any, Any, Any], job: JobPath) -> Proof:
     if row.spec.direct:
         return await _prove_direct(services, row)
     try:
-        answer = await services.hub.ask("proof", row.attempt_id, machine=row.machine)
+        answers = await services.hub.ask_each("proof", row.attempt_id, row.machines)
     except Unreachable as err:
         return _unknown(row, err.public)
-    if answer.error:
-        return _unknown(row, answer.error)
+    errors = [answer.error for answer in answers if answer.error]
+    if errors:
+        return _unknown(row, errors[0])
     try:
-        return msgspec.json.decode(answer.data, type=Proof)
+        found = {node: msgspec.json.decode(answer.data, type=Proof) for node, answer in enumerate(answers)}
     except msgspec.MsgspecError:
         return _unknown(row, "the agent's answer could not be read")
+    return join_proofs(found) if len(found) > 1 else found[0]
 
 
 async def _prove_direct(services: Services, row: Job) -> Proof:

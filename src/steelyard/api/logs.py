@@ -70,17 +70,17 @@ async def follow_job(
 
     async def read() -> Source:
         row, hide = await services.store.read(lambda tx: _job_and_secrets(tx, services, job))
-        view = job_view(row, services.hub.lost(row.machine), services.jobs.why(row.id))
+        view = job_view(row, services.hub.lost_any(row.machines), services.jobs.why(row.id))
         workload, direct = log_of(row, rank), row if row.spec.direct else None
         state = (row.state.terminal, row.exit_code, view.state, view.reason, view.detail)
-        return Source(workload, row.attempt, *state, hide, direct=direct, machine=row.machine)
+        return Source(workload, row.attempt, *state, hide, direct=direct, machine=row.find_machine(rank or 0))
 
     now = await read()
     row = await services.store.read(lambda tx: one_job(tx, job))
     for earlier in range(attempt or now.attempt, now.attempt):
         then = msgspec.structs.replace(row, attempt=earlier)
         direct = then if row.spec.direct else None
-        of = {"workload": log_of(then, rank), "attempt": earlier, "direct": direct, "machine": then.machine}
+        of = {"workload": log_of(then, rank), "attempt": earlier, "direct": direct, "machine": then.find_machine(rank or 0)}
         source = msgspec.structs.replace(now, ended=False, over=True, **of)
         try:
             left = await _read_both(services, source, offsets)
@@ -105,12 +105,19 @@ def log_of(job: Job, rank: int | None) -> str | None:
     return job.attempt_id if not job.spec.logs_by_rank else f"{job.attempt_id}.{rank or 0}"
 
 
+def find_exec(job: Job, name: str) -> tuple[str, MachineId]:
+    """What its machine calls a command inside a job, and which machine that is: on several, `x1@2` is `x1` of the third."""
+    own, _, node = name.partition("@")
+    return own, job.machines[min(int(node or 0), len(job.machines) - 1)]
+
+
 async def follow_exec(services: Services, job: str, name: str, offsets: tuple[int, int], wait_s: float) -> LogChunk:
     """Of a command inside the job."""
 
     async def read() -> Source:
         row, hide = await services.store.read(lambda tx: _job_and_secrets(tx, services, job))
-        return await _exec_source(services, f"{row.attempt_id}-{name}", hide, row.machine)
+        name_there, machine = find_exec(row, name)
+        return await _exec_source(services, f"{row.attempt_id}-{name_there}", hide, machine)
 
     return await _follow(services, f"job/{parse_job_id(job)}", read, offsets, wait_s)
 

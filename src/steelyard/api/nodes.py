@@ -77,8 +77,9 @@ def find_users(tx: Tx, machine: Machine) -> dict[str, str]:
     """Device id or `cpu:N` -> the job or function that holds it. Cores that are shared are nobody's."""
     used: dict[str, str] = {}
     for job in tx.jobs(HOLDING):
-        if job.plan is not None and job.plan.machine == machine.place:
-            held = [*job.plan.gpus, *job.plan.nics, *(f"cpu:{cpu}" for cpu in job.plan.cpus)]
+        plan = None if job.plan is None else job.plan.on(machine.place)
+        if plan is not None:
+            held = [*plan.gpus, *plan.nics, *(f"cpu:{cpu}" for cpu in plan.cpus)]
             used |= dict.fromkeys(held, f"job {job.id} {job.spec.name}")
     for row in tx.functions():
         for plan in [each.plan for each in row.live.values() if each.plan is not None]:

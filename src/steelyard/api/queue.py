@@ -59,7 +59,7 @@ async def list_queue(request: Request[Any, Any, Any], limit: Limit = 1000) -> li
             QueueView(
                 position.get(job.id),
                 rfc3339(starts.get(job.id)),
-                job_view(job, services.hub.lost(job.machine), reasons.get(job.id)),
+                job_view(job, services.hub.lost_any(job.machines), reasons.get(job.id)),
             )
             for job in ordered[:limit]
         ]

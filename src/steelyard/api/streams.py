@@ -18,6 +18,7 @@ from litestar import WebSocket, websocket
 
 from steelyard.api.agents import AgentHub
 from steelyard.api.auth import STREAM_PATH
+from steelyard.api.logs import find_exec
 from steelyard.api.problems import make_problem, status_of
 from steelyard.api.services import Services, services_of
 from steelyard.api.submission import one_job
@@ -150,8 +151,11 @@ async def exec_terminal(socket: Socket, job: str, name: str, offset: int = 0) ->
     """The terminal of a command inside a job."""
     services = services_of(socket)
     row = await _find(services, job)
-    what = row if isinstance(row, SteelyardError) else TerminalStream(WorkloadId(f"{row.attempt_id}-{name}"), offset)
-    await _serve(socket, services, row, what)
+    if isinstance(row, SteelyardError):
+        await _serve(socket, services, row, row)
+        return
+    own, machine = find_exec(row, name)
+    await _serve(socket, services, machine, TerminalStream(WorkloadId(f"{row.attempt_id}-{own}"), offset))
 
 
 @websocket("/v1/jobs/{job:str}/ports/{port:int}")
@@ -159,10 +163,13 @@ async def job_port(socket: Socket, job: str, port: int, rank: int | None = None)
     """A new connection to a port inside the job."""
     services = services_of(socket)
     row = await _find(services, job)
-    what = row if isinstance(row, SteelyardError) else PortStream(row.attempt_id, port, rank)
-    if isinstance(row, Job) and row.state not in (JobState.RUNNING, JobState.STOPPING):
+    if isinstance(row, SteelyardError):
+        await _serve(socket, services, row, row)
+        return
+    what: Wanted | SteelyardError = PortStream(row.attempt_id, port, row.find_rank(rank))
+    if row.state not in (JobState.RUNNING, JobState.STOPPING):
         what = Conflict(f"Job {row.id} is {row.state}: nothing in it listens.", code="not-running")
-    await _serve(socket, services, row, what)
+    await _serve(socket, services, row.find_machine(rank or 0), what)
 
 
 @websocket("/v1/jobs/{job:str}/files")
@@ -170,10 +177,13 @@ async def job_files(socket: Socket, job: str, path: str, name: str | None = None
     """Files out of the job; or into it, named `name` where `path` is a folder."""
     services = services_of(socket)
     row = await _find(services, job)
-    what = row if isinstance(row, SteelyardError) else CopyStream(row.attempt_id, path, name, rank)
-    if isinstance(row, Job) and row.state not in (JobState.RUNNING, JobState.STOPPING):
+    if isinstance(row, SteelyardError):
+        await _serve(socket, services, row, row)
+        return
+    what: Wanted | SteelyardError = CopyStream(row.attempt_id, path, name, row.find_rank(rank))
+    if row.state not in (JobState.RUNNING, JobState.STOPPING):
         what = Conflict(f"Job {row.id} is {row.state}: its files are reached while it runs.", code="not-running")
-    await _serve(socket, services, row, _check_path(what))
+    await _serve(socket, services, row.find_machine(rank or 0), _check_path(what))
 
 
 def _check_path(what: Wanted | SteelyardError) -> Wanted | SteelyardError:

@@ -108,7 +108,7 @@ def job_view(job: Job, agent_lost: bool = False, why: Why | None = None) -> JobV
         image=spec.image,
         direct=spec.direct,
         pool=spec.pool,
-        machine="" if job.state is JobState.QUEUED else job.machine,
+        machine="" if job.state is JobState.QUEUED else ",".join(job.machines),
         stdout=spec.stdout,
         stderr=spec.stderr,
         usage=job.usage,

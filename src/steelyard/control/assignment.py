@@ -18,6 +18,7 @@ from steelyard.control import ASSIGNMENT, AgentLink
 from steelyard.control.images import assign_images
 from steelyard.control.live import LiveJobs
 from steelyard.lifecycle.job import in_doubt
+from steelyard.lifecycle.parts import find_port, why_end
 from steelyard.model.built_image import Image
 from steelyard.model.function import ApiKey, Function, Place
 from steelyard.model.ids import OWN_MACHINE, JobId, MachineId
@@ -33,6 +34,7 @@ from steelyard.wire.agent import (
     AssignedNeighbour,
     Assignment,
     AwayFunction,
+    GangPlace,
     SecretVersion,
 )
 
@@ -137,7 +139,8 @@ def decide(seen: Seen, now: int, secrets: Secrets, known: Known = NOTHING) -> Ac
 
 def render_assignment(seen: Seen, secrets: Secrets, machine: MachineId = OWN_MACHINE, known: Known = NOTHING) -> Assignment:
     """Oldest first; generation 0 stands for "not offered yet". A job that is `known` is the same object again."""
-    jobs = [job for job in seen.jobs if job.machine == machine]
+    jobs = [job for job in seen.jobs if machine in job.machines]
+    machines = {each.place: each for each in seen.machines}
     own = machine == OWN_MACHINE
     functions = [function for function in seen.functions if (not function.spec.pool if own else _has_place(function, machine))]
     named = {(job.owner.user, use.name) for job in jobs for use in job.spec.secrets}
@@ -147,9 +150,9 @@ def render_assignment(seen: Seen, secrets: Secrets, machine: MachineId = OWN_MAC
         epoch=seen.epoch,
         generation=0,
         jobs=tuple(
-            known[job.id][1] if job.id in known and known[job.id][0] is job else render_job(job, job.plan, secrets, volumes)
+            known[job.id][1] if job.id in known and known[job.id][0] is job else render_job(job, part, secrets, volumes, machines)
             for job in sorted(jobs, key=lambda job: (job.submitted_at, job.id))
-            if job.plan is not None
+            if job.plan is not None and (part := job.plan.on(machine)) is not None
         ),
         functions=tuple(
             AssignedFunction(
@@ -177,7 +180,15 @@ def render_assignment(seen: Seen, secrets: Secrets, machine: MachineId = OWN_MAC
     )
 
 
-def render_job(job: Job, plan: Plan, secrets: Secrets, volumes: Mapping[tuple[str, int], Volume]) -> AssignedJob:
+def render_job(
+    job: Job,
+    plan: Plan,
+    secrets: Secrets,
+    volumes: Mapping[tuple[str, int], Volume],
+    machines: Mapping[MachineId, Machine],
+) -> AssignedJob:
+    """`plan`: what it has on the machine that is told."""
+    stop_signal, stop_grace_s = why_end(job) or (job.stop_signal, job.stop_grace_s)
     return AssignedJob(
         attempt=job.attempt_id,
         job=job.id,
@@ -185,19 +196,37 @@ def render_job(job: Job, plan: Plan, secrets: Secrets, volumes: Mapping[tuple[st
         owner=job.owner,
         spec=job.spec,
         plan=plan,
-        stop_signal=job.stop_signal,
-        stop_grace_s=job.stop_grace_s,
+        stop_signal=stop_signal,
+        stop_grace_s=stop_grace_s,
         suspended=job.state is JobState.SUSPENDED,
         array=job.array,
         restarts=job.restarts,
         token=secrets.sign_job(job),
         volumes=find_volumes(volumes, job.spec.volumes, job.owner),
+        place=None if job.parts is None else _find_place(job, plan.machine, machines),
     )
 
 
+def _find_place(job: Job, machine: MachineId, machines: Mapping[MachineId, Machine]) -> GangPlace:
+    """Machines reach each other where their gateways are reached. One that is gone is named as it is known here."""
+    hosts: list[str] = []
+    addresses: list[str] = []
+    for each in job.machines:
+        found = machines.get(each)
+        hosts.append(each if found is None else found.hostname)
+        addresses.append(hosts[-1] if found is None or not found.gateway else find_address(found))
+    return GangPlace(job.machines.index(machine), tuple(hosts), tuple(addresses), find_port(job))
+
+
+def find_address(machine: Machine) -> str:
+    """Of its gateway; "" where it has none."""
+    return machine.gateway.rpartition(":")[0].strip("[]")
+
+
 def note_rendered(jobs: Iterable[Job], assignments: Iterable[Assignment]) -> Known:
-    """For the next time; but for jobs with volumes, which may change meanwhile."""
-    by_id = {job.id: job for job in jobs if not job.spec.volumes}
+    """For the next time; but for jobs with volumes, which may change meanwhile, and those that each of their machines is told
+    something else of."""
+    by_id = {job.id: job for job in jobs if not job.spec.volumes and job.parts is None}
     return {each.job: (by_id[each.job], each) for told in assignments for each in told.jobs if each.job in by_id}
 
 
@@ -222,9 +251,9 @@ def _find_neighbours(seen: Seen) -> tuple[AssignedNeighbour, ...]:
     used = {place.machine for function in seen.functions for place in function.places}
     found: list[AssignedNeighbour] = []
     for machine in seen.machines:
-        host, _, port = machine.gateway.rpartition(":")
+        host = find_address(machine)
         if machine.id in used and host:
-            found.append(AssignedNeighbour(machine.id, host.strip("[]"), int(port)))
+            found.append(AssignedNeighbour(machine.id, host, int(machine.gateway.rpartition(":")[2])))
     return tuple(found)
 
 

@@ -35,7 +35,7 @@ def charge_ended(tx: Tx, changes: Iterable[tuple[Job, Change]], now: int, attemp
             continue
         ended_at = now if told is None or told.ended_at is None else told.ended_at
         ended = msgspec.structs.replace(before, started_at=started_at, ended_at=ended_at)
-        usage = accrued(before.spec.demand, run_time_us(ended, now))
+        usage = accrued(before.spec.total, run_time_us(ended, now))
         used[before.account] = used.get(before.account, 0.0) + usage
         owners.setdefault(before.account, before)
     for name, usage in used.items():

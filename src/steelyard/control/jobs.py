@@ -214,13 +214,14 @@ def forget_borrowed(jobs: Sequence[Holding]) -> tuple[Holding, ...]:
         )
         if held.demand.preemptible
         else held
-        for held in jobs
+        for each in jobs
+        for held in each.parts
     )
 
 
 def make_room(machine: Machine, holding: Sequence[Holding]) -> Room:
     """The machine with what of `holding` is on it."""
-    return fill_room(Room(machine), [held for held in holding if held.plan.machine == machine.place])
+    return fill_room(Room(machine), [part for held in holding for part in held.parts if part.plan.machine == machine.place])
 
 
 def _commit(tx: Tx, actions: Actions) -> Report:
@@ -239,26 +240,31 @@ def _commit(tx: Tx, actions: Actions) -> Report:
     machines = {machine.place: machine for machine in tx.machines()} if actions.starts else {}
     newer = {job.id: job for job in tx.jobs_changed(actions.seen.change)[1]} if actions.starts else {}
     holding = _hold_now(tx, actions.seen, [*machines.values()], newer) if actions.starts else ()
-    named = {change.job.plan.machine for _, change in actions.starts if change.job.plan is not None}
+    named = {part.machine for _, change in actions.starts if change.job.plan is not None for part in change.job.plan.parts}
     rooms = {place: make_room(machines[place], holding) for place in named if place in machines}
     for before, change in actions.starts:
         demand, plan = before.spec.demand, change.job.plan
-        if change.error or plan is None or plan.machine not in machines or before.id in newer:
+        parts = () if plan is None else plan.parts
+        if change.error or not parts or before.id in newer or any(part.machine not in machines for part in parts):
             skipped += 1
             continue
-        machine, room = machines[plan.machine], rooms[plan.machine]
         # a function that lent this place and has woken since holds it against the job
-        findings = see_room(before.spec, room).check(demand, plan)
-        if plan_blocked(machine.blocked, machine.blocked_pairs, plan) or machine.draining or findings:
+        findings = [text for part in parts for text in see_room(before.spec, rooms[part.machine]).check(demand, part)]
+        if findings or any(_is_out(machines[part.machine], part) for part in parts):
             # Decided on what has changed since; whoever changed it pokes this loop. Looking again at once could go on for ever.
             _log.warning("the plan of job %s is dropped: %s", before.id, "; ".join(findings) or "something of it is out of use")
             dropped += 1
         elif _put(tx, before, change, actions.now):
-            room.take(demand, plan)
+            for part in parts:
+                rooms[part.machine].take(demand, part)
             started.append(change.job)
         else:
             skipped += 1
     return Report(tuple(started), tuple(refused), tuple(moved), skipped, dropped)
+
+
+def _is_out(machine: Machine, part: Plan) -> bool:
+    return bool(machine.draining) or plan_blocked(machine.blocked, machine.blocked_pairs, part)
 
 
 def _hold_now(tx: Tx, seen: Seen, machines: Sequence[Machine], newer: Mapping[JobId, Job]) -> tuple[Holding, ...]:

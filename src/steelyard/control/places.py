@@ -146,7 +146,7 @@ class _Reserve:
         return self._place(next(each for each in self._seen.machines if each.id == machine), kept, missing)
 
     def _place(self, machine: Machine, kept: Plans, missing: Sequence[LiveRevision]) -> Plans | str:
-        jobs = [job for job in self._seen.jobs if job.machine == machine.place]
+        jobs = [job for job in self._seen.jobs if machine.place in job.machines]
         holding = [*hold_jobs(jobs), *hold_functions(self._functions, [machine])]
         found = list(kept)
         for each in missing:

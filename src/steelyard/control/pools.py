@@ -345,7 +345,7 @@ class PoolsLoop:
             tuple(pools),
             tuple(pilots),
             machines,
-            frozenset(job.machine for job in self._live.holding if job.machine)
+            frozenset(machine for job in self._live.holding for machine in job.machines if machine)
             | {place.machine for function in functions for place in function.places},
             find_demands(
                 self._live.queued, functions, lambda job: why.reason if (why := self._why(job.id)) is not None else None

@@ -23,6 +23,7 @@ from steelyard.control.watch import Watch
 from steelyard.errors import Conflict
 from steelyard.lifecycle.attempt import apply_attempt, lose_job
 from steelyard.lifecycle.job import Change, doubt_job, in_doubt
+from steelyard.lifecycle.parts import apply_part, lose_part
 from steelyard.model.function import Function
 from steelyard.model.ids import DEFAULT_PROJECT, OWN_MACHINE, FunctionName, JobId, MachineId
 from steelyard.model.job import Job, JobState
@@ -86,9 +87,12 @@ async def greet(store: Store, machine: Machine, now: int) -> bool:
         tx.add_event(Event(now, DEFAULT_PROJECT, "", "machine", machine.id, f"{text}, boot {machine.boot_id}"))
         if restarted:
             for job in tx.jobs({JobState.STARTING, JobState.RUNNING, JobState.SUSPENDED, JobState.STOPPING}):
-                if job.plan is None or job.machine != machine.place:
+                if job.plan is None or machine.place not in job.machines:
                     continue
-                change = doubt_job(job, "the machine restarted; waiting for its agent to say what became of it")
+                if job.parts is not None:  # the rest of it can't go on without that part
+                    change = lose_part(job, machine.place, "its machine restarted while it ran", now)
+                else:
+                    change = doubt_job(job, "the machine restarted; waiting for its agent to say what became of it")
                 if change is not None:
                     commit_change(tx, job, change, now)
         return restarted
@@ -144,9 +148,11 @@ def decide(seen: Seen, now: int) -> Actions:
     jobs: list[tuple[Job, Change]] = []
     for job in seen.jobs:
         attempt = attempts.get(job.id)
-        if attempt is not None and attempt.attempt == job.attempt_id and job.machine != seen.machine.place:
+        if attempt is not None and attempt.attempt == job.attempt_id and seen.machine.place not in job.machines:
             continue  # nobody knows of another machine's work
-        if attempt is not None:
+        if attempt is not None and attempt.attempt == job.attempt_id and job.parts is not None:
+            change = apply_part(job, seen.machine.place, attempt, now)
+        elif attempt is not None:
             change = apply_attempt(job, attempt, now)
         else:
             change = lose_job(job, "the machine restarted while it ran; submit it again", now)
@@ -284,6 +290,8 @@ class ReportsLoop:
         if any(function.spec.pool for function in done.functions):
             pokes += [PLACES, ASSIGNMENT]
         built = any(job.state.terminal and job.spec.builds for job in done.jobs)
+        if any(job.parts is not None for job in done.jobs):
+            pokes.append(ASSIGNMENT)  # what all of it waits for, or has to end for
         if place == OWN_MACHINE and (self._images.take(report.images) or built):
             pokes.append(IMAGES)
         lent = any(function.lends for function in done.functions)

@@ -131,7 +131,7 @@ def _apply_ended(job: Job, seen: AttemptFacts, now: int) -> Change | None:
         "usage": seen.usage,
         "ranks": seen.ranks,
     }
-    detail = seen.detail or _end_detail(reason, seen, exit_code)
+    detail = seen.detail or explain_end(reason, seen.signal, exit_code)
     succeeded = exit_code == 0 and reason is Reason.EXITED
     if job.stop_reason is Reason.PREEMPTED and not succeeded:
         reason, detail = Reason.PREEMPTED, job.detail
@@ -250,10 +250,11 @@ def _end_reason(seen: AttemptFacts) -> Reason:
     return Reason.EXITED if seen.exit_code == 0 else Reason.EXITED_NONZERO
 
 
-def _end_detail(reason: Reason, seen: AttemptFacts, exit_code: int | None) -> str:
+def explain_end(reason: Reason, signal: int | None, exit_code: int | None) -> str:
+    """A sentence for people; "" where there is none to say."""
     match reason:
         case Reason.KILLED_BY_SIGNAL:
-            return f"the command was ended by signal {seen.signal}"
+            return f"the command was ended by signal {signal}"
         case Reason.EXITED_NONZERO:
             return f"the command exited with code {exit_code}"
         case Reason.MAX_DURATION:

@@ -12,6 +12,7 @@ import msgspec
 from steelyard.model.batch import ArrayPlace, PreemptMode
 from steelyard.model.ids import OWN_MACHINE, JobId, ProjectName
 from steelyard.model.job import Job, JobSpec, JobState, Owner, Plan
+from steelyard.model.part import Part, Parts
 from steelyard.model.reason import Reason
 
 #: state -> the states that may follow it. Terminal states are followed by nothing.
@@ -104,12 +105,15 @@ def make_job(id_: JobId, spec: JobSpec, owner: Owner, project: ProjectName, now:
 def start_job(job: Job, plan: Plan | None, why: str = "placed") -> Change:
     """A new attempt with the next number, placed as `plan` says; None: by whoever it is handed over to."""
     attempt = job.attempt + 1
+    others = () if plan is None else tuple(part.machine for part in plan.others)
     return move(
         job,
         JobState.STARTING,
         why,
         attempt=attempt,
         away=job.away if plan is None or plan.machine == OWN_MACHINE else {**job.away, attempt: plan.machine},
+        spread={**job.spread, attempt: others} if others else job.spread,
+        parts=Parts(tuple(Part() for _ in plan.parts)) if plan is not None and others else None,
         plan=plan,
         reason=None,
         detail="",

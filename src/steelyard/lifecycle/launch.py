@@ -93,8 +93,10 @@ def make_launches(spec: JobSpec, facts: Facts) -> tuple[Launch, ...]:
     common |= _places(gang, facts)
     match gang.launcher:
         case Launcher.TORCHRUN:
-            command = make_torchrun(argv, gang, facts)
-            return tuple(Launch(command, {**common, "STEELYARD_NODE_RANK": str(node)}) for node in range(gang.nodes))
+            return tuple(
+                Launch(make_torchrun(argv, gang, facts, node), {**common, "STEELYARD_NODE_RANK": str(node)})
+                for node in range(gang.nodes)
+            )
         case Launcher.MPI if facts.steps is not None:
             return (Launch(make_srun(argv, gang, facts.attempt, facts.steps), {**common, **_tell_cpus(facts.steps)}),)
         case Launcher.MPI:
@@ -135,7 +137,7 @@ def render_hostfile(gang: Gang, hosts: tuple[str, ...]) -> str:
     return "".join(f"{host} slots={count}\n" for host, count in slots.items())
 
 
-def make_torchrun(argv: tuple[str, ...], gang: Gang, facts: Facts) -> tuple[str, ...]:
+def make_torchrun(argv: tuple[str, ...], gang: Gang, facts: Facts, node: int = 0) -> tuple[str, ...]:
     """`python train.py` keeps its interpreter, a .py file gets torchrun's own, any other program is started as it is."""
     options = (
         f"--nnodes={gang.nodes}",
@@ -144,6 +146,9 @@ def make_torchrun(argv: tuple[str, ...], gang: Gang, facts: Facts) -> tuple[str,
         f"--rdzv-endpoint={facts.addresses[0]}:{facts.port}",
         f"--rdzv-id={facts.attempt}",
     )
+    if len(facts.addresses) > 1:
+        # what it would find out by the names of machines, which need not lead to these addresses
+        options += (f"--rdzv-conf=is_host={int(node == 0)}", f"--local-addr={facts.addresses[node]}")
     if _PYTHON.match(argv[0].rpartition("/")[2]):
         flags, rest = _split_flags(argv[1:])
         # what follows -m is a module to torchrun too; code on the command line and a bare interpreter are not its business

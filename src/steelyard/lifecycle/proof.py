@@ -7,7 +7,7 @@ Never reads the kernel; `host/` does.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from typing import cast
 
 from steelyard.model.proof import Proof, ProofState
@@ -99,6 +99,10 @@ def _text(value: object) -> str:
     return str(value)
 
 
+def worst_state(proofs: Collection[Proof]) -> ProofState:
+    return next(state for state in _WORST if any(proof.state is state for proof in proofs))
+
+
 def merge_proofs(proofs: Mapping[int, Proof]) -> Proof:
     """One proof for a gang, of its ranks' (at least one). A key that says the same of all ranks stands once, any other as
     `cpus[0]`, `cpus[1]`, ..."""
@@ -115,7 +119,7 @@ def merge_proofs(proofs: Mapping[int, Proof]) -> Proof:
             name = key if same else f"{key}[{rank}]"
             asked[name], got[name] = wanted, had
     return Proof(
-        state=next(state for state in _WORST if any(proof.state is state for proof in proofs.values())),
+        state=worst_state(proofs.values()),
         asked=asked,
         got=got,
         differences=tuple(f"rank {rank}: {text}" for rank in ranks for text in proofs[rank].differences),

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import math
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 
 from steelyard.model.batch import ArrayPlace
 from steelyard.model.ids import JobId
@@ -42,6 +42,7 @@ def make_slurm_environment(
     plan: Plan,
     *,
     hostname: str,
+    hosts: Sequence[str] = (),
     user: str,
     array: ArrayPlace | None = None,
     restarts: int = 0,
@@ -54,10 +55,11 @@ def make_slurm_environment(
     gpu_indices: Mapping[str, int] | None = None,
     cluster: str = "steelyard",
 ) -> dict[str, str]:
-    """For a job's only process, or for one rank of a gang. `started_at`: microseconds since the epoch. `gpu_indices`: the
-    driver's number of each GPU's id, where it is known. What `sbatch` was told (`JobSpec.slurm`) wins over what is computed
-    here, but never over who and where the job is. Never raises."""
+    """For a job's only process, or for one rank of a gang. `hosts`: of a gang on several machines. `started_at`: microseconds
+    since the epoch. `gpu_indices`: the driver's number of each GPU's id, where it is known. What `sbatch` was told
+    (`JobSpec.slurm`) wins over what is computed here, but never over who and where the job is. Never raises."""
     number, host = str(job_number(job)), hostname.partition(".")[0]
+    all_hosts = ",".join(each.partition(".")[0] for each in hosts) or host
     nodes, each = (1, 1) if spec.gang is None else (spec.gang.nodes, spec.gang.tasks_per_node)
     if spec.gang is None:
         each = _whole(spec.slurm.get("SLURM_NTASKS"), 1)
@@ -75,8 +77,8 @@ def make_slurm_environment(
         "SLURM_JOBID": number,
         "SLURM_JOB_NAME": spec.name,
         "SLURM_JOB_USER": user,
-        "SLURM_JOB_NODELIST": host,
-        "SLURM_NODELIST": host,
+        "SLURM_JOB_NODELIST": all_hosts,
+        "SLURM_NODELIST": all_hosts,
         "SLURMD_NODENAME": host,
         "SLURM_TOPOLOGY_ADDR": host,
         "SLURM_TOPOLOGY_ADDR_PATTERN": "node",

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from enum import StrEnum
 
 import msgspec
@@ -23,6 +24,7 @@ from steelyard.model.ids import OWN_MACHINE, AttemptId, JobId, MachineId, Projec
 from steelyard.model.image import is_reference
 from steelyard.model.mount import VolumeMount
 from steelyard.model.owner import Owner
+from steelyard.model.part import Parts
 from steelyard.model.proof import Proof
 from steelyard.model.reason import Reason
 from steelyard.model.secret import SecretUse
@@ -171,13 +173,25 @@ class JobSpec(msgspec.Struct, frozen=True):
         return self.resources if ranks == 1 else multiply(self.resources, ranks)
 
     @property
+    def nodes(self) -> int:
+        """On so many machines at once; each has `demand`."""
+        return 1 if self.gang is None else self.gang.nodes
+
+    @property
+    def total(self) -> Resources:
+        """What it needs on all its nodes together."""
+        return self.demand if self.gang is None or self.gang.nodes == 1 else multiply(self.resources, self.gang.world_size)
+
+    @property
     def logs_by_rank(self) -> bool:
         """Is each of its ranks a process that we start, with a log of its own?"""
         return self.gang is not None and self.gang.launcher is Launcher.NONE and not self.direct
 
     @property
     def log_streams(self) -> int:
-        return self.gang.world_size if self.gang is not None and self.logs_by_rank else 1
+        if self.gang is None or self.direct:
+            return 1
+        return {Launcher.NONE: self.gang.world_size, Launcher.TORCHRUN: self.gang.nodes, Launcher.MPI: 1}[self.gang.launcher]
 
 
 def multiply(each: Resources, ranks: int) -> Resources:
@@ -245,6 +259,21 @@ class Plan(msgspec.Struct, frozen=True):
     tasks: tuple[Plan, ...] = ()
     #: `Machine.place` of the machine
     machine: MachineId = OWN_MACHINE
+    #: of a gang on several machines: what it has on the others, in the order of ranks; the rest says what it has on the first
+    others: tuple[Plan, ...] = ()
+
+    @property
+    def parts(self) -> tuple[Plan, ...]:
+        """One for each machine, in the order of ranks."""
+        return (msgspec.structs.replace(self, others=()), *self.others) if self.others else (self,)
+
+    def on(self, machine: MachineId) -> Plan | None:
+        """Its part on that machine."""
+        return next((part for part in self.parts if part.machine == machine), None)
+
+
+def join_parts(parts: Sequence[Plan]) -> Plan:
+    return parts[0] if len(parts) == 1 else msgspec.structs.replace(parts[0], others=tuple(parts[1:]))
 
 
 class Job(msgspec.Struct, frozen=True):
@@ -295,8 +324,12 @@ class Job(msgspec.Struct, frozen=True):
     #: seconds that the running attempt has been frozen before now, and since when it is
     suspended_s: float = 0.0
     suspended_at: int | None = None
-    #: attempt -> `Machine.place`, of those that ran elsewhere than on the home's own machine
+    #: attempt -> `Machine.place`, of those that ran elsewhere than on the home's own machine; the first of several
     away: dict[int, MachineId] = {}
+    #: attempt -> the others, of those that ran on several
+    spread: dict[int, tuple[MachineId, ...]] = {}
+    #: of an attempt on several machines, while it has not ended: how it stands on each
+    parts: Parts | None = None
 
     @property
     def account(self) -> str:
@@ -307,6 +340,21 @@ class Job(msgspec.Struct, frozen=True):
     def machine(self) -> MachineId:
         """`Machine.place` of where its newest attempt runs, or ran."""
         return self.away.get(self.attempt, OWN_MACHINE)
+
+    @property
+    def machines(self) -> tuple[MachineId, ...]:
+        """All of them, in the order of ranks."""
+        return (self.machine, *self.spread.get(self.attempt, ()))
+
+    def find_machine(self, stream: int) -> MachineId:
+        """Where that one of its `log_streams` is written, by its newest attempt."""
+        gang, machines = self.spec.gang, self.machines
+        each = gang.tasks_per_node if gang is not None and self.spec.logs_by_rank else 1
+        return machines[min(stream // each, len(machines) - 1)]
+
+    def find_rank(self, rank: int | None) -> int | None:
+        """What the machine of that stream calls its process; None: its first, or only one."""
+        return rank if self.spec.logs_by_rank or len(self.machines) == 1 else None
 
     @property
     def attempt_id(self) -> AttemptId:

@@ -42,9 +42,9 @@ def place_spec(room: Room, spec: JobSpec, beside: Sequence[Room] = ()) -> Plan |
 
 
 def place_gang(room: Room, each: Resources, gang: Gang, beside: Sequence[Room] = ()) -> Plan | Refusal:
-    """A plan for all ranks together, or a Refusal. `each`: what one rank asks for."""
+    """A plan for all ranks of one node together, or a Refusal. `each`: what one rank asks for."""
     demand = multiply(each, gang.tasks_per_node)
-    if gang.nodes > 1:
+    if gang.nodes > 1 and not room.machine.pool:
         sentence = f"this Steelyard has 1 machine, {gang.nodes} nodes asked"
         return make_refusal([(Reason.GANG_BEYOND_FABRIC, sentence)], True, room.facts.largest(make_asked(demand)))
     if each.gpus is not None and each.gpus.fraction is not None:

@@ -7,6 +7,7 @@
    waits with that place in hand, and nobody else gets it.
 3. The first job that fits neither way keeps a reservation: the earliest place by the `max_duration` of what runs
    (`reservation.py`), or a place without a time. A job that waits for what nobody ends (a sick device, a function) keeps none.
+   A gang on several machines keeps a place on as many, from when the last of them will be free.
 4. Jobs behind the reservation start when they fit now and can't delay it: they end before it by their own `max_duration`, or
    fit beside the reserved place together with all that will still run then, or go onto another machine. With a reservation
    without a time any `max_duration` will do. They preempt nobody.
@@ -66,7 +67,8 @@ def _go_through(jobs: Sequence[Job], snapshot: Snapshot, turn: Turn) -> dict[str
 def _make_lanes(pools: set[str], snapshot: Snapshot, turn: Turn) -> dict[str, Lane]:
     on: defaultdict[MachineId, list[Holding]] = defaultdict(list)
     for held in snapshot.holding:
-        on[held.plan.machine].append(held)
+        for part in held.parts:
+            on[part.plan.machine].append(part)
     lanes: dict[str, Lane] = {}
     for pool in pools:
         spots = [Spot(machine, on[machine.place], snapshot.ends.get(machine.place)) for machine in snapshot.usable(pool)]

@@ -148,7 +148,7 @@ def _build(
         nodes[account.name].used.append(account.usage * _fade(max(0, now - account.usage_at), half_life_s))
     for holding in running:
         if holding.job is not None:
-            used = accrued(holding.demand, run_time_us(holding.job, now), half_life_s)
+            used = accrued(holding.job.spec.total, run_time_us(holding.job, now), half_life_s)
             nodes[holding.job.account].used.append(used)
     for name, node in nodes.items():
         if node.children and (name in with_jobs or any(node.used)):

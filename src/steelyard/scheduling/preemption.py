@@ -14,11 +14,11 @@ Never reads the clock, never touches a job.
 
 from __future__ import annotations
 
-from collections.abc import Hashable, Sequence
+from collections.abc import Hashable, Iterable, Sequence
 
 from steelyard.model.batch import PreemptMode
 from steelyard.model.ids import JobId
-from steelyard.model.job import Job, JobState, Plan
+from steelyard.model.job import Job, JobState, Plan, Resources
 from steelyard.model.topology import PathClass, Topology
 from steelyard.placement.budget import Budget
 from steelyard.placement.machine_facts import make_asked, to_micro
@@ -41,7 +41,7 @@ def choose_victims(
     may_go = [held for held in holding if may_give_way(held, job, now)]
     if not may_go:
         return None
-    freed = _without(room, may_go)
+    freed = free_room(room, may_go)
     best = find_seat(job, freed)
     if not isinstance(best, Plan):
         return None
@@ -49,7 +49,7 @@ def choose_victims(
     linked = _are_linked(view, best.gpus)
 
     def fits(gone: Sequence[int]) -> bool:
-        plan = find_seat(job, _without(room, [may_go[at] for at in gone]))
+        plan = find_seat(job, free_room(room, [may_go[at] for at in gone]))
         return isinstance(plan, Plan) and (not linked or _are_linked(view, plan.gpus))
 
     found = find_victims(_make_candidates(room, may_go, now), fits, _find_lacks(room, job), budget)
@@ -86,11 +86,17 @@ def price_of(victims: Sequence[Holding], now: int) -> tuple[int, int, int]:
     losing = [
         (held, run_time_us(job, now)) for held in victims if (job := held.job) is not None and not is_frozen_by_preemption(job)
     ]
-    gpus, cores = (sum(round(count(held.demand) * _MICRO) * us for held, us in losing) for count in (count_gpus, count_cores))
+    gpus, cores = (sum(round(count(_whole(held)) * _MICRO) * us for held, us in losing) for count in (count_gpus, count_cores))
     return gpus, cores, len(victims)
 
 
-def _without(room: Room, victims: Sequence[Holding]) -> Room:
+def _whole(held: Holding) -> Resources:
+    """What is lost with it on all its machines."""
+    return held.demand if held.job is None else held.job.spec.total
+
+
+def free_room(room: Room, victims: Iterable[Holding]) -> Room:
+    """A copy of it once they have given way."""
     freed = room.copy()
     for held in victims:
         freed.release(held.demand, held.plan)
@@ -131,7 +137,7 @@ def _make_candidates(room: Room, may_go: Sequence[Holding], now: int) -> list[Ca
     made: list[Candidate] = []
     for at, (held, job) in enumerate(zip(may_go, jobs, strict=True)):
         frozen, run_us = is_frozen_by_preemption(job), run_time_us(job, now)
-        gpus, cores = (round(count(held.demand) * _MICRO) for count in (count_gpus, count_cores))
+        gpus, cores = (round(count(_whole(held)) * _MICRO) for count in (count_gpus, count_cores))
         plan = held.plan
         own = {room.facts.core_of.get(cpu) for cpu in plan.cpus}
         made.append(

@@ -71,6 +71,19 @@ def find_reservation(job: Job, room: Room, tenants: Sequence[Tenant]) -> Reserve
     return None
 
 
+def move_reservation(job: Job, kept: Reserved, at: int | None, room: Room, tenants: Sequence[Tenant]) -> Reserved:
+    """The same place at a later time, with all that will have ended by then; None: at one that nobody knows."""
+    if at is not None and at != kept.at:
+        after = room.copy()
+        for tenant in tenants:
+            if tenant.end is not None and tenant.end <= at:
+                after.release(tenant.demand, tenant.plan, tenant.suspended)
+        if isinstance(plan := find_seat(job, after), Plan):
+            return Reserved(job, at, plan, after)
+    kept.at = at
+    return kept
+
+
 def _find_first(job: Job, room: Room, timed: Sequence[Tenant], last: Sequence[int]) -> Reserved | None:
     """`last`: per end the place of the last tenant that ends then. The more have ended the more is free: bisection, after a quick
     look at all of them."""

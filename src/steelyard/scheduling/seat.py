@@ -22,19 +22,19 @@ from steelyard.scheduling.snapshot import Holding
 
 
 def find_seat(job: Job, room: Room, beside: Sequence[Room] = ()) -> Plan | Refusal:
-    """A plan that goes into `room` and all of `beside`, or why there is none."""
+    """A plan that goes into `room` and all of `beside`, or why there is none; of a gang on several machines, for one of them."""
     seen, beside = see_room(job.spec, room), [see_room(job.spec, other) for other in beside]
     if job.state is not JobState.SUSPENDED or job.plan is None:
         answer = place_spec(seen, job.spec, beside)
         return answer if beside or isinstance(answer, Plan) else _tell_of_lent(job.spec, room, seen, answer)
-    demand = job.spec.demand
+    demand, plan = job.spec.demand, job.plan.on(room.facts.place) or job.plan
     for other in (seen, *beside):
         without = other.copy()
-        without.release(demand, job.plan, suspended=True)
-        if without.check(demand, job.plan):
+        without.release(demand, plan, suspended=True)
+        if without.check(demand, plan):
             blocks = [(Reason.SUSPENDED, "it was suspended for jobs that go first, and they still hold what it needs")]
             return make_refusal(blocks, False, other.largest(make_asked(demand)))
-    return job.plan
+    return plan
 
 
 def fits_quickly(job: Job, room: Room) -> bool:
@@ -46,6 +46,7 @@ def fits_quickly(job: Job, room: Room) -> bool:
 
 
 def take_seat(job: Job, plan: Plan, room: Room) -> None:
+    """`plan`: on the room's machine."""
     if job.state is JobState.SUSPENDED:
         room.release(job.spec.demand, plan, suspended=True)
     room.take(job.spec.demand, plan)

@@ -30,7 +30,7 @@ class Standing(StrEnum):
 
 
 class Holding(msgspec.Struct, frozen=True):
-    """What holds resources of a machine (`plan.machine`) now."""
+    """What holds resources of a machine (`plan.machine`), or of several, now."""
 
     demand: Resources
     plan: Plan
@@ -38,6 +38,13 @@ class Holding(msgspec.Struct, frozen=True):
     job: Job | None = None
     #: of a function that sleeps and lends its cores and devices: how soon a wake has them back; None: it lends nothing now
     lent_s: float | None = None
+
+    @property
+    def parts(self) -> tuple[Holding, ...]:
+        """One for each machine that it is on."""
+        if not self.plan.others:
+            return (self,)
+        return tuple(msgspec.structs.replace(self, plan=part) for part in self.plan.parts)
 
     @property
     def suspended(self) -> bool:

@@ -2,22 +2,23 @@
 
 Of several machines that a job fits on, the best is taken: 1. the one whose GPUs for it are joined best, 2. of those the one with
 the fewest GPUs, if it asks for none, 3. the fullest, so that others stay whole (or idle, and can be given back), 4. the first in
-the order of the snapshot.
+the order of the snapshot. A gang on several machines gets the best few, each for itself.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Collection, Iterable, Sequence
 from typing import TypeAlias
 
 from steelyard.model.ids import JobId, MachineId
-from steelyard.model.job import Job, JobState, Plan
+from steelyard.model.job import Job, JobState, Plan, join_parts
 from steelyard.model.machine import Machine
 from steelyard.model.reason import Reason
 from steelyard.placement.machine_facts import make_asked
 from steelyard.placement.pair_value import find_pairs, path_rank
 from steelyard.placement.refusal import Refusal
 from steelyard.placement.room import Room
+from steelyard.scheduling.preemption import free_room
 from steelyard.scheduling.reservation import Reserved, Tenant, end_if_started, make_tenant
 from steelyard.scheduling.seat import fill_room, find_seat, take_seat
 from steelyard.scheduling.snapshot import Holding
@@ -61,6 +62,13 @@ class Spot:
             take_seat(job, plan, room)
         self.seated[job.id] = Tenant(job.spec.demand, plan, end_if_started(job, now))
 
+    def let_go(self, gone: Collection[JobId]) -> None:
+        """These give way."""
+        leaving = [held for held in self.staying if held.job is not None and held.job.id in gone]
+        if leaving:
+            self.soon = free_room(self.soon, leaving)
+            self.staying = [held for held in self.staying if held not in leaving]
+
     def keep(self, job: Job, plan: Plan, now: int) -> None:
         """It starts once what is about to end is gone."""
         take_seat(job, plan, self.soon)
@@ -78,10 +86,12 @@ class Spot:
 
 #: a machine, the room in which a place on it is looked for, and the other rooms that must have it too
 Option: TypeAlias = tuple[Spot, Room, Sequence[Room]]
+#: where a job goes: on one machine, or on as many as it has nodes, each with its part of the plan
+Seat: TypeAlias = tuple[tuple[Spot, ...], Plan]
 
 
-def find_best_seat(job: Job, options: Iterable[Option]) -> tuple[Spot, Plan] | list[tuple[Spot, Refusal]]:
-    """The best place of all, or what each of the machines said."""
+def find_best_seat(job: Job, options: Iterable[Option]) -> Seat | list[tuple[Spot, Refusal]]:
+    """The best place of all, or what those machines said that refused."""
     found: list[tuple[Spot, Plan]] = []
     refused: list[tuple[Spot, Refusal]] = []
     for spot, room, beside in options:
@@ -90,10 +100,15 @@ def find_best_seat(job: Job, options: Iterable[Option]) -> tuple[Spot, Plan] | l
             found.append((spot, answer))
         else:
             refused.append((spot, answer))
-    if not found:
+    nodes = job.spec.nodes
+    if len(found) < nodes:
         return refused
     # of equals the first
-    return found[0] if len(found) == 1 else min(found, key=lambda each: _value(job, *each))
+    return join_seats(found if len(found) == nodes else sorted(found, key=lambda each: _value(job, *each))[:nodes])
+
+
+def join_seats(seats: Sequence[tuple[Spot, Plan]]) -> Seat:
+    return tuple(spot for spot, _ in seats), join_parts([plan for _, plan in seats])
 
 
 def _value(job: Job, spot: Spot, plan: Plan) -> tuple[int, int, int, float, int]:

@@ -124,7 +124,7 @@ def _find_blocks(snapshot: Snapshot, job: Job, now: int, decision: Decision) -> 
         )
         blocks += [Block(why.reason, why.detail) for why in limits if why is not None]
     for machine in snapshot.usable(job.spec.pool):
-        if job.state is not JobState.SUSPENDED or (job.plan is not None and machine.place == job.plan.machine):
+        if job.state is not JobState.SUSPENDED or (job.plan is not None and job.plan.on(machine.place) is not None):
             blocks += _find_blocks_on(machine, snapshot, job, now)
     for why in (*decision.waits, *decision.never):
         if why.job == job.id and why.reason not in [block.reason for block in blocks]:
@@ -133,9 +133,8 @@ def _find_blocks(snapshot: Snapshot, job: Job, now: int, decision: Decision) -> 
 
 
 def _find_blocks_on(machine: Machine, snapshot: Snapshot, job: Job, now: int) -> list[Block]:
-    spot = Spot(
-        machine, [each for each in snapshot.holding if each.plan.machine == machine.place], snapshot.ends.get(machine.place)
-    )
+    held = [part for each in snapshot.holding for part in each.parts if part.plan.machine == machine.place]
+    spot = Spot(machine, held, snapshot.ends.get(machine.place))
     blocks: list[Block] = []
     if job.state is not JobState.SUSPENDED and not spot.has_time(job, now) and spot.ends_at is not None:
         text = f"it is taken back at {format_time(spot.ends_at)}, before the job's --max-duration would be over"

@@ -38,6 +38,18 @@ class Hello(msgspec.Struct, frozen=True, tag=True):
     machine: Machine
 
 
+class GangPlace(msgspec.Struct, frozen=True):
+    """Which part of a gang on several machines a machine has."""
+
+    #: the machine's place among them, from 0; the job's plan is for its ranks alone
+    node: int
+    #: of all of them, in the order of ranks: their names, and where each is reached by the others
+    hosts: tuple[str, ...]
+    addresses: tuple[str, ...]
+    #: the first of the ports at which ranks meet, once all parts are prepared: its programs begin. 0: none does
+    port: int = 0
+
+
 class AssignedJob(msgspec.Struct, frozen=True):
     attempt: AttemptId
     job: JobId
@@ -56,6 +68,7 @@ class AssignedJob(msgspec.Struct, frozen=True):
     #: what its processes may show the API: to submit, look at and stop the owner's jobs
     token: str = ""
     volumes: tuple[MountedVolume, ...] = ()
+    place: GangPlace | None = None
 
 
 class AssignedFunction(msgspec.Struct, frozen=True):
@@ -139,8 +152,9 @@ class ImagesSeen(msgspec.Struct, frozen=True):
 
 
 class AttemptState(msgspec.Struct, frozen=True):
-    """What the agent sees of one attempt. `phase`: starting, running, suspended (frozen as asked), ended (an exit record exists),
-    not-started, unknown. A gang is running when all ranks are, and ended when all have."""
+    """What the agent sees of one attempt, or of its part of one. `phase`: starting, prepared (of a gang on several machines:
+    nothing but its programs is lacking), running, suspended (frozen as asked), ended (an exit record exists), not-started,
+    unknown. A gang is running when all ranks are, and ended when all have."""
 
     attempt: AttemptId
     phase: str
@@ -161,6 +175,10 @@ class AttemptState(msgspec.Struct, frozen=True):
     usage: Usage | None = None
     #: of a gang: the ranks that have ended
     ranks: tuple[RankEnd, ...] = ()
+    #: of a gang: one of them did badly before anybody wanted an end, and the others on this machine are ended
+    broken: bool = False
+    #: of a gang: the first of the ports that it was given here
+    port: int = 0
 
 
 class RevisionSeen(msgspec.Struct, frozen=True):

@@ -117,7 +117,9 @@ def test_torchrun_runs_once_on_each_node():
     facts = with_facts(hosts=("a", "b"), addresses=("x", "y"))
     launches = make_launches(make_spec("t.py", gang=Gang(nodes=2, tasks_per_node=4, launcher=Launcher.TORCHRUN)), facts)
     assert [launch.env["STEELYARD_NODE_RANK"] for launch in launches] == ["0", "1"]
-    assert launches[0].argv == launches[1].argv
+    for node, (launch, address) in enumerate(zip(launches, ("x", "y"), strict=True)):
+        assert launch.argv[6:8] == (f"--rdzv-conf=is_host={1 - node}", f"--local-addr={address}")
+        assert launch.env["MASTER_ADDR"] == "x"
 
 
 @pytest.mark.parametrize(
