@@ -16,6 +16,7 @@ import msgspec
 
 from steelyard.agent.attempt import (
     ATTEMPT,
+    FIRST,
     RANK,
     RANKS,
     Attempt,
@@ -175,6 +176,23 @@ class Kernel:
         self.news.append(exited)
 
 
+class Going:
+    """In the place of the future that a part of a gang waits for."""
+
+    def __init__(self) -> None:
+        self.port: int | None = None
+        self.off = False
+
+    def done(self) -> bool:
+        return self.off or self.port is not None
+
+    def set_result(self, port: int) -> None:
+        self.port = port
+
+    def cancel(self) -> None:
+        self.off = True
+
+
 class ModelAgent:
     """One life of an agent. Its memory begins with what the machine shows."""
 
@@ -195,7 +213,12 @@ class ModelAgent:
 
     @property
     def busy(self) -> bool:
-        return bool(self._starting) or bool(self._kernel.news)
+        return bool(self._able()) or bool(self._kernel.news)
+
+    def _able(self) -> list[AttemptId]:
+        """Whose start has something to do now."""
+        going = {attempt: self.attempts[attempt].going for attempt in self._starting}
+        return [attempt for attempt, each in going.items() if each is None or each.done()]
 
     def report(self) -> Report:
         self._seq += 1
@@ -220,9 +243,9 @@ class ModelAgent:
         while self._kernel.news:
             self._on_exit(self._kernel.news.pop(0))
         for _ in range(steps):
-            if not self._starting:
+            if not (able := self._able()):
                 break
-            attempt = min(self._starting)
+            attempt = min(able)
             if next(self._starting[attempt], "done") == "done":
                 self._starting.pop(attempt, None)
             while self._kernel.news:
@@ -307,6 +330,8 @@ class ModelAgent:
     def step(self) -> None:
         while True:
             now_ns = self._clock.mono_ns()
+            for attempt, state in self.attempts.items():
+                state.hear(self._assigned.get(attempt))
             seen = {attempt: state.seen(now_ns) for attempt, state in self.attempts.items()}
             actions, self.next_ns = decide_jobs(self._assigned, seen, now_ns)
             for action in actions:
@@ -346,9 +371,20 @@ class ModelAgent:
 
     def _start(self, job: AssignedJob, state: Attempt) -> Iterator[None]:
         disk, boot = self._disk, self._kernel.boot_id
+        if job.place is not None and not job.place.port:
+            going = Going()
+            state.going = going  # type: ignore[assignment]
+            state.ports = range(7000 * (not job.place.node), 7001)
+            self.changed = True
+            state.hear(self._assigned.get(job.attempt))
+            yield
+            state.going = None
+            if going.off:
+                self._note_not_started(job, state, Reason.STOPPED_BY_USER, doubt=False)
+                return
         for member in state.members:
             assert member.workload not in disk.intents, f"{member.workload} was started before"
-            labels = {} if member.rank is None else _labels(job, member.rank, len(state.members))
+            labels = {} if member.rank is None else _labels(job, member.rank, state)
             disk.intents[member.workload] = Intent(
                 member.workload, boot, "job", self._clock.now_us(), member.plan, self._kernel.spawner, labels
             )
@@ -445,8 +481,9 @@ class ModelAgent:
                 table.pop(workload, None)
 
 
-def _labels(job: AssignedJob, rank: int, ranks: int) -> dict[str, str]:
-    return {ATTEMPT: job.attempt, RANK: str(rank), RANKS: str(ranks)}
+def _labels(job: AssignedJob, rank: int, state: Attempt) -> dict[str, str]:
+    first = state.members[0].rank
+    return {ATTEMPT: job.attempt, RANK: str(rank), RANKS: str(len(state.members)), FIRST: str(first)}
 
 
 def is_frozen(kernel: Kernel, attempt: AttemptId) -> bool:

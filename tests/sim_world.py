@@ -131,7 +131,7 @@ class World:
 
     def start_server(self) -> None:
         """Another life of it: nothing is remembered but what is stored."""
-        self.hub = Hub()
+        self.hub = self.make_hub()
         self.live = LiveJobs()
         watch = Watch()
         self.jobs = JobsLoop(self.store, self.clock, watch, self.live)
@@ -144,6 +144,9 @@ class World:
         faults, self.store.before, self.store.after = (self.store.before, self.store.after), 0, 0
         self.run(begin_epoch(self.store))
         self.store.before, self.store.after = faults
+
+    def make_hub(self) -> Hub:
+        return Hub()
 
     def activate(self, name: str) -> None:
         loop = self.loops[name]
@@ -232,9 +235,7 @@ class World:
         self.settle()
         while True:
             now = self.clock.now_us()
-            ahead = [self.kernel.next_end(), *self.due.values()]
-            if self.agent is not None and self.agent.next_ns is not None:
-                ahead.append(-(-self.agent.next_ns // 1000))
+            ahead = [*self.next_events(), *self.due.values()]
             at = min((each for each in ahead if each is not None), default=until)
             if at > until:
                 self.clock.advance((until - now) / 1e6)
@@ -245,6 +246,11 @@ class World:
                     self.wanted.add(name)
             self.due = {name: due for name, due in self.due.items() if name not in self.wanted}
             self.settle()
+
+    def next_events(self) -> list[int | None]:
+        """When something happens by itself on machines."""
+        looks = [] if self.agent is None or self.agent.next_ns is None else [-(-self.agent.next_ns // 1000)]
+        return [self.kernel.next_end(), *looks]
 
     # -- people
 

@@ -7,7 +7,7 @@ import pytest
 
 from machines import make_machine
 from steelyard.api.door_jobs import check_pool, check_queueing
-from steelyard.model.batch import Dependency, Gang, Preemption, PreemptMode, RetryOn, RetryRule, Warn
+from steelyard.model.batch import Dependency, Gang, Launcher, Preemption, PreemptMode, RetryOn, RetryRule, Warn
 from steelyard.model.cores import Core
 from steelyard.model.gpu_demand import GpuDemand
 from steelyard.model.ids import DEFAULT_PROJECT, JobId
@@ -73,7 +73,9 @@ def test_what_is_taken(fields: dict[str, object]) -> None:
     assert check_queueing(msgspec.structs.replace(JOB, **fields), NOW) == []
 
 
-TRAIN = Pool(PoolSpec("train", node=NodeShape(cpus=4, memory_bytes=8 << 30, gpus=2)), DEFAULT_PROJECT, Owner("root", 0), 1, 0)
+TRAIN = Pool(
+    PoolSpec("train", nodes_max=2, node=NodeShape(cpus=4, memory_bytes=8 << 30, gpus=2)), DEFAULT_PROJECT, Owner("root", 0), 1, 0
+)
 BRIEF = msgspec.structs.replace(TRAIN, spec=PoolSpec("brief", max_duration_s=600.0))
 GOING = msgspec.structs.replace(TRAIN, spec=PoolSpec("old"), deleting=True)
 
@@ -87,10 +89,13 @@ GOING = msgspec.structs.replace(TRAIN, spec=PoolSpec("old"), deleting=True)
         ({"pool": "old"}, "no-such-pool"),
         ({"pool": "train", "direct": True}, "bad-pool"),
         ({"pool": "train", "image": "docker://alpine:3"}, "bad-pool"),
-        ({"pool": "train", "gang": Gang(2, 1)}, "bad-pool"),
         ({"pool": "train", "max_duration_s": 1e6}, None),
         ({"pool": "brief", "max_duration_s": 540.0}, None),
         ({"pool": "brief", "max_duration_s": 541.0}, "beyond-pool"),
+        ({"pool": "train", "gang": Gang(2, 4)}, None),
+        ({"pool": "train", "gang": Gang(3, 1)}, "beyond-pool"),
+        ({"pool": "train", "gang": Gang(2, 5)}, "beyond-pool"),
+        ({"pool": "train", "gang": Gang(2, 1, Launcher.MPI)}, "bad-pool"),
         ({"pool": "train", "resources": Resources(5)}, "beyond-pool"),
         ({"pool": "train", "gang": Gang(1, 5)}, "beyond-pool"),
         ({"pool": "train", "resources": Resources(1, 9 << 30)}, "beyond-pool"),
