@@ -13,6 +13,7 @@ from steelyard_cluster import wait_until
 from steelyard.clock import VirtualClock
 from steelyard.control.direct import DirectLoop
 from steelyard.control.live import LiveJobs
+from steelyard.control.queue_looks import QueueLooks
 from steelyard.control.watch import Watch
 from steelyard.engine.fake import FakeEngine, Fate
 from steelyard.lifecycle.array import make_places, parse_array
@@ -94,7 +95,8 @@ class FakeRoad:
         self.folder = folder
         self._fates: dict[tuple[str, ...], Fate] = {}
         self._engine, self._clock, self._store = FakeEngine(self._fates), VirtualClock(), MemoryStore()
-        self._loop = DirectLoop(self._store, self._clock, Watch(), LiveJobs(), lambda: self._engine)
+        looks = QueueLooks(self._clock)
+        self._loop = DirectLoop(self._store, self._clock, Watch(), LiveJobs(), lambda: self._engine, looks)
         self._number = 0
 
     def begin(self, *words: str, fate: Fate | None = None) -> str:

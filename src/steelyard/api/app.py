@@ -60,6 +60,7 @@ from steelyard.control.leases import LeasesLoop
 from steelyard.control.live import LiveJobs
 from steelyard.control.places import PlacesLoop
 from steelyard.control.pools import PoolsLoop
+from steelyard.control.queue_looks import QueueLooks
 from steelyard.control.reports import ReportsLoop
 from steelyard.control.rollouts import Looks, RolloutsLoop
 from steelyard.control.schedules import SchedulesLoop
@@ -151,7 +152,8 @@ def make_app(
     jobs = JobsLoop(store, clock, watch, live)
     calls = CallsLoop(store, clock, watch, call_files, carrier, tokens.call_key, random.random)
     make_pass = PassMaker(authority, settings, tokens, clock)
-    pools = PoolsLoop(store, clock, watch, live, hub, jobs.why, find_engine, make_pass)
+    queue_looks = QueueLooks(clock)
+    pools = PoolsLoop(store, clock, watch, live, hub, jobs.why, find_engine, queue_looks, make_pass)
     driver = Driver(
         (
             jobs,
@@ -164,7 +166,7 @@ def make_app(
             calls,
             KeptCallsLoop(store, clock, call_files),
             LeasesLoop(store, clock, watch),
-            DirectLoop(store, clock, watch, live, find_engine),
+            DirectLoop(store, clock, watch, live, find_engine, queue_looks),
             PlacesLoop(store, clock, watch, hub.lost, certify),
             pools,
         ),

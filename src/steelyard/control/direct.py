@@ -1,7 +1,7 @@
 """Which attempts go into the queue of the attached cluster, and what has become of those that did?
 
 Jobs with `direct` wait here for nothing but what is ours: dependencies, holds, times and limits of arrays. Then they are handed
-over (STARTING), and the cluster decides when they run. One look a second, at most, tells of all of them.
+over (STARTING), and the cluster decides when they run. One look a second, at most, tells of all of them (`queue_looks.py`).
 
 An attempt is handed over again only when it is certain that the cluster never got it: after a submission whose answer was lost,
 and after a restart of the server, a look has to have come `SETTLE_NS` later that doesn't show it, and no step has left a record.
@@ -21,6 +21,7 @@ from steelyard.control import DIRECT, JOBS
 from steelyard.control.changes import commit_change
 from steelyard.control.direct_end import make_end
 from steelyard.control.live import LiveJobs, read_standings, refresh
+from steelyard.control.queue_looks import QueueLooks
 from steelyard.control.watch import Watch
 from steelyard.engine import Engine
 from steelyard.errors import Refused, SteelyardError
@@ -38,13 +39,10 @@ from steelyard.wire.agent import AttemptState
 
 #: with nothing handed over it looks this often
 IDLE_S = 30.0
-#: between two looks; longer where a cluster takes long to answer, so that it is asked for LOOK_SHARE of the time at most, and for
-#: many jobs: each costs squeue and us some 15 us at every look (bench: `watching`), which is to be 2 % of a core in all
-LOOK_S, LOOK_SHARE, LOOK_EACH_S, LOOK_MAX_S = 1.0, 0.1, 0.0008, 10.0
+#: between two looks, at least
+LOOK_S = 1.0
 #: a lost submission has reached the cluster by then, or never will
 SETTLE_NS = 15 * 1_000_000_000
-#: looks that failed, one after the other, before anybody is told that the cluster is silent
-SILENT_LOOKS = 2
 NOT_ATTACHED = "No cluster is attached any more (`steelyard cluster attach`)."
 #: submissions at a time
 SUBMITS = 4
@@ -212,15 +210,20 @@ class DirectLoop:
     name = DIRECT
 
     def __init__(
-        self, store: Store, clock: Clock, watch: Watch, live: LiveJobs, find_engine: Callable[[], Engine | None]
+        self,
+        store: Store,
+        clock: Clock,
+        watch: Watch,
+        live: LiveJobs,
+        find_engine: Callable[[], Engine | None],
+        looks: QueueLooks,
     ) -> None:
         self._store, self._clock, self._watch, self._live = store, clock, watch, live
-        self._find_engine = find_engine
+        self._find_engine, self._looks = find_engine, looks
         self._began_ns = clock.mono_ns()
         self._handed: dict[AttemptId, Handed] = {}
-        self._look_at_ns = 0
-        self._failed = 0
-        self._complaint = ""
+        #: when the newest look began that was judged here
+        self._looked_ns = -1
 
     @property
     def tick_s(self) -> float:
@@ -228,7 +231,7 @@ class DirectLoop:
             return IDLE_S
         if all(job.state is JobState.QUEUED for job in self._live.direct):
             return LOOK_S
-        return max(LOOK_S / 10, (self._look_at_ns - self._clock.mono_ns()) / 1e9)
+        return max(LOOK_S / 10, (self._looks.due_ns(LOOK_S) - self._clock.mono_ns()) / 1e9)
 
     async def activate(self) -> Sequence[str]:
         await refresh(self._live, self._store)
@@ -263,45 +266,36 @@ class DirectLoop:
         return moved
 
     async def _load(self, engine: Engine | None, handed: tuple[Job, ...]) -> Seen:
-        looked_ns = self._clock.mono_ns()
-        queue: Mapping[str, QueueEntry] | None = None
+        queue = await self._look(engine) if handed and engine is not None else None
         records: Mapping[str, Sequence[RankRecord]] = {}
         codes: dict[str, tuple[int | None, int | None]] = {}
-        if handed and engine is not None and looked_ns >= self._look_at_ns:
-            queue = await self._look(engine, looked_ns)
-        over = [job for job in handed if queue is not None and self._is_over(job, queue.get(job.attempt_id), looked_ns)]
+        over = [job for job in handed if queue is not None and self._is_over(job, queue.get(job.attempt_id))]
         if engine is not None and queue is not None and over:
             records = await _read_records(engine, over)
             for job in over:
                 entry = queue.get(job.attempt_id)
                 if entry is not None and not records.get(job.attempt_id):
                     codes[job.attempt_id] = await engine.read_exit_code(job, entry.job)
-        silent = NOT_ATTACHED if engine is None else self._complaint if self._failed >= SILENT_LOOKS else ""
-        return Seen(handed, queue, records, codes, looked_ns, silent)
+        silent = NOT_ATTACHED if engine is None else self._looks.silent
+        return Seen(handed, queue, records, codes, self._looked_ns, silent)
 
-    def _is_over(self, job: Job, entry: QueueEntry | None, looked_ns: int) -> bool:
-        """May it have ended, by what a look shows of it?"""
+    def _is_over(self, job: Job, entry: QueueEntry | None) -> bool:
+        """May it have ended, by what the newest look shows of it?"""
         if entry is not None:
             return entry.state not in PENDING | RUNNING
-        return judge_absent(job, self._handed.get(job.attempt_id), self._began_ns, looked_ns) != "wait"
+        return judge_absent(job, self._handed.get(job.attempt_id), self._began_ns, self._looked_ns) != "wait"
 
-    async def _look(self, engine: Engine, now_ns: int) -> Mapping[str, QueueEntry] | None:
-        """At most once in LOOK_S: what was handed over is judged when there is news of it, and not in between."""
-        try:
-            queue = await engine.look()
-            self._failed = 0
-        except SteelyardError as err:
-            queue, self._failed, self._complaint = None, self._failed + 1, err.public
-            _log.warning("the cluster did not tell of its jobs: %s", err.public)
-        ended_ns = self._clock.mono_ns()
-        took_s = 0.0 if queue is None else (ended_ns - now_ns) / 1e9
-        rest_s = max(LOOK_S, took_s / LOOK_SHARE, LOOK_EACH_S * len(queue or ()))
-        self._look_at_ns = ended_ns + int(min(rest_s, LOOK_MAX_S) * 1e9)
+    async def _look(self, engine: Engine) -> Mapping[str, QueueEntry] | None:
+        """What was handed over is judged when there is news of it, and not in between."""
+        look = await self._looks.take(engine, self._looked_ns, LOOK_S)
+        if look is None:
+            return None
+        self._looked_ns = look.at_ns
         for attempt, known in self._handed.items():
-            entry = None if queue is None else queue.get(attempt)
+            entry = None if look.queue is None else look.queue.get(attempt)
             if entry is not None:
-                known.number, known.seen_ns = entry.job, now_ns
-        return queue
+                known.number, known.seen_ns = entry.job, look.at_ns
+        return look.queue
 
     async def _commit(self, changes: Sequence[tuple[Job, Change]], now: int) -> list[Job]:
         if not changes:

@@ -19,9 +19,10 @@ import msgspec
 
 from steelyard.clock import Clock
 from steelyard.control import ASSIGNMENT, JOBS, PLACES, POOLS
-from steelyard.control.direct import LOOK_MAX_S, LOOK_SHARE, SETTLE_NS, SILENT_LOOKS
+from steelyard.control.direct import SETTLE_NS
 from steelyard.control.live import LiveJobs, refresh
 from steelyard.control.machines import lose_machine
+from steelyard.control.queue_looks import QueueLooks
 from steelyard.control.watch import Watch
 from steelyard.engine import Engine
 from steelyard.errors import Refused, SteelyardError
@@ -285,21 +286,21 @@ class PoolsLoop:
         link: Link,
         why: Callable[[JobId], Why | None],
         find_engine: Callable[[], Engine | None],
+        looks: QueueLooks,
         make_pass: Callable[[Pool, Pilot], bytes],
     ) -> None:
         self._store, self._clock, self._watch, self._live, self._link = store, clock, watch, live, link
-        self._why, self._find_engine, self._make_pass = why, find_engine, make_pass
+        self._why, self._find_engine, self._looks, self._make_pass = why, find_engine, looks, make_pass
         self._began_ns = clock.mono_ns()
         self._known: dict[MachineId, Known] = {}
-        self._look_at_ns = 0
-        self._failed = 0
-        self._complaint = ""
+        #: when the newest look began that was judged here
+        self._looked_ns = -1
         self.tick_s = TICK_S
 
     @property
     def silent(self) -> str:
         """Why nothing is known of the pilots now; "" where something is."""
-        return self._complaint if self._failed >= SILENT_LOOKS else ""
+        return self._looks.silent
 
     async def activate(self) -> Sequence[str]:
         pools, pilots = await self._store.read(lambda tx: (tx.pools(), tx.pilots()))
@@ -329,16 +330,15 @@ class PoolsLoop:
         await refresh(self._live, self._store)
         stored, functions = await self._store.read(lambda tx: (tx.machines(), tx.functions()))
         machines = {each.id: each for each in stored if each.pool}
-        looked_ns = self._clock.mono_ns()
-        queue: Mapping[str, QueueEntry] | None = None
+        look = await self._looks.take(engine, self._looked_ns, LOOK_S) if engine is not None and pilots else None
+        self._looked_ns = self._looked_ns if look is None else look.at_ns
+        queue = None if look is None else look.queue
         words: dict[MachineId, str] = {}
-        if engine is not None and pilots and looked_ns >= self._look_at_ns:
-            queue = await self._look(engine, looked_ns)
         for pilot in pilots:
             about = self._known.setdefault(pilot.id, Known())
             entry = None if queue is None else queue.get(pilot.queue_id)
             if entry is not None and entry.state in PENDING | RUNNING:
-                about.seen_ns = looked_ns
+                about.seen_ns = self._looked_ns
             elif queue is not None and engine is not None and pilot.ready_at is None and (entry is not None or pilot.number):
                 words[pilot.id] = await self._read_words(engine, pilot)
         return Seen(
@@ -352,21 +352,9 @@ class PoolsLoop:
             ),
             queue,
             words,
-            looked_ns,
+            self._looked_ns,
             engine is not None,
         )
-
-    async def _look(self, engine: Engine, now_ns: int) -> Mapping[str, QueueEntry] | None:
-        try:
-            queue = await engine.look()
-            self._failed, self._complaint = 0, ""
-        except SteelyardError as err:
-            queue, self._failed, self._complaint = None, self._failed + 1, err.public
-            _log.warning("the cluster did not tell of its pilots: %s", err.public)
-        ended_ns = self._clock.mono_ns()
-        rest_ns = (ended_ns - now_ns) / LOOK_SHARE if queue is not None else 0
-        self._look_at_ns = ended_ns + int(min(max(LOOK_S * 1e9, rest_ns), LOOK_MAX_S * 1e9))
-        return queue
 
     async def _read_words(self, engine: Engine, pilot: Pilot) -> str:
         try:
@@ -434,7 +422,6 @@ class PoolsLoop:
         except SteelyardError as err:
             _log.warning("whether %s was taken is not known: %s", pilots[0].id, err.public)
         self._note_submitted(pilots)
-        self._look_at_ns = 0
         if refused:
             now = self._clock.now_us()
             await self._store.write(lambda tx: _refuse(tx, pilots, refused, now))

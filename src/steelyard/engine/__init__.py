@@ -50,7 +50,7 @@ class Engine(Protocol):
         """It has ended: what lies of it for its program goes, logs stay."""
         ...
 
-    async def look(self) -> dict[str, QueueEntry]:
+    async def look(self) -> Mapping[str, QueueEntry]:
         """All attempts of this home that the queue knows of, ended ones included for some minutes, by their ids. One request."""
         ...
 

@@ -9,8 +9,9 @@ import pytest
 from msgspec.structs import replace
 
 from steelyard.clock import VirtualClock
-from steelyard.control.direct import LOOK_S, SETTLE_NS, SILENT_LOOKS, DirectLoop
+from steelyard.control.direct import LOOK_S, SETTLE_NS, DirectLoop
 from steelyard.control.live import LiveJobs
+from steelyard.control.queue_looks import SILENT_LOOKS, QueueLooks
 from steelyard.control.watch import Watch
 from steelyard.engine.fake import FakeEngine, Fate
 from steelyard.lifecycle.job import Change, stop_job
@@ -38,7 +39,8 @@ class World:
     def restart(self) -> None:
         """A new server on the same store."""
         self.live = LiveJobs()
-        self.loop = DirectLoop(self.store, self.clock, self.watch, self.live, lambda: self.engine)
+        looks = QueueLooks(self.clock)
+        self.loop = DirectLoop(self.store, self.clock, self.watch, self.live, lambda: self.engine, looks)
 
     def submit(self, *argv: str, id_: str = "j-000001", array: ArrayPlace | None = None, **more: object) -> JobId:
         spec = replace(JobSpec("x", argv or ("true",), "/", direct=True), **more)

@@ -14,6 +14,7 @@ from control_world import MACHINE, OWNER
 from steelyard.clock import VirtualClock
 from steelyard.control.live import LiveJobs
 from steelyard.control.pools import SETTLE_NS, PoolsLoop
+from steelyard.control.queue_looks import QueueLooks
 from steelyard.control.reports import greet
 from steelyard.control.watch import Watch
 from steelyard.engine.fake import FakeEngine
@@ -43,7 +44,7 @@ class World:
         live = LiveJobs()
         self.loop = PoolsLoop(
             self.store, self.clock, Watch(), live, self, lambda job: None,
-            lambda: self.engine if self.attached else None, lambda pool, pilot: pilot.id.encode(),
+            lambda: self.engine if self.attached else None, QueueLooks(self.clock), lambda pool, pilot: pilot.id.encode(),
         )  # fmt: skip
 
     # as the hub

@@ -27,7 +27,7 @@ from steelyard.engine.slurm.pilot import (
     read_words,
     render_pilot_script,
 )
-from steelyard.engine.slurm.read import QUEUE_FORMAT, read_complaint, read_exit_code, read_queue, read_record
+from steelyard.engine.slurm.read import QUEUE_FORMAT, QueueReader, read_complaint, read_exit_code, read_record
 from steelyard.engine.slurm.script import make_options, name_folder, name_prefix, render_script
 from steelyard.errors import EdgeFailed, SteelyardError, Unreachable
 from steelyard.model.ids import MachineId
@@ -44,6 +44,7 @@ class DirectSlurm:
 
     def __init__(self, client: SlurmClient, attachment: Attachment, tag: str, work_uid: int) -> None:
         self._client, self._attachment, self._tag, self._work_uid = client, attachment, tag, work_uid
+        self._queue = QueueReader(tag)
 
     def make_batches(self, jobs: Sequence[Job]) -> list[tuple[Job, ...]]:
         return [batch.jobs for batch in make_batches(jobs, self._attachment.array_size_max)]
@@ -77,18 +78,19 @@ class DirectSlurm:
             raise EdgeFailed(f"sbatch answered {out.strip()[:200]!r}", code="slurm-answer")
         return number
 
-    async def look(self) -> dict[str, QueueEntry]:
+    async def look(self) -> Mapping[str, QueueEntry]:
         # an array that waits is one line, whose indices squeue would cut off
         variables = ("SLURM_TIME_FORMAT=%s", "SLURM_BITSTR_LEN=0")
         words = ("env", *variables, "squeue", "--noheader", "--states=all", f"--format={QUEUE_FORMAT}")
-        return read_queue(await self._client.ask(*words, name="squeue"), self._tag)
+        return self._queue.read(await self._client.ask(*words, name="squeue"))
 
     async def read_records(self, jobs: Sequence[Job], name: str = "exit") -> dict[str, tuple[RankRecord, ...]]:
-        command = 'for each; do echo "$each"; for file in "$0/$each".*.NAME; do [ ! -f "$file" ] || cat -- "$file"; done; done'
+        # one process for all of them; patterns, for which the whole folder is read, only for gangs. Nothing else is in an id
+        command = 'cd -- "$0" && IFS= && exec grep -asH "" -- $@'
         found: dict[str, dict[int, RankRecord]] = {job.attempt_id: {} for job in jobs}
         for uid, some in self._by_user(jobs):
-            words = (name_folder(self._attachment, uid), *(job.attempt_id for job in some))
-            _, out, _ = await self._client.run("sh", "-c", command.replace("NAME", name), *words, uid=uid)
+            files = (f"{job.attempt_id}.{0 if job.spec.gang is None else '*'}.{name}" for job in some)
+            _, out, _ = await self._client.run("sh", "-c", command, name_folder(self._attachment, uid), *files, uid=uid)
             read_ranks(out, found)
         return {attempt: tuple(ranks[rank] for rank in sorted(ranks)) for attempt, ranks in found.items()}
 
@@ -164,12 +166,12 @@ class DirectSlurm:
 
 
 def read_ranks(text: str, found: Mapping[str, dict[int, RankRecord]]) -> None:
-    """Into `found`, what stands behind the ids of its attempts. The folder is the user's: anything may lie there."""
-    attempt = ""
+    """Into `found`, of its attempts, what `grep` tells: `ATTEMPT.RANK.NAME:{...}`. The folder is the user's: anything may lie
+    there."""
     for line in text.splitlines():
-        if line in found:
-            attempt = line
-        elif attempt:
+        file, _, written = line.partition(":")
+        attempt = file.rsplit(".", 2)[0]
+        if attempt in found:
             with contextlib.suppress(msgspec.MsgspecError):
-                record = msgspec.json.decode(line, type=RankRecord)
+                record = msgspec.json.decode(written, type=RankRecord)
                 found[attempt][record.rank] = record

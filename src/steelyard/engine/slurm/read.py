@@ -8,11 +8,12 @@ passed over: newer releases add words, and comments of strangers may hold anythi
 from __future__ import annotations
 
 import re
+from collections.abc import Iterator, Mapping
 
 from steelyard.engine.slurm.arrays import list_attempts
 from steelyard.model.slurm import QueueEntry, SlurmNode, SlurmPartition
 
-#: for `read_queue`: job and its index in an array, state, reason, start (in seconds: SLURM_TIME_FORMAT=%s), nodes, end, comment
+#: for `QueueReader`: job and its index in an array, state, reason, start (in seconds: SLURM_TIME_FORMAT=%s), nodes, end, comment
 QUEUE_FORMAT = "%i|%T|%r|%S|%N|%e|%k"
 
 #: a name in front of `=`, at the beginning or behind a blank: values hold blanks themselves
@@ -101,22 +102,45 @@ def read_topology(text: str) -> dict[str, str]:
     return found
 
 
-def read_queue(text: str, tag: str) -> dict[str, QueueEntry]:
-    """Of `squeue -o QUEUE_FORMAT`: what Slurm knows of our attempts, each by its id. Of several jobs for one attempt the first to
-    run counts: the others end as soon as they see it."""
-    found: dict[str, QueueEntry] = {}
-    prefix = f"steelyard:{tag}:"
-    for line in text.splitlines():
-        fields = line.split("|", 6)
-        if len(fields) < 7 or not fields[6].startswith(prefix):
-            continue
-        name, state, reason, begun, nodes, end, comment = fields
-        started, ends = (int(each) * 1_000_000 if each.isdigit() else None for each in (begun, end))
-        for attempt, number in list_attempts(comment[len(prefix) :].rstrip(), name):
-            known = found.get(attempt)
-            if attempt and (known is None or (known.state == "PENDING" and state != "PENDING")):
-                found[attempt] = QueueEntry(number, state, "" if reason in _NOTHING else reason, started, nodes, ends)
-    return found
+class QueueReader:
+    """Of `squeue -o QUEUE_FORMAT`, again and again: what Slurm knows of a home's attempts, each by its id. A line that was there
+    at the last reading is not taken apart again: of ten thousand jobs hardly any has moved since then."""
+
+    def __init__(self, tag: str) -> None:
+        self._prefix = f"steelyard:{tag}:"
+        self._text = ""
+        self._lines: dict[str, tuple[tuple[str, QueueEntry], ...]] = {}
+        self._found: dict[str, QueueEntry] = {}
+
+    def read(self, text: str) -> Mapping[str, QueueEntry]:
+        """Of several jobs for one attempt the first to run counts: the others end as soon as they see it."""
+        if text == self._text:
+            return self._found
+        mark = f"|{self._prefix}"
+        lines: dict[str, tuple[tuple[str, QueueEntry], ...]] = {}
+        found: dict[str, QueueEntry] = {}
+        for line in text.splitlines():
+            if mark not in line:
+                continue
+            entries = lines[line] = self._lines.get(line) or tuple(read_line(line, self._prefix))
+            for attempt, entry in entries:
+                known = found.get(attempt)
+                if known is None or (known.state == "PENDING" and entry.state != "PENDING"):
+                    found[attempt] = entry
+        self._text, self._lines, self._found = text, lines, found
+        return found
+
+
+def read_line(line: str, prefix: str) -> Iterator[tuple[str, QueueEntry]]:
+    """Attempts of one line: of an array that waits, all that do."""
+    fields = line.split("|", 6)
+    if len(fields) < 7 or not fields[6].startswith(prefix):
+        return
+    name, state, reason, begun, nodes, end, comment = fields
+    started, ends = (int(each) * 1_000_000 if each.isdigit() else None for each in (begun, end))
+    for attempt, number in list_attempts(comment[len(prefix) :].rstrip(), name):
+        if attempt:
+            yield attempt, QueueEntry(number, state, "" if reason in _NOTHING else reason, started, nodes, ends)
 
 
 def read_exit_code(record: dict[str, str]) -> tuple[int | None, int | None]:

@@ -37,9 +37,11 @@ MAPPED = (
 )
 
 _END = "STEELYARD_END_OF_TEXT"
-_STEP = Path(__file__).with_name("step.py")
-#: where a node's own python3 is: one in front of it in PATH may be anything, and slow
-_PYTHON = "/usr/bin/python3"
+_STEP, _QUICK_STEP = (Path(__file__).with_name(name) for name in ("step.py", "step.pl"))
+#: where a node's own python3 and perl are: those in front of them in PATH may be anything, and slow
+_PYTHON, _PERL = "/usr/bin/python3", "/usr/bin/perl"
+#: perl would mind these; where they are set, they are meant for the task
+_FOR_PERL = ("PERL5OPT", "PERL_BADLANG", "PERL_SIGNALS")
 
 _WHO = ("STEELYARD_JOB_ID", "STEELYARD_ATTEMPT_ID")
 
@@ -112,7 +114,8 @@ def render_script(batch: Batch, attachment: Attachment, uid: int) -> str:
         lines += _keep_script(spec.script)
         start = f'{start} script "$sy_script" {shlex.join(spec.argv[1:])}'
     elif spec.gang is None:
-        start = f"{start} task {shlex.join(spec.argv)}"
+        lines.append(f"sy_quick={shlex.quote(_QUICK_STEP.read_text())}")
+        start = f'{start} task "$@"'
     else:
         lines += [
             'export MASTER_ADDR=$(scontrol show hostnames "$SLURM_JOB_NODELIST" | head -n 1)',
@@ -129,6 +132,10 @@ def render_script(batch: Batch, attachment: Attachment, uid: int) -> str:
     for name, value in attachment.env.items():
         lines.append(f'[ "${{{name}-}}" != {shlex.quote(value)} ] || unset {name}')
     lines.append(f'sy_prefix={shlex.quote(name_folder(attachment, uid))}/"$STEELYARD_ATTEMPT_ID"')
+    if spec.script is None and spec.gang is None:
+        unset = "".join(f"${{{name}+x}}" for name in _FOR_PERL)
+        lines.append(f"set -- {shlex.join(spec.argv)}")
+        lines.append(f'[ ! -x {_PERL} ] || [ -n "{unset}" ] || PERL_BADLANG=0 exec {_PERL} -C0 -e "$sy_quick" "$sy_prefix" "$@"')
     return "\n".join([*lines, f"exec {start}", ""])
 
 

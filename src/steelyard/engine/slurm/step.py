@@ -5,6 +5,8 @@ It travels in the batch script and runs on a node's own python3 (3.8 or later): 
 
     python3 -I -S -c "$THIS" PREFIX KIND COMMAND [ARGUMENT]...
 
+A single `task` is started by its twin in perl (`step.pl`) where a node has that: what one of them does, the other does too.
+
 PREFIX is what the attempt's files begin with; their folder is on storage that nodes and login host share, and where it isn't, the
 task runs all the same and Slurm's word for its exit code has to do. KIND is what srun starts: `ranks` of a gang, or for each of
 its `nodes` the launcher of the ranks there; or what the batch script starts itself: a single `task`, or a `script` for sbatch.

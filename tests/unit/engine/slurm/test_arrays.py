@@ -7,7 +7,7 @@ from hypothesis import strategies as st
 from msgspec.structs import replace
 
 from steelyard.engine.slurm.arrays import CHUNK, Batch, fit_pattern, list_attempts, make_batches, read_runs, render_runs
-from steelyard.engine.slurm.read import read_queue
+from steelyard.engine.slurm.read import QueueReader
 from steelyard.engine.slurm.script import make_options, name_comment, render_script
 from steelyard.lifecycle.array import make_places, parse_array
 from steelyard.model.ids import DEFAULT_PROJECT, JobId
@@ -47,11 +47,11 @@ def test_every_element_is_found_by_its_id_however_squeue_folds_them(numbers: lis
         assert all(task < SIZE for task in tasks)
         name = f"{at}_[{batch.tasks}%4]" if batch.base is not None else str(at)
         comment = name_comment("t", batch.attempts)
-        queue = read_queue(f"{name}|PENDING|Priority|N/A||N/A|{comment}\n", "t")
+        queue = QueueReader("t").read(f"{name}|PENDING|Priority|N/A||N/A|{comment}\n")
         found += queue
         # and each by itself once it runs
         for job, task in zip(batch.jobs, tasks, strict=False):
-            running = read_queue(f"{at}_{task}|RUNNING|None|1|n1|2|{comment}\n", "t")
+            running = QueueReader("t").read(f"{at}_{task}|RUNNING|None|1|n1|2|{comment}\n")
             assert running[job.attempt_id].job == f"{at}_{task}"
     assert sorted(found) == sorted(job.attempt_id for job in jobs)
 

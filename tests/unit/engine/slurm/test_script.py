@@ -11,7 +11,7 @@ from msgspec.structs import replace
 
 from steelyard.engine.slurm import script
 from steelyard.engine.slurm.arrays import Batch, make_batches
-from steelyard.engine.slurm.read import read_queue
+from steelyard.engine.slurm.read import QueueReader
 from steelyard.engine.slurm.script import make_options, name_comment, render_script
 from steelyard.model.batch import Gang, Launcher, Warn
 from steelyard.model.gpu_demand import parse_gpu_demand
@@ -87,7 +87,8 @@ def test_what_a_user_writes_is_text_to_the_shell(words: list[str], value: str) -
     text = render_script(only(make_job(argv=tuple(words), env={"X": value})), AT, 1000)
     exported = text[text.index("export X=") :].removeprefix("export X=")
     assert exported.startswith(shlex.quote(value) + "\n")
-    assert text.endswith(f'\nexec $sy_python -I -S -c "$sy_step" "$sy_prefix" task {shlex.join(words)}\n')
+    assert f"\nset -- {shlex.join(words)}\n" in text
+    assert text.endswith('\nexec $sy_python -I -S -c "$sy_step" "$sy_prefix" task "$@"\n')
 
 
 @given(values)
@@ -108,7 +109,7 @@ def test_only_our_own_attempts_are_read_from_the_queue() -> None:
         "nonsense\n"
         "15|PENDING|None|N/A||N/A|(null)\n"
     )
-    assert read_queue(text, "0123abcd") == {
+    assert QueueReader("0123abcd").read(text) == {
         "j-000007.1": QueueEntry("12", "RUNNING", "", 1_700_000_000_000_000, "n[1-2]", 1_700_000_600_000_000)
     }
 
@@ -117,9 +118,19 @@ def test_of_two_submissions_of_an_attempt_the_one_that_runs_counts() -> None:
     mine = name_comment("t", "a.1")
     lines = [f"12|PENDING|Priority|N/A||N/A|{mine}", f"13|RUNNING|None|1|n1|2|{mine}"]
     for order in (lines, lines[::-1]):
-        assert read_queue("\n".join(order), "t")["a.1"].job == "13"
+        assert QueueReader("t").read("\n".join(order))["a.1"].job == "13"
+
+
+def test_a_later_look_tells_what_moved_what_came_and_what_is_gone() -> None:
+    one, two, three = (name_comment("t", f"{name}.1") for name in "abc")
+    reader = QueueReader("t")
+    first = reader.read(f"1|PENDING|Priority|N/A||N/A|{one}\n2|PENDING|Priority|N/A||N/A|{two}\n")
+    then = reader.read(f"1|PENDING|Priority|N/A||N/A|{one}\n3|PENDING|Priority|N/A||N/A|{three}\n")
+    assert [entry.state for entry in first.values()] == ["PENDING", "PENDING"]
+    assert then.keys() == {"a.1", "c.1"} and then["a.1"] is first["a.1"]
+    assert reader.read(f"1|RUNNING|None|1|n1|2|{one}\n")["a.1"].state == "RUNNING"
 
 
 @given(st.text(max_size=300))
 def test_no_text_upsets_the_reader_of_the_queue(text: str) -> None:
-    read_queue(text, "t")
+    QueueReader("t").read(text)
