@@ -13,13 +13,13 @@ from pathlib import Path
 
 import click
 
-from steelyard.cli.attend import POLL_S, START, Cursor, Detached, Interrupts, Patience, stream
+from steelyard.cli.attend import POLL_S, START, Cursor, Detached, Interrupts, stream
 from steelyard.cli.follow import Followers, Printer, Stream
 from steelyard.cli.job_logs import find_end, list_elements, make_streams, poll_job, rest_after, write_taken
 from steelyard.cli.job_text import Look, render_bar, render_counts, render_used
 from steelyard.cli.output import Progress, say
-from steelyard.cli.programs import SUPERVISOR, lives, load_record
-from steelyard.cli.session import find_paths, home_option, new_key, open_client, quote
+from steelyard.cli.patience import Patience, make_patience
+from steelyard.cli.session import home_option, new_key, open_client, quote
 from steelyard.clock import Clock, SystemClock
 from steelyard.errors import Refused, SteelyardError, Unreachable
 from steelyard.wire.api import JobStop, JobView, LogChunk
@@ -60,11 +60,6 @@ def attach(job: str, whole: bool, home: Path | None) -> None:
         if view.ended_at is not None:
             words = f"steelyard: {view.id} has ended already: {view.state}. `steelyard logs {view.id}` shows what it wrote."
         sys.exit(attend(client, make_patience(home, clock), view, clock, whole=whole, words=words))
-
-
-def make_patience(home: Path | None, clock: Clock) -> Patience:
-    paths = find_paths(home)
-    return Patience(clock, lambda: lives(load_record(paths, SUPERVISOR)))
 
 
 def attend(

@@ -15,15 +15,11 @@ from collections.abc import Callable
 from types import FrameType
 from typing import NamedTuple, TypeVar
 
-from steelyard.cli.output import say
-from steelyard.clock import Clock
-from steelyard.errors import Unreachable
+from steelyard.cli.patience import Patience
 from steelyard.wire.api import LogChunk
 
 T = TypeVar("T")
 
-#: how long a submit and a log stream outlive an absent server
-AWAY_S = 120.0
 #: one long poll
 POLL_S = 20.0
 
@@ -50,40 +46,6 @@ START, FIRST, END = Cursor(), Cursor(1), Cursor(0, 2**62, 2**62)
 
 def cursor_after(chunk: LogChunk) -> Cursor:
     return Cursor(chunk.attempt, chunk.stdout_offset, chunk.stderr_offset)
-
-
-class Patience:
-    """Calls again while the server is away, for a bounded time; at once gives up where nobody is there to bring it back. Several
-    threads may call; an absence is said once."""
-
-    def __init__(self, clock: Clock, supervised: Callable[[], bool]) -> None:
-        self._clock = clock
-        self.supervised = supervised
-        self._pause = threading.Event()
-        self._saying = threading.Lock()
-        self._said = False
-
-    def call(self, attempt: Callable[[], T], what: str) -> T:
-        deadline_ns: int | None = None
-        while True:
-            try:
-                answer = attempt()
-                self._said = False
-                return answer
-            except Unreachable as err:
-                if deadline_ns is None:
-                    deadline_ns = self._clock.mono_ns() + int(AWAY_S * 1e9)
-                    if self.supervised():
-                        self._say(f"steelyard: the server is away; {what} goes on when it is back")
-                if not self.supervised() or self._clock.mono_ns() > deadline_ns:
-                    raise err
-                self._pause.wait(0.1)
-
-    def _say(self, text: str) -> None:
-        with self._saying:
-            if not self._said:
-                self._said = True
-                say(text)
 
 
 class Interrupts:

@@ -8,9 +8,9 @@ from functools import partial
 
 import click
 
-from steelyard.cli.attend import Patience
 from steelyard.cli.job_options import name_image
 from steelyard.cli.output import Progress, show_time
+from steelyard.cli.patience import Patience
 from steelyard.cli.quantities import render_bytes
 from steelyard.errors import NotFound, Refused, SteelyardError
 from steelyard.lifecycle.image import PREFIX_MIN

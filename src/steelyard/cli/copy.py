@@ -14,9 +14,9 @@ from typing import NamedTuple
 
 import click
 
-from steelyard.cli.attach import make_patience
 from steelyard.cli.inside import check_which, find_inside, inside_options
 from steelyard.cli.output import Progress
+from steelyard.cli.patience import make_patience
 from steelyard.cli.quantities import render_bytes
 from steelyard.cli.session import home_option, open_client
 from steelyard.clock import Clock, SystemClock

@@ -25,9 +25,9 @@ from steelyard.cli.app_deploy import (
     wait_settled,
 )
 from steelyard.cli.app_file import AppFile, check_python, lib_dir_for, load_app
-from steelyard.cli.attach import make_patience
 from steelyard.cli.image_ask import ensure_app_images
 from steelyard.cli.output import Progress, print_json, print_table, say
+from steelyard.cli.patience import make_patience
 from steelyard.cli.session import new_key, open_client, quote
 from steelyard.clock import SystemClock
 from steelyard.errors import NotFound, Refused, SteelyardError

@@ -9,10 +9,10 @@ from pathlib import Path
 
 import click
 
-from steelyard.cli.attach import make_patience
-from steelyard.cli.attend import END, POLL_S, Cursor, Interrupts, Patience, stream
+from steelyard.cli.attend import END, POLL_S, Cursor, Interrupts, stream
 from steelyard.cli.inside import check_which, find_inside, inside_options
 from steelyard.cli.output import say
+from steelyard.cli.patience import Patience, make_patience
 from steelyard.cli.session import home_option, new_key, open_client
 from steelyard.clock import Clock, SystemClock
 from steelyard.errors import Refused, SteelyardError

@@ -74,9 +74,9 @@ def build(
     as_json: bool,
 ) -> None:
     from steelyard.cli.app_deploy import find_login
-    from steelyard.cli.attach import make_patience
     from steelyard.cli.container_image import name_login
     from steelyard.cli.image_ask import ensure_container, ensure_image, is_container, make_image_spec
+    from steelyard.cli.patience import make_patience
     from steelyard.clock import SystemClock
 
     folder = Path(os.getcwd())
@@ -158,8 +158,8 @@ def _compose(
 @home_option
 @json_option
 def pull(reference: str, secret: str, home: Path | None, as_json: bool) -> None:
-    from steelyard.cli.attach import make_patience
     from steelyard.cli.container_image import name_login, pull_image
+    from steelyard.cli.patience import make_patience
     from steelyard.clock import SystemClock
 
     with open_client(home) as client:

@@ -20,12 +20,13 @@ import msgspec
 
 from steelyard.cli.app_deploy import find_login, send_bundle
 from steelyard.cli.app_file import AppFile
-from steelyard.cli.attend import START, Patience, cursor_after
+from steelyard.cli.attend import START, cursor_after
 from steelyard.cli.bundle import Bundle, capture_files, capture_folder
 from steelyard.cli.follow import Lines
 from steelyard.cli.job_logs import poll_job
 from steelyard.cli.job_options import name_image
 from steelyard.cli.output import Progress
+from steelyard.cli.patience import Patience
 from steelyard.cli.session import new_key, quote
 from steelyard.errors import Refused
 from steelyard.lifecycle.build_failure import explain_inside, explain_step

@@ -11,8 +11,9 @@ from typing import TypeVar
 
 import click
 
-from steelyard.cli.attend import POLL_S, Patience
+from steelyard.cli.attend import POLL_S
 from steelyard.cli.output import Progress
+from steelyard.cli.patience import Patience
 from steelyard.cli.session import quote
 from steelyard.errors import Refused
 from steelyard.wire.api import ReplicaHeld

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from steelyard.cli.attend import END, START, Cursor, Patience, cursor_after
+from steelyard.cli.attend import END, START, Cursor, cursor_after
 from steelyard.cli.follow import Followers, Printer, Stream
+from steelyard.cli.patience import Patience
 from steelyard.cli.session import quote
 from steelyard.clock import Clock
 from steelyard.wire.api import JobView, LogChunk

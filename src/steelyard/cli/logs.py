@@ -6,12 +6,12 @@ from pathlib import Path
 
 import click
 
-from steelyard.cli.attach import make_patience
-from steelyard.cli.attend import FIRST, POLL_S, START, Cursor, Patience, cursor_after, write_chunk
+from steelyard.cli.attend import FIRST, POLL_S, START, Cursor, cursor_after, write_chunk
 from steelyard.cli.follow import Followers, Printer
 from steelyard.cli.function_logs import poll_function
 from steelyard.cli.job_logs import follow_array, make_streams, poll_job, print_array, print_streams, write_taken
 from steelyard.cli.output import say
+from steelyard.cli.patience import Patience, make_patience
 from steelyard.cli.session import home_option, open_client, quote
 from steelyard.clock import SystemClock
 from steelyard.errors import NotFound, Refused

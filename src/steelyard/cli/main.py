@@ -117,6 +117,9 @@ class LazyGroup(HelpGroup):
             return None
         module, _, name = target.partition(":")
         command = getattr(importlib.import_module(module), name)
+        # off since the process began (`__main__.py`); what is there by now is never looked through
+        gc.freeze()
+        gc.enable()
         assert isinstance(command, click.Command)
         return command
 

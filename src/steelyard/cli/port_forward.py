@@ -12,10 +12,9 @@ from typing import NamedTuple
 
 import click
 
-from steelyard.cli.attach import make_patience
-from steelyard.cli.attend import Patience
 from steelyard.cli.inside import check_which, find_inside, inside_options, names_job
 from steelyard.cli.output import say
+from steelyard.cli.patience import Patience, make_patience
 from steelyard.cli.session import home_option, open_client, quote
 from steelyard.clock import SystemClock
 from steelyard.errors import NotFound, Refused, SteelyardError, Unreachable

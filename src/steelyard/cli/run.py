@@ -135,7 +135,7 @@ def _run_job(
     detach: bool, home: Path | None, command: tuple[str, ...], array: str | None, project: str, asked: dict[str, Any]
 ) -> None:
     # imported here: a function needs none of it
-    from steelyard.cli.attach import attend, make_patience
+    from steelyard.cli.patience import make_patience
     from steelyard.clock import SystemClock
     from steelyard.wire.api import JobSubmit, JobView
 
@@ -148,6 +148,8 @@ def _run_job(
         if detach:
             click.echo(job.id)
             return
+        from steelyard.cli.attach import attend
+
         sys.exit(attend(client, patience, job, clock))
 
 

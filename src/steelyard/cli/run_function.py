@@ -86,8 +86,8 @@ def _build_images(client: ApiClient, app: AppFile, override: Mapping[str, Any], 
     if all(each.image is None for each in app.description.functions):
         return {}
     # imported here: whoever has no image must not wait for it
-    from steelyard.cli.attach import make_patience
     from steelyard.cli.image_ask import ensure_app_images
+    from steelyard.cli.patience import make_patience
     from steelyard.clock import SystemClock
 
     return ensure_app_images(client, app, Progress(), make_patience(home, SystemClock()), override)

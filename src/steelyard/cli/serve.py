@@ -27,14 +27,14 @@ from steelyard.cli.app_deploy import (
     wait_settled,
 )
 from steelyard.cli.app_file import AppFile, Declared, Description, check_python, declares_app, load_app_apart, parse_file
-from steelyard.cli.attach import make_patience
-from steelyard.cli.attend import START, Patience
+from steelyard.cli.attend import START
 from steelyard.cli.deploy import read_target
 from steelyard.cli.deploy_app import choose_function
 from steelyard.cli.ephemeral import LEASE_S, Ended, Lease, ended_by_signals
 from steelyard.cli.function_logs import FunctionLogs, find_end
 from steelyard.cli.image_ask import ensure_app_images
 from steelyard.cli.output import Progress, print_table, say
+from steelyard.cli.patience import Patience, make_patience
 from steelyard.cli.saves import Save, Saves
 from steelyard.cli.session import home_option, open_client
 from steelyard.clock import Clock, SystemClock

@@ -6,7 +6,6 @@ Never starts anything and never writes.
 from __future__ import annotations
 
 import os
-import uuid
 from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
@@ -84,7 +83,7 @@ def open_client(home: Path | None) -> ApiClient:
 
 def new_key() -> str:
     """A fresh Idempotency-Key."""
-    return uuid.uuid4().hex
+    return os.urandom(16).hex()
 
 
 def quote(name: str) -> str:

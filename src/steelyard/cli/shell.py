@@ -13,13 +13,14 @@ import click
 import msgspec
 from click.core import ParameterSource
 
-from steelyard.cli.attach import conclude, make_patience, make_stop
-from steelyard.cli.attend import END, POLL_S, Interrupts, Patience
+from steelyard.cli.attach import conclude, make_stop
+from steelyard.cli.attend import END, POLL_S, Interrupts
 from steelyard.cli.exec import HUNG_UP, execute
 from steelyard.cli.inside import check_which, inside_options
 from steelyard.cli.job_logs import poll_job
 from steelyard.cli.job_options import default_options, job_options, make_spec
 from steelyard.cli.output import Progress, say, show_time
+from steelyard.cli.patience import Patience, make_patience
 from steelyard.cli.session import home_option, new_key, open_client, quote
 from steelyard.cli.terminal import attend_terminal, observe_terminal
 from steelyard.clock import Clock, SystemClock

@@ -11,7 +11,7 @@ import click
 
 from steelyard.api.sbatch_script import Submission, read_script
 from steelyard.api.sbatch_text import SCRIPT_MAX_BYTES
-from steelyard.cli.attach import attend, make_patience
+from steelyard.cli.attach import attend
 from steelyard.cli.job_options import (
     name_image,
     parse_uses,
@@ -21,6 +21,7 @@ from steelyard.cli.job_options import (
     volume_option,
 )
 from steelyard.cli.output import print_json, print_table, say
+from steelyard.cli.patience import make_patience
 from steelyard.cli.session import home_option, json_option, new_key, open_client
 from steelyard.clock import SystemClock
 from steelyard.errors import Refused

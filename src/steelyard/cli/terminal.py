@@ -15,9 +15,9 @@ import termios
 import tty
 from collections.abc import Awaitable, Callable, Iterator
 
-from steelyard.cli.attend import AWAY_S, Patience
 from steelyard.cli.escape import Escape
 from steelyard.cli.output import say
+from steelyard.cli.patience import AWAY_S, Patience
 from steelyard.clock import Clock
 from steelyard.errors import Refused, Unreachable
 from steelyard.model.job import Terminal
