@@ -32,7 +32,7 @@ async def list_revisions(request: Request[Any, Any, Any], name: FunctionPath) ->
     services = services_of(request)
     row, rows = await services.store.read(lambda tx: (_find(tx, name), tx.revisions(DEFAULT_PROJECT, FunctionName(name))))
     looks = services.looks.find(row.name)
-    return [revision_view(each, row, looks.get(each.revision), services.settings) for each in rows]
+    return [revision_view(each, row, looks, services.settings) for each in rows]
 
 
 @put("/v1/functions/{name:str}/traffic", before_request=require_json, responses=errors(404, 409, 413, 415, 422, 507))

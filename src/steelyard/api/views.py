@@ -13,7 +13,7 @@ import msgspec
 
 from steelyard.clock import rfc3339
 from steelyard.config import Settings
-from steelyard.control.rollouts import apply_look
+from steelyard.control.rollouts import Look, apply_look
 from steelyard.errors import Unreachable
 from steelyard.lifecycle.call import KEPT_US
 from steelyard.lifecycle.history import read_event
@@ -30,7 +30,7 @@ from steelyard.model.site import Schedule
 from steelyard.model.volume import Volume, VolumeSeen
 from steelyard.scheduling.snapshot import Why
 from steelyard.store import Event
-from steelyard.wire.agent import ContainerImageSeen, RevisionSeen
+from steelyard.wire.agent import ContainerImageSeen
 from steelyard.wire.api import (
     CallView,
     ColdStartView,
@@ -201,10 +201,10 @@ def function_view(function: Function, settings: Settings, agent_lost: bool = Fal
     )
 
 
-def revision_view(row: Revision, function: Function, look: RevisionSeen | None, settings: Settings) -> RevisionView:
-    """`look`: what the newest report counted, which may not be stored yet."""
-    if look is not None:
-        row = apply_look(row, look)
+def revision_view(row: Revision, function: Function, looks: Sequence[Look], settings: Settings) -> RevisionView:
+    """`looks`: what the newest reports counted of the function's revisions, which may not be stored yet."""
+    for place, look in looks:
+        row = apply_look(row, place, look) if look.revision == row.revision else row
     live = function.live.get(row.revision)
     percent = next((share.percent for share in function.routes.shares if share.revision == row.revision), 0)
     state = row.state

@@ -16,8 +16,8 @@ from steelyard.control.places import place_now
 from steelyard.control.traffic import roll_back
 from steelyard.control.watch import Watch
 from steelyard.errors import NoRoom, Refused, Unreachable
-from steelyard.model.function import Function, Revision, RevisionState, Rollout
-from steelyard.model.ids import DEFAULT_PROJECT, FunctionName, MachineId
+from steelyard.model.function import Counted, Function, Revision, RevisionState, Rollout
+from steelyard.model.ids import DEFAULT_PROJECT, OWN_MACHINE, FunctionName, MachineId
 from steelyard.model.reason import Reason
 from steelyard.scaling.rollout import FAILED_STARTS_MAX, Counts, Verdict, decide_rollback
 from steelyard.store import Event, Store, Tx
@@ -31,6 +31,8 @@ FULL_NS = 60 * 1_000_000_000
 
 #: what agents say of revisions, by function
 AllLooks = Mapping[FunctionName, tuple[RevisionSeen, ...]]
+#: what the agent of which machine says of a revision
+Look = tuple[MachineId, RevisionSeen]
 
 
 class Looks:
@@ -43,22 +45,33 @@ class Looks:
     def take(self, place: MachineId, functions: Iterable[FunctionSeen]) -> bool:
         """A machine's new report; true when more changed than the number of good requests."""
         self._places[place] = {each.name: each.revisions for each in functions}
-        found: dict[FunctionName, tuple[RevisionSeen, ...]] = {}
-        for looks in self._places.values():
-            for name, rows in looks.items():
-                found[name] = (*found[name], *rows) if name in found else rows
-        before, self.revisions = self.revisions, found
+        before, self.revisions = self.revisions, self._merge()
+        found = self.revisions
         return before.keys() != found.keys() or any(
             _without_requests(found[name]) != _without_requests(before[name]) for name in changed_looks(before, found)
         )
 
     def forget(self, place: MachineId) -> None:
         """The machine is gone."""
-        self._places.pop(place, None)
+        if self._places.pop(place, None) is not None:
+            self.revisions = self._merge()
 
-    def find(self, function: FunctionName) -> dict[int, RevisionSeen]:
-        """Of a revision that went and came back, the one that is here now."""
-        return {row.revision: row for row in sorted(self.revisions.get(function, ()), key=lambda row: row.since)}
+    def keep(self, places: Collection[MachineId]) -> None:
+        """All others are gone."""
+        for place in self._places.keys() - places:
+            self.forget(place)
+
+    def _merge(self) -> AllLooks:
+        found: dict[FunctionName, tuple[RevisionSeen, ...]] = {}
+        for looks in self._places.values():
+            for name, rows in looks.items():
+                found[name] = (*found[name], *rows) if name in found else rows
+        return found
+
+    def find(self, function: FunctionName) -> tuple[Look, ...]:
+        """The oldest first: of a revision that went and came back, what is said of the one that is here now comes last."""
+        found = [(place, row) for place, looks in self._places.items() for row in looks.get(function, ())]
+        return tuple(sorted(found, key=lambda look: look[1].since))
 
 
 def changed_looks(before: AllLooks, after: AllLooks) -> list[FunctionName]:
@@ -71,7 +84,9 @@ def _without_requests(rows: tuple[RevisionSeen, ...]) -> tuple[RevisionSeen, ...
 
 
 class Seen(msgspec.Struct, frozen=True):
-    functions: tuple[tuple[Function, tuple[Revision, ...], tuple[RevisionSeen, ...]], ...]
+    functions: tuple[tuple[Function, tuple[Revision, ...], tuple[Look, ...]], ...]
+    #: those that there are, by place
+    machines: frozenset[MachineId]
 
 
 class Actions(msgspec.Struct, frozen=True):
@@ -88,12 +103,15 @@ class Report(msgspec.Struct, frozen=True):
     back: tuple[FunctionName, ...] = ()
 
 
-async def load(store: Store, looks: AllLooks, names: Collection[FunctionName]) -> Seen:
+async def load(store: Store, looks: Looks, names: Collection[FunctionName]) -> Seen:
     """Of the functions with these names."""
+
+    found = {name: looks.find(name) for name in names}
 
     def read(tx: Tx) -> Seen:
         rows = [row for name in names if (row := tx.function(DEFAULT_PROJECT, name)) is not None]
-        return Seen(tuple((row, tuple(tx.revisions(row.project, row.name)), looks[row.name]) for row in rows))
+        functions = tuple((row, tuple(tx.revisions(row.project, row.name)), found[row.name]) for row in rows)
+        return Seen(functions, frozenset((OWN_MACHINE, *(machine.place for machine in tx.machines()))))
 
     return await store.read(read)
 
@@ -104,11 +122,14 @@ def decide(seen: Seen, now: int) -> Actions:
     back: list[tuple[Function, Reason, str]] = []
     for row, stored, looks in seen.functions:
         rows = {each.revision: each for each in stored}
-        failed_starts: dict[int, int] = {}
-        for look in sorted(looks, key=lambda look: look.since):
-            if look.revision in rows:
-                rows[look.revision] = apply_look(rows[look.revision], look)
-                failed_starts[look.revision] = look.failed_starts
+        failed: dict[tuple[int, MachineId], int] = {}
+        for place, look in looks:
+            if look.revision in rows and place in seen.machines:
+                rows[look.revision] = _forget(apply_look(rows[look.revision], place, look), seen.machines)
+                failed[look.revision, place] = look.failed_starts
+        failed_starts = {revision: 0 for revision, _ in failed}
+        for (revision, _), starts in failed.items():
+            failed_starts[revision] += starts
         changed = [each for each, before in zip(rows.values(), stored, strict=True) if each != before]
         revisions += [msgspec.structs.replace(each, generation=each.generation + 1) for each in changed]
         after, verdict, why = _judge(row, rows, failed_starts, now)
@@ -121,23 +142,30 @@ def decide(seen: Seen, now: int) -> Actions:
     return Actions(now, tuple(revisions), tuple(functions), tuple(back))
 
 
-def apply_look(row: Revision, look: RevisionSeen) -> Revision:
-    """The row with what was counted since it was stored last, and how the revision did. What was gone back from stays so."""
-    if look.since >= row.counted_since:
-        same = row.counted_since == look.since
+def apply_look(row: Revision, machine: MachineId, look: RevisionSeen) -> Revision:
+    """The row with what was counted there since the last time, and how the revision did. What was gone back from stays so."""
+    known = next((each for each in row.counted if each.machine == machine), Counted(machine))
+    if look.since and look.since >= known.since:
+        before = known if known.since == look.since else Counted(machine)
+        others = [each for each in row.counted if each.machine != machine]
+        counted = (*others, Counted(machine, look.since, look.requests, look.errors))
         row = msgspec.structs.replace(
             row,
-            requests=row.requests + look.requests - (row.counted_requests if same else 0),
-            errors=row.errors + look.errors - (row.counted_errors if same else 0),
-            counted_since=look.since,
-            counted_requests=look.requests,
-            counted_errors=look.errors,
+            requests=row.requests + look.requests - before.requests,
+            errors=row.errors + look.errors - before.errors,
+            counted=tuple(sorted(counted, key=lambda each: each.machine)),
         )
     if look.state is RevisionState.READY and row.state in (RevisionState.DEPLOYING, RevisionState.FAILED):
         return msgspec.structs.replace(row, state=RevisionState.READY, reason=None, detail="")
     if look.state is RevisionState.FAILED and row.state is RevisionState.DEPLOYING:
         return msgspec.structs.replace(row, state=RevisionState.FAILED, reason=look.reason, detail=look.detail)
     return row
+
+
+def _forget(row: Revision, machines: frozenset[MachineId]) -> Revision:
+    """What was counted on machines that are gone stays in the sum; nothing more will be added."""
+    counted = tuple(each for each in row.counted if each.machine in machines)
+    return row if counted == row.counted else msgspec.structs.replace(row, counted=counted)
 
 
 def _judge(row: Function, rows: dict[int, Revision], failed_starts: dict[int, int], now: int) -> tuple[Function, Verdict, str]:
@@ -216,7 +244,8 @@ class RolloutsLoop:
             self._full_ns, names = now_ns, {*looks}
         if not names:
             return ()
-        seen = await load(self._store, looks, names)
+        seen = await load(self._store, self._looks, names)
+        self._looks.keep(seen.machines)
         report = await carry_out(self._store, decide(seen, self._clock.now_us()))
         self._done = looks
         self._watching = {row.name for row, _, _ in seen.functions if row.rollout is not None}

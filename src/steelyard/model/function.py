@@ -277,6 +277,15 @@ class RevisionState(StrEnum):
     RETIRED = "RETIRED"
 
 
+class Counted(msgspec.Struct, frozen=True):
+    """What an agent counted of a revision's requests since a certain moment. The next look at that count adds the difference."""
+
+    machine: MachineId
+    since: int = 0
+    requests: int = 0
+    errors: int = 0
+
+
 class Revision(msgspec.Struct, frozen=True):
     """One revision of a function, as it is remembered: what it was, who deployed it and how it went."""
 
@@ -298,12 +307,11 @@ class Revision(msgspec.Struct, frozen=True):
     #: of FAILED and ROLLED_BACK
     reason: Reason | None = None
     detail: str = ""
+    #: on all machines together
     requests: int = 0
     errors: int = 0
-    #: what of them an agent counted since a certain moment: the next look at the same count adds the difference
-    counted_since: int = 0
-    counted_requests: int = 0
-    counted_errors: int = 0
+    #: what of them each machine's agent counted last
+    counted: tuple[Counted, ...] = ()
 
 
 class ReplicaEnd(msgspec.Struct, frozen=True):

@@ -17,7 +17,7 @@ from steelyard.control.traffic import deploy_revision, move_traffic, previous_go
 from steelyard.control.watch import Watch
 from steelyard.errors import NoRoom, Refused
 from steelyard.model.function import Function, FunctionSpec, Revision, RevisionState, Routes, Share
-from steelyard.model.ids import DEFAULT_PROJECT, OWN_MACHINE, FunctionName
+from steelyard.model.ids import DEFAULT_PROJECT, OWN_MACHINE, FunctionName, MachineId
 from steelyard.model.job import Owner, Resources
 from steelyard.model.machine import Core
 from steelyard.model.reason import Reason
@@ -28,6 +28,7 @@ from steelyard.store.memory import MemoryStore
 from steelyard.wire.agent import FunctionSeen, RevisionSeen
 
 NAME = FunctionName("f")
+A, B = MachineId("a"), MachineId("b")
 OWNER = Owner("ann", 7)
 READY, DEPLOYING, FAILED = RevisionState.READY, RevisionState.DEPLOYING, RevisionState.FAILED
 DEDICATED = FunctionSpec(argv=("x",), resources=Resources(1.0, timing=Timing.DEDICATED))
@@ -241,24 +242,90 @@ def test_each_live_revision_has_its_own_cores_or_is_refused() -> None:
 
 def test_counts_go_on_over_agents_and_are_never_counted_twice() -> None:
     row = Revision(NAME, DEFAULT_PROJECT, OWNER, 1, 1, FunctionSpec(argv=("x",)), 0, "ann")
-    first = apply_look(row, RevisionSeen(1, READY, 10, 100, 5))
+    first = apply_look(row, OWN_MACHINE, RevisionSeen(1, READY, 10, 100, 5))
     assert (first.state, first.requests, first.errors) == (READY, 100, 5)
-    assert apply_look(first, RevisionSeen(1, READY, 10, 100, 5)) == first
-    more = apply_look(first, RevisionSeen(1, READY, 10, 120, 6))
-    other = apply_look(more, RevisionSeen(1, READY, 20, 7, 1))
+    assert apply_look(first, OWN_MACHINE, RevisionSeen(1, READY, 10, 100, 5)) == first
+    more = apply_look(first, OWN_MACHINE, RevisionSeen(1, READY, 10, 120, 6))
+    other = apply_look(more, OWN_MACHINE, RevisionSeen(1, READY, 20, 7, 1))
     assert (other.requests, other.errors) == (127, 7), "an agent that took over counts from nothing"
-    late = apply_look(other, RevisionSeen(1, RevisionState.RETIRED, 10, 120, 6))
+    late = apply_look(other, OWN_MACHINE, RevisionSeen(1, RevisionState.RETIRED, 10, 120, 6))
     assert late == other, "a look at what ended before"
+    # machines count by themselves, also where they began at the same moment
+    for machine, since in ((A, 20), (B, 5)):
+        before, look = other, RevisionSeen(1, READY, since, 10, 2)
+        other = apply_look(before, machine, look)
+        assert (other.requests - before.requests, other.errors - before.errors) == (10, 2)
+        assert apply_look(other, machine, look) == other
+    assert apply_look(other, A, RevisionSeen(1, READY, 20, 11, 2)).requests == other.requests + 1
+
+
+def test_a_revision_on_several_machines_is_judged_by_all_of_them() -> None:
+    async def script(world: World) -> None:
+        for machine in (A, B):
+            await world.write(lambda tx, machine=machine: tx.put_machine(msgspec.structs.replace(MACHINE, id=machine, pool="p")))
+        await world.deploy()
+        await world.settle()
+        await world.deploy(50)
+        await world.settle()
+        for machine, failed_starts in ((A, 1), (B, 1)):
+            # of so few no machine alone would say anything
+            seen = (RevisionSeen(1, READY, 1, 15, 0), RevisionSeen(2, READY, 2, 12, 0, failed_starts))
+            world.looks.take(machine, [FunctionSeen(NAME, 2, (await world.row()).state, revisions=seen)])
+        assert await world.loop.activate() == ()
+        rows = await world.revisions()
+        assert (rows[1].requests, rows[2].requests) == (30, 24)
+        for machine in (A, B):
+            seen = (RevisionSeen(1, READY, 1, 30, 0), RevisionSeen(2, READY, 2, 24, 3, 1))
+            world.looks.take(machine, [FunctionSeen(NAME, 2, (await world.row()).state, revisions=seen)])
+        assert await world.loop.activate() == (JOBS, ASSIGNMENT), "six of 24 together"
+        assert (await world.revisions())[2].detail == "6 of its 24 requests failed (25.0%), 0.0% before"
+
+    play(script)
+
+
+def test_starts_that_fail_on_several_machines_are_counted_together() -> None:
+    async def script(world: World) -> None:
+        for machine in (A, B):
+            await world.write(lambda tx, machine=machine: tx.put_machine(msgspec.structs.replace(MACHINE, id=machine, pool="p")))
+        await world.deploy()
+        await world.settle()
+        await world.deploy(50)
+        await world.settle()
+        for machine, failed_starts in ((A, 2), (B, 1)):
+            # one that was here before and is not any more does not count
+            past = RevisionSeen(2, RevisionState.RETIRED, 1, failed_starts=2)
+            seen = (past, RevisionSeen(2, READY, 2, failed_starts=failed_starts))
+            world.looks.take(machine, [FunctionSeen(NAME, 2, (await world.row()).state, revisions=seen)])
+        assert await world.loop.activate() == (JOBS, ASSIGNMENT)
+        assert (await world.revisions())[2].reason is Reason.CRASH_LOOP
+
+    play(script)
+
+
+def test_what_a_machine_counted_that_is_gone_stays_and_is_not_added_again() -> None:
+    async def script(world: World) -> None:
+        await world.write(lambda tx: tx.put_machine(msgspec.structs.replace(MACHINE, id=A, pool="p")))
+        await world.deploy()
+        await world.settle()
+        world.looks.take(A, [FunctionSeen(NAME, 1, (await world.row()).state, revisions=(RevisionSeen(1, READY, 1, 15, 5),))])
+        await world.loop.activate()
+        await world.write(lambda tx: tx.delete_machine(A))
+        for more in (1, 2):
+            await world.look(r1=(more, 0))
+            row = (await world.revisions())[1]
+            assert (row.requests, row.errors, [each.machine for each in row.counted]) == (15 + more, 5, [OWN_MACHINE])
+
+    play(script)
 
 
 def test_a_revision_that_never_got_ready_is_remembered_as_failed_and_may_succeed_later() -> None:
     row = Revision(NAME, DEFAULT_PROJECT, OWNER, 1, 1, FunctionSpec(argv=("x",)), 0, "ann")
-    failed = apply_look(row, RevisionSeen(1, FAILED, reason=Reason.IMPORT_FAILED, detail="no such module"))
+    failed = apply_look(row, OWN_MACHINE, RevisionSeen(1, FAILED, reason=Reason.IMPORT_FAILED, detail="no such module"))
     assert (failed.state, failed.reason, failed.detail) == (FAILED, Reason.IMPORT_FAILED, "no such module")
-    ready = apply_look(failed, RevisionSeen(1, READY, 10))
+    ready = apply_look(failed, OWN_MACHINE, RevisionSeen(1, READY, 10))
     assert (ready.state, ready.reason, ready.detail) == (READY, None, "")
     back = msgspec.structs.replace(ready, state=RevisionState.ROLLED_BACK)
-    assert apply_look(back, RevisionSeen(1, READY, 10)).state is RevisionState.ROLLED_BACK
+    assert apply_look(back, OWN_MACHINE, RevisionSeen(1, READY, 10)).state is RevisionState.ROLLED_BACK
 
 
 def test_good_requests_are_stored_only_now_and_then_and_an_idle_loop_reads_nothing() -> None:
