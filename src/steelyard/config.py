@@ -184,13 +184,16 @@ class Settings(msgspec.Struct, frozen=True):
     template_memory_bytes: int | None = None
     #: bytes that images may take on the home's disk; None: a quarter of it
     image_space_bytes: int | None = None
-    #: where programs on machines of pools reach the server; None: nowhere
+    #: where programs on machines of pools reach the server, and on the port behind that their gateways this one; None: nowhere
     cluster_host: str | None = None
     cluster_port: int = CLUSTER_PORT
     #: the pilot whose home this is; "": it is nobody's pilot
     pilot: str = ""
     #: of another machine than the home's: its gateway lets in the home's alone, by certificates
     node_gateway: bool = False
+    #: of a pilot: IP address and port at which the home's gateway hears this one, and the port of loopback where work finds it
+    home_gateway: str = ""
+    calls_port: int = 0
 
     @property
     def api_url(self) -> str:
@@ -200,6 +203,21 @@ class Settings(msgspec.Struct, frozen=True):
     @property
     def gateway_url(self) -> str:
         return f"http://{self.gateway_host}:{self.gateway_port}"
+
+    @property
+    def cluster_gateway_port(self) -> int:
+        return self.cluster_port + 1
+
+
+def bind_address(host: str) -> str:
+    """What is listened on where others reach this machine as `host`: the address itself; for a name all of them, since here it
+    may mean loopback."""
+    import ipaddress  # imported here: most commands need it not
+
+    try:
+        return str(ipaddress.ip_address(host))
+    except ValueError:
+        return "0.0.0.0"
 
 
 def default_home(environ: dict[str, str], uid: int) -> Path:

@@ -16,17 +16,17 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
-from gateway_world import Answer, Backend, Request, SleepyReplica, World, echo, plain, reply, until
+from gateway_world import Answer, Backend, Request, Response, SleepyReplica, World, echo, plain, reply, until
 from network import Elsewhere, elsewhere
 
 from steelyard.clock import SystemClock
 from steelyard.config import Paths, Settings
 from steelyard.errors import EdgeFailed
-from steelyard.gateway import Cluster, GatewayDesired, Neighbour, Route
+from steelyard.gateway import Cluster, GatewayDesired, Neighbour, Neighbourhood, Route
 from steelyard.gateway.envoy import Envoy
 from steelyard.gateway.mutual_tls import read_certificate, render_client, write_certificate
 from steelyard.gateway.render import render_static
-from steelyard.model.certificate import Certificate, Role
+from steelyard.model.certificate import Certificate, Identity, Role
 from steelyard.store.authority import Authority
 
 PORT = 7443
@@ -35,11 +35,11 @@ PORT = 7443
 class NodeWorld(World):
     """Envoy of another machine, with no door but the home's gateway's."""
 
-    def __init__(self, folder: Path, there: Elsewhere) -> None:
+    def __init__(self, folder: Path, there: Elsewhere, port: int = PORT) -> None:
         folder.mkdir()
-        self.host, self.argv, self.port = there.address, tuple(there.command()), PORT
+        self.host, self.argv, self.port = there.address, tuple(there.command()), port
         self.paths = Paths(home=folder / "h", run=folder / "r")
-        self.settings = Settings(1, "127.0.0.1", 0, there.address, PORT, 0, 0, "tester", 0, node_gateway=True)
+        self.settings = Settings(1, "127.0.0.1", 0, there.address, port, 0, 0, "tester", 0, node_gateway=True)
         self.envoy = Envoy(self.paths, self.settings, SystemClock())
         self.folder = folder
         self.process = None
@@ -51,6 +51,10 @@ class Machines:
     home: World
     node: NodeWorld
     neighbour: Neighbour
+
+    @property
+    def around(self) -> Neighbourhood:
+        return Neighbourhood((self.neighbour,))
 
     def issue(self, role: Role, name: str) -> Certificate:
         return self.authority.issue(role, name, (), time.time_ns() // 1000, 3600.0)
@@ -65,8 +69,8 @@ class Machines:
         names = [cluster.name.partition(".")[0] for cluster in clusters]
         here = tuple(Route(name, ((cluster.name, 100),), False) for name, cluster in zip(names, clusters, strict=True))
         await self.node.envoy.apply(GatewayDesired(clusters, here))
-        away = tuple(Route(name, ((self.neighbour.name, 100),), public, away=True) for name in names)
-        await self.home.envoy.apply(GatewayDesired((), away, keys, (self.neighbour,)))
+        away = tuple(Route(name, ((self.around.name, 100),), public, away=True) for name in names)
+        await self.home.envoy.apply(GatewayDesired((), away, keys, (self.around,)))
 
 
 @asynccontextmanager
@@ -103,7 +107,7 @@ def test_request_arrives_as_on_its_own_machine(home: Path, there: Elsewhere) -> 
             here = (Route("hello", (("hello.1", 100),), False), Route("hello", (("hello.2", 100),), False, "next"))
             away = tuple(Route("hello", (("@n1", 100),), False, route.tag, away=True) for route in here)
             await made.node.envoy.apply(GatewayDesired((one, two), here))
-            await made.home.envoy.apply(GatewayDesired((), away, ("sk-one",), (made.neighbour,)))
+            await made.home.envoy.apply(GatewayDesired((), away, ("sk-one",), (made.around,)))
             lies = {"x-steelyard-start": "1", "x-steelyard-prefix": "/lie", "x-forwarded-for": "1.2.3.4"}
             for target, host, path, prefix, backend in [
                 ("/hello/a/b?q=/hello/", "gateway.test", "/a/b?q=/hello/", "/hello", first),
@@ -296,11 +300,9 @@ def test_only_the_homes_gateway_is_let_in_and_only_the_right_machine_is_asked(ho
                     await ask_directly(there.address, trusted, wrong, home)
             assert (await made.home.fetch("/hello/")).status == 200
             # another machine of the same home at that address: it is not asked
-            await made.home.envoy.apply(
-                GatewayDesired(
-                    (), (Route("hello", (("@n2", 100),), True, away=True),), (), (Neighbour("n2", there.address, PORT),)
-                )
-            )
+            around = Neighbourhood((Neighbour("n2", there.address, PORT),))
+            route = Route("hello", (("@n2", 100),), True, away=True)
+            await made.home.envoy.apply(GatewayDesired((), (route,), (), (around,)))
             answer = await made.home.fetch("/hello/")
             assert (answer.status, answer.problem["code"]) == (503, "function-unreachable")
             assert len(backend.seen) == 1
@@ -386,9 +388,9 @@ def test_killed_envoy_of_the_machine_loses_what_it_held_and_nothing_runs_twice(h
 def test_envoy_reads_neighbours_in_the_binary_file_as_what_it_validated(home: Path, there: Elsewhere) -> None:
     async def run() -> None:
         async with machines(home, there) as (made, _):
-            route = Route("app", (("@n1", 50), ("@n2", 50)), True, away=True)
-            neighbours = (made.neighbour, Neighbour("n2", "10.1.2.3", 7000))
-            desired = GatewayDesired((), (route,), (), neighbours)
+            one, both = made.around, Neighbourhood((made.neighbour, Neighbour("n2", "10.1.2.3", 7000)))
+            routes = (Route("one", ((one.name, 100),), True, away=True), Route("both", ((both.name, 100),), True, away=True))
+            desired = GatewayDesired((), routes, (), (one, both))
             await made.home.envoy.apply(desired)
             dump = await made.home.admin("/config_dump")
             static = json.loads(render_static(made.home.settings, desired, made.home.paths.gateway, "x"))["static_resources"]
@@ -396,6 +398,54 @@ def test_envoy_reads_neighbours_in_the_binary_file_as_what_it_validated(home: Pa
             for document in clusters:
                 del document["@type"]
             assert plain(sorted(clusters, key=lambda cluster: cluster["name"])) == plain(static["clusters"])
-            assert render_client(made.home.paths.gateway, "n1") in [document["transport_socket"] for document in clusters]
+            transport = render_client(made.home.paths.gateway, [Identity(Role.NODE_GATEWAY, "n1")])
+            assert transport in [document["transport_socket"] for document in clusters]
+
+    asyncio.run(run())
+
+
+def test_of_two_machines_the_slow_one_gets_less_and_one_that_is_down_costs_no_request(home: Path, there: Elsewhere) -> None:
+    async def run() -> None:
+        pace, release = {"slow": 0, "fast": 0}, asyncio.Event()
+
+        async def slow(request: Request, writer: asyncio.StreamWriter) -> None:
+            pace["slow"] += 1
+            await release.wait()
+            reply(writer, b"slow")
+
+        async def fast(request: Request, writer: asyncio.StreamWriter) -> None:
+            pace["fast"] += 1
+            reply(writer, b"fast")
+
+        async with machines(home, there, ("app.1", fast)) as (made, _):
+            other = NodeWorld(home / "o", there, PORT + 1)
+            backend = other.backend("app.1", slow)
+            try:
+                made.give(other, Role.NODE_GATEWAY, "n2")
+                await backend.start()
+                await other.start()
+                for node in (made.node, other):
+                    here = (Route("app", (("app.1", 100),), False),)
+                    await node.envoy.apply(GatewayDesired((node.cluster("app.1"),), here))
+                both = Neighbourhood((made.neighbour, Neighbour("n2", there.address, PORT + 1)))
+                away = (Route("app", ((both.name, 100),), True, away=True),)
+                await made.home.envoy.apply(GatewayDesired((), away, (), (both,)))
+                held: list[asyncio.Task[Response]] = []
+                while not pace["slow"]:  # whose turn it is among those that hold nothing is chance
+                    held.append(asyncio.create_task(made.home.fetch("/app/")))
+                    await asyncio.wait(held[-1:], timeout=0.2)
+                before = pace["fast"]
+                answers = [await made.home.fetch("/app/") for _ in range(40)]
+                assert {answer.body for answer in answers} == {b"fast"}
+                assert (pace["slow"], pace["fast"] - before) == (1, 40), "it holds one request, and the other none"
+                release.set()
+                assert {answer.status for answer in await asyncio.gather(*held)} == {200}
+                await other.kill()
+                answers = [await made.home.fetch("/app/") for _ in range(40)]
+                assert {(answer.status, answer.body) for answer in answers} == {(200, b"fast")}
+            finally:
+                release.set()
+                await other.kill()
+                await backend.stop()
 
     asyncio.run(run())

@@ -3,8 +3,11 @@ back when one is lost."""
 
 from __future__ import annotations
 
+import contextlib
 import json
 import signal
+import socket
+import ssl
 import sys
 import threading
 import urllib.error
@@ -14,6 +17,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from cryptography import x509
 from person import person
 from pool_cluster import PoolCluster, pooled
 from steelyard_cluster import wait_until
@@ -46,6 +50,28 @@ async def app(scope, receive, send):
         while not os.path.exists(os.environ["GATE"]):
             await asyncio.sleep(0.02)
     await send({"type": "http.response.body", "body": b" done"})
+"""
+
+CALLS = f"""
+import socket
+import steelyard as sy
+
+app = sy.App("talk")
+
+
+@app.function(max_replicas=1, idle_timeout="30s")
+def near(text):
+    return f"{{text}} at {{socket.gethostname()}}"
+
+
+@app.function(max_replicas=1, idle_timeout="30s", pool="{POOL}")
+def far(text):
+    return near.remote(f"{{text}} by {{socket.gethostname()}}")
+"""
+CALLER = """
+import steelyard as sy
+
+print(sy.Function.from_name("talk-far").remote("hello"), sy.Function.from_name("talk-far").spawn("hello").get(timeout=60))
 """
 
 
@@ -135,6 +161,57 @@ def test_whoever_wants_to_be_inside_a_replica_is_led_to_its_machine(shared: Pool
     assert server.returncode == 130, "a signal reaches it"
     shared.wait_function("inner", "SLEEPING")
     shared.ok("delete", "inner")
+
+
+def test_work_on_a_pools_machine_calls_functions_at_home_and_there(shared: PoolCluster) -> None:
+    file = shared.folder / "app" / "talk.py"
+    write_app(shared)
+    file.write_text(CALLS)
+    shared.ok("deploy", str(file))
+    (pilot,) = list_pilots(shared).values()
+    # a job there asks a function there, whose replica asks one at home; all of them are private
+    said = shared.ok("run", "--pool", POOL, "--cpus", "0.1", "--", sys.executable, "-c", CALLER)
+    assert said.split() == f"hello by {pilot['node']} at {socket.gethostname()}".split() * 2
+    # nobody but gateways of machines comes in by that door, and they don't without a key
+    address = (f"{shared.bed.network}.1", shared.cluster_port + 1)
+    assert hear_stranger(address) == b""
+    inside = (
+        "import json, os, urllib.request\n"
+        "headers = {'Authorization': 'Bearer ' + os.environ['STEELYARD_TOKEN']}\n"
+        "asked = urllib.request.Request(os.environ['STEELYARD_API_URL'] + '/v1/call-key', headers=headers)\n"
+        "print(json.load(urllib.request.urlopen(asked))['gateway'])\n"
+    )
+    url = shared.ok("run", "--pool", POOL, "--cpus", "0.1", "--", sys.executable, "-c", inside).strip()
+    refused = shared.ok("run", "--pool", POOL, "--cpus", "0.1", "--", "curl", "-sS", f"{url}/talk-near/")
+    assert json.loads(refused)["code"] == "key-required"
+    for name in ("talk-far", "talk-near"):
+        shared.ok("delete", name)
+
+
+def test_a_machine_has_certificates_of_its_own_soon_after_it_began(shared: PoolCluster) -> None:
+    (pilot,) = list_pilots(shared).values()
+    node = shared.bed[pilot["node"]]
+
+    def days(served: str) -> int:
+        found = x509.load_pem_x509_certificate(served.encode())
+        return (found.not_valid_after_utc - found.not_valid_before_utc).days
+
+    def look() -> bool:
+        settings = json.loads(node.ok("sh", "-c", "cat /tmp/steelyard-*/settings.json"))
+        served = ssl.get_server_certificate((settings["gateway_host"], settings["gateway_port"]), timeout=10)
+        held = node.ok("sh", "-c", "cat /tmp/steelyard-*/pilot/agent.pem")
+        return {days(served), days(held[held.index("-----BEGIN CERT") :])} == {30}
+
+    wait_until(look, 60, "both to be what it asked for itself")
+
+
+def hear_stranger(address: tuple[str, int]) -> bytes:
+    """What is answered to somebody without a certificate."""
+    with contextlib.suppress(OSError), socket.create_connection(address, 10) as plain:
+        tls = ssl._create_unverified_context().wrap_socket(plain)
+        tls.sendall(b"GET /talk-near/ HTTP/1.1\r\nhost: x\r\n\r\n")
+        return tls.recv(100)
+    return b""
 
 
 def under_load(view: dict[str, Any], work: Callable[[], None]) -> list[tuple[int, str]]:

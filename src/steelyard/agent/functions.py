@@ -32,7 +32,7 @@ from steelyard.agent.trial import socket_name, socket_path
 from steelyard.agent.visits import Visits, find_inside
 from steelyard.agent.weights import Weights, WeightsKeeper
 from steelyard.errors import SteelyardError
-from steelyard.gateway import GatewayDesired, Neighbour, Route
+from steelyard.gateway import GatewayDesired, Neighbour, Neighbourhood, Route, name_neighbourhood
 from steelyard.model.coldstart import ColdStart
 from steelyard.model.function import ReplicaEnd
 from steelyard.model.ids import FunctionName, WorkloadId, name_logs
@@ -185,9 +185,9 @@ class FunctionKeeper:
             pairs = [self._hosts[name].gateway() for name in sorted(self._hosts)]
             clusters = tuple(cluster for clusters, _ in pairs for cluster in clusters)
             routes = tuple(route for _, routes in pairs for route in routes)
-            neighbours = tuple(Neighbour(each.machine, each.host, each.port) for each in self._neighbours)
-            elsewhere = tuple(route for function in away for route in make_away_routes(function))
-            await self._edges.gateway.apply(GatewayDesired(clusters, (*routes, *elsewhere), keys, neighbours))
+            elsewhere = [route for function in away for route in make_away_routes(function)]
+            around = make_neighbourhoods(away, self._neighbours)
+            await self._edges.gateway.apply(GatewayDesired(clusters, (*routes, *elsewhere), keys, around))
             self._keys_told = keys
             self._told.set()
             if away != self.away_told:
@@ -564,11 +564,15 @@ class FunctionKeeper:
 
 
 def make_away_routes(function: AwayFunction) -> list[Route]:
-    """Each of its machines gets the same part."""
-    names = [f"@{machine}" for machine in function.machines]
-    parts = [100 // len(names) + (number < 100 % len(names)) for number in range(len(names))] if names else []
-    targets = tuple(zip(names, parts, strict=True))
+    targets = ((name_neighbourhood(function.machines), 100),) if function.machines else ()
     return [Route(function.name, targets, function.public, tag, away=True) for tag in ("", *function.tags)]
+
+
+def make_neighbourhoods(away: Iterable[AwayFunction], neighbours: Iterable[AssignedNeighbour]) -> tuple[Neighbourhood, ...]:
+    """Those that functions are on; each once."""
+    known = {each.machine: Neighbour(each.machine, each.host, each.port) for each in neighbours}
+    wanted = sorted({function.machines for function in away if function.machines})
+    return tuple(Neighbourhood(tuple(known[machine] for machine in machines if machine in known)) for machines in wanted)
 
 
 def _use(name: str, template: TemplateKeeper) -> TemplateUse:

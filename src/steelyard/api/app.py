@@ -176,7 +176,7 @@ def make_app(
     calls.attach(driver.poke)
     services = Services(
         store, clock, settings, bundles, call_files, hub, StreamDesk(hub), driver,
-        jobs, pools, find_engine, live, looks, calls, tokens, watch, box, epoch, root
+        jobs, pools, find_engine, live, looks, calls, tokens, watch, box, epoch, root, make_pass.certify
     )  # fmt: skip
 
     app = Litestar(

@@ -17,7 +17,7 @@ from litestar.openapi.datastructures import ResponseSpec
 from litestar.params import Parameter
 from litestar.response import File
 
-from steelyard.api.auth import Caller, caller_of
+from steelyard.api.auth import Caller, caller_of, peer_of
 from steelyard.api.functions import FunctionPath
 from steelyard.api.idempotency import IdempotencyKey, mutate
 from steelyard.api.jobs import Limit, StatesParameter, WaitS
@@ -176,12 +176,19 @@ async def cancel(request: Request[Any, Any, Any], call: CallPath, idempotency_ke
     return answer
 
 
-@get("/v1/call-key", responses=errors())
+@get("/v1/call-key", responses=errors(409))
 async def get_call_key(request: Request[Any, Any, Any]) -> CallKey:
     """How this caller's processes call private functions."""
     services, caller = services_of(request), caller_of(request)
     owner = services.owner if caller is None else await services.store.read(caller.owner)
-    return CallKey(services.settings.gateway_url, services.secrets.call_key(owner))
+    url, peer = services.settings.gateway_url, peer_of(request)
+    if peer is not None:
+        # on a machine of a pool the home's gateway is behind that machine's own
+        machine = await services.store.read(lambda tx: tx.machine(peer.machine))
+        if machine is None:
+            raise Conflict(f"{peer.machine} has ended, and nobody is heard there any more.", code="machine-gone")
+        url = machine.home_gateway
+    return CallKey(url, services.secrets.call_key(owner))
 
 
 def new_call_id() -> CallId:

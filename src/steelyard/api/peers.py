@@ -21,7 +21,7 @@ from steelyard.model.certificate import Identity, Role
 from steelyard.model.ids import MachineId
 from steelyard.model.pool import Pilot, Pool, find_pool
 from steelyard.store.authority import Authority
-from steelyard.wire.pilot import PilotPass
+from steelyard.wire.pilot import PilotCertificates, PilotPass
 
 NO_DOOR = (
     "Machines of pools would not find this one. Say where they reach it: `steelyard down`, then `steelyard up --cluster-address "
@@ -54,8 +54,9 @@ class PeerGate(TokenGate):
         return (tells and self._is_agent(scope)) or super()._agent_fetches(scope)
 
 
-#: a pilot may wait that long in a queue, and run as long as its pool says, or this
-QUEUED_S, RUNS_S = 90 * 86400.0, 365 * 86400.0
+#: a pilot may wait that long in a queue with the certificates that it was told. Those it asks for when it runs live so long: it
+#: asks again after two thirds of it, and a server may be away for the rest
+QUEUED_S, LIFE_S = 90 * 86400.0, 30 * 86400.0
 
 
 class PassMaker:
@@ -65,13 +66,10 @@ class PassMaker:
         self._authority, self._settings, self._tokens, self._clock = authority, settings, tokens, clock
 
     def __call__(self, pool: Pool, pilot: Pilot) -> bytes:
-        """A `PilotPass` with certificates of its own. Raises Refused where this server has no door, and what the authority
-        raises."""
+        """A `PilotPass` with certificates of its own. Raises Refused where this server has no door, and what `certify` raises."""
         settings, now = self._settings, self._clock.now_us()
         if settings.cluster_host is None:
             raise Refused(NO_DOOR, code="no-cluster-address")
-        life_s = QUEUED_S + (pool.spec.max_duration_s or RUNS_S)
-        agent, gateway = (self._authority.issue(role, pilot.id, (), now, life_s) for role in (Role.AGENT, Role.NODE_GATEWAY))
         return msgspec.json.encode(
             PilotPass(
                 version=__version__,
@@ -79,15 +77,21 @@ class PassMaker:
                 pool=pool.name,
                 host=settings.cluster_host,
                 port=settings.cluster_port,
+                gateway_port=settings.cluster_gateway_port,
                 token=self._tokens.sign_pilot(pilot.id),
                 authority=self._authority.certificate_pem(now).decode(),
-                agent_key=agent.key_pem.decode(),
-                agent_certificate=agent.certificate_pem.decode(),
-                gateway_key=gateway.key_pem.decode(),
-                gateway_certificate=gateway.certificate_pem.decode(),
+                certificates=self.certify(pilot.id, QUEUED_S),
                 work_uid=settings.work_uid,
                 work_gid=settings.work_gid,
                 admin_user=settings.admin_user,
                 admin_uid=settings.admin_uid,
             )
+        )
+
+    def certify(self, pilot: MachineId, life_s: float = LIFE_S) -> PilotCertificates:
+        """Blocks. Raises StoreDamaged or EdgeFailed where the authority can't sign."""
+        now = self._clock.now_us()
+        agent, gateway = (self._authority.issue(role, pilot, (), now, life_s) for role in (Role.AGENT, Role.NODE_GATEWAY))
+        return PilotCertificates(
+            agent.key_pem.decode(), agent.certificate_pem.decode(), gateway.key_pem.decode(), gateway.certificate_pem.decode()
         )

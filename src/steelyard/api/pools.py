@@ -5,6 +5,7 @@ A pool's pilots are asked for by `control/pools.py`. A pool that is deleted stay
 
 from __future__ import annotations
 
+import asyncio
 from typing import Annotated, Any
 
 from litestar import Request, Response, delete, get, post
@@ -26,6 +27,7 @@ from steelyard.model.ids import DEFAULT_PROJECT, MachineId
 from steelyard.model.job import JobState
 from steelyard.model.pool import POOL_NAME, NodeShape, Pool, PoolSpec
 from steelyard.store import Event, Tx
+from steelyard.wire.pilot import PilotCertificates
 from steelyard.wire.pools import PilotDrain, PoolCreate, PoolDetail, PoolView
 
 PoolPath = Annotated[str, Parameter(min_length=1, max_length=255, description="A pool's name.")]
@@ -119,6 +121,18 @@ async def drain(request: Request[Any, Any, Any], pilot: PilotPath, data: PilotDr
     services.driver.poke(POOLS)
 
 
+@post("/v1/pilots/{pilot:str}/certificates", status_code=201, responses=errors(404))
+async def renew_certificates(request: Request[Any, Any, Any], pilot: PilotPath) -> PilotCertificates:
+    """New ones for that machine's agent and gateway, for as long as it lives; asked for by the pilot itself."""
+    services, peer = services_of(request), peer_of(request)
+    if peer is None or peer.machine != pilot:
+        raise Unauthorized("A pilot's certificates are given to itself alone.")
+    stored = await services.store.read(lambda tx: tx.pilot(peer.machine))
+    if stored is None or not stored.living:
+        raise NotFound(f"{pilot} has ended, and needs no certificates.")
+    return await asyncio.to_thread(services.certify, peer.machine)
+
+
 def read_spec(data: PoolCreate) -> PoolSpec:
     """Raises Refused for what no pool can be."""
     if not POOL_NAME.fullmatch(data.name):
@@ -157,4 +171,4 @@ def _find(tx: Tx, name: str) -> Pool:
     return pool
 
 
-POOL_ROUTES = (create_pool, list_pools, get_pool, delete_pool, drain)
+POOL_ROUTES = (create_pool, list_pools, get_pool, delete_pool, drain, renew_certificates)

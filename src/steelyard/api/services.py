@@ -20,10 +20,12 @@ from steelyard.control.pools import PoolsLoop
 from steelyard.control.rollouts import Looks
 from steelyard.control.watch import Watch
 from steelyard.engine import Engine
+from steelyard.model.ids import MachineId
 from steelyard.model.job import Owner
 from steelyard.store import Store
 from steelyard.store.call_files import CallFiles
 from steelyard.store.secret_box import SecretBox
+from steelyard.wire.pilot import PilotCertificates
 
 if TYPE_CHECKING:
     from litestar import Request, WebSocket
@@ -55,6 +57,8 @@ class Services(msgspec.Struct, frozen=True):
     epoch: int
     #: the platform runs as root, so that work may be asked to
     root: bool
+    #: new ones for a pilot; blocks
+    certify: Callable[[MachineId], PilotCertificates]
 
     @property
     def owner(self) -> Owner:

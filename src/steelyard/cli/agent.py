@@ -23,6 +23,7 @@ from steelyard.clock import SystemClock
 from steelyard.config import Paths, Settings
 from steelyard.errors import SteelyardError
 from steelyard.gateway.envoy import Envoy
+from steelyard.gateway.listeners import LOOPBACK
 from steelyard.host.allocation import limit_machine, limit_topology
 from steelyard.host.cdi import CdiReader
 from steelyard.host.cgroup import open_cgroups
@@ -83,7 +84,8 @@ def _make_agent(paths: Paths, settings: Settings) -> Agent:
     clock = SystemClock()
     machine = _observe_machine(settings)
     if settings.node_gateway:
-        machine = msgspec.structs.replace(machine, gateway=f"{settings.gateway_host}:{settings.gateway_port}")
+        gateway, home = f"{settings.gateway_host}:{settings.gateway_port}", f"http://{LOOPBACK}:{settings.calls_port}"
+        machine = msgspec.structs.replace(machine, gateway=gateway, home_gateway=home if settings.calls_port else "")
     gpus = machine.topology.gpus if machine.topology else ()
     gpu_nodes = observe_gpu_nodes(Path("/"), gpus)
     # in an allocation of Slurm's its groups hold all work: out of them would be out of the allocation

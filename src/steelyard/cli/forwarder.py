@@ -25,7 +25,9 @@ class Forwarder(threading.Thread):
 
     def __init__(self, listening: socket.socket, host: str, port: int, context: ssl.SSLContext) -> None:
         super().__init__(name="forwarder", daemon=True)
-        self._listening, self._host, self._port, self._context = listening, host, port, context
+        self._listening, self._host, self._port = listening, host, port
+        #: of the connections to come
+        self.context = context
 
     def run(self) -> None:
         asyncio.run(self._serve())
@@ -38,7 +40,7 @@ class Forwarder(threading.Thread):
     async def _carry(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         try:
             async with asyncio.timeout(CONNECT_S):
-                out_reader, out_writer = await asyncio.open_connection(self._host, self._port, ssl=self._context)
+                out_reader, out_writer = await asyncio.open_connection(self._host, self._port, ssl=self.context)
         except (OSError, TimeoutError) as err:
             # the one that asks sees its connection end, and comes again
             _log.info("%s:%d is not reached: %s", self._host, self._port, err)

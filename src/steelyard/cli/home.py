@@ -22,7 +22,16 @@ from typing import Any
 
 import msgspec
 
-from steelyard.config import CLUSTER_PORT, HOME_VERSION, Paths, Settings, load_settings, save_settings, write_file
+from steelyard.config import (
+    CLUSTER_PORT,
+    HOME_VERSION,
+    Paths,
+    Settings,
+    bind_address,
+    load_settings,
+    save_settings,
+    write_file,
+)
 from steelyard.errors import Conflict, Refused, StoreDamaged
 from steelyard.host.memory_folder import make_memory_folder
 from steelyard.runtime.records import make_folders
@@ -307,21 +316,14 @@ def _check_ports(settings: Settings) -> None:
         (settings.gateway_host, settings.gateway_port, "--gateway-port"),
     ]
     if settings.cluster_host is not None:
-        addresses.append((bind_address(settings.cluster_host), settings.cluster_port, "--cluster-address"))
+        here = bind_address(settings.cluster_host)
+        addresses += [(here, port, "--cluster-address") for port in (settings.cluster_port, settings.cluster_gateway_port)]
     for host, port, option in addresses:
         if not _port_free(host, port):
             raise Refused(
                 f"Port {port} is in use on {host} by another program. Nothing was started. Free it, or choose another {option}.",
                 code="port-in-use",
             )
-
-
-def bind_address(host: str) -> str:
-    """What the door listens on: the address itself; for a name all of them, since here it may mean loopback."""
-    try:
-        return str(ipaddress.ip_address(host))
-    except ValueError:
-        return "0.0.0.0"
 
 
 def parse_cluster_address(text: str) -> tuple[str, int]:
@@ -332,7 +334,7 @@ def parse_cluster_address(text: str) -> tuple[str, int]:
     else:
         host, _, port = text.partition(":") if text.count(":") == 1 else (text, "", "")
     words = bool(host) and host.isascii() and all(char.isalnum() or char in ".-:" for char in host)
-    if not words or (port and not (port.isascii() and port.isdigit() and 0 < int(port) < 1 << 16)):
+    if not words or (port and not (port.isascii() and port.isdigit() and 0 < int(port) < (1 << 16) - 1)):
         raise Refused(f"{text!r} is no address. Write for example 10.0.0.5 or head.example.org:7690.", code="bad-address")
     if _is_loopback(host) or host in ("0.0.0.0", "::"):
         raise Refused(f"Other machines can't reach this one as {host}. Name it as they do.", code="bad-address")

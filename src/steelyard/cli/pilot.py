@@ -28,14 +28,14 @@ from steelyard.cli.ending import end_everything
 from steelyard.cli.forwarder import Forwarder
 from steelyard.cli.home import find_port, lock_home, make_home, make_run_folder
 from steelyard.cli.output import say
+from steelyard.cli.pilot_certificates import Renewer, keep_certificates
 from steelyard.cli.programs import make_programs
 from steelyard.cli.supervisor import Supervisor
 from steelyard.cli.up import prepare_gateway
 from steelyard.clock import Clock, SystemClock
 from steelyard.config import HOME_VERSION, Paths, Settings, make_paths, write_file
 from steelyard.errors import NotFound, Refused, SteelyardError
-from steelyard.gateway.mutual_tls import write_certificate
-from steelyard.store.authority import load_certificate
+from steelyard.gateway.listeners import LOOPBACK
 from steelyard.wire.http import ApiClient
 from steelyard.wire.pilot import PilotPass
 from steelyard.wire.pools import PilotDrain
@@ -143,11 +143,13 @@ def run_pilot(folder: Path, home: Path, shown: PilotPass, told: _Told, clock: Cl
     lock_fd = lock_home(paths)
     listening = socket.create_server(("127.0.0.1", 0))
     address = find_address(shown)
-    settings = make_settings(shown, listening.getsockname()[1], address, find_port(address))
-    unpack(folder, paths, settings, shown, clock)
-    context = ssl.create_default_context(cafile=str(paths.home / "pilot" / "authority.pem"))
-    context.load_cert_chain(paths.home / "pilot" / "agent.pem")
-    Forwarder(listening, shown.host, shown.port, context).start()
+    with socket.create_server((LOOPBACK, 0)) as free:  # pilots that begin on a node at one moment get different ones
+        calls_port = free.getsockname()[1]
+    settings = make_settings(shown, listening.getsockname()[1], address, find_port(address), calls_port)
+    context = unpack(folder, paths, settings, shown, clock)
+    forwarder = Forwarder(listening, shown.host, shown.port, context)
+    forwarder.start()
+    Renewer(paths, settings, shown, forwarder, clock).start()
     make_run_folder(paths)
     programs = [each for each in make_programs(paths, prepare_gateway(paths, settings, clock)) if each.name != "server"]
     supervisor = Supervisor(paths, programs, clock, say)
@@ -171,7 +173,13 @@ def find_address(shown: PilotPass) -> str:
         return probe.getsockname()[0]
 
 
-def make_settings(shown: PilotPass, port: int, address: str, gateway_port: int) -> Settings:
+def find_home(shown: PilotPass) -> str:
+    """Where the home's gateway hears those of machines. Envoy is told an address: it does not ask all that this system may."""
+    host = socket.getaddrinfo(shown.host, shown.gateway_port, type=socket.SOCK_STREAM)[0][4][0]
+    return f"[{host}]:{shown.gateway_port}" if ":" in str(host) else f"{host}:{shown.gateway_port}"
+
+
+def make_settings(shown: PilotPass, port: int, address: str, gateway_port: int, calls_port: int) -> Settings:
     root = os.getuid() == 0
     return Settings(
         version=HOME_VERSION,
@@ -185,22 +193,21 @@ def make_settings(shown: PilotPass, port: int, address: str, gateway_port: int) 
         admin_uid=shown.admin_uid,
         pilot=shown.pilot,
         node_gateway=True,
+        home_gateway=find_home(shown),
+        calls_port=calls_port,
     )
 
 
-def unpack(folder: Path, paths: Paths, settings: Settings, shown: PilotPass, clock: Clock) -> None:
+def unpack(folder: Path, paths: Paths, settings: Settings, shown: PilotPass, clock: Clock) -> ssl.SSLContext:
+    """What the forwarder is to connect with."""
     # outputs of jobs are read when the node is somebody else's again
     paths.workloads.symlink_to(folder / "workloads")
     make_home(paths, settings)
     write_file(paths.agent_token, shown.token.encode() + b"\n")
-    kept = paths.home / "pilot"
-    kept.mkdir(mode=0o700)
-    write_file(kept / "authority.pem", shown.authority.encode())
-    write_file(kept / "agent.pem", (shown.agent_key + shown.agent_certificate).encode())
-    gateway = load_certificate(shown.gateway_key.encode(), shown.gateway_certificate.encode())
-    if gateway is None or gateway.not_after <= clock.now_us():
+    context, gateway = keep_certificates(paths, shown, shown.certificates)
+    if gateway.not_after <= clock.now_us():
         raise Refused("The pilot's certificate is not valid any more: it waited too long for a node.", code="pass-bad")
-    write_certificate(paths, gateway, shown.authority.encode())
+    return context
 
 
 class _Told:

@@ -18,8 +18,7 @@ from collections.abc import Generator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from steelyard.cli.home import bind_address
-from steelyard.config import Paths, Settings
+from steelyard.config import Paths, Settings, bind_address
 from steelyard.errors import Refused
 
 if TYPE_CHECKING:

@@ -71,7 +71,9 @@ Examples:
 @click.option("--template-memory", help="What templates of functions may hold together [default: a quarter of the memory].")
 @click.option("--image-space", help="What images may take on the home's disk [default: a quarter of it].")
 @click.option(
-    "--cluster-address", metavar="HOST[:PORT]", help="Where machines of pools reach this one [default: nowhere; port 7690]."
+    "--cluster-address",
+    metavar="HOST[:PORT]",
+    help="Where machines of pools reach this one, at PORT and the next one [default: nowhere; port 7690].",
 )
 def up(
     detach: bool,
@@ -176,6 +178,11 @@ def _check_gateway_is_there() -> None:
 def prepare_gateway(paths: Paths, settings: Settings, clock: Clock) -> list[str]:
     from steelyard.gateway.envoy import Envoy
 
+    if settings.cluster_host is not None:
+        from steelyard.control.certificates import GatewayCertificate
+        from steelyard.store.authority import Authority
+
+        GatewayCertificate(Authority(paths.authority), paths).renew(clock.now_us())
     envoy = Envoy(paths, settings, clock)
     argv = envoy.argv()
     envoy.prepare()

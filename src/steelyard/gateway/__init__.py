@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from typing import Protocol
 
 import msgspec
@@ -25,18 +26,28 @@ class Cluster(msgspec.Struct, frozen=True):
 
 
 class Neighbour(msgspec.Struct, frozen=True):
-    """The gateway of another machine. It routes what comes to it by function, as this one does; all functions there are reached
-    over the same connections."""
+    """The gateway of another machine. It routes what comes to it by function, as this one does."""
 
     machine: str
     #: an IP address, and the port
     host: str
     port: int
 
+
+class Neighbourhood(msgspec.Struct, frozen=True):
+    """One or more of them, that are asked in turns: who has the fewest requests of ours. All functions that are on just these are
+    reached over the same connections."""
+
+    members: tuple[Neighbour, ...]
+
     @property
     def name(self) -> str:
         """Of its cluster; no function's has such a one."""
-        return f"@{self.machine}"
+        return name_neighbourhood(each.machine for each in self.members)
+
+
+def name_neighbourhood(machines: Iterable[str]) -> str:
+    return "@" + "+".join(machines)
 
 
 class Route(msgspec.Struct, frozen=True):
@@ -48,7 +59,7 @@ class Route(msgspec.Struct, frozen=True):
     targets: tuple[tuple[str, int], ...]
     public: bool
     tag: str = ""
-    #: its targets are neighbours, which are handed each request as it came
+    #: its target is a neighbourhood, which is handed each request as it came
     away: bool = False
 
     @property
@@ -67,7 +78,7 @@ class GatewayDesired(msgspec.Struct, frozen=True):
     routes: tuple[Route, ...] = ()
     #: secrets accepted as `Authorization: Bearer <secret>` by private functions
     keys: tuple[str, ...] = ()
-    neighbours: tuple[Neighbour, ...] = ()
+    neighbourhoods: tuple[Neighbourhood, ...] = ()
 
 
 class Gateway(Protocol):

@@ -31,7 +31,7 @@ class Finding(msgspec.Struct, frozen=True):
 def check_gateway(desired: GatewayDesired) -> list[Finding]:
     """Everything wrong with `desired`, in the order of its entries."""
     findings: list[Finding] = []
-    for name, count in Counter(each.name for each in (*desired.clusters, *desired.neighbours)).items():
+    for name, count in Counter(each.name for each in (*desired.clusters, *desired.neighbourhoods)).items():
         if count > 1:
             findings.append(Finding("cluster-twice", name, f"cluster {name} is there {count} times"))
     for label, count in Counter(route.label for route in desired.routes).items():
@@ -39,9 +39,9 @@ def check_gateway(desired: GatewayDesired) -> list[Finding]:
             findings.append(Finding("route-twice", label, f"{label} is routed {count} times"))
     for cluster in desired.clusters:
         findings += _check_cluster(cluster)
-    for neighbour in desired.neighbours:
+    for neighbour in dict.fromkeys(each for neighbourhood in desired.neighbourhoods for each in neighbourhood.members):
         findings += _check_neighbour(neighbour)
-    here, away = {cluster.name for cluster in desired.clusters}, {neighbour.name for neighbour in desired.neighbours}
+    here, away = {cluster.name for cluster in desired.clusters}, {each.name for each in desired.neighbourhoods}
     for route in desired.routes:
         findings += _check_route(route, away if route.away else here)
     for number, key in enumerate(desired.keys):

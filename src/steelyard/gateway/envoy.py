@@ -23,9 +23,9 @@ from steelyard.config import Paths, Settings, write_file
 from steelyard.errors import EdgeFailed
 from steelyard.gateway import GatewayDesired
 from steelyard.gateway.check import check_gateway
+from steelyard.gateway.listeners import LISTENER
 from steelyard.gateway.mutual_tls import read_certificate
 from steelyard.gateway.render import (
-    LISTENER,
     ROUTES,
     is_whole,
     render_bootstrap,
@@ -83,8 +83,9 @@ class Envoy:
         socket_path = self._paths.envoy_admin_socket
         if len(os.fsencode(socket_path)) > 107:
             raise EdgeFailed(f"{socket_path} is too long for a Unix socket. Use a shorter run directory.", code="socket-path")
-        if self._settings.node_gateway and read_certificate(self._paths) is None:
-            text = f"There is no certificate in {self._paths.gateway}, so the home's gateway could not be let in."
+        settings = self._settings
+        if (settings.node_gateway or settings.cluster_host is not None) and read_certificate(self._paths) is None:
+            text = f"There is no certificate in {self._paths.gateway}, so gateways of other machines could not be let in."
             raise EdgeFailed(text, code="gateway-certificate")
         folder = self._paths.gateway
         wanted = render_bootstrap(self._settings, socket_path, folder, f"steelyard-{self._paths.tag}")

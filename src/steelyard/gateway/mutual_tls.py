@@ -9,6 +9,7 @@ names its role; host names are not looked at, since nobody knows a machine's add
 from __future__ import annotations
 
 import contextlib
+from collections.abc import Iterable
 from pathlib import Path
 
 import msgspec
@@ -66,26 +67,27 @@ def read_certificate(paths: Paths) -> tuple[bytes, bytes, bytes] | None:
     return None
 
 
-def render_server(folder: Path) -> Json:
-    """The transport of a listener that only the home's gateway may connect to."""
-    context: Json = {"common_tls_context": _common(folder, HOME_GATEWAY), "require_client_certificate": True}
+def render_server(folder: Path, peer: Identity | None) -> Json:
+    """The transport of a listener that only `peer` may connect to; None: the gateways of all machines, and nobody else."""
+    wanted: Json = {"exact": peer.address} if peer is not None else {"prefix": Identity(Role.NODE_GATEWAY, "").address}
+    context: Json = {"common_tls_context": _common(folder, [wanted]), "require_client_certificate": True}
     return {
         "name": "envoy.transport_sockets.tls",
         "typed_config": {"@type": f"{TYPE_PREFIX}{_TLS}DownstreamTlsContext", **context},
     }
 
 
-def render_client(folder: Path, machine: str) -> Json:
-    """The transport of connections to the gateway of that machine, and to no other."""
-    context: Json = {"common_tls_context": _common(folder, Identity(Role.NODE_GATEWAY, machine))}
+def render_client(folder: Path, peers: Iterable[Identity]) -> Json:
+    """The transport of connections to these gateways, and to no others."""
+    context: Json = {"common_tls_context": _common(folder, [{"exact": peer.address} for peer in peers])}
     return {"name": "envoy.transport_sockets.tls", "typed_config": {"@type": f"{TYPE_PREFIX}{_TLS}UpstreamTlsContext", **context}}
 
 
-def _common(folder: Path, peer: Identity) -> Json:
+def _common(folder: Path, wanted: Iterable[Json]) -> Json:
     return {
         "validation_context": {
             "trusted_ca": {"filename": str(folder / AUTHORITY_FILE)},
-            "match_typed_subject_alt_names": [{"san_type": "URI", "matcher": {"exact": peer.address}}],
+            "match_typed_subject_alt_names": [{"san_type": "URI", "matcher": each} for each in wanted],
         },
         "alpn_protocols": ["h2"],
         "tls_certificate_sds_secret_configs": [

@@ -20,6 +20,7 @@ _WRAPPER = "google.protobuf.UInt32Value"
 _DURATION = "google.protobuf.Duration"
 _ANY = "google.protobuf.Any"
 _ENUMS = {"STATIC": 0, "ADD_IF_ABSENT": 1, "OVERWRITE_IF_EXISTS_OR_ADD": 2, "ALLOW": 0, "DENY": 1, "URI": 3, "V3": 2}
+_ENUMS |= {"FULL_SCAN": 1}
 
 #: message -> field -> (number, kind). `map:` fields are keyed by strings. Only what `render.py` writes.
 FIELDS: Mapping[str, Mapping[str, tuple[int, str]]] = {
@@ -32,7 +33,14 @@ FIELDS: Mapping[str, Mapping[str, tuple[int, str]]] = {
         "transport_socket": (24, "envoy.config.core.v3.TransportSocket"),
         "load_assignment": (33, "envoy.config.endpoint.v3.ClusterLoadAssignment"),
         "typed_extension_protocol_options": (36, "map:" + _ANY),
+        "load_balancing_policy": (41, "envoy.config.cluster.v3.LoadBalancingPolicy"),
     },
+    "envoy.config.cluster.v3.LoadBalancingPolicy": {"policies": (1, "envoy.config.cluster.v3.LoadBalancingPolicy.Policy")},
+    "envoy.config.cluster.v3.LoadBalancingPolicy.Policy": {
+        "typed_extension_config": (4, "envoy.config.core.v3.TypedExtensionConfig"),
+    },
+    "envoy.config.core.v3.TypedExtensionConfig": {"name": (1, "string"), "typed_config": (2, _ANY)},
+    "envoy.extensions.load_balancing_policies.least_request.v3.LeastRequest": {"selection_method": (6, "number")},
     "envoy.config.cluster.v3.CircuitBreakers": {"thresholds": (1, "envoy.config.cluster.v3.CircuitBreakers.Thresholds")},
     "envoy.config.cluster.v3.CircuitBreakers.Thresholds": {
         "max_connections": (2, _WRAPPER),
@@ -113,8 +121,12 @@ FIELDS: Mapping[str, Mapping[str, tuple[int, str]]] = {
     "envoy.config.route.v3.RetryPolicy": {
         "retry_on": (1, "string"),
         "num_retries": (2, _WRAPPER),
+        "retry_host_predicate": (5, "envoy.config.route.v3.RetryPolicy.RetryHostPredicate"),
+        "host_selection_retry_max_attempts": (6, "number"),
         "retry_back_off": (8, "envoy.config.route.v3.RetryPolicy.RetryBackOff"),
     },
+    "envoy.config.route.v3.RetryPolicy.RetryHostPredicate": {"name": (1, "string"), "typed_config": (3, _ANY)},
+    "envoy.extensions.retry.host.previous_hosts.v3.PreviousHostsPredicate": {},
     "envoy.config.route.v3.RetryPolicy.RetryBackOff": {"base_interval": (1, _DURATION), "max_interval": (2, _DURATION)},
     "envoy.config.route.v3.RouteList": {"routes": (1, "envoy.config.route.v3.Route")},
     "envoy.config.route.v3.Route": {
@@ -157,6 +169,11 @@ FIELDS: Mapping[str, Mapping[str, tuple[int, str]]] = {
 }
 
 
+def typed(kind: str, message: Message) -> dict[str, object]:
+    """As JSON has a google.protobuf.Any."""
+    return {"@type": TYPE_PREFIX + kind, **message}
+
+
 def encode_any(message: Message) -> bytes:
     """A message whose `@type` says what it is, as google.protobuf.Any. Raises KeyError for a field that FIELDS lacks."""
     url = str(message["@type"])
@@ -179,7 +196,9 @@ def encode(kind: str, message: Message) -> bytes:
         elif isinstance(value, list):
             parts += [write_field(number, _encode_value(field_kind, item)) for item in value]
         elif field_kind in ("bool", "number"):
-            plain = _ENUMS[value] if isinstance(value, str) else value
+            plain = _ENUMS.get(value) if isinstance(value, str) else value
+            # 64 bits wide are text in JSON as well
+            plain = int(str(value)) if plain is None else plain
             assert isinstance(plain, int)
             parts.append(_varint(number << 3) + _varint(plain))
         else:

@@ -27,27 +27,23 @@ from pathlib import Path
 import msgspec
 
 from steelyard.config import Settings
-from steelyard.gateway import Cluster, GatewayDesired, Neighbour, Route
-from steelyard.gateway.mutual_tls import make_source, render_client, render_server
-from steelyard.gateway.protobuf import TYPE_PREFIX, encode, encode_any, read_fields, write_field
+from steelyard.gateway import Cluster, GatewayDesired, Neighbourhood, Route
+from steelyard.gateway.listeners import BUFFER_BYTES, HOME_CLUSTER, KEY_FILTER, LISTENER, RETRY, render_headers, render_listeners
+from steelyard.gateway.mutual_tls import HOME_GATEWAY, make_source, render_client
+from steelyard.gateway.protobuf import encode, encode_any, read_fields, typed, write_field
+from steelyard.model.certificate import Identity, Role
 
 Json = dict[str, object]
 
-LISTENER = "gateway"
 ROUTES = "functions"
-KEY_FILTER = "envoy.filters.http.rbac"
 #: what Envoy counts at all; a counter costs memory for each cluster
 STATS_KEPT_PREFIXES = ("cluster_manager.cds.", f"http.{LISTENER}.rds.")
 STATS_KEPT_SUFFIXES = (".upstream_rq_pending_active",)
 #: clients connected at once; the next one is not accepted until one leaves
 CLIENTS_MAX = 20_000
-BUFFER_BYTES = 256 * 1024
 CONNECT_TIMEOUT_S = 5
-RETRY_AFTER_S = 1
 #: a connection to another machine that says nothing for so long is asked, and closed when it does not answer for as long again
 ALIVE_S = 10.0
-#: when the kernel refuses a connection (nobody listens, or the backlog is full); nothing was sent yet
-RETRIES = 3
 #: circuit breakers that must never trip: what is bounded is connections and the queue
 UNBOUNDED = 1_000_000_000
 
@@ -56,8 +52,8 @@ _HTTP_PROTOCOL = "envoy.extensions.upstreams.http.v3.HttpProtocolOptions"
 
 def render_bootstrap(settings: Settings, admin_socket: Path, folder: Path, node: str) -> bytes:
     """Envoy's start-up file: it finds clusters and routes in `folder`, and answers its admin on `admin_socket` (mode 0600)."""
-    listener = _listener(settings, folder, {"rds": {"route_config_name": ROUTES, "config_source": make_source(folder, "rds.pb")}})
-    bootstrap = _bootstrap(node, listener) | {
+    routes: Json = {"rds": {"route_config_name": ROUTES, "config_source": make_source(folder, "rds.pb")}}
+    bootstrap = _bootstrap(settings, folder, node, routes, []) | {
         "admin": {"address": {"pipe": {"path": str(admin_socket), "mode": 0o600}}},
         "dynamic_resources": {"cds_config": make_source(folder, "cds.pb")},
     }
@@ -68,17 +64,14 @@ def render_static(settings: Settings, desired: GatewayDesired, folder: Path, nod
     """The same content with clusters and routes inlined, for `envoy --mode validate`, which reads no dynamic file."""
     found = {f"/{route.segment}": _path_match_json(route) for route in desired.routes}
     hosts: list[Json] = [_paths_host(found), *map(_function_host, desired.routes)]
-    bootstrap = _bootstrap(node, _listener(settings, folder, {"route_config": _route_config(desired.keys, hosts)}))
-    static = bootstrap["static_resources"]
-    assert isinstance(static, dict)
-    clusters = [*map(_cluster, desired.clusters), *(_neighbour(each, folder) for each in desired.neighbours)]
-    return _pretty(bootstrap | {"static_resources": static | {"clusters": clusters}})
+    clusters = [*map(_cluster, desired.clusters), *(_neighbourhood(each, folder) for each in desired.neighbourhoods)]
+    return _pretty(_bootstrap(settings, folder, node, {"route_config": _route_config(desired.keys, hosts)}, clusters))
 
 
 def render_clusters(desired: GatewayDesired, folder: Path, kept: Mapping[str, bytes] | None = None) -> bytes:
     """`cds.pb`. `kept` are resources of an earlier file, by name, that must stay although `desired` has them no more."""
     resources = dict(kept or {}) | {cluster.name: _cluster_resource(cluster) for cluster in desired.clusters}
-    resources |= {each.name: _neighbour_resource(each, folder) for each in desired.neighbours}
+    resources |= {each.name: _neighbourhood_resource(each, folder) for each in desired.neighbourhoods}
     return _discovery([resources[name] for name in sorted(resources)])
 
 
@@ -86,7 +79,7 @@ def render_routes(desired: GatewayDesired) -> bytes:
     """`rds.pb`. Holds the API keys: mode 0600."""
     found = {f"/{route.segment}": _path_match(route) for route in desired.routes}
     hosts: list[Json | bytes] = [_paths_host(found), *map(_host_resource, desired.routes)]
-    return _discovery([encode_any(_typed("envoy.config.route.v3.RouteConfiguration", _route_config(desired.keys, hosts)))])
+    return _discovery([encode_any(typed("envoy.config.route.v3.RouteConfiguration", _route_config(desired.keys, hosts)))])
 
 
 def shape_of(desired: GatewayDesired) -> str:
@@ -94,7 +87,8 @@ def shape_of(desired: GatewayDesired) -> str:
     Two states of one shape differ only in how many there are of each kind."""
     clusters = sorted({cluster.requests_per_connection is not None for cluster in desired.clusters})
     routes = sorted({(route.public, min(2, len(route.targets)), bool(route.tag), route.away) for route in desired.routes})
-    return repr((clusters, routes, bool(desired.keys), bool(desired.neighbours)))
+    neighbourhoods = sorted({min(2, len(each.members)) for each in desired.neighbourhoods})
+    return repr((clusters, routes, bool(desired.keys), neighbourhoods))
 
 
 def version_of(file: bytes) -> str:
@@ -145,20 +139,19 @@ def _pretty(document: Json) -> bytes:
     return msgspec.json.format(msgspec.json.encode(document), indent=1) + b"\n"
 
 
-def _typed(kind: str, message: Json) -> Json:
-    return {"@type": TYPE_PREFIX + kind, **message}
-
-
 def _seconds(seconds: float) -> str:
     """A protobuf duration; Envoy reads a decimal number of seconds."""
     return f"{seconds:.3f}s"
 
 
-def _bootstrap(node: str, listener: Json) -> Json:
+def _bootstrap(settings: Settings, folder: Path, node: str, routes: Json, clusters: Sequence[Json]) -> Json:
+    if settings.home_gateway:
+        host, _, port = settings.home_gateway.rpartition(":")
+        clusters = [*clusters, _gateways(HOME_CLUSTER, [(host.strip("[]"), int(port), HOME_GATEWAY)], folder)]
     kept = [{"prefix": prefix} for prefix in STATS_KEPT_PREFIXES] + [{"suffix": suffix} for suffix in STATS_KEPT_SUFFIXES]
     return {
         "node": {"id": node, "cluster": "steelyard"},
-        "static_resources": {"listeners": [listener]},
+        "static_resources": {"listeners": render_listeners(settings, folder, routes), "clusters": clusters},
         # tags are for exporters; pulling them out of 1,000 cluster names at each change is work for nothing
         "stats_config": {"stats_matcher": {"inclusion_list": {"patterns": kept}}, "use_all_default_tags": False},
         "overload_manager": {
@@ -166,7 +159,7 @@ def _bootstrap(node: str, listener: Json) -> Json:
             "resource_monitors": [
                 {
                     "name": "envoy.resource_monitors.global_downstream_max_connections",
-                    "typed_config": _typed(
+                    "typed_config": typed(
                         "envoy.extensions.resource_monitors.downstream_connections.v3.DownstreamConnectionsConfig",
                         {"max_active_downstream_connections": CLIENTS_MAX},
                     ),
@@ -174,179 +167,6 @@ def _bootstrap(node: str, listener: Json) -> Json:
             ],
         },
     }
-
-
-def _listener(settings: Settings, folder: Path, routes: Json) -> Json:
-    """The home's gateway asks for keys and lets clients say nothing that we say. That of another machine hears only the home's,
-    which has done both, and takes over what it says of the client."""
-    away = settings.node_gateway
-    manager = _typed(
-        "envoy.extensions.filters.network.http_connection_manager.v3.HttpConnectionManager",
-        {
-            "stat_prefix": LISTENER,
-            "codec_type": "AUTO",
-            "server_name": "steelyard",
-            "server_header_transformation": "PASS_THROUGH",
-            "use_remote_address": not away,
-            "generate_request_id": False,
-            "stream_idle_timeout": "0s",
-            # no request_headers_timeout: a timer for each request took 6 % of the throughput; CLIENTS_MAX bounds the slow ones
-            "request_timeout": "0s",
-            "http_protocol_options": {"accept_http_10": True, "default_host_for_http_10": "localhost"},
-            "http2_protocol_options": {"allow_connect": True, "max_concurrent_streams": 1024},
-            "upgrade_configs": [{"upgrade_type": "websocket"}],
-            "local_reply_config": _local_replies(),
-            "http_filters": [
-                _strip_headers(("x-envoy-",) if away else ("x-steelyard-", "x-envoy-")),
-                _ask_for_key(everybody=away),
-                {
-                    "name": "envoy.filters.http.router",
-                    "typed_config": _typed("envoy.extensions.filters.http.router.v3.Router", {"suppress_envoy_headers": True}),
-                },
-            ],
-            **routes,
-        },
-    )
-    return {
-        "name": LISTENER,
-        "address": {"socket_address": {"address": settings.gateway_host, "port_value": settings.gateway_port}},
-        # with it a second Envoy on the port would start without a word and get half the connections
-        "enable_reuse_port": False,
-        "tcp_backlog_size": 4096,
-        "per_connection_buffer_limit_bytes": BUFFER_BYTES,
-        "filter_chains": [
-            {
-                "filters": [{"name": "envoy.filters.network.http_connection_manager", "typed_config": manager}],
-                **({"transport_socket": render_server(folder)} if away else {}),
-            }
-        ],
-    }
-
-
-def _strip_headers(prefixes: Iterable[str]) -> Json:
-    """Takes what only we may say (x-steelyard-*) and what would steer the router (x-envoy-*) out of a client's request."""
-    removed = [{"remove_on_match": {"key_matcher": {"prefix": prefix}}} for prefix in prefixes]
-    return {
-        "name": "envoy.filters.http.header_mutation",
-        "typed_config": _typed(
-            "envoy.extensions.filters.http.header_mutation.v3.HeaderMutation", {"mutations": {"request_mutations": removed}}
-        ),
-    }
-
-
-def _ask_for_key(*, everybody: bool) -> Json:
-    # Rules without a policy let nobody in: with no key at all a private function refuses everybody. The keys stand in rds.pb,
-    # so that one can be added without touching the listener. (Envoy's own api_key_auth filter is marked work in progress and
-    # outside its threat model, and it warns about each key at each change. The role filter is neither.)
-    rules = {"action": "DENY" if everybody else "ALLOW"}
-    return {"name": KEY_FILTER, "typed_config": _typed("envoy.extensions.filters.http.rbac.v3.RBAC", {"rules": rules})}
-
-
-def _key_rules(keys: Iterable[str]) -> Json:
-    """Whoever sends one of the keys. A hash lookup, however many there are. The header goes on to the app untouched."""
-    allow = _typed("envoy.config.rbac.v3.Action", {"name": "key", "action": "ALLOW"})
-    deny = _typed("envoy.config.rbac.v3.Action", {"name": "refuse", "action": "DENY"})
-    refuse: Json = {"action": {"name": "refuse", "typed_config": deny}}
-    # the scheme's case is the client's choice (RFC 9110); these are the spellings that are seen
-    known = {
-        f"{scheme} {key}": {"action": {"name": "key", "typed_config": allow}}
-        for key in sorted(set(keys))
-        for scheme in ("Bearer", "bearer")
-    }
-    header = _typed("envoy.type.matcher.v3.HttpRequestHeaderMatchInput", {"header_name": "authorization"})
-    tree: Json = {"input": {"name": "authorization", "typed_config": header}, "exact_match_map": {"map": known}}
-    rules = {"matcher": {"matcher_tree": tree, "on_no_match": refuse}}
-    return _typed("envoy.extensions.filters.http.rbac.v3.RBACPerRoute", {"rbac": rules})
-
-
-def _local_replies() -> Json:
-    """What Envoy answers by itself, as problem+json with stable codes. The first mapper that fits is used."""
-    retry = {"Retry-After": str(RETRY_AFTER_S)}
-    return {
-        "mappers": [
-            _reply(
-                _flag("UO"),
-                429,
-                "queue-full",
-                "Too Many Requests",
-                "The function's replicas are busy and its queue is full. Try again later.",
-                retry,
-            ),
-            _reply(
-                _status(403),
-                401,
-                "key-required",
-                "Unauthorized",
-                "This function is private. Send 'Authorization: Bearer <key>' with a key made by 'steelyard keys'.",
-                {"WWW-Authenticate": "Bearer"},
-            ),
-            _reply(
-                _status(404),
-                404,
-                "function-not-found",
-                "Not Found",
-                "No function has this address. 'steelyard functions' lists them.",
-            ),
-            _reply(
-                _flag("UF"),
-                503,
-                "function-unreachable",
-                "Service Unavailable",
-                "Nobody listens for this function at the moment. Nothing was executed; try again.",
-                retry,
-            ),
-            _reply(
-                _flag("UC"),
-                502,
-                "replica-lost",
-                "Bad Gateway",
-                "The replica went away before it answered. Whether the request was executed is not known.",
-            ),
-            _reply(
-                _status(503),
-                503,
-                "gateway-unavailable",
-                "Service Unavailable",
-                "The gateway could not pass this request on (%RESPONSE_CODE_DETAILS%). Try again later.",
-                retry,
-            ),
-        ],
-        "body_format": _problem(
-            "%RESPONSE_CODE%",
-            "gateway-refused",
-            "Refused by the gateway",
-            "The gateway did not pass this request on (%RESPONSE_CODE_DETAILS%).",
-        ),
-    }
-
-
-def _flag(flag: str) -> Json:
-    return {"response_flag_filter": {"flags": [flag]}}
-
-
-def _status(status: int) -> Json:
-    return {"status_code_filter": {"comparison": {"op": "EQ", "value": {"default_value": status, "runtime_key": "none"}}}}
-
-
-def _reply(when: Json, status: int, code: str, title: str, detail: str, headers: Mapping[str, str] | None = None) -> Json:
-    return {
-        "filter": when,
-        "status_code": status,
-        "headers_to_add": _headers(headers or {}),
-        "body_format_override": _problem(status, code, title, detail),
-    }
-
-
-def _problem(status: int | str, code: str, title: str, detail: str) -> Json:
-    """`wire.api.Problem` as Envoy writes it."""
-    return {
-        "content_type": "application/problem+json",
-        "json_format": {"type": "about:blank", "title": title, "status": status, "detail": detail, "code": code},
-    }
-
-
-def _headers(headers: Mapping[str, str], action: str = "OVERWRITE_IF_EXISTS_OR_ADD") -> list[Json]:
-    return [{"header": {"key": key, "value": value}, "append_action": action} for key, value in headers.items()]
 
 
 def _cluster(cluster: Cluster) -> Json:
@@ -371,32 +191,40 @@ def _cluster(cluster: Cluster) -> Json:
             ]
         },
         "typed_extension_protocol_options": {
-            _HTTP_PROTOCOL: _typed(
+            _HTTP_PROTOCOL: typed(
                 _HTTP_PROTOCOL, {"common_http_protocol_options": common, "explicit_http_config": {"http_protocol_options": {}}}
             ),
         },
     }
 
 
-def _neighbour(neighbour: Neighbour, folder: Path) -> Json:
+def _neighbourhood(neighbourhood: Neighbourhood, folder: Path) -> Json:
+    members = [(each.host, each.port, Identity(Role.NODE_GATEWAY, each.machine)) for each in neighbourhood.members]
+    return _gateways(neighbourhood.name, members, folder)
+
+
+def _gateways(name: str, members: Sequence[tuple[str, int, Identity]], folder: Path) -> Json:
+    """Of other machines: where they are, and as whom they have to answer."""
     # Nothing is bounded here: what may wait for a function is for the gateway beside it to say. Connections stay, so that a wake
-    # does not wait for another one, and are asked now and then whether the machine is still there.
-    address = {"socket_address": {"address": neighbour.host, "port_value": neighbour.port}}
+    # does not wait for another one, and are asked now and then whether the machine is still there. A machine whose replicas are
+    # fewer, busier or slower has more of our requests open than the others, and so gets less of what comes.
+    addresses = [{"socket_address": {"address": host, "port_value": port}} for host, port, _ in members]
     http2 = {"allow_connect": True, "connection_keepalive": {"interval": _seconds(ALIVE_S), "timeout": _seconds(ALIVE_S)}}
     return {
-        "name": neighbour.name,
+        "name": name,
         "type": "STATIC",
         "connect_timeout": f"{CONNECT_TIMEOUT_S}s",
         "per_connection_buffer_limit_bytes": BUFFER_BYTES,
         "load_assignment": {
-            "cluster_name": neighbour.name,
-            "endpoints": [{"lb_endpoints": [{"endpoint": {"address": address}}]}],
+            "cluster_name": name,
+            "endpoints": [{"lb_endpoints": [{"endpoint": {"address": address}} for address in addresses]}],
         },
+        **({"load_balancing_policy": {"policies": [{"typed_extension_config": _LEAST_BUSY}]}} if len(members) > 1 else {}),
         "circuit_breakers": {
             "thresholds": [dict.fromkeys(("max_connections", "max_pending_requests", "max_requests", "max_retries"), UNBOUNDED)]
         },
         "typed_extension_protocol_options": {
-            _HTTP_PROTOCOL: _typed(
+            _HTTP_PROTOCOL: typed(
                 _HTTP_PROTOCOL,
                 {
                     "common_http_protocol_options": {"idle_timeout": _seconds(0)},
@@ -404,19 +232,19 @@ def _neighbour(neighbour: Neighbour, folder: Path) -> Json:
                 },
             ),
         },
-        "transport_socket": render_client(folder, neighbour.machine),
+        "transport_socket": render_client(folder, [identity for _, _, identity in members]),
     }
 
 
 # At 1,000 functions a change of one is a change of one: what is rendered for the others is remembered.
 @functools.lru_cache(maxsize=8192)
 def _cluster_resource(cluster: Cluster) -> bytes:
-    return encode_any(_typed("envoy.config.cluster.v3.Cluster", _cluster(cluster)))
+    return encode_any(typed("envoy.config.cluster.v3.Cluster", _cluster(cluster)))
 
 
 @functools.lru_cache(maxsize=8192)
-def _neighbour_resource(neighbour: Neighbour, folder: Path) -> bytes:
-    return encode_any(_typed("envoy.config.cluster.v3.Cluster", _neighbour(neighbour, folder)))
+def _neighbourhood_resource(neighbourhood: Neighbourhood, folder: Path) -> bytes:
+    return encode_any(typed("envoy.config.cluster.v3.Cluster", _neighbourhood(neighbourhood, folder)))
 
 
 @functools.lru_cache(maxsize=8192)
@@ -433,12 +261,29 @@ def _path_match_json(route: Route) -> Json:
     return _matched("envoy.config.route.v3.RouteList", _path_routes(route))
 
 
+def _key_rules(keys: Iterable[str]) -> Json:
+    """Whoever sends one of the keys. A hash lookup, however many there are. The header goes on to the app untouched."""
+    allow = typed("envoy.config.rbac.v3.Action", {"name": "key", "action": "ALLOW"})
+    deny = typed("envoy.config.rbac.v3.Action", {"name": "refuse", "action": "DENY"})
+    refuse: Json = {"action": {"name": "refuse", "typed_config": deny}}
+    # the scheme's case is the client's choice (RFC 9110); these are the spellings that are seen
+    known = {
+        f"{scheme} {key}": {"action": {"name": "key", "typed_config": allow}}
+        for key in sorted(set(keys))
+        for scheme in ("Bearer", "bearer")
+    }
+    header = typed("envoy.type.matcher.v3.HttpRequestHeaderMatchInput", {"header_name": "authorization"})
+    tree: Json = {"input": {"name": "authorization", "typed_config": header}, "exact_match_map": {"map": known}}
+    rules = {"matcher": {"matcher_tree": tree, "on_no_match": refuse}}
+    return typed("envoy.extensions.filters.http.rbac.v3.RBACPerRoute", {"rbac": rules})
+
+
 def _route_config(keys: Sequence[str], hosts: Sequence[Json | bytes]) -> Json:
     config: Json = {
         "name": ROUTES,
         "ignore_port_in_host_matching": True,
         # a client's own was taken away; that of the home's gateway stays
-        "request_headers_to_add": _headers({"x-steelyard-start": "%START_TIME(%s.%6f)%"}, "ADD_IF_ABSENT"),
+        "request_headers_to_add": render_headers({"x-steelyard-start": "%START_TIME(%s.%6f)%"}, "ADD_IF_ABSENT"),
         "virtual_hosts": hosts,
     }
     if keys:
@@ -451,11 +296,11 @@ def _paths_host(found: Mapping[str, Json | bytes]) -> Json:
     if not found:
         # an empty trie is not allowed
         return {"name": "paths", "domains": ["*"], "routes": [_nowhere()]}
-    path = _typed("envoy.type.matcher.v3.HttpRequestHeaderMatchInput", {"header_name": ":path"})
+    path = typed("envoy.type.matcher.v3.HttpRequestHeaderMatchInput", {"header_name": ":path"})
     return {
         "name": "paths",
         "domains": ["*"],
-        "retry_policy": _RETRY,
+        "retry_policy": RETRY,
         "matcher": {
             "matcher_tree": {"input": {"name": "path", "typed_config": path}, "prefix_match_map": {"map": found}},
             "on_no_match": _matched("envoy.config.route.v3.Route", _nowhere()),
@@ -479,13 +324,13 @@ def _function_host(route: Route) -> Json:
     return {
         "name": f"host-{route.label}",
         "domains": [f"{route.label}.localhost"],
-        "retry_policy": _RETRY,
+        "retry_policy": RETRY,
         "routes": [_route(route, {"prefix": "/"}, "", rewrite=False)],
     }
 
 
 def _matched(kind: str, message: Json) -> Json:
-    return {"action": {"name": "route", "typed_config": _typed(kind, message)}}
+    return {"action": {"name": "route", "typed_config": typed(kind, message)}}
 
 
 def _route(route: Route, match: Json, prefix: str, *, rewrite: bool) -> Json:
@@ -502,7 +347,7 @@ def _route(route: Route, match: Json, prefix: str, *, rewrite: bool) -> Json:
     else:
         rendered["direct_response"] = {"status": 503}
     if prefix and rewrite:
-        rendered["request_headers_to_add"] = _headers({"x-steelyard-prefix": prefix})
+        rendered["request_headers_to_add"] = render_headers({"x-steelyard-prefix": prefix})
     if route.public:
         rendered["typed_per_filter_config"] = _NO_KEY
     return rendered
@@ -513,9 +358,11 @@ def _nowhere() -> Json:
     return {"match": {"prefix": "/"}, "direct_response": {"status": 404}, "typed_per_filter_config": _NO_KEY}
 
 
-_NO_KEY: Json = {KEY_FILTER: _typed("envoy.config.route.v3.FilterConfig", {"disabled": True})}
-_RETRY: Json = {
-    "retry_on": "connect-failure",
-    "num_retries": RETRIES,
-    "retry_back_off": {"base_interval": "0.025s", "max_interval": "0.250s"},
+_LEAST_BUSY: Json = {
+    "name": "envoy.load_balancing_policies.least_request",
+    # all are looked at: of two out of two, the busier one would be taken in a quarter of the cases
+    "typed_config": typed(
+        "envoy.extensions.load_balancing_policies.least_request.v3.LeastRequest", {"selection_method": "FULL_SCAN"}
+    ),
 }
+_NO_KEY: Json = {KEY_FILTER: typed("envoy.config.route.v3.FilterConfig", {"disabled": True})}

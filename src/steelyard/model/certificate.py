@@ -27,8 +27,13 @@ class Role(StrEnum):
 
     @property
     def serves(self) -> bool:
-        """Does it answer connections, or make them?"""
-        return self in (Role.SERVER, Role.NODE_GATEWAY)
+        """Does it answer connections?"""
+        return self is not Role.AGENT
+
+    @property
+    def asks(self) -> bool:
+        """Does it make them? Gateways do both."""
+        return self is not Role.SERVER
 
 
 class Identity(msgspec.Struct, frozen=True):

@@ -69,6 +69,8 @@ class Machine(msgspec.Struct, frozen=True):
     pool: str = ""
     #: of a pool's: IP address and port at which its gateway hears the home's
     gateway: str = ""
+    #: of a pool's: URL at which work on it finds the home's gateway
+    home_gateway: str = ""
     #: why nothing new is placed on it, for people; written by whoever takes it back. "": it takes work
     draining: str = ""
     #: of a pool's: machines that a batch system gave together have the same, and its own launcher reaches across them; "" where

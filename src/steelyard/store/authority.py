@@ -52,14 +52,14 @@ class Authority:
         signer, own = self._obtain(now)
         identity = Identity(role, name)
         key = ec.generate_private_key(ec.SECP256R1())
-        use = ExtendedKeyUsageOID.SERVER_AUTH if role.serves else ExtendedKeyUsageOID.CLIENT_AUTH
+        uses = [ExtendedKeyUsageOID.SERVER_AUTH] * role.serves + [ExtendedKeyUsageOID.CLIENT_AUTH] * role.asks
         names = [x509.UniformResourceIdentifier(identity.address), *map(_host, hosts)]
         until = _when(now) + datetime.timedelta(seconds=life_s)
         certificate = (
             _begin(f"{role} {name}"[:64], own.subject, key, now, until)
             .add_extension(x509.SubjectAlternativeName(names), critical=False)
             .add_extension(x509.BasicConstraints(ca=False, path_length=None), critical=True)
-            .add_extension(x509.ExtendedKeyUsage([use]), critical=True)
+            .add_extension(x509.ExtendedKeyUsage(uses), critical=True)
             .add_extension(x509.AuthorityKeyIdentifier.from_issuer_public_key(signer.public_key()), critical=False)
             .sign(signer, hashes.SHA256())
         )

@@ -13,7 +13,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from steelyard.config import Settings
-from steelyard.gateway import Cluster, GatewayDesired, Neighbour, Route
+from steelyard.gateway import Cluster, GatewayDesired, Neighbour, Neighbourhood, Route
 from steelyard.gateway.check import check_gateway
 from steelyard.gateway.render import (
     is_whole,
@@ -200,17 +200,21 @@ NODE = Settings(1, "127.0.0.1", 1, "10.0.0.3", 7000, 0, 0, "tester", 0, node_gat
 
 
 def test_what_is_elsewhere_is_handed_on_as_it_came() -> None:
-    away = Route("far", (("@n1", 50), ("@n2", 50)), False, away=True)
-    neighbours = (Neighbour("n1", "10.0.0.3", 7000), Neighbour("n2", "10.0.0.4", 7000))
-    desired = GatewayDesired((cluster("near.1"),), (Route("near", (("near.1", 100),), False), away), ("sk-x",), neighbours)
+    away = (Route("one", (("@n1", 100),), False, away=True), Route("both", (("@n1+n2", 100),), False, away=True))
+    n1, n2 = Neighbour("n1", "10.0.0.3", 7000), Neighbour("n2", "10.0.0.4", 7000)
+    around = (Neighbourhood((n1,)), Neighbourhood((n1, n2)))
+    desired = GatewayDesired((cluster("near.1"),), (Route("near", (("near.1", 100),), False), *away), ("sk-x",), around)
     assert check_gateway(desired) == []
     _, routes = static(desired)
     assert list(find(routes, "prefix_rewrite")) == ["/", "/"] and str(routes).count("x-steelyard-prefix") == 2  # of the near one
     clusters = json.loads(render_static(SETTINGS, desired, FOLDER, "x"))["static_resources"]["clusters"]
-    assert [each["name"] for each in clusters] == ["near.1", "@n1", "@n2"]
+    assert [each["name"] for each in clusters] == ["near.1", "@n1", "@n1+n2"]
     assert list(find(clusters[1], "exact")) == ["steelyard://node-gateway/n1"]
-    assert "transport_socket" not in clusters[0] and list(find(clusters[2], "exact")) == ["steelyard://node-gateway/n2"]
-    assert shape_of(desired) != shape_of(msgspec.structs.replace(desired, neighbours=()))
+    assert "transport_socket" not in clusters[0]
+    assert list(find(clusters[2], "exact")) == ["steelyard://node-gateway/n1", "steelyard://node-gateway/n2"]
+    assert list(find(clusters[2], "port_value")) == [7000, 7000] and list(find(clusters[2], "selection_method")) == ["FULL_SCAN"]
+    shapes = [shape_of(msgspec.structs.replace(desired, neighbourhoods=each)) for each in ((), around[:1], around)]
+    assert len({*shapes}) == 3
 
 
 def test_gateway_of_another_machine_hears_the_homes_alone_and_believes_it() -> None:
@@ -235,7 +239,8 @@ def test_gateway_of_another_machine_hears_the_homes_alone_and_believes_it() -> N
 )
 def test_neighbours_that_could_not_be_reached_are_found(neighbour: Neighbour, code: str) -> None:
     route = Route("far", (("@n1", 100),), True, away=True)
-    assert [each.code for each in check_gateway(GatewayDesired((), (route,), (), (neighbour,)))] == [code]
+    assert [each.code for each in check_gateway(GatewayDesired((), (route,), (), (Neighbourhood((neighbour,)),)))] == [code]
     # nor does a route here lead to a neighbour
-    near = GatewayDesired((), (Route("near", (("@n1", 100),), True),), (), (Neighbour("n1", "10.0.0.3", 7000),))
+    around = (Neighbourhood((Neighbour("n1", "10.0.0.3", 7000),)),)
+    near = GatewayDesired((), (Route("near", (("@n1", 100),), True),), (), around)
     assert [each.code for each in check_gateway(near)] == ["route-nowhere"]
