@@ -50,6 +50,22 @@ def test_ranks_of_mpi_start_by_slurms_own_step_and_are_told_their_place(shared: 
     assert shown["job"]["usage"]["cpu_s"] > 0
 
 
+BOTH = ("--pool", "mpi", "--nodes", "2", "--cpus", "0.5", "--launcher", "mpi")
+
+
+def test_ranks_of_mpi_span_the_machines_of_one_allocation(shared: PoolCluster) -> None:
+    code, out, err = shared.tell("run", *BOTH, "--", PYTHON, str(shared.folder / "ring.py"))
+    assert (code, sorted(out.splitlines())) == (0, ["rank 0, sum 3", "rank 1, sum 3"]), err
+    code, out, err = shared.tell("run", *BOTH, "--", "sh", "-c", 'echo $RANK $NODE_RANK $LOCAL_RANK $(hostname); [ -d "$HOME" ]')
+    assert (code, sorted(out.splitlines())) == (0, ["0 0 0 n1", "1 1 0 n2"]), err
+    shown = json.loads(shared.ok("job", shared.newest(), "--json"))["job"]
+    assert {shared.proof(shown["id"])["got"][f"host[{rank}]"] for rank in (0, 1)} == {"n1", "n2"}
+    code, _, err = shared.tell("run", *BOTH, "--", "sh", "-c", '[ "$RANK" = 1 ] && exit 5; exec sleep 1000')
+    assert code == 5 and "rank 1 exited with code 5; the other rank was ended with it" in err
+    refused = shared.cli("run", *BOTH[:3], "3", *BOTH[4:], "--", "true")
+    assert refused.returncode == 125 and b"reach across one allocation" in refused.stderr
+
+
 def test_a_rank_that_fails_ends_all_and_is_named(shared: PoolCluster) -> None:
     script = '[ "$RANK" = 1 ] && exit 5; exec sleep 1000'
     code, _, err = shared.tell("run", *MPI, "--", "sh", "-c", script)
@@ -93,6 +109,18 @@ def test_what_ends_srun_ends_its_step_and_who_is_killed_meanwhile_loses_nothing(
     wait_until(lambda: steps(shared, job) == [], WAIT_S, "its step to be over")
 
 
+def test_a_slurm_without_pmix_says_what_is_missing(shared: PoolCluster) -> None:
+    there, kept = "/usr/lib/*/slurm*", "/usr/lib/kept"
+    for node in ("n1", "n2"):
+        shared.bed[node].ok("sh", "-c", f"mkdir {kept}; cd {there}; mv mpi_pmix*.so {kept}")
+    try:
+        code, _, err = shared.tell("run", *MPI, "--", "true")
+        assert code != 0 and "Slurm did not start the ranks: " in err and "libpmix are to be installed" in err, err
+    finally:
+        for node in ("n1", "n2"):
+            shared.bed[node].ok("sh", "-c", f"cd {there}; mv {kept}/* .")
+
+
 def free_nodes(cluster: PoolCluster) -> None:
     """Of the machines that the other tests run on."""
     if any(each["spec"]["name"] == "mpi" for each in json.loads(cluster.ok("pool", "ls", "--json"))):
@@ -107,8 +135,11 @@ def test_a_pool_takes_whole_allocations_alone_and_gives_back_no_half_of_one(shar
     for node in ("n1", "n2"):
         left = shared.bed[node].ok("sh", "-c", "find /tmp/steelyard-*; ps -eo args | grep '^[^ ]*python.*steelyard' || true")
         assert not left, f"left behind on {node}:\n{left}"
-    shared.create("pair", "--nodes", "0..2", "--nodes-per-allocation", "2", "--idle", "1s")
-    shared.ok("run", "--pool", "pair", "--", "true")
+    shared.create("pair", "--nodes", "0..2", "--nodes-per-allocation", "2", "--idle", "1s", "--cpus-per-node", "2")
+    words = ("run", "--pool", "pair", "--nodes", "2", "--launcher", "mpi", "--exclusive")
+    assert shared.ok(*words, "--", "nproc") == "1\n1\n"
+    proof = shared.proof(shared.newest())
+    assert (proof["state"], proof["asked"]["cpu_count"]) == ("MATCH", 1), "a core of its own to each"
     wait_until(lambda: shared.bed.ok("squeue", "-h") == "", WAIT_S, "both to be given back")
     wait_until(lambda: {each["state"] for each in shared.pilots("pair")} == {"ENDED"}, WAIT_S, "that to be known")
     assert [each["detail"] for each in shared.pilots("pair")] == ["nothing ran on it for 1 s"] * 2
@@ -119,7 +150,10 @@ def test_a_node_that_fails_takes_its_work_along_and_the_other_one_drains(shared:
     free_nodes(shared)
     shared.create("lost", "--nodes", "2..4", "--nodes-per-allocation", "2")
     wait_until(lambda: [each["state"] for each in shared.pilots("lost")] == ["READY"] * 2 or None, WAIT_S, "two machines")
-    jobs = [shared.ok("run", "--detach", "--pool", "lost", "--cpus", "1", "--", "sleep", "1000").strip() for _ in range(2)]
+    words = ("run", "--detach", "--pool", "lost", "--cpus")
+    jobs = [shared.ok(*words, "0.6", "--", "sleep", "1000").strip() for _ in range(2)]
+    over_both = shared.ok(*words, "0.3", "--nodes", "2", "--launcher", "mpi", "--", "sleep", "1000").strip()
+    shared.wait_job(over_both, "RUNNING", WAIT_S)
     rows = [shared.wait_job(job, "RUNNING", WAIT_S) for job in jobs]
     first, second = (each["id"] for each in shared.pilots("lost"))
     assert {row["machine"] for row in rows} == {first, second}
@@ -131,6 +165,7 @@ def test_a_node_that_fails_takes_its_work_along_and_the_other_one_drains(shared:
         assert (left["state"], left["detail"]) == ("DRAINING", f"its allocation has lost {second}")
         for job, row in zip(jobs, rows, strict=True):
             shared.wait_job(job, "FAILED" if row["machine"] == second else "RUNNING", WAIT_S)
+        assert shared.wait_job(over_both, "FAILED", WAIT_S)["reason"] == "node-lost"
     finally:
         shared.bed["n2"].heal()
     (on_first,) = (job for job, row in zip(jobs, rows, strict=True) if row["machine"] == first)

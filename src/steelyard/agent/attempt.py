@@ -195,6 +195,10 @@ class Attempt:
             self.broke_with = len(self.running)
         return not left and self.phase in ALIVE
 
+    def note_elsewhere(self) -> None:
+        """All that is of it here is begun by another machine's srun, and that machine tells of it."""
+        self.phase, self.exit_code, self.reason = "ended", 0, Reason.EXITED
+
     def conclude(self, spec: JobSpec | None) -> None:
         """All has ended: the rank that ended badly first (in a job, its only process) says how."""
         ends = [(member, member.end) for member in self.members if member.end is not None]
@@ -278,6 +282,8 @@ def plan_members(job: AssignedJob) -> list[Member]:
     gang, place = job.spec.gang, job.place
     if gang is None or place is None:
         return make_members(job.attempt, job.plan, count_processes(gang))
+    if gang.launcher is Launcher.MPI and place.node:
+        return []  # the first machine's srun starts its ranks here as well
     if gang.launcher is not Launcher.NONE:
         return make_members(job.attempt, job.plan, 1)
     return make_members(job.attempt, job.plan, gang.tasks_per_node, place.node * gang.tasks_per_node)

@@ -149,6 +149,8 @@ class JobStarter:
             member.handle = handle
             if member.phase == "starting":  # a short one may have ended already
                 member.phase = RUNNING
+        if not attempt.members:
+            attempt.note_elsewhere()
 
     def _folders(self, job: AssignedJob, member: Member, scratch: str) -> tuple[str, ...]:
         """That were made for it, and are seen inside a container."""
@@ -190,6 +192,8 @@ class JobStarter:
     async def _make_launches(self, job: AssignedJob, attempt: Attempt, ids: Ids, port: int) -> tuple[Launch, ...]:
         """Everything that a launch has to be told is found out or made here."""
         spec, gang, place = job.spec, job.spec.gang, job.place
+        if not attempt.members:
+            return ()  # another machine's srun starts what is to run here
         hosts = (self._machine.hostname,) if place is None else place.hosts
         facts = Facts(
             job=job.job,
@@ -211,7 +215,7 @@ class JobStarter:
             steps=self._steps.make(job, ids) if self._steps.covers(spec) else None,
         )
         launches = make_launches(spec, facts)
-        if place is not None:
+        if place is not None and not self._steps.covers(spec):
             each = len(launches) // len(hosts)
             launches = launches[place.node * each : (place.node + 1) * each]
         if spec.builds:

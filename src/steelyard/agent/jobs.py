@@ -108,7 +108,7 @@ class JobKeeper:
         self._changed, self._may_have = changed, may_have
         #: an attempt has ended, or was not started after all
         self._left = asyncio.Event()
-        self.files = JobFiles(paths.workloads)
+        self.files = JobFiles(paths.workloads.resolve())
         self._steps = MpiSteps(settings, self.files, os.environ)
         self._signals = JobSignals(runtime, containers, cgroups, self._steps)
         self._proofs = JobProofs(settings, machine, cgroups, timing, clock, holdings, containers, self._steps, self.shared_cpus)

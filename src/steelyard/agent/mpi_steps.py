@@ -42,6 +42,9 @@ log = logging.getLogger(__name__)
 #: what the names of ranks' records begin with, in the attempt's folder
 RANK = "rank"
 _RECORD = re.compile(rf"{RANK}\.\d+\.(started|exit)\Z")
+_NOT_TOLD = ("SLURM_", "SRUN_", "STEELYARD_API_URL", "STEELYARD_TOKEN", "STEELYARD_CA")
+#: srun's words
+_LOST = re.compile(r"^srun: error: Node failure on (\S+)", re.MULTILINE)
 #: from the end of its step until srun itself is killed
 SRUN_ENDS_S = 5.0
 #: the end of what srun said, for people
@@ -76,11 +79,14 @@ class MpiSteps:
             raise EdgeFailed(text, code="start-failed")
         folder = self._files.make_ranks(job.attempt, ids)
         before = (sys.executable, "-I", "-S", str(step.__file__), f"{folder.resolve()}/{RANK}", "ranks")
-        return Steps(srun, number, (node,), (job.plan.cpus,), before)
+        if job.place is None:
+            return Steps(srun, number, (node,), (job.plan.cpus,), before)
+        return Steps(srun, number, job.place.hosts, job.place.cpus, before)
 
     def clean(self, env: Mapping[str, str]) -> dict[str, str]:
-        """For srun, which takes `SLURM_*` for options; ranks are told their own by Slurm."""
-        return {name: value for name, value in env.items() if not name.startswith(("SLURM_", "SRUN_"))} | self._carried()
+        """For srun, which takes `SLURM_*` for options; ranks are told their own by Slurm. Our API has another address on each
+        machine, and what opens it is not for a network that may be read."""
+        return {name: value for name, value in env.items() if not name.startswith(_NOT_TOLD)} | self._carried()
 
     def _carried(self) -> dict[str, str]:
         return {name: self._environ[name] for name in CARRIED if name in self._environ}
@@ -138,6 +144,9 @@ class MpiSteps:
     def explain(self, attempt: AttemptId, spec: JobSpec, end: MemberEnd, records: tuple[RankRecord, ...]) -> MemberEnd:
         """`end` of its srun, by what the ranks wrote: the one that ended badly first says how it ended."""
         ranks = 1 if spec.gang is None else spec.gang.world_size
+        if end.bad and (lost := _LOST.search(self._read_end(attempt))):
+            detail = f"node {lost[1]} failed while ranks ran on it; Slurm ended the others"
+            return msgspec.structs.replace(end, reason=Reason.NODE_LOST, detail=detail)
         bad, usage = find_first_bad(records), make_usage(records)
         if usage is not None:
             end = msgspec.structs.replace(end, peak_memory_bytes=usage.memory_peak_bytes)
@@ -158,15 +167,19 @@ class MpiSteps:
         return end
 
     def _read_words(self, attempt: AttemptId) -> str:
-        try:
-            data = (self._files.folder(attempt) / "stderr").read_bytes()[-WORDS_BYTES:]
-        except OSError:
-            data = b""
-        said = [line.removeprefix("srun: error: ") for line in data.decode(errors="replace").splitlines() if "error" in line]
+        lines = self._read_end(attempt).splitlines()
+        said = [line.removeprefix("srun: error: ") for line in lines if line.startswith("srun: error: ")]
         words = "; ".join(said[:2]) or "srun said nothing of it."
         if "mpi" in words.lower() and "plugin" in words.lower():
             words += ". Slurm's PMIx plugin (mpi/pmix) and libpmix are to be installed on the nodes: `srun --mpi=list` tells."
         return words
+
+    def _read_end(self, attempt: AttemptId) -> str:
+        """Of what srun and the ranks said; "" where that went into a file of the user's."""
+        try:
+            return (self._files.folder(attempt) / "stderr").read_bytes()[-WORDS_BYTES:].decode(errors="replace")
+        except OSError:
+            return ""
 
     def prove(self, plan: Plan, spec: JobSpec, records: Sequence[RankRecord]) -> Proof | None:
         """What ranks found when they began; None where none told."""

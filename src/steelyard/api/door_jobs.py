@@ -12,7 +12,7 @@ from steelyard.model import words
 from steelyard.model.batch import PRIORITY_MAX, Gang, Launcher, PreemptMode
 from steelyard.model.job import JobSpec, Resources
 from steelyard.model.machine import Machine
-from steelyard.model.pool import Pool
+from steelyard.model.pool import Pool, PoolSpec
 from steelyard.scaling.pools import make_room
 
 #: ten years, as durations of the command line
@@ -74,16 +74,29 @@ def check_pool(spec: JobSpec, pools: Sequence[Pool], machines: Sequence[Machine]
         if spec.gang.nodes > most:
             text = f"pool {spec.pool} has at most {words.count(most, 'machine')}, and {spec.gang.nodes} are asked at once"
             findings.append(Finding("beyond-pool", text))
-        if spec.gang.launcher is Launcher.MPI:
-            findings.append(Finding("bad-pool", "ranks of MPI in a pool are all on one machine so far: --nodes 1, or --direct"))
     if spec.gang is not None and spec.gang.launcher is Launcher.MPI:
-        # their ranks are Slurm's processes, not ours
-        if spec.volumes:
-            findings.append(Finding("bad-pool", "ranks of MPI in a pool see no volumes: use a folder that the nodes share"))
-        if spec.resources.preemptible and spec.preemption.mode is PreemptMode.SUSPEND:
-            findings.append(Finding("bad-pool", "ranks of MPI in a pool can't be suspended: choose requeue or cancel"))
+        findings += _check_mpi(spec, spec.gang, open_to.get(spec.pool))
     if spec.builds:
         findings.append(Finding("bad-pool", "images are built on the home's own machine"))
+    return findings
+
+
+def _check_mpi(spec: JobSpec, gang: Gang, pool: PoolSpec | None) -> list[Finding]:
+    """Ranks in a pool are Slurm's processes, not ours: one step in one allocation."""
+    findings: list[Finding] = []
+    if pool is not None and gang.nodes > pool.nodes_per_allocation:
+        have = f"one of pool {pool.name} has {words.count(pool.nodes_per_allocation, 'machine')}"
+        text = f"MPI's ranks reach across one allocation, and {have} (pool create --nodes-per-allocation)"
+        findings.append(Finding("beyond-pool", text))
+    if spec.secrets:
+        findings.append(Finding("bad-pool", "ranks of MPI in a pool get no secrets: Slurm would carry them over its network"))
+    if spec.volumes:
+        findings.append(Finding("bad-pool", "ranks of MPI in a pool see no volumes: use a folder that the nodes share"))
+    if spec.resources.preemptible and spec.preemption.mode is PreemptMode.SUSPEND:
+        findings.append(Finding("bad-pool", "ranks of MPI in a pool can't be suspended: choose requeue or cancel"))
+    if gang.nodes > 1 and (spec.resources.gpus is not None or spec.resources.scratch_bytes is not None):
+        text = "MPI over several machines of a pool has no GPUs or scratch of its own so far: --direct has GPUs"
+        findings.append(Finding("bad-pool", text))
     return findings
 
 

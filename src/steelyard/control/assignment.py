@@ -215,7 +215,8 @@ def _find_place(job: Job, machine: MachineId, machines: Mapping[MachineId, Machi
         found = machines.get(each)
         hosts.append(each if found is None else found.hostname)
         addresses.append(hosts[-1] if found is None or not found.gateway else find_address(found))
-    return GangPlace(job.machines.index(machine), tuple(hosts), tuple(addresses), find_port(job))
+    cpus = () if job.plan is None else tuple(part.cpus for part in job.plan.parts)
+    return GangPlace(job.machines.index(machine), tuple(hosts), tuple(addresses), find_port(job), cpus)
 
 
 def find_address(machine: Machine) -> str:

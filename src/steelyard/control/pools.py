@@ -260,7 +260,8 @@ def find_demands(
     for job in jobs:
         if job.spec.pool and not job.held and why(job) not in _NOT_ROOM:
             nodes = 1 if job.spec.gang is None else job.spec.gang.nodes
-            found.setdefault(job.spec.pool, []).append(Demand(nodes, job.spec.demand, job.spec.max_duration_s))
+            demand = Demand(nodes, job.spec.demand, job.spec.max_duration_s, job.spec.in_one_allocation)
+            found.setdefault(job.spec.pool, []).append(demand)
     return found
 
 

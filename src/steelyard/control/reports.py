@@ -72,13 +72,17 @@ async def greet(store: Store, machine: Machine, now: int) -> bool:
 
     def commit(tx: Tx) -> bool:
         known, pilot = tx.machine(machine.place), _find_pilot(tx, machine)
-        draining, allocation = ("", "") if pilot is None else (_find_draining(pilot), pilot.allocation)
+        draining = "" if pilot is None else _find_draining(pilot)
+        if pilot is not None:
+            given = msgspec.structs.replace(machine, allocation=pilot.allocation, allocation_place=pilot.place)
+        else:
+            given = machine
         if known is not None and known.id == machine.id:
             # the hello says what the machine is; what of it is out of use stands in the reports, or is decided here
             kept = {name: getattr(known, name) for name in ("blocked", "blocked_pairs", "held")}
-            seen = msgspec.structs.replace(machine, **kept, draining=draining or known.draining, allocation=allocation)
+            seen = msgspec.structs.replace(given, **kept, draining=draining or known.draining)
         else:
-            seen = msgspec.structs.replace(machine, draining=draining, allocation=allocation)
+            seen = msgspec.structs.replace(given, draining=draining)
         if known == seen:
             return False
         restarted = known is not None and (known.id, known.boot_id) != (machine.id, machine.boot_id)

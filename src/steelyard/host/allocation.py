@@ -20,7 +20,9 @@ OWN_BYTES = 256 << 20
 
 def limit_machine(machine: Machine, environ: Mapping[str, str]) -> Machine:
     given = min(machine.memory_bytes, _read_memory(environ, len(machine.cpus)) or machine.memory_bytes)
-    return msgspec.structs.replace(machine, memory_bytes=given - min(OWN_BYTES, given // 2))
+    # by that name Slurm's commands know it
+    name = environ.get("SLURMD_NODENAME") or machine.hostname
+    return msgspec.structs.replace(machine, hostname=name, memory_bytes=given - min(OWN_BYTES, given // 2))
 
 
 def limit_topology(topology: Topology, environ: Mapping[str, str], nodes: Sequence[DeviceNode]) -> Topology:

@@ -178,6 +178,11 @@ class JobSpec(msgspec.Struct, frozen=True):
         return 1 if self.gang is None else self.gang.nodes
 
     @property
+    def in_one_allocation(self) -> bool:
+        """Do its machines have to be of one allocation? Ranks of MPI reach no further."""
+        return self.nodes > 1 and self.gang is not None and self.gang.launcher is Launcher.MPI
+
+    @property
     def total(self) -> Resources:
         """What it needs on all its nodes together."""
         return self.demand if self.gang is None or self.gang.nodes == 1 else multiply(self.resources, self.gang.world_size)

@@ -76,6 +76,8 @@ class Machine(msgspec.Struct, frozen=True):
     #: of a pool's: machines that a batch system gave together have the same, and its own launcher reaches across them; "" where
     #: it came alone
     allocation: str = ""
+    #: which of these it is, in the batch system's order
+    allocation_place: int = 0
 
     @property
     def place(self) -> MachineId:

@@ -25,6 +25,8 @@ class Demand(msgspec.Struct, frozen=True):
     each: Resources
     #: it may run for so long; None: nobody knows
     max_duration_s: float | None = None
+    #: machines of one allocation
+    together: bool = False
 
 
 class Room(msgspec.Struct):
@@ -119,21 +121,24 @@ class Standing(msgspec.Struct, frozen=True):
     left_s: float | None = None
 
 
-def decide_pilots(spec: PoolSpec, standings: Sequence[Standing], demands: Iterable[Demand], example: Machine | None) -> Wanted:
+def decide_pilots(spec: PoolSpec, standings: Sequence[Standing], demands: Sequence[Demand], example: Machine | None) -> Wanted:
     """For a pool that may ask for pilots now. All of `standings` live."""
     staying = [each for each in standings if each.pilot.state is not PilotState.DRAINING and not each.ends_soon]
     empty = [each for each in staying if not each.busy]
     able = [each for each in demands if not _is_beyond(each, standings)]
     there, fresh = count_needed(able, spec.node, example, spec.nodes_max, [each.left_s for each in empty])
-    needed, lacking = there + fresh, max(spec.nodes_min - len(staying), fresh)
     together = spec.nodes_per_allocation
+    allocations: dict[str, list[Standing]] = {}
+    for each in staying:
+        allocations.setdefault(each.pilot.queue_id, []).append(each)
+    # halves of allocations are of no use to what needs one
+    whole = [each.left_s for some in allocations.values() if not any(one.busy for one in some) for each in some]
+    at_once = count_needed((each for each in able if each.together), spec.node, example, spec.nodes_max, whole)
+    needed, lacking = there + fresh, max(spec.nodes_min - len(staying), fresh, at_once.more)
     more = max(0, min(math.ceil(lacking / together), (spec.nodes_max - len(standings)) // together)) * together
     if more:
         return Wanted(more, (), needed)
     most = max(0, min(len(staying) - spec.nodes_min, len(empty) - needed))
-    allocations: dict[str, list[Standing]] = {}
-    for each in staying:
-        allocations.setdefault(each.pilot.queue_id, []).append(each)
     # those that only wait go first, then those that were idle longest
     rested = sorted(
         (some for some in allocations.values() if all(not each.busy and each.idle_s >= spec.idle_s for each in some)),

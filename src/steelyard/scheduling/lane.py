@@ -22,7 +22,7 @@ from steelyard.scheduling.quota import QuotaBook
 from steelyard.scheduling.reservation import Reserved, end_if_started, find_reservation, move_reservation
 from steelyard.scheduling.seat import find_seat, fits_quickly, gone_s, take_seat
 from steelyard.scheduling.snapshot import Holding, Reservation, Snapshot, Why, explain_end
-from steelyard.scheduling.spot import Seat, Spot, find_best_seat, join_seats
+from steelyard.scheduling.spot import Seat, Spot, choose_allocation, find_best_seat, join_seats
 
 #: (the room without what is about to end, what may be ended, the job, now) -> whom to end so that the job fits; None: nobody
 Victims: TypeAlias = Callable[[Room, Sequence[Holding], Job, int], Sequence[JobId] | None]
@@ -38,6 +38,7 @@ _RESERVED = (
     Reason.RESERVED,
     "what is free is kept for the first job that waits; a shorter --max-duration may let this one start before it",
 )
+_NO_ALLOCATION = (Reason.NO_MACHINE, "MPI's machines have to be of one allocation, and none that has as many takes work now")
 _PREEMPTING = (Reason.PREEMPTING, "jobs that give way to it are ending")
 _ENDING = "what it needs is about to be free: work that holds it is ending"
 
@@ -109,15 +110,18 @@ class Lane:
 
     def _spots_for(self, job: Job) -> Sequence[Spot]:
         if job.state is not JobState.SUSPENDED:
-            if job.spec.max_duration_s is None or not self._ends:
-                return self._spots
-            return [spot for spot in self._spots if spot.has_time(job, self._now)]
+            spots = self._spots
+            if job.spec.max_duration_s is not None and self._ends:
+                spots = [spot for spot in spots if spot.has_time(job, self._now)]
+            return choose_allocation(job, spots) if job.spec.in_one_allocation else spots
         return [spot for spot in self._spots if job.plan is not None and job.plan.on(spot.place) is not None]
 
     def _say_without(self, job: Job) -> Why:
         """Why none of the machines is one for it."""
         if job.state is JobState.SUSPENDED:
             return Why(job.id, *self._without)
+        if job.spec.in_one_allocation:
+            return Why(job.id, *_NO_ALLOCATION)
         last = max(self._spots, key=lambda spot: spot.ends_at or 0)
         return Why(job.id, Reason.NO_TIME_LEFT, explain_end(last.machine, self._pool, last.ends_at or 0))
 

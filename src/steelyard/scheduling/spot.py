@@ -107,7 +107,25 @@ def find_best_seat(job: Job, options: Iterable[Option]) -> Seat | list[tuple[Spo
     return join_seats(found if len(found) == nodes else sorted(found, key=lambda each: _value(job, *each))[:nodes])
 
 
+def choose_allocation(job: Job, spots: Sequence[Spot]) -> Sequence[Spot]:
+    """The machines of the allocation that can take most of the gang's parts now, then the one that can take most once what is
+    about to end is gone, then the first; () where none has enough machines."""
+    allocations: dict[str, list[Spot]] = {}
+    for spot in spots:
+        if spot.machine.allocation:
+            allocations.setdefault(spot.machine.allocation, []).append(spot)
+
+    def value(some: Sequence[Spot]) -> tuple[int, int]:
+        able = [spot for spot in some if isinstance(find_seat(job, spot.soon), Plan)]
+        now = [spot for spot in able if spot.room is spot.soon or isinstance(find_seat(job, spot.room), Plan)]
+        return min(job.spec.nodes, len(now)), min(job.spec.nodes, len(able))
+
+    return max((some for some in allocations.values() if len(some) >= job.spec.nodes), key=value, default=())
+
+
 def join_seats(seats: Sequence[tuple[Spot, Plan]]) -> Seat:
+    """Ranks follow the order that the batch system has for machines that it gave together."""
+    seats = sorted(seats, key=lambda seat: (seat[0].machine.allocation, seat[0].machine.allocation_place))
     return tuple(spot for spot, _ in seats), join_parts([plan for _, plan in seats])
 
 

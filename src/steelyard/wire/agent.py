@@ -48,6 +48,8 @@ class GangPlace(msgspec.Struct, frozen=True):
     addresses: tuple[str, ...]
     #: the first of the ports at which ranks meet, once all parts are prepared: its programs begin. 0: none does
     port: int = 0
+    #: of each of them: CPUs that are its ranks' alone
+    cpus: tuple[tuple[int, ...], ...] = ()
 
 
 class AssignedJob(msgspec.Struct, frozen=True):

@@ -12,7 +12,9 @@ from steelyard.model.cores import Core
 from steelyard.model.gpu_demand import GpuDemand
 from steelyard.model.ids import DEFAULT_PROJECT, JobId
 from steelyard.model.job import JobSpec, Owner, Resources
+from steelyard.model.mount import VolumeMount
 from steelyard.model.pool import NodeShape, Pool, PoolSpec
+from steelyard.model.secret import SecretUse
 
 NOW = 1_700_000_000_000_000
 JOB = JobSpec("x", ("true",), "/")
@@ -76,6 +78,8 @@ def test_what_is_taken(fields: dict[str, object]) -> None:
 TRAIN = Pool(
     PoolSpec("train", nodes_max=2, node=NodeShape(cpus=4, memory_bytes=8 << 30, gpus=2)), DEFAULT_PROJECT, Owner("root", 0), 1, 0
 )
+PAIRS = msgspec.structs.replace(TRAIN, spec=PoolSpec("pairs", nodes_max=4, nodes_per_allocation=2))
+GIVES_WAY, SUSPENDS = Resources(1, preemptible=True), Preemption(PreemptMode.SUSPEND)
 BRIEF = msgspec.structs.replace(TRAIN, spec=PoolSpec("brief", max_duration_s=600.0))
 GOING = msgspec.structs.replace(TRAIN, spec=PoolSpec("old"), deleting=True)
 
@@ -95,7 +99,13 @@ GOING = msgspec.structs.replace(TRAIN, spec=PoolSpec("old"), deleting=True)
         ({"pool": "train", "gang": Gang(2, 4)}, None),
         ({"pool": "train", "gang": Gang(3, 1)}, "beyond-pool"),
         ({"pool": "train", "gang": Gang(2, 5)}, "beyond-pool"),
-        ({"pool": "train", "gang": Gang(2, 1, Launcher.MPI)}, "bad-pool"),
+        ({"pool": "train", "gang": Gang(2, 1, Launcher.MPI)}, "beyond-pool"),
+        ({"pool": "pairs", "gang": Gang(2, 1, Launcher.MPI)}, None),
+        ({"pool": "pairs", "gang": Gang(3, 1, Launcher.MPI)}, "beyond-pool"),
+        ({"pool": "pairs", "gang": Gang(1, 2, Launcher.MPI), "volumes": (VolumeMount("v", "/v"),)}, "bad-pool"),
+        ({"pool": "pairs", "gang": Gang(1, 2, Launcher.MPI), "secrets": (SecretUse("s"),)}, "bad-pool"),
+        ({"pool": "pairs", "gang": Gang(1, 2, Launcher.MPI), "resources": GIVES_WAY, "preemption": SUSPENDS}, "bad-pool"),
+        ({"pool": "pairs", "gang": Gang(2, 1, Launcher.MPI), "resources": Resources(1, scratch_bytes=1 << 20)}, "bad-pool"),
         ({"pool": "train", "resources": Resources(5)}, "beyond-pool"),
         ({"pool": "train", "gang": Gang(1, 5)}, "beyond-pool"),
         ({"pool": "train", "resources": Resources(1, 9 << 30)}, "beyond-pool"),
@@ -104,7 +114,7 @@ GOING = msgspec.structs.replace(TRAIN, spec=PoolSpec("old"), deleting=True)
 )
 def test_what_a_pool_can_not_do_is_refused_by_name(fields: dict[str, object], code: str | None) -> None:
     spec = msgspec.structs.replace(JOB, **fields)
-    assert [finding.code for finding in check_pool(spec, [TRAIN, BRIEF, GOING], [])] == ([] if code is None else [code])
+    assert [finding.code for finding in check_pool(spec, [TRAIN, BRIEF, PAIRS, GOING], [])] == ([] if code is None else [code])
 
 
 def test_a_machine_of_the_pool_says_how_large_the_next_will_be() -> None:

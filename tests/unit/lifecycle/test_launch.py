@@ -13,6 +13,7 @@ from steelyard.lifecycle.launch import (
     PORT_FIRST,
     PORT_LAST,
     Facts,
+    Steps,
     count_processes,
     list_ports,
     make_launches,
@@ -135,6 +136,16 @@ def test_mpi_ranks_are_bound_where_the_cores_are_their_own(own_cores, root, opti
     (launch,) = make_launches(spec, with_facts(own_cores=own_cores, root=root))
     assert launch.argv == ("mpirun", *options, "./solve", "x")
     assert launch.env["MASTER_PORT"] == "20100"
+
+
+def test_in_an_allocation_of_slurms_its_step_starts_the_ranks_of_mpi_and_cores_are_ours():
+    steps = Steps("/usr/bin/srun", "12", ("n1", "n2"), ((0, 1), ()), ("python3", "step.py", "/x/rank", "ranks"))
+    spec = make_spec("./solve", "-n", gang=Gang(nodes=2, tasks_per_node=4, launcher=Launcher.MPI))
+    (launch,) = make_launches(spec, with_facts(hosts=("n1", "n2"), addresses=("10.0.0.1", "10.0.0.2"), steps=steps))
+    assert launch.argv[0] == "/usr/bin/srun" and launch.argv[-6:] == (*steps.before, "./solve", "-n")
+    assert {"--jobid=12", "--job-name=j-1.2", "--overlap", "--mpi=pmix", "--ntasks=8", "--ntasks-per-node=4"} <= {*launch.argv}
+    assert {"--nodelist=n1,n2", "--cpu-bind=none", "--kill-on-bad-exit=1"} <= {*launch.argv}
+    assert (launch.env["STEELYARD_STEP_CPUS"], launch.env["MASTER_ADDR"]) == ("0,1;", "10.0.0.1")
 
 
 def test_a_hostfile_names_each_machine_once():

@@ -99,6 +99,15 @@ def test_machines_of_an_allocation_come_and_go_together() -> None:
     assert decide_pilots(spec, rested[1:], [Demand(6, Resources(4.0))], None).more == 0
 
 
+def test_what_needs_one_allocation_is_not_helped_by_halves_of_two() -> None:
+    spec = PoolSpec("p", 0, 6, NODE, nodes_per_allocation=2)
+    halves = [stand(at, of=f"p-{1 + (at - 1) // 2 * 2}", busy=at % 2 == 1) for at in (1, 2, 3, 4)]
+    assert decide_pilots(spec, halves, [Demand(2, Resources(4.0))], None).more == 0
+    assert decide_pilots(spec, halves, [Demand(2, Resources(4.0), together=True)], None).more == 2
+    whole = [stand(at, of="p-5") for at in (5, 6)]
+    assert decide_pilots(spec, [*halves, *whole], [Demand(2, Resources(4.0), together=True)], None).more == 0
+
+
 standings = st.lists(
     st.builds(
         lambda state, busy, idle_s, soon: (state, busy and state is PilotState.READY, idle_s, soon),

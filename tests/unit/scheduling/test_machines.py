@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 
 from machines import machine_of, make_hgx
 from queues import NOW, hours, make_job, run_job, small_machine
-from steelyard.model.batch import Gang
+from steelyard.model.batch import Gang, Launcher
 from steelyard.model.gpu_demand import parse_gpu_demand
 from steelyard.model.ids import OWN_MACHINE, MachineId, ProjectName
 from steelyard.model.job import Job, JobState, Owner, Plan, Resources
@@ -318,3 +318,19 @@ def test_a_plan_says_on_which_machine_it_is() -> None:
     for demand in (Resources(1), Resources(2, exclusive=True), Resources(1, gpus=parse_gpu_demand("2"))):
         plan = Room(A).place(demand)
         assert isinstance(plan, Plan) and plan.machine == "a"
+
+
+def test_mpi_over_machines_stays_within_one_allocation_in_the_batch_systems_order() -> None:
+    machines = [node(f"{of}{at}", allocation=f"train-{of}", allocation_place=at) for at in (1, 0) for of in "xy"]
+    site = Site(OWN, node("alone"), *machines)
+    mpi = Gang(nodes=2, launcher=Launcher.MPI)
+    decision = site.look(pooled("m", 4, gang=mpi))
+    assert [[part.machine for part in plan.parts] for _, plan in decision.starts] == [["x0", "x1"]]
+    site.run(machines[0], pooled("r", 6, hours=1))
+    decision = site.look(pooled("m", 4, gang=mpi))
+    assert [[part.machine for part in plan.parts] for _, plan in decision.starts] == [["y0", "y1"]]
+    site.run(machines[1], pooled("r2", 6, hours=2))
+    decision = site.look(pooled("m", 4, gang=mpi), pooled("gang", 4, gang=Gang(nodes=2)))
+    assert not places(decision).keys() & {"m"}, "what is free of two allocations is none"
+    site = Site(OWN, node("alone"), node("alone2"))
+    assert waits(site.look(pooled("m", 1, gang=mpi))) == {"m": Reason.NO_MACHINE}
