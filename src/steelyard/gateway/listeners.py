@@ -10,7 +10,7 @@ Never reads the clock, the disk or the network.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from steelyard.config import Settings, bind_address
@@ -47,13 +47,13 @@ def render_listeners(settings: Settings, folder: Path, routes: Json) -> list[Jso
     """`routes`: of functions, or where they are found."""
     host, port = settings.gateway_host, settings.gateway_port
     if settings.node_gateway:
-        # the home's gateway alone is heard: it has asked for keys, and what it says of the client is taken over
-        manager = _manager(routes, [_strip_headers(("x-envoy-",)), _ask_for_key(everybody=True)], believed=True)
+        # the home's gateway alone is heard: it has asked for keys, and what it says of the client is taken over, as is its stamp
+        manager = _manager(routes, [_change_headers(_strip("x-envoy-"))], believed=True)
         doors = [_listener(LISTENER, host, port, manager, render_server(folder, HOME_GATEWAY))]
         if settings.home_gateway:
             doors.append(_listener("home", LOOPBACK, settings.calls_port, _manager(_to_home(), []), None))
         return doors
-    manager = _manager(routes, [_strip_headers(("x-steelyard-", "x-envoy-")), _ask_for_key(everybody=False)])
+    manager = _manager(routes, [_change_headers(_strip("x-steelyard-"), _strip("x-envoy-"), _STAMP), _ASK_FOR_KEY])
     doors = [_listener(LISTENER, host, port, manager, None)]
     if settings.cluster_host is not None:
         where = bind_address(settings.cluster_host)
@@ -69,7 +69,8 @@ def _to_home() -> Json:
 
 def _manager(routes: Json, filters: Sequence[Json], *, believed: bool = False) -> Json:
     """`believed`: who connects has said of the client what is true."""
-    router = typed("envoy.extensions.filters.http.router.v3.Router", {"suppress_envoy_headers": True})
+    # counts by status, which nobody reads, would be looked up with each answer
+    router = typed("envoy.extensions.filters.http.router.v3.Router", {"suppress_envoy_headers": True, "dynamic_stats": False})
     return typed(
         "envoy.extensions.filters.network.http_connection_manager.v3.HttpConnectionManager",
         {
@@ -109,23 +110,18 @@ def _listener(name: str, host: str, port: int, manager: Json, tls: Json | None) 
     }
 
 
-def _strip_headers(prefixes: Iterable[str]) -> Json:
-    """Takes what only we may say (x-steelyard-*) and what would steer the router (x-envoy-*) out of a client's request."""
-    removed = [{"remove_on_match": {"key_matcher": {"prefix": prefix}}} for prefix in prefixes]
+def _change_headers(*changes: Json) -> Json:
+    """Of a request."""
+    mutations = {"mutations": {"request_mutations": list(changes)}}
     return {
         "name": "envoy.filters.http.header_mutation",
-        "typed_config": typed(
-            "envoy.extensions.filters.http.header_mutation.v3.HeaderMutation", {"mutations": {"request_mutations": removed}}
-        ),
+        "typed_config": typed("envoy.extensions.filters.http.header_mutation.v3.HeaderMutation", mutations),
     }
 
 
-def _ask_for_key(*, everybody: bool) -> Json:
-    # Rules without a policy let nobody in: with no key at all a private function refuses everybody. The keys stand in rds.pb,
-    # so that one can be added without touching the listener. (Envoy's own api_key_auth filter is marked work in progress and
-    # outside its threat model, and it warns about each key at each change. The role filter is neither.)
-    rules = {"action": "DENY" if everybody else "ALLOW"}
-    return {"name": KEY_FILTER, "typed_config": typed("envoy.extensions.filters.http.rbac.v3.RBAC", {"rules": rules})}
+def _strip(prefix: str) -> Json:
+    """Takes what only we may say (x-steelyard-*), or what would steer the router (x-envoy-*), out of a client's request."""
+    return {"remove_on_match": {"key_matcher": {"prefix": prefix}}}
 
 
 def _local_replies() -> Json:
@@ -214,5 +210,16 @@ def _problem(status: int | str, code: str, title: str, detail: str) -> Json:
     }
 
 
-def render_headers(headers: Mapping[str, str], action: str = "OVERWRITE_IF_EXISTS_OR_ADD") -> list[Json]:
+def render_headers(headers: Mapping[str, str]) -> list[Json]:
+    action = "OVERWRITE_IF_EXISTS_OR_ADD"
     return [{"header": {"key": key, "value": value}, "append_action": action} for key, value in headers.items()]
+
+
+_STAMP: Json = {"append": render_headers({"x-steelyard-start": "%START_TIME(%s.%6f)%"})[0]}
+# Rules without a policy let nobody in: with no key at all a private function refuses everybody. The keys stand in rds.pb, so that
+# one can be added without touching the listener. (Envoy's own api_key_auth filter is marked work in progress and outside its
+# threat model, and it warns about each key at each change. The role filter is neither.)
+_ASK_FOR_KEY: Json = {
+    "name": KEY_FILTER,
+    "typed_config": typed("envoy.extensions.filters.http.rbac.v3.RBAC", {"rules": {"action": "ALLOW"}}),
+}

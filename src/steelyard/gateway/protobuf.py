@@ -19,7 +19,7 @@ TYPE_PREFIX = "type.googleapis.com/"
 _WRAPPER = "google.protobuf.UInt32Value"
 _DURATION = "google.protobuf.Duration"
 _ANY = "google.protobuf.Any"
-_ENUMS = {"STATIC": 0, "ADD_IF_ABSENT": 1, "OVERWRITE_IF_EXISTS_OR_ADD": 2, "ALLOW": 0, "DENY": 1, "URI": 3, "V3": 2}
+_ENUMS = {"STATIC": 0, "OVERWRITE_IF_EXISTS_OR_ADD": 2, "ALLOW": 0, "DENY": 1, "URI": 3, "V3": 2}
 _ENUMS |= {"FULL_SCAN": 1}
 
 #: message -> field -> (number, kind). `map:` fields are keyed by strings. Only what `render.py` writes.
@@ -107,7 +107,6 @@ FIELDS: Mapping[str, Mapping[str, tuple[int, str]]] = {
     "envoy.config.route.v3.RouteConfiguration": {
         "name": (1, "string"),
         "virtual_hosts": (2, "envoy.config.route.v3.VirtualHost"),
-        "request_headers_to_add": (6, "envoy.config.core.v3.HeaderValueOption"),
         "ignore_port_in_host_matching": (14, "bool"),
         "typed_per_filter_config": (16, "map:" + _ANY),
     },

@@ -282,8 +282,6 @@ def _route_config(keys: Sequence[str], hosts: Sequence[Json | bytes]) -> Json:
     config: Json = {
         "name": ROUTES,
         "ignore_port_in_host_matching": True,
-        # a client's own was taken away; that of the home's gateway stays
-        "request_headers_to_add": render_headers({"x-steelyard-start": "%START_TIME(%s.%6f)%"}, "ADD_IF_ABSENT"),
         "virtual_hosts": hosts,
     }
     if keys:
