@@ -59,9 +59,9 @@ def deploy(cluster: Cluster, name: str, *options: str) -> None:
 # -- programs
 
 
-@pytest.mark.parametrize("network", ["host", "none"])
-def test_a_program_that_opens_a_port_serves_from_its_image(shared: Cluster, busybox: str, network: str) -> None:
-    options = ("--port", "0", "--network", network, "--idle-timeout", "1s", "--image", busybox)
+@pytest.mark.parametrize(("network", "port"), [("host", "0"), ("none", "80")])
+def test_a_program_that_opens_a_port_serves_from_its_image(shared: Cluster, busybox: str, network: str, port: str) -> None:
+    options = ("--port", port, "--network", network, "--idle-timeout", "1s", "--image", busybox)
     deploy(shared, f"web-{network}", *options, "--", "sh", "-c", WEB)
     assert shared.call(f"/web-{network}/").body == b"from the image\n"
     shared.wait_function(f"web-{network}", "SLEEPING")

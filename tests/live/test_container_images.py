@@ -58,6 +58,18 @@ def test_a_pull_under_way_is_told_and_joined(shared: Cluster, registry: Registry
     assert (ended["state"], ended["image"]) == ("READY", reference)
 
 
+def test_who_waits_for_work_in_an_image_is_shown_how_far_it_is(shared: Cluster, registry: Registry) -> None:
+    reference, _ = make(registry, "awaited:1")
+    done = shared.cli("run", "--image", reference)
+    assert (done.returncode, done.stdout) == (0, b"hi\n")
+    assert f"{reference}: fetching" in done.stderr.decode()
+    assert b"fetching" not in shared.cli("run", "--image", reference).stderr, "it is there"
+    missing = shared.cli("run", "--image", f"{registry.host}/awaited:2")
+    assert (missing.returncode, missing.stdout) == (125, b"")
+    assert b"there is no such image or tag" in missing.stderr
+    assert b"kB" not in missing.stderr and b"MB" not in missing.stderr, "nothing of it came"
+
+
 def test_a_registry_that_stalls_delays_nobody_who_wants_nothing_of_it(shared: Cluster, registry: Registry) -> None:
     here, _ = make(registry, "here:1")
     shared.ok("image", "pull", here)

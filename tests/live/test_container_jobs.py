@@ -192,6 +192,10 @@ def test_exec_runs_inside_behind_the_same_walls(shared: Cluster, image: str) -> 
     assert re.search(r"Seccomp:\t2\n", out)
     assert "sleep 1000" in out
     assert shared.cli("exec", job, "--", "sh", "-c", "exit 9").returncode == 9
+    shared.ok("exec", job, "--", "sh", "-c", "printf '#!/bin/sh\necho made since\n' > /tmp/made; chmod +x /tmp/made")
+    assert shared.ok("exec", job, "--", "/tmp/made") == "made since\n"
+    missing = shared.cli("exec", job, "--", "no-such-program")
+    assert (missing.returncode, "has no program 'no-such-program' in its PATH (/bin)" in missing.stderr.decode()) == (125, True)
     shared.ok("stop", job)
 
 
@@ -305,6 +309,16 @@ ESCAPES = {
 def test_no_way_out(shared: Cluster, image: str, case: str) -> None:
     done = shared.cli("run", "--cpus", "0.1", "--image", image, "--", "sh", "-c", ESCAPES[case])
     assert done.returncode not in (0, 125), done.stdout.decode()
+
+
+def test_ports_below_1024_are_free_in_a_network_of_its_own_and_refused_with_words_in_the_machines(
+    shared: Cluster, image: str
+) -> None:
+    serve = "httpd -p 127.0.0.1:80 -h /etc && wget -q -O - http://127.0.0.1:80/group"
+    assert "web:x:102" in run(shared, image, serve, "--network", "none")
+    refused = shared.cli("run", "--cpus", "0.1", "--image", image, "--", "httpd", "-f", "-p", "80")
+    assert refused.returncode == 1
+    assert "at this step: 'httpd: bind: Permission denied'. Ports below 1024" in refused.stderr.decode()
 
 
 def test_a_network_of_its_own_has_loopback_alone(shared: Cluster, image: str) -> None:

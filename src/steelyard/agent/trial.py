@@ -103,7 +103,7 @@ def _log_tail(edges: Edges, host: RevisionHost) -> str:
     except OSError:
         return ""
     why = "" if host.image is None else explain_root(text)
-    return f"{why and f' {why}'}\nThe end of its stderr:\n{text}" if text else ""
+    return "".join((f"\n{why}" if why else "", f"\nThe end of its stderr:\n{text}" if text else ""))
 
 
 def socket_name(function: AssignedFunction) -> str:

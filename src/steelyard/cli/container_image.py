@@ -4,6 +4,7 @@ typed."""
 from __future__ import annotations
 
 import os
+from collections.abc import Sequence
 from functools import partial
 
 import click
@@ -12,10 +13,11 @@ from steelyard.cli.job_options import name_image
 from steelyard.cli.output import Progress, show_time
 from steelyard.cli.patience import Patience
 from steelyard.cli.quantities import render_bytes
-from steelyard.errors import NotFound, Refused, SteelyardError
+from steelyard.clock import Clock
+from steelyard.errors import NotFound, Refused, SteelyardError, Unauthorized
 from steelyard.lifecycle.image import PREFIX_MIN
-from steelyard.model.image import is_reference
-from steelyard.model.secret import parse_use
+from steelyard.model.image import ImageSource, is_reference
+from steelyard.model.secret import SecretUse, parse_use
 from steelyard.wire.http import ApiClient
 from steelyard.wire.images import ContainerImageView, Pull, PullState, PullView
 
@@ -44,6 +46,23 @@ def pull_image(client: ApiClient, text: str, progress: Progress, patience: Patie
             raise Refused(view.detail, code=view.code)
         return view
     raise Refused("The machine's agent starts anew again and again; `steelyard status` tells why.", code="pull-lost")
+
+
+def login_among(uses: Sequence[SecretUse]) -> str:
+    """The secret that is the login at the registry; "" without one."""
+    return next((use.name for use in uses if use.for_registry), "")
+
+
+def fetch_ahead(client: ApiClient, image: str, login: str, clock: Clock, pool: str = "") -> None:
+    """The image of work that is about to be submitted, by somebody who waits for it and is shown how far it is. Raises Refused
+    when it can't be had; anything else the work tells itself. Does nothing for what needs no fetching, and for other machines."""
+    if pool or not is_reference(image) or image.startswith(f"{ImageSource.BUILT.value}:"):
+        return
+    try:
+        pull_image(client, image, Progress(), Patience(clock, lambda: False), login)
+    except SteelyardError as err:
+        if isinstance(err, Refused) and not isinstance(err, Unauthorized):  # jobs may submit, and not pull
+            raise
 
 
 def name_login(text: str) -> str:

@@ -323,6 +323,11 @@ def hand_over(
 ) -> None:
     """Send the code where there is a file, deploy, and wait until the revision gets the traffic. Raises Refused when it fails."""
     progress = Progress()
+    if is_reference(spec.image):
+        from steelyard.cli.container_image import fetch_ahead, login_among
+        from steelyard.clock import SystemClock
+
+        fetch_ahead(client, spec.image, login_among(spec.secrets), SystemClock(), spec.pool)
     if file is not None:
         spec = msgspec.structs.replace(spec, bundle=upload_code(client, file.parent, progress))
     view = put_function(client, function, spec, takeover=takeover)

@@ -3,18 +3,20 @@
 from __future__ import annotations
 
 import os
+import re
 import sys
 from pathlib import Path
 
 import click
 
-from steelyard.cli.output import Progress, print_json, print_table, say, show_time
+from steelyard.cli.output import Progress, person_looks, print_json, print_table, say, show_time
 from steelyard.cli.quantities import render_bytes
 from steelyard.cli.session import home_option, json_option, new_key, open_client, quote
 from steelyard.errors import NotFound, Refused, SteelyardError
 from steelyard.wire.http import ApiClient
 from steelyard.wire.images import ContainerImageView, ImageView
 
+_DIGEST = re.compile("([0-9a-f]{12})[0-9a-f]{52}")
 IMAGE_HELP = """Build, fetch, list and remove images: Python environments, and images of containers.
 
 An environment is a Python and steps upon it, each kept by what is in it: one more package costs that package. Functions name
@@ -205,7 +207,7 @@ def list_images(home: Path | None, as_json: bool) -> None:
     ]
     rows += [
         (
-            _few(view.references),
+            _few(tuple(map(_shorten, view.references)) if person_looks() else view.references),
             view.id[:12],
             "READY",
             "container",
@@ -304,6 +306,11 @@ def remove(names: tuple[str, ...], home: Path | None) -> None:
                 click.echo(f"{name} removed")
     if failed:
         sys.exit(2)
+
+
+def _shorten(reference: str) -> str:
+    """For a table: as much of a digest as `inspect` and `rm` need. All of it is what `--image` needs."""
+    return _DIGEST.sub(lambda match: f"{match[1]}...", reference)
 
 
 def _few(words: tuple[str, ...]) -> str:

@@ -22,12 +22,14 @@ from steelyard.cli.app_deploy import find_login, send_bundle
 from steelyard.cli.app_file import AppFile
 from steelyard.cli.attend import START, cursor_after
 from steelyard.cli.bundle import Bundle, capture_files, capture_folder
+from steelyard.cli.container_image import fetch_ahead, login_among, pull_image
 from steelyard.cli.follow import Lines
 from steelyard.cli.job_logs import poll_job
 from steelyard.cli.job_options import name_image
 from steelyard.cli.output import Progress
 from steelyard.cli.patience import Patience
 from steelyard.cli.session import new_key, quote
+from steelyard.clock import SystemClock
 from steelyard.errors import Refused
 from steelyard.lifecycle.build_failure import explain_inside, explain_step
 from steelyard.model.built_image import DebianBase, ImageSpec, ImageState, Step
@@ -62,7 +64,7 @@ def ensure_app_images(
         if key not in made and is_container(declared.image):
             own = msgspec.convert(declared.options.get("secrets", ()), tuple[SecretUse, ...])
             uses = merge_uses(own, (override or {}).get("secrets", ()))
-            login = find_login(declared.image) or next((use.name for use in uses if use.for_registry), "")
+            login = find_login(declared.image) or login_among(uses)
             made[key] = ensure_container(client, declared.image, app.file.parent, progress, patience, login)
         elif key not in made:
             spec = make_image_spec(client, declared.image, app.file.parent, progress)
@@ -97,14 +99,14 @@ def ensure_container(
     else:
         reference = name_image(asked["base"]["reference"], str(folder))
         if not steps:
+            fetch_ahead(client, reference, secret, SystemClock())
             return reference
-        from steelyard.cli.container_image import pull_image
-
         below = pull_image(client, reference, progress, patience, secret).digest
     for number, step in enumerate(steps, 1):
         label = f"[{number}/{len(steps)}]"
         view = _take_step(client, ContainerStep(step, reference, below, secret), label, progress, patience)
         reference, below, secret = view.reference, view.id, ""
+    progress.clear()
     return reference
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 
 import os
 import sys
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Mapping, Sequence
 
 import click
 
@@ -40,6 +40,10 @@ COLOURS = {
     "FAILED": "red",
     "DRIFTED": "red",
 }
+
+
+#: between columns, and what one that is folded needs to be read
+GAP, WORD = 2, 10
 
 
 def person_looks() -> bool:
@@ -90,14 +94,28 @@ def _print_rich(columns: Sequence[str], rows: Sequence[Sequence[str]], keep: Col
     from rich.table import Table
     from rich.text import Text
 
+    console = Console()
+    widths = {name: max(len(_one_line(cell)) for cell in (name, *(row[at] for row in rows))) for at, name in enumerate(columns)}
+    kept = choose_kept(widths, keep, console.width)
     table = Table(box=None, header_style="bold", pad_edge=False)
-    for at, name in enumerate(columns):
+    for name, width in widths.items():
         # what may be folded gives way first; where that is not enough, rich would squeeze all alike
-        least = max(len(_one_line(cell)) for cell in (name, *(row[at] for row in rows))) if name in keep else None
-        table.add_column(name.upper(), overflow="fold", no_wrap=name in keep, min_width=least)
+        table.add_column(name.upper(), overflow="fold", no_wrap=name in kept, min_width=width if name in kept else None)
     for row in rows:
         table.add_row(*(Text(_one_line(cell), style=COLOURS.get(cell, "")) for cell in row))
-    Console().print(table)
+    console.print(table)
+
+
+def choose_kept(widths: Mapping[str, int], keep: Collection[str], width: int) -> set[str]:
+    """Which columns are not folded on a terminal of that width: as many of `keep` as leave each other one a word's room. Pure."""
+    room = width - GAP * (len(widths) - 1) - sum(min(each, WORD) for name, each in widths.items() if name not in keep)
+    kept: set[str] = set()
+    for name in sorted(keep, key=lambda name: widths.get(name, 0)):
+        others = sum(min(widths.get(other, 0), WORD) for other in keep if other not in kept and other != name)
+        if widths.get(name, 0) + others <= room:
+            kept.add(name)
+            room -= widths.get(name, 0)
+    return kept
 
 
 class Progress:

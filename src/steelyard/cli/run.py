@@ -142,6 +142,10 @@ def _run_job(
     clock = SystemClock()
     spec = make_spec(command, asked, _here(), datetime.fromtimestamp(clock.now_us() / 1e6, UTC))
     with open_client(home) as client:
+        if is_reference(spec.image) and not detach:
+            from steelyard.cli.container_image import fetch_ahead, login_among
+
+            fetch_ahead(client, spec.image, login_among(spec.secrets), clock, spec.pool)
         patience = make_patience(home, clock)
         key, body = new_key(), JobSubmit(spec, array, project)
         job = patience.call(lambda: client.fetch(JobView, "POST", "/v1/jobs", body=body, key=key), "submitting the job")

@@ -83,6 +83,8 @@ def make_bundle(container: Container) -> dict[str, object]:
             "namespaces": [{"type": kind} for kind in namespaces(own_network=container.own_network)],
             "uidMappings": [_id_map(line) for line in container.uids],
             "gidMappings": [_id_map(line) for line in container.gids],
+            # no port of a network of its own is anybody else's
+            **({"sysctl": {"net.ipv4.ip_unprivileged_port_start": "0"}} if container.own_network else {}),
             "seccomp": make_seccomp(container.machine),
             "maskedPaths": list(MASKED),
             "readonlyPaths": list(READ_ONLY),

@@ -30,7 +30,10 @@ _SAYS_SO = re.compile(
 )
 
 
-_LISTEN_HIGHER = "Ports below 1024 are the machine's root's alone: have it listen on one above, such as 8080."
+_LISTEN_HIGHER = (
+    "Ports below 1024 are the machine's root's alone: have it listen on one above, such as 8080, or give it a network of its own "
+    "(--network none), in which a function is reached all the same."
+)
 _BE_A_USER = (
     "Root of a container may not change owners, become other users, mount or make devices here. Do that when the image is made "
     "(.run(...) and .user(...) upon sy.Image.from_registry(...); RUN and USER in a Dockerfile), or name an image that runs as a "

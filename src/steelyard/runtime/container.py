@@ -20,6 +20,7 @@ import stat
 import threading
 from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 import msgspec
 
@@ -268,18 +269,19 @@ class Containers:
     ) -> tuple[tuple[str, ...], Rootfs]:
         """The command that runs another one inside of it, behind the same walls; `name`: it has of those there. Of a terminal our
         side is sent to `console`. `pid`: of a process inside. `env`, and `cwd` with it: instead of those of its first process."""
-        folder = self._folder / workload
+        folder, made = self._folder / workload, self.made(workload)
         try:
             config = msgspec.json.decode((folder / _CONFIG).read_bytes())
             process = config["process"]
             path = folder / f"exec-{name}.json"
             if env is not None:
                 process |= {"env": [f"{key}={value}" for key, value in env.items()], "cwd": cwd or "/"}
+            if pid and made is not None:
+                _check_inside(pid, argv[0], process, made.reference)
             process |= {"args": list(argv), **make_terminal(process["env"], terminal)}
             write_file(path, msgspec.json.encode(process), in_memory=True)
         except OSError as err:
             raise EdgeFailed(f"{folder} can't be used: {err.strerror}. Nothing was started.", code="start-failed") from err
-        made = self.made(workload)
         locks = made is not None and made.lock_memory
         brings = self._brings(workload, terminal, name)
         # one that was started in a network of its own knows nothing of it, and would let others into ours
@@ -391,6 +393,14 @@ def _pid_namespace(pid: str) -> str:
 
 def _impossible(needs: str) -> Refused:
     return Refused(f"Containers need {needs}. Nothing was started.", code="no-containers-here")
+
+
+def _check_inside(pid: int, program: str, process: Mapping[str, Any], reference: str) -> None:
+    """As `_check_program`, of a container that runs, with what was written there since; `pid`: of a process, maybe inside."""
+    path = next((line.partition("=")[2] for line in process["env"] if line.startswith("PATH=")), DEFAULT_PATH)
+    with contextlib.suppress(OSError):  # it ended meanwhile
+        if os.readlink(f"/proc/{pid}/ns/user") != os.readlink(_OWN_USERNS):
+            _check_program(Path(f"/proc/{pid}/root"), program, path, process["cwd"], reference)
 
 
 def _check_program(root: Path, program: str, path: str, cwd: str, reference: str) -> None:

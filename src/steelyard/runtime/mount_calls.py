@@ -29,6 +29,8 @@ ATTR_RDONLY, ATTR_NOSUID, ATTR_NODEV, ATTR_IDMAP = 0x1, 0x2, 0x4, 0x0010_0000
 _OPEN_TREE, _MOVE_MOUNT, _MOUNT_SETATTR, _PIVOT_ROOT = 428, 429, 442, {"x86_64": 155, "aarch64": 41}
 _OPEN_TREE_CLONE, _AT_FDCWD, _AT_EMPTY_PATH, _MOVE_FROM_FD = 1, -100, 0x1000, 4
 _OPENAT2, _RESOLVE_IN_ROOT = 437, 0x10
+#: from which port on anybody may listen, of the network namespace that one is in
+FIRST_PORT = "/proc/sys/net/ipv4/ip_unprivileged_port_start"
 _libc = ctypes.CDLL(None, use_errno=True)
 
 

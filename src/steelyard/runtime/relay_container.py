@@ -7,6 +7,7 @@ that a port is reached as anywhere. Standard library only.
 
 from __future__ import annotations
 
+import contextlib
 import ctypes
 import fcntl
 import os
@@ -26,6 +27,8 @@ _libc = ctypes.CDLL(None, use_errno=True)
 def enter_network() -> None:
     """A network of its own with nothing but loopback, which works. OSError."""
     mount_calls.unshare(mount_calls.NEWNET)
+    with contextlib.suppress(FileNotFoundError), open(mount_calls.FIRST_PORT, "w") as file:
+        file.write("0")  # as in a bundle (`lifecycle/bundle.py`)
     with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as any_socket:
         fcntl.ioctl(any_socket, _SIOCSIFFLAGS, struct.pack("16sH14x", b"lo", _IFF_UP))
 

@@ -6,7 +6,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from steelyard.cli.functions import render_bar
-from steelyard.cli.output import render_plain
+from steelyard.cli.output import choose_kept, render_plain
 from steelyard.model.coldstart import PLATFORM_PHASES
 
 
@@ -43,3 +43,11 @@ def test_a_bar_shows_the_share_of_the_platform() -> None:
     bar = render_bar({"held": 1.0, "fork": 2.0, "enter": 3.0}, 12)
     assert bar == "█" * 6 + "░" * 6
     assert {"held", "fork"} <= set(PLATFORM_PHASES)
+
+
+def test_what_must_not_be_folded_is_kept_while_the_rest_can_be_read() -> None:
+    widths = {"name": 30, "id": 12, "state": 5, "built": 20}
+    assert choose_kept(widths, ("name", "id"), 120) == {"name", "id"}
+    assert choose_kept(widths, ("name", "id"), 63) == {"name", "id"}
+    assert choose_kept(widths, ("name", "id"), 60) == {"id"}, "one column in two lines is better than all in letters"
+    assert choose_kept(widths, ("name", "id"), 20) == set()

@@ -12,6 +12,7 @@ import os
 import re
 import shutil
 import signal
+import stat
 import subprocess
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -234,7 +235,8 @@ def _count_bytes(folders: Sequence[Path]) -> int:
     for folder in folders:
         for path in folder.rglob("*"):
             with contextlib.suppress(OSError):
-                total += path.lstat().st_size
+                told = path.lstat()
+                total += told.st_size if stat.S_ISREG(told.st_mode) else 0  # folders have a size, too
     return total
 
 
@@ -242,7 +244,7 @@ def _explain(reference: ImageReference, told: str, code: int) -> SteelyardError:
     said = "\n".join(line for line in told.splitlines() if "level=debug" not in line).strip()
     words = said.splitlines()[-1] if said else f"skopeo ended with code {code}"
     if match := re.search(r'msg="((?:[^"\\]|\\.)*)"', words):
-        words = match[1]
+        words = match[1].replace('\\"', '"')
     about = said.replace(reference.name, "").replace(reference.name.partition("/")[0], "")  # names mean nothing here
     for pattern, name, _, _ in _MEANINGS:
         if re.search(pattern, about, re.IGNORECASE):
