@@ -15,7 +15,6 @@ from click.core import ParameterSource
 
 from steelyard.cli.attach import conclude, make_stop
 from steelyard.cli.attend import END, POLL_S, Interrupts
-from steelyard.cli.container_image import fetch_ahead, login_among
 from steelyard.cli.exec import HUNG_UP, execute
 from steelyard.cli.inside import check_which, inside_options
 from steelyard.cli.job_logs import poll_job
@@ -105,7 +104,10 @@ def shell(
     spec = make_spec(argv, {**default_options(), **asked}, _here(), datetime.fromtimestamp(clock.now_us() / 1e6, UTC))
     spec = msgspec.structs.replace(spec, name=asked["name"] or "shell", terminal=terminal)
     with open_client(home) as client:
-        fetch_ahead(client, spec.image, login_among(spec.secrets), clock, spec.pool)
+        if spec.image:
+            from steelyard.cli.container_image import fetch_ahead, login_among
+
+            fetch_ahead(client, spec.image, login_among(spec.secrets), clock, spec.pool)
         patience, key = make_patience(home, clock), new_key()
         body = JobSubmit(spec, None, project)
         made = patience.call(lambda: client.fetch(JobView, "POST", "/v1/jobs", body=body, key=key), "submitting the job")
