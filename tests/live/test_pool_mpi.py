@@ -13,6 +13,7 @@ from steelyard_cluster import wait_until
 
 #: a machine may take that long to come or to be known to be gone, on a machine that is busy with other tests
 WAIT_S = 90.0
+SOON = "Slurm takes its machine back soon"
 PYTHON = "/usr/bin/python3"
 MPI = ("--pool", "mpi", "--tasks-per-node", "2", "--cpus", "0.4", "--launcher", "mpi")
 
@@ -64,6 +65,23 @@ def test_ranks_of_mpi_span_the_machines_of_one_allocation(shared: PoolCluster) -
     assert code == 5 and "rank 1 exited with code 5; the other rank was ended with it" in err
     refused = shared.cli("run", *BOTH[:3], "3", *BOTH[4:], "--", "true")
     assert refused.returncode == 125 and b"reach across one allocation" in refused.stderr
+
+
+def test_over_machines_a_stop_reaches_all_ranks_whoever_is_killed_meanwhile(shared: PoolCluster) -> None:
+    begun = shared.folder / "over"
+    script = f"trap 'echo told $RANK; exit 0' TERM; echo >>{begun}; while :; do sleep 0.1; done"
+    job = shared.ok("run", "--detach", *BOTH, "--", "sh", "-c", script).strip()
+    wait_until(lambda: begun.exists() and len(begun.read_text()) == 2, WAIT_S, "both ranks")
+    for node in ("n1", "n2"):
+        shared.bed[node].ok("sh", "-c", "kill -9 $(ps -eo pid,args | awk '/[s]teelyard agent/ {print $1}')")
+    server = shared.kill("server")
+    shared.wait_replaced("server", server)
+    shared.wait_ready()
+    assert shared.wait_job(job, "RUNNING", WAIT_S)["state"] == "RUNNING"
+    shared.ok("stop", "--grace", "60s", job)
+    shared.wait_job(job, "STOPPED", WAIT_S)
+    assert sorted(shared.ok("logs", job).splitlines()) == ["told 0", "told 1"]
+    assert len(begun.read_text()) == 2, "none was begun twice"
 
 
 def test_a_rank_that_fails_ends_all_and_is_named(shared: PoolCluster) -> None:
@@ -144,6 +162,13 @@ def test_a_pool_takes_whole_allocations_alone_and_gives_back_no_half_of_one(shar
     wait_until(lambda: {each["state"] for each in shared.pilots("pair")} == {"ENDED"}, WAIT_S, "that to be known")
     assert [each["detail"] for each in shared.pilots("pair")] == ["nothing ran on it for 1 s"] * 2
     shared.delete("pair")
+    shared.create("brief", "--nodes", "2..2", "--nodes-per-allocation", "2")
+    wait_until(lambda: [each["state"] for each in shared.pilots("brief")] == ["READY"] * 2 or None, WAIT_S, "two machines")
+    # as before its time limit
+    number = wait_until(lambda: shared.pilots("brief")[0]["slurm_job"], WAIT_S, "its number")
+    shared.bed.ok("scancel", "--batch", "--signal=USR1", number)
+    wait_until(lambda: {each["detail"] for each in shared.pilots("brief")[:2]} == {SOON}, WAIT_S, "both to drain")
+    shared.delete("brief")
 
 
 def test_a_node_that_fails_takes_its_work_along_and_the_other_one_drains(shared: PoolCluster) -> None:

@@ -93,7 +93,9 @@ _OPTIONS = (
     click.option("--nodes", type=click.IntRange(1), help="Start ranks on that many nodes, all or none."),
     click.option("--tasks-per-node", type=click.IntRange(1), help="Ranks on each node; the resources asked are each rank's."),
     click.option(
-        "--launcher", type=_choices(Launcher), help="Who starts the ranks: Steelyard (`none`), one torchrun, or one mpirun."
+        "--launcher",
+        type=_choices(Launcher),
+        help="Who starts the ranks: Steelyard (`none`), one torchrun, or one mpirun (with --pool, a step of Slurm's).",
     ),
     click.option("--array", metavar="LIST", help="Many jobs at once, for example 0-99%8: a hundred, eight at a time."),
     click.option("--after", metavar="DEPS", help="Wait for other jobs: ok:ID,any:ID (also not-ok, started)."),

@@ -22,7 +22,7 @@ class Launcher(StrEnum):
     NONE = "none"
     #: one `torchrun` per node starts its ranks
     TORCHRUN = "torchrun"
-    #: one `mpirun` starts all ranks
+    #: one `mpirun` starts all ranks; in a pool, and with `direct`, one step of Slurm's
     MPI = "mpi"
 
 
