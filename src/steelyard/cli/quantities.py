@@ -10,9 +10,12 @@ from __future__ import annotations
 import math
 import re
 import signal
+from typing import TYPE_CHECKING
 
 from steelyard.errors import Refused
-from steelyard.model.function import ScaleOn
+
+if TYPE_CHECKING:
+    from steelyard.model.function import ScaleOn
 
 _SIZE = re.compile(r"^\s*(\d+(?:\.\d+)?)\s*([kmgtKMGT]?)(i?)[bB]?\s*$", re.ASCII)
 _POWER = {"": 0, "k": 1, "m": 2, "g": 3, "t": 4}
@@ -90,6 +93,8 @@ def parse_signal(text: str) -> int:
 
 def parse_scale_on(words: tuple[str, ...]) -> tuple[ScaleOn, ...]:
     """METRIC=TARGET each. Raises Refused."""
+    from steelyard.model.function import ScaleOn  # imported here: commands about jobs need none of it
+
     found: list[ScaleOn] = []
     for word in words:
         metric, _, target = word.partition("=")

@@ -224,6 +224,8 @@ class DirectLoop:
         self._handed: dict[AttemptId, Handed] = {}
         #: when the newest look began that was judged here
         self._looked_ns = -1
+        #: what waited or ran without anything being due, by that look: with the same row and the same entry nothing is due again
+        self._settled: dict[JobId, tuple[Job, AttemptId, QueueEntry]] = {}
 
     @property
     def tick_s(self) -> float:
@@ -237,6 +239,7 @@ class DirectLoop:
         await refresh(self._live, self._store)
         if not self._live.direct:
             self._handed.clear()
+            self._settled.clear()
             return ()
         engine = self._find_engine()
         jobs = self._live.direct
@@ -250,8 +253,10 @@ class DirectLoop:
         moved += await self._commit(actions.changes, now)
         if engine is not None:
             await self._carry_out(engine, actions)
-        living = {job.attempt_id for job in self._live.direct} | {job.attempt_id for job in moved}
-        self._handed = {attempt: known for attempt, known in self._handed.items() if attempt in living}
+        if len(self._handed) > len(self._live.direct):
+            living = {job.attempt_id for job in self._live.direct} | {job.attempt_id for job in moved}
+            self._handed = {attempt: known for attempt, known in self._handed.items() if attempt in living}
+        self._settle(seen, actions)
         ended = any(job.state.terminal or job.state is JobState.QUEUED for job in moved)
         return [JOBS, DIRECT] if ended else []
 
@@ -267,6 +272,11 @@ class DirectLoop:
 
     async def _load(self, engine: Engine | None, handed: tuple[Job, ...]) -> Seen:
         queue = await self._look(engine) if handed and engine is not None else None
+        silent = NOT_ATTACHED if engine is None else self._looks.silent
+        if queue is not None:
+            handed = tuple(job for job in handed if not self._is_settled(job, queue))
+        elif not silent:
+            handed = ()
         records: Mapping[str, Sequence[RankRecord]] = {}
         codes: dict[str, tuple[int | None, int | None]] = {}
         over = [job for job in handed if queue is not None and self._is_over(job, queue.get(job.attempt_id))]
@@ -276,8 +286,22 @@ class DirectLoop:
                 entry = queue.get(job.attempt_id)
                 if entry is not None and not records.get(job.attempt_id):
                     codes[job.attempt_id] = await engine.read_exit_code(job, entry.job)
-        silent = NOT_ATTACHED if engine is None else self._looks.silent
         return Seen(handed, queue, records, codes, self._looked_ns, silent)
+
+    def _is_settled(self, job: Job, queue: Mapping[str, QueueEntry]) -> bool:
+        before = self._settled.get(job.id)
+        return before is not None and before[0] is job and before[2] is queue.get(before[1])
+
+    def _settle(self, seen: Seen, actions: Actions) -> None:
+        if seen.queue is None:
+            return
+        if len(self._settled) > len(self._live.direct):
+            self._settled.clear()
+        changed = {job.id for job, _ in actions.changes}
+        for job in seen.handed_over:
+            entry = seen.queue.get(job.attempt_id)
+            if entry is not None and entry.state in PENDING | RUNNING and job.stop_signal is None and job.id not in changed:
+                self._settled[job.id] = job, job.attempt_id, entry
 
     def _is_over(self, job: Job, entry: QueueEntry | None) -> bool:
         """May it have ended, by what the newest look shows of it?"""

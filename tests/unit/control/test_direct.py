@@ -263,3 +263,20 @@ def test_an_element_that_left_the_queue_without_a_trace_because_we_said_so_is_st
     world.cluster.forget(world.job())
     stopped = world.go()
     assert (stopped.state, stopped.started_at) == (JobState.STOPPED, None)
+
+
+def test_one_of_which_there_was_no_news_for_long_is_stopped_and_ends_like_any_other(world: World) -> None:
+    for id_ in ("j-000001", "j-000002"):
+        world.submit(*PATIENT, id_=id_)
+    for _ in range(3):
+        world.go()
+    for id_ in ("j-000001", "j-000002"):
+        world.cluster.begin(world.job(id_))
+    for _ in range(3):
+        assert world.go().state is JobState.RUNNING
+    world.stop(grace_s=1.0)
+    world.cluster.end(world.job("j-000002"))
+    assert world.go().state is JobState.STOPPING
+    assert world.job("j-000002").state is JobState.SUCCEEDED
+    world.go()
+    assert world.go().state is JobState.STOPPED

@@ -71,7 +71,7 @@ class DirectSlurm:
         """The queue's number. `folder` is made."""
         # with nothing of our own environment: `sbatch` would pass it on to the job
         carried = " ".join(f'${{{name}:+{name}="${name}"}}' for name in CARRIED)
-        command = f'mkdir -p -m 700 "$0" && exec env -i PATH="$PATH" {carried} sbatch "$@"'
+        command = f'{{ [ -d "$0" ] || mkdir -p -m 700 "$0"; }} && exec env -i PATH="$PATH" {carried} sbatch "$@"'
         out = await self._client.ask("sh", "-c", command, folder, *options, input=script, uid=uid, name="sbatch")
         number = out.strip().partition(";")[0]
         if not number.isdigit():
