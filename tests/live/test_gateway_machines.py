@@ -5,9 +5,11 @@ from __future__ import annotations
 
 import asyncio
 import base64
+import contextlib
 import hashlib
 import json
 import re
+import socket
 import ssl
 import time
 from collections.abc import AsyncIterator
@@ -447,5 +449,27 @@ def test_of_two_machines_the_slow_one_gets_less_and_one_that_is_down_costs_no_re
                 release.set()
                 await other.kill()
                 await backend.stop()
+
+    asyncio.run(run())
+
+
+def test_a_machine_that_answers_nothing_is_left_alone_while_another_one_is_there(home: Path, there: Elsewhere) -> None:
+    async def run() -> None:
+        async with machines(home, there, ("app.1", echo)) as (made, _):
+            await made.route(made.node.cluster("app.1"))
+            with socket.create_server(("127.0.0.1", 0)) as silent:  # the kernel accepts, and nobody says a word
+                silent.setblocking(False)
+                both = Neighbourhood((made.neighbour, Neighbour("n2", *silent.getsockname())))
+                await made.home.envoy.apply(
+                    GatewayDesired((), (Route("app", ((both.name, 100),), True, away=True),), (), (both,))
+                )
+                answers = [await made.home.fetch("/app/") for _ in range(40)]
+                assert {answer.status for answer in answers} == {200}
+                tried = 0
+                with contextlib.suppress(BlockingIOError):
+                    while True:
+                        silent.accept()[0].close()
+                        tried += 1
+                assert tried <= 6, "of 40; half of them where nothing is learned from it"
 
     asyncio.run(run())

@@ -42,6 +42,10 @@ STATS_KEPT_SUFFIXES = (".upstream_rq_pending_active",)
 #: clients connected at once; the next one is not accepted until one leaves
 CLIENTS_MAX = 20_000
 CONNECT_TIMEOUT_S = 5
+#: where another machine can be asked instead
+SEVERAL_CONNECT_TIMEOUT_S = 2
+#: one that could not be connected to is left alone for so long
+LEFT_ALONE_S = 5.0
 #: a connection to another machine that says nothing for so long is asked, and closed when it does not answer for as long again
 ALIVE_S = 10.0
 #: circuit breakers that must never trip: what is bounded is connections and the queue
@@ -208,18 +212,19 @@ def _gateways(name: str, members: Sequence[tuple[str, int, Identity]], folder: P
     # Nothing is bounded here: what may wait for a function is for the gateway beside it to say. Connections stay, so that a wake
     # does not wait for another one, and are asked now and then whether the machine is still there. A machine whose replicas are
     # fewer, busier or slower has more of our requests open than the others, and so gets less of what comes.
+    several = len(members) > 1
     addresses = [{"socket_address": {"address": host, "port_value": port}} for host, port, _ in members]
     http2 = {"allow_connect": True, "connection_keepalive": {"interval": _seconds(ALIVE_S), "timeout": _seconds(ALIVE_S)}}
     return {
         "name": name,
         "type": "STATIC",
-        "connect_timeout": f"{CONNECT_TIMEOUT_S}s",
+        "connect_timeout": f"{SEVERAL_CONNECT_TIMEOUT_S if several else CONNECT_TIMEOUT_S}s",
         "per_connection_buffer_limit_bytes": BUFFER_BYTES,
         "load_assignment": {
             "cluster_name": name,
             "endpoints": [{"lb_endpoints": [{"endpoint": {"address": address}} for address in addresses]}],
         },
-        **({"load_balancing_policy": {"policies": [{"typed_extension_config": _LEAST_BUSY}]}} if len(members) > 1 else {}),
+        **(_AMONG_SEVERAL if several else {}),
         "circuit_breakers": {
             "thresholds": [dict.fromkeys(("max_connections", "max_pending_requests", "max_requests", "max_retries"), UNBOUNDED)]
         },
@@ -362,5 +367,20 @@ _LEAST_BUSY: Json = {
     "typed_config": typed(
         "envoy.extensions.load_balancing_policies.least_request.v3.LeastRequest", {"selection_method": "FULL_SCAN"}
     ),
+}
+_AMONG_SEVERAL: Json = {
+    "load_balancing_policy": {"policies": [{"typed_extension_config": _LEAST_BUSY}]},
+    # who answers nothing has no request open, and would get all that come. What functions answer is no matter of their machines
+    "outlier_detection": {
+        "interval": "1s",
+        "base_ejection_time": _seconds(LEFT_ALONE_S),
+        # with fewer than half of them Envoy would ask all again
+        "max_ejection_percent": 50,
+        "enforcing_consecutive_5xx": 0,
+        "enforcing_success_rate": 0,
+        "split_external_local_origin_errors": True,
+        "consecutive_local_origin_failure": 1,
+        "enforcing_local_origin_success_rate": 0,
+    },
 }
 _NO_KEY: Json = {KEY_FILTER: typed("envoy.config.route.v3.FilterConfig", {"disabled": True})}
