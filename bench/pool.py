@@ -1,7 +1,8 @@
-"""What does it cost that a function is on another machine? The same one at home and on a pilot, in one Steelyard, asked in turns.
+"""What does it cost that a function is on another machine, and how soon does a gang run on two?
 
-The cluster is that of the tests: slurmctld and nodes, namespaces of this machine, so the wire costs nothing, and both machines'
-gateways share its cores. To the function on the pilot a request passes two of them, over mutual TLS and HTTP/2.
+The same function at home and on a pilot, in one Steelyard, asked in turns; the gang beside `srun -N2` on the same cluster. That
+cluster is that of the tests: slurmctld and nodes, namespaces of this machine, so the wire costs nothing, and all machines share
+its cores. To the function on the pilot a request passes two gateways, over mutual TLS and HTTP/2.
 """
 
 from __future__ import annotations
@@ -18,10 +19,11 @@ from bench.figures import Figure, percentile, ratio_of_pairs
 from bench.installation import EXAMPLES
 from bench.load import Target, read_response, request_once
 
-WARM_GOAL, WAKE_GOAL_MS = 1.4, 3.0
+WARM_GOAL, WAKE_GOAL_MS, GANG_GOAL = 1.4, 3.0, 0.5
 #: requests in a row on one connection
 RUN = 400
 HOME, AWAY = "near", "far"
+GIVE_UP_S = 60.0
 
 
 def measure_pool(say: Callable[[str], None], quick: bool) -> list[Figure]:
@@ -29,7 +31,7 @@ def measure_pool(say: Callable[[str], None], quick: bool) -> list[Figure]:
     sys.path[:0] = [str(tests), str(tests / "live")]
     from pool_cluster import pooled
 
-    rounds, wakes = (4, 10) if quick else (25, 60)
+    rounds, wakes, gangs = (4, 10, 10) if quick else (25, 60, 40)
     with pooled(nodes=1) as steelyard:
         steelyard.create("away", "--nodes", "1..1")
         app = f"{EXAMPLES / 'hello' / 'app.py'}:app"
@@ -41,7 +43,68 @@ def measure_pool(say: Callable[[str], None], quick: bool) -> list[Figure]:
         port = int(steelyard.gateway_url.rpartition(":")[2])
         warm = _measure_warm(port, rounds, say)
         cold = _measure_wakes(steelyard, port, wakes, say)
-    return [_warm_figure(warm), _wake_figure(cold)]
+    return [_warm_figure(warm), _wake_figure(cold), _measure_gangs(gangs, say)]
+
+
+def _measure_gangs(rounds: int, say: Callable[[str], None]) -> Figure:
+    """From asking to the moment at which the last of two ranks runs, each on a machine of its own."""
+    from pool_cluster import pooled
+    from steelyard_cluster import wait_until
+
+    taken: dict[str, list[float]] = {"API": [], "command": [], "srun": []}
+    with pooled(nodes=4) as steelyard:
+        bed, folder = steelyard.bed, steelyard.folder / "stamps"
+        folder.mkdir()
+        folder.chmod(0o777)
+        stamp = folder / "stamp.sh"
+        stamp.write_text('#!/bin/sh\ndate +%s%N > "$1.$2.part" && mv "$1.$2.part" "$1.$2"\n')
+        stamp.chmod(0o755)
+        steelyard.create("pair", "--nodes", "2..2")
+        wait_until(lambda: sum(each["state"] == "READY" for each in steelyard.pilots("pair")) == 2, GIVE_UP_S, "two machines")
+        for at in range(rounds + 1):
+            say(f"gang {at}/{rounds}")
+            for way in taken if at % 2 else reversed(taken):
+                out = folder / f"{way}-{at}"
+                words = ["sh", "-c", f'exec {stamp} {out} "$RANK"']
+                began = time.time_ns()
+                if way == "srun":
+                    bed.ok("srun", "-N2", "-n2", "--overcommit", "sh", "-c", f'exec {stamp} {out} "$SLURM_PROCID"')
+                elif way == "command":
+                    steelyard.ok("run", "--detach", "--pool", "pair", "--nodes", "2", "--cpus", "0.1", "--", *words)
+                else:
+                    _submit_gang(steelyard, words)
+                took = (max(_read_stamp(out.with_name(f"{out.name}.{rank}")) for rank in (0, 1)) - began) / 1e6
+                wait_until(lambda: not steelyard.api("GET", "/v1/jobs?state=STARTING,RUNNING").json(), GIVE_UP_S, "its end")
+                if at:
+                    taken[way].append(took)
+    ratio, low, high = ratio_of_pairs(taken["API"], taken["srun"])
+    medians = {name: statistics.median(took) for name, took in taken.items()}
+    return Figure(
+        "pool gang",
+        "a gang on two machines of a pool: from asking to the last rank's first instruction, against `srun -N2`",
+        ratio,
+        "x",
+        f"<= {GANG_GOAL:g} x",
+        ratio <= GANG_GOAL,
+        f"{rounds} of each in turns, one slurmctld; ours asked by the API, and by `steelyard run`, which has a Python to start.",
+        {"ratio, low": low, "ratio, high": high, **{f"{name}, p50 (ms)": value for name, value in medians.items()}},
+    )
+
+
+def _submit_gang(steelyard: Any, words: list[str]) -> None:
+    spec = {"name": "pair", "argv": words, "cwd": "/", "env": {"PATH": "/usr/bin:/bin"}, "resources": {"cpus": 0.1}}
+    answer = steelyard.api("POST", "/v1/jobs", {"spec": {**spec, "pool": "pair", "gang": {"nodes": 2}}})
+    if answer.status != 201:
+        raise RuntimeError(f"the gang was refused: {answer.text}")
+
+
+def _read_stamp(file: Path) -> int:
+    deadline = time.monotonic() + GIVE_UP_S
+    while time.monotonic() < deadline:
+        if file.exists():
+            return int(file.read_text())
+        time.sleep(0.02)
+    raise RuntimeError(f"no rank wrote {file}")
 
 
 def _measure_warm(port: int, rounds: int, say: Callable[[str], None]) -> dict[str, list[list[float]]]:

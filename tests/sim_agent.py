@@ -373,7 +373,7 @@ class ModelAgent:
         disk, boot = self._disk, self._kernel.boot_id
         if job.place is not None and not job.place.port:
             going = Going()
-            state.going = going  # type: ignore[assignment]
+            state.going, state.prepared = going, True  # type: ignore[assignment]
             state.ports = range(7000 * (not job.place.node), 7001)
             self.changed = True
             state.hear(self._assigned.get(job.attempt))

@@ -31,7 +31,7 @@ from steelyard.placement.room import Room
 from steelyard.wire.agent import Assignment, Report
 
 MACHINES = 3
-MACHINE = small_machine(cores_per_node=1, gpus=2)
+MACHINE = small_machine(cores_per_node=2, gpus=2)
 #: how long what is left of a gang may run once all of it is heard
 PARTLY_US = 5_000_000
 
@@ -118,7 +118,7 @@ class PoolWorld(World):
     def add_machine(self) -> None:
         self.made += 1
         id_ = MachineId(f"p-{self.made}")
-        pilot = Pilot(id_, "p", DEFAULT_PROJECT, Owner("u", 1), 1, PilotState.READY, 0)
+        pilot = Pilot(id_, "p", DEFAULT_PROJECT, Owner("u", 1), 1, PilotState.READY, 0, started_at=0)
         self.run(self.truth.write(lambda tx: tx.put_pilot(pilot)))
         self.places[id_] = Place(self, id_)
 
@@ -194,10 +194,9 @@ launchers = st.sampled_from([Launcher.NONE, Launcher.TORCHRUN])
 specs = st.fixed_dictionaries(
     {
         "resources": st.builds(
-            lambda cpus, whole, gives_way: Resources(cpus, exclusive=whole and not gives_way, preemptible=gives_way),
+            lambda cpus, kind: Resources(cpus, exclusive=kind == "whole" and cpus == 1.0, preemptible=kind == "gives way"),
             st.sampled_from([0.5, 1.0]),
-            st.booleans(),
-            st.sampled_from([False, False, True]),
+            st.sampled_from(["shared", "whole", "gives way"]),
         ),
         "gang": st.none()
         | st.builds(Gang, st.integers(2, 3), st.integers(1, 2), st.sampled_from([Launcher.NONE, Launcher.TORCHRUN])),

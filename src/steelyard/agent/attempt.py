@@ -114,6 +114,8 @@ class Attempt:
     fetching: asyncio.Future[Image] | None = None
     #: of a gang on several machines: all but its programs is there, and it waits for the port at which ranks meet
     going: asyncio.Future[int] | None = None
+    #: it has waited, or does
+    prepared: bool = False
     #: its first process may have been started
     launched: bool = False
     #: ports that it was given
@@ -253,7 +255,7 @@ class Attempt:
         peaks = [end.peak_memory_bytes for member in self.members if (end := member.end) and end.peak_memory_bytes is not None]
         return AttemptState(
             attempt=attempt,
-            phase="prepared" if self.phase == "starting" and self.going is not None else self.phase,
+            phase="prepared" if self.phase == "starting" and self.prepared else self.phase,
             reason=self.reason,
             detail=self.detail,
             pid=first.pid if first is not None else None,

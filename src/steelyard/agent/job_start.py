@@ -177,7 +177,7 @@ class JobStarter:
             return attempt.ports.start
         if job.place.port:  # all were, before this agent was started
             return job.place.port
-        attempt.going = asyncio.get_running_loop().create_future()
+        attempt.going, attempt.prepared = asyncio.get_running_loop().create_future(), True
         self._changed()
         self._step_soon()  # what it waits for may have come before
         try:
