@@ -9,6 +9,7 @@ import pytest
 from pool_cluster import PoolCluster, pooled
 from steelyard_cluster import wait_until
 from test_pool_jobs import WAIT_S, begin, job, ready, wait_for
+from test_workloads import ENV, EXAMPLES, MISSING
 
 PLACE = 'echo "$RANK of $WORLD_SIZE, $LOCAL_RANK on node $NODE_RANK $(hostname) $MASTER_ADDR:$MASTER_PORT"'
 
@@ -112,3 +113,21 @@ def test_a_gang_ends_with_a_machine_and_begins_again_on_others(shared: PoolClust
     ended = wait_for(shared, name, "SUCCEEDED")
     assert ended["attempt"] == 2 and ended["machine"] != row["machine"]
     assert lines_of(shared, name, 1) == "begun\n"
+
+
+@pytest.mark.skipif(bool(MISSING), reason=f"NOT VERIFIED: real workloads, missing here: {', '.join(MISSING)}")
+@pytest.mark.timeout(240)
+def test_torchrun_trains_over_two_machines(shared: PoolCluster) -> None:
+    """By gloo, with the rendezvous on the first machine; both torchruns are told where."""
+    wait_until(lambda: len(ready(shared)) == 2 or None, WAIT_S, "two machines")
+    saves = shared.folder / "saves"
+    saves.mkdir()
+    saves.chmod(0o777)
+    words = ("--nodes", "2", "--cpus", "0.4", "--launcher", "torchrun", "--checkpoint-dir", str(saves))
+    training = ("train.py", str(saves), "--steps", "6", "--save-every", "3", "--step-s", "0")
+    done = shared.cli("run", "--pool", "train", *words, "--", *training, env=ENV, cwd=EXAMPLES / "train", timeout=200)
+    assert done.returncode == 0, done.stderr.decode() + done.stdout.decode()
+    newest = json.loads(shared.ok("ps", "--json"))[-1]
+    assert len(set(newest["machine"].split(","))) == 2
+    said = lines_of(shared, newest["id"], 0) + lines_of(shared, newest["id"], 1)
+    assert "loss" in said, said
