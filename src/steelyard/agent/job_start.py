@@ -149,7 +149,7 @@ class JobStarter:
             member.handle = handle
             if member.phase == "starting":  # a short one may have ended already
                 member.phase = RUNNING
-        if not attempt.members:
+        if job.place is not None and not attempt.members:
             attempt.note_elsewhere()
 
     def _folders(self, job: AssignedJob, member: Member, scratch: str) -> tuple[str, ...]:
@@ -192,7 +192,7 @@ class JobStarter:
     async def _make_launches(self, job: AssignedJob, attempt: Attempt, ids: Ids, port: int) -> tuple[Launch, ...]:
         """Everything that a launch has to be told is found out or made here."""
         spec, gang, place = job.spec, job.spec.gang, job.place
-        if not attempt.members:
+        if place is not None and not attempt.members:
             return ()  # another machine's srun starts what is to run here
         hosts = (self._machine.hostname,) if place is None else place.hosts
         facts = Facts(
