@@ -375,21 +375,26 @@ def test_without_a_cluster_nothing_is_asked_for() -> None:
 
 events = st.lists(
     st.tuples(st.sampled_from(["turn", "long", "submit", "begin", "place", "finish", "end", "away", "back", "restart", "lost",
-                               "never", "no"]), st.integers(0, 5)),
+                               "never", "no", "node"]), st.integers(0, 5)),
     max_size=60,
 )  # fmt: skip
 
 
 @settings(max_examples=60, deadline=None)
-@given(events, st.integers(0, 2))
-def test_whatever_happens_no_pilot_is_asked_for_twice_and_never_too_many_live(story: list[tuple[str, int]], least: int) -> None:
-    world = World(msgspec.structs.replace(SPEC, nodes_min=least))
+@given(events, st.integers(0, 2), st.sampled_from([1, 2]))
+def test_whatever_happens_no_pilot_is_asked_for_twice_and_never_too_many_live(
+    story: list[tuple[str, int]], least: int, together: int
+) -> None:
+    spec = PoolSpec("train", least * together, 3 * together, NodeShape(cpus=2), nodes_per_allocation=together)
+    world = World(msgspec.structs.replace(spec, idle_s=30.0, drain_s=60.0))
+    of: dict[str, MachineId] = {}
     queued: list[Job] = []
     running: list[Job] = []
     for what, which in story:
         living = sorted(name for name, state in world.pilots.items() if state is not PilotState.ENDED)
         pilot = MachineId(living[which % len(living)]) if living else None
-        entry = None if pilot is None else world.engine.entry(pilot)
+        of |= {} if pilot is None else {pilot: world.pilot(pilot).queue_id}
+        entry = None if pilot is None else world.engine.entry(of[pilot])
         match what:
             case "turn":
                 world.turn()
@@ -397,9 +402,12 @@ def test_whatever_happens_no_pilot_is_asked_for_twice_and_never_too_many_live(st
                 world.turn(40)
             case "submit":
                 queued.append(world.submit())
-            case "begin" if pilot is not None and entry is not None and entry.state == "PENDING":
-                world.engine.run(pilot, 200.0)
+            case "begin" if pilot is not None and entry is not None and entry.state in ("PENDING", "RUNNING"):
+                if entry.state == "PENDING":
+                    world.engine.run(of[pilot], 200.0, "n[1-2]" if together > 1 else "n1")
                 world.hear(pilot)
+            case "node" if pilot is not None and entry is not None and entry.state == "RUNNING" and together > 1:
+                world.engine.run(of[pilot], 200.0, "n2")
             case "place" if pilot is not None and queued:
                 machine = asyncio.run(world.store.read(lambda tx, pilot=pilot: tx.machine(pilot)))
                 if machine is not None and not machine.draining:
@@ -409,7 +417,7 @@ def test_whatever_happens_no_pilot_is_asked_for_twice_and_never_too_many_live(st
                 if not job.state.terminal and job.state is not JobState.QUEUED:
                     world.finish(job)
             case "end" if pilot is not None and entry is not None and entry.state in ("PENDING", "RUNNING"):
-                world.engine.say(pilot, ["CANCELLED", "TIMEOUT", "NODE_FAIL"][which % 3])
+                world.engine.say(of[pilot], ["CANCELLED", "TIMEOUT", "NODE_FAIL"][which % 3])
             case "away" | "back":
                 world.engine.away = what == "away"
             case "restart":
@@ -419,13 +427,13 @@ def test_whatever_happens_no_pilot_is_asked_for_twice_and_never_too_many_live(st
             case _:
                 pass
         living = [name for name, state in world.pilots.items() if state is not PilotState.ENDED]
-        assert len(living) <= SPEC.nodes_max
+        assert len(living) <= spec.nodes_max
         assert max(Counter(world.engine.submitted).values(), default=1) == 1
         # a pilot with work on it is given back by nobody but the cluster
         for job in running:
             seen = world.job(job)
             if seen.state is JobState.STARTING:
-                found = world.engine.entry(seen.machine)
+                found = world.engine.entry(of[seen.machine])
                 assert found is None or found.state not in ("COMPLETED",)
 
 
