@@ -71,6 +71,18 @@ _HOMES = {
     "Period": ("nouns", "Every"),
 }
 
+#: what Modal has and this has not, and what to write instead
+_ELSEWHERE = {
+    "parameter": "a class takes no parameters: give the value to its methods, or declare a class for each",
+    "Retries": "write how often: `retries=3`",
+    "gpu": "write a text: `gpu='H100:2'`",
+    "Dict": "keep what is shared in a volume or a database",
+    "Queue": "`.spawn()` and `.map()` queue inputs; keep what is shared in a volume or a database",
+    "Sandbox": "`steelyard run -- COMMAND` starts a program as a job",
+    "NetworkFileSystem": "`steelyard volumes create NAME --path DIR` makes a folder on one a volume, for volumes=",
+    "CloudBucketMount": "mount it on the machine, and `steelyard volumes create NAME --path DIR` makes it a volume, for volumes=",
+}
+
 __all__ = [
     "__version__", "App", "Cls", "Cron", "Every", "Function", "FunctionCall", "Image", "Period", "Secret",
     "Volume",
@@ -83,7 +95,8 @@ __all__ = [
 
 def __getattr__(name: str) -> object:
     if name not in _HOMES:
-        raise AttributeError(f"module 'steelyard' has no attribute {name!r}")
+        hint = f": {_ELSEWHERE[name]}" if name in _ELSEWHERE else ""
+        raise AttributeError(f"module 'steelyard' has no attribute {name!r}{hint}")
     from importlib import import_module
 
     module, there = _HOMES[name]

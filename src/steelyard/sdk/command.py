@@ -30,6 +30,7 @@ from steelyard.sdk.errors import (
     NotReachable,
     Overloaded,
     PayloadError,
+    RemoteError,
     RemoteTraceback,
     StartFailed,
 )
@@ -171,9 +172,11 @@ class Prepared:
 
 
 def render_error(err: BaseException, entrypoint: bool) -> str:
-    """What the user should see of it: the traceback where it was raised, without frames of ours around it."""
+    """What the user should see of it: the traceback where it was raised, without frames of ours around it. That of a replica is
+    in its log, which is shown beside."""
     if isinstance(err.__cause__, RemoteTraceback) and not entrypoint:
-        return str(err.__cause__).strip() + "\n"
+        told = str(err) if isinstance(err, RemoteError) else "".join(traceback.format_exception_only(type(err), err))
+        return told.rstrip() + "\n"
     if isinstance(err, Error) and not entrypoint:
         return f"steelyard: {err}\n"
     frames = err.__traceback__

@@ -35,6 +35,7 @@ from steelyard.sdk.app import App
 from steelyard.sdk.declare import Marks, Web, read_marks
 from steelyard.sdk.errors import DeclarationError
 from steelyard.sdk.handle import Cls, Function, methods_of
+from steelyard.sdk.lifecycle import check_made
 
 #: where nothing is said: coroutines of a web app share a replica, a function has it to itself
 CONCURRENCY_HTTP, CONCURRENCY_CALL = 8, 1
@@ -141,6 +142,8 @@ def describe_parameters(function: Any, skip: int = 0) -> list[dict[str, Any]]:
 
 def _describe_function(short: str, handle: Function[..., Any] | Cls, module: ModuleType) -> dict[str, Any]:
     home = module if handle.__module__ == module.__name__ else sys.modules.get(handle.__module__, module)
+    if isinstance(handle, Cls):
+        check_made(handle.target)
     interface, port = interface_of(handle)
     options = dict(handle.options)
     schedule = options.pop("schedule", None)

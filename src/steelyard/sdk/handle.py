@@ -196,7 +196,12 @@ class Cls(_Handle):
     def __reduce__(self) -> tuple[Any, ...]:
         return Cls, (self.name,)
 
-    def __call__(self) -> Instance:
+    def __call__(self, *args: Any, **kwargs: Any) -> Instance:
+        if args or kwargs:
+            raise DeclarationError(
+                f"{self.base_name} takes no arguments: each replica makes an instance of its own, without any. Give the value to "
+                "its methods, or declare a class for each."
+            )
         return Instance(self)
 
     def handle_of(self, name: str, bound: Callable[[], Callable[..., Any]] | None = None) -> Function[..., Any]:

@@ -33,9 +33,15 @@ def exits_of(target: type) -> list[str]:
 
 
 def make_instance(target: type) -> Any:
+    """As `check_made`."""
+    check_made(target)
+    return target()
+
+
+def check_made(target: type) -> None:
     """DeclarationError when its constructor needs arguments, which nobody would give it."""
     if is_made_without(target):
-        return target()
+        return
     try:
         inspect.signature(target).bind()
     except TypeError:
@@ -45,7 +51,6 @@ def make_instance(target: type) -> Any:
         ) from None
     except ValueError:
         pass  # compiled code that doesn't tell
-    return target()
 
 
 def enter_locally(target: type) -> Any:

@@ -27,9 +27,12 @@ def as_before() -> Iterator[None]:
     sys.path[:] = path
 
 
-def test_the_module_says_of_itself_what_importlib_would_have_it_say(tmp_path: Path) -> None:
+@pytest.mark.parametrize("ahead", [False, True])
+def test_the_module_says_of_itself_what_importlib_would_have_it_say(tmp_path: Path, ahead: bool) -> None:
     file = tmp_path / "some-app.py"
     file.write_text("VALUE = __name__\n")
+    if ahead:
+        user.make_module_ahead()
     ours = import_file(str(tmp_path), "some-app.py")
     spec = importlib.util.spec_from_file_location("some_app", file)
     assert spec is not None and spec.loader is not None
@@ -47,6 +50,16 @@ def test_what_is_no_python_file_is_told_so(tmp_path: Path) -> None:
     (tmp_path / "app.txt").write_text("")
     with pytest.raises(UserCodeFailed, match=r"app\.txt is not a Python file"):
         import_file(str(tmp_path), "app.txt")
+
+
+def test_what_is_declared_wrongly_is_told_without_a_traceback(tmp_path: Path) -> None:
+    (tmp_path / "needy.py").write_text(
+        "import steelyard as sy\napp = sy.App('needy')\n@app.cls()\nclass Model:\n    def __init__(self, size): ...\n"
+        "    @sy.method\n    def one(self): ...\n"
+    )
+    with pytest.raises(UserCodeFailed) as failed:
+        load_app(str(tmp_path), "needy.py", "Model")
+    assert str(failed.value).startswith("needy.py: needy.Model can't be made without arguments"), failed.value
 
 
 async def _three(scope: Any, receive: Any, send: Any) -> None: ...

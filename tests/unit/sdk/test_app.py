@@ -217,3 +217,14 @@ class C(Base):
     assert [method["name"] for method in describe(module)["functions"][0]["methods"]] == ["one", "three"]
     with pytest.raises(AttributeError):
         module.C().three.local()
+
+
+def test_a_class_that_needs_arguments_is_refused_before_anything_is_deployed(load: Callable[[str], Any]) -> None:
+    module = load(
+        "import steelyard as sy\napp = sy.App('a')\n@app.cls()\nclass Model:\n    def __init__(self, size): ...\n"
+        "    @sy.method\n    def one(self): ...\n"
+    )
+    with pytest.raises(sy.DeclarationError, match=r"Model can't be made without arguments"):
+        describe(module)
+    with pytest.raises(sy.DeclarationError, match="a-model takes no arguments: each replica makes an instance of its own"):
+        module.Model(size=3)

@@ -58,9 +58,15 @@ def load_app(
         try:
             return make(function, concurrency)
         except BaseException as err:
-            raise UserCodeFailed(user_traceback(err)) from err
+            raise UserCodeFailed(f"{file}: {err}" if _is_declaration(err) else user_traceback(err)) from err
     _check_app(found, f"{file}:{attr}")
     return found
+
+
+def _is_declaration(err: BaseException) -> bool:
+    """Of the SDK, which says what is declared wrongly; no line of the user's leads there."""
+    kind = getattr(sys.modules.get("steelyard.sdk.errors"), "DeclarationError", None)
+    return kind is not None and isinstance(err, kind)
 
 
 def run_hooks(shared: bool) -> list[Any]:
