@@ -34,6 +34,7 @@ if TYPE_CHECKING:
     from steelyard.sdk.image import Image
     from steelyard.sdk.nouns import Cron, Every, Secret, Volume
     from steelyard.sdk.nouns import Every as Period
+    from steelyard.sdk.parameters import parameter
 
 __version__ = "0.1.0"
 
@@ -44,6 +45,7 @@ _HOMES = {
     **{name: ("declare", name) for name in ("asgi_app", "batched", "concurrent", "endpoint", "method", "web_server", "wsgi_app")},
     **{name: ("handle", name) for name in ("Cls", "Function")},
     "Image": ("image", "Image"),
+    "parameter": ("parameters", "parameter"),
     "FunctionCall": ("call", "FunctionCall"),
     **{name: ("nouns", name) for name in ("Cron", "Every", "Secret", "Volume")},
     **{
@@ -73,7 +75,6 @@ _HOMES = {
 
 #: what Modal has and this has not, and what to write instead
 _ELSEWHERE = {
-    "parameter": "a class takes no parameters: give the value to its methods, or declare a class for each",
     "Retries": "write how often: `retries=3`",
     "gpu": "write a text: `gpu='H100:2'`",
     "Dict": "keep what is shared in a volume or a database",
@@ -86,8 +87,8 @@ _ELSEWHERE = {
 __all__ = [
     "__version__", "App", "Cls", "Cron", "Every", "Function", "FunctionCall", "Image", "Period", "Secret",
     "Volume",
-    "asgi_app", "batched", "concurrent", "endpoint", "enter", "exit", "fastapi_endpoint", "method", "phase", "web_endpoint",
-    "web_server", "wsgi_app",
+    "asgi_app", "batched", "concurrent", "endpoint", "enter", "exit", "fastapi_endpoint", "method", "parameter", "phase",
+    "web_endpoint", "web_server", "wsgi_app",
     "CallCancelled", "CallTimeout", "DeclarationError", "Error", "NotAllowed", "NotDeployed", "NotReachable", "OutOfMemory",
     "Overloaded", "PayloadError", "RemoteError", "ReplicaLost", "ResultPending", "StartFailed",
 ]  # fmt: skip

@@ -98,6 +98,23 @@ class Model:
     @sy.method
     def ids(self, x): return self.loaded_by, self.connected_by, x, os.getpid()
 
+@app.cls(max_replicas=1)
+class Sized:
+    size: int = sy.parameter(default=3)
+    @sy.enter
+    async def connect(self): self.loop = asyncio.get_running_loop()
+    @sy.exit
+    def leave(self): print("left", self.size, flush=True)
+    @sy.method
+    async def get(self, x): return self.size, x, self.loop is asyncio.get_running_loop()
+    @sy.method
+    def times(self, n):
+        for number in range(n): yield self.size * number
+    @sy.method
+    def inside(self): return self.get.remote(0)[0]
+    @sy.endpoint
+    def twice(self) -> int: return 2 * self.size
+
 if __name__ == "__main__":
     found = point.remote(Point(3))
     assert type(found) is Point and found.x == 4
@@ -334,3 +351,18 @@ def test_many_threads_share_the_connections(shop: Any) -> None:
 def test_the_app_of_the_module_is_found(shop: Any) -> None:
     assert find_app(shop) is shop.app
     gc.collect()  # a socket that was forgotten would warn here
+
+
+def test_callers_choose_an_instance_by_its_parameters(shop: Any, shared: Cluster) -> None:
+    assert shop.Sized(size=4).get.remote(1) == (4, 1, True)
+    assert shop.Sized().get.remote(2) == (3, 2, True)
+    assert list(shop.Sized(size=5).get.map([1, 2])) == [(5, 1, True), (5, 2, True)]
+    assert list(shop.Sized(size=6).times.remote_gen(3)) == [0, 6, 12]
+    assert shop.Sized(size=7).get.spawn(1).get(timeout=60) == (7, 1, True)
+    assert shop.Sized(size=8).inside.remote() == 8
+    assert shop.echo.remote(shop.Sized(size=9).get).remote(1) == (9, 1, True)  # it travels as a handle
+    named = sy.Cls.from_name("shop-sized")
+    assert named(size=4).get.remote(3) == (4, 3, True)
+    with pytest.raises(sy.DeclarationError, match="no parameter 'sise'"):
+        named(sise=4).get.remote(3)
+    assert shared.ok("call", "shop-sized.twice") == "6\n"

@@ -78,6 +78,17 @@ class Model:
         return [float(x) for x in xs]
 
 
+@app.cls()
+class Sized:
+    size: int = sy.parameter()
+    name: str = sy.parameter(default="a")
+    table: list[int] = sy.parameter(init=False)
+
+    @sy.method
+    def get(self) -> int:
+        return self.size
+
+
 @app.local_entrypoint()
 def main(n: int = 3) -> None:
     assert_type(add.local(1), float)
@@ -103,6 +114,9 @@ def main(n: int = 3) -> None:
     add.spawn()  # pyright: ignore[reportCallIssue]
     embed.remote(["one"])  # pyright: ignore[reportArgumentType]
     model.predict.remote("x")  # pyright: ignore[reportArgumentType]
+    assert_type(Sized(size=3).get.remote(), int)
+    Sized(name="b")  # pyright: ignore[reportCallIssue]
+    Sized(size="3")  # pyright: ignore[reportArgumentType]
     app.function(memory=1.5)  # pyright: ignore[reportArgumentType]
 
 

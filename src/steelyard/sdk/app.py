@@ -18,11 +18,12 @@ from steelyard.sdk.options import read_options
 if TYPE_CHECKING:
     from typing import ParamSpec
 
-    from typing_extensions import Unpack
+    from typing_extensions import Unpack, dataclass_transform
 
     from steelyard.sdk.handle import GeneratorFunction
     from steelyard.sdk.image import Image
     from steelyard.sdk.options import FunctionOptions
+    from steelyard.sdk.parameters import parameter
 
     P = ParamSpec("P")
     R = TypeVar("R")
@@ -85,6 +86,7 @@ class App:
         def function(self, target: Callable[P, R], /) -> Function[P, R]: ...
         def function(self, *_: Any, **__: Any) -> Any: ...
 
+        @dataclass_transform(field_specifiers=(parameter,), kw_only_default=True)
         @overload
         def cls(self, **options: Unpack[FunctionOptions]) -> Callable[[type[T]], type[T]]: ...
         @overload

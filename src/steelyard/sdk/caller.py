@@ -16,6 +16,7 @@ from steelyard.sdk import address, frames, outcome, payload, transport
 from steelyard.sdk.errors import Error, NotAllowed, NotReachable, ReplicaLost
 from steelyard.sdk.frames import CALL_PATH, CONTENT_TYPE, Buffer, Frame
 from steelyard.sdk.outcome import Attempts, Failure
+from steelyard.sdk.parameters import KEY
 from steelyard.sdk.transport import AsyncExchange, Exchange, Lost, Reply
 
 #: when the agent is asked how a replica ended: it may hear of it after its caller
@@ -35,6 +36,8 @@ class Target(NamedTuple):
     width: int = 0
     #: it was declared in this `__main__`
     home_is_main: bool = False
+    #: of a class's instance
+    parameters: dict[str, Any] | None = None
 
     @property
     def label(self) -> str:
@@ -42,7 +45,8 @@ class Target(NamedTuple):
 
     def encode(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> list[Buffer]:
         """PayloadError names the argument."""
-        return payload.dumps_call(args, kwargs, self.label, self.home_is_main)
+        more = {KEY: self.parameters} if self.parameters else {}
+        return payload.dumps_call(args, {**kwargs, **more}, self.label, self.home_is_main)
 
     def request(self, gateway: address.Gateway, body: list[Buffer]) -> list[Buffer]:
         path = f"/{self.function}{CALL_PATH}" + (f"/{self.method}" if self.method else "")

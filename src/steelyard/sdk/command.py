@@ -125,7 +125,11 @@ class Program:
         if method not in methods:
             wrong = f"{name} has no method {method!r} for callers." if method else f"{name} has several methods."
             raise LoadFailed("bad-target", f"{wrong} {_list([f'{name}.{one}' for one in methods])}")
-        return _callable(getattr(handle(), method), f"{name}.{method}"), f"{name}.{method}", methods[method], 1
+        try:
+            instance = handle()
+        except DeclarationError as err:
+            raise LoadFailed("bad-target", f"{err} A @app.local_entrypoint can give it.") from None
+        return _callable(getattr(instance, method), f"{name}.{method}"), f"{name}.{method}", methods[method], 1
 
 
 class Prepared:

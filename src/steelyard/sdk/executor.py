@@ -260,6 +260,12 @@ class Executor:
         #: nothing begins any more
         self.retiring = False
 
+    @property
+    def loop(self) -> asyncio.AbstractEventLoop:
+        """Once an input was started."""
+        assert self._loop is not None
+        return self._loop
+
     def start(self, method: Method, inputs: list[frames.Frame]) -> Work:
         """Begin to work on a request's inputs. The caller sends what comes out and calls `finish` in any case."""
         loop = self._loop = self._loop or asyncio.get_running_loop()

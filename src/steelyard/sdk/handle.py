@@ -16,6 +16,7 @@ from steelyard.sdk.declare import marks_of, read_marks
 from steelyard.sdk.errors import DeclarationError
 from steelyard.sdk.look import is_generator
 from steelyard.sdk.nouns import check_name
+from steelyard.sdk.parameters import Taken, check_method, complete, take_parameters
 from steelyard.sdk.verbs import ForEach, Map, Remote, RemoteGenerator, Spawn, Starmap
 
 if TYPE_CHECKING:
@@ -87,6 +88,8 @@ class Function(_Handle, Generic[P, R]):
 
     #: of a class: the method's name
     method = ""
+    #: of a class's instance: its parameters, as far as they were given
+    _values: dict[str, Any] | None = None
     #: of a class's instance: gives the bound method that runs here
     _bound: Callable[[], Callable[..., Any]] | None = None
 
@@ -106,7 +109,7 @@ class Function(_Handle, Generic[P, R]):
         return f"<steelyard.Function {self.name}{'.' * bool(self.method)}{self.method}>"
 
     def __reduce__(self) -> tuple[Any, ...]:
-        return _named, (self.name, self.method)
+        return _named, (self.name, self.method, self._values)
 
     def local(self, *args: P.args, **kwargs: P.kwargs) -> R:
         """Run it here and now. A coroutine function gives its coroutine."""
@@ -144,9 +147,9 @@ class Function(_Handle, Generic[P, R]):
         from steelyard.sdk.caller import Target
 
         if self.target is None:
-            return Target(self.name, self.method)
-        options, main = self.options, self.target.__module__ == "__main__"
-        return Target(self.name, self.method, options.get("retries", 0), options.get("timeout_s"), self._whole.width, main)
+            return Target(self.name, self.method, parameters=self._values)
+        options, main, width = self.options, self.target.__module__ == "__main__", self._whole.width
+        return Target(self.name, self.method, options.get("retries", 0), options.get("timeout_s"), width, main, self._values)
 
 
 class GeneratorFunction(Function[P, Iterator[Y]], Generic[P, Y]):
@@ -178,11 +181,14 @@ class Cls(_Handle):
 
     def __init__(self, base_name: str, target: Any = None, app: App | None = None, options: dict[str, Any] | None = None) -> None:
         super().__init__(base_name, target, app, options)
+        self.parameters: dict[str, Taken] = {} if target is None else take_parameters(target)
         if target is not None and not methods_of(target):
             raise DeclarationError(
                 f"{target.__module__}.{target.__qualname__} has no method that can be called: mark some with @sy.method."
             )
         for name, function in methods_of(target).items() if target is not None else ():
+            if self.parameters:
+                check_method(self.parameters, f"{self.__module__}.{self.__qualname__}.{name}", read_marks(function))
             setattr(target, name, _Marked(self, name, function))
 
     @classmethod
@@ -196,21 +202,23 @@ class Cls(_Handle):
     def __reduce__(self) -> tuple[Any, ...]:
         return Cls, (self.name,)
 
-    def __call__(self, *args: Any, **kwargs: Any) -> Instance:
-        if args or kwargs:
-            raise DeclarationError(
-                f"{self.base_name} takes no arguments: each replica makes an instance of its own, without any. Give the value to "
-                "its methods, or declare a class for each."
-            )
-        return Instance(self)
+    def __call__(self, *args: Any, **values: Any) -> Instance:
+        if args:
+            raise DeclarationError(f"{self.base_name}: its parameters are given by name, such as size=3.")
+        if self.target is not None:
+            complete(self.parameters, values, self.base_name)
+        return Instance(self, values)
 
-    def handle_of(self, name: str, bound: Callable[[], Callable[..., Any]] | None = None) -> Function[..., Any]:
+    def handle_of(
+        self, name: str, values: dict[str, Any], bound: Callable[[], Callable[..., Any]] | None = None
+    ) -> Function[..., Any]:
         """That of a marked method; `bound` gives what its `.local()` runs."""
         target = None if self.target is None else methods_of(self.target)[name]
         handle = kind_of(target)(self.base_name, target, self.app, self.options)
         handle.method = name
         handle._whole = self
         handle._bound = bound
+        handle._values = values or None
         return handle
 
 
@@ -224,18 +232,24 @@ class _Marked:
         self.__steelyard__ = marks_of(function)
 
     def __get__(self, instance: Any, owner: Any = None) -> Any:
-        return self.function if instance is None else self.cls.handle_of(self.name, lambda: self.function.__get__(instance))
+        if instance is None:
+            return self.function
+        values: dict[str, Any] = {}
+        for name in self.cls.parameters:
+            values[name] = getattr(instance, name)
+        return self.cls.handle_of(self.name, values, lambda: self.function.__get__(instance))
 
 
 class Instance:
     """`C()`: its marked methods are handles; everything else is that of an instance made here when it is first asked for."""
 
-    def __init__(self, cls: Cls) -> None:
+    def __init__(self, cls: Cls, values: dict[str, Any]) -> None:
         self._cls = cls
+        self._values = values
         self._local: Any = None
 
     def __reduce__(self) -> tuple[Any, ...]:
-        return Instance, (self._cls,)
+        return Instance, (self._cls, self._values)
 
     def __getattr__(self, name: str) -> Any:
         if name.startswith("__"):
@@ -243,19 +257,19 @@ class Instance:
         cls = self._cls
         if cls.target is not None and name not in methods_of(cls.target):
             return getattr(self._here(), name)
-        return cls.handle_of(name, lambda: bound_method(self._here(), name))
+        return cls.handle_of(name, self._values, lambda: bound_method(self._here(), name))
 
     def _here(self) -> Any:
         if self._local is None:
             from steelyard.sdk.lifecycle import enter_locally
 
-            self._local = enter_locally(self._cls.target)
+            self._local = enter_locally(self._cls.target, self._values)
         return self._local
 
 
-def _named(name: str, method: str) -> Any:
+def _named(name: str, method: str, values: dict[str, Any] | None = None) -> Any:
     """How a handle arrives at the other side."""
-    return getattr(Instance(Cls(name)), method) if method else Function(name)
+    return getattr(Instance(Cls(name), values or {}), method) if method else Function(name)
 
 
 def plain_function(value: Any) -> Callable[..., Any] | None:

@@ -47,15 +47,17 @@ def check_made(target: type) -> None:
     except TypeError:
         raise DeclarationError(
             f"{target.__module__}.{target.__qualname__} can't be made without arguments, and replicas make it so. "
-            "Give its constructor defaults, or read settings from the environment."
+            "Give its constructor defaults, or have parameters in its place: `size: int = sy.parameter()`."
         ) from None
     except ValueError:
         pass  # compiled code that doesn't tell
 
 
-def enter_locally(target: type) -> Any:
-    """An instance in this process, as a replica would have it."""
+def enter_locally(target: type, values: dict[str, Any]) -> Any:
+    """An instance in this process, as a replica would have it, with these parameters."""
     instance = make_instance(target)
+    for name, value in values.items():
+        setattr(instance, name, value)
     for _, name in enters_of(target):
         result = bound_method(instance, name)()
         if inspect.iscoroutine(result):

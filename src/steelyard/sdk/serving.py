@@ -42,11 +42,18 @@ def make_app(handle: Function[..., Any] | Cls, function: str, concurrency: int |
     timeout_s = handle.options.get("timeout_s")
     executor = Executor(concurrency or concurrency_of(handle))
     if isinstance(handle, Cls):
-        instance = make_instance(handle.target)
-        for shared, name in enters_of(handle.target):
-            sdk.hooks.append((shared, bound_method(instance, name)))
-        sdk.exits.extend(bound_method(instance, name) for name in exits_of(handle.target))
-        targets = {name: bound_method(instance, name) for name in methods_of(handle.target)}
+        if handle.parameters:
+            from steelyard.sdk.instances import Instances
+
+            instances = Instances(handle, lambda: executor.loop)
+            instance, targets = instances.default, instances.runners()
+        else:
+            instance = make_instance(handle.target)
+            targets = {name: bound_method(instance, name) for name in methods_of(handle.target)}
+        if instance is not None:
+            for shared, name in enters_of(handle.target):
+                sdk.hooks.append((shared, bound_method(instance, name)))
+            sdk.exits.extend(bound_method(instance, name) for name in exits_of(handle.target))
     else:
         targets = {"": handle.target}
     methods: dict[str, Method] = {}

@@ -226,5 +226,5 @@ def test_a_class_that_needs_arguments_is_refused_before_anything_is_deployed(loa
     )
     with pytest.raises(sy.DeclarationError, match=r"Model can't be made without arguments"):
         describe(module)
-    with pytest.raises(sy.DeclarationError, match="a-model takes no arguments: each replica makes an instance of its own"):
+    with pytest.raises(sy.DeclarationError, match=r"a-model has no parameter 'size'. In the class, write"):
         module.Model(size=3)
