@@ -32,7 +32,7 @@ T = TypeVar("T")
 #: program -> Debian's package for it
 NEEDED = {
     "slurmctld": "slurmctld", "slurmd": "slurmd", "sbatch": "slurm-client", "munged": "munge", "sshd": "openssh-server",
-    "ssh-keygen": "openssh-client", "ip": "iproute2",
+    "ssh-keygen": "openssh-client", "ip": "iproute2", "nft": "nftables",
 }  # fmt: skip
 #: an ordinary user of the cluster, known on every machine of it but not on this one
 USER, USER_UID = "ada", 64321
@@ -89,6 +89,15 @@ ip addr add "$address/24" dev eth0
 ip link set eth0 up
 exec /usr/sbin/sshd -D -E /var/log/sshd.log
 """.replace("USER", USER).replace("UID", str(USER_UID))
+
+
+#: whatever comes from PEER, or goes there, is dropped; nobody is told
+CUT = """
+table inet cut {
+    chain in { type filter hook input priority 0; iifname eth0 ip saddr PEER drop; }
+    chain out { type filter hook output priority 0; oifname eth0 ip daddr PEER drop; }
+}
+"""
 
 
 class Machine:
@@ -166,12 +175,12 @@ class Machine:
         """Where this machine sees one of its files."""
         return Path(f"/proc/{self.pid}/root{place}")
 
-    def cut(self) -> None:
-        """From all others; its processes live on."""
-        _ip("link", "set", self._link, "down")
+    def cut(self, peer: str = "0.0.0.0/0") -> None:
+        """From that address, or from all others: they hear nothing more, not even that it is cut; its processes live on."""
+        self.ok("nft", "-f", "-", input=CUT.replace("PEER", peer))
 
     def heal(self) -> None:
-        _ip("link", "set", self._link, "up")
+        self.ok("nft", "delete", "table", "inet", "cut")
 
     def power_off(self) -> None:
         """All its processes are killed at once; nothing is written back."""

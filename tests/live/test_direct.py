@@ -77,6 +77,12 @@ def test_an_mpi_program_is_started_by_srun(shared: Direct) -> None:
     assert (code, sorted(out.splitlines())) == (0, [f"rank {rank}, sum 6" for rank in range(3)]), err
 
 
+def test_a_path_without_slurm_is_the_ranks_own_affair(shared: Direct) -> None:
+    script = "echo $RANK $PATH"
+    code, out, err = shared.run("--env", "PATH=/nowhere", "--nodes", "2", "--", "/bin/sh", "-c", script)
+    assert (code, sorted(out.splitlines())) == (0, ["0 /nowhere", "1 /nowhere"]), err
+
+
 def test_torchrun_is_started_once_per_node_with_the_cpus_of_its_ranks(shared: Direct) -> None:
     programs = shared.folder / "torch"
     programs.mkdir()

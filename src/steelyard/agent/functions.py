@@ -436,6 +436,11 @@ class FunctionKeeper:
         revisions = (revision for host in self._hosts.values() for revision in host.hosts)
         return {revision.secrets.folder for revision in revisions if revision.secrets and revision.workloads}
 
+    @property
+    def finishing(self) -> tuple[FunctionName, ...]:
+        """Those that nothing leads to any more, and that still answer what was begun."""
+        return tuple(sorted(host.name for host in self._awake_hosts if host.draining and not host.ready))
+
     def held(self, assigned: Iterable[AssignedFunction]) -> tuple[HeldPlan, ...]:
         """Cores and devices that revisions run on beside those of the assigned ones: they drain, or serve until those are
         ready."""

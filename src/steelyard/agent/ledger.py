@@ -7,6 +7,7 @@ A damaged file stops the agent with its name: guessing here could start a job tw
 
 from __future__ import annotations
 
+import contextlib
 from pathlib import Path
 from typing import TypeVar
 
@@ -81,6 +82,13 @@ class Ledger:
         if learned != self.learned:
             write_file(self._folder / LEARNED, msgspec.json.encode(learned))
             self.learned = learned
+
+
+def serves_functions(folder: Path) -> bool:
+    """Does the agent there send requests to functions, or wait for some to be answered? For others than the agent."""
+    with contextlib.suppress(StoreDamaged):
+        return bool(_load(folder / ROUTED, dict[str, msgspec.Raw], {}) or _load(folder / DRAINING, list[msgspec.Raw], []))
+    return False
 
 
 def _load(path: Path, kind: type[T], default: T) -> T:

@@ -360,6 +360,7 @@ class Agent:
             blocked=tuple(sorted({*node.blocked, *self.devices.waiting, *self._missing})),
             blocked_pairs=node.blocked_pairs,
             held=self.functions.held(self._ledger.assignment.functions),
+            finishing=self.functions.finishing,
             health_events=events,
             images=self.images.seen,
             away=self.functions.away_told,

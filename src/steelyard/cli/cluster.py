@@ -93,12 +93,13 @@ async def _attach(wanted: Attachment) -> tuple[SlurmCluster, Attachment]:
     from msgspec.structs import replace
 
     from steelyard.engine.slurm.observe import check_submission, observe_cluster
+    from steelyard.engine.slurm.read import read_count
 
     client = _client(wanted)
     found = await observe_cluster(client)
     await check_submission(client, wanted)
-    size = found.settings.get("MaxArraySize", "")
-    wanted = replace(wanted, array_size_max=int(size)) if size.isdigit() else wanted
+    size, wait_s = (read_count(found.settings, name) for name in ("MaxArraySize", "KillWait"))
+    wanted = replace(wanted, array_size_max=size or wanted.array_size_max, kill_wait_s=wait_s or wanted.kill_wait_s)
     # a root's Steelyard submits for everybody, who make folders of their own in it
     mode = "1777" if os.geteuid() == 0 and not wanted.ssh else "700"
     made = 'at=${1:-$HOME/.local/share/steelyard/slurm} && mkdir -p "$at" && chmod "$2" "$at" && cd "$at" && pwd -P'

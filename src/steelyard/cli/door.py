@@ -20,6 +20,7 @@ from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 from uvicorn.protocols.websockets.websockets_sansio_impl import WebSocketsSansIOProtocol
 
 from steelyard.api.peers import admit
+from steelyard.cli.forwarder import UNHEARD_MS
 from steelyard.config import Paths, Settings, write_file
 from steelyard.model.certificate import Certificate, Role, parse_identity
 
@@ -46,6 +47,7 @@ class Door:
     @contextlib.asynccontextmanager
     async def serve(self, app: Any, listening: socket.socket, **more: Any) -> AsyncGenerator[None, None]:
         """As long as the caller is inside. `more`: what uvicorn is told besides."""
+        listening.setsockopt(socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT, UNHEARD_MS)  # of each connection, too
         config = uvicorn.Config(
             app,
             loop="none",

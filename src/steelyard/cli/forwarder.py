@@ -17,6 +17,8 @@ import threading
 _log = logging.getLogger("steelyard.forwarder")
 
 CONNECT_S = 10.0
+#: what the other side does not acknowledge for so long ends a connection, on both sides: of a network that is cut nobody tells
+UNHEARD_MS = 15_000
 CHUNK = 1 << 16
 
 
@@ -46,6 +48,7 @@ class Forwarder(threading.Thread):
             _log.info("%s:%d is not reached: %s", self._host, self._port, err)
             writer.close()
             return
+        out_writer.get_extra_info("socket").setsockopt(socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT, UNHEARD_MS)
         await asyncio.gather(_pump(reader, out_writer), _pump(out_reader, writer))
 
 

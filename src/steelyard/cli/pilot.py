@@ -4,7 +4,8 @@ An allocation of several nodes has it on each, as the tasks of one step, each wi
 
 It makes a home on the node's own disk, runs spawner, agent and gateway in it, and carries their words to the server
 (`cli/forwarder.py`). SIGUSR1, which Slurm sends before the time limit, tells the server that nothing new should come; SIGTERM
-ends all work and everything of ours. It ends with code 0 then, and leaves nothing but its log and the outputs of jobs.
+ends all work and everything of ours, functions as soon as another machine has taken over and what was begun here is answered, as
+far as Slurm leaves time for that. It ends with code 0 then, and leaves nothing but its log and the outputs of jobs.
 """
 
 from __future__ import annotations
@@ -24,7 +25,8 @@ import click
 import msgspec
 
 from steelyard import __version__
-from steelyard.cli.ending import end_everything
+from steelyard.agent.ledger import serves_functions
+from steelyard.cli.ending import PROGRAM_GRACE_S, WORK_GRACE_S, end_everything
 from steelyard.cli.forwarder import Forwarder
 from steelyard.cli.home import find_port, lock_home, make_home, make_run_folder
 from steelyard.cli.output import say
@@ -42,11 +44,16 @@ from steelyard.wire.pools import PilotDrain
 
 #: the server may be away when it is told that the end is near
 RETRY_S = 1.0
+#: of the time that Slurm leaves after SIGTERM: for ending all of ours and its work
+ENDING_S = PROGRAM_GRACE_S + WORK_GRACE_S + 3.0
+#: where the server has not heard by then that the machine goes, nobody takes over: most often `down` ends everything
+HEAR_S, LOOK_S = 3.0, 0.1
 
 
 @click.command(hidden=True, help="The program of an allocation that is a machine of a pool.")
 @click.argument("folders", type=click.Path(path_type=Path), nargs=-1, required=True)
-def pilot(folders: tuple[Path, ...]) -> None:
+@click.option("--kill-wait", type=float, default=30.0, help="Slurm's KillWait, in seconds.")
+def pilot(folders: tuple[Path, ...], kill_wait: float) -> None:
     # from here on the supervisor's: a signal that comes while things are being made ends what there is
     told = _Told()
     folder = folders[0]
@@ -63,7 +70,7 @@ def pilot(folders: tuple[Path, ...]) -> None:
         )
     home = make_place(os.environ, shown.pilot)
     try:
-        run_pilot(folder, home, shown, told, SystemClock())
+        run_pilot(folder, home, shown, told, kill_wait, SystemClock())
     finally:
         shutil.rmtree(home, ignore_errors=True)
 
@@ -138,7 +145,7 @@ def _sweep(home: Path, environ: Mapping[str, str]) -> None:
         os.close(lock_fd)
 
 
-def run_pilot(folder: Path, home: Path, shown: PilotPass, told: _Told, clock: Clock) -> None:
+def run_pilot(folder: Path, home: Path, shown: PilotPass, told: _Told, kill_wait_s: float, clock: Clock) -> None:
     paths = make_paths(home, dict(os.environ), os.getuid())
     lock_fd = lock_home(paths)
     listening = socket.create_server(("127.0.0.1", 0))
@@ -157,12 +164,24 @@ def run_pilot(folder: Path, home: Path, shown: PilotPass, told: _Told, clock: Cl
     try:
         if not told.ended:
             supervisor.run()
+            told.drain()
+            hand_over(paths, told, kill_wait_s - ENDING_S, clock)
     finally:
         told.ended = True
         say("Ending this machine and all its work.")
         end_everything(paths, clock, say)
         if lock_fd is not None:
             os.close(lock_fd)
+
+
+def hand_over(paths: Paths, told: _Told, within_s: float, clock: Clock) -> None:
+    """Until functions are somewhere else and nobody waits for an answer from here; no longer than that."""
+    began_ns, pause = clock.mono_ns(), threading.Event()
+    while serves_functions(paths.agent):
+        gone_s = (clock.mono_ns() - began_ns) / 1e9
+        if gone_s > within_s or (gone_s > HEAR_S and not told.heard):
+            return
+        pause.wait(LOOK_S)
 
 
 def find_address(shown: PilotPass) -> str:
@@ -215,9 +234,11 @@ class _Told:
 
     def __init__(self) -> None:
         self.ended = False
+        #: the server knows that the end is near
+        self.heard = False
         self._drains = False
         self._drain: Callable[[], None] | None = None
-        signal.signal(signal.SIGUSR1, lambda number, frame: self._note_drain())
+        signal.signal(signal.SIGUSR1, lambda number, frame: self.drain())
         signal.signal(signal.SIGTERM, lambda number, frame: self._note_end())
 
     def watch(self, drain: Callable[[], None]) -> None:
@@ -226,7 +247,7 @@ class _Told:
         if self._drains:
             self._begin(drain)
 
-    def _note_drain(self) -> None:
+    def drain(self) -> None:
         first, self._drains = not self._drains, True
         if first and self._drain is not None:
             self._begin(self._drain)
@@ -247,5 +268,6 @@ def _drain(settings: Settings, shown: PilotPass, told: _Told) -> None:
         with contextlib.suppress(SteelyardError), ApiClient(settings.api_url, shown.token) as client:
             with contextlib.suppress(NotFound):
                 client.call("POST", f"/v1/pilots/{shown.pilot}/drain", body=body)
+            told.heard = True
             return
         pause.wait(RETRY_S)

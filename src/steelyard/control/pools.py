@@ -347,7 +347,8 @@ class PoolsLoop:
             tuple(pilots),
             machines,
             frozenset(machine for job in self._live.holding for machine in job.machines if machine)
-            | {place.machine for function in functions for place in function.places},
+            | {place.machine for function in functions for place in function.places}
+            | {machine.id for machine in stored if machine.finishing},
             find_demands(
                 self._live.queued, functions, lambda job: why.reason if (why := self._why(job.id)) is not None else None
             ),

@@ -174,7 +174,13 @@ def decide(seen: Seen, now: int) -> Actions:
         if (after.state, after.routed_revision) != (before.state, before.routed_revision):
             text = f"{before.state.value} -> {after.state.value}, revision {after.revision}, routed {after.routed_revision}"
             events.append(Event(now, after.project, after.owner.user, "function", after.name, text))
-    machine = msgspec.structs.replace(seen.machine, blocked=report.blocked, blocked_pairs=report.blocked_pairs, held=report.held)
+    machine = msgspec.structs.replace(
+        seen.machine,
+        blocked=report.blocked,
+        blocked_pairs=report.blocked_pairs,
+        held=report.held,
+        finishing=report.finishing if seen.machine.pool else (),
+    )
     for each in report.health_events:
         events.append(Event(each.at, DEFAULT_PROJECT, "", "machine", machine.id, each.text))
     return Actions(report, tuple(jobs), tuple(functions), tuple(events), None if machine == seen.machine else machine, now)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import msgspec
 
 from steelyard.model.cores import Cache, Core, NumaNode
-from steelyard.model.ids import OWN_MACHINE, MachineId
+from steelyard.model.ids import OWN_MACHINE, FunctionName, MachineId
 from steelyard.model.job import Plan
 from steelyard.model.topology import Topology
 
@@ -65,6 +65,8 @@ class Machine(msgspec.Struct, frozen=True):
     blocked_pairs: tuple[tuple[str, str], ...] = ()
     #: what revisions that are no longer the newest still run on, as their agent reports it
     held: tuple[HeldPlan, ...] = ()
+    #: of a pool's: functions that have left it, and still answer there what was begun before
+    finishing: tuple[FunctionName, ...] = ()
     #: "" for the home's own
     pool: str = ""
     #: of a pool's: IP address and port at which its gateway hears the home's

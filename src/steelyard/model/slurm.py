@@ -26,6 +26,8 @@ class Attachment(msgspec.Struct, frozen=True):
     env: dict[str, str] = {}
     #: MaxArraySize: indices of Slurm's arrays are below that
     array_size_max: int = 1001
+    #: KillWait: seconds from SIGTERM to SIGKILL
+    kill_wait_s: int = 30
     #: of the Steelyard that is installed on the nodes, for pilots of pools; "": the server's own path
     python: str = ""
 

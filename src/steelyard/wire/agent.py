@@ -273,6 +273,8 @@ class Report(msgspec.Struct, frozen=True, tag=True):
     #: devices that nothing new may use together
     blocked_pairs: tuple[tuple[str, str], ...] = ()
     held: tuple[HeldPlan, ...] = ()
+    #: functions of which nothing new comes here, and that still have something to answer
+    finishing: tuple[FunctionName, ...] = ()
     #: not acknowledged yet (at most 100)
     health_events: tuple[HealthEvent, ...] = ()
     #: None: it has not looked yet

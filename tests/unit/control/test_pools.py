@@ -19,9 +19,10 @@ from steelyard.control.reports import greet
 from steelyard.control.watch import Watch
 from steelyard.engine.fake import FakeEngine
 from steelyard.lifecycle.job import start_job
-from steelyard.model.ids import DEFAULT_PROJECT, JobId, MachineId
+from steelyard.model.ids import DEFAULT_PROJECT, FunctionName, JobId, MachineId
 from steelyard.model.job import Job, JobSpec, JobState, Plan, Resources
 from steelyard.model.pool import NodeShape, Pilot, PilotState, Pool, PoolSpec
+from steelyard.store import Tx
 from steelyard.store.memory import MemoryStore
 
 SPEC = PoolSpec("train", 0, 3, NodeShape(cpus=2), idle_s=30.0, drain_s=60.0)
@@ -176,6 +177,34 @@ def test_work_that_was_placed_while_it_began_to_drain_is_waited_for() -> None:
         world.turn()
     assert world.pilot().state is PilotState.DRAINING
     world.finish(running)
+    for _ in range(3):
+        world.turn()
+    assert world.pilot().state is PilotState.ENDED
+
+
+def test_a_machine_whose_functions_have_left_stays_until_they_have_answered() -> None:
+    world = World()
+    job = world.submit()
+    world.turn()
+    world.begin(P1)
+    world.turn()
+
+    def answer(*names: str) -> None:
+        def note(tx: Tx) -> None:
+            machine = tx.machine(P1)
+            assert machine is not None
+            tx.put_machine(msgspec.structs.replace(machine, finishing=tuple(map(FunctionName, names))))
+
+        asyncio.run(world.store.write(note))
+
+    answer("hello")
+    world.finish(job)
+    world.turn()
+    world.write(msgspec.structs.replace(world.pool, generation=2, deleting=True))
+    for _ in range(5):
+        world.turn()
+    assert world.pilot().state is PilotState.DRAINING
+    answer()
     for _ in range(3):
         world.turn()
     assert world.pilot().state is PilotState.ENDED

@@ -84,7 +84,7 @@ def render_pilot_script(pilots: Sequence[Pilot], attachment: Attachment, python:
         f"There is no {python} on this node: pilots run the Steelyard that is installed there. Install it in that place, or tell "
         "the place with `steelyard cluster attach --python`."
     )
-    command = f"{shlex.quote(python)} -P -m steelyard pilot {shlex.join(folders)}"
+    command = f"{shlex.quote(python)} -P -m steelyard pilot --kill-wait={attachment.kill_wait_s} {shlex.join(folders)}"
     lines += [
         f"[ -x {shlex.quote(python)} ] || {{ echo {shlex.quote(missing)}; exit 127; }}",
         f"exec {command}" if len(pilots) == 1 else _START.format(count=len(pilots), command=command),

@@ -45,16 +45,22 @@ def read_record(line: str) -> dict[str, str]:
     return found
 
 
+def read_count(record: dict[str, str], name: str) -> int:
+    """The number that a value begins with (`30 sec`); 0 where there is none."""
+    match = re.match(r"\d+", record.get(name, ""))
+    return int(match[0]) if match else 0
+
+
 def read_nodes(text: str) -> tuple[SlurmNode, ...]:
     """Of `scontrol -o show node`."""
     return tuple(
         SlurmNode(
             name=record["NodeName"],
-            cpus=_number(record, "CPUTot"),
-            sockets=_number(record, "Sockets"),
-            cores_per_socket=_number(record, "CoresPerSocket"),
-            threads_per_core=_number(record, "ThreadsPerCore"),
-            memory_bytes=_number(record, "RealMemory") << 20,
+            cpus=read_count(record, "CPUTot"),
+            sockets=read_count(record, "Sockets"),
+            cores_per_socket=read_count(record, "CoresPerSocket"),
+            threads_per_core=read_count(record, "ThreadsPerCore"),
+            memory_bytes=read_count(record, "RealMemory") << 20,
             gres=read_gres(record.get("Gres", "")),
             state=record.get("State", ""),
             reason=_word(record, "Reason"),
@@ -73,8 +79,8 @@ def read_partitions(text: str) -> tuple[SlurmPartition, ...]:
             default=record.get("Default") == "YES",
             state=record.get("State", ""),
             time_max=record.get("MaxTime", ""),
-            nodes=_number(record, "TotalNodes"),
-            cpus=_number(record, "TotalCPUs"),
+            nodes=read_count(record, "TotalNodes"),
+            cpus=read_count(record, "TotalCPUs"),
         )
         for record in read_records(text)
         if "PartitionName" in record
@@ -155,11 +161,6 @@ def read_complaint(text: str) -> str:
     """What a command of Slurm's had to say when it failed, in its own words and one line: the last thing is why."""
     lines = [re.sub(r"^(s\w+|scontrol): ((error|fatal): )?", "", line.strip()) for line in text.splitlines() if line.strip()]
     return "; ".join(dict.fromkeys(reversed(lines[-3:])))
-
-
-def _number(record: dict[str, str], name: str) -> int:
-    match = re.match(r"\d+", record.get(name, ""))
-    return int(match[0]) if match else 0
 
 
 def _word(record: dict[str, str], name: str) -> str:

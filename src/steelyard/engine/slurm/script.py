@@ -107,7 +107,8 @@ def render_script(batch: Batch, attachment: Attachment, uid: int) -> str:
         "#!/bin/sh",
         f"# {batch.attempts} of Steelyard: the step that stands before each task, its variables, and the tasks.",
         f"sy_step={shlex.quote(_STEP.read_text())}",
-        f"sy_python={_PYTHON}; [ -x $sy_python ] || sy_python=python3",
+        # found now: the user's PATH comes below, and need not lead to them
+        f"sy_python={_PYTHON}; [ -x $sy_python ] || sy_python=$(command -v python3) || sy_python=python3",
     ]
     start = '$sy_python -I -S -c "$sy_step" "$sy_prefix"'
     if spec.script is not None:
@@ -118,12 +119,13 @@ def render_script(batch: Batch, attachment: Attachment, uid: int) -> str:
         start = f'{start} task "$@"'
     else:
         lines += [
+            "sy_srun=$(command -v srun) || sy_srun=srun",
             'export MASTER_ADDR=$(scontrol show hostnames "$SLURM_JOB_NODELIST" | head -n 1)',
             'export STEELYARD_NODELIST=$(scontrol show hostnames "$SLURM_JOB_NODELIST" | paste -sd, -)',
         ]
         torch = spec.gang.launcher is Launcher.TORCHRUN
         command = f"nodes {_join_torchrun(job)}" if torch else f"ranks {shlex.join(spec.argv)}"
-        start = f"srun {shlex.join(_start(batch, attachment, uid))} {start} {command}"
+        start = f"$sy_srun {shlex.join(_start(batch, attachment, uid))} {start} {command}"
     lines += [f"export {name}={shlex.quote(value)}" for name, value in {**spec.env, **_tell(batch)}.items()]
     lines += _name_attempt(batch)
     if spec.gang is not None:

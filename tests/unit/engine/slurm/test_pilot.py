@@ -51,7 +51,7 @@ def test_the_script_runs_the_installation_of_the_node_and_says_so_where_there_is
     python.chmod(0o755)
     text = render_pilot_script([PILOT], AT, str(python), ["/x y"])
     done = subprocess.run(["sh"], input=text, capture_output=True, text=True, env={"SLURM_CONF": "/etc/here.conf"})
-    assert done.stdout == "-P -m steelyard pilot /x y none\n"
+    assert done.stdout == "-P -m steelyard pilot --kill-wait=30 /x y none\n"
     assert shlex.split(text.splitlines()[-1])[-1] == "/x y"
 
 

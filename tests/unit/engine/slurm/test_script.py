@@ -61,7 +61,7 @@ def test_the_jobs_own_account_comes_first_and_what_was_not_asked_is_left_to_slur
 def test_ranks_are_started_by_srun_and_mpi_by_pmix() -> None:
     text = render_script(only(make_job(gang=Gang(3, 2, Launcher.MPI))), AT, 1000)
     line = text.strip().splitlines()[-1]
-    assert line.startswith("exec srun --nodes=3 --ntasks=6 --cpus-per-task=1 --mpi=pmix --kill-on-bad-exit=1 ")
+    assert line.startswith("exec $sy_srun --nodes=3 --ntasks=6 --cpus-per-task=1 --mpi=pmix --kill-on-bad-exit=1 ")
     assert line.endswith(' $sy_python -I -S -c "$sy_step" "$sy_prefix" ranks python train.py')
     assert "export STEELYARD_TASKS=6\n" in text
 
