@@ -53,6 +53,10 @@ Times are RFC 3339 in UTC with microseconds. A value that is not known, or not t
 | `place` | `{"gpus", "nics", "cores", "cpus", "memory_nodes", "bottleneck": {"class", "gbps"}, "remainder", "alternatives", …}`, or `{"refused", "never", "detail", "largest_possible"}` |
 | `nodes` | `[{"name", "id", "state", "cores", "threads", "numa_nodes", "memory_bytes", "gpus", "nics", "virtualisation", "kernel"}]` |
 | `devices` | `[{"node", "kind", "id", "name", "numa_node", "memory_bytes", "gbps", "state", "used_by"}]` |
+| `cluster status` | `{"attachment": {"ssh", "partition", "account", "folder", …} or null, "cluster": {"name", "controller", "version", "partitions": [], "nodes": [{"name", "cpus", "memory_bytes", "gres", "state", "reason", …}], "settings", "topology", "accounts"}}`; `cluster attach` as well |
+| `cluster up` | `{"steps": [{"host", "step", "what", "why"}], "nodes": [], "left_out": {"host": "why"}, "notes": [], "failed": {"host": "why"}, "states": {"node": "idle"}}`; without `-y` the plan alone, and exit code 2; `cluster add` and `cluster remove` as well |
+| `pool ls` | `[{"spec": {"name", "nodes_min", "nodes_max", …}, "pilots": {"READY": 2}, "deleting", "complaint", …}]` |
+| `pool status` | `{"pool": {}, "pilots": [{"id", "state", "slurm_job", "node", "detail", "submitted_at", "started_at", "ends_at", "ended_at"}]}` |
 | `check` | `{"worst", "findings": [{"check", "subject", "severity", "sentence", "action", "remedy", "evidence", "blocks"}]}` |
 
 `coldstarts` rows have `user_phases` as well when the function measured some of its own (`with sy.phase("weights"):`): parts of

@@ -30,13 +30,20 @@ def test_three_bare_machines_become_a_cluster_and_a_second_time_nothing_is_to_do
     hosts = cluster.write_hosts("n1", "n2", "n3")
     refused = cluster.run("up", hosts)
     assert refused.returncode == 2 and "say -y" in refused.stderr and "slurm.conf" in refused.stdout
+    planned = cluster.run("up", hosts, "--json")
+    assert planned.returncode == 2 and {step["host"] for step in json.loads(planned.stdout)["steps"]} == {"n1", "n2", "n3"}
     assert not cluster.bed["n1"].path(CONF).exists()
+    nothing = cluster.run("status")
+    assert nothing.returncode == 2 and "none was brought up from here" in nothing.stderr
 
     assert "3 nodes take work" in cluster.ok("up", hosts, "-y")
     assert sorted(cluster.bed["n1"].ok("srun", "-N3", "hostname").split()) == ["n1", "n2", "n3"]
     again = json.loads(cluster.ok("up", hosts, "-y", "--json"))
     assert again["steps"] == [] and again["nodes"] == ["n1", "n2", "n3"]
     assert cluster.run("config", "--diff").stderr == "No file differs.\n"
+    shown = json.loads(cluster.ok("status", "--json"))
+    assert shown["attachment"] is None and [node["state"] for node in shown["cluster"]["nodes"]] == ["IDLE"] * 3
+    assert "is not attached" in cluster.ok("status")
 
     # an edited file keeps its host out, and the host its place
     with cluster.bed["n3"].path(CONF).open("a") as file:
@@ -95,6 +102,33 @@ def test_hosts_that_cannot_take_part_stay_as_they_are_and_the_others_go_on(clust
     Path(hosts).write_text(Path(hosts).read_text().replace("user: root", f"user: {USER}"))
     nobody = cluster.run("up", hosts, "-y")
     assert nobody.returncode == 2 and "can't become root without a password" in nobody.stderr
+
+
+def test_what_is_wrong_with_a_host_is_said_and_keeps_it_alone_out(cluster: Cluster) -> None:
+    late = cluster.bed["n2"].path("/usr/local/bin/date")
+    late.write_text('#!/bin/sh\nexec /bin/date -d "-400 seconds" "$@"\n')
+    late.chmod(0o755)
+    release = cluster.bed["n3"].path("/usr/lib/os-release")
+    debian = release.read_text()
+    release.unlink()
+    release.write_text('ID=rocky\nVERSION_ID="9.4"\n')
+    hosts = cluster.write_hosts("n1", "n2", "n3")
+    done = cluster.run("up", hosts, "-y")
+    assert done.returncode == 1 and "s behind the controller's, too far for munge's credentials" in done.stderr
+    assert "n3 stays out: its distribution (rocky 9.4) is not one whose packages are known here" in done.stderr
+    assert not cluster.bed["n2"].path(CONF).exists() and not cluster.bed["n3"].path(CONF).exists()
+    late.unlink()
+    release.write_text(debian)
+    text = Path(hosts).read_text()
+    Path(hosts).write_text(
+        text.replace("{name: n2,", f"{{name: n2, user: {USER},").replace("{name: n3,", "{name: n3, user: stranger,")
+    )
+    done = cluster.run("up", hosts, "-y", "--json")
+    left_out = json.loads(done.stdout)["left_out"]
+    assert done.returncode == 1 and "sudo -n is refused" in left_out["n2"]
+    assert left_out["n3"] == f"it lets nobody in with the keys that are here (ssh-copy-id stranger@{cluster.bed['n3'].address})"
+    Path(hosts).write_text(text)
+    assert "3 nodes take work" in cluster.ok("up", hosts, "-y")
 
 
 def test_machines_come_and_go(cluster: Cluster) -> None:

@@ -10,14 +10,13 @@ from typing import TYPE_CHECKING
 
 import click
 
-from steelyard.cli.cluster_up import add, config, drain, remove, resume, up
+from steelyard.cli.cluster_up import add, config, drain, find_host, load_cluster, remove, resume, ssh_option, up
 from steelyard.cli.output import print_json, print_table, say
 from steelyard.cli.quantities import render_bytes
-from steelyard.cli.session import find_settings, home_option, json_option
+from steelyard.cli.session import find_paths, find_settings, home_option, json_option
 from steelyard.errors import NotFound, Refused
 
 if TYPE_CHECKING:
-    from steelyard.config import Paths
     from steelyard.engine.slurm.client import SlurmClient
     from steelyard.model.slurm import Attachment, SlurmCluster
 
@@ -113,30 +112,51 @@ async def _attach(wanted: Attachment) -> tuple[SlurmCluster, Attachment]:
 
 @cluster.command(
     "status",
-    help="Show the Slurm cluster: partitions, nodes, what they have and whether they take work.\n\n\b\nExamples:\n"
+    help="Show the Slurm cluster: partitions, nodes, what they have and whether they take work. Where none is attached, the one "
+    "that `cluster up` made from here: its controller is asked by ssh.\n\n\b\nExamples:\n"
     "  steelyard cluster status\n  steelyard cluster status --json | jq '.cluster.nodes[].state'\n",
     short_help="Show the Slurm cluster, its partitions and nodes.",
 )
+@ssh_option
 @home_option
 @json_option
-def show_cluster(home: Path | None, as_json: bool) -> None:
+def show_cluster(ssh_config: Path | None, home: Path | None, as_json: bool) -> None:
+    from steelyard.engine.slurm.attachment import load_attachment
+    from steelyard.engine.slurm.client import SlurmClient
     from steelyard.engine.slurm.observe import observe_cluster
 
-    attachment = _load(find_settings(home)[0])
-    found = asyncio.run(observe_cluster(_client(attachment)))
+    attachment = load_attachment(find_paths(home))
+    asked = attachment or _reach_controller(home)
+    found = asyncio.run(observe_cluster(SlurmClient(asked, os.environ, ssh_config)))
     if as_json:
         print_json({"attachment": attachment, "cluster": found})
         return
     _show(found, attachment)
 
 
-def _show(found: SlurmCluster, attachment: Attachment) -> None:
+def _reach_controller(home: Path | None) -> Attachment:
+    """Of the cluster that `up` made from here, as a login host."""
+    from steelyard.model.slurm import Attachment
+
+    try:
+        spec = load_cluster(home)
+    except NotFound as err:
+        text = "No cluster is attached, and none was brought up from here. `steelyard cluster attach` or `cluster up` does that."
+        raise NotFound(text) from err
+    head = find_host(spec, spec.controller_name)
+    return Attachment(ssh=f"ssh://{head.user}@{head.address or head.name}:{head.port}".replace("//@", "//"))
+
+
+def _show(found: SlurmCluster, attachment: Attachment | None) -> None:
     from steelyard.engine.slurm.observe import is_newer
 
-    where = f", asked on {attachment.ssh}" if attachment.ssh else ""
+    where = f", asked on {attachment.ssh}" if attachment is not None and attachment.ssh else ""
     click.echo(f"{found.name}: Slurm {found.version} on {found.controller}{where}")
-    queue = " ".join(word for word in (attachment.partition, attachment.account and f"account {attachment.account}") if word)
-    click.echo(f"jobs go to {queue or 'the default partition'}; outputs to {attachment.folder}")
+    if attachment is None:
+        click.echo("it was brought up from here and is not attached: `steelyard cluster attach` lets jobs go there")
+    else:
+        queue = " ".join(word for word in (attachment.partition, attachment.account and f"account {attachment.account}") if word)
+        click.echo(f"jobs go to {queue or 'the default partition'}; outputs to {attachment.folder}")
     if is_newer(found.version):
         say(f"Slurm {found.version} is newer than any that this Steelyard was tried with.")
     print_table(
@@ -163,15 +183,6 @@ def _show(found: SlurmCluster, attachment: Attachment) -> None:
 
 def _gres(gres: dict[str, int]) -> str:
     return " ".join(f"{count} {kind}" for kind, count in sorted(gres.items()))
-
-
-def _load(paths: Paths) -> Attachment:
-    from steelyard.engine.slurm.attachment import load_attachment
-
-    attachment = load_attachment(paths)
-    if attachment is None:
-        raise NotFound("No cluster is attached. `steelyard cluster attach` does that.")
-    return attachment
 
 
 def _client(attachment: Attachment) -> SlurmClient:

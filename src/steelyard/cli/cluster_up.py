@@ -102,13 +102,13 @@ def add(
 
     from steelyard.cli.cluster_hosts import read_hosts
 
-    spec = _load(home)
+    spec = load_cluster(home)
     more = read_hosts("\n".join(f"- {host}" for host in hosts), "the command line").hosts
     known = {host.name for host in spec.hosts}
     if twice := [host.name for host in more if host.name in known]:
         raise Conflict(f"{twice[0]} is in the cluster already. Nothing was changed.", code="host-twice")
     # reached as the controller is
-    head = _host(spec, spec.controller_name)
+    head = find_host(spec, spec.controller_name)
     joining = (msgspec.structs.replace(host, user=head.user, port=head.port) for host in more)
     larger = msgspec.structs.replace(_with_fabric(spec, fabric, Path("/")), hosts=(*spec.hosts, *joining))
     asyncio.run(_bring_up(larger, ssh_config, home, yes=yes, as_json=as_json))
@@ -130,8 +130,8 @@ def remove(host: str, ssh_config: Path | None, yes: bool, home: Path | None, as_
     """
     import msgspec
 
-    spec = _load(home)
-    leaving = _host(spec, host)
+    spec = load_cluster(home)
+    leaving = find_host(spec, host)
     if host == spec.controller_name:
         raise Refused(f"{host} is the controller: without it there is no cluster. Nothing was changed.", code="controller")
     smaller = msgspec.structs.replace(spec, hosts=tuple(each for each in spec.hosts if each.name != host))
@@ -191,7 +191,7 @@ def config(hosts: Path | None, diff: bool, fabric: tuple[Path, ...], ssh_config:
     from steelyard.cli.cluster_hosts import read_hosts
     from steelyard.host.bounded import read_bounded
 
-    spec = _load(home) if hosts is None else read_hosts(read_bounded(hosts, 1 << 20).decode(errors="replace"), hosts.name)
+    spec = load_cluster(home) if hosts is None else read_hosts(read_bounded(hosts, 1 << 20).decode(errors="replace"), hosts.name)
     asyncio.run(_show_config(_with_fabric(spec, fabric, hosts.parent if hosts else Path("/")), ssh_config, diff=diff))
 
 
@@ -221,6 +221,9 @@ async def _bring_up(
             _show_plan(plan)
         outcome = None
         if plan.steps:
+            if not yes and as_json:
+                _print_plan(plan, None)
+                raise Refused("With --json nobody is asked. Look at the plan, then say -y. Nothing was done.", code="not-asked")
             if not yes and not _agreed(len(plan.steps)):
                 say("Nothing was done.")
                 sys.exit(1)
@@ -294,22 +297,29 @@ def _agreed(count: int) -> bool:
     return click.confirm(f"Do {'this' if count == 1 else f'these {count} steps'}?", default=None, err=True)
 
 
+def _print_plan(plan: BringUpPlan, outcome: Outcome | None) -> None:
+    """As JSON. `outcome`: of what was carried out."""
+    from steelyard.cli.cluster_text import plan_rows
+
+    print_json(
+        {
+            "steps": [dict(zip(("host", "step", "what", "why"), row, strict=True)) for row in plan_rows(plan)],
+            "nodes": plan.nodes,
+            "left_out": plan.left_out,
+            "notes": plan.notes,
+            "failed": outcome.failed if outcome is not None else {},
+            "states": outcome.states if outcome is not None else {},
+        }
+    )
+
+
 def _finish(plan: BringUpPlan, outcome: Outcome | None, as_json: bool) -> None:
-    from steelyard.cli.cluster_text import not_ready, plan_rows
+    from steelyard.cli.cluster_text import not_ready
 
     failed = dict(outcome.failed) if outcome is not None else {}
     waiting = not_ready(plan, outcome.states, outcome.reasons) if outcome is not None else []
     if as_json:
-        print_json(
-            {
-                "steps": [dict(zip(("host", "step", "what", "why"), row, strict=True)) for row in plan_rows(plan)],
-                "nodes": plan.nodes,
-                "left_out": plan.left_out,
-                "notes": plan.notes,
-                "failed": failed,
-                "states": outcome.states if outcome is not None else {},
-            }
-        )
+        _print_plan(plan, outcome)
     for name, why in failed.items():
         say(f"{name} was not finished: {why}. Run this again.")
     for sentence in waiting:
@@ -350,13 +360,13 @@ def _bare(host: Any) -> Any:
 def _update(home: Path | None, ssh_config: Path | None, host: str, words: list[str]) -> None:
     import shlex
 
-    spec = _load(home)
-    _host(spec, host)
+    spec = load_cluster(home)
+    find_host(spec, host)
     _run_as_root(home, ssh_config, spec.controller_name, shlex.join(["scontrol", "update", f"NodeName={host}", *words]))
 
 
 def _run_as_root(home: Path | None, ssh_config: Path | None, host: str, script: str) -> None:
-    entry = _host(_load(home), host)
+    entry = find_host(load_cluster(home), host)
 
     async def ask() -> None:
         from steelyard.engine.bringup.ssh import Shell
@@ -374,7 +384,7 @@ def _file(home: Path | None) -> Path:
     return find_paths(home).home / "cluster.json"
 
 
-def _load(home: Path | None) -> ClusterSpec:
+def load_cluster(home: Path | None) -> ClusterSpec:
     import msgspec
 
     from steelyard.errors import StoreDamaged
@@ -402,7 +412,7 @@ def _save(spec: ClusterSpec, home: Path | None) -> None:
     write_file(file, msgspec.json.format(msgspec.json.encode(spec), indent=2))
 
 
-def _host(spec: ClusterSpec, name: str) -> HostEntry:
+def find_host(spec: ClusterSpec, name: str) -> HostEntry:
     for each in spec.hosts:
         if each.name == name:
             return each

@@ -7,6 +7,7 @@ are checked as `ssh` does: a host that known_hosts does not hold is not spoken t
 from __future__ import annotations
 
 import asyncio
+import os
 from pathlib import Path
 
 import asyncssh
@@ -75,16 +76,19 @@ class Shell:
 
 def _unreached(entry: HostEntry, err: Exception) -> str:
     """Why nobody could come in, and what to do about it; a sentence without its end."""
+    whom = f"{entry.user}@{entry.address or entry.name}".removeprefix("@")
     if isinstance(err, asyncssh.HostKeyNotVerifiable):
-        return f"its host key is not known here (`ssh {entry.address or entry.name}` once, and look at the key)"
+        return f"its host key is not known here (`ssh {whom}` once, and look at the key)"
     if isinstance(err, asyncssh.PermissionDenied):
-        return f"it lets nobody in with the keys that are here (ssh-copy-id {entry.address or entry.name})"
+        return f"it lets nobody in with the keys that are here (ssh-copy-id {whom})"
     if isinstance(err, TimeoutError):
         return f"nobody answered at {entry.address or entry.name}:{entry.port} within {CONNECT_S:.0f} s"
     return f"it can't be reached at {entry.address or entry.name}:{entry.port} ({_say(err)})"
 
 
 def _say(err: Exception) -> str:
+    if isinstance(err, OSError) and (err.errno or 0) > 0:
+        return os.strerror(err.errno or 0)  # the loop's own text has the address once more
     if isinstance(err, OSError) and err.strerror:
         return err.strerror
     return (str(err) or type(err).__name__).partition("\n")[0].rstrip(".")[:200]

@@ -11,6 +11,7 @@ import os
 import pwd
 import shlex
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 from steelyard.engine.slurm.read import read_complaint
@@ -34,9 +35,11 @@ CARRIED = ("SLURM_CONF", "SLURM_CLUSTERS")
 
 
 class SlurmClient:
-    def __init__(self, attachment: Attachment, environ: Mapping[str, str]) -> None:
-        """`environ` is what the commands are given, without what Slurm told a job that we may be part of."""
+    def __init__(self, attachment: Attachment, environ: Mapping[str, str], ssh_config: Path | None = None) -> None:
+        """`environ` is what the commands are given, without what Slurm told a job that we may be part of. `ssh_config`: in the
+        place of ~/.ssh/config."""
         self._ssh = attachment.ssh
+        self._ssh_words = ("-F", str(ssh_config)) if ssh_config is not None else ()
         kept = {name: value for name, value in environ.items() if not name.startswith(("SLURM_", "SBATCH_", "SQUEUE_"))}
         self._env = {**kept, **attachment.env}
         self._carried = attachment.env
@@ -94,7 +97,7 @@ class SlurmClient:
     def _on_login_host(self, words: Sequence[str]) -> list[str]:
         variables = [f"{name}={value}" for name, value in self._carried.items()]
         command = shlex.join(["env", *variables, *words] if variables else words)
-        return ["ssh", "-o", "BatchMode=yes", "-o", "ConnectTimeout=10", "--", self._ssh, command]
+        return ["ssh", *self._ssh_words, "-o", "BatchMode=yes", "-o", "ConnectTimeout=10", "--", self._ssh, command]
 
     def _explain(self, program: str, code: int, text: str) -> SteelyardError:
         said = read_complaint(text)

@@ -77,7 +77,7 @@ def test_several_machines_are_one_allocation_whose_step_starts_them_all_and_is_t
     said, _ = running.communicate(timeout=30)
     assert (said, running.returncode) == ("drains\n", 3)
     command, told = (tmp_path / "said").read_text().splitlines()
-    assert command.endswith("--nodes=2 --ntasks=2 --ntasks-per-node=1 /bin/sh -P -m steelyard pilot /x y/3 /x/4")
+    assert command.endswith("--nodes=2 --ntasks=2 --ntasks-per-node=1 /bin/sh -P -m steelyard pilot --kill-wait=30 /x y/3 /x/4")
     assert told == "scancel --signal=TERM 12"
 
 
