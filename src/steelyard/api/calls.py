@@ -34,7 +34,8 @@ from steelyard.model.call import Call, CallState
 from steelyard.model.function import Function
 from steelyard.model.ids import DEFAULT_PROJECT, CallId, FunctionName
 from steelyard.store import Tx
-from steelyard.wire.api import CallKey, CallView, EventView
+from steelyard.wire.api import EventView
+from steelyard.wire.function_api import CallKey, CallView
 from steelyard.wire.landing import Landing
 
 #: calls that may wait at a time; more are refused, so that the queue stays bounded (R11)

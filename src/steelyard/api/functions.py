@@ -32,7 +32,8 @@ from steelyard.model.function import Function, FunctionSpec, FunctionState, Repl
 from steelyard.model.ids import DEFAULT_PROJECT, OWN_MACHINE, FunctionName
 from steelyard.model.template import TemplateSeen
 from steelyard.store import Event, Tx
-from steelyard.wire.api import ColdStartView, FunctionDeploy, FunctionView, LogChunk
+from steelyard.wire.api import LogChunk
+from steelyard.wire.function_api import ColdStartView, FunctionDeploy, FunctionView
 
 FunctionPath = Annotated[str, Parameter(min_length=1, max_length=255, description="A function's name.")]
 

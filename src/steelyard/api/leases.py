@@ -13,7 +13,7 @@ from steelyard.api.services import services_of
 from steelyard.control import ASSIGNMENT, JOBS
 from steelyard.model.ids import DEFAULT_PROJECT, FunctionName
 from steelyard.store import Event, Tx
-from steelyard.wire.api import LeaseRenewal, LeaseView
+from steelyard.wire.function_api import LeaseRenewal, LeaseView
 
 
 @post("/v1/leases", status_code=200, before_request=require_json, responses=errors(413, 415, 422, 507))

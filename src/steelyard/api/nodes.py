@@ -15,7 +15,7 @@ from steelyard.lifecycle.node import NodeState
 from steelyard.model.health import NODE
 from steelyard.model.machine import Machine
 from steelyard.store import Tx
-from steelyard.wire.api import NodeDetail, NodeView
+from steelyard.wire.node_api import NodeDetail, NodeView
 
 NodePath = Annotated[str, Parameter(min_length=1, max_length=255, description="A node's name or id.")]
 

@@ -23,7 +23,7 @@ from steelyard.errors import NotFound
 from steelyard.model.function import Function, Share
 from steelyard.model.ids import DEFAULT_PROJECT, FunctionName
 from steelyard.store import Event, Tx
-from steelyard.wire.api import FunctionView, RevisionView, RollbackRequest, TrafficPut
+from steelyard.wire.function_api import FunctionView, RevisionView, RollbackRequest, TrafficPut
 
 
 @get("/v1/functions/{name:str}/revisions", responses=errors(404))

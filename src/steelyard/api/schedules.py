@@ -27,7 +27,8 @@ from steelyard.model.ids import DEFAULT_PROJECT, NAME, FunctionName, JobId
 from steelyard.model.job import JobSpec
 from steelyard.model.site import Schedule
 from steelyard.store import Event, Tx
-from steelyard.wire.api import FunctionSchedule, SchedulePut, ScheduleView
+from steelyard.wire.api import SchedulePut, ScheduleView
+from steelyard.wire.function_api import FunctionSchedule
 
 #: more would be somebody's loop that makes them
 SCHEDULES_MAX = 10_000

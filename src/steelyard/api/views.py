@@ -31,17 +31,8 @@ from steelyard.model.volume import Volume, VolumeSeen
 from steelyard.scheduling.snapshot import Why
 from steelyard.store import Event
 from steelyard.wire.agent import ContainerImageSeen
-from steelyard.wire.api import (
-    CallView,
-    ColdStartView,
-    EventView,
-    FunctionView,
-    JobView,
-    KeyView,
-    RevisionView,
-    ScheduleView,
-    VolumeView,
-)
+from steelyard.wire.api import EventView, JobView, KeyView, ScheduleView, VolumeView
+from steelyard.wire.function_api import CallView, ColdStartView, FunctionView, RevisionView
 from steelyard.wire.images import ContainerImageView, ImageLayer, ImageView
 from steelyard.wire.pools import PilotView, PoolView
 

@@ -26,7 +26,8 @@ from steelyard.model.job import Resources
 from steelyard.model.secret import SecretUse, merge_uses
 from steelyard.model.timing import Timing
 from steelyard.scaling.rollout import ERRORS_MAX
-from steelyard.wire.api import FunctionDeploy, FunctionSchedule, FunctionView, VolumeCreate, VolumeView
+from steelyard.wire.api import VolumeCreate, VolumeView
+from steelyard.wire.function_api import FunctionDeploy, FunctionSchedule, FunctionView
 from steelyard.wire.http import ApiClient
 
 if TYPE_CHECKING:

@@ -40,7 +40,8 @@ from steelyard.lifecycle.schedule import check_cron
 from steelyard.model.function import FunctionSpec
 from steelyard.model.ids import JobId
 from steelyard.model.image import is_reference
-from steelyard.wire.api import FunctionView, JobForecast, JobSubmit, JobView, SchedulePut, ScheduleView
+from steelyard.wire.api import JobForecast, JobSubmit, JobView, SchedulePut, ScheduleView
+from steelyard.wire.function_api import FunctionView
 from steelyard.wire.http import ApiClient
 
 APPLY_HELP = """Make what a YAML file says true: jobs, schedules and functions. Shows the plan and asks first.

@@ -26,7 +26,8 @@ from steelyard.cli.quantities import parse_seconds
 from steelyard.cli.session import find_settings, home_option, json_option, new_key, open_client, quote
 from steelyard.clock import SystemClock
 from steelyard.errors import Conflict, NotFound, Refused, SteelyardError, Unauthorized
-from steelyard.wire.api import FunctionView, KeyCreate, KeyView
+from steelyard.wire.api import KeyCreate, KeyView
+from steelyard.wire.function_api import FunctionView
 from steelyard.wire.http import ApiClient
 
 #: how often a line of progress is written where nobody looks

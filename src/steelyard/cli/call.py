@@ -11,8 +11,8 @@ import msgspec
 
 from steelyard.cli.session import home_option, new_key, open_client, quote
 from steelyard.errors import Refused
-from steelyard.wire.api import CallKey, CallView
 from steelyard.wire.call_frames import CALL_PATH
+from steelyard.wire.function_api import CallKey, CallView
 from steelyard.wire.http import ApiClient
 
 #: a function may take as long as it likes; its own `timeout` ends it

@@ -16,8 +16,9 @@ from steelyard.cli.session import home_option, json_option, new_key, open_client
 from steelyard.clock import SystemClock
 from steelyard.config import write_file
 from steelyard.errors import Refused
-from steelyard.wire.api import CallView, EventView
+from steelyard.wire.api import EventView
 from steelyard.wire.call_frames import CONTENT_TYPE
+from steelyard.wire.function_api import CallView
 from steelyard.wire.http import ApiClient
 
 COLUMNS = ("id", "function", "state", "attempt", "took", "age", "reason")

@@ -31,7 +31,7 @@ from steelyard.cli.patience import make_patience
 from steelyard.cli.session import new_key, open_client, quote
 from steelyard.clock import SystemClock
 from steelyard.errors import NotFound, Refused, SteelyardError
-from steelyard.wire.api import FunctionView
+from steelyard.wire.function_api import FunctionView
 from steelyard.wire.http import ApiClient
 
 

@@ -13,7 +13,7 @@ from types import FrameType
 
 from steelyard.cli.output import say
 from steelyard.errors import SteelyardError
-from steelyard.wire.api import LeaseRenewal, LeaseView
+from steelyard.wire.function_api import LeaseRenewal, LeaseView
 from steelyard.wire.http import ApiClient
 
 #: outlives a restart of the server, and is renewed three times in between

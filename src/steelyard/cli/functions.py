@@ -11,7 +11,8 @@ import msgspec
 from steelyard.cli.output import person_looks, print_json, print_table, say
 from steelyard.cli.session import home_option, json_option, new_key, open_client, quote
 from steelyard.model.coldstart import PLATFORM_PHASES
-from steelyard.wire.api import ColdStartView, FunctionView, KeyCreate, KeyView
+from steelyard.wire.api import KeyCreate, KeyView
+from steelyard.wire.function_api import ColdStartView, FunctionView
 
 BAR_WIDTH = 30
 

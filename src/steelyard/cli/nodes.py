@@ -11,7 +11,7 @@ from steelyard.cli.output import print_json, print_table
 from steelyard.cli.session import home_option, json_option, open_client
 from steelyard.model import words
 from steelyard.model.topology import Gpu, Nic, Nvme
-from steelyard.wire.api import NodeDetail, NodeView
+from steelyard.wire.node_api import NodeDetail, NodeView
 
 
 class DeviceRow(msgspec.Struct, frozen=True):

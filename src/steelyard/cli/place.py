@@ -164,7 +164,7 @@ def _place_gang(fabric: Fabric, demand: GangDemand, busy: list[str], as_json: bo
 def _ask_users(home: Path | None) -> list[str]:
     """What a running Steelyard uses on this machine; nothing where none answers, which is said."""
     from steelyard.cli.session import open_client
-    from steelyard.wire.api import NodeDetail, NodeView
+    from steelyard.wire.node_api import NodeDetail, NodeView
 
     try:
         with open_client(home) as client:

@@ -18,7 +18,8 @@ from steelyard.cli.patience import Patience, make_patience
 from steelyard.cli.session import home_option, open_client, quote
 from steelyard.clock import SystemClock
 from steelyard.errors import NotFound, Refused, SteelyardError, Unreachable
-from steelyard.wire.api import FunctionView, JobView
+from steelyard.wire.api import JobView
+from steelyard.wire.function_api import FunctionView
 from steelyard.wire.http import ApiClient
 from steelyard.wire.streams import StreamLost, carry, reset
 

@@ -10,7 +10,7 @@ from steelyard.cli.output import print_json, print_table, say, show_time
 from steelyard.cli.session import home_option, json_option, new_key, open_client, quote
 from steelyard.errors import Refused
 from steelyard.model.function import FunctionState, Share
-from steelyard.wire.api import FunctionView, RevisionView, RollbackRequest, TrafficPut
+from steelyard.wire.function_api import FunctionView, RevisionView, RollbackRequest, TrafficPut
 
 REVISIONS_HELP = """List the revisions of a function: who gets its traffic, what tags lead where, and how each does.
 

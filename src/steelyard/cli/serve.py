@@ -39,7 +39,7 @@ from steelyard.cli.saves import Save, Saves
 from steelyard.cli.session import home_option, open_client
 from steelyard.clock import Clock, SystemClock
 from steelyard.errors import Refused, SteelyardError
-from steelyard.wire.api import FunctionView
+from steelyard.wire.function_api import FunctionView
 from steelyard.wire.http import ApiClient
 
 SUFFIX = "-dev"

@@ -100,7 +100,7 @@ def find_topology(node: str | None, files: tuple[Path, ...], home: Path | None) 
     """(the machine's wiring, device id or `cpu:N` -> who uses it)."""
     from steelyard.host.topology.observe import observe_topology
     from steelyard.host.topology.read import read_topology
-    from steelyard.wire.api import NodeDetail
+    from steelyard.wire.node_api import NodeDetail
 
     if files:
         return read_topology(files), {}

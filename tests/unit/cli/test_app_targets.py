@@ -15,7 +15,7 @@ from steelyard.cli.deploy_app import choose_function, find_taken, find_vanished
 from steelyard.cli.functions import group_by_app
 from steelyard.errors import Refused
 from steelyard.sdk.command import split_root
-from steelyard.wire.api import FunctionView
+from steelyard.wire.function_api import FunctionView
 
 APP = """
 import steelyard as sy
