@@ -66,6 +66,7 @@ def ensure_app_images(
             uses = merge_uses(own, (override or {}).get("secrets", ()))
             login = find_login(declared.image) or login_among(uses)
             made[key] = ensure_container(client, declared.image, app.file.parent, progress, patience, login)
+            fetch_ahead(client, made[key], login, SystemClock())
         elif key not in made:
             spec = make_image_spec(client, declared.image, app.file.parent, progress)
             made[key] = ensure_image(client, spec, progress, patience).id
@@ -99,7 +100,6 @@ def ensure_container(
     else:
         reference = name_image(asked["base"]["reference"], str(folder))
         if not steps:
-            fetch_ahead(client, reference, secret, SystemClock())
             return reference
         below = pull_image(client, reference, progress, patience, secret).digest
     for number, step in enumerate(steps, 1):
