@@ -141,7 +141,7 @@ class JobStarter:
                     uid=ids[0] if ids else None,
                     gid=ids[1] if ids else None,
                     # of all that write one file, the first alone may empty it
-                    outputs=outputs if not member.rank else Outputs(outputs.stdout, outputs.stderr),
+                    outputs=outputs if _is_first(job, member) else Outputs(outputs.stdout, outputs.stderr),
                     rootfs=rootfs,
                     mounts=mounts,
                     terminal=terminal,
@@ -289,6 +289,10 @@ def _seen_by_us(outputs: Outputs, job: AssignedJob) -> Outputs:
     """Where `logs` finds the files that the job opens."""
     paths = [None if path is None else to_machine(path, job.volumes) for path in (outputs.stdout, outputs.stderr)]
     return Outputs(*paths, truncate=outputs.truncate)
+
+
+def _is_first(job: AssignedJob, member: Member) -> bool:
+    return not member.rank and (job.place is None or not job.place.node)
 
 
 def _labels(job: AssignedJob, attempt: Attempt, member: Member) -> dict[str, str]:

@@ -117,7 +117,9 @@ def render_used(job: JobView, usage: Usage | None, now_us: int | None = None) ->
     run_s = (elapsed_s(job, now_us) or 0.0) - job.suspended_s
     if usage is None or run_s < USED_MIN_S:
         return ""
-    demand = Resources(job.cores, job.memory_bytes, exclusive=job.whole_cores, scratch_bytes=job.scratch_bytes)
+    # what all nodes used beside what all had: the view says what each has
+    memory, scratch = (None if each is None else each * job.nodes for each in (job.memory_bytes, job.scratch_bytes))
+    demand = Resources(job.cores * job.nodes, memory, exclusive=job.whole_cores, scratch_bytes=scratch)
     return render_efficiency(demand, usage, run_s)
 
 

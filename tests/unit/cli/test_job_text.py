@@ -19,6 +19,7 @@ from steelyard.cli.job_text import (
     render_counts,
     render_job,
     render_span,
+    render_used,
 )
 from steelyard.cli.ps import COLUMNS, make_cells, make_row
 from steelyard.lifecycle.array import make_places, parse_array
@@ -102,6 +103,13 @@ def test_a_running_job_on_one_page() -> None:
         efficiency
           used 1.2 of 4 cores, 3.1 of 8 GB at most"""
     assert render_job(job_view(JOB), EVENTS, USAGE, NOW_US, Look()) == dedent(expected)
+
+
+def test_what_a_gang_used_is_compared_with_what_all_its_machines_had() -> None:
+    spec = msgspec.structs.replace(SPEC, gang=Gang(3, 2), pool="train")
+    view = job_view(msgspec.structs.replace(JOB, spec=spec))
+    used = render_used(view, Usage(cpu_s=12.0 * 190, memory_peak_bytes=24_000_000_000), NOW_US)
+    assert "of 24 cores" in used and "24 of 48 GB" in used, "three nodes, two ranks on each, four cores and 8 GB for each rank"
 
 
 def test_a_gang_that_failed_tells_each_ranks_end() -> None:
