@@ -51,14 +51,20 @@ class PoolCluster(Direct):
             print(f"--- {file.parent.name}\n{file.read_text(errors='replace')[-3000:]}")
 
 
+class RootPoolCluster(PoolCluster):
+    """Of a Steelyard that root runs."""
+
+    as_user = ()
+
+
 @contextlib.contextmanager
-def pooled(nodes: int = 2) -> Iterator[PoolCluster]:
+def pooled(nodes: int = 2, kind: type[PoolCluster] = PoolCluster) -> Iterator[PoolCluster]:
     """With a Slurm of its own. Nothing is left on this machine when it is done."""
     with slurm(nodes=nodes) as bed:
         before = observe_traces()
         folder = bed.shared / "pools"
         folder.mkdir()
-        made = PoolCluster(folder)
+        made = kind(folder)
         made.bed = bed
         (made.cluster_port,) = free_ports(1)
         try:

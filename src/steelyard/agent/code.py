@@ -7,13 +7,12 @@ from __future__ import annotations
 
 import asyncio
 import hashlib
-import http.client
 import os
 import shutil
-import ssl
 import tarfile
 from pathlib import Path
 
+from steelyard.agent.server_files import open_answer
 from steelyard.config import Paths, Settings
 from steelyard.errors import EdgeFailed
 from steelyard.runtime.unpack import unpack
@@ -56,22 +55,9 @@ def _fetch(paths: Paths, settings: Settings, bundle: str, folder: Path) -> None:
 
 
 def _download(paths: Paths, settings: Settings, bundle: str) -> bytes:
-    token = paths.agent_token.read_text().strip()
-    if settings.tls_cert:
-        context = ssl.create_default_context(cafile=settings.tls_cert)
-        connection = http.client.HTTPSConnection(settings.api_host, settings.api_port, timeout=60, context=context)
-    else:
-        connection = http.client.HTTPConnection(settings.api_host, settings.api_port, timeout=60)
-    try:
-        connection.request("GET", f"/v1/bundles/{bundle}", headers={"Authorization": f"Bearer {token}"})
-        response = connection.getresponse()
+    what = f"The code bundle {bundle[:12]}"
+    with open_answer(paths, settings, f"/v1/bundles/{bundle}", what, "bundle-unavailable") as response:
         data = response.read()
-    except (OSError, http.client.HTTPException) as err:
-        raise EdgeFailed(
-            f"The code bundle {bundle[:12]} could not be fetched from the server: {err}.", code="bundle-unavailable"
-        ) from err
-    finally:
-        connection.close()
     if response.status != 200:
         raise EdgeFailed(
             f"The server has no code bundle {bundle[:12]} (HTTP {response.status}). Deploy again.", code="bundle-unavailable"

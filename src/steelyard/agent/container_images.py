@@ -17,6 +17,7 @@ from concurrent.futures import ThreadPoolExecutor
 
 import msgspec
 
+from steelyard.agent.home_images import HomeImages
 from steelyard.agent.identity import choose_ids
 from steelyard.agent.secrets import SecretKeeper
 from steelyard.config import Settings
@@ -42,8 +43,10 @@ PATIENCE_S = 0.25
 
 
 class ContainerImages:
-    def __init__(self, containers: Containers, settings: Settings) -> None:
-        self._containers, self._settings = containers, settings
+    """`home`: of a machine of a pool, which has its images from there."""
+
+    def __init__(self, containers: Containers, settings: Settings, home: HomeImages | None = None) -> None:
+        self._containers, self._settings, self._home = containers, settings, home
         self._pulls: dict[str, _Pull] = {}
         self._count = 0
         self._pool = ThreadPoolExecutor(FETCHES_MAX, "images")
@@ -63,7 +66,7 @@ class ContainerImages:
     def _find(self, reference: ImageReference, owner: Owner, login: Login | None) -> Image | None:
         """Without asking anybody."""
         self._containers.check()
-        mine = reference.source is ImageSource.BUILT
+        mine = reference.source is ImageSource.BUILT or self._home is not None
         if not mine:
             login = login or _find_own_login(reference, owner)
             mine = login is not None and not login.helper
@@ -75,6 +78,9 @@ class ContainerImages:
         """Blocks. `ids`: of the machine, whom the work for `owner` runs as; a folder or archive must be theirs to read now, also
         when its image is here already. `login`: at the registry, instead of the owner's own. Raises SteelyardError; nothing is
         there then."""
+        if self._home is not None:
+            self._containers.check()
+            return self._home.bring_container(reference, owner, login, self._containers.store)
         if reference.source is ImageSource.BUILT:
             self._containers.check()
             return self._containers.store.built(reference, str(owner.uid))

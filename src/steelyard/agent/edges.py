@@ -9,6 +9,7 @@ from pathlib import Path
 from steelyard.agent.cleanup import Cleanup
 from steelyard.agent.container_images import ContainerImages
 from steelyard.agent.device_grants import DeviceGrants
+from steelyard.agent.home_images import HomeImages
 from steelyard.clock import Clock
 from steelyard.config import Paths, Settings
 from steelyard.gateway import Gateway
@@ -38,6 +39,8 @@ class Edges:
     containers: Containers
     #: of containers
     images: ContainerImages
+    #: of machines of pools, which have theirs from there
+    home_images: HomeImages
     #: what they need for their devices
     grants: DeviceGrants
     #: durable files of the agent, many at the price of one

@@ -80,7 +80,15 @@ def enter_job(images: Path, job: AssignedJob, env: dict[str, str]) -> dict[str, 
 
 def start_builder(images: Path, job: AssignedJob, ids: tuple[int, int] | None) -> tuple[tuple[str, ...], dict[str, str]]:
     """Command and variables of a build, whose owner's folder is there then. Raises EdgeFailed."""
-    folder = image_folder(images, job.owner)
+    folder = make_image_folder(images, job.owner, ids)
+    argv = (sys.executable, "-I", "-m", "steelyard.runtime.image.build", job.spec.builds)
+    site = {name: os.environ[name] for name in SITE_VARIABLES if name in os.environ}
+    return argv, site | {"STEELYARD_IMAGES": str(folder), "STEELYARD_UV": find_uv()}
+
+
+def make_image_folder(images: Path, owner: Owner, ids: tuple[int, int] | None) -> Path:
+    """That owner's, which is there then. Raises EdgeFailed."""
+    folder = image_folder(images, owner)
     try:
         images.mkdir(mode=0o711, exist_ok=True)
         images.chmod(0o711)  # whatever the umask says: owners go through, and read no names
@@ -89,9 +97,7 @@ def start_builder(images: Path, job: AssignedJob, ids: tuple[int, int] | None) -
             os.chown(folder, *ids)
     except OSError as err:
         raise EdgeFailed(f"{folder} could not be made: {err.strerror}", code="start-failed") from err
-    argv = (sys.executable, "-I", "-m", "steelyard.runtime.image.build", job.spec.builds)
-    site = {name: os.environ[name] for name in SITE_VARIABLES if name in os.environ}
-    return argv, site | {"STEELYARD_IMAGES": str(folder), "STEELYARD_UV": find_uv()}
+    return folder
 
 
 class ImageKeeper:

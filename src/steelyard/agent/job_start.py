@@ -15,6 +15,7 @@ from steelyard.agent.code import ensure_code
 from steelyard.agent.device_proof import shares_by_mps
 from steelyard.agent.devices import DeviceKeeper, devices_of
 from steelyard.agent.holdings import Holdings
+from steelyard.agent.home_images import HomeImages
 from steelyard.agent.identity import PATH, choose_ids, explain_start, make_env
 from steelyard.agent.images import MISSING, enter_job, start_builder
 from steelyard.agent.job_container import STOPPED, JobContainers
@@ -79,7 +80,7 @@ class JobStarter:
         self._holdings = holdings
         self._share_cpus, self._kept_cpus, self._taken_ports = share_cpus, kept_cpus, taken_ports
         self._step_soon, self._changed, self._slurm_bin = step_soon, changed, slurm_bin
-        self._containers = containers
+        self._containers, self._home_images = containers, HomeImages(paths, settings)
 
     def ids(self, job: AssignedJob) -> Ids:
         return choose_ids(job.owner, job.spec.as_root, self._settings, os.geteuid())
@@ -88,6 +89,9 @@ class JobStarter:
         """All of it runs afterwards, or has ended already; a rank that ended badly meanwhile leaves the rest unstarted. Raises
         SteelyardError when something failed: whatever runs then has to be ended."""
         owner = ids = self.ids(job)
+        await self._holdings.volumes.check_reach(job.volumes)
+        if job.spec.image and not job.spec.contained:
+            await self._home_images.bring_environment(job.owner, job.spec.image, ids)
         image = await self._containers.fetch(job, attempt, owner, self._holdings.secrets) if job.spec.contained else None
         if image is not None and owner is not None:
             ids = self._containers.ids(job.spec, image, owner)

@@ -25,6 +25,7 @@ from steelyard.control.reports import greet
 from steelyard.errors import SteelyardError, Unreachable
 from steelyard.model.function import Function
 from steelyard.model.ids import OWN_MACHINE, MachineId
+from steelyard.model.image import is_reference, parse_image
 from steelyard.model.machine import Machine
 from steelyard.store import Store
 from steelyard.wire import WIRE_VERSION
@@ -184,6 +185,14 @@ class AgentHub:
         line = self._lines.get(machine)
         assignment = None if line is None else line.assignment
         return assignment is not None and any((each.owner, each.name) == (owner, name) for each in assignment.secrets)
+
+    def names_image(self, machine: MachineId, uid: int, image: str) -> bool:
+        """The same for an image, by its id or its full reference."""
+        line = self._lines.get(machine)
+        assignment = None if line is None else line.assignment
+        work = () if assignment is None else (*assignment.jobs, *assignment.functions)
+        named = (each.spec.image for each in work if each.owner.uid == uid and each.spec.image)
+        return any(image == (parse_image(each).text if is_reference(each) else each) for each in named)
 
     def drop(self, machine: MachineId) -> None:
         """The machine is gone for good, and whoever still speaks for it is not heard any more."""

@@ -10,7 +10,6 @@ import contextlib
 import logging
 import random
 from collections.abc import AsyncGenerator, Callable
-from pathlib import Path
 from typing import Any
 
 from litestar import Litestar
@@ -30,6 +29,7 @@ from steelyard.api.inside import INSIDE_ROUTES
 from steelyard.api.jobs import JOB_ROUTES
 from steelyard.api.keys import KEY_ROUTES
 from steelyard.api.leases import LEASE_ROUTES
+from steelyard.api.machine_images import MACHINE_IMAGE_ROUTES
 from steelyard.api.nodes import NODE_ROUTES
 from steelyard.api.peers import PassMaker, PeerGate
 from steelyard.api.pools import POOL_ROUTES
@@ -47,7 +47,7 @@ from steelyard.api.streams import STREAM_ROUTES, StreamDesk
 from steelyard.api.visits import VISIT_ROUTES
 from steelyard.api.volumes import VOLUME_ROUTES
 from steelyard.clock import Clock
-from steelyard.config import Settings
+from steelyard.config import Paths, Settings
 from steelyard.control.answers import AnswersLoop
 from steelyard.control.assignment import AssignmentLoop
 from steelyard.control.calls import CallsLoop, Carrier
@@ -95,6 +95,7 @@ ROUTES = (
     *IMAGE_ROUTES,
     *CONTAINER_IMAGE_ROUTES,
     *CONTAINER_STEP_ROUTES,
+    *MACHINE_IMAGE_ROUTES,
     *KEY_ROUTES,
     *SECRET_ROUTES,
     *NODE_ROUTES,
@@ -127,7 +128,7 @@ def make_app(
     store: Store,
     clock: Clock,
     settings: Settings,
-    bundles: Path,
+    paths: Paths,
     call_files: CallFiles,
     box: SecretBox,
     authority: Authority,
@@ -175,8 +176,8 @@ def make_app(
     hub.attach(driver.poke)
     calls.attach(driver.poke)
     services = Services(
-        store, clock, settings, bundles, call_files, hub, StreamDesk(hub), driver,
-        jobs, pools, find_engine, live, looks, calls, tokens, watch, box, epoch, root, make_pass.certify
+        store, clock, settings, paths.bundles, call_files, hub, StreamDesk(hub), driver,
+        jobs, pools, find_engine, live, looks, calls, tokens, watch, box, epoch, root, make_pass.certify, paths
     )  # fmt: skip
 
     app = Litestar(

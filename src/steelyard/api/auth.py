@@ -29,8 +29,8 @@ AGENT_PATH = "/v1/agent"
 #: where an agent brings its end of a stream that it was asked for
 STREAM_PATH = "/v1/agent/streams"
 HEALTH_PATH = "/healthz"
-#: what an agent may ask for besides its WebSocket: the code that it is to run, and the secrets for it
-AGENT_PATHS = ("/v1/bundles/", "/v1/secret-values/")
+#: what an agent may ask for besides its WebSocket: the code that it is to run, and the secrets and images for it
+AGENT_PATHS = ("/v1/bundles/", "/v1/secret-values/", "/v1/packed-images/")
 
 #: what a job's own processes may call
 JOB_PATHS = ("/v1/jobs", "/v1/scripts")

@@ -66,6 +66,13 @@ class Finding(msgspec.Struct, frozen=True):
     text: str
 
 
+NO_CONTAINERS = Finding(
+    "bad-pool",
+    "containers need root, and machines of pools have what Steelyard has: start it as root, or name an image that was built here "
+    "(`steelyard image build`)",
+)
+
+
 def check_job(spec: JobSpec, machine: Machine | None, root: bool) -> list[Finding]:
     """`machine` is None until the first agent came; then only what no machine could do is found."""
     findings: list[Finding] = []
@@ -154,9 +161,9 @@ def check_function(name: str, spec: FunctionSpec, machine: Machine | None, root:
 
 
 def check_function_pool(
-    name: str, spec: FunctionSpec, before: FunctionSpec | None, pools: AbstractSet[str], mounts: bool
+    name: str, spec: FunctionSpec, before: FunctionSpec | None, pools: AbstractSet[str], root: bool
 ) -> list[Finding]:
-    """`before`: of the newest revision that there is; `pools`: names of those that there are; `mounts`: it asks for volumes."""
+    """`before`: of the newest revision that there is; `pools`: names of those that there are; `root`: Steelyard runs as root."""
     findings: list[Finding] = []
     if before is not None and before.pool != spec.pool:
         there = f"in the pool {before.pool}" if before.pool else "on the home's own machine"
@@ -169,10 +176,8 @@ def check_function_pool(
     if spec.pool not in pools:
         known = f"there are {', '.join(sorted(pools))}" if pools else "there is none"
         findings.append(Finding("no-such-pool", f"there is no pool {spec.pool[:80]}: {known}"))
-    if spec.image and not spec.contained:
-        findings.append(Finding("bad-pool", "images that were built here are on the home's own machine alone, not on a pool's"))
-    if mounts:
-        findings.append(Finding("bad-pool", "volumes are folders of the home's own machine, and not on a pool's"))
+    if spec.contained and not root:
+        findings.append(NO_CONTAINERS)
     if spec.wake_bound_s is not None:
         findings.append(Finding("bad-pool", "what a function has on machines of a pool is not lent: leave wake_bound out"))
     return findings

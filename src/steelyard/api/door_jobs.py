@@ -6,7 +6,7 @@ import math
 import re
 from collections.abc import Sequence
 
-from steelyard.api.door import Finding, check_folder
+from steelyard.api.door import NO_CONTAINERS, Finding, check_folder
 from steelyard.lifecycle.pilot import longest_work_s
 from steelyard.model import words
 from steelyard.model.batch import PRIORITY_MAX, Gang, Launcher, PreemptMode
@@ -47,7 +47,7 @@ def check_queueing(spec: JobSpec, now: int) -> list[Finding]:
     return findings
 
 
-def check_pool(spec: JobSpec, pools: Sequence[Pool], machines: Sequence[Machine]) -> list[Finding]:
+def check_pool(spec: JobSpec, pools: Sequence[Pool], machines: Sequence[Machine], root: bool) -> list[Finding]:
     """Asked only about a job that is to run in a pool."""
     findings: list[Finding] = []
     open_to = {pool.name: pool.spec for pool in pools if not pool.deleting}
@@ -67,8 +67,8 @@ def check_pool(spec: JobSpec, pools: Sequence[Pool], machines: Sequence[Machine]
             findings.append(Finding("beyond-pool", f"{text}; ask for a shorter --max-duration, or for none"))
     if spec.direct:
         findings.append(Finding("bad-pool", "a job goes either to a pool or, with direct, through the cluster's own queue"))
-    if spec.image:
-        findings.append(Finding("bad-pool", "images are on the home's own machine alone, so far, and not on those of pools"))
+    if spec.contained and not root:
+        findings.append(NO_CONTAINERS)
     if spec.gang is not None and spec.gang.nodes > 1:
         most = open_to[spec.pool].nodes_max if spec.pool in open_to else spec.gang.nodes
         if spec.gang.nodes > most:
@@ -88,6 +88,9 @@ def _check_mpi(spec: JobSpec, gang: Gang, pool: PoolSpec | None) -> list[Finding
         have = f"one of pool {pool.name} has {words.count(pool.nodes_per_allocation, 'machine')}"
         text = f"MPI's ranks reach across one allocation, and {have} (pool create --nodes-per-allocation)"
         findings.append(Finding("beyond-pool", text))
+    if spec.image:
+        text = "ranks of MPI in a pool are started on the machine's own files: name no image, or another launcher"
+        findings.append(Finding("bad-pool", text))
     if spec.secrets:
         findings.append(Finding("bad-pool", "ranks of MPI in a pool get no secrets: Slurm would carry them over its network"))
     if spec.volumes:

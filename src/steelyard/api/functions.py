@@ -55,7 +55,7 @@ async def deploy_function(
         findings = check_function(name, data.spec, None if data.spec.pool else tx.machine(), services.root)
         pools = {pool.name for pool in tx.pools() if not pool.deleting} if data.spec.pool else set[str]()
         was = None if before is None else before.spec
-        findings += check_function_pool(name, data.spec, was, pools, bool(data.spec.volumes))
+        findings += check_function_pool(name, data.spec, was, pools, services.root)
         findings += check_volumes(data.spec.volumes, tx.volumes(), services.owner)
         refuse_findings([*findings, *find_missing(tx, services.owner, data.spec.secrets)])
         taken = {row.name: row for row in tx.functions()}

@@ -196,7 +196,7 @@ def _check(name: str, data: SchedulePut, tx: Tx, services: Services, now: int) -
     here = None if data.spec.pool else tx.machine()
     findings += [*check_queueing(data.spec, now), *check_job(data.spec, here, services.root)]
     if data.spec.pool:
-        findings += check_pool(data.spec, tx.pools(), tx.machines())
+        findings += check_pool(data.spec, tx.pools(), tx.machines(), services.root)
     findings += check_volumes(data.spec.volumes, tx.volumes(), services.owner)
     return [*findings, *find_missing(tx, services.owner, data.spec.secrets)]
 

@@ -10,7 +10,7 @@ import msgspec
 
 from steelyard.api.agents import AgentHub
 from steelyard.clock import Clock
-from steelyard.config import Settings
+from steelyard.config import Paths, Settings
 from steelyard.control.assignment import Secrets
 from steelyard.control.calls import CallsLoop
 from steelyard.control.driver import Driver
@@ -59,6 +59,7 @@ class Services(msgspec.Struct, frozen=True):
     root: bool
     #: new ones for a pilot; blocks
     certify: Callable[[MachineId], PilotCertificates]
+    paths: Paths
 
     @property
     def owner(self) -> Owner:

@@ -82,7 +82,7 @@ def check_submission(
         raise Refused(f"{project[:80]!r} can't be a project's name: up to 63 of a-z, 0-9 and -.", code="bad-project")
     given = [*check_volumes(spec.volumes, tx.volumes() if spec.volumes else (), owner), *find_missing(tx, owner, spec.secrets)]
     if spec.pool:
-        given += check_pool(spec, tx.pools(), tx.machines())
+        given += check_pool(spec, tx.pools(), tx.machines(), root)
     # what goes elsewhere need not fit this machine
     here = None if spec.direct or spec.pool else machine
     refuse_findings([*check_queueing(spec, now), *check_job(spec, here, root), *check_direct(spec), *given])

@@ -18,6 +18,7 @@ from steelyard.agent.cleanup import Cleanup
 from steelyard.agent.container_images import ContainerImages
 from steelyard.agent.device_grants import DeviceGrants
 from steelyard.agent.edges import Edges
+from steelyard.agent.home_images import HomeImages
 from steelyard.agent.loop import Agent
 from steelyard.clock import SystemClock
 from steelyard.config import Paths, Settings
@@ -98,7 +99,8 @@ def _make_agent(paths: Paths, settings: Settings) -> Agent:
 
     spawner = SpawnerClient(paths.spawner_socket, on_exit)
     lane = RecordLane()
-    containers = Containers(paths.containers, paths.images, machine.hostname)
+    containers = Containers(paths.containers, paths.images, machine.hostname, fetches=not settings.pilot)
+    home_images = HomeImages(paths, settings)
     runtime = ProcessRuntime(paths.agent, paths.workloads, cgroups, spawner, clock, machine.boot_id, lane)
     edges = Edges(
         paths=paths,
@@ -110,7 +112,8 @@ def _make_agent(paths: Paths, settings: Settings) -> Agent:
         runtime=runtime,
         cleanup=Cleanup(runtime, paths, containers),
         containers=containers,
-        images=ContainerImages(containers, settings),
+        images=ContainerImages(containers, settings, home_images if settings.pilot else None),
+        home_images=home_images,
         grants=DeviceGrants(CdiReader(), machine.topology),
         lane=lane,
         gateway=Envoy(paths, settings, clock),
@@ -118,7 +121,12 @@ def _make_agent(paths: Paths, settings: Settings) -> Agent:
         journal=SettingsJournal(paths.run.parent, machine.boot_id),
         lib_dir=make_lib_dir(paths.home / "runner"),
         scratch=ScratchDisk(paths.home, paths.tag, configured=Path(settings.scratch_dir) if settings.scratch_dir else None),
-        volumes=VolumeFolders(paths.volumes, (str(paths.home), str(paths.run), sys.prefix, sys.base_prefix)),
+        volumes=VolumeFolders(
+            paths.volumes,
+            (str(paths.home), str(paths.run), sys.prefix, sys.base_prefix),
+            # a pilot's outputs lie in the folder of `cluster attach`, from which it has its pass
+            paths.workloads if settings.pilot else None,
+        ),
         slurm_bin=make_slurm_bin(paths.home / "slurm", sys.executable),
         template_budget_bytes=settings.template_memory_bytes or round(machine.memory_bytes * TEMPLATE_SHARE),
         observe_topology=lambda: _observe_topology(settings),

@@ -97,7 +97,7 @@ async def _serve(
             store=store,
             clock=clock,
             settings=settings,
-            bundles=paths.bundles,
+            paths=paths,
             call_files=calls,
             box=SecretBox(paths.secret_key),
             authority=authority,

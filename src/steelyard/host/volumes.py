@@ -3,7 +3,8 @@
     <home>/volumes/<name>        a volume's folder, its owner's alone
     <home>/volumes/.gone-*       one that was deleted; emptied in the background, also after a death in the middle of it
 
-Volumes made with a path of their own are only looked at. Blocks: a network file system may take its time, so call from a thread.
+Volumes made with a path of their own are only looked at. On a machine of a pool all are: a folder counts there only where it lies
+on storage that is not this machine's own. Blocks: a network file system may take its time, so call from a thread.
 Never mounts anything; what is to be mounted where `lifecycle/mounts.py` decides from what is seen here.
 """
 
@@ -27,16 +28,25 @@ from steelyard.model.mount import MountedVolume, Mounts
 
 log = logging.getLogger(__name__)
 
+#: of disks and memory of one machine alone; whatever else is mounted comes from elsewhere
+_OWN_KINDS = frozenset(
+    {
+        "bcachefs", "btrfs", "erofs", "ext2", "ext3", "ext4", "f2fs", "jfs", "overlay", "ramfs", "reiserfs", "rootfs", "squashfs",
+        "tmpfs", "vfat", "xfs", "zfs",
+    }
+)  # fmt: skip
 _GONE = ".gone-"
 #: a network file system that is gone may never answer
 LOOK_S = 2.0
+_MOUNTS = Path("/proc/self/mountinfo")
 
 
 class VolumeFolders:
-    """Of one home. `needed`: paths that all work must go on seeing."""
+    """Of one home. `needed`: paths that all work must go on seeing; `shared`: of a machine of a pool, a folder that certainly is
+    the home's too."""
 
-    def __init__(self, folder: Path, needed: Sequence[str]) -> None:
-        self._folder = folder
+    def __init__(self, folder: Path, needed: Sequence[str], shared: Path | None = None) -> None:
+        self._folder, self._shared = folder, shared
         self._needed = tuple(dict.fromkeys(os.path.realpath(path) for path in needed))
 
     # -- making and deleting
@@ -102,6 +112,20 @@ class VolumeFolders:
         """`prepare` without blocking, for work of that uid."""
         return await asyncio.to_thread(self.prepare, volumes, needed, as_root=uid == 0) if volumes else None
 
+    async def check_reach(self, volumes: Sequence[MountedVolume]) -> None:
+        """Are they here what they are at home? Raises EdgeFailed, with the reason."""
+        if self._shared is None or not volumes:
+            return
+        shared = self._shared
+        try:
+            found = await asyncio.wait_for(
+                asyncio.to_thread(lambda: [explain_reach(each, shared, read_text(_MOUNTS) or "") for each in volumes]), LOOK_S
+            )
+        except TimeoutError:
+            raise _refuse("the file system of a volume does not answer on this machine. Look at it, then try again") from None
+        if (wrong := next((each for each in found if each is not None), None)) is not None:
+            raise _refuse(wrong)
+
     async def identify(self, volumes: Sequence[MountedVolume]) -> tuple[tuple[int, int], ...]:
         """Device and inode of each folder, zeros where there is none: a mount goes on showing a folder that was deleted, and does
         not show the one that took its place. Nothing is told of volumes on a file system that does not answer."""
@@ -155,6 +179,28 @@ def check_source(volume: MountedVolume) -> str | None:
     if full and not volume.read_only:
         return f"the file system of volume {volume.name} is full. Free some space in {volume.source}, or mount it read-only (:ro)"
     return None
+
+
+def explain_reach(volume: MountedVolume, shared: Path, mountinfo: str) -> str | None:
+    """Why that folder is not the home's; None: it is. It is where it lies on the same file system as `shared`, which certainly
+    is, or on any that is not this machine's own: the same path of that is taken for the same folder."""
+    if not volume.source:
+        return check_source(volume)
+    advice = f"volumes for pools lie where all machines see them: `steelyard volumes create {volume.name} --path FOLDER`"
+    node = os.uname().nodename
+    try:
+        real = os.path.realpath(volume.source)
+        told = os.stat(real)
+        if told.st_dev == os.stat(shared).st_dev:
+            return None
+    except OSError as err:
+        return f"{volume.source}, the folder of volume {volume.name}, is not seen on {node} ({err.strerror}); {advice}"
+    mounts = [each for each in parse_mountinfo(mountinfo) if is_within(real, each.point)]
+    kind = max(mounts, key=lambda each: len(each.point)).kind if mounts else ""
+    if kind not in _OWN_KINDS and mounts:
+        return None
+    what = f"{node}'s own ({kind or 'unknown file system'}), and not the home's"
+    return f"{volume.source} is the folder of volume {volume.name}; what lies there on this machine is {what}; {advice}"
 
 
 def observe_point(path: str) -> PointSeen:

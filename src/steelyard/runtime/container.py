@@ -105,9 +105,11 @@ class Wanted(msgspec.Struct, frozen=True):
 
 
 class Containers:
-    """Of one home. `folder`: where crun is told of them; `images`: where their files are kept."""
+    """Of one home. `folder`: where crun is told of them; `images`: where their files are kept; `fetches`: images come from
+    registries, and are unpacked here."""
 
-    def __init__(self, folder: Path, images: Path, hostname: str) -> None:
+    def __init__(self, folder: Path, images: Path, hostname: str, *, fetches: bool = True) -> None:
+        self._needed = TOOLS if fetches else ("tar", "crun")
         self._folder = Path(os.path.realpath(folder))
         self._state, self._hostname = self._folder / ".crun", hostname
         self._images = images
@@ -123,7 +125,7 @@ class Containers:
         """Can there be containers here? Raises Refused with what is missing; a weaker wall is never put up instead."""
         if os.geteuid() != 0:
             raise _impossible("root: start Steelyard as root, or run it without --image")
-        for tool in TOOLS:
+        for tool in self._needed:
             if not os.access(self._tools.get(tool, ""), os.X_OK):
                 if (found := shutil.which(tool)) is None:
                     raise missing(tool)

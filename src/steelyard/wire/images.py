@@ -10,6 +10,7 @@ from msgspec import Meta
 
 from steelyard.model.built_image import DebianBase, ImageSpec, Step
 from steelyard.model.image import REFERENCE_MAX
+from steelyard.wire.agent import PullStart
 
 
 class ImageBuild(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
@@ -104,6 +105,18 @@ class PullView(msgspec.Struct, frozen=True):
     #: why it failed, for people and for programs
     detail: str = ""
     code: str = ""
+
+
+#: header with the SHA-256 of a packed image
+PACKED_DIGEST = "Steelyard-Sha256"
+
+
+class HomePull(msgspec.Struct, frozen=True):
+    """What a machine of a pool asks the home for."""
+
+    wanted: PullStart
+    #: one that is under way, by its id
+    pull: str = ""
 
 
 class ContainerStep(msgspec.Struct, frozen=True, forbid_unknown_fields=True):

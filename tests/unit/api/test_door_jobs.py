@@ -93,6 +93,8 @@ GOING = msgspec.structs.replace(TRAIN, spec=PoolSpec("old"), deleting=True)
         ({"pool": "old"}, "no-such-pool"),
         ({"pool": "train", "direct": True}, "bad-pool"),
         ({"pool": "train", "image": "docker://alpine:3"}, "bad-pool"),
+        ({"pool": "train", "image": "a" * 64}, None),
+        ({"pool": "train", "image": "a" * 64, "gang": Gang(1, 4, Launcher.MPI)}, "bad-pool"),
         ({"pool": "train", "max_duration_s": 1e6}, None),
         ({"pool": "brief", "max_duration_s": 540.0}, None),
         ({"pool": "brief", "max_duration_s": 541.0}, "beyond-pool"),
@@ -114,12 +116,14 @@ GOING = msgspec.structs.replace(TRAIN, spec=PoolSpec("old"), deleting=True)
 )
 def test_what_a_pool_can_not_do_is_refused_by_name(fields: dict[str, object], code: str | None) -> None:
     spec = msgspec.structs.replace(JOB, **fields)
-    assert [finding.code for finding in check_pool(spec, [TRAIN, BRIEF, PAIRS, GOING], [])] == ([] if code is None else [code])
+    assert [finding.code for finding in check_pool(spec, [TRAIN, BRIEF, PAIRS, GOING], [], False)] == (
+        [] if code is None else [code]
+    )
 
 
 def test_a_machine_of_the_pool_says_how_large_the_next_will_be() -> None:
     """Two threads of a core are two CPUs to Slurm."""
     machine = make_machine(cores=(Core((0, 1)), Core((2, 3))), memory_bytes=7 << 30, pool="train")
     spec = msgspec.structs.replace(JOB, pool="train", resources=Resources(3))
-    (finding,) = check_pool(spec, [TRAIN], [machine])
+    (finding,) = check_pool(spec, [TRAIN], [machine], True)
     assert finding.text == "no machine of pool train can hold it: each has 2 cores, 0 GPUs, 7 GiB of memory"

@@ -123,6 +123,43 @@ class ImageStore:
             return NoRoom(f"{text} Free space there, and try again.", code="disk-full")
         return EdgeFailed(f"{text} Look at its disk, and try again.", code="cache-unwritable")
 
+    def adopt(self, reference: ImageReference, digest: str, whose: str, packed: Path | None) -> Image | None:
+        """What another cache calls so, for that user alone: as it is here, or else as it was `packed` there (a folder of that
+        name). None where neither is. Raises SteelyardError."""
+        try:
+            self._make_folders()
+            with self._lock(digest):
+                image = self._load(digest)
+                if image is None and packed is None:
+                    return None
+                image = image or self._place(digest, packed)
+            ref = _Ref(reference.text, digest, "", whose)
+            write_file(self._folder / "refs" / f"{_key(reference, whose)}.json", msgspec.json.encode(ref), 0o644)
+        except OSError as err:
+            raise self._explain(reference, err) from err
+        self.evict(keep=digest)
+        return image
+
+    def _place(self, digest: str, packed: Path | None) -> Image:
+        work = self._folder / "work" / digest
+        remove_folder(work)
+        work.mkdir(mode=0o711)
+        try:
+            argv = ("tar", "-xpf", str(packed), "--numeric-owner", "--xattrs", "--xattrs-include=*", "-C", str(work))
+            done = subprocess.run(argv, stdin=subprocess.DEVNULL, capture_output=True, text=True, errors="replace", check=False)
+            if done.returncode:
+                said = done.stderr.strip().splitlines()[-1:] or [f"tar ended with code {done.returncode}"]
+                raise EdgeFailed(
+                    f"The image {digest[:12]} could not be unpacked: {said[0]}. Nothing was started.", code="unpack-failed"
+                )
+            os.rename(work / digest, self._folder / "roots" / digest)
+        finally:
+            remove_folder(work)
+        image = self._load(digest)
+        if image is None:
+            raise EdgeFailed(f"The image {digest[:12]} arrived without its files. Nothing was started.", code="unpack-failed")
+        return image
+
     def find(self, reference: ImageReference, whose: str) -> Image:
         """The unpacked image as it was fetched last; nobody is asked. Raises EdgeFailed."""
         if (image := self.find_here(reference, None, whose)) is not None:
