@@ -234,7 +234,8 @@ class FunctionHost:
         try:
             plan = function.plan or Plan()
             self._presence.check(plan)
-            await self._edges.volumes.check_reach(function.volumes)
+            if function.volumes:
+                await self._edges.volumes.check_reach(function.volumes)
             if function.spec.image and not function.spec.contained:
                 ids = choose_ids(function.owner, function.spec.as_root, self._edges.settings, os.geteuid())
                 await self._edges.home_images.bring_environment(function.owner, function.spec.image, ids)

@@ -89,7 +89,8 @@ class JobStarter:
         """All of it runs afterwards, or has ended already; a rank that ended badly meanwhile leaves the rest unstarted. Raises
         SteelyardError when something failed: whatever runs then has to be ended."""
         owner = ids = self.ids(job)
-        await self._holdings.volumes.check_reach(job.volumes)
+        if job.volumes:
+            await self._holdings.volumes.check_reach(job.volumes)
         if job.spec.image and not job.spec.contained:
             await self._home_images.bring_environment(job.owner, job.spec.image, ids)
         image = await self._containers.fetch(job, attempt, owner, self._holdings.secrets) if job.spec.contained else None

@@ -114,7 +114,7 @@ class VolumeFolders:
 
     async def check_reach(self, volumes: Sequence[MountedVolume]) -> None:
         """Are they here what they are at home? Raises EdgeFailed, with the reason."""
-        if self._shared is None or not volumes:
+        if self._shared is None:
             return
         shared = self._shared
         try:

@@ -80,6 +80,7 @@ def make_edges(folder: Path) -> Any:
 
 def make_function() -> Any:
     spec = SimpleNamespace(
+        image="",
         attr=None,
         served_by_runner=False,
         as_root=False,
