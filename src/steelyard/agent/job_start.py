@@ -89,10 +89,7 @@ class JobStarter:
         """All of it runs afterwards, or has ended already; a rank that ended badly meanwhile leaves the rest unstarted. Raises
         SteelyardError when something failed: whatever runs then has to be ended."""
         owner = ids = self.ids(job)
-        if job.volumes:
-            await self._holdings.volumes.check_reach(job.volumes)
-        if job.spec.image and not job.spec.contained:
-            await self._home_images.bring_environment(job.owner, job.spec.image, ids)
+        await self._bring_shared(job, ids)
         image = await self._containers.fetch(job, attempt, owner, self._holdings.secrets) if job.spec.contained else None
         if image is not None and owner is not None:
             ids = self._containers.ids(job.spec, image, owner)
@@ -162,6 +159,13 @@ class JobStarter:
         files = any(use.as_files for use in job.spec.secrets)
         secrets = self._holdings.secrets.path(member.workload) if files else ""
         return str(self._files.folder(job.attempt)), scratch, secrets
+
+    async def _bring_shared(self, job: AssignedJob, ids: Ids) -> None:
+        """Its volumes and environment are this machine's then, also where that is of a pool. Raises EdgeFailed."""
+        if job.volumes:
+            await self._holdings.volumes.check_reach(job.volumes)
+        if job.spec.image and not job.spec.contained:
+            await self._home_images.bring_environment(job.owner, job.spec.image, ids)
 
     async def _bring_files(self, job: AssignedJob) -> str:
         """The folder of what a step of a build brings along; "" without. Raises EdgeFailed."""
