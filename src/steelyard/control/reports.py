@@ -300,8 +300,8 @@ class ReportsLoop:
         if any(function.spec.pool for function in done.functions):
             pokes += [PLACES, ASSIGNMENT]
         built = any(job.state.terminal and job.spec.builds for job in done.jobs)
-        if any(job.parts is not None for job in done.jobs):
-            pokes.append(ASSIGNMENT)  # what all of it waits for, or has to end for
+        if any(job.parts is not None and job.parts.news for job in done.jobs):
+            pokes.append(ASSIGNMENT)  # looked at each time, it would rest when the last part makes all of it start
         if place == OWN_MACHINE and (self._images.take(report.images) or built):
             pokes.append(IMAGES)
         lent = any(function.lends for function in done.functions)
