@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 import os
+import subprocess
+import sys
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
@@ -60,9 +62,16 @@ def test_a_pull_under_way_is_told_and_joined(shared: Cluster, registry: Registry
 
 def test_who_waits_for_work_in_an_image_is_shown_how_far_it_is(shared: Cluster, registry: Registry) -> None:
     reference, _ = make(registry, "awaited:1")
-    done = shared.cli("run", "--image", reference)
-    assert (done.returncode, done.stdout) == (0, b"hi\n")
-    assert f"{reference}: fetching" in done.stderr.decode()
+    registry.gate.clear()
+    try:
+        command = (sys.executable, "-P", "-m", "steelyard", "run", "--image", reference)
+        waits = subprocess.Popen(command, env=shared.environ({}), stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+        assert waits.stderr is not None
+        assert waits.stderr.readline() == f"{reference}: fetching\n"
+    finally:
+        registry.gate.set()
+    assert waits.communicate(timeout=60)[0] == "hi\n"
+    assert waits.returncode == 0
     assert b"fetching" not in shared.cli("run", "--image", reference).stderr, "it is there"
     missing = shared.cli("run", "--image", f"{registry.host}/awaited:2")
     assert (missing.returncode, missing.stdout) == (125, b"")
