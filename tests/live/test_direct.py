@@ -328,6 +328,21 @@ def test_a_slurm_that_lost_its_state_is_told_by_the_records(shared: Direct) -> N
     assert (lost["reason"], "no longer knows" in lost["detail"]) == ("exit-unknown", True)
 
 
+def test_a_slurm_that_came_back_with_an_older_state_starts_nothing_twice(shared: Direct) -> None:
+    ran = shared.folder / "older"
+    job = shared.begin("--", "sh", "-c", f"echo ran >>{ran}; exec sleep 1000")
+    wait_until(ran.exists, 60, "it to run")
+    # before it has written down that the job runs
+    shared.bed.stop("head")
+    shared.bed.start("head")
+    wait_until(lambda: shared.job(job)["state"] in ("STOPPED", "FAILED"), 60, "Slurm to have given it up")
+    assert ran.read_text() == "ran\n"
+    # where the first was still there, Slurm has drained its node: "Duplicate jobid"
+    for node in ("n1", "n2", "n3"):
+        shared.bed.run("scontrol", "update", f"node={node}", "state=resume")
+    wait_until(lambda: "drain" not in shared.bed.ok("sinfo", "-h", "-N", "-o", "%T"), 60, "all nodes to take work")
+
+
 def test_a_changed_slurm_conf_is_slurms_business(shared: Direct) -> None:
     before = (shared.bed.folder / "slurm.conf").read_text()
     conf = render_conf(shared.bed.machines)

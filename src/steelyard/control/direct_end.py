@@ -26,6 +26,8 @@ _ENDS = {
     "PREEMPTED": Reason.PREEMPTED,
     "CANCELLED": Reason.CANCELLED_IN_SLURM,
 }
+#: `steelyard-step`'s code where the attempt has been run already
+TAKEN = 75
 
 
 def make_end(
@@ -58,6 +60,9 @@ def make_end(
         hint = f"{own} on the node: is its folder there, and may the job's user write there?"
         shared = "its output files: is the folder of `cluster attach` shared with the nodes?"
         detail = f"Slurm could not open {hint if own else shared}"
+    elif reason is None and not records and code == TAKEN:
+        reason, code = Reason.EXIT_UNKNOWN, None
+        detail = "Slurm lost it and started it anew, which its step refused: how far it had come is not known"
     gang = job.spec.gang is not None
     peaks = [each.peak_memory_bytes for each in records if each.peak_memory_bytes is not None]
     return AttemptState(

@@ -126,6 +126,8 @@ def render_script(batch: Batch, attachment: Attachment, uid: int) -> str:
         torch = spec.gang.launcher is Launcher.TORCHRUN
         command = f"nodes {_join_torchrun(job)}" if torch else f"ranks {shlex.join(spec.argv)}"
         start = f"$sy_srun {shlex.join(_start(batch, attachment, uid))} {start} {command}"
+    # this run of the script, which all its ranks are told
+    lines.append("read -r STEELYARD_LAUNCH </proc/sys/kernel/random/uuid; export STEELYARD_LAUNCH")
     lines += [f"export {name}={shlex.quote(value)}" for name, value in {**spec.env, **_tell(batch)}.items()]
     lines += _name_attempt(batch)
     if spec.gang is not None:

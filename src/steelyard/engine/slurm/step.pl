@@ -70,6 +70,8 @@ sub pass_on {
 sub claim {
     my $job = $ENV{SLURM_JOB_ID};
     my $mine = "$prefix.claim.$job.0";
+    # a slurmctld that came back with an older state starts a job anew, by its old number
+    $job .= " " . (delete $ENV{STEELYARD_LAUNCH} // "");
     my $file;
     if (!open($file, '>', $mine) || !print($file $job) || !close $file) {
         say_("$mine can't be written ($!): is the folder of `cluster attach` shared with this node?");

@@ -102,6 +102,8 @@ def claim(prefix):
     """An attempt runs once, even where Slurm took the same submission twice: the first job to run it writes its number down."""
     job = os.environ.get("SLURM_JOB_ID", "")
     mine = f"{prefix}.claim.{job}.{number('SLURM_PROCID')}"
+    # a slurmctld that came back with an older state starts a job anew, by its old number
+    job = f"{job} {os.environ.pop('STEELYARD_LAUNCH', '')}"
     try:
         with open(mine, "w") as file:
             file.write(job)
