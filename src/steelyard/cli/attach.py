@@ -166,7 +166,7 @@ def conclude(chunk: LogChunk, job: JobView, first_signal: int) -> int:
         return 128 + first_signal
     if chunk.reason == "oom-killed":
         say(f"steelyard: job {job.id} was ended by the kernel at its memory limit. {chunk.detail}")
-    elif chunk.exit_code and chunk.detail:
+    elif chunk.exit_code and chunk.detail and (job.ranks > 1 or not _is_plain(chunk)):
         # which of its ranks it was, or what it lacked
         say(f"steelyard: {chunk.detail}")
     if chunk.exit_code is not None:
@@ -174,6 +174,17 @@ def conclude(chunk: LogChunk, job: JobView, first_signal: int) -> int:
     if chunk.state == "SUCCEEDED":
         return 0
     raise SteelyardError(f"Job {job.id} is {chunk.state} ({chunk.reason or 'no reason known'}). {chunk.detail}".strip())
+
+
+def _is_plain(chunk: LogChunk) -> bool:
+    """Is no more to say than what its exit code says?"""
+    from steelyard.lifecycle.attempt import explain_end
+    from steelyard.model.reason import Reason
+
+    if chunk.reason not in (Reason.EXITED_NONZERO, Reason.KILLED_BY_SIGNAL):
+        return False
+    code = chunk.exit_code or 0
+    return chunk.detail == explain_end(Reason(chunk.reason), code - 128, code)
 
 
 def _say_used(client: ApiClient, patience: Patience, job: str) -> None:
