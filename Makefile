@@ -9,13 +9,13 @@ setup:
 workloads: setup
 	@tools/setup_workloads.sh
 
-# Three files at a time, since most of a live test is waiting; live ones first, so that none is left to be waited for alone.
+# Four files at a time, since most of a live test is waiting; live ones first, so that none is left to be waited for alone.
 # ARGS="-k supervisor" chooses tests, ARGS="-n 0" takes one at a time.
 # Tests with limits on time, or that look at the machine as a whole, run by themselves afterwards. (5: none were chosen.)
 # Without the workloads the others still run, and say so.
 test: setup
 	@tools/setup_workloads.sh || true
-	.venv/bin/python -m pytest -n 3 --dist loadfile --no-loadscope-reorder -m "not alone" --durations=15 $(ARGS) || [ $$? -eq 5 ]
+	.venv/bin/python -m pytest -n 4 --dist loadfile --no-loadscope-reorder -m "not alone" --durations=15 $(ARGS) || [ $$? -eq 5 ]
 	.venv/bin/python -m pytest -m alone $(ARGS) || [ $$? -eq 5 ]
 
 check: setup

@@ -13,6 +13,7 @@ import time
 from collections import Counter
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
@@ -146,11 +147,16 @@ def test_killed_template_means_a_start_from_its_environment_and_then_a_new_templ
     cluster, jobs = busy
     pids = find_pids(cluster, jobs)
     cluster.wait_function("asleep", "SLEEPING")
-    known = newest_wake(cluster, "asleep")
+    killed_at = datetime.now(UTC)  # rows of wakes before may still come
     for pid in template_pids(cluster, "tmpl.asleep.*"):
         os.kill(pid, signal.SIGKILL)  # its spare goes with it
     assert call(cluster, "asleep") == 200
-    row = wait_until(lambda: seen if (seen := newest_wake(cluster, "asleep")) != known else None, 10, "a new ledger row")
+
+    def woken_since() -> dict[str, Any] | None:
+        found = newest_wake(cluster, "asleep")
+        return found if found is not None and datetime.fromisoformat(found["at"]) >= killed_at else None
+
+    row = wait_until(woken_since, 10, "a new ledger row")
     assert row["road"] == "environment"
     assert row["reason"] in ("template-died", "template-not-ready")
 

@@ -142,7 +142,7 @@ def _run_job(
     clock = SystemClock()
     spec = make_spec(command, asked, _here(), datetime.fromtimestamp(clock.now_us() / 1e6, UTC))
     with open_client(home) as client:
-        if is_reference(spec.image) and not detach:
+        if is_reference(spec.image) and not detach and not spec.direct:
             from steelyard.cli.container_image import fetch_ahead, login_among
 
             fetch_ahead(client, spec.image, login_among(spec.secrets), clock, spec.pool)
