@@ -153,6 +153,8 @@ class SettingsJournal:
         fd = os.open(self._folder, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
         try:
             fcntl.flock(fd, fcntl.LOCK_EX)
+            for left in self._folder.glob(f".{self._path.name}.*.tmp"):  # of one that was killed while it wrote
+                left.unlink(missing_ok=True)
             yield
         finally:
             os.close(fd)

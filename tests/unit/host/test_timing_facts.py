@@ -108,8 +108,11 @@ def test_a_killed_agents_settings_are_put_back_by_the_next(root: Path) -> None:
     with pytest.raises(KeyboardInterrupt):
         journal(root, files=Killed(root)).hold("home/j-1.1", (wish,))
     assert (root / wish.place).read_text().startswith("0,1,2")
+    half_written = root / "run/steelyard/.settings.json.4711.tmp"
+    half_written.write_bytes(b"{")
     journal(root).restore(lambda holder: not holder.startswith("home/"))
     assert (root / wish.place).read_text().startswith("0-3")
+    assert not half_written.exists()
 
 
 def test_after_a_restart_of_the_machine_the_old_journal_says_nothing(root: Path) -> None:
