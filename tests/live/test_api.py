@@ -20,7 +20,7 @@ from typing import Any
 import httpx2
 import msgspec
 import pytest
-from api_rig import ADMIN, AGENT, MACHINE, FakeAgent, Server, problem
+from api_rig import ADMIN, AGENT, MACHINE, FakeAgent, Server, make_http, problem
 from websockets.exceptions import InvalidStatus
 from websockets.sync.client import connect
 
@@ -344,7 +344,7 @@ def test_sigterm_ends_the_server_at_once_with_long_polls_and_the_agent_connected
             asked = threading.Barrier(9)
 
             def poll() -> int:
-                with httpx2.Client(base_url=server.url, headers={"Authorization": f"Bearer {ADMIN}"}, trust_env=False) as http:
+                with make_http(server.url) as http:
                     http.get("/healthz")
                     asked.wait(10)
                     return http.get(f"/v1/jobs/{job}/logs", params={"wait_s": 30}, timeout=40).status_code

@@ -3,6 +3,7 @@ compared."""
 
 from __future__ import annotations
 
+import contextlib
 import ctypes
 import os
 import re
@@ -81,24 +82,39 @@ def _may_be_ours(name: str) -> bool:
 
 def _descendants(root: int) -> list[str]:
     below: dict[int, list[int]] = {}
-    names: dict[int, str] = {}
-    for entry in os.listdir("/proc"):
-        if not entry.isdigit():
-            continue
-        try:
-            parent = int(Path(f"/proc/{entry}/stat").read_text().rpartition(")")[2].split()[1])
-            command = Path(f"/proc/{entry}/cmdline").read_bytes().replace(b"\0", b" ").decode(errors="replace")
-        except OSError:
-            continue
-        below.setdefault(parent, []).append(int(entry))
-        names[int(entry)] = command.strip() or "(zombie or kernel)"
+    for pid, (_, parent) in _read_states().items():
+        below.setdefault(parent, []).append(pid)
     found: list[int] = []
     queue = [root]
     while queue:
         children = [pid for pid in below.get(queue.pop(), []) if pid not in other_machines]
         found.extend(children)
         queue.extend(children)
-    return [f"{pid} {names[pid][:200]}" for pid in found]
+    return [f"{pid} {command[:200]}" for pid in found if (command := _read_command(pid)) is not None]
+
+
+def _read_states() -> dict[int, tuple[str, int]]:
+    """State and parent of every process. Asked twice for each test, so it is read in the shortest way."""
+    found: dict[int, tuple[str, int]] = {}
+    for entry in os.listdir("/proc"):
+        if not entry.isdigit():
+            continue
+        try:
+            with open(f"/proc/{entry}/stat", "rb", buffering=0) as file:
+                state, parent = file.read(512).rpartition(b")")[2].split(None, 2)[:2]
+        except OSError:
+            continue
+        found[int(entry)] = (state.decode(), int(parent))
+    return found
+
+
+def _read_command(pid: int) -> str | None:
+    """None: it has ended."""
+    try:
+        words = Path(f"/proc/{pid}/cmdline").read_bytes()
+    except OSError:
+        return None
+    return words.replace(b"\0", b" ").decode(errors="replace").strip() or "(zombie or kernel)"
 
 
 def _tags_of_strangers() -> set[str]:
@@ -121,14 +137,10 @@ def _tags_of_strangers() -> set[str]:
 
 def _reap() -> None:
     """Orphans that became ours: those a test itself started are waited for by the test, so only strangers are taken."""
-    for entry in os.listdir("/proc"):
-        if entry.isdigit():
-            try:
-                state, parent = Path(f"/proc/{entry}/stat").read_text().rpartition(")")[2].split()[:2]
-                if state == "Z" and int(parent) == os.getpid():
-                    os.waitpid(int(entry), os.WNOHANG)
-            except (OSError, ChildProcessError):
-                continue
+    for pid, (state, parent) in _read_states().items():
+        if state == "Z" and parent == os.getpid():
+            with contextlib.suppress(ChildProcessError):
+                os.waitpid(pid, os.WNOHANG)
 
 
 def _wait_for_an_end(pids: list[int]) -> None:

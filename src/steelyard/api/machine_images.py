@@ -7,6 +7,7 @@ For agents of pools alone, and of what their assignment names.
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Callable
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -20,7 +21,7 @@ from steelyard.api.pools import PilotPath
 from steelyard.api.requests import require_json
 from steelyard.api.services import Services, services_of
 from steelyard.errors import NotFound, Refused, Unauthorized
-from steelyard.model.ids import ImageId
+from steelyard.model.ids import ImageId, MachineId
 from steelyard.runtime.image.pack import Packed, pack, pack_environment
 from steelyard.wire.images import PACKED_DIGEST, HomePull, PullState, PullView
 
@@ -67,7 +68,7 @@ async def get_environment(request: Request[Any, Any, Any], uid: Uid, id: Digest)
 
 @get("/v1/packed-images/container/{uid:int}/{id:str}", include_in_schema=False)
 async def get_container(request: Request[Any, Any, Any], uid: Uid, id: Digest) -> File:
-    """Its unpacked files, as they lie here. It was pulled for that machine just before."""
+    """Its unpacked files, as they lie here, for whoever knows the digest: the pull that named the image told it."""
     del uid
     services = services_of(request)
     _check_agent(request)
@@ -78,7 +79,7 @@ async def get_container(request: Request[Any, Any, Any], uid: Uid, id: Digest) -
     return await _send(place, lambda: pack(folder, [id], place, (0, 0), now_s))
 
 
-async def _send(place: Path, make: Any) -> File:
+async def _send(place: Path, make: Callable[[], Packed]) -> File:
     packing = _packing.get(place)
     if packing is None:
         packing = _packing[place] = asyncio.ensure_future(asyncio.to_thread(make))
@@ -97,7 +98,7 @@ def _check(request: Request[Any, Any, Any], uid: int, image: str) -> None:
         raise NotFound("No work is assigned there that names such an image of theirs.")
 
 
-def _check_agent(request: Request[Any, Any, Any]) -> Any:
+def _check_agent(request: Request[Any, Any, Any]) -> MachineId:
     peer = peer_of(request)
     if peer is None or not is_agent(request):
         raise Unauthorized("Packed images are given to the agents of machines of pools, and to nobody else.")
