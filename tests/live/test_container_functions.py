@@ -178,12 +178,13 @@ def test_what_cannot_be_is_said(shared: Cluster, registry: Registry, busybox: st
     shared.cli("delete", "cannot")
 
 
-def find_pids(workload: str) -> list[int]:
-    """Of all processes in the control groups of workloads that begin so."""
+def find_pids(workload: str, but: str | None = None) -> list[int]:
+    """Of all processes in the control groups of workloads that begin so, but for those whose groups have `but` in them."""
     found: list[int] = []
     for path in Path("/proc").glob("[0-9]*/cgroup"):
         with contextlib.suppress(OSError):
-            if f"/{workload}." in path.read_text():
+            groups = path.read_text()
+            if f"/{workload}." in groups and (but is None or but not in groups):
                 found.append(int(path.parent.name))
     return found
 
@@ -261,8 +262,7 @@ def last_wake(cluster: Cluster, name: str) -> dict[str, Any]:
 
 def host_pids(cluster: Cluster, name: str) -> list[int]:
     """Of a function's replicas, as the machine sees them; its templates have other groups."""
-    found = {pid for pid in find_pids(f"{name}.1") if "/tmpl" not in Path(f"/proc/{pid}/cgroup").read_text()}
-    return sorted(found)
+    return sorted(find_pids(f"{name}.1", but="/tmpl"))
 
 
 def test_a_python_function_is_forked_inside_the_container_of_its_image(shared: Cluster, app: Path) -> None:

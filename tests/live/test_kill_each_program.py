@@ -147,6 +147,8 @@ def test_killed_template_means_a_start_from_its_environment_and_then_a_new_templ
     cluster, jobs = busy
     pids = find_pids(cluster, jobs)
     cluster.wait_function("asleep", "SLEEPING")
+    # the server may not have been told of a wake yet: a replica that still runs would answer, and nothing would wake
+    wait_until(lambda: not any((cluster.home / "agent" / "handles").glob("asleep.*")), 20, "the last replica to be gone")
     killed_at = datetime.now(UTC)  # rows of wakes before may still come
     for pid in template_pids(cluster, "tmpl.asleep.*"):
         os.kill(pid, signal.SIGKILL)  # its spare goes with it

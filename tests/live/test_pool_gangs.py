@@ -92,7 +92,8 @@ def test_a_server_that_is_killed_starts_nothing_twice(shared: PoolCluster) -> No
     begun.chmod(0o777)
     script = f"mktemp {begun}/$RANK.XXXXXX; exec sleep 1000"
     names = [begin(shared, "--nodes", "2", "--cpus", "0.1", "--", "sh", "-c", script) for _ in range(3)]
-    shared.kill("server")
+    shared.wait_replaced("server", shared.kill("server"))
+    shared.wait_ready()
     rows = [wait_for(shared, name, "RUNNING") for name in names]
     assert [row["attempt"] for row in rows] == [1, 1, 1]
     wait_until(lambda: len(list(begun.iterdir())) >= 6 or None, WAIT_S, "all ranks")
