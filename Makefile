@@ -13,8 +13,9 @@ workloads: setup
 # ARGS="-k supervisor" chooses tests, ARGS="-n 0" takes one at a time.
 # Tests with limits on time, or that look at the machine as a whole, run by themselves afterwards. (5: none were chosen.)
 # Without the workloads the others still run, and say so.
+# Tests are compiled once meanwhile, and not by each of those that run them.
 test: setup
-	@tools/setup_workloads.sh || true
+	@env -u PYTHONDONTWRITEBYTECODE .venv/bin/python -m pytest --collect-only -qq >/dev/null 2>&1 & tools/setup_workloads.sh || true; wait
 	.venv/bin/python -m pytest -n 4 --dist loadfile --no-loadscope-reorder -m "not alone" --durations=15 $(ARGS) || [ $$? -eq 5 ]
 	.venv/bin/python -m pytest -m alone $(ARGS) || [ $$? -eq 5 ]
 

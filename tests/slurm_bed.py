@@ -72,6 +72,8 @@ cp "$bed/hosts" /etc/hosts
 head -c 16 /dev/urandom | od -An -tx1 | tr -d ' \\n' >/etc/machine-id
 echo "USER:x:UID:UID::$bed/shared/USER:/bin/bash" >>/etc/passwd
 echo "USER:x:UID:" >>/etc/group
+# where this machine is a container, its apt keeps no cache of its index, and each question would read all of it again
+rm -f /etc/apt/apt.conf.d/docker-clean
 rm -f /etc/ssh/ssh_host_* && ssh-keygen -q -t ed25519 -N '' -f /etc/ssh/ssh_host_ed25519_key
 cat >/etc/ssh/sshd_config <<-END
 HostKey /etc/ssh/ssh_host_ed25519_key
@@ -409,11 +411,12 @@ def _made(kind: type[B], names: Sequence[str]) -> Iterator[B]:
 
 def wait_until(seen: Callable[[], T | None], what: str) -> T:
     """What `seen` returns, once it is true. Daemons tell nobody when they are ready, so it is asked again and again."""
-    deadline = time.monotonic() + READY_S
+    began = time.monotonic()
     while not (found := seen()):
-        if time.monotonic() > deadline:
+        waited = time.monotonic() - began
+        if waited > READY_S:
             raise TimeoutError(f"waited {READY_S:.0f} s for {what}")
-        time.sleep(0.02)
+        time.sleep(min(max(0.02, waited / 10), 0.1))
     return found
 
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import json
 from collections.abc import Iterator
 from typing import Any
 
@@ -27,10 +26,10 @@ class PoolCluster(Direct):
         self.ok("pool", "create", name, *NODE, *words)
 
     def pilots(self, pool: str) -> list[dict[str, Any]]:
-        return json.loads(self.ok("pool", "status", pool, "--json"))["pilots"]
+        return self.api("GET", f"/v1/pools/{pool}").json()["pilots"]
 
     def complaint(self, pool: str) -> str:
-        return json.loads(self.ok("pool", "status", pool, "--json"))["pool"]["complaint"]
+        return self.api("GET", f"/v1/pools/{pool}").json()["pool"]["complaint"]
 
     def wait_pilot(self, pool: str, state: str, timeout: float = 60.0) -> dict[str, Any]:
         """One of the pool that is in that state, and whose number in Slurm's queue is known: its agent may be heard before."""
@@ -43,7 +42,7 @@ class PoolCluster(Direct):
     def delete(self, pool: str) -> None:
         """Until Slurm has everything back."""
         self.ok("pool", "delete", pool)
-        wait_until(lambda: self.cli("pool", "status", pool).returncode != 0, 60, f"{pool} to be gone")
+        wait_until(lambda: self.api("GET", f"/v1/pools/{pool}").status == 404, 60, f"{pool} to be gone")
 
     def print_logs(self, lines: int = 40) -> None:
         super().print_logs(lines)

@@ -268,14 +268,15 @@ def request(method: str, url: str, headers: dict[str, str], data: bytes | None, 
 
 
 def wait_until(seen: Callable[[], T | None], timeout: float, what: str) -> T:
-    """Ask again until it says something; for states that can only be asked for."""
-    deadline = time.monotonic() + timeout
+    """Ask again until it says something; for states that can only be asked for. The longer it takes, the less often."""
+    began = time.monotonic()
     while True:
         value = seen()
         if value:
             return value
-        assert time.monotonic() < deadline, f"waited {timeout:.0f} s for {what}"
-        time.sleep(0.02)
+        waited = time.monotonic() - began
+        assert waited < timeout, f"waited {timeout:.0f} s for {what}"
+        time.sleep(min(max(0.02, waited / 10), 0.1))
 
 
 def free_ports(count: int) -> list[int]:

@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 from steelyard_cluster import Cluster, UserCluster
 
-from slurm_bed import USER, SlurmBed, slurm, wait_until
+from slurm_bed import USER, SlurmBed, render_conf, slurm, wait_until
 
 
 @pytest.fixture(scope="module")
@@ -46,8 +46,13 @@ def roots(bed: SlurmBed) -> Attaching:
     return Attaching(bed, Cluster)
 
 
-def test_an_ordinary_user_attaches_and_sees_the_cluster(bed: SlurmBed) -> None:
-    mine = Attaching(bed, UserCluster)
+@pytest.fixture(scope="module")
+def mine(bed: SlurmBed) -> Attaching:
+    """Of an ordinary user."""
+    return Attaching(bed, UserCluster)
+
+
+def test_an_ordinary_user_attaches_and_sees_the_cluster(bed: SlurmBed, mine: Attaching) -> None:
     assert mine.cli("status")[0] == 2
     found = mine.json("attach", "--partition", "main")
     seen = found["cluster"]
@@ -88,6 +93,36 @@ def test_a_drained_node_is_shown_with_its_reason(bed: SlurmBed, roots: Attaching
         assert "bad fan" in roots.cli("status")[1]
     finally:
         bed.ok("scontrol", "update", "node=n3", "state=resume")
+
+
+@pytest.mark.parametrize(("version", "code"), [("21.08.8", 2), ("26.05.1", 0), ("soon", 2)])
+def test_a_version_outside_the_range_is_told(bed: SlurmBed, roots: Attaching, version: str, code: int) -> None:
+    """What an older one would mean is refused; a newer one is used, with a note."""
+    place = roots.folder / version
+    place.mkdir()
+    tells = place / "scontrol"
+    tells.write_text(f'#!/bin/sh\n{shutil.which("scontrol")} "$@" | sed "s/^SLURM_VERSION .*/SLURM_VERSION = {version}/"\n')
+    tells.chmod(0o755)
+    before = roots.json("attach")["attachment"]
+    ended, out, err = roots.cli("attach", env={"PATH": f"{place}:{os.environ['PATH']}"})
+    assert (ended, version in out + err) == (code, True), err
+    assert roots.json("status")["attachment"] == before
+
+
+def test_an_account_that_slurm_refuses_is_told_in_its_words(bed: SlurmBed, mine: Attaching) -> None:
+    conf = render_conf(bed.machines)
+    taught = "PartitionName=taught Nodes=n1 AllowAccounts=physics MaxTime=60 DefMemPerCPU=100"
+    bed.write_conf(f"{conf}EnforcePartLimits=ALL\n{taught}\n")
+    bed.ok("scontrol", "reconfigure")
+    try:
+        found = mine.json("attach")["attachment"]
+        code, _, err = mine.cli("attach", "--partition", "taught", "--account", "chemistry")
+        assert (code, "Slurm says: allocation failure: Invalid account or account/partition" in err) == (2, True), err
+        assert mine.json("status")["attachment"] == found
+        assert mine.cli("detach")[0] == 0
+    finally:
+        bed.write_conf(conf)
+        bed.ok("scontrol", "reconfigure")
 
 
 @pytest.mark.parametrize(

@@ -46,11 +46,8 @@ def job(cluster: PoolCluster, name: str) -> dict[str, Any]:
 
 
 def wait_for(cluster: PoolCluster, name: str, state: str) -> dict[str, Any]:
-    def look() -> dict[str, Any] | None:
-        found = job(cluster, name)
-        return found if found["state"] == state else None
-
-    return wait_until(look, WAIT_S, f"{name} {state}")
+    cluster.wait_job(name, state, WAIT_S)
+    return job(cluster, name)
 
 
 def test_jobs_run_on_the_machines_of_a_pool_and_are_reached_there(shared: PoolCluster) -> None:

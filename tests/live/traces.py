@@ -32,13 +32,17 @@ class Traces:
 
     def settled_minus(self, before: Traces) -> str:
         """What is new since `before`, as lines; empty when it all went away within a few seconds."""
-        now = self
+        now, strangers = self, set[str]()
         deadline = time.monotonic() + SETTLE_S
-        while (lines := now._minus(before)) and time.monotonic() < deadline:
+        while lines := now._minus(before):
+            # theirs come and go while we look: one that was seen once is known
+            strangers |= _tags_of_strangers()
+            lines = [line for line in lines if not any(tag in line for tag in strangers)]
+            if not lines or time.monotonic() > deadline:
+                break
             _wait_for_an_end([int(line.split()[0]) for line in now.processes - before.processes])
             now = observe_traces()
-        strangers = _tags_of_strangers() if lines else set()
-        return "\n".join(line for line in lines if not any(tag in line for tag in strangers))
+        return "\n".join(lines)
 
     def _minus(self, before: Traces) -> list[str]:
         return sorted(

@@ -148,7 +148,7 @@ def check_against_brute_force(state: FabricState, demand: GangDemand) -> None:
     assert plan_gang(state, demand) == plan
 
 
-@settings(max_examples=1200)
+@settings(max_examples=500)
 @given(small_states(), demands())
 def test_no_set_of_machines_is_better_than_the_chosen_one(state: FabricState, demand: GangDemand) -> None:
     check_against_brute_force(state, demand)
