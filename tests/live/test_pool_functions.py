@@ -207,6 +207,28 @@ def test_a_machine_has_certificates_of_its_own_soon_after_it_began(shared: PoolC
     shared.ok("delete", "holds")
 
 
+def test_a_function_that_is_spread_is_asked_on_the_machine_that_has_less_to_do(shared: PoolCluster) -> None:
+    jobs = [shared.ok("run", "--detach", "--pool", POOL, "--cpus", "0.6", "--", "sleep", "1000").strip() for _ in range(2)]
+    for job in jobs:
+        shared.wait_job(job, "RUNNING", 60)
+    gate = shared.folder / "wide"
+    options = ("--pool", POOL, "--spread", "--cpus", "0.1", "--max-replicas", "1", "--public", "--env", f"GATE={gate}")
+    shared.ok("deploy", write_app(shared), "--name", "wide", *options)
+    view = shared.function("wide")
+    nodes = {list_pilots(shared)[machine]["node"] for machine in view["machines"]}
+    seen: set[tuple[int, str]] = set()
+    wait_until(lambda: seen.add(ask(view)) or len(seen) == 2, 60, "both to be asked")
+    assert seen == {(200, f"{node} done") for node in nodes}
+    with urllib.request.urlopen(f"{view['url']}slow", timeout=60) as slow:
+        busy = slow.read(2).decode()
+        (other,) = nodes - {busy}
+        assert {ask(view) for _ in range(8)} == {(200, f"{other} done")}
+        gate.touch()
+        assert slow.read() == b" done"
+    shared.ok("delete", "wide")
+    shared.ok("stop", *jobs)
+
+
 def hear_stranger(address: tuple[str, int]) -> bytes:
     """What is answered to somebody without a certificate."""
     with contextlib.suppress(OSError), socket.create_connection(address, 10) as plain:
