@@ -64,6 +64,9 @@ class Report(msgspec.Struct, frozen=True):
     offered: Mapping[MachineId, Assignment] = {}
 
 
+NOTHING_HELD: Mapping[MachineId, Assignment] = {}
+
+
 async def begin_epoch(store: Store) -> int:
     """Once per start of the server, before any loop runs."""
     return await store.write(lambda tx: tx.bump("epoch"))
@@ -269,12 +272,17 @@ def find_volumes(
     )
 
 
-async def carry_out(store: Store, agents: AgentLink, actions: Actions, generation: int) -> Report:
-    """`generation`: one more than the last that this server offered."""
+async def carry_out(
+    store: Store, agents: AgentLink, actions: Actions, generation: int, held: Mapping[MachineId, Assignment] = NOTHING_HELD
+) -> Report:
+    """`generation`: one more than the last that this server offered. `held`: what machines would have been sent before this was
+    rendered."""
     if not actions.assignments:
         return Report()
-    # a machine may have restarted since this was rendered
-    doubted = await store.read(lambda tx: {job.machine for job in tx.jobs({JobState.UNKNOWN}) if in_doubt(job)})
+    doubted: set[MachineId] = set()
+    if not all(place in held and agents.holds(place, held[place]) for place in actions.assignments):
+        # a machine may have restarted since this was rendered; of one that had something to be sent that has been dropped then
+        doubted = await store.read(lambda tx: {job.machine for job in tx.jobs({JobState.UNKNOWN}) if in_doubt(job)})
     offered: dict[MachineId, Assignment] = {}
     for place, assignment in actions.assignments.items():
         if place not in doubted:
@@ -302,7 +310,8 @@ class AssignmentLoop:
         for place in self._offered.keys() - seen.offered.keys():
             self._agents.drop(place)
             del self._offered[place]
-        report = await carry_out(self._store, self._agents, decide(seen, 0, self._secrets, self._known), self._generation + 1)
+        actions = decide(seen, 0, self._secrets, self._known)
+        report = await carry_out(self._store, self._agents, actions, self._generation + 1, held)
         if report.offered:
             self._offered |= report.offered
             self._known = note_rendered(seen.jobs, self._offered.values())

@@ -8,19 +8,20 @@ only the first of the queue have it written into their history, since a moving q
 from __future__ import annotations
 
 import logging
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 
 import msgspec
 
 from steelyard.clock import Clock
 from steelyard.control import ASSIGNMENT, DIRECT, JOBS
 from steelyard.control.changes import commit_change
-from steelyard.control.live import LiveJobs, read_standings, refresh
+from steelyard.control.live import LiveJobs, read_standings
 from steelyard.control.watch import Watch
 from steelyard.errors import Conflict
 from steelyard.lifecycle.job import Change, explain_wait, preempt_job, refuse_job, resume_job, start_job
 from steelyard.lifecycle.node import plan_blocked
 from steelyard.lifecycle.pilot import explain_coming, known_end
+from steelyard.model.batch import Dependency
 from steelyard.model.function import Function
 from steelyard.model.ids import FunctionName, JobId, ProjectName
 from steelyard.model.job import NO_SHARE, Job, JobState, Plan, Resources
@@ -73,30 +74,44 @@ class Report(msgspec.Struct, frozen=True):
 
 
 async def load(store: Store, live: LiveJobs) -> Seen:
-    await refresh(live, store)
+    """One reading where that is enough: what is new waits for no other job, and all else that waits was looked at before."""
+    known = live.change
+
+    def read(tx: Tx) -> tuple[tuple[int, list[Job]], Snapshot | None]:
+        changed = tx.jobs_changed(known)
+        return changed, _read_facts(tx, ()) if any(job.state is JobState.QUEUED for job in changed[1]) else None
+
+    changed, facts = await store.read(read)
+    live.apply(*changed)
     if not live.waiting and not any(job.suspended_at is not None for job in live.holding):
         return Seen(Snapshot(()), live.change)
-    return await load_all(store, live)
+    if facts is None or live.change != changed[0] or live.take_open():
+        return await load_all(store, live)
+    return _see(live, facts, live.change)
 
 
 async def load_all(store: Store, live: LiveJobs) -> Seen:
     """Of a copy that was brought up to date: which dependencies have to be looked at is known only then."""
     asked, known = live.take_open(), live.change
-
-    def read(tx: Tx) -> tuple[Snapshot, tuple[int, list[Job]]]:
-        machines = tuple(tx.machines())
-        fixed = hold_functions(tx.functions(), machines)
-        standings = read_standings(tx, asked)
-        pools = tx.pools()
-        pilots = tx.pilots() if pools else []
-        coming = {pool.name: text for pool in pools if (text := explain_coming(pool, pilots))}
-        asked_s = {pool.name: pool.spec.max_duration_s for pool in pools}
-        ends = {each.id: end for each in pilots if (end := known_end(each, asked_s.get(each.pool))) is not None}
-        facts = Snapshot(machines, (), fixed, tuple(tx.accounts()), tuple(tx.quotas()), standings, coming, ends)
-        return facts, tx.jobs_changed(live.change)
-
-    facts, changed = await store.read(read)
+    facts, changed = await store.read(lambda tx: (_read_facts(tx, asked), tx.jobs_changed(live.change)))
     live.apply(*changed)
+    return _see(live, facts, known)
+
+
+def _read_facts(tx: Tx, asked: Collection[Dependency]) -> Snapshot:
+    """All that a decision reads, but for jobs."""
+    machines = tuple(tx.machines())
+    fixed = hold_functions(tx.functions(), machines)
+    standings = read_standings(tx, asked)
+    pools = tx.pools()
+    pilots = tx.pilots() if pools else []
+    coming = {pool.name: text for pool in pools if (text := explain_coming(pool, pilots))}
+    asked_s = {pool.name: pool.spec.max_duration_s for pool in pools}
+    ends = {each.id: end for each in pilots if (end := known_end(each, asked_s.get(each.pool))) is not None}
+    return Snapshot(machines, (), fixed, tuple(tx.accounts()), tuple(tx.quotas()), standings, coming, ends)
+
+
+def _see(live: LiveJobs, facts: Snapshot, known: int) -> Seen:
     holding = (*hold_jobs(live.holding), *facts.holding)
     standings = live.settle(facts.standings, known)
     return Seen(msgspec.structs.replace(facts, queued=live.queued, holding=holding, standings=standings), live.change)
