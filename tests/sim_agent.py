@@ -11,21 +11,26 @@ import signal
 from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass, field
+from typing import cast
 
 import msgspec
+from msgspec.structs import replace
 
 from steelyard.agent.attempt import (
     ATTEMPT,
     FIRST,
     RANK,
     RANKS,
+    WAITS,
     Attempt,
+    Member,
     Progress,
     adopt_member,
     explain_end,
     find_members,
     join_plans,
     judge_members,
+    only_waits,
     plan_members,
 )
 from steelyard.agent.reconcile import (
@@ -86,8 +91,9 @@ class Disk:
 class Kernel:
     """Processes, and the spawner that records how each ended."""
 
-    def __init__(self, clock: VirtualClock, disk: Disk) -> None:
-        self.clock, self.disk = clock, disk
+    def __init__(self, clock: VirtualClock, disk: Disk, *, has_groups: bool = True) -> None:
+        """`has_groups`: work has control groups of our making (in pilots it has none)."""
+        self.clock, self.disk, self.has_groups = clock, disk, has_groups
         self.boot_id = "boot-1"
         self.processes: dict[WorkloadId, Process] = {}
         #: how often each was ever started
@@ -182,6 +188,8 @@ class Going:
     def __init__(self) -> None:
         self.port: int | None = None
         self.off = False
+        #: intents are being written meanwhile
+        self.writing = True
 
     def done(self) -> bool:
         return self.off or self.port is not None
@@ -218,7 +226,7 @@ class ModelAgent:
     def _able(self) -> list[AttemptId]:
         """Whose start has something to do now."""
         going = {attempt: self.attempts[attempt].going for attempt in self._starting}
-        return [attempt for attempt, each in going.items() if each is None or each.done()]
+        return [attempt for attempt, each in going.items() if each is None or each.done() or cast(Going, each).writing]
 
     def report(self) -> Report:
         self._seq += 1
@@ -266,7 +274,11 @@ class ModelAgent:
             labels = found.intent.labels if found.intent else {}
             groups.setdefault(AttemptId(labels.get(ATTEMPT, workload)), []).append(found)
         for attempt, items in groups.items():
-            self._adopt_attempt(attempt, items)
+            if only_waits(items, self._assigned.get(attempt)):
+                for item in items:
+                    self._forget_records(item.workload)
+            else:
+                self._adopt_attempt(attempt, items)
         if disk.assignment.generation:
             self.step()
 
@@ -280,7 +292,7 @@ class ModelAgent:
             exited=self._disk.exits.get(workload),
             child=lives if process is not None and process.watched else None,
             handle_runs=handle is not None and (handle.pid, handle.start_time) == lives,
-            has_cgroup=workload in self._disk.groups,
+            has_cgroup=workload in self._disk.groups if self._kernel.has_groups else None,
             in_cgroup=() if lives is None else (lives,),
         )
 
@@ -371,27 +383,31 @@ class ModelAgent:
 
     def _start(self, job: AssignedJob, state: Attempt) -> Iterator[None]:
         disk, boot = self._disk, self._kernel.boot_id
-        if job.place is not None and not job.place.port:
-            going = Going()
+        going = Going() if job.place is not None and not job.place.port else None
+        if job.place is not None and going is not None:
             state.going, state.prepared = going, True  # type: ignore[assignment]
             state.ports = range(7000 * (not job.place.node), 7001)
             self.changed = True
             state.hear(self._assigned.get(job.attempt))
-            yield
-            state.going = None
-            if going.off:
-                self._note_not_started(job, state, Reason.STOPPED_BY_USER, doubt=False)
-                return
         for member in state.members:
             assert member.workload not in disk.intents, f"{member.workload} was started before"
-            labels = {} if member.rank is None else _labels(job, member.rank, state)
             disk.intents[member.workload] = Intent(
-                member.workload, boot, "job", self._clock.now_us(), member.plan, self._kernel.spawner, labels
+                member.workload, boot, "job", self._clock.now_us(), member.plan, self._kernel.spawner, _labels(job, member, state)
             )
             yield
         for member in state.members:
             disk.groups.add(member.workload)
             yield
+        if going is not None:
+            going.writing = False
+            yield
+            state.going = None
+            if going.off:
+                self._note_not_started(job, state, Reason.STOPPED_BY_USER, doubt=False)
+                return
+            for member in state.members:
+                disk.intents[member.workload] = replace(disk.intents[member.workload], spawner=self._kernel.spawner)
+                yield
         for member in state.members:
             if state.broke_with is not None:
                 member.phase = "not-started"
@@ -476,14 +492,20 @@ class ModelAgent:
         self._disk.progress.pop(attempt, None)
         for workload in state.workloads or [WorkloadId(attempt)]:
             self._kernel.signal(workload, signal.SIGKILL)
-            self._disk.groups.discard(workload)
-            for table in (self._disk.intents, self._disk.handles, self._disk.exits):
-                table.pop(workload, None)
+            self._forget_records(workload)
+
+    def _forget_records(self, workload: WorkloadId) -> None:
+        self._disk.groups.discard(workload)
+        for table in (self._disk.intents, self._disk.handles, self._disk.exits):
+            table.pop(workload, None)
 
 
-def _labels(job: AssignedJob, rank: int, state: Attempt) -> dict[str, str]:
+def _labels(job: AssignedJob, member: Member, state: Attempt) -> dict[str, str]:
+    waits = {} if job.place is None else {WAITS: "yes"}
+    if member.rank is None:
+        return waits
     first = state.members[0].rank
-    return {ATTEMPT: job.attempt, RANK: str(rank), RANKS: str(len(state.members)), FIRST: str(first)}
+    return {ATTEMPT: job.attempt, RANK: str(member.rank), RANKS: str(len(state.members)), FIRST: str(first), **waits}
 
 
 def is_frozen(kernel: Kernel, attempt: AttemptId) -> bool:

@@ -16,7 +16,7 @@ from steelyard.errors import Conflict, EdgeFailed, Refused
 from steelyard.model.ids import WorkloadId
 from steelyard.model.job import Plan
 from steelyard.model.reason import Reason
-from steelyard.runtime import Runtime
+from steelyard.runtime import Runtime, Wanted
 from steelyard.runtime.fake import FakeRuntime, Fate
 from steelyard.runtime.process import Adopted, AdoptedState
 from steelyard.runtime.records import Handle
@@ -227,5 +227,28 @@ def test_work_outlives_the_spawner_and_its_exit_is_then_unknown(play: Play) -> N
         (adopted,) = await stage.restart_agent()
         assert (adopted.state, adopted.reason) == (AdoptedState.UNKNOWN, Reason.EXIT_UNKNOWN)
         assert stage.runtime.forget(A)
+
+    play(script)
+
+
+@pytest.mark.parametrize("renewed", [False, True])
+def test_what_was_prepared_for_a_spawner_that_went_is_launched_once_it_is_renewed(play: Play, renewed: bool) -> None:
+    async def script(stage: Stage) -> None:
+        runtime = stage.runtime
+        await runtime.prepare_all([Wanted(A, Plan(), {"why": "test"})], kind="job")
+        await stage.kill_spawner()
+        if renewed:
+            await runtime.renew([A])
+        launch = runtime.launch(A, argv=SLEEPS, env=PLAIN_ENV, cwd="/", uid=WORK_UID, gid=WORK_GID)
+        if not renewed:
+            with pytest.raises(EdgeFailed, match="the spawner was restarted"):
+                await launch
+            return
+        handle = await launch
+        (found,) = await stage.restart_agent()
+        assert (found.state, found.handle) == (AdoptedState.RUNNING, handle)
+        assert found.intent is not None and found.intent.labels == {"why": "test"}
+        stage.runtime.kill(A)
+        await stage.next_exit()
 
     play(script)

@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections import Counter, deque
 from typing import Any
 
+import pytest
 from hypothesis import HealthCheck, Phase, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule
@@ -42,7 +43,7 @@ class Place:
     def __init__(self, world: PoolWorld, id_: MachineId) -> None:
         self.id = id_
         self.machine = replace(MACHINE, id=id_, pool="p", hostname=id_, gateway="10.0.0.1:1")
-        self.kernel = Kernel(world.clock, Disk())
+        self.kernel = Kernel(world.clock, Disk(), has_groups=False)
         self.agent: ModelAgent | None = ModelAgent(self.kernel, id_)
         self.link_up = True
         self.connected = False
@@ -274,6 +275,15 @@ class Gangs(RuleBasedStateMachine):
             place.disconnect()
         self._settle()
 
+    @rule(at=which, work=st.integers(0, 6))
+    def kill_spawner(self, at: int, work: int) -> None:
+        """In the middle of what the agent starts, or while nobody is there."""
+        place = self._place(at)
+        if place.agent is not None:
+            place.agent.work(work)
+        place.kernel.kill_spawner()
+        self._settle()
+
     @rule(at=which)
     def start_agent(self, at: int) -> None:
         place = self._place(at)
@@ -402,4 +412,136 @@ def test_a_gang_of_three_runs_on_three_machines_and_ends() -> None:
     world.advance(10.0)
     row = world.read(lambda tx: tx.job(job))
     assert row is not None and row.state is JobState.SUCCEEDED
+    world.loop.close()
+
+
+def submit_pair(world: PoolWorld) -> JobId:
+    env = {"RUN": "5", "CODE": "0", "TERM": "obeys"}
+    (job,) = world.submit(JobSpec("x", ("true",), "/", pool="p", gang=Gang(2, 2), resources=Resources(0.5), env=env))
+    return job
+
+
+def hand_out(world: PoolWorld, job: JobId) -> tuple[Place, Place]:
+    """Both machines are told to prepare."""
+    for place in world.places.values():
+        world.connect_to(place)
+    for loop in (JOBS, ASSIGNMENT):
+        world.activate(loop)
+    row = world.read(lambda tx: tx.job(job))
+    assert row is not None
+    first, second = (world.places[machine] for machine in row.machines)
+    for place in (first, second):
+        while place.to_agent:
+            world.step_at(place, "assign")
+    return first, second
+
+
+def restart(place: Place, *, spawner: bool = False) -> None:
+    place.agent = None
+    place.disconnect()
+    if spawner:
+        place.kernel.kill_spawner()
+    place.agent = ModelAgent(place.kernel, place.id)
+
+
+@pytest.mark.parametrize("spawner", [False, True])
+@pytest.mark.parametrize("steps", range(7))
+def test_an_agent_that_is_killed_while_it_waits_prepares_once_more(steps: int, spawner: bool) -> None:
+    """At each step of writing what it intends, with its spawner or without: nothing of it has begun, and the gang is not lost."""
+    world = PoolWorld()
+    job = submit_pair(world)
+    first, second = hand_out(world, job)
+    assert first.agent is not None
+    for _ in range(steps):
+        world.step_at(first, "agent")
+    restart(first, spawner=spawner)
+    for place in (first, second):
+        assert not place.kernel.processes
+    world.settle()
+    row = world.read(lambda tx: tx.job(job))
+    assert row is not None and (row.state, row.attempt) == (JobState.RUNNING, 1)
+    assert sorted(first.kernel.processes) == [f"{job}.1.0", f"{job}.1.1"]
+    assert sorted(second.kernel.processes) == [f"{job}.1.2", f"{job}.1.3"]
+    world.loop.close()
+
+
+def test_a_spawner_that_is_killed_while_a_gang_waits_costs_it_nothing() -> None:
+    world = PoolWorld()
+    job = submit_pair(world)
+    first, _ = hand_out(world, job)
+    for _ in range(4):
+        world.step_at(first, "agent")
+    assert len(first.kernel.disk.intents) == 2
+    first.kernel.kill_spawner()
+    world.settle()
+    row = world.read(lambda tx: tx.job(job))
+    assert row is not None and (row.state, row.attempt) == (JobState.RUNNING, 1)
+    world.loop.close()
+
+
+@pytest.mark.parametrize("spawner", [False, True])
+@pytest.mark.parametrize("steps", range(8))
+def test_an_agent_that_is_killed_after_the_word_to_begin_runs_no_rank_twice(steps: int, spawner: bool) -> None:
+    world = PoolWorld()
+    job = submit_pair(world)
+    first, second = hand_out(world, job)
+    for place in (first, second):
+        for _ in range(5):
+            world.step_at(place, "agent")
+        for what in ("send", "report"):
+            world.step_at(place, what)
+    world.activate(REPORTS)
+    world.activate(ASSIGNMENT)
+    world.step_at(first, "assign")
+    for _ in range(steps):
+        world.step_at(first, "agent")
+    ran = set(first.kernel.processes)
+    restart(first, spawner=spawner)
+    world.settle()
+    world.advance(60.0)
+    row = world.read(lambda tx: tx.job(job))
+    assert row is not None and row.state.terminal
+    for place in world.places.values():
+        assert all(count == 1 for count in place.kernel.starts.values()), "I2"
+    if len(ran) == 2 and not spawner:
+        assert (row.state, row.attempt) == (JobState.SUCCEEDED, 1)
+    world.loop.close()
+
+
+def test_a_part_that_is_prepared_is_told_again_to_a_server_that_was_restarted() -> None:
+    """It is not stored before all are: of what one server heard the next one knows nothing."""
+    world = PoolWorld()
+    job = submit_pair(world)
+    first, second = hand_out(world, job)
+    for what in ("agent", "send", "report"):
+        world.step_at(first, what)
+    before = world.read(lambda tx: tx.job(job))
+    world.activate(REPORTS)
+    assert world.read(lambda tx: tx.job(job)) == before, "nothing is stored for the first of two"
+    world.start_server()
+    for what in ("agent", "send", "report"):
+        world.step_at(second, what)
+    world.settle()
+    row = world.read(lambda tx: tx.job(job))
+    assert row is not None and (row.state, row.attempt) == (JobState.RUNNING, 1)
+    world.loop.close()
+
+
+def test_a_part_that_is_prepared_anew_is_not_taken_for_one_that_is() -> None:
+    """Its agent was killed after it had told so, and has told since that it is not."""
+    world = PoolWorld()
+    job = submit_pair(world)
+    first, second = hand_out(world, job)
+    for what in ("agent", "send", "report", "reports"):
+        world.activate(what) if what in world.loops else world.step_at(first, what)
+    restart(first)
+    for what in ("connect", "send", "report", "reports"):
+        world.activate(what) if what in world.loops else world.step_at(first, what)
+    for what in ("agent", "send", "report", "reports"):
+        world.activate(what) if what in world.loops else world.step_at(second, what)
+    row = world.read(lambda tx: tx.job(job))
+    assert row is not None and row.parts is not None and not row.parts.go
+    world.settle()
+    row = world.read(lambda tx: tx.job(job))
+    assert row is not None and (row.state, row.attempt) == (JobState.RUNNING, 1)
     world.loop.close()

@@ -33,6 +33,8 @@ from steelyard.wire.spawn import Exited
 
 #: labels of a rank's intent: which attempt, which rank, of how many on this machine, and which is the first of these
 ATTEMPT, RANK, RANKS, FIRST = "attempt", "rank", "ranks", "first"
+#: label of the intents of a gang on several machines: they are written before all of these are prepared
+WAITS = "waits"
 
 
 class MemberEnd(msgspec.Struct, frozen=True):
@@ -380,6 +382,23 @@ def judge_members(members: Iterable[Member]) -> tuple[str, Reason | None, str]:
         # no fault of the job's: its rule for lost nodes says whether it is tried again
         return "ended", Reason.NODE_LOST, detail
     return (RUNNING if RUNNING in phases else "ended"), None, ""
+
+
+def only_waits(found: Iterable[Adopted], job: AssignedJob | None) -> bool:
+    """Was it only prepared, as a restarted agent finds it? Then it is prepared once more. Intents of a gang on several machines
+    are written while it waits for the others; that it begins is written before any of it does, and was not."""
+    if job is None or job.place is None or job.place.port:
+        return False
+    return all(
+        item.intent is not None
+        and WAITS in item.intent.labels
+        and item.handle is None
+        and item.exited is None
+        # of another boot, or there: something was told of it that is not written here
+        and item.state in (AdoptedState.NOT_STARTED, AdoptedState.UNKNOWN)
+        and item.reason is not Reason.NODE_LOST
+        for item in found
+    )
 
 
 def adopt_member(member: Member, found: Adopted | None, now_us: int) -> None:

@@ -1,16 +1,19 @@
 """How is an attempt started, all of its processes or none?
 
 Files, environment, settings of the machine and baselines of devices come first, then intents and cgroups of all processes, then
-the processes, in the order of ranks. Whoever calls kills what runs when any of it fails. Never decides where anything runs.
+the processes, in the order of ranks. A part of a gang on several machines waits for the others while its intents are written, and
+after that. Whoever calls kills what runs when any of it fails. Never decides where anything runs.
 """
 
 from __future__ import annotations
 
 import asyncio
 import os
-from collections.abc import Callable, Collection, Mapping
+from collections.abc import Callable, Collection, Mapping, Sequence
 
-from steelyard.agent.attempt import ATTEMPT, FIRST, RANK, RANKS, Attempt, Member, explain_limit
+import msgspec
+
+from steelyard.agent.attempt import ATTEMPT, FIRST, RANK, RANKS, WAITS, Attempt, Member, explain_limit
 from steelyard.agent.code import ensure_code
 from steelyard.agent.device_proof import shares_by_mps
 from steelyard.agent.devices import DeviceKeeper, devices_of
@@ -112,13 +115,16 @@ class JobStarter:
         mounts = None
         if image is None:
             mounts = await self._holdings.volumes.mounts(job.volumes, ids[0] if ids else os.geteuid(), needed)
-        launches = await self._make_launches(job, attempt, ids, await self._meet(job, attempt))
-        envs = [
-            self._make_env(job, member, launch, ids, secrets) | dict(holds)
-            for member, launch, secrets, holds in zip(attempt.members, launches, given, held, strict=True)
-        ]
-        wanted = [Wanted(member.workload, member.plan, _labels(job, attempt, member)) for member in attempt.members]
-        await self._runtime.prepare_all(wanted, kind=KIND)
+        if job.place is not None and not attempt.members:  # another machine's srun starts what is to run here
+            await self._prepare(job, attempt)
+            attempt.note_elsewhere()
+            return
+        facts = await self._find_facts(job, attempt, ids)
+        launches, envs = self._make_launches(job, attempt, ids, facts, given, held)
+        port = await self._prepare(job, attempt)
+        if port != attempt.ports.start:
+            facts = msgspec.structs.replace(facts, port=port)
+            launches, envs = self._make_launches(job, attempt, ids, facts, given, held)
         for member, launch, env, scratch, edits in zip(attempt.members, launches, envs, needed, inside, strict=True):
             if attempt.broke_with is not None:
                 member.phase = "not-started"
@@ -151,8 +157,6 @@ class JobStarter:
             member.handle = handle
             if member.phase == "starting":  # a short one may have ended already
                 member.phase = RUNNING
-        if job.place is not None and not attempt.members:
-            attempt.note_elsewhere()
 
     def _folders(self, job: AssignedJob, member: Member, scratch: str) -> tuple[str, ...]:
         """That were made for it, and are seen inside a container."""
@@ -179,18 +183,22 @@ class JobStarter:
         if count and (job.place is None or not job.place.node):
             attempt.ports = find_ports(list_ports(job.attempt, count), count, self._taken_ports())
 
-    async def _meet(self, job: AssignedJob, attempt: Attempt) -> int:
-        """The port at which ranks meet; on several machines, once all of these are prepared. Raises EdgeFailed when it is to end
-        before."""
-        if job.place is None:
-            return attempt.ports.start
-        if job.place.port:  # all were, before this agent was started
-            return job.place.port
-        attempt.going, attempt.prepared = asyncio.get_running_loop().create_future(), True
+    async def _prepare(self, job: AssignedJob, attempt: Attempt) -> int:
+        """Intents and control groups of all processes. Returns the port at which ranks meet: on several machines once all
+        are prepared, and intents are written while the server finds that out. Raises SteelyardError when it is to end before."""
+        wanted = [Wanted(member.workload, member.plan, _labels(job, attempt, member)) for member in attempt.members]
+        if job.place is None or job.place.port:  # all were prepared before this agent was started
+            await self._runtime.prepare_all(wanted, kind=KIND)
+            return attempt.ports.start if job.place is None else job.place.port
+        going = attempt.going = asyncio.get_running_loop().create_future()
+        attempt.prepared = True
         self._changed()
         self._step_soon()  # what it waits for may have come before
         try:
-            return await attempt.going
+            await self._runtime.prepare_all(wanted, kind=KIND)
+            port = await going
+            await self._runtime.renew(attempt.workloads)
+            return port
         except asyncio.CancelledError as err:
             if attempt.kill_at_ns is not None:
                 raise EdgeFailed(explain_limit(Reason.PREEMPTED, job.spec, attempt.gives_way_to), code=PREEMPTED) from err
@@ -198,18 +206,17 @@ class JobStarter:
         finally:
             attempt.going = None
 
-    async def _make_launches(self, job: AssignedJob, attempt: Attempt, ids: Ids, port: int) -> tuple[Launch, ...]:
-        """Everything that a launch has to be told is found out or made here."""
+    async def _find_facts(self, job: AssignedJob, attempt: Attempt, ids: Ids) -> Facts:
+        """Everything that a launch has to be told is found out or made here, but for the port of a gang whose first machine is
+        another one."""
         spec, gang, place = job.spec, job.spec.gang, job.place
-        if place is not None and not attempt.members:
-            return ()  # another machine's srun starts what is to run here
         hosts = (self._machine.hostname,) if place is None else place.hosts
-        facts = Facts(
+        return Facts(
             job=job.job,
             attempt=job.attempt,
             hosts=hosts,
             addresses=(LOOPBACK,) if place is None else place.addresses,
-            port=port,
+            port=attempt.ports.start,
             api_url=self._settings.api_url,
             ca_file=self._settings.tls_cert or "",
             restarts=job.restarts,
@@ -223,9 +230,21 @@ class JobStarter:
             root=os.geteuid() == 0 and ids == (0, 0),
             steps=self._steps.make(job, ids) if self._steps.covers(spec) else None,
         )
+
+    def _make_launches(
+        self,
+        job: AssignedJob,
+        attempt: Attempt,
+        ids: Ids,
+        facts: Facts,
+        given: Sequence[Mapping[str, str]],
+        held: Sequence[Mapping[str, str]],
+    ) -> tuple[Sequence[Launch], Sequence[dict[str, str]]]:
+        """With the environment of each. `given`: its secrets; `held`: variables of what it holds."""
+        spec, place = job.spec, job.place
         launches = make_launches(spec, facts)
         if place is not None and not self._steps.covers(spec):
-            each = len(launches) // len(hosts)
+            each = len(launches) // len(place.hosts)
             launches = launches[place.node * each : (place.node + 1) * each]
         if spec.builds:
             argv, env = start_builder(self._images, job, ids)
@@ -235,7 +254,11 @@ class JobStarter:
                 f"{job.attempt} not started: it has {len(launches)} processes, and its plan has room for {len(attempt.members)}"
             )
             raise EdgeFailed(text, code="start-failed")
-        return launches
+        envs = [
+            self._make_env(job, member, launch, ids, secrets) | dict(holds)
+            for member, launch, secrets, holds in zip(attempt.members, launches, given, held, strict=True)
+        ]
+        return launches, envs
 
     def _count_own_cores(self, job: AssignedJob) -> int:
         """Physical cores that nobody else may be given meanwhile: whole ones, or all common ones when it booked them all."""
@@ -305,10 +328,11 @@ def _is_first(job: AssignedJob, member: Member) -> bool:
 
 
 def _labels(job: AssignedJob, attempt: Attempt, member: Member) -> dict[str, str]:
+    waits = {} if job.place is None else {WAITS: "yes"}
     if member.rank is None:
-        return {}
+        return waits
     first = attempt.members[0].rank or 0
-    return {ATTEMPT: job.attempt, RANK: str(member.rank), RANKS: str(len(attempt.members)), FIRST: str(first)}
+    return {ATTEMPT: job.attempt, RANK: str(member.rank), RANKS: str(len(attempt.members)), FIRST: str(first), **waits}
 
 
 def explain_failure(err: SteelyardError, job: AssignedJob, ids: Ids) -> tuple[Reason, str]:

@@ -24,6 +24,7 @@ from steelyard.agent.attempt import (
     find_members,
     join_plans,
     judge_members,
+    only_waits,
     plan_members,
 )
 from steelyard.agent.cleanup import Cleanup
@@ -52,6 +53,7 @@ from steelyard.agent.reconcile import (
     Start,
     Thaw,
     Warn,
+    decide_ahead,
     decide_jobs,
     decide_shared_cpus,
     watches_beats,
@@ -155,7 +157,10 @@ class JobKeeper:
             labels = item.intent.labels if item.intent else {}
             groups.setdefault(AttemptId(labels.get(ATTEMPT, item.workload)), []).append(item)
         for attempt, items in groups.items():
-            self._adopt(attempt, items)
+            # else it is started as one that this machine has never heard of
+            waits = only_waits(items, self._assigned.get(attempt))
+            if not waits or not all(self._cleanup.forget(item.workload) for item in items):
+                self._adopt(attempt, items)
         living = [(attempt, state.plan) for attempt, state in self._attempts.items() if state.phase in ALIVE]
         self._timing.adopt(living, probes)
         if any(state.phase == SUSPENDED for state in self._attempts.values()):
@@ -293,6 +298,20 @@ class JobKeeper:
         self._assigned = {job.attempt: job for job in assigned}
         self._step()
 
+    def go_ahead(self, assigned: Iterable[AssignedJob], note: Callable[[], None]) -> None:
+        """With what need not wait until the assignment is on disk: parts of gangs that are only prepared for now, and those that
+        begin, once `note` has put it where the next agent finds it (intents tell of a loss of power). Raises OSError.
+        """
+        waiting = {attempt for attempt, state in self._attempts.items() if state.going is not None}
+        begins, prepares = decide_ahead(assigned, self._attempts, waiting)
+        if begins:
+            note()
+        self._assigned |= {job.attempt: job for job in (*begins, *prepares)}
+        for job in begins:
+            self._attempts[job.attempt].hear(job)
+        for job in prepares:
+            self._carry_out(Start(job))
+
     def _step_soon(self) -> None:
         """One look for all starts that are done within a moment: each look is at every attempt."""
         if self._soon is None:
@@ -406,13 +425,12 @@ class JobKeeper:
                 self._finish(job.attempt, state)
             elif state.phase == "starting":
                 state.phase = RUNNING
-                # It is told before it is looked at; what has ended by then can't be.
-                self._changed()
-                await asyncio.sleep(0)
-                if state.phase == RUNNING:
-                    self._proofs.observe_first(job, state)
-                    await self._timing.start_probe(job)
         self._changed()
+        # It is told before it is looked at; what has ended by then can't be.
+        await asyncio.sleep(0)
+        if state.phase == RUNNING:
+            self._proofs.observe_first(job, state)
+            await self._timing.start_probe(job)
         if state.kill_at_ns is not None:
             self._step()  # a function waits for its place
         else:

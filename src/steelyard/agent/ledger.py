@@ -1,7 +1,8 @@
 """What must the agent still know after a kill -9? The newest assignment and, per function, the revisions that Envoy routes to;
 the earlier revisions that still hold requests; and, only to be fast, which packages a function's code was seen to import.
 
-One file each, written whole by temp + fsync + rename. Intents, handles and exits are `runtime.records`' business.
+One file each, written whole by temp + fsync + rename (but see `Ledger.note`). Intents, handles and exits are the business of
+`runtime.records`.
 A damaged file stops the agent with its name: guessing here could start a job twice.
 """
 
@@ -44,16 +45,25 @@ class Ledger:
         self.draining: tuple[AssignedFunction, ...] = _load(folder / DRAINING, tuple[AssignedFunction, ...], ())
         self.learned: dict[FunctionName, tuple[str, ...]] = _load(folder / LEARNED, dict[FunctionName, tuple[str, ...]], {})
 
+    def follows(self, assignment: Assignment) -> bool:
+        """Is it no older than what is here?"""
+        return (assignment.epoch, assignment.generation) >= (self.assignment.epoch, self.assignment.generation)
+
+    def note(self, assignment: Assignment) -> None:
+        """Put one that follows where an agent that is started after this one was killed finds it; `accept`, which has to follow,
+        also keeps it over a loss of power. Raises OSError."""
+        write_file(self._folder / ASSIGNMENT, self._render(assignment), in_memory=True)
+
+    def _render(self, assignment: Assignment) -> bytes:
+        return msgspec.json.encode(msgspec.structs.replace(assignment, jobs=self._jobs.write(assignment.jobs)))
+
     async def accept(self, assignment: Assignment) -> bool:
         """Keep a newer assignment (fsynced). False for one older than what is already here: it must not be acted on. Not to be
         called again before it has returned."""
-        mine = (self.assignment.epoch, self.assignment.generation)
-        theirs = (assignment.epoch, assignment.generation)
-        if theirs < mine:
+        if not self.follows(assignment):
             return False
         if assignment != self.assignment:
-            whole = msgspec.structs.replace(assignment, jobs=self._jobs.write(assignment.jobs))
-            await self._lane.write([(self._folder / ASSIGNMENT, msgspec.json.encode(whole))])
+            await self._lane.write([(self._folder / ASSIGNMENT, self._render(assignment))])
             self.assignment = assignment
         return True
 

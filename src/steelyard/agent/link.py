@@ -61,7 +61,7 @@ class Link:
         self._changed.set()
 
     def poke_later(self) -> None:
-        """The same, when whoever just woke has the cores no more."""
+        """The same, when whoever just woke or was started has the cores no more; or with the next report, if that is sooner."""
         if self._timer is None:
             self._timer = asyncio.get_running_loop().call_later(LATER_S, self._poke_now)
 
@@ -110,6 +110,9 @@ class Link:
         while True:
             await self._changed.wait()
             self._changed.clear()
+            if self._timer is not None:  # this report tells of that too
+                self._timer.cancel()
+                self._timer = None
             self._noted.clear()
             self._seq += 1
             try:

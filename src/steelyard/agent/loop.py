@@ -304,6 +304,8 @@ class Agent:
             if assignment is None:
                 continue
             try:
+                if self._ledger.follows(assignment):
+                    self.jobs.go_ahead(assignment.jobs, lambda assignment=assignment: self._ledger.note(assignment))
                 accepted = await self._ledger.accept(assignment)
             except OSError as err:
                 # nothing of it was acted on; the disk may have room the next time
@@ -322,7 +324,11 @@ class Agent:
         self.jobs.reconcile(assignment.jobs)
         self.functions.reconcile(assignment)
         self.images.reconcile(assignment.images)
-        self._changed()
+        if self.jobs.workloads_in("starting"):
+            # that it is being started is no news, and the server's look at it would only delay what becomes of it
+            self._link.poke_later()
+        else:
+            self._changed()
 
     def _changed(self) -> None:
         self._link.poke()

@@ -18,7 +18,7 @@ limits are decided here too, so that they hold while the server is away. Order o
 from __future__ import annotations
 
 import signal
-from collections.abc import Mapping
+from collections.abc import Container, Iterable, Mapping
 
 import msgspec
 
@@ -135,6 +135,18 @@ def decide_jobs(
         elif state.phase != "starting":
             actions.append(Forget(attempt))
     return actions, min(deadlines, default=None)
+
+
+def decide_ahead(
+    assigned: Iterable[AssignedJob], known: Container[AttemptId], waiting: Container[AttemptId]
+) -> tuple[list[AssignedJob], list[AssignedJob]]:
+    """What need not wait until the assignment is on disk, parts of gangs on several machines: those that begin, of the attempts
+    that are prepared and are `waiting` for that; and new ones that are only prepared for now."""
+    parts = [(job, job.place) for job in assigned if job.place is not None]
+    begins = [job for job, place in parts if place.port and job.attempt in waiting]
+    # secrets of the new assignment are asked for when it is carried out
+    ready = [job for job, place in parts if not place.port and job.stop_signal is None and not job.spec.secrets]
+    return begins, [job for job in ready if job.attempt not in known]
 
 
 def _decide_alive(job: AssignedJob, state: JobSeen, now_ns: int, actions: list[JobAction], deadlines: list[int]) -> None:

@@ -7,7 +7,7 @@ doesn't name ended with the old boot.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 import msgspec
 
@@ -23,9 +23,9 @@ from steelyard.control.watch import Watch
 from steelyard.errors import Conflict
 from steelyard.lifecycle.attempt import apply_attempt, lose_job
 from steelyard.lifecycle.job import Change, doubt_job, in_doubt
-from steelyard.lifecycle.parts import apply_part, lose_part
+from steelyard.lifecycle.parts import apply_part, lose_part, only_waits
 from steelyard.model.function import Function
-from steelyard.model.ids import DEFAULT_PROJECT, OWN_MACHINE, FunctionName, JobId, MachineId
+from steelyard.model.ids import DEFAULT_PROJECT, OWN_MACHINE, AttemptId, FunctionName, JobId, MachineId
 from steelyard.model.job import Job, JobState
 from steelyard.model.machine import Machine
 from steelyard.model.pool import Pilot, PilotState
@@ -57,6 +57,8 @@ class Actions(msgspec.Struct, frozen=True):
     #: the machine, where what is out of use on it has changed
     machine: Machine | None = None
     now: int = 0
+    #: parts of gangs that are prepared, and wait for others; not stored
+    waits: tuple[wire.AttemptState, ...] = ()
 
 
 class Report(msgspec.Struct, frozen=True):
@@ -143,19 +145,29 @@ async def load(store: Store, live: LiveJobs, place: MachineId, report: wire.Repo
     return Seen(report, machine, tuple(jobs.values()), functions)
 
 
-def decide(seen: Seen, now: int) -> Actions:
+#: attempt -> its parts that are prepared, as their machines told, and that were not stored
+Told = Mapping[AttemptId, Mapping[MachineId, wire.AttemptState]]
+NOTHING: Told = {}
+
+
+def decide(seen: Seen, now: int, told: Told = NOTHING) -> Actions:
     report = seen.report
     if seen.machine is None or (report.machine, report.boot_id) != (seen.machine.id, seen.machine.boot_id):
         # not from the machine and boot that said hello last: nothing in it is about what runs now
         return Actions(report, now=now)
     attempts = {JobId(attempt.attempt.rpartition(".")[0]): attempt for attempt in report.attempts}
     jobs: list[tuple[Job, Change]] = []
+    waits: list[wire.AttemptState] = []
     for job in seen.jobs:
         attempt = attempts.get(job.id)
         if attempt is not None and attempt.attempt == job.attempt_id and seen.machine.place not in job.machines:
             continue  # nobody knows of another machine's work
         if attempt is not None and attempt.attempt == job.attempt_id and job.parts is not None:
-            change = apply_part(job, seen.machine.place, attempt, now)
+            others = {place: each for place, each in told.get(attempt.attempt, {}).items() if place != seen.machine.place}
+            change = apply_part(job, seen.machine.place, attempt, now, others)
+            if change is not None and attempt.phase == "prepared" and only_waits(change):
+                waits.append(attempt)
+                continue
         elif attempt is not None:
             change = apply_attempt(job, attempt, now)
         else:
@@ -183,7 +195,8 @@ def decide(seen: Seen, now: int) -> Actions:
     )
     for each in report.health_events:
         events.append(Event(each.at, DEFAULT_PROJECT, "", "machine", machine.id, each.text))
-    return Actions(report, tuple(jobs), tuple(functions), tuple(events), None if machine == seen.machine else machine, now)
+    changed = None if machine == seen.machine else machine
+    return Actions(report, tuple(jobs), tuple(functions), tuple(events), changed, now, tuple(waits))
 
 
 def _apply(before: Function, machine: Machine, seen: wire.FunctionSeen | wire.AwayFunction) -> Function | None:
@@ -276,6 +289,7 @@ class ReportsLoop:
         self._clock = clock
         self._watch = watch
         self._news: dict[MachineId, News] = {}
+        self._told: dict[AttemptId, dict[MachineId, wire.AttemptState]] = {}
 
     async def activate(self) -> Sequence[str]:
         pokes: list[str] = []
@@ -283,11 +297,27 @@ class ReportsLoop:
             pokes += await self._apply(place, report)
         return tuple(dict.fromkeys(pokes))
 
+    def _note_told(self, place: MachineId, actions: Actions) -> None:
+        """What of parts was told and not stored. Whatever is stored of an attempt has the others' words in it."""
+        for attempt in actions.report.attempts:
+            if attempt.attempt in self._told:
+                self._told[attempt.attempt].pop(place, None)
+        for job, _ in actions.jobs:
+            self._told.pop(job.attempt_id, None)
+        for attempt in actions.waits:
+            self._told.setdefault(attempt.attempt, {})[place] = attempt
+        for id_ in list(self._told):
+            job = self._live.job(JobId(id_.rpartition(".")[0]))
+            if job is None or job.attempt_id != id_:
+                del self._told[id_]
+
     async def _apply(self, place: MachineId, report: wire.Report) -> list[str]:
         news = self._news.setdefault(place, News())
         seen = await load(self._store, self._live, place, news.pick(report, self._clock.mono_ns()))
-        done = await carry_out(self._store, decide(seen, self._clock.now_us()))
+        actions = decide(seen, self._clock.now_us(), self._told)
+        done = await carry_out(self._store, actions)
         news.applied(report)
+        self._note_told(place, actions)
         if seen.machine is None:
             del self._news[place]
             self._looks.forget(place)
@@ -300,7 +330,8 @@ class ReportsLoop:
         if any(function.spec.pool for function in done.functions):
             pokes += [PLACES, ASSIGNMENT]
         built = any(job.state.terminal and job.spec.builds for job in done.jobs)
-        if any(job.parts is not None and job.parts.news for job in done.jobs):
+        parts = [(before.parts, change.job.parts) for before, change in actions.jobs]
+        if any(old is not None and new is not None and new.says_more_than(old) for old, new in parts):
             pokes.append(ASSIGNMENT)  # looked at each time, it would rest when the last part makes all of it start
         if place == OWN_MACHINE and (self._images.take(report.images) or built):
             pokes.append(IMAGES)

@@ -2,8 +2,8 @@
 
 Each machine's agent tells of its part alone. Here they become one: what the job is in comes of all its parts together, by the
 rules that hold for any other attempt (`attempt.py`).
-1. Every agent prepares its part (files, folders, devices, on the first machine free ports) and starts nothing. When all have, the
-   ports are written into the row, and with the next assignments all start.
+1. Every agent prepares its part (files, folders, devices, on the first machine free ports) and starts nothing. When all have,
+   this and the ports are written into the row, and with the next assignments all start. Nothing of it is stored before.
 2. A part breaks the gang when it ends badly, when a rank of it does, or when its machine is lost. The first to be heard of does;
    the others are told to end, and what the whole ended for is what that one did.
 3. What ran into `max_duration` breaks nothing: each agent keeps that limit by itself, and all come to it.
@@ -34,6 +34,7 @@ BROKEN_GRACE_S = 3.0
 
 _READY = frozenset({"prepared", "running", "suspended", "ended"})
 _BEGUN = frozenset({"running", "suspended", "ended"})
+_WAITS = frozenset({"starting", "prepared"})
 
 
 class PartFacts(AttemptFacts, Protocol):
@@ -45,18 +46,29 @@ class PartFacts(AttemptFacts, Protocol):
     def broken(self) -> bool: ...
 
 
+#: of parts, that nothing was told beside what is stored
+NOTHING: Mapping[MachineId, PartFacts] = {}
+
+
 class Joined(Part, frozen=True):
     """All parts as one attempt: what `apply_attempt` reads."""
 
     attempt: AttemptId = AttemptId("")
 
 
-def apply_part(job: Job, machine: MachineId, seen: PartFacts, now: int) -> Change | None:
-    """What the agent of `machine` sees of its part becomes the job's state. None when the job already says so."""
+def apply_part(
+    job: Job, machine: MachineId, seen: PartFacts, now: int, told: Mapping[MachineId, PartFacts] = NOTHING
+) -> Change | None:
+    """What the agent of `machine` sees of its part becomes the job's state. None when the job already says so. `told`: parts of
+    this attempt that other machines called prepared, and that were not stored for that (see `only_waits`)."""
     if job.attempt == 0 or seen.attempt != job.attempt_id or job.parts is None or machine not in job.machines:
         return apply_attempt(job, seen, now) if seen.attempt != job.attempt_id else None
     place = job.machines.index(machine)
-    before = job.parts.each[place]
+    stored = job.parts
+    if told and not stored.go:
+        stored = _add_told(job, stored, told)
+        job = msgspec.structs.replace(job, parts=stored)
+    before = stored.each[place]
     if before.over:
         # the first word about an end is the last
         return None
@@ -65,6 +77,13 @@ def apply_part(job: Job, machine: MachineId, seen: PartFacts, now: int) -> Chang
         return lose_part(job, machine, seen.detail or "its machine was restarted while it ran", now)
     breaks = seen.broken or (part.over and _is_bad(part) and part.reason is not Reason.MAX_DURATION)
     return _put(job, place, part, seen.port if place == 0 else 0, breaks, f"on {machine}: {part.phase}", now)
+
+
+def only_waits(change: Change) -> bool:
+    """A part is prepared, others are not yet, and nothing else has happened. It need not be stored: an agent tells it again to
+    a server that was restarted, and of many machines each would cost the last one a commit to wait for."""
+    parts = change.job.parts
+    return parts is not None and not parts.go and parts.broke is None and {each.phase for each in parts.each} <= _WAITS
 
 
 def lose_part(job: Job, machine: MachineId, why: str, now: int) -> Change | None:
@@ -137,6 +156,15 @@ def join_proofs(proofs: Mapping[int, Proof]) -> Proof:
     )
 
 
+def _add_told(job: Job, stored: Parts, told: Mapping[MachineId, PartFacts]) -> Parts:
+    each = tuple(
+        _read(told[machine]) if machine in told and part.phase == "starting" else part
+        for machine, part in zip(job.machines, stored.each, strict=True)
+    )
+    first = told.get(job.machines[0])
+    return msgspec.structs.replace(stored, each=each, port=stored.port if first is None else first.port)
+
+
 def _put(job: Job, place: int, part: Part, port: int, breaks: bool, event: str, now: int) -> Change | None:
     before = job.parts
     assert before is not None
@@ -144,6 +172,8 @@ def _put(job: Job, place: int, part: Part, port: int, breaks: bool, event: str, 
     wanted = job.stop_signal is not None
     broke = place if before.broke is None and breaks and not wanted else before.broke
     go = before.go or (broke is None and not wanted and all(other.phase in _READY for other in each))
+    if go and not before.go:
+        event = "prepared on all its machines"
     parts = Parts(each, before.port if before.go else port or before.port, go, broke)
     if parts == before:
         return None

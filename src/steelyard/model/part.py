@@ -48,7 +48,6 @@ class Parts(msgspec.Struct, frozen=True):
     #: place of the part that ended badly first, or in which a rank did, before anybody wanted an end
     broke: int | None = None
 
-    @property
-    def news(self) -> bool:
+    def says_more_than(self, before: Parts) -> bool:
         """Is there something to tell its machines: that it begins, or has to end?"""
-        return self.broke is not None or (self.go and any(part.phase == "prepared" for part in self.each))
+        return (self.go, self.broke) != (before.go, before.broke)

@@ -47,6 +47,10 @@ class Runtime(Protocol):
         """`prepare` for several at once: all intents are on disk before the first cgroup is made."""
         ...
 
+    async def renew(self, workloads: Sequence[WorkloadId]) -> None:
+        """What was prepared, and is yet to be launched, is for the spawner that lives now. Unreachable when there is none."""
+        ...
+
     async def launch(
         self,
         workload: WorkloadId,

@@ -91,6 +91,10 @@ class FakeRuntime:
         for each in wanted:
             self.prepare(each.workload, kind=kind, plan=each.plan, labels=each.labels)
 
+    async def renew(self, workloads: Sequence[WorkloadId]) -> None:
+        for workload in workloads:
+            self._intents[workload] = msgspec.structs.replace(self._intents[workload], spawner=self._spawner)
+
     async def launch(
         self,
         workload: WorkloadId,

@@ -220,6 +220,20 @@ class ProcessRuntime:
             self._intents[intent.workload] = intent
             self._make_group(intent)
 
+    async def renew(self, workloads: Sequence[WorkloadId]) -> None:
+        if not self._spawner.connected:
+            raise Unreachable("The spawner is not connected; nothing was started.", code="spawner-unreachable")
+        now_us, spawner = self._clock.now_us(), self._spawner.instance
+        intents = [self._intents[workload] for workload in workloads]
+        renewed = [msgspec.structs.replace(each, at=now_us, spawner=spawner) for each in intents if each.spawner != spawner]
+        if not renewed:
+            return
+        try:
+            await self._lane.write([records.render_intent(self._agent_dir, intent) for intent in renewed])
+        except OSError as err:
+            raise _not_intended(renewed[0].workload, err) from err
+        self._intents |= {intent.workload: intent for intent in renewed}
+
     def _make_group(self, intent: Intent) -> None:
         failpoint("after-intent")
         if intent.inside is None:

@@ -59,6 +59,17 @@ def test_an_older_assignment_is_refused_and_the_newest_survives(tmp_path: Path):
     assert asyncio.run(ledger.accept(Assignment(epoch=3, generation=1)))
 
 
+def test_what_was_noted_is_found_by_the_next_agent_and_still_accepted_by_this_one(tmp_path: Path):
+    ledger = Ledger(tmp_path, RecordLane())
+    newer = Assignment(epoch=2, generation=5, keys=("a",))
+    assert ledger.follows(newer)
+    ledger.note(newer)
+    assert Ledger(tmp_path, RecordLane()).assignment == newer
+    assert ledger.assignment.generation == 0, "what is only noted is not accepted"
+    assert asyncio.run(ledger.accept(newer))
+    assert not ledger.follows(Assignment(epoch=2, generation=4))
+
+
 def test_what_an_older_agent_routed_is_read_as_the_whole_of_the_traffic(tmp_path: Path):
     spec = '{"file": "app.py", "attr": "app", "python": "/usr/bin/python3"}'
     old = '{"name": "f", "project": "default", "owner": {"user": "ann", "uid": 7}, "revision": 3, "spec": ' + spec + "}"

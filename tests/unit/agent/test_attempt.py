@@ -8,8 +8,10 @@ from typing import Any
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from msgspec.structs import replace
 
 from steelyard.agent.attempt import (
+    WAITS,
     Attempt,
     Member,
     MemberEnd,
@@ -20,13 +22,15 @@ from steelyard.agent.attempt import (
     join_plans,
     judge_members,
     make_members,
+    only_waits,
 )
 from steelyard.model.batch import RankEnd
-from steelyard.model.ids import AttemptId, WorkloadId
-from steelyard.model.job import JobSpec, Plan
+from steelyard.model.ids import DEFAULT_PROJECT, AttemptId, JobId, WorkloadId
+from steelyard.model.job import JobSpec, Owner, Plan
 from steelyard.model.reason import Reason
 from steelyard.runtime.process import Adopted, AdoptedState
 from steelyard.runtime.records import Handle, Intent
+from steelyard.wire.agent import AssignedJob, GangPlace
 from steelyard.wire.spawn import Exited
 
 A = AttemptId("j-1.1")
@@ -211,6 +215,39 @@ def test_an_attempt_is_over_exactly_when_its_last_process_is(order: list[int], c
     state.conclude(None)
     bad = [rank for rank in order if codes[rank] != 0]
     assert state.exit_code == (codes[bad[0]] if bad else 0)
+
+
+def assigned(port: int | None) -> AssignedJob:
+    """None: it is on one machine."""
+    place = None if port is None else GangPlace(0, ("a", "b"), ("a", "b"), port)
+    return AssignedJob(A, JobId("j-1"), DEFAULT_PROJECT, Owner("u", 1), JobSpec("x", ("true",), "/"), GANG, place=place)
+
+
+def waiting(rank: int, state: AdoptedState, reason: Reason | None = None, **fields: Any) -> Adopted:
+    found = adopted(rank, state, reason)
+    assert found.intent is not None
+    intent = replace(found.intent, labels=found.intent.labels | {WAITS: "yes"})
+    return replace(found, intent=intent, **{"handle": None, **fields})
+
+
+@pytest.mark.parametrize("other", [*STATES, None])
+def test_what_only_waited_is_prepared_once_more_where_nothing_says_that_it_began(other):
+    """Its spawner may have been killed too; that it begins would be on disk."""
+    first = waiting(0, AdoptedState.NOT_STARTED, Reason.NOT_STARTED)
+    found = [first] if other is None else [first, waiting(1, *other)]
+    waits = other in (None, (AdoptedState.NOT_STARTED, Reason.NOT_STARTED), (AdoptedState.UNKNOWN, Reason.EXIT_UNKNOWN))
+    assert only_waits(found, assigned(0)) is waits
+    assert not only_waits(found, assigned(7000)), "it was told to begin"
+    assert not only_waits(found, None), "nobody says any more whether it was"
+
+
+def test_what_did_not_wait_for_others_or_left_a_trace_is_never_prepared_once_more():
+    alone = adopted(0, AdoptedState.NOT_STARTED, Reason.NOT_STARTED)
+    assert not only_waits([alone], assigned(None)) and not only_waits([alone], assigned(0))
+    handle = Handle(WorkloadId(f"{A}.0"), "b", 100, 1, 1)
+    exited = Exited(WorkloadId(f"{A}.0"), 1, 1, 5, 0, None, 0.0, 0.0, 10)
+    for trace in ({"handle": handle}, {"exited": exited}):
+        assert not only_waits([waiting(0, AdoptedState.UNKNOWN, Reason.EXIT_UNKNOWN, **trace)], assigned(0))
 
 
 def test_a_member_that_ended_unseen_is_ended():

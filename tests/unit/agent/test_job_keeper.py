@@ -24,14 +24,17 @@ from steelyard.model.batch import Gang
 from steelyard.model.ids import DEFAULT_PROJECT, AttemptId, JobId, WorkloadId
 from steelyard.model.job import JobSpec, Owner, Plan, Resources
 from steelyard.model.reason import Reason
+from steelyard.model.secret import SecretUse
 from steelyard.runtime.process import Adopted, AdoptedState
 from steelyard.runtime.records import Handle, Intent
-from steelyard.wire.agent import AssignedJob
+from steelyard.wire.agent import AssignedJob, GangPlace
 from steelyard.wire.spawn import Exited
 
 GPU = make_hgx().gpus[0].id
 PLAN = Plan(gpus=(GPU,), gpu_fraction=0.5)
 ATTEMPT = AttemptId("j-000001.1")
+#: of the intent of a part with one rank
+LABELS = {"attempt": ATTEMPT, "rank": "0", "ranks": "1", "first": "0", "waits": "yes"}
 SETTINGS = Settings(1, "127.0.0.1", 1, "127.0.0.1", 2, work_uid=64000, work_gid=64001, admin_user="root", admin_uid=0)
 
 
@@ -242,3 +245,121 @@ def test_a_gang_whose_plan_has_no_room_for_its_ranks_is_refused_with_the_numbers
         assert state.phase == "not-started" and "3 processes, and its plan has room for 0" in state.detail
 
     asyncio.run(script())
+
+
+def gang_part(port: int = 0, **fields: Any) -> AssignedJob:
+    spec = JobSpec(name="a", argv=("true",), cwd="/", gang=Gang(nodes=2, tasks_per_node=1))
+    place = GangPlace(0, ("h", "g"), ("h", "g"), port)
+    job = AssignedJob(ATTEMPT, JobId("j-000001"), DEFAULT_PROJECT, Owner("root", 0), spec, Plan(tasks=(Plan(),)), place=place)
+    return msgspec.structs.replace(job, **fields)
+
+
+class PartRig(Rig):
+    """Of a part of a gang; its start goes as far as its first process."""
+
+    def __init__(self, folder: Path) -> None:
+        super().__init__(folder)
+        self.wrote = asyncio.Event()
+        self.keeper._runtime.renew = cast(Any, self.renew)
+
+    async def prepare_all(self, wanted: Any, **fields: Any) -> None:
+        self.log.append(("intents", [dict(each.labels) for each in wanted]))
+        await self.wrote.wait()
+
+    async def renew(self, workloads: Any) -> None:
+        self.log.append(("renewed", list(workloads)))
+
+    async def launch(self, workload: WorkloadId, **fields: Any) -> object:
+        self.log.append(("launched", workload))
+        return Handle(workload=workload, boot_id="b", pid=1, start_time=1, at=70)
+
+    def note(self) -> None:
+        self.log.append(("noted",))
+
+    def forget(self, workload: WorkloadId) -> bool:
+        self.log.append(("forgotten", workload))
+        return True
+
+    def phase(self) -> str:
+        return self.keeper.attempts()[0].phase
+
+
+async def pass_by() -> None:
+    """Whatever can go on without waiting has gone on."""
+    for _ in range(20):
+        await asyncio.sleep(0)
+
+
+def test_a_part_is_told_as_prepared_while_its_intents_are_written_and_begins_when_both_are_there(tmp_path: Path) -> None:
+    async def script() -> None:
+        rig = PartRig(tmp_path)
+        rig.keeper.go_ahead([gang_part()], rig.note)
+        await pass_by()
+        assert rig.phase() == "prepared" and rig.log == [("intents", [LABELS])]
+        rig.keeper.reconcile([gang_part()])
+        rig.keeper.go_ahead([gang_part(7000)], rig.note)
+        await pass_by()
+        assert rig.log[1:] == [("noted",)], "the word to begin is written down before anything begins, and so is the intent"
+        rig.wrote.set()
+        await pass_by()
+        assert rig.log[2:4] == [("renewed", [f"{ATTEMPT}.0"]), ("launched", f"{ATTEMPT}.0")]
+        rig.keeper.reconcile([])
+        for task in rig.keeper._tasks:
+            task.cancel()
+
+    asyncio.run(script())
+
+
+def test_nothing_begins_that_could_not_be_noted(tmp_path: Path) -> None:
+    async def script() -> None:
+        rig = PartRig(tmp_path)
+        rig.wrote.set()
+        rig.keeper.go_ahead([gang_part()], rig.note)
+        await pass_by()
+
+        def fail() -> None:
+            raise OSError("no room")
+
+        with pytest.raises(OSError, match="no room"):
+            rig.keeper.go_ahead([gang_part(7000)], fail)
+        await pass_by()
+        assert rig.phase() == "prepared" and ("launched", f"{ATTEMPT}.0") not in rig.log
+        for task in rig.keeper._tasks:
+            task.cancel()
+
+    asyncio.run(script())
+
+
+@pytest.mark.parametrize(
+    "job",
+    [
+        gang_part(stop_signal=15),
+        gang_part(7000),
+        gang_part(place=None),
+        gang_part(spec=JobSpec("a", ("true",), "/", gang=Gang(2, 1), secrets=(SecretUse("s"),))),
+    ],
+    ids=["is to end", "begins", "is alone", "has secrets"],
+)
+def test_only_what_is_merely_prepared_goes_ahead_of_the_disk(tmp_path: Path, job: AssignedJob) -> None:
+    async def script() -> None:
+        rig = PartRig(tmp_path)
+        rig.keeper.go_ahead([job], rig.note)
+        assert not rig.keeper._tasks and rig.log == []
+
+    asyncio.run(script())
+
+
+def test_a_part_that_only_waited_when_its_agent_was_killed_is_forgotten_and_prepared_anew(tmp_path: Path) -> None:
+    def adopt(port: int) -> PartRig:
+        rig = PartRig(tmp_path)
+        rig.keeper._cleanup = cast(Any, SimpleNamespace(forget=rig.forget))
+        workload = WorkloadId(f"{ATTEMPT}.0")
+        intent = Intent(workload, "b", "job", 0, Plan(), "s", LABELS)
+        found = Adopted(workload, AdoptedState.NOT_STARTED, intent, reason=Reason.NOT_STARTED)
+        rig.keeper.adopt([found], [gang_part(port)])
+        return rig
+
+    rig = adopt(0)
+    assert rig.keeper.attempts() == () and rig.log == [("forgotten", f"{ATTEMPT}.0")]
+    begun = adopt(7000)
+    assert begun.phase() == "not-started" and begun.log == []

@@ -10,6 +10,8 @@ import pytest
 
 from steelyard.agent import link as link_module
 from steelyard.agent.link import Link
+from steelyard.model.ids import MachineId
+from steelyard.wire.agent import Report
 
 NOTHING = cast(Any, None)
 
@@ -32,5 +34,26 @@ def test_wakes_gather_for_one_report_and_anything_else_is_told_at_once(monkeypat
         link._changed.clear()
         link.poke_later()
         await asyncio.wait_for(link._changed.wait(), 5)
+
+    asyncio.run(main())
+
+
+def test_a_report_tells_of_what_was_to_be_told_later_too() -> None:
+    class Socket:
+        def __init__(self) -> None:
+            self.sent = asyncio.Event()
+
+        async def send(self, frame: bytes) -> None:
+            self.sent.set()
+
+    async def main() -> None:
+        link, socket = make_link(), Socket()
+        link._make_report = lambda seq: Report(seq, MachineId("m"), "boot", 1)
+        link.poke_later()
+        link.poke()
+        sending = asyncio.create_task(link._send_reports(cast(Any, socket)))
+        await asyncio.wait_for(socket.sent.wait(), 5)
+        assert link._timer is None and not link._changed.is_set()
+        sending.cancel()
 
     asyncio.run(main())

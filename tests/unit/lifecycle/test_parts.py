@@ -9,7 +9,7 @@ import msgspec
 import pytest
 
 from steelyard.lifecycle.job import make_job, start_job, stop_job
-from steelyard.lifecycle.parts import BROKEN_GRACE_S, apply_part, find_port, join_proofs, lose_part, why_end
+from steelyard.lifecycle.parts import BROKEN_GRACE_S, apply_part, find_port, join_proofs, lose_part, only_waits, why_end
 from steelyard.model.batch import Gang, RankEnd, RetryOn, RetryRule
 from steelyard.model.ids import DEFAULT_PROJECT, JobId, MachineId
 from steelyard.model.job import Job, JobSpec, JobState, Plan, join_parts
@@ -67,6 +67,37 @@ def test_whoever_was_prepared_and_forgot_it_changes_nothing() -> None:
     """Its agent was restarted: the others run, and it is told at once where they are."""
     job = hear(hear(gang(), A, "prepared", port=7000), B, "prepared")
     assert find_port(hear(hear(job, A, "starting"), A, "prepared", port=7100)) == 7000
+
+
+def test_what_was_only_told_counts_as_if_it_had_been_stored() -> None:
+    job = gang()
+    told = {A: AttemptState(job.attempt_id, "prepared", port=7000)}
+    first = apply_part(job, A, told[A], NOW)
+    assert first is not None and only_waits(first)
+    last = apply_part(job, B, AttemptState(job.attempt_id, "prepared"), NOW, told)
+    assert last is not None and not only_waits(last)
+    assert (find_port(last.job), last.job.generation) == (7000, job.generation + 1)
+
+
+def test_what_was_told_of_a_part_that_is_lost_since_does_not_count() -> None:
+    job = gang()
+    told = {A: AttemptState(job.attempt_id, "prepared", port=7000)}
+    change = lose_part(job, A, "pilot train-1 ended", NOW)
+    assert change is not None
+    after = apply_part(change.job, B, AttemptState(job.attempt_id, "prepared"), NOW, told)
+    assert after is not None and not only_waits(after)
+    assert (find_port(after.job), why_end(after.job)) == (0, (signal.SIGTERM, BROKEN_GRACE_S))
+    assert after.job.parts is not None and [part.phase for part in after.job.parts.each] == ["ended", "prepared"]
+
+
+def test_a_part_that_can_not_start_is_stored_with_what_was_told_of_others() -> None:
+    job = gang()
+    told = {A: AttemptState(job.attempt_id, "prepared", port=7000)}
+    refused = AttemptState(job.attempt_id, "not-started", reason=Reason.START_FAILED)
+    change = apply_part(job, B, refused, NOW, told)
+    assert change is not None and not only_waits(change)
+    assert change.job.parts is not None and [part.phase for part in change.job.parts.each] == ["prepared", "not-started"]
+    assert (find_port(change.job), change.job.parts.broke) == (0, 1)
 
 
 def test_a_part_that_can_not_start_starts_nothing_elsewhere() -> None:
