@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Sequence
+from typing import Any
 
 import msgspec
 
@@ -223,5 +224,45 @@ def test_an_assignment_that_was_rendered_before_the_machine_restarted_is_not_sen
         await greet(world.store, msgspec.structs.replace(MACHINE, boot_id="boot-2"), world.clock.now_us())
         await assignment.carry_out(world.store, world.agents, stale, 1)
         assert world.agents.offers == []
+
+    asyncio.run(story())
+
+
+def test_an_assignment_that_was_compared_with_what_a_restart_dropped_is_not_sent_after_it() -> None:
+    async def story() -> None:
+        world = await make_world()
+        await submit(world, cpus=1.0)
+        await world.settle()
+        held = {MACHINE.place: world.agents.offers[-1]}
+        await submit(world, cpus=1.0)
+        await world.jobs.activate()
+        stale = assignment.decide(await assignment.load(world.store, world.live, held), 0, world.tokens)
+        assert stale.assignments
+        await greet(world.store, msgspec.structs.replace(MACHINE, boot_id="boot-2"), world.clock.now_us())
+        world.agents.forget(MACHINE.place)
+        await assignment.carry_out(world.store, world.agents, stale, 2, held)
+        assert world.agents.offers == []
+
+    asyncio.run(story())
+
+
+def test_the_store_is_read_once_for_a_job_that_waits_for_no_other() -> None:
+    async def story() -> None:
+        world = await make_world()
+        reads = 0
+        read = world.store.read
+
+        async def count(fn: Any) -> Any:
+            nonlocal reads
+            reads += 1
+            return await read(fn)
+
+        (first,) = await submit(world, cpus=1.0)
+        world.store.read = count  # type: ignore[method-assign]
+        await world.jobs.activate()
+        assert (await states(world, [first]), reads) == (["STARTING"], 2), "one of these is this test's own"
+        await submit(world, cpus=1.0, after=(Dependency(first),))
+        await world.jobs.activate()
+        assert reads == 4, "which dependencies there are is known only then"
 
     asyncio.run(story())
