@@ -71,12 +71,6 @@ class MpiSteps:
         if srun is None or not number or not node:
             text = "There is no srun on this node, by which MPI's ranks start: slurm-client is to be installed there."
             raise EdgeFailed(text, code="start-failed")
-        if ids is not None and ids[0] != 0:
-            text = (
-                "Slurm's PMIx serves the allocation's own user, and this pool's allocations are root's. Run Steelyard as an "
-                "ordinary user of the cluster, or submit the job with --direct."
-            )
-            raise EdgeFailed(text, code="start-failed")
         folder = self._files.make_ranks(job.attempt, ids)
         before = (sys.executable, "-I", "-S", str(step.__file__), f"{folder.resolve()}/{RANK}", "ranks")
         if job.place is None:

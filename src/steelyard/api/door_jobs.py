@@ -75,15 +75,18 @@ def check_pool(spec: JobSpec, pools: Sequence[Pool], machines: Sequence[Machine]
             text = f"pool {spec.pool} has at most {words.count(most, 'machine')}, and {spec.gang.nodes} are asked at once"
             findings.append(Finding("beyond-pool", text))
     if spec.gang is not None and spec.gang.launcher is Launcher.MPI:
-        findings += _check_mpi(spec, spec.gang, open_to.get(spec.pool))
+        findings += _check_mpi(spec, spec.gang, open_to.get(spec.pool), root)
     if spec.builds:
         findings.append(Finding("bad-pool", "images are built on the home's own machine"))
     return findings
 
 
-def _check_mpi(spec: JobSpec, gang: Gang, pool: PoolSpec | None) -> list[Finding]:
+def _check_mpi(spec: JobSpec, gang: Gang, pool: PoolSpec | None, root: bool) -> list[Finding]:
     """Ranks in a pool are Slurm's processes, not ours: one step in one allocation."""
     findings: list[Finding] = []
+    if root and not spec.as_root:
+        text = "Slurm's PMIx serves an allocation's own user, and those of this Steelyard are root's"
+        findings.append(Finding("bad-pool", f"{text}: submit it with --direct, or run Steelyard as an ordinary user"))
     if pool is not None and gang.nodes > pool.nodes_per_allocation:
         have = f"one of pool {pool.name} has {words.count(pool.nodes_per_allocation, 'machine')}"
         text = f"MPI's ranks reach across one allocation, and {have} (pool create --nodes-per-allocation)"

@@ -121,6 +121,14 @@ def test_what_a_pool_can_not_do_is_refused_by_name(fields: dict[str, object], co
     )
 
 
+def test_ranks_of_mpi_are_not_started_as_another_user_than_the_allocations() -> None:
+    spec = msgspec.structs.replace(JOB, pool="pairs", gang=Gang(2, 1, Launcher.MPI))
+    (finding,) = check_pool(spec, [PAIRS], [], True)
+    assert finding.text.startswith("Slurm's PMIx serves an allocation's own user")
+    assert check_pool(msgspec.structs.replace(spec, as_root=True), [PAIRS], [], True) == []
+    assert check_pool(spec, [PAIRS], [], False) == []
+
+
 def test_a_machine_of_the_pool_says_how_large_the_next_will_be() -> None:
     """Two threads of a core are two CPUs to Slurm."""
     machine = make_machine(cores=(Core((0, 1)), Core((2, 3))), memory_bytes=7 << 30, pool="train")
