@@ -439,7 +439,7 @@ class FunctionKeeper:
     @property
     def finishing(self) -> tuple[FunctionName, ...]:
         """Those that nothing leads to any more, and that still answer what was begun."""
-        return tuple(sorted(host.name for host in self._awake_hosts if host.draining and not host.ready))
+        return tuple(sorted(host.name for host in self._hosts.values() if not host.desired and not host.gone))
 
     def held(self, assigned: Iterable[AssignedFunction]) -> tuple[HeldPlan, ...]:
         """Cores and devices that revisions run on beside those of the assigned ones: they drain, or serve until those are

@@ -19,7 +19,7 @@ from steelyard.control.watch import Watch
 from steelyard.errors import NoRoom
 from steelyard.model.function import Function, LiveRevision, Place
 from steelyard.model.health import NODE
-from steelyard.model.ids import MachineId
+from steelyard.model.ids import FunctionName, MachineId
 from steelyard.model.job import Job, Resources
 from steelyard.model.machine import Machine
 from steelyard.model.reason import Reason
@@ -46,6 +46,8 @@ class Actions(msgspec.Struct, frozen=True):
     #: rows as they should be, each a generation further
     functions: tuple[Function, ...] = ()
     events: tuple[Event, ...] = ()
+    #: machines that are heard, with those that leave them: what they began there they still answer
+    left: tuple[tuple[MachineId, FunctionName], ...] = ()
 
 
 class Report(msgspec.Struct, frozen=True):
@@ -85,6 +87,7 @@ def place_now(tx: Tx, before: Function, row: Function, is_lost: Callable[[Machin
 def decide(seen: Seen, now: int) -> Actions:
     changed: list[Function] = []
     events: list[Event] = []
+    left: list[tuple[MachineId, FunctionName]] = []
     functions = {(function.project, function.name): function for function in seen.functions}
     for key, before in functions.items():
         if not before.spec.pool:
@@ -96,11 +99,13 @@ def decide(seen: Seen, now: int) -> Actions:
             continue
         functions[key] = after = msgspec.structs.replace(after, generation=before.generation + 1)
         changed.append(after)
+        here = {place.machine for place in after.places}
+        left += [(place.machine, after.name) for place in before.places if place.machine not in here | seen.lost]
         told = [[place.machine for place in each.places if not place.leaving] for each in (before, after)]
         if told[0] != told[1]:
             text = f"on {', '.join(told[1])}" if told[1] else "on no machine"
             events.append(Event(now, after.project, after.owner.user, "function", after.name, text))
-    return Actions(tuple(changed), tuple(events))
+    return Actions(tuple(changed), tuple(events), tuple(left))
 
 
 def make_fleet(pool: str, seen: Seen, functions: Sequence[Function]) -> Fleet:
@@ -203,6 +208,10 @@ async def carry_out(store: Store, actions: Actions) -> Report:
             tx.put_function(function)
         for event in actions.events:
             tx.add_event(event)
+        for id_, name in actions.left:
+            # not given back before its agent said that nothing of it is left
+            if (machine := tx.machine(id_)) is not None:
+                tx.put_machine(msgspec.structs.replace(machine, finishing=tuple(sorted({*machine.finishing, name}))))
         return Report(actions.functions)
 
     return await store.write(commit)

@@ -46,6 +46,8 @@ class Seen(msgspec.Struct, frozen=True):
     #: the jobs of the machine that the report names, and those in doubt since a restart of it
     jobs: tuple[Job, ...]
     functions: tuple[Function, ...]
+    #: all that the agent has, also those that the report says nothing new of
+    present: frozenset[FunctionName] = frozenset()
 
 
 class Actions(msgspec.Struct, frozen=True):
@@ -59,6 +61,7 @@ class Actions(msgspec.Struct, frozen=True):
     now: int = 0
     #: parts of gangs that are prepared, and wait for others; not stored
     waits: tuple[wire.AttemptState, ...] = ()
+    present: frozenset[FunctionName] = frozenset()
 
 
 class Report(msgspec.Struct, frozen=True):
@@ -121,7 +124,9 @@ def _find_draining(pilot: Pilot) -> str:
     return pilot.detail if pilot.state is PilotState.DRAINING else ""
 
 
-async def load(store: Store, live: LiveJobs, place: MachineId, report: wire.Report) -> Seen:
+async def load(
+    store: Store, live: LiveJobs, place: MachineId, report: wire.Report, present: frozenset[FunctionName] = frozenset()
+) -> Seen:
     """Of the functions those that the report speaks of. `place`: of the machine that it comes from."""
     named = [JobId(attempt.attempt.rpartition(".")[0]) for attempt in report.attempts]
 
@@ -142,7 +147,7 @@ async def load(store: Store, live: LiveJobs, place: MachineId, report: wire.Repo
     if ended:
         found = await store.read(lambda tx: [tx.job(id_) for id_ in ended])
         jobs |= {job.id: job for job in found if job is not None}
-    return Seen(report, machine, tuple(jobs.values()), functions)
+    return Seen(report, machine, tuple(jobs.values()), functions, present)
 
 
 #: attempt -> its parts that are prepared, as their machines told, and that were not stored
@@ -191,12 +196,19 @@ def decide(seen: Seen, now: int, told: Told = NOTHING) -> Actions:
         blocked=report.blocked,
         blocked_pairs=report.blocked_pairs,
         held=report.held,
-        finishing=report.finishing if seen.machine.pool else (),
+        finishing=_find_finishing(seen.machine, report, seen.present),
     )
     for each in report.health_events:
         events.append(Event(each.at, DEFAULT_PROJECT, "", "machine", machine.id, each.text))
     changed = None if machine == seen.machine else machine
-    return Actions(report, tuple(jobs), tuple(functions), tuple(events), changed, now, tuple(waits))
+    return Actions(report, tuple(jobs), tuple(functions), tuple(events), changed, now, tuple(waits), seen.present)
+
+
+def _find_finishing(machine: Machine, report: wire.Report, present: frozenset[FunctionName]) -> tuple[FunctionName, ...]:
+    """One that has left it finishes there until its agent has heard of that, and has nothing of it any more."""
+    if not machine.pool:
+        return ()
+    return tuple(sorted({*report.finishing, *(name for name in machine.finishing if name in present)}))
 
 
 def _apply(before: Function, machine: Machine, seen: wire.FunctionSeen | wire.AwayFunction) -> Function | None:
@@ -241,7 +253,8 @@ async def carry_out(store: Store, actions: Actions) -> Report:
             if event not in told:  # an agent repeats what has not been acknowledged yet
                 tx.add_event(event)
         if actions.machine is not None and (stored_machine := tx.machine(actions.machine.place)) is not None:
-            tx.put_machine(msgspec.structs.replace(actions.machine, draining=stored_machine.draining))
+            finishing = _find_finishing(stored_machine, actions.report, actions.present)
+            tx.put_machine(msgspec.structs.replace(actions.machine, draining=stored_machine.draining, finishing=finishing))
         tx.add_coldstarts(actions.report.coldstarts)
         return Report(tuple(change.job for _, change in stored), actions.functions, actions.machine is not None)
 
@@ -313,7 +326,8 @@ class ReportsLoop:
 
     async def _apply(self, place: MachineId, report: wire.Report) -> list[str]:
         news = self._news.setdefault(place, News())
-        seen = await load(self._store, self._live, place, news.pick(report, self._clock.mono_ns()))
+        present = frozenset(each.name for each in report.functions)
+        seen = await load(self._store, self._live, place, news.pick(report, self._clock.mono_ns()), present)
         actions = decide(seen, self._clock.now_us(), self._told)
         done = await carry_out(self._store, actions)
         news.applied(report)

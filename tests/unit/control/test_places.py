@@ -23,7 +23,7 @@ from steelyard.model.ids import DEFAULT_PROJECT, OWN_MACHINE, FunctionName, Mach
 from steelyard.model.job import Owner, Resources
 from steelyard.model.reason import Reason
 from steelyard.model.timing import Timing
-from steelyard.wire.agent import AwayFunction, FunctionSeen, Report
+from steelyard.wire.agent import AwayFunction, FunctionSeen, HealthEvent, Report
 
 NAME, OWNER = FunctionName("f"), Owner("ann", 7)
 P1, P2, P3 = (MachineId(f"train-{number}") for number in (1, 2, 3))
@@ -86,15 +86,15 @@ class Pool:
         newest = max((each.revision for each in told), default=0)
         seen = FunctionSeen(NAME, newest, FunctionState.SLEEPING, routes=self.routed[name])
         functions = (msgspec.structs.replace(seen, **fields),) if told else ()
-        await self._say(name, functions=functions)
+        await self.say(name, functions=functions)
 
     async def home(self) -> None:
         """The home's agent does, and so its gateway."""
         if self.world.agents.offers:
             self.away = self.world.agents.offers[-1].away
-        await self._say(OWN_MACHINE, away=self.away)
+        await self.say(OWN_MACHINE, away=self.away)
 
-    async def _say(self, place: MachineId, **fields: object) -> None:
+    async def say(self, place: MachineId, **fields: object) -> None:
         self.world.seq += 1
         report = Report(self.world.seq, place or MACHINE.id, "boot-1", generation=0)
         self.world.agents.reports[place] = msgspec.structs.replace(report, **fields)
@@ -278,6 +278,35 @@ def test_a_machine_that_is_gone_is_not_asked_any_more() -> None:
         assert pool.world.agents.offers[-1].away[0].machines == (), "the next is not ready yet"
         await pool.settle()
         assert pool.reached == (P2,)
+
+    play(script)
+
+
+def test_a_machine_that_is_left_has_work_until_its_agent_says_that_nothing_is_left() -> None:
+    async def script(pool: Pool) -> None:
+        async def finishing() -> tuple[FunctionName, ...]:
+            machine = await pool.world.store.read(lambda tx: tx.machine(P1))
+            assert machine is not None
+            return machine.finishing
+
+        await pool.add(P1, P2)
+        await pool.deploy()
+        await pool.settle()
+        stale = FunctionSeen(NAME, 1, FunctionState.SLEEPING, routes=pool.routed[P1])
+        await pool.change(P1, draining="its time is over")
+        await pool.decide()
+        await pool.node(P2)
+        await pool.decide()
+        await pool.home()
+        await pool.decide()
+        assert [place.machine for place in (await pool.row()).places] == [P2]
+        assert await finishing() == (NAME,), "before its agent knows of it"
+        await pool.say(P1, functions=(stale,), health_events=(HealthEvent(1, 1, "x"),))
+        assert await finishing() == (NAME,), "by what it said before it knew"
+        await pool.say(P1, finishing=(NAME,))
+        assert await finishing() == (NAME,)
+        await pool.say(P1)
+        assert await finishing() == ()
 
     play(script)
 
