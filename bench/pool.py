@@ -2,7 +2,7 @@
 
 The same function at home and on a pilot, in one Steelyard, asked in turns; the gang beside `srun -N2` on the same cluster. That
 cluster is that of the tests: slurmctld and nodes, namespaces of this machine, so the wire costs nothing, and all machines share
-its cores. To the function on the pilot a request passes two gateways, over mutual TLS and HTTP/2.
+its cores. To the function on the pilot a request passes two gateways, over mutual TLS; the second one only copies it.
 """
 
 from __future__ import annotations

@@ -76,6 +76,8 @@ class Backend:
     answer: Answer = echo
     seen: list[Request] = field(default_factory=list)
     open: set[asyncio.StreamWriter] = field(default_factory=set)
+    #: connections, ever
+    accepted: int = 0
     _tasks: set[asyncio.Task[None]] = field(default_factory=set)
     _server: asyncio.Server | None = None
 
@@ -104,6 +106,7 @@ class Backend:
         assert task
         self._tasks.add(task)
         self.open.add(writer)
+        self.accepted += 1
         try:
             while True:
                 first, headers, body = await read_message(reader)

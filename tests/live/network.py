@@ -28,6 +28,19 @@ class Elsewhere:
         """The command line that runs `words` there."""
         return ["nsenter", f"--target={self.pid}", "--net", *words]
 
+    @contextlib.contextmanager
+    def cut(self) -> Iterator[None]:
+        """Nothing is heard from there, nor there, and nobody is told so."""
+        rules = "table inet cut { chain in { type filter hook input priority 0; policy drop; }; }"
+        subprocess.run(self.command("nft", rules), check=True)
+        subprocess.run(
+            self.command("nft", "add chain inet cut out { type filter hook output priority 0; policy drop; }"), check=True
+        )
+        try:
+            yield
+        finally:
+            subprocess.run(self.command("nft", "delete table inet cut"), check=True)
+
 
 @contextlib.contextmanager
 def elsewhere() -> Iterator[Elsewhere]:

@@ -1,5 +1,6 @@
-"""The road of a request to a function on another machine: the home's Envoy here, that machine's in a network of its own, mutual
-TLS and HTTP/2 between them, all real."""
+"""The roads of a request to a function on another machine: the home's Envoy here, that machine's in a network of its own, mutual
+TLS between them, all real. On one road the home's leads to the revision, and the other one copies bytes; on the other it hands
+the request over by HTTP/2."""
 
 from __future__ import annotations
 
@@ -9,91 +10,23 @@ import contextlib
 import hashlib
 import json
 import re
+import shutil
 import socket
 import ssl
 import time
-from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
-from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
-from gateway_world import Answer, Backend, Request, Response, SleepyReplica, World, echo, plain, reply, until
+from gateway_machines import LED, PORT, NodeWorld, both_roads, hand_over, lead, machines
+from gateway_world import Request, Response, SleepyReplica, echo, plain, reply, until
 from network import Elsewhere, elsewhere
 
-from steelyard.clock import SystemClock
-from steelyard.config import Paths, Settings
 from steelyard.errors import EdgeFailed
 from steelyard.gateway import Cluster, GatewayDesired, Neighbour, Neighbourhood, Route
-from steelyard.gateway.envoy import Envoy
-from steelyard.gateway.mutual_tls import read_certificate, render_client, write_certificate
+from steelyard.gateway.mutual_tls import BYTES, read_certificate, render_client
 from steelyard.gateway.render import render_static
 from steelyard.model.certificate import Certificate, Identity, Role
 from steelyard.store.authority import Authority
-
-PORT = 7443
-
-
-class NodeWorld(World):
-    """Envoy of another machine, with no door but the home's gateway's."""
-
-    def __init__(self, folder: Path, there: Elsewhere, port: int = PORT) -> None:
-        folder.mkdir()
-        self.host, self.argv, self.port = there.address, tuple(there.command()), port
-        self.paths = Paths(home=folder / "h", run=folder / "r")
-        self.settings = Settings(1, "127.0.0.1", 0, there.address, port, 0, 0, "tester", 0, node_gateway=True)
-        self.envoy = Envoy(self.paths, self.settings, SystemClock())
-        self.folder = folder
-        self.process = None
-
-
-@dataclass
-class Machines:
-    authority: Authority
-    home: World
-    node: NodeWorld
-    neighbour: Neighbour
-
-    @property
-    def around(self) -> Neighbourhood:
-        return Neighbourhood((self.neighbour,))
-
-    def issue(self, role: Role, name: str) -> Certificate:
-        return self.authority.issue(role, name, (), time.time_ns() // 1000, 3600.0)
-
-    def give(self, world: World, role: Role, name: str) -> Certificate:
-        certificate = self.issue(role, name)
-        write_certificate(world.paths, certificate, self.authority.certificate_pem(time.time_ns() // 1000))
-        return certificate
-
-    async def route(self, *clusters: Cluster, public: bool = True, keys: tuple[str, ...] = ()) -> None:
-        """Every function is on the node alone."""
-        names = [cluster.name.partition(".")[0] for cluster in clusters]
-        here = tuple(Route(name, ((cluster.name, 100),), False) for name, cluster in zip(names, clusters, strict=True))
-        await self.node.envoy.apply(GatewayDesired(clusters, here))
-        away = tuple(Route(name, ((self.around.name, 100),), public, away=True) for name in names)
-        await self.home.envoy.apply(GatewayDesired((), away, keys, (self.around,)))
-
-
-@asynccontextmanager
-async def machines(
-    folder: Path, there: Elsewhere, *backends: tuple[str, Answer]
-) -> AsyncIterator[tuple[Machines, list[Backend]]]:
-    folder.mkdir(exist_ok=True)
-    home, node = World(folder), NodeWorld(folder / "n", there)
-    made = Machines(Authority(home.paths.authority), home, node, Neighbour("n1", there.address, PORT))
-    servers = [node.backend(name, answer) for name, answer in backends]
-    try:
-        made.give(home, Role.GATEWAY, "home")
-        made.give(node, Role.NODE_GATEWAY, "n1")
-        for server in servers:
-            await server.start()
-        await asyncio.gather(home.start(), node.start())
-        yield made, servers
-    finally:
-        await asyncio.gather(home.kill(), node.kill())
-        for server in servers:
-            await server.stop()
 
 
 @pytest.fixture(scope="module")
@@ -102,14 +35,17 @@ def there() -> object:
         yield made
 
 
-def test_request_arrives_as_on_its_own_machine(home: Path, there: Elsewhere) -> None:
+@both_roads
+def test_request_arrives_as_on_its_own_machine(home: Path, there: Elsewhere, road: str) -> None:
     async def run() -> None:
         async with machines(home, there, ("hello.1", echo), ("hello.2", echo)) as (made, (first, second)):
             one, two = made.node.cluster("hello.1"), made.node.cluster("hello.2")
             here = (Route("hello", (("hello.1", 100),), False), Route("hello", (("hello.2", 100),), False, "next"))
-            away = tuple(Route("hello", (("@n1", 100),), False, route.tag, away=True) for route in here)
+            keys = ("sk-one",)
             await made.node.envoy.apply(GatewayDesired((one, two), here))
-            await made.home.envoy.apply(GatewayDesired((), away, ("sk-one",), (made.around,)))
+            await made.home.envoy.apply(
+                lead((one, two), here, keys, made.around) if road == LED else hand_over(here, keys, made.around)
+            )
             lies = {"x-steelyard-start": "1", "x-steelyard-prefix": "/lie", "x-forwarded-for": "1.2.3.4"}
             for target, host, path, prefix, backend in [
                 ("/hello/a/b?q=/hello/", "gateway.test", "/a/b?q=/hello/", "/hello", first),
@@ -140,13 +76,16 @@ def test_request_arrives_as_on_its_own_machine(home: Path, there: Elsewhere) -> 
     asyncio.run(run())
 
 
-def test_sleeping_function_wakes_and_posts_around_its_idle_moment_are_executed_once(home: Path, there: Elsewhere) -> None:
+@both_roads
+def test_sleeping_function_wakes_and_posts_around_its_idle_moment_are_executed_once(
+    home: Path, there: Elsewhere, road: str
+) -> None:
     async def run() -> None:
         async with machines(home, there) as (made, _):
             backend = made.node.backend("idle.1")
             replica = SleepyReplica(backend, idle_s=0.16)
             backend.answer = replica.answer
-            await made.route(made.node.cluster("idle.1", idle_timeout_s=0.08))
+            await made.route(made.node.cluster("idle.1", idle_timeout_s=0.08), road=road)
             try:
                 sent = []
                 for round_ in range(25):
@@ -164,7 +103,8 @@ def test_sleeping_function_wakes_and_posts_around_its_idle_moment_are_executed_o
     asyncio.run(run())
 
 
-def test_quiet_streams_and_websockets_are_not_cut(home: Path, there: Elsewhere) -> None:
+@both_roads
+def test_quiet_streams_and_websockets_are_not_cut(home: Path, there: Elsewhere, road: str) -> None:
     async def answer(request: Request, writer: asyncio.StreamWriter) -> None:
         if (request.header("upgrade") or "").lower() == "websocket":
             await shake(request, writer)
@@ -190,7 +130,7 @@ def test_quiet_streams_and_websockets_are_not_cut(home: Path, there: Elsewhere) 
 
     async def run() -> None:
         async with machines(home, there, ("quiet.1", answer)) as (made, (backend,)):
-            await made.route(made.node.cluster("quiet.1", idle_timeout_s=1.0))
+            await made.route(made.node.cluster("quiet.1", idle_timeout_s=1.0), road=road)
             stream = asyncio.create_task(made.home.fetch("/quiet/"))
             async with made.home.connection() as (reader, writer):
                 writer.write(
@@ -208,7 +148,8 @@ def test_quiet_streams_and_websockets_are_not_cut(home: Path, there: Elsewhere) 
     asyncio.run(run())
 
 
-def test_refusals_of_the_machine_come_through_and_a_client_that_left_is_felt_there(home: Path, there: Elsewhere) -> None:
+@both_roads
+def test_refusals_come_through_and_a_client_that_left_is_felt_there(home: Path, there: Elsewhere, road: str) -> None:
     async def run() -> None:
         release = asyncio.Event()
 
@@ -236,15 +177,18 @@ def test_refusals_of_the_machine_come_through_and_a_client_that_left_is_felt_the
 
         async with machines(home, there, ("busy.1", hold), ("ill.1", busy), ("left.1", stream)) as (made, (backend, _, _)):
             clusters = (made.node.cluster("busy.1", connections_max=1, pending_max=2), made.node.cluster("ill.1"))
-            await made.route(*clusters, made.node.cluster("left.1"), made.node.cluster("none.1"))
+            await made.route(*clusters, made.node.cluster("left.1"), made.node.cluster("none.1"), road=road)
             calls = [asyncio.create_task(made.home.fetch("/busy/"))]
             await until(lambda: len(backend.seen) == 1)
             calls += [asyncio.create_task(made.home.fetch("/busy/")) for _ in range(6)]
             await until(lambda: sum(call.done() for call in calls) == 4)
-            assert await made.node.envoy.pending() == {"busy.1": 2}
+            assert await (made.home if road == LED else made.node).envoy.pending() == {"busy.1": 2}
             ill, none = await asyncio.gather(made.home.fetch("/ill/"), made.home.fetch("/none/"))
             assert (ill.status, ill.problem["code"], ill.headers["retry-after"]) == (503, "start-failed", "7")
-            assert (none.status, none.problem["code"]) == (503, "function-unreachable") and "retry-after" in none.headers
+            if road == LED:  # the other gateway had said that it is there, and has closed since: it may have been asked
+                assert (none.status, none.problem["code"]) == (502, "replica-lost")
+            else:
+                assert (none.status, none.problem["code"]) == (503, "function-unreachable") and "retry-after" in none.headers
             async with made.home.connection() as (reader, writer):
                 writer.write(b"GET /left/ HTTP/1.1\r\nhost: x\r\n\r\n")
                 await reader.readuntil(b"\r\n\r\n1\r\na\r\n")
@@ -259,17 +203,33 @@ def test_refusals_of_the_machine_come_through_and_a_client_that_left_is_felt_the
     asyncio.run(run())
 
 
-async def ask_directly(address: str, trusted: bytes, own: Certificate | None, folder: Path) -> tuple[bytes, bytes]:
-    """Who answers at a machine's door (its certificate), and what to an HTTP/2 preface. Raises when one side refuses."""
+def present(trusted: bytes, own: Certificate | None, folder: Path, protocol: str) -> ssl.SSLContext:
     context = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
     context.check_hostname = False
     context.load_verify_locations(cadata=trusted.decode())
-    context.set_alpn_protocols(["h2"])
+    context.set_alpn_protocols([protocol])
     if own is not None:
         file = folder / "own.pem"
         file.write_bytes(own.key_pem + own.certificate_pem)
         context.load_cert_chain(file)
-    reader, writer = await asyncio.open_connection(address, PORT, ssl=context)
+    return context
+
+
+async def ask_for_bytes(address: str, context: ssl.SSLContext, name: str) -> bytes:
+    """What is answered to a request on a connection to that revision. Raises when one side refuses."""
+    reader, writer = await asyncio.open_connection(address, PORT, ssl=context, server_hostname=name)
+    try:
+        assert writer.get_extra_info("ssl_object").selected_alpn_protocol() == BYTES
+        writer.write(b"GET / HTTP/1.1\r\nhost: x\r\n\r\n")
+        async with asyncio.timeout(20):
+            return await reader.readuntil(b"\r\n")
+    finally:
+        writer.transport.abort()
+
+
+async def ask_directly(address: str, trusted: bytes, own: Certificate | None, folder: Path) -> tuple[bytes, bytes]:
+    """Who answers at a machine's door (its certificate), and what to an HTTP/2 preface. Raises when one side refuses."""
+    reader, writer = await asyncio.open_connection(address, PORT, ssl=present(trusted, own, folder, "h2"))
     try:
         tls = writer.get_extra_info("ssl_object")
         assert tls.selected_alpn_protocol() == "h2"
@@ -300,6 +260,15 @@ def test_only_the_homes_gateway_is_let_in_and_only_the_right_machine_is_asked(ho
             ):
                 with pytest.raises((ssl.SSLError, ConnectionError, asyncio.IncompleteReadError)):
                     await ask_directly(there.address, trusted, wrong, home)
+                with pytest.raises((ssl.SSLError, ConnectionError, asyncio.IncompleteReadError)):
+                    await ask_for_bytes(there.address, present(trusted, wrong, home, BYTES), "hello.1")
+            assert not backend.accepted, "it would have been woken"
+            known = present(trusted, made.issue(Role.GATEWAY, "home"), home, BYTES)
+            assert await ask_for_bytes(there.address, known, "hello.1") == b"HTTP/1.1 200 OK\r\n"
+            for nobody in ("hello.2", "hello", ""):
+                with pytest.raises((ssl.SSLError, ConnectionError, asyncio.IncompleteReadError)):
+                    await ask_for_bytes(there.address, known, nobody)
+            assert (backend.accepted, len(backend.seen)) == (1, 1)
             assert (await made.home.fetch("/hello/")).status == 200
             # another machine of the same home at that address: it is not asked
             around = Neighbourhood((Neighbour("n2", there.address, PORT),))
@@ -307,7 +276,11 @@ def test_only_the_homes_gateway_is_let_in_and_only_the_right_machine_is_asked(ho
             await made.home.envoy.apply(GatewayDesired((), (route,), (), (around,)))
             answer = await made.home.fetch("/hello/")
             assert (answer.status, answer.problem["code"]) == (503, "function-unreachable")
-            assert len(backend.seen) == 1
+            here = (Route("hello", (("hello.1", 100),), True),)
+            await made.home.envoy.apply(lead((made.node.cluster("hello.1"),), here, (), around))
+            answer = await made.home.fetch("/hello/")
+            assert (answer.status, answer.problem["code"]) == (503, "function-unreachable")
+            assert len(backend.seen) == 2
             (made.node.paths.gateway / "certificate.json").unlink()
             with pytest.raises(EdgeFailed, match="no certificate"):
                 made.node.envoy.prepare()
@@ -315,10 +288,11 @@ def test_only_the_homes_gateway_is_let_in_and_only_the_right_machine_is_asked(ho
     asyncio.run(run())
 
 
-def test_certificates_are_replaced_under_load_without_a_failed_request(home: Path, there: Elsewhere) -> None:
+@both_roads
+def test_certificates_are_replaced_under_load_without_a_failed_request(home: Path, there: Elsewhere, road: str) -> None:
     async def run() -> None:
         async with machines(home, there, ("app.1", echo)) as (made, _):
-            await made.route(made.node.cluster("app.1"))
+            await made.route(made.node.cluster("app.1"), road=road)
             trusted, statuses, stop = made.authority.certificate_pem(0), [], asyncio.Event()
 
             async def client() -> None:
@@ -361,7 +335,8 @@ def test_certificates_are_replaced_under_load_without_a_failed_request(home: Pat
     asyncio.run(run())
 
 
-def test_killed_envoy_of_the_machine_loses_what_it_held_and_nothing_runs_twice(home: Path, there: Elsewhere) -> None:
+@both_roads
+def test_killed_envoy_of_the_machine_loses_what_it_held_and_nothing_runs_twice(home: Path, there: Elsewhere, road: str) -> None:
     async def run() -> None:
         release = asyncio.Event()
 
@@ -371,7 +346,7 @@ def test_killed_envoy_of_the_machine_loses_what_it_held_and_nothing_runs_twice(h
             reply(writer, b"done")
 
         async with machines(home, there, ("app.1", hold)) as (made, (backend,)):
-            await made.route(made.node.cluster("app.1"))
+            await made.route(made.node.cluster("app.1"), road=road)
             posts = [asyncio.create_task(made.home.fetch("/app/", method="POST", body=b"pay")) for _ in range(5)]
             await until(lambda: len(backend.seen) == 5)
             await made.node.kill()
@@ -392,21 +367,30 @@ def test_envoy_reads_neighbours_in_the_binary_file_as_what_it_validated(home: Pa
         async with machines(home, there) as (made, _):
             one, both = made.around, Neighbourhood((made.neighbour, Neighbour("n2", "10.1.2.3", 7000)))
             routes = (Route("one", ((one.name, 100),), True, away=True), Route("both", ((both.name, 100),), True, away=True))
-            desired = GatewayDesired((), routes, (), (one, both))
+            led = tuple(
+                Cluster(f"{name}.1", "", 8, 100, 2.5, members=each.members) for name, each in (("led", one), ("shared", both))
+            )
+            desired = GatewayDesired(led, routes, (), (one, both))
             await made.home.envoy.apply(desired)
             dump = await made.home.admin("/config_dump")
             static = json.loads(render_static(made.home.settings, desired, made.home.paths.gateway, "x"))["static_resources"]
             clusters = [item["cluster"] for part in dump["configs"] for item in part.get("dynamic_active_clusters", [])]
             for document in clusters:
                 del document["@type"]
-            assert plain(sorted(clusters, key=lambda cluster: cluster["name"])) == plain(static["clusters"])
+            assert plain(sorted(clusters, key=lambda cluster: cluster["name"])) == plain(
+                sorted(static["clusters"], key=lambda cluster: cluster["name"])
+            )
             transport = render_client(made.home.paths.gateway, [Identity(Role.NODE_GATEWAY, "n1")])
             assert transport in [document["transport_socket"] for document in clusters]
+            assert len(clusters) == 4
 
     asyncio.run(run())
 
 
-def test_of_two_machines_the_slow_one_gets_less_and_one_that_is_down_costs_no_request(home: Path, there: Elsewhere) -> None:
+@both_roads
+def test_of_two_machines_the_slow_one_gets_less_and_one_that_is_down_costs_no_request(
+    home: Path, there: Elsewhere, road: str
+) -> None:
     async def run() -> None:
         pace, release = {"slow": 0, "fast": 0}, asyncio.Event()
 
@@ -426,12 +410,12 @@ def test_of_two_machines_the_slow_one_gets_less_and_one_that_is_down_costs_no_re
                 made.give(other, Role.NODE_GATEWAY, "n2")
                 await backend.start()
                 await other.start()
+                here = (Route("app", (("app.1", 100),), True),)
                 for node in (made.node, other):
-                    here = (Route("app", (("app.1", 100),), False),)
                     await node.envoy.apply(GatewayDesired((node.cluster("app.1"),), here))
                 both = Neighbourhood((made.neighbour, Neighbour("n2", there.address, PORT + 1)))
-                away = (Route("app", ((both.name, 100),), True, away=True),)
-                await made.home.envoy.apply(GatewayDesired((), away, (), (both,)))
+                led = lead((made.node.cluster("app.1"),), here, (), both)
+                await made.home.envoy.apply(led if road == LED else hand_over(here, (), both))
                 held: list[asyncio.Task[Response]] = []
                 while not pace["slow"]:  # whose turn it is among those that hold nothing is chance
                     held.append(asyncio.create_task(made.home.fetch("/app/")))
@@ -453,16 +437,17 @@ def test_of_two_machines_the_slow_one_gets_less_and_one_that_is_down_costs_no_re
     asyncio.run(run())
 
 
-def test_a_machine_that_answers_nothing_is_left_alone_while_another_one_is_there(home: Path, there: Elsewhere) -> None:
+@both_roads
+def test_a_machine_that_answers_nothing_is_left_alone_while_another_one_is_there(home: Path, there: Elsewhere, road: str) -> None:
     async def run() -> None:
         async with machines(home, there, ("app.1", echo)) as (made, _):
             await made.route(made.node.cluster("app.1"))
             with socket.create_server(("127.0.0.1", 0)) as silent:  # the kernel accepts, and nobody says a word
                 silent.setblocking(False)
                 both = Neighbourhood((made.neighbour, Neighbour("n2", *silent.getsockname())))
-                await made.home.envoy.apply(
-                    GatewayDesired((), (Route("app", ((both.name, 100),), True, away=True),), (), (both,))
-                )
+                here = (Route("app", (("app.1", 100),), True),)
+                led = lead((made.node.cluster("app.1"),), here, (), both)
+                await made.home.envoy.apply(led if road == LED else hand_over(here, (), both))
                 answers = [await made.home.fetch("/app/") for _ in range(40)]
                 assert {answer.status for answer in answers} == {200}
                 tried = 0
@@ -471,5 +456,34 @@ def test_a_machine_that_answers_nothing_is_left_alone_while_another_one_is_there
                         silent.accept()[0].close()
                         tried += 1
                 assert tried <= 6, "of 40; half of them where nothing is learned from it"
+
+    asyncio.run(run())
+
+
+@pytest.mark.skipif(shutil.which("nft") is None, reason="NO NETWORK CAN BE CUT HERE: needs `nft` (Debian's nftables)")
+def test_a_machine_that_is_cut_off_while_it_answers_is_noticed_on_both_sides(home: Path, there: Elsewhere) -> None:
+    async def run() -> None:
+        left = asyncio.Event()
+
+        async def stream(request: Request, writer: asyncio.StreamWriter) -> None:
+            writer.write(b"HTTP/1.1 200 OK\r\ntransfer-encoding: chunked\r\n\r\n")
+            try:
+                while True:
+                    writer.write(b"1\r\na\r\n")
+                    await writer.drain()
+                    await asyncio.sleep(0.05)
+            except ConnectionError:
+                left.set()
+                raise
+
+        async with machines(home, there, ("app.1", stream)) as (made, _), made.home.connection() as (reader, writer):
+            await made.route(made.node.cluster("app.1"), road=LED)
+            writer.write(b"GET /app/ HTTP/1.1\r\nhost: x\r\n\r\n")
+            await reader.readuntil(b"1\r\na\r\n")
+            with there.cut():
+                async with asyncio.timeout(60):
+                    rest = await reader.read()  # to its end, which is not that of the answer
+                    assert not rest.endswith(b"0\r\n\r\n")
+                    await left.wait()
 
     asyncio.run(run())

@@ -44,6 +44,8 @@ print("awake on", socket.gethostname(), flush=True)
 
 async def app(scope, receive, send):
     host = socket.gethostname().encode()
+    if scope["path"].endswith("/revision"):
+        host = os.environ["REVISION"].encode()
     await send({"type": "http.response.start", "status": 200, "headers": []})
     await send({"type": "http.response.body", "body": host, "more_body": True})
     if scope["path"].endswith("/slow"):
@@ -257,6 +259,54 @@ def under_load(view: dict[str, Any], work: Callable[[], None]) -> list[tuple[int
         for each in clients:
             each.join()
     return answers
+
+
+def test_a_new_revision_takes_over_there_without_a_failed_request(shared: PoolCluster) -> None:
+    gate = shared.folder / "turned"
+
+    def put(revision: int, *more: str) -> None:
+        env = ("--env", f"REVISION={revision}", "--env", f"GATE={gate}")
+        shared.ok("deploy", write_app(shared), "--pool", POOL, "--name", "turns", "--public", *env, *more)
+
+    def tell(address: str = "") -> str:
+        status, said = ask(view | ({"url": view["url"].replace("/turns/", address)} if address else {}), "revision")
+        assert status == 200
+        return said.removesuffix(" done")
+
+    put(1)
+    view = shared.function("turns")
+    slow: list[tuple[int, str]] = []
+    stream = threading.Thread(target=lambda: slow.append(ask(view, "slow")), daemon=True)
+
+    def turn() -> None:
+        stream.start()
+        wait_until(lambda: shared.function("turns")["replicas"], 30, "a replica")
+        put(2)
+        assert {tell() for _ in range(20)} == {"2"}, "whoever deployed it reads no other"
+        put(3, "--traffic", "40", "--tag", "next")
+        assert tell("/turns@next/") == "3"
+        seen: set[str] = set()
+        wait_until(lambda: seen.add(tell()) or seen == {"2", "3"}, 30, "both to answer")
+        shared.ok("traffic", "turns", "2=100")
+        alone = [{"revision": 2, "percent": 100}]
+        wait_until(lambda: shared.function("turns")["routes"]["shares"] == alone, 30, "it to be moved")
+        assert {tell() for _ in range(20)} == {"2"}
+        assert tell("/turns@next/") == "3"
+        assert not slow, "it is not over yet"
+        gate.touch()  # what revision 1 began it answers
+        stream.join()
+
+    answers = under_load(view, turn)
+    assert {status for status, _ in [*answers, *slow]} == {200}
+    told = {(each["revision"], each["state"]) for each in json.loads(shared.ok("revisions", "turns", "--json"))}
+    assert (2, "READY") in told and (1, "RETIRED") in told
+
+    def is_left() -> bool:
+        live = {each["replica"].split(".")[1] for each in json.loads(shared.ok("proof", "turns", "--json"))}
+        return live <= {"2", "3"}
+
+    wait_until(is_left, 30, "the first revision to end")
+    shared.ok("delete", "turns")
 
 
 def number_of(cluster: PoolCluster, pilot: dict[str, Any]) -> str:

@@ -35,7 +35,7 @@ from steelyard.agent.trial import RolloutFailed, make_ready, socket_name, socket
 from steelyard.errors import SteelyardError, Unreachable
 from steelyard.gateway import Cluster, Route
 from steelyard.model.coldstart import ColdStart
-from steelyard.model.function import FunctionState, RevisionState, Routes
+from steelyard.model.function import FunctionState, Reach, RevisionState, Routes
 from steelyard.model.ids import FunctionName
 from steelyard.model.image import Image
 from steelyard.model.job import Plan
@@ -114,6 +114,11 @@ class FunctionHost:
         if self._rollout is not None and self._rollout_of not in desired:
             self._rollout.cancel()
         self._start(self._turn())
+
+    @property
+    def led(self) -> set[int]:
+        """Revisions that the home's gateway may lead to: it is told of a move after this machine's is."""
+        return {revision for function in self.desired.values() for revision in function.led}
 
     @property
     def newest(self) -> AssignedFunction | None:
@@ -343,10 +348,14 @@ class FunctionHost:
         now_ns = self._edges.clock.mono_ns()
         for host, since_ns in list(self.draining):
             host.tick()
+            if host.function.revision in self.led:
+                continue
             if not host.replicas and host.queued == 0 and now_ns - since_ns > DRAIN_MIN_S * 1e9:
                 self.draining.remove((host, since_ns))
                 self._close(host)
                 self._on_change()
+                if self._edges.settings.node_gateway:
+                    self._start(self._forget_cluster())
         self._tell_counts(now_ns, last=not awake)
         return awake or bool(self.draining)
 
@@ -358,6 +367,13 @@ class FunctionHost:
         if found != self._told and now_ns - self._told_ns >= wait_s * 1e9:
             self._told, self._told_ns = found, now_ns
             self._on_change()
+
+    async def _forget_cluster(self) -> None:
+        """The gateway may be told again: it was to know a revision for as long as the home's did."""
+        try:
+            await self._apply_routes()
+        except SteelyardError as err:
+            log.warning("%s: the gateway was not told of its end: %s", self.name, err)
 
     @property
     def lends(self) -> bool:
@@ -376,7 +392,11 @@ class FunctionHost:
         """What Envoy should know of the revisions that are reached."""
         routes = self._coming or self.routes
         hosts = {revision: self.ready[revision] for revision in sorted(routes.revisions)}
-        clusters = {revision: self._cluster(host) for revision, host in hosts.items()}
+        known = dict(hosts)
+        if self._edges.settings.node_gateway:
+            # the home's gateway may still lead to what nothing here does
+            known |= {host.function.revision: host for host in self.hosts if host is not self._rolling}
+        clusters = {revision: self._cluster(known[revision]) for revision in sorted(known)}
         found: list[Route] = []
         if routes.shares:
             targets = tuple((clusters[share.revision].name, share.percent) for share in routes.shares)
@@ -424,8 +444,17 @@ class FunctionHost:
             queued=sum(host.queued + host.pending for host in reached),
             lends=self.lends,
             routes=self.routes,
+            reach=self._reachable() if self._edges.settings.node_gateway else (),
             revisions=self._seen_revisions(),
         )
+
+    def _reachable(self) -> tuple[Reach, ...]:
+        """How the home's gateway may lead to what is routed. Not to a program whose connections serve one request each: every
+        request would wait for another handshake."""
+        clusters = [(revision, self._cluster(self.ready[revision])) for revision in sorted(self.routes.revisions)]
+        if any(cluster.requests_per_connection is not None for _, cluster in clusters):
+            return ()
+        return tuple(Reach(key, each.connections_max, each.pending_max, each.idle_timeout_s) for key, each in clusters)
 
     def _seen_revisions(self) -> tuple[RevisionSeen, ...]:
         """Every one that is here, is to be, or was until just now."""

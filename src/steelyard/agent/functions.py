@@ -12,6 +12,7 @@ import msgspec
 
 from steelyard.agent.devices import DeviceKeeper, devices_of
 from steelyard.agent.edges import Edges
+from steelyard.agent.elsewhere import make_elsewhere
 from steelyard.agent.execs import ExecHost
 from steelyard.agent.function import FunctionHost
 from steelyard.agent.function_proofs import prove_replicas
@@ -32,7 +33,7 @@ from steelyard.agent.trial import socket_name, socket_path
 from steelyard.agent.visits import Visits, find_inside
 from steelyard.agent.weights import Weights, WeightsKeeper
 from steelyard.errors import SteelyardError
-from steelyard.gateway import GatewayDesired, Neighbour, Neighbourhood, Route, name_neighbourhood
+from steelyard.gateway import GatewayDesired
 from steelyard.model.coldstart import ColdStart
 from steelyard.model.function import ReplicaEnd
 from steelyard.model.ids import FunctionName, WorkloadId, name_logs
@@ -185,9 +186,11 @@ class FunctionKeeper:
             pairs = [self._hosts[name].gateway() for name in sorted(self._hosts)]
             clusters = tuple(cluster for clusters, _ in pairs for cluster in clusters)
             routes = tuple(route for _, routes in pairs for route in routes)
-            elsewhere = [route for function in away for route in make_away_routes(function)]
-            around = make_neighbourhoods(away, self._neighbours)
-            await self._edges.gateway.apply(GatewayDesired(clusters, (*routes, *elsewhere), keys, around))
+            elsewhere = make_elsewhere(away, self._neighbours)
+            desired = GatewayDesired(
+                (*clusters, *elsewhere.clusters), (*routes, *elsewhere.routes), keys, elsewhere.neighbourhoods
+            )
+            await self._edges.gateway.apply(desired)
             self._keys_told = keys
             self._told.set()
             if away != self.away_told:
@@ -566,18 +569,6 @@ class FunctionKeeper:
         self._weights.close()
         for host in self._hosts.values():
             host.close()
-
-
-def make_away_routes(function: AwayFunction) -> list[Route]:
-    targets = ((name_neighbourhood(function.machines), 100),) if function.machines else ()
-    return [Route(function.name, targets, function.public, tag, away=True) for tag in ("", *function.tags)]
-
-
-def make_neighbourhoods(away: Iterable[AwayFunction], neighbours: Iterable[AssignedNeighbour]) -> tuple[Neighbourhood, ...]:
-    """Those that functions are on; each once."""
-    known = {each.machine: Neighbour(each.machine, each.host, each.port) for each in neighbours}
-    wanted = sorted({function.machines for function in away if function.machines})
-    return tuple(Neighbourhood(tuple(known[machine] for machine in machines if machine in known)) for machines in wanted)
 
 
 def _use(name: str, template: TemplateKeeper) -> TemplateUse:

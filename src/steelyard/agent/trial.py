@@ -17,6 +17,7 @@ from steelyard.agent.readiness import POLL_FIRST_S, POLL_S, make_listener
 from steelyard.agent.replica import FAILED, SERVING
 from steelyard.agent.revision import RevisionHost
 from steelyard.errors import SteelyardError
+from steelyard.gateway import name_revision
 from steelyard.lifecycle.wants_root import explain_root
 from steelyard.model.reason import Reason
 from steelyard.runtime.ask import ask
@@ -107,7 +108,7 @@ def _log_tail(edges: Edges, host: RevisionHost) -> str:
 
 
 def socket_name(function: AssignedFunction) -> str:
-    return f"{function.name}.{function.revision}"
+    return name_revision(function.name, function.revision)
 
 
 def socket_path(edges: Edges, function: AssignedFunction) -> Path:

@@ -27,6 +27,7 @@ from steelyard.model.machine import Machine
 from steelyard.model.mount import MountedVolume, VolumeMount
 from steelyard.model.secret import Secret
 from steelyard.model.volume import Volume
+from steelyard.scaling.places import decide_leads
 from steelyard.store import Store, Tx
 from steelyard.wire.agent import (
     AssignedFunction,
@@ -169,6 +170,7 @@ def render_assignment(seen: Seen, secrets: Secrets, machine: MachineId = OWN_MAC
                 percent=each.percent,
                 tags=each.tags,
                 volumes=find_volumes(volumes, each.spec.volumes, function.owner),
+                led=() if own else _find_led(function),
             )
             for function in functions
             for each in function.live.values()
@@ -247,7 +249,12 @@ def send_away(function: Function) -> AwayFunction:
     reached = {share.revision for place in function.places for share in place.routes.shares}
     specs = [each.spec for key, each in function.live.items() if each.percent or key in reached]
     tags = sorted({tag for each in function.live.values() for tag in each.tags})
-    return AwayFunction(function.name, all(spec.public for spec in specs), tuple(tags), function.targets)
+    return AwayFunction(function.name, all(spec.public for spec in specs), tuple(tags), function.targets, decide_leads(function))
+
+
+def _find_led(function: Function) -> tuple[int, ...]:
+    """What the home's gateway leads to, or is about to."""
+    return tuple(sorted(function.led.revisions | {each.reach.revision for each in decide_leads(function)}))
 
 
 def _find_neighbours(seen: Seen) -> tuple[AssignedNeighbour, ...]:

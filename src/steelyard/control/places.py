@@ -27,7 +27,7 @@ from steelyard.placement.refusal import Refusal
 from steelyard.scaling.places import Fleet, Plans, decide_places, sum_up
 from steelyard.scheduling.snapshot import Holding
 from steelyard.store import Event, Store, Tx
-from steelyard.wire.agent import FunctionSeen
+from steelyard.wire.agent import AwayFunction, FunctionSeen
 
 #: a machine that fell silent, or is heard again, is noticed after that long
 TICK_S, IDLE_S = 2.0, 60.0
@@ -169,16 +169,15 @@ class _Reserve:
 def apply_place(function: Function, machine: MachineId, seen: FunctionSeen) -> Function | None:
     """The function with what that machine's agent says of it; None when the row says so already."""
     places = tuple(_note(place, seen) if place.machine == machine else place for place in function.places)
-    return _changed(function, places, function.reached)
+    return _changed(function, msgspec.structs.replace(function, places=places))
 
 
-def apply_reached(function: Function, machines: tuple[MachineId, ...]) -> Function | None:
-    """The same for what the home's gateway says: it sends requests to these."""
-    return _changed(function, function.places, machines)
+def apply_reached(function: Function, seen: AwayFunction) -> Function | None:
+    """The same for what the home's gateway says: it sends requests there."""
+    return _changed(function, msgspec.structs.replace(function, reached=seen.machines, led=seen.led))
 
 
-def _changed(before: Function, places: tuple[Place, ...], reached: tuple[MachineId, ...]) -> Function | None:
-    after = msgspec.structs.replace(before, places=places, reached=reached)
+def _changed(before: Function, after: Function) -> Function | None:
     missing = before.detail if before.reason is Reason.NO_MACHINE else ""
     after = after if after == before else sum_up(after, missing)
     return None if after == before else msgspec.structs.replace(after, generation=before.generation + 1)
@@ -190,6 +189,7 @@ def _note(place: Place, seen: FunctionSeen) -> Place:
         state=seen.state,
         revision=seen.revision,
         routes=seen.routes,
+        reach=seen.reach,
         replicas=seen.replicas,
         waking=seen.waking,
         queued=seen.queued,

@@ -213,7 +213,7 @@ def _find_finishing(machine: Machine, report: wire.Report, present: frozenset[Fu
 
 def _apply(before: Function, machine: Machine, seen: wire.FunctionSeen | wire.AwayFunction) -> Function | None:
     if isinstance(seen, wire.AwayFunction):
-        return apply_reached(before, seen.machines) if before.spec.pool and not machine.pool else None
+        return apply_reached(before, seen) if before.spec.pool and not machine.pool else None
     if before.spec.pool:
         return apply_place(before, machine.place, seen)
     return None if machine.pool else apply_function(before, seen)

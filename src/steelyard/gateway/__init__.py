@@ -9,22 +9,6 @@ from typing import Protocol
 import msgspec
 
 
-class Cluster(msgspec.Struct, frozen=True):
-    """One revision behind its listening socket. STATIC: nothing changes here when replicas come and go."""
-
-    #: `<function>.<revision>`
-    name: str
-    socket_path: str
-    #: replicas_max x concurrency
-    connections_max: int
-    #: queue_max; more is answered 429
-    pending_max: int
-    #: Envoy closes idle upstream connections after this: min(5 s, the function's idle_timeout / 2)
-    idle_timeout_s: float
-    #: 1 for programs behind a relay (their connections can't be asked to close), None for our runner
-    requests_per_connection: int | None = None
-
-
 class Neighbour(msgspec.Struct, frozen=True):
     """The gateway of another machine. It routes what comes to it by function, as this one does."""
 
@@ -34,9 +18,33 @@ class Neighbour(msgspec.Struct, frozen=True):
     port: int
 
 
+class Cluster(msgspec.Struct, frozen=True):
+    """One revision behind its listening socket. STATIC: nothing changes here when replicas come and go."""
+
+    #: of `name_revision`
+    name: str
+    #: "" where it is on other machines
+    socket_path: str
+    #: replicas_max x concurrency, of each machine
+    connections_max: int
+    #: queue_max, of each machine; more is answered 429
+    pending_max: int
+    #: Envoy closes idle upstream connections after this: min(5 s, the function's idle_timeout / 2)
+    idle_timeout_s: float
+    #: 1 for programs behind a relay (their connections can't be asked to close), None for our runner
+    requests_per_connection: int | None = None
+    #: the other machines that it is on, if it is on others: each passes connections on to its socket there
+    members: tuple[Neighbour, ...] = ()
+
+
+def name_revision(function: str, revision: int) -> str:
+    """Of its cluster, on whichever machine: gateways name it so to each other."""
+    return f"{function}.{revision}"
+
+
 class Neighbourhood(msgspec.Struct, frozen=True):
-    """One or more of them, that are asked in turns: who has the fewest requests of ours. All functions that are on just these are
-    reached over the same connections."""
+    """One or more of them, that are asked in turns: who has the fewest requests of ours. All functions that are on just
+    these, and whose requests find their revision there, are reached over the same connections."""
 
     members: tuple[Neighbour, ...]
 

@@ -57,7 +57,9 @@ def _check_cluster(cluster: Cluster) -> list[Finding]:
     if not NAME.fullmatch(function) or not revision.isascii() or not revision.isdigit():
         findings.append(Finding("name-unsafe", cluster.name, f"{cluster.name!r} is not <function>.<revision>"))
     path = cluster.socket_path
-    if not path.startswith("/") or "\0" in path:
+    if cluster.members:
+        findings += [finding for neighbour in cluster.members for finding in _check_neighbour(neighbour)]
+    elif not path.startswith("/") or "\0" in path:
         findings.append(Finding("socket-path", cluster.name, f"{path!r} is not an absolute path"))
     elif len(path.encode()) > SOCKET_PATH_BYTES_MAX:
         findings.append(Finding("socket-path", cluster.name, f"{path} is longer than {SOCKET_PATH_BYTES_MAX} bytes"))

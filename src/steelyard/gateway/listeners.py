@@ -14,7 +14,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from steelyard.config import Settings, bind_address
-from steelyard.gateway.mutual_tls import HOME_GATEWAY, render_server
+from steelyard.gateway.mutual_tls import BYTES, HOME_GATEWAY, render_server
 from steelyard.gateway.protobuf import typed
 
 Json = dict[str, object]
@@ -24,8 +24,14 @@ KEY_FILTER = "envoy.filters.http.rbac"
 BUFFER_BYTES = 256 * 1024
 RETRY_AFTER_S = 1
 LOOPBACK = "127.0.0.1"
+#: a connection to another machine that says nothing for so long is asked, and closed when it does not answer for as long again
+ALIVE_S = 10.0
+_SOL_SOCKET, _SO_KEEPALIVE = 1, 9
+_IPPROTO_TCP, _TCP_KEEPIDLE, _TCP_KEEPINTVL, _TCP_USER_TIMEOUT = 6, 4, 5, 18
 #: on a pilot's machine: the home's gateway
 HOME_CLUSTER = "@home"
+#: no cluster: of a connection that names no revision
+_NOWHERE = "@nowhere"
 #: when the kernel refuses a connection (nobody listens, or the backlog is full); nothing was sent yet
 RETRIES = 3
 RETRY: Json = {
@@ -43,13 +49,22 @@ RETRY: Json = {
 }
 
 
+def _socket_option(level: int, name: int, value: int) -> Json:
+    # 64 bits wide: text in JSON
+    return {"level": str(level), "name": str(name), "int_value": str(value)}
+
+
+#: what the kernel sent and nobody acknowledged for so long ends the connection
+TCP_GIVE_UP = _socket_option(_IPPROTO_TCP, _TCP_USER_TIMEOUT, int(2 * ALIVE_S * 1000))
+
+
 def render_listeners(settings: Settings, folder: Path, routes: Json) -> list[Json]:
     """`routes`: of functions, or where they are found."""
     host, port = settings.gateway_host, settings.gateway_port
     if settings.node_gateway:
         # the home's gateway alone is heard: it has asked for keys, and what it says of the client is taken over, as is its stamp
         manager = _manager(routes, [_change_headers(_strip("x-envoy-"))], believed=True)
-        doors = [_listener(LISTENER, host, port, manager, render_server(folder, HOME_GATEWAY))]
+        doors = [_pass_bytes(_listener(LISTENER, host, port, manager, render_server(folder, HOME_GATEWAY)), folder)]
         if settings.home_gateway:
             doors.append(_listener("home", LOOPBACK, settings.calls_port, _manager(_to_home(), []), None))
         return doors
@@ -106,6 +121,48 @@ def _listener(name: str, host: str, port: int, manager: Json, tls: Json | None) 
                 "filters": [{"name": "envoy.filters.network.http_connection_manager", "typed_config": manager}],
                 **({"transport_socket": tls} if tls is not None else {}),
             }
+        ],
+    }
+
+
+def _pass_bytes(listener: Json, folder: Path) -> Json:
+    """The listener, which also passes the bytes of a connection on to the revision that it is for, unread. Nothing of it is
+    connected to before the home's gateway is known to be who asks: whoever connects there wakes the function."""
+    named = {"text_format_source": {"inline_string": "%REQUESTED_SERVER_NAME%"}}
+    choose = typed(
+        "envoy.extensions.filters.network.set_filter_state.v3.Config",
+        {"on_new_connection": [{"object_key": "envoy.tcp_proxy.cluster", "format_string": named}]},
+    )
+    copy = typed(
+        "envoy.extensions.filters.network.tcp_proxy.v3.TcpProxy",
+        {
+            "stat_prefix": BYTES,
+            "cluster": _NOWHERE,
+            "idle_timeout": "0s",
+            "upstream_connect_mode": "ON_DOWNSTREAM_TLS_HANDSHAKE",
+            "max_early_data_bytes": BUFFER_BYTES,
+        },
+    )
+    chain: Json = {
+        "filter_chain_match": {"application_protocols": [BYTES]},
+        "filters": [
+            {"name": "envoy.filters.network.set_filter_state", "typed_config": choose},
+            {"name": "envoy.filters.network.tcp_proxy", "typed_config": copy},
+        ],
+        "transport_socket": render_server(folder, HOME_GATEWAY, BYTES),
+    }
+    chains = listener["filter_chains"]
+    assert isinstance(chains, list)
+    inspector = typed("envoy.extensions.filters.listener.tls_inspector.v3.TlsInspector", {})
+    return listener | {
+        "filter_chains": [chain, *chains],
+        "listener_filters": [{"name": "envoy.filters.listener.tls_inspector", "typed_config": inspector}],
+        # inherited by what is accepted: a home that is gone is noticed
+        "socket_options": [
+            _socket_option(_SOL_SOCKET, _SO_KEEPALIVE, 1),
+            _socket_option(_IPPROTO_TCP, _TCP_KEEPIDLE, int(ALIVE_S)),
+            _socket_option(_IPPROTO_TCP, _TCP_KEEPINTVL, int(ALIVE_S)),
+            TCP_GIVE_UP,
         ],
     }
 

@@ -24,6 +24,9 @@ CERTIFICATE_FILE, AUTHORITY_FILE = "certificate.json", "authority.pem"
 #: whom the gateway of another machine lets in
 HOME_GATEWAY = Identity(Role.GATEWAY, "home")
 _TLS = "envoy.extensions.transport_sockets.tls.v3."
+#: what is spoken between two gateways: requests that the other one routes, or the bytes of a connection to a revision, which is
+#: named as the server (SNI)
+REQUESTS, BYTES = "h2", "steelyard-bytes"
 
 
 class _Inline(msgspec.Struct):
@@ -67,29 +70,32 @@ def read_certificate(paths: Paths) -> tuple[bytes, bytes, bytes] | None:
     return None
 
 
-def render_server(folder: Path, peer: Identity | None) -> Json:
+def render_server(folder: Path, peer: Identity | None, protocol: str = REQUESTS) -> Json:
     """The transport of a listener that only `peer` may connect to; None: the gateways of all machines, and nobody else."""
     wanted: Json = {"exact": peer.address} if peer is not None else {"prefix": Identity(Role.NODE_GATEWAY, "").address}
-    context: Json = {"common_tls_context": _common(folder, [wanted]), "require_client_certificate": True}
+    context: Json = {"common_tls_context": _common(folder, [wanted], protocol), "require_client_certificate": True}
     return {
         "name": "envoy.transport_sockets.tls",
         "typed_config": {"@type": f"{TYPE_PREFIX}{_TLS}DownstreamTlsContext", **context},
     }
 
 
-def render_client(folder: Path, peers: Iterable[Identity]) -> Json:
-    """The transport of connections to these gateways, and to no others."""
-    context: Json = {"common_tls_context": _common(folder, [{"exact": peer.address} for peer in peers])}
+def render_client(folder: Path, peers: Iterable[Identity], revision: str = "") -> Json:
+    """The transport of connections to these gateways, and to no others; with `revision` they pass its bytes on to that."""
+    wanted: list[Json] = [{"exact": peer.address} for peer in peers]
+    context: Json = {"common_tls_context": _common(folder, wanted, BYTES if revision else REQUESTS)}
+    if revision:
+        context["sni"] = revision
     return {"name": "envoy.transport_sockets.tls", "typed_config": {"@type": f"{TYPE_PREFIX}{_TLS}UpstreamTlsContext", **context}}
 
 
-def _common(folder: Path, wanted: Iterable[Json]) -> Json:
+def _common(folder: Path, wanted: Iterable[Json], protocol: str) -> Json:
     return {
         "validation_context": {
             "trusted_ca": {"filename": str(folder / AUTHORITY_FILE)},
             "match_typed_subject_alt_names": [{"san_type": "URI", "matcher": each} for each in wanted],
         },
-        "alpn_protocols": ["h2"],
+        "alpn_protocols": [protocol],
         "tls_certificate_sds_secret_configs": [
             {"name": CERTIFICATE_FILE, "sds_config": make_source(folder, CERTIFICATE_FILE)},
         ],

@@ -30,7 +30,9 @@ FIELDS: Mapping[str, Mapping[str, tuple[int, str]]] = {
         "connect_timeout": (4, _DURATION),
         "per_connection_buffer_limit_bytes": (5, _WRAPPER),
         "circuit_breakers": (10, "envoy.config.cluster.v3.CircuitBreakers"),
+        "upstream_bind_config": (21, "envoy.config.core.v3.BindConfig"),
         "transport_socket": (24, "envoy.config.core.v3.TransportSocket"),
+        "upstream_connection_options": (30, "envoy.config.cluster.v3.UpstreamConnectionOptions"),
         "load_assignment": (33, "envoy.config.endpoint.v3.ClusterLoadAssignment"),
         "outlier_detection": (19, "envoy.config.cluster.v3.OutlierDetection"),
         "typed_extension_protocol_options": (36, "map:" + _ANY),
@@ -52,7 +54,14 @@ FIELDS: Mapping[str, Mapping[str, tuple[int, str]]] = {
     },
     "envoy.config.core.v3.TypedExtensionConfig": {"name": (1, "string"), "typed_config": (2, _ANY)},
     "envoy.extensions.load_balancing_policies.least_request.v3.LeastRequest": {"selection_method": (6, "number")},
-    "envoy.config.cluster.v3.CircuitBreakers": {"thresholds": (1, "envoy.config.cluster.v3.CircuitBreakers.Thresholds")},
+    "envoy.config.core.v3.BindConfig": {"socket_options": (3, "envoy.config.core.v3.SocketOption")},
+    "envoy.config.core.v3.SocketOption": {"level": (2, "number"), "name": (3, "number"), "int_value": (4, "number")},
+    "envoy.config.cluster.v3.UpstreamConnectionOptions": {"tcp_keepalive": (1, "envoy.config.core.v3.TcpKeepalive")},
+    "envoy.config.core.v3.TcpKeepalive": {"keepalive_time": (2, _WRAPPER), "keepalive_interval": (3, _WRAPPER)},
+    "envoy.config.cluster.v3.CircuitBreakers": {
+        "thresholds": (1, "envoy.config.cluster.v3.CircuitBreakers.Thresholds"),
+        "per_host_thresholds": (2, "envoy.config.cluster.v3.CircuitBreakers.Thresholds"),
+    },
     "envoy.config.cluster.v3.CircuitBreakers.Thresholds": {
         "max_connections": (2, _WRAPPER),
         "max_pending_requests": (3, _WRAPPER),
@@ -81,6 +90,7 @@ FIELDS: Mapping[str, Mapping[str, tuple[int, str]]] = {
     "envoy.config.core.v3.PathConfigSource": {"path": (1, "string")},
     "envoy.extensions.transport_sockets.tls.v3.UpstreamTlsContext": {
         "common_tls_context": (1, "envoy.extensions.transport_sockets.tls.v3.CommonTlsContext"),
+        "sni": (2, "string"),
     },
     "envoy.extensions.transport_sockets.tls.v3.CommonTlsContext": {
         "validation_context": (3, "envoy.extensions.transport_sockets.tls.v3.CertificateValidationContext"),

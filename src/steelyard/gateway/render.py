@@ -27,8 +27,18 @@ from pathlib import Path
 import msgspec
 
 from steelyard.config import Settings
-from steelyard.gateway import Cluster, GatewayDesired, Neighbourhood, Route
-from steelyard.gateway.listeners import BUFFER_BYTES, HOME_CLUSTER, KEY_FILTER, LISTENER, RETRY, render_headers, render_listeners
+from steelyard.gateway import Cluster, GatewayDesired, Neighbour, Neighbourhood, Route
+from steelyard.gateway.listeners import (
+    ALIVE_S,
+    BUFFER_BYTES,
+    HOME_CLUSTER,
+    KEY_FILTER,
+    LISTENER,
+    RETRY,
+    TCP_GIVE_UP,
+    render_headers,
+    render_listeners,
+)
 from steelyard.gateway.mutual_tls import HOME_GATEWAY, make_source, render_client
 from steelyard.gateway.protobuf import encode, encode_any, read_fields, typed, write_field
 from steelyard.model.certificate import Identity, Role
@@ -46,8 +56,6 @@ CONNECT_TIMEOUT_S = 5
 SEVERAL_CONNECT_TIMEOUT_S = 2
 #: one that could not be connected to is left alone for so long
 LEFT_ALONE_S = 5.0
-#: a connection to another machine that says nothing for so long is asked, and closed when it does not answer for as long again
-ALIVE_S = 10.0
 #: circuit breakers that must never trip: what is bounded is connections and the queue
 UNBOUNDED = 1_000_000_000
 
@@ -68,13 +76,14 @@ def render_static(settings: Settings, desired: GatewayDesired, folder: Path, nod
     """The same content with clusters and routes inlined, for `envoy --mode validate`, which reads no dynamic file."""
     found = {f"/{route.segment}": _path_match_json(route) for route in desired.routes}
     hosts: list[Json] = [_paths_host(found), *map(_function_host, desired.routes)]
-    clusters = [*map(_cluster, desired.clusters), *(_neighbourhood(each, folder) for each in desired.neighbourhoods)]
+    clusters = [_cluster(each, folder) for each in desired.clusters]
+    clusters += [_neighbourhood(each, folder) for each in desired.neighbourhoods]
     return _pretty(_bootstrap(settings, folder, node, {"route_config": _route_config(desired.keys, hosts)}, clusters))
 
 
 def render_clusters(desired: GatewayDesired, folder: Path, kept: Mapping[str, bytes] | None = None) -> bytes:
     """`cds.pb`. `kept` are resources of an earlier file, by name, that must stay although `desired` has them no more."""
-    resources = dict(kept or {}) | {cluster.name: _cluster_resource(cluster) for cluster in desired.clusters}
+    resources = dict(kept or {}) | {cluster.name: _cluster_resource(cluster, folder) for cluster in desired.clusters}
     resources |= {each.name: _neighbourhood_resource(each, folder) for each in desired.neighbourhoods}
     return _discovery([resources[name] for name in sorted(resources)])
 
@@ -89,7 +98,7 @@ def render_routes(desired: GatewayDesired) -> bytes:
 def shape_of(desired: GatewayDesired) -> str:
     """What of `desired` decides whether Envoy can understand it, apart from names and numbers that `check_gateway` judges.
     Two states of one shape differ only in how many there are of each kind."""
-    clusters = sorted({cluster.requests_per_connection is not None for cluster in desired.clusters})
+    clusters = sorted({(each.requests_per_connection is not None, min(2, len(each.members))) for each in desired.clusters})
     routes = sorted({(route.public, min(2, len(route.targets)), bool(route.tag), route.away) for route in desired.routes})
     neighbourhoods = sorted({min(2, len(each.members)) for each in desired.neighbourhoods})
     return repr((clusters, routes, bool(desired.keys), neighbourhoods))
@@ -151,7 +160,8 @@ def _seconds(seconds: float) -> str:
 def _bootstrap(settings: Settings, folder: Path, node: str, routes: Json, clusters: Sequence[Json]) -> Json:
     if settings.home_gateway:
         host, _, port = settings.home_gateway.rpartition(":")
-        clusters = [*clusters, _gateways(HOME_CLUSTER, [(host.strip("[]"), int(port), HOME_GATEWAY)], folder)]
+        address: Json = {"socket_address": {"address": host.strip("[]"), "port_value": int(port)}}
+        clusters = [*clusters, _gateways(HOME_CLUSTER, [address], [HOME_GATEWAY], folder)]
     kept = [{"prefix": prefix} for prefix in STATS_KEPT_PREFIXES] + [{"suffix": suffix} for suffix in STATS_KEPT_SUFFIXES]
     return {
         "node": {"id": node, "cluster": "steelyard"},
@@ -173,57 +183,75 @@ def _bootstrap(settings: Settings, folder: Path, node: str, routes: Json, cluste
     }
 
 
-def _cluster(cluster: Cluster) -> Json:
+def _cluster(cluster: Cluster, folder: Path) -> Json:
     common: Json = {"idle_timeout": _seconds(cluster.idle_timeout_s)}
     if cluster.requests_per_connection is not None:
         common["max_requests_per_connection"] = cluster.requests_per_connection
-    endpoint = {"endpoint": {"address": {"pipe": {"path": cluster.socket_path}}}}
+    several = len(cluster.members) > 1
+    machines = max(1, len(cluster.members))
+    bounds: Json = {
+        "thresholds": [
+            {
+                "max_connections": machines * cluster.connections_max,
+                "max_pending_requests": machines * cluster.pending_max,
+                "max_requests": UNBOUNDED,
+                "max_retries": UNBOUNDED,
+            }
+        ]
+    }
+    if several:
+        bounds["per_host_thresholds"] = [{"max_connections": cluster.connections_max}]
+    here: list[Json] = [{"pipe": {"path": cluster.socket_path}}]
+    addresses = _addresses(cluster.members) if cluster.members else here
     return {
         "name": cluster.name,
         "type": "STATIC",
-        "connect_timeout": f"{CONNECT_TIMEOUT_S}s",
+        "connect_timeout": f"{SEVERAL_CONNECT_TIMEOUT_S if several else CONNECT_TIMEOUT_S}s",
         "per_connection_buffer_limit_bytes": BUFFER_BYTES,
-        "load_assignment": {"cluster_name": cluster.name, "endpoints": [{"lb_endpoints": [endpoint]}]},
-        "circuit_breakers": {
-            "thresholds": [
-                {
-                    "max_connections": cluster.connections_max,
-                    "max_pending_requests": cluster.pending_max,
-                    "max_requests": UNBOUNDED,
-                    "max_retries": UNBOUNDED,
-                }
-            ]
-        },
+        "load_assignment": _load_assignment(cluster.name, addresses),
+        **(_AMONG_SEVERAL if several else {}),
+        **(_SURE_TO_LIVE if cluster.members else {}),
+        "circuit_breakers": bounds,
         "typed_extension_protocol_options": {
             _HTTP_PROTOCOL: typed(
                 _HTTP_PROTOCOL, {"common_http_protocol_options": common, "explicit_http_config": {"http_protocol_options": {}}}
             ),
         },
+        **({"transport_socket": render_client(folder, _identities(cluster.members), cluster.name)} if cluster.members else {}),
     }
 
 
+def _addresses(members: Iterable[Neighbour]) -> list[Json]:
+    return [{"socket_address": {"address": each.host, "port_value": each.port}} for each in members]
+
+
+def _identities(members: Iterable[Neighbour]) -> list[Identity]:
+    return [Identity(Role.NODE_GATEWAY, each.machine) for each in members]
+
+
+def _load_assignment(name: str, addresses: Iterable[Json]) -> Json:
+    endpoints = [{"endpoint": {"address": address}} for address in addresses]
+    return {"cluster_name": name, "endpoints": [{"lb_endpoints": endpoints}]}
+
+
 def _neighbourhood(neighbourhood: Neighbourhood, folder: Path) -> Json:
-    members = [(each.host, each.port, Identity(Role.NODE_GATEWAY, each.machine)) for each in neighbourhood.members]
-    return _gateways(neighbourhood.name, members, folder)
+    members = neighbourhood.members
+    return _gateways(neighbourhood.name, _addresses(members), _identities(members), folder)
 
 
-def _gateways(name: str, members: Sequence[tuple[str, int, Identity]], folder: Path) -> Json:
+def _gateways(name: str, addresses: Sequence[Json], identities: Iterable[Identity], folder: Path) -> Json:
     """Of other machines: where they are, and as whom they have to answer."""
     # Nothing is bounded here: what may wait for a function is for the gateway beside it to say. Connections stay, so that a wake
     # does not wait for another one, and are asked now and then whether the machine is still there. A machine whose replicas are
     # fewer, busier or slower has more of our requests open than the others, and so gets less of what comes.
-    several = len(members) > 1
-    addresses = [{"socket_address": {"address": host, "port_value": port}} for host, port, _ in members]
+    several = len(addresses) > 1
     http2 = {"allow_connect": True, "connection_keepalive": {"interval": _seconds(ALIVE_S), "timeout": _seconds(ALIVE_S)}}
     return {
         "name": name,
         "type": "STATIC",
         "connect_timeout": f"{SEVERAL_CONNECT_TIMEOUT_S if several else CONNECT_TIMEOUT_S}s",
         "per_connection_buffer_limit_bytes": BUFFER_BYTES,
-        "load_assignment": {
-            "cluster_name": name,
-            "endpoints": [{"lb_endpoints": [{"endpoint": {"address": address}} for address in addresses]}],
-        },
+        "load_assignment": _load_assignment(name, addresses),
         **(_AMONG_SEVERAL if several else {}),
         "circuit_breakers": {
             "thresholds": [dict.fromkeys(("max_connections", "max_pending_requests", "max_requests", "max_retries"), UNBOUNDED)]
@@ -237,14 +265,14 @@ def _gateways(name: str, members: Sequence[tuple[str, int, Identity]], folder: P
                 },
             ),
         },
-        "transport_socket": render_client(folder, [identity for _, _, identity in members]),
+        "transport_socket": render_client(folder, identities),
     }
 
 
 # At 1,000 functions a change of one is a change of one: what is rendered for the others is remembered.
 @functools.lru_cache(maxsize=8192)
-def _cluster_resource(cluster: Cluster) -> bytes:
-    return encode_any(typed("envoy.config.cluster.v3.Cluster", _cluster(cluster)))
+def _cluster_resource(cluster: Cluster, folder: Path) -> bytes:
+    return encode_any(typed("envoy.config.cluster.v3.Cluster", _cluster(cluster, folder)))
 
 
 @functools.lru_cache(maxsize=8192)
@@ -382,5 +410,10 @@ _AMONG_SEVERAL: Json = {
         "consecutive_local_origin_failure": 1,
         "enforcing_local_origin_success_rate": 0,
     },
+}
+# Connections of a revision's own have no pings of HTTP/2: the kernel asks, and gives up on what nobody acknowledges.
+_SURE_TO_LIVE: Json = {
+    "upstream_connection_options": {"tcp_keepalive": {"keepalive_time": int(ALIVE_S), "keepalive_interval": int(ALIVE_S)}},
+    "upstream_bind_config": {"socket_options": [TCP_GIVE_UP]},
 }
 _NO_KEY: Json = {KEY_FILTER: typed("envoy.config.route.v3.FilterConfig", {"disabled": True})}

@@ -140,6 +140,29 @@ class Routes(msgspec.Struct, frozen=True):
         return {share.revision for share in self.shares} | {revision for _, revision in self.tags}
 
 
+class Reach(msgspec.Struct, frozen=True):
+    """How a revision on another machine is reached from the home's gateway: by connections to itself, within these bounds."""
+
+    revision: int
+    #: at once; replicas_max x concurrency
+    connections_max: int
+    #: requests that may wait for one; more are answered 429
+    pending_max: int
+    #: a connection that is not used for so long is closed
+    idle_timeout_s: float
+
+
+class Lead(msgspec.Struct, frozen=True):
+    """Where the home's gateway leads a part of a function's requests: to a revision on other machines."""
+
+    reach: Reach
+    #: sorted; they have it
+    machines: tuple[MachineId, ...]
+    #: of the requests that no tag leads, 0..100
+    percent: int = 0
+    tags: tuple[str, ...] = ()
+
+
 class LiveRevision(msgspec.Struct, frozen=True):
     """A revision that may be reached: by a share of the traffic, by tags, or both."""
 
@@ -194,6 +217,8 @@ class Place(msgspec.Struct, frozen=True):
     #: the newest revision that its agent was given
     revision: int = 0
     routes: Routes = Routes()
+    #: of each revision that its gateway leads to; empty where requests have to find theirs at that gateway
+    reach: tuple[Reach, ...] = ()
     replicas: int = 0
     waking: int = 0
     queued: int = 0
@@ -243,6 +268,8 @@ class Function(msgspec.Struct, frozen=True):
     places: tuple[Place, ...] = ()
     #: machines that the home's gateway sends its requests to, as it says
     reached: tuple[MachineId, ...] = ()
+    #: revisions that it leads them to itself, as it says
+    led: Routes = Routes()
 
     @property
     def targets(self) -> tuple[MachineId, ...]:

@@ -18,7 +18,7 @@ from collections.abc import Callable, Collection, Mapping
 
 import msgspec
 
-from steelyard.model.function import Function, FunctionState, Place, Routes
+from steelyard.model.function import Function, FunctionState, Lead, Place, Routes
 from steelyard.model.ids import MachineId
 from steelyard.model.job import Plan
 from steelyard.model.reason import Reason
@@ -83,12 +83,50 @@ def _explain(pool: str, fleet: Fleet, refusals: Mapping[MachineId, str]) -> str:
     return f"The pool {pool} has no machine yet; `steelyard pool status {pool}` tells what it waits for"
 
 
+def decide_leads(function: Function) -> tuple[Lead, ...]:
+    """Where the home's gateway should lead its requests, by revision: each target gets the same part of them, and has it divided
+    as it says itself. None where a target has a revision that can't be reached so: then it divides each request itself."""
+    places = [place for place in function.places if place.machine in function.targets]
+    if any({each.revision for each in place.reach} != place.routes.revisions for place in places):
+        return ()
+    reach = {each.revision: each for place in places for each in place.reach}
+    tags = {tag: revision for place in places for tag, revision in sorted(place.routes.tags)}
+    parts = dict.fromkeys(reach, 0)
+    for share in [share for place in places for share in place.routes.shares]:
+        parts[share.revision] += share.percent
+    percents = _divide_hundred(parts)
+    return tuple(
+        Lead(
+            reach[revision],
+            tuple(sorted(place.machine for place in places if revision in place.routes.revisions)),
+            percents[revision],
+            tuple(sorted(tag for tag, tagged in tags.items() if tagged == revision)),
+        )
+        for revision in sorted(reach)
+        if percents[revision] or revision in tags.values()
+    )
+
+
+def _divide_hundred(parts: Mapping[int, int]) -> dict[int, int]:
+    """Whole numbers that sum to 100, by the largest remainders; who has a part gets one."""
+    total = sum(parts.values())
+    percents = {key: max(1, part * 100 // total) if part else 0 for key, part in parts.items()}
+    given = [key for key in parts if percents[key]]
+    for key in sorted(given, key=lambda key: (-(parts[key] * 100 % total), key))[: max(0, 100 - sum(percents.values()))]:
+        percents[key] += 1
+    if given:
+        percents[max(given, key=lambda key: (percents[key], -key))] += 100 - sum(percents.values())
+    return percents
+
+
 def sum_up(function: Function, missing: str = "") -> Function:
     """The function as its places say, those first that the home's gateway reaches: a request that comes now goes there.
     `missing`: why it has no place that stays."""
     reached = [place for place in function.places if place.machine in function.reached and place.ready]
     staying = [place for place in function.places if not place.leaving] or list(function.places)
     routes = min((place.routes for place in reached), key=lambda routes: max(routes.revisions), default=Routes())
+    if reached and function.led.shares:
+        routes = function.led
     state, reason, detail = FunctionState.DEPLOYING, None, ""
     failed = next(
         (place for place in staying if place.revision == function.revision and place.state is FunctionState.FAILED), None

@@ -16,7 +16,7 @@ from steelyard.lifecycle.registry_login import Login
 from steelyard.model.batch import ArrayPlace, RankEnd
 from steelyard.model.built_image import ImageSeen
 from steelyard.model.coldstart import ColdStart
-from steelyard.model.function import FunctionSpec, FunctionState, RevisionState, Routes
+from steelyard.model.function import FunctionSpec, FunctionState, Lead, Reach, RevisionState, Routes, Share
 from steelyard.model.health import Finding
 from steelyard.model.ids import AttemptId, FunctionName, ImageId, JobId, MachineId, ProjectName
 from steelyard.model.image import Image
@@ -90,6 +90,8 @@ class AssignedFunction(msgspec.Struct, frozen=True):
     percent: int = 100
     tags: tuple[str, ...] = ()
     volumes: tuple[MountedVolume, ...] = ()
+    #: on a machine of a pool: revisions of the function that the home's gateway may lead to, sorted. They stay until it does not
+    led: tuple[int, ...] = ()
 
 
 class AssignedNeighbour(msgspec.Struct, frozen=True):
@@ -109,6 +111,14 @@ class AwayFunction(msgspec.Struct, frozen=True):
     tags: tuple[str, ...] = ()
     #: sorted; each gets the same part of the requests. None: they are answered 503
     machines: tuple[MachineId, ...] = ()
+    #: by revision; none: the gateways of the machines choose one for each request
+    leads: tuple[Lead, ...] = ()
+
+    @property
+    def led(self) -> Routes:
+        """What that says of revisions."""
+        tags = sorted((tag, each.reach.revision) for each in self.leads for tag in each.tags)
+        return Routes(tuple(Share(each.reach.revision, each.percent) for each in self.leads if each.percent), tuple(tags))
 
 
 class AssignedImages(msgspec.Struct, frozen=True):
@@ -213,6 +223,8 @@ class FunctionSeen(msgspec.Struct, frozen=True):
     #: nothing of it is on its cores and devices, and preemptible jobs may be
     lends: bool = False
     routes: Routes = Routes()
+    #: on a machine of a pool, as a place of it has it
+    reach: tuple[Reach, ...] = ()
     revisions: tuple[RevisionSeen, ...] = ()
 
 

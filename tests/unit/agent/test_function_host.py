@@ -18,8 +18,9 @@ from steelyard.agent.ledger import Ledger
 from steelyard.agent.trial import RolloutFailed
 from steelyard.clock import VirtualClock
 from steelyard.errors import EdgeFailed
+from steelyard.gateway import Cluster
 from steelyard.host.volumes import VolumeFolders
-from steelyard.model.function import FunctionSpec, FunctionState, Share
+from steelyard.model.function import FunctionSpec, FunctionState, Reach, Share
 from steelyard.model.ids import DEFAULT_PROJECT, FunctionName
 from steelyard.model.job import Owner, Plan
 from steelyard.model.reason import Reason
@@ -51,7 +52,7 @@ class StandIn:
 
     def start_min(self) -> None: ...
 
-    def tick(self) -> bool:
+    def tick(self, held: object = ()) -> bool:
         return False
 
     def close(self) -> None:
@@ -66,13 +67,14 @@ class World:
             volumes=VolumeFolders(Path("/nonexistent"), ()),
             clock=self.clock,
             paths=paths,
-            settings=SimpleNamespace(work_uid=1, work_gid=1, admin_uid=0),
+            settings=SimpleNamespace(work_uid=1, work_gid=1, admin_uid=0, node_gateway=False),
             spawner=SimpleNamespace(drop_socket=lambda name: None),
         )
         self.ledger = Ledger(folder, RecordLane())
         #: what Envoy was told, move by move, and what it answers next
         self.moves: list[dict[int, int]] = []
         self.refusals: list[EdgeFailed] = []
+        self.known: list[str] = []
         #: revisions that are being made ready wait for their turn here
         self.turns: dict[int, asyncio.Future[None]] = {}
         self.made: list[StandIn] = []
@@ -88,7 +90,8 @@ class World:
     async def apply(self) -> None:
         if self.refusals:
             raise self.refusals.pop()
-        _, routes = self.host.gateway()
+        clusters, routes = self.host.gateway()
+        self.known = [cluster.name for cluster in clusters]
         self.moves.append(
             {int(name.rpartition(".")[2]): percent for route in routes if not route.tag for name, percent in route.targets}
         )
@@ -263,5 +266,31 @@ def test_a_deleted_function_is_gone_when_it_has_drained(play: Play) -> None:
         world.clock.advance(2)
         world.host.tick()
         assert world.host.gone and all(each.closed for each in world.made) and world.ledger.draining == ()
+
+    play(script)
+
+
+def test_a_revision_stays_for_as_long_as_the_homes_gateway_may_lead_to_it(play: Play) -> None:
+    async def script(world: World) -> None:
+        world.host._edges.settings.node_gateway = True
+        await world.want(assigned(1))
+        await world.ready(1)
+        seen = world.host.seen()
+        assert seen is not None and seen.reach == ()  # each of its connections serves one request
+        for made in world.made:
+            made.cluster = Cluster("f.1", "/run/f.1.sock", 8, 100, 5.0)
+        seen = world.host.seen()
+        assert seen is not None and seen.reach == (Reach(1, 8, 100, 5.0),)
+        led = msgspec.structs.replace(assigned(2), led=(1, 2))
+        await world.want(led)
+        await world.ready(2)
+        assert world.shares == {2: 100} and world.known == ["f.1", "f.2"]
+        world.clock.advance(60)
+        assert world.host.tick() and not world.made[0].closed
+        await world.want(msgspec.structs.replace(led, led=(2,)))
+        world.host.tick()
+        assert world.made[0].closed
+        await world.settle()
+        assert world.known == ["f.2"], "the gateway here forgets it, too"
 
     play(script)

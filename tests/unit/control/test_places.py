@@ -18,7 +18,7 @@ from steelyard.control.reports import greet
 from steelyard.control.rollouts import Actions, carry_out
 from steelyard.control.traffic import deploy_revision
 from steelyard.errors import NoRoom
-from steelyard.model.function import Function, FunctionSpec, FunctionState, Revision, Rollout, Routes, Share
+from steelyard.model.function import Function, FunctionSpec, FunctionState, Reach, Revision, Rollout, Routes, Share
 from steelyard.model.ids import DEFAULT_PROJECT, OWN_MACHINE, FunctionName, MachineId
 from steelyard.model.job import Owner, Resources
 from steelyard.model.reason import Reason
@@ -43,6 +43,8 @@ class Pool:
         #: what each machine's gateway leads to, and what the home's does
         self.routed: dict[MachineId, Routes] = {}
         self.away: tuple[AwayFunction, ...] = ()
+        #: the home's gateway may lead to revisions itself
+        self.leads = False
 
     async def add(self, *names: MachineId, **fields: object) -> None:
         for number, name in enumerate(names):
@@ -84,7 +86,8 @@ class Pool:
         shares = tuple(Share(each.revision, each.percent) for each in told if each.percent)
         self.routed[name] = Routes(shares)
         newest = max((each.revision for each in told), default=0)
-        seen = FunctionSeen(NAME, newest, FunctionState.SLEEPING, routes=self.routed[name])
+        reach = tuple(Reach(share.revision, 8, 100, 5.0) for share in shares) if self.leads else ()
+        seen = FunctionSeen(NAME, newest, FunctionState.SLEEPING, routes=self.routed[name], reach=reach)
         functions = (msgspec.structs.replace(seen, **fields),) if told else ()
         await self.say(name, functions=functions)
 
@@ -179,6 +182,38 @@ def test_packed_on_one_machine_spread_on_all() -> None:
         await pool.deploy()
         await pool.settle()
         assert pool.reached == (P1,) and pool.routed[P2] == pool.routed[P3] == Routes()
+
+    play(script)
+
+
+def test_a_revision_is_routed_once_the_home_leads_to_it_and_the_one_before_stays_until_then() -> None:
+    async def script(pool: Pool) -> None:
+        def led() -> tuple[int, ...]:
+            return pool.world.agents.away[P1][-1].functions[-1].led
+
+        pool.leads = True
+        await pool.add(P1)
+        await pool.deploy()
+        await pool.settle()
+        (lead,) = pool.away[0].leads
+        assert (lead.reach, lead.machines, lead.percent) == (Reach(1, 8, 100, 5.0), (P1,), 100)
+        assert (await pool.row()).routed_revision == 1 and led() == (1,)
+        await pool.deploy()
+        await pool.decide()
+        await pool.node(P1)
+        await pool.decide()
+        assert pool.routed[P1].revisions == {2} and led() == (1, 2)
+        assert (await pool.row()).state is FunctionState.DEPLOYING, "the home leads to revision 1"
+        await pool.home()
+        assert (await pool.row()).routed_revision == 2
+        await pool.decide()
+        assert led() == (2,)
+        # a program whose requests have to be handed over
+        pool.leads = False
+        await pool.deploy()
+        await pool.settle()
+        assert pool.away[0].leads == () and pool.reached == (P1,)
+        assert (await pool.row()).routed_revision == 3 and led() == ()
 
     play(script)
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import msgspec
 import pytest
 
-from steelyard.gateway import Cluster, GatewayDesired, Route
+from steelyard.gateway import Cluster, GatewayDesired, Neighbour, Route
 from steelyard.gateway.check import check_gateway
 
 CLUSTER = Cluster("hello.3", "/run/s/fn/hello.3.sock", 8, 100, 5.0)
@@ -31,6 +31,8 @@ def test_good_configuration_has_no_finding() -> None:
         ("socket-path", {"socket_path": "/" + "ü" * 54}),
         ("socket-path", {"socket_path": "relative"}),
         ("socket-path", {"socket_path": "/a\0b"}),
+        ("address", {"socket_path": "", "members": (Neighbour("n1", "node-1", 7000),)}),
+        ("socket-path", {"socket_path": ""}),
         ("limit", {"connections_max": 0}),
         ("limit", {"pending_max": 2**32}),
         ("limit", {"requests_per_connection": 0}),

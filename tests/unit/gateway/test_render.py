@@ -219,9 +219,14 @@ def test_what_is_elsewhere_is_handed_on_as_it_came() -> None:
 
 def test_gateway_of_another_machine_hears_the_homes_alone_and_believes_it() -> None:
     listener = json.loads(render_bootstrap(NODE, Path("/run/a.sock"), FOLDER, "x"))["static_resources"]["listeners"]
-    (chain,) = listener[0]["filter_chains"]
-    tls = chain["transport_socket"]["typed_config"]
-    assert tls["require_client_certificate"] is True and list(find(tls, "exact")) == ["steelyard://gateway/home"]
+    passed_on, chain = listener[0]["filter_chains"]
+    for each in (passed_on, chain):
+        tls = each["transport_socket"]["typed_config"]
+        assert tls["require_client_certificate"] is True and list(find(tls, "exact")) == ["steelyard://gateway/home"]
+    assert passed_on["filter_chain_match"] == {"application_protocols": next(find(passed_on, "alpn_protocols"))}
+    # whoever connects to a function wakes it: not before it is known who that is
+    assert list(find(passed_on, "upstream_connect_mode")) == ["ON_DOWNSTREAM_TLS_HANDSHAKE"]
+    assert list(find(passed_on, "idle_timeout")) == ["0s"]
     manager = chain["filters"][0]["typed_config"]
     assert manager["use_remote_address"] is False
     assert [each["prefix"] for each in find(manager["http_filters"], "key_matcher")] == ["x-envoy-"]
@@ -244,3 +249,27 @@ def test_neighbours_that_could_not_be_reached_are_found(neighbour: Neighbour, co
     around = (Neighbourhood((Neighbour("n1", "10.0.0.3", 7000),)),)
     near = GatewayDesired((), (Route("near", (("@n1", 100),), True),), (), around)
     assert [each.code for each in check_gateway(near)] == ["route-nowhere"]
+
+
+def test_a_revision_elsewhere_is_bounded_for_each_of_its_machines() -> None:
+    members = (Neighbour("n1", "10.0.0.3", 7000), Neighbour("n2", "10.0.0.4", 7000))
+    one, two = (Cluster(f"{name}.1", "", 8, 100, 2.5, members=members[:count]) for name, count in (("a", 1), ("b", 2)))
+    desired = GatewayDesired((one, two), tuple(Route(name, ((f"{name}.1", 100),), True) for name in "ab"))
+    assert check_gateway(desired) == []
+    single, both = json.loads(render_static(SETTINGS, desired, FOLDER, "x"))["static_resources"]["clusters"]
+    for rendered, count in ((single, 1), (both, 2)):
+        (limits,) = rendered["circuit_breakers"]["thresholds"]
+        assert (limits["max_connections"], limits["max_pending_requests"]) == (8 * count, 100 * count)
+        tls = rendered["transport_socket"]["typed_config"]
+        assert tls["sni"] == rendered["name"] and tls["common_tls_context"]["alpn_protocols"] != ["h2"]
+        assert list(find(tls, "exact")) == [f"steelyard://node-gateway/n{number + 1}" for number in range(count)]
+        assert list(find(rendered, "common_http_protocol_options")) == [{"idle_timeout": "2.500s"}]
+        assert "tcp_keepalive" in rendered["upstream_connection_options"]
+    assert "per_host_thresholds" not in single["circuit_breakers"]
+    assert both["circuit_breakers"]["per_host_thresholds"] == [{"max_connections": 8}]
+    assert list(find(both, "selection_method")) == ["FULL_SCAN"] and "outlier_detection" in both
+    # what a request of it looks like is decided here
+    _, routes = static(desired)
+    assert list(find(routes, "prefix_rewrite")) == ["/"] * 4
+    assert is_whole(render_clusters(desired, FOLDER))
+    assert len({shape_of(GatewayDesired(clusters)) for clusters in ((one,), (two,), (one, two), (cluster("a.1"),))}) == 4
