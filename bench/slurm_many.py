@@ -14,7 +14,6 @@ from pathlib import Path
 from typing import Any
 
 from bench.figures import Figure
-from steelyard.engine.slurm.read import QUEUE_FORMAT
 
 ARRAY_GOAL, CORE_GOAL_PERCENT, RPC_GOAL = 1.1, 2.0, 1.0
 WATCHED = 10_000
@@ -87,7 +86,6 @@ def measure_watching(say: Callable[[str], None], quick: bool) -> list[Figure]:
                 _wait(lambda: steelyard.job(steelyard.newest() + "_9999")["reason"] == "slurm-queue", "all to be seen waiting")
                 time.sleep(10)
                 found[way] = _watch(bed, steelyard.pid("server"), seconds, say)
-            looks = {**_look(bed, "text", "-h", "-r", "-o", QUEUE_FORMAT), **_look(bed, "JSON", "--json")}
     cpu, asked = found["single"]["core (%)"], max(each["requests/s"] for each in found.values())
     return [
         Figure(
@@ -98,7 +96,7 @@ def measure_watching(say: Callable[[str], None], quick: bool) -> list[Figure]:
             f"<= {CORE_GOAL_PERCENT:g} %, <= {RPC_GOAL:g} request/s",
             cpu <= CORE_GOAL_PERCENT and asked <= RPC_GOAL,
             f"over {seconds:.0f} s, server and squeue; a line of it for each (as an array {found['array']['core (%)']:.2g} %)",
-            {f"{name}, {way}": value for way, each in found.items() for name, value in each.items()} | looks,
+            {f"{name}, {way}": value for way, each in found.items() for name, value in each.items()},
         )
     ]
 
@@ -110,13 +108,6 @@ def _watch(bed: Any, server: int, seconds: float, say: Callable[[str], None]) ->
     took = time.monotonic() - began
     # (one request is this measurement's own)
     return {"core (%)": (_cpu_s(server) - cpu) / took * 100, "requests/s": (_requests(bed) - asked) / took}
-
-
-def _look(bed: Any, kind: str, *words: str) -> dict[str, float]:
-    """What one look at the queue is in that form (docs/decisions/0047)."""
-    began = time.monotonic()
-    told = bed.ok("squeue", *words)
-    return {f"a look by {kind} (MB)": len(told) / 1e6, f"a look by {kind} (s)": time.monotonic() - began}
 
 
 def _cpu_s(pid: int) -> float:
