@@ -25,14 +25,13 @@ WRITE_PASSES = (
 )
 #: starts the programs of an allocation's machines, one on each. When one of them ends badly all end; one whose node fails is gone
 #: alone. They have all that Slurm gave, and share it with other steps: those of MPI jobs. SIGTERM goes around srun, which would
-#: end them by force
+#: end them by force. ($! is srun as soon as it is begun, and so for a signal that comes at once)
 _START = """\
 trap 'scancel --signal=TERM "$SLURM_JOB_ID"' TERM
-trap 'kill -USR1 $srun' USR1
+trap '[ -z "$!" ] || kill -USR1 $!' USR1
 srun --overlap --no-kill --kill-on-bad-exit=1 --wait=0 --cpu-bind=none --mpi=none --input=none \\
     --nodes={count} --ntasks={count} --ntasks-per-node=1 {command} &
-srun=$!
-while kill -0 $srun 2>/dev/null; do wait $srun; code=$?; done
+while kill -0 $! 2>/dev/null; do wait $!; code=$?; done
 exit $code"""
 
 
