@@ -72,7 +72,7 @@ def _measure_gangs(rounds: int, say: Callable[[str], None]) -> Figure:
                 words = ["sh", "-c", f'exec {stamp} {out} "$RANK"']
                 began = time.time_ns()
                 if way == "srun":
-                    bed.ok("srun", "-N2", "-n2", "--overcommit", "sh", "-c", f'exec {stamp} {out} "$SLURM_PROCID"')
+                    bed.ok("srun", "-N2", "-n2", "--exclusive", "sh", "-c", f'exec {stamp} {out} "$SLURM_PROCID"')
                 elif way == "command":
                     steelyard.ok("run", "--detach", "--pool", "pair", "--nodes", "2", "--cpus", "0.1", "--", *words)
                 else:
@@ -85,13 +85,13 @@ def _measure_gangs(rounds: int, say: Callable[[str], None]) -> Figure:
     medians = {name: statistics.median(took) for name, took in taken.items()}
     return Figure(
         "pool gang",
-        "a gang on two machines of a pool: from asking to the last rank's first instruction, against `srun -N2`",
+        "a gang on two machines of a pool: from asking to the last rank's first instruction, against `srun -N2 --exclusive`",
         ratio,
         "x",
         f"<= {GANG_GOAL:g} x",
         ratio <= GANG_GOAL,
         f"{rounds} of each in turns, one slurmctld; ours asked by the API, and by `steelyard run`, which has a Python to start. "
-        "The pool's machines are whole nodes, which here means that each may use all of this machine's cores.",
+        "Both on whole nodes, which here means that each may use all of this machine's cores.",
         {"ratio, low": low, "ratio, high": high, **{f"{name}, p50 (ms)": value for name, value in medians.items()}},
     )
 

@@ -12,7 +12,7 @@ from pathlib import Path
 
 import msgspec
 import pytest
-from gateway_world import Answer, Backend, World
+from gateway_world import Answer, Backend, Request, World
 from network import Elsewhere
 
 from steelyard.clock import SystemClock
@@ -26,6 +26,24 @@ from steelyard.store.authority import Authority
 PORT = 7443
 HANDED, LED = "handed over", "led"
 both_roads = pytest.mark.parametrize("road", [HANDED, LED])
+
+
+def make_endless() -> tuple[Answer, asyncio.Event]:
+    """An answer that has no end, and what is set once nobody hears it any more."""
+    left = asyncio.Event()
+
+    async def stream(request: Request, writer: asyncio.StreamWriter) -> None:
+        writer.write(b"HTTP/1.1 200 OK\r\ntransfer-encoding: chunked\r\n\r\n")
+        try:
+            while True:
+                writer.write(b"1\r\na\r\n")
+                await writer.drain()
+                await asyncio.sleep(0.01)
+        except ConnectionError:
+            left.set()
+            raise
+
+    return stream, left
 
 
 class NodeWorld(World):

@@ -17,7 +17,7 @@ import time
 from pathlib import Path
 
 import pytest
-from gateway_machines import LED, PORT, NodeWorld, both_roads, hand_over, lead, machines
+from gateway_machines import LED, PORT, NodeWorld, both_roads, hand_over, lead, machines, make_endless
 from gateway_world import Request, Response, SleepyReplica, echo, plain, reply, until
 from network import Elsewhere, elsewhere
 
@@ -162,18 +162,7 @@ def test_refusals_come_through_and_a_client_that_left_is_felt_there(home: Path, 
             lines = b"HTTP/1.1 503 Service Unavailable\r\ncontent-type: application/problem+json\r\nretry-after: 7\r\n"
             writer.write(lines + b"content-length: %d\r\n\r\n%s" % (len(problem), problem))
 
-        left = asyncio.Event()
-
-        async def stream(request: Request, writer: asyncio.StreamWriter) -> None:
-            writer.write(b"HTTP/1.1 200 OK\r\ntransfer-encoding: chunked\r\n\r\n")
-            try:
-                while True:
-                    writer.write(b"1\r\na\r\n")
-                    await writer.drain()
-                    await asyncio.sleep(0.01)
-            except ConnectionError:
-                left.set()
-                raise
+        stream, left = make_endless()
 
         async with machines(home, there, ("busy.1", hold), ("ill.1", busy), ("left.1", stream)) as (made, (backend, _, _)):
             clusters = (made.node.cluster("busy.1", connections_max=1, pending_max=2), made.node.cluster("ill.1"))
@@ -463,18 +452,7 @@ def test_a_machine_that_answers_nothing_is_left_alone_while_another_one_is_there
 @pytest.mark.skipif(shutil.which("nft") is None, reason="NO NETWORK CAN BE CUT HERE: needs `nft` (Debian's nftables)")
 def test_a_machine_that_is_cut_off_while_it_answers_is_noticed_on_both_sides(home: Path, there: Elsewhere) -> None:
     async def run() -> None:
-        left = asyncio.Event()
-
-        async def stream(request: Request, writer: asyncio.StreamWriter) -> None:
-            writer.write(b"HTTP/1.1 200 OK\r\ntransfer-encoding: chunked\r\n\r\n")
-            try:
-                while True:
-                    writer.write(b"1\r\na\r\n")
-                    await writer.drain()
-                    await asyncio.sleep(0.05)
-            except ConnectionError:
-                left.set()
-                raise
+        stream, left = make_endless()
 
         async with machines(home, there, ("app.1", stream)) as (made, _), made.home.connection() as (reader, writer):
             await made.route(made.node.cluster("app.1"), road=LED)

@@ -65,9 +65,6 @@ class Report(msgspec.Struct, frozen=True):
     offered: Mapping[MachineId, Assignment] = {}
 
 
-NOTHING_HELD: Mapping[MachineId, Assignment] = {}
-
-
 async def begin_epoch(store: Store) -> int:
     """Once per start of the server, before any loop runs."""
     return await store.write(lambda tx: tx.bump("epoch"))
@@ -280,7 +277,7 @@ def find_volumes(
 
 
 async def carry_out(
-    store: Store, agents: AgentLink, actions: Actions, generation: int, held: Mapping[MachineId, Assignment] = NOTHING_HELD
+    store: Store, agents: AgentLink, actions: Actions, generation: int, held: Mapping[MachineId, Assignment] = {}
 ) -> Report:
     """`generation`: one more than the last that this server offered. `held`: what machines would have been sent before this was
     rendered."""

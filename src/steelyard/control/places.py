@@ -7,7 +7,7 @@ Nothing is started here: a place is in the next assignment of its machine, and i
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 
 import msgspec
 
@@ -46,7 +46,7 @@ class Actions(msgspec.Struct, frozen=True):
     #: rows as they should be, each a generation further
     functions: tuple[Function, ...] = ()
     events: tuple[Event, ...] = ()
-    #: machines that are heard, with those that leave them: what they began there they still answer
+    #: of `_find_left`
     left: tuple[tuple[MachineId, FunctionName], ...] = ()
 
 
@@ -81,7 +81,9 @@ def place_now(tx: Tx, before: Function, row: Function, is_lost: Callable[[Machin
     served = any(place.plans and place.ready and not place.leaving for place in before.places)
     if missing and served:
         raise NoRoom(f"{row.name} can't be deployed now. {missing}. Nothing was changed.", code="no-room")
-    return sum_up(msgspec.structs.replace(row, places=places), missing)
+    after = sum_up(msgspec.structs.replace(row, places=places), missing)
+    _note_left(tx, _find_left(row, after, seen.lost))
+    return after
 
 
 def decide(seen: Seen, now: int) -> Actions:
@@ -99,13 +101,25 @@ def decide(seen: Seen, now: int) -> Actions:
             continue
         functions[key] = after = msgspec.structs.replace(after, generation=before.generation + 1)
         changed.append(after)
-        here = {place.machine for place in after.places}
-        left += [(place.machine, after.name) for place in before.places if place.machine not in here | seen.lost]
+        left += _find_left(before, after, seen.lost)
         told = [[place.machine for place in each.places if not place.leaving] for each in (before, after)]
         if told[0] != told[1]:
             text = f"on {', '.join(told[1])}" if told[1] else "on no machine"
             events.append(Event(now, after.project, after.owner.user, "function", after.name, text))
     return Actions(tuple(changed), tuple(events), tuple(left))
+
+
+def _find_left(before: Function, after: Function, lost: Collection[MachineId]) -> list[tuple[MachineId, FunctionName]]:
+    """Machines that are heard, and that it leaves."""
+    here = {place.machine for place in after.places}
+    return [(place.machine, after.name) for place in before.places if place.machine not in here and place.machine not in lost]
+
+
+def _note_left(tx: Tx, left: Sequence[tuple[MachineId, FunctionName]]) -> None:
+    """What they began there they still answer: such a machine is not given back before its agent said that nothing is left."""
+    for id_, name in left:
+        if (machine := tx.machine(id_)) is not None:
+            tx.put_machine(msgspec.structs.replace(machine, finishing=tuple(sorted({*machine.finishing, name}))))
 
 
 def make_fleet(pool: str, seen: Seen, functions: Sequence[Function]) -> Fleet:
@@ -208,10 +222,7 @@ async def carry_out(store: Store, actions: Actions) -> Report:
             tx.put_function(function)
         for event in actions.events:
             tx.add_event(event)
-        for id_, name in actions.left:
-            # not given back before its agent said that nothing of it is left
-            if (machine := tx.machine(id_)) is not None:
-                tx.put_machine(msgspec.structs.replace(machine, finishing=tuple(sorted({*machine.finishing, name}))))
+        _note_left(tx, actions.left)
         return Report(actions.functions)
 
     return await store.write(commit)

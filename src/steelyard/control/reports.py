@@ -46,7 +46,7 @@ class Seen(msgspec.Struct, frozen=True):
     #: the jobs of the machine that the report names, and those in doubt since a restart of it
     jobs: tuple[Job, ...]
     functions: tuple[Function, ...]
-    #: all that the agent has, also those that the report says nothing new of
+    #: all that the agent of a pool's machine has, also those that the report says nothing new of
     present: frozenset[FunctionName] = frozenset()
 
 
@@ -61,6 +61,7 @@ class Actions(msgspec.Struct, frozen=True):
     now: int = 0
     #: parts of gangs that are prepared, and wait for others; not stored
     waits: tuple[wire.AttemptState, ...] = ()
+    #: as `Seen` has it
     present: frozenset[FunctionName] = frozenset()
 
 
@@ -150,12 +151,8 @@ async def load(
     return Seen(report, machine, tuple(jobs.values()), functions, present)
 
 
-#: attempt -> its parts that are prepared, as their machines told, and that were not stored
-Told = Mapping[AttemptId, Mapping[MachineId, wire.AttemptState]]
-NOTHING: Told = {}
-
-
-def decide(seen: Seen, now: int, told: Told = NOTHING) -> Actions:
+def decide(seen: Seen, now: int, told: Mapping[AttemptId, Mapping[MachineId, wire.AttemptState]] = {}) -> Actions:
+    """`told`: of attempts, the parts that other machines called prepared, and that were not stored for that."""
     report = seen.report
     if seen.machine is None or (report.machine, report.boot_id) != (seen.machine.id, seen.machine.boot_id):
         # not from the machine and boot that said hello last: nothing in it is about what runs now
@@ -326,7 +323,7 @@ class ReportsLoop:
 
     async def _apply(self, place: MachineId, report: wire.Report) -> list[str]:
         news = self._news.setdefault(place, News())
-        present = frozenset(each.name for each in report.functions)
+        present = frozenset(each.name for each in report.functions) if place != OWN_MACHINE else frozenset[FunctionName]()
         seen = await load(self._store, self._live, place, news.pick(report, self._clock.mono_ns()), present)
         actions = decide(seen, self._clock.now_us(), self._told)
         done = await carry_out(self._store, actions)

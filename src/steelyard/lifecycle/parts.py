@@ -46,10 +46,6 @@ class PartFacts(AttemptFacts, Protocol):
     def broken(self) -> bool: ...
 
 
-#: of parts, that nothing was told beside what is stored
-NOTHING: Mapping[MachineId, PartFacts] = {}
-
-
 class Joined(Part, frozen=True):
     """All parts as one attempt: what `apply_attempt` reads."""
 
@@ -57,7 +53,7 @@ class Joined(Part, frozen=True):
 
 
 def apply_part(
-    job: Job, machine: MachineId, seen: PartFacts, now: int, told: Mapping[MachineId, PartFacts] = NOTHING
+    job: Job, machine: MachineId, seen: PartFacts, now: int, told: Mapping[MachineId, PartFacts] = {}
 ) -> Change | None:
     """What the agent of `machine` sees of its part becomes the job's state. None when the job already says so. `told`: parts of
     this attempt that other machines called prepared, and that were not stored for that (see `only_waits`)."""

@@ -317,7 +317,8 @@ def test_a_machine_that_is_gone_is_not_asked_any_more() -> None:
     play(script)
 
 
-def test_a_machine_that_is_left_has_work_until_its_agent_says_that_nothing_is_left() -> None:
+@pytest.mark.parametrize("by", ["a look", "a deploy"])
+def test_a_machine_that_is_left_has_work_until_its_agent_says_that_nothing_is_left(by: str) -> None:
     async def script(pool: Pool) -> None:
         async def finishing() -> tuple[FunctionName, ...]:
             machine = await pool.world.store.read(lambda tx: tx.machine(P1))
@@ -333,7 +334,7 @@ def test_a_machine_that_is_left_has_work_until_its_agent_says_that_nothing_is_le
         await pool.node(P2)
         await pool.decide()
         await pool.home()
-        await pool.decide()
+        await (pool.decide() if by == "a look" else pool.deploy())
         assert [place.machine for place in (await pool.row()).places] == [P2]
         assert await finishing() == (NAME,), "before its agent knows of it"
         await pool.say(P1, functions=(stale,), health_events=(HealthEvent(1, 1, "x"),))
