@@ -2,17 +2,22 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 import os
 import shutil
 import subprocess
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 import pytest
 from steelyard_cluster import Cluster, UserCluster
 
 from slurm_bed import USER, SlurmBed, render_conf, slurm, wait_until
+from steelyard.engine.slurm import client
+from steelyard.errors import EdgeFailed
+from steelyard.model.slurm import Attachment
 
 
 @pytest.fixture(scope="module")
@@ -73,16 +78,44 @@ def test_an_ordinary_user_attaches_and_sees_the_cluster(bed: SlurmBed, mine: Att
     assert mine.cli("detach")[0] == 0 and mine.cli("status")[0] == 2
 
 
-def test_a_login_host_is_asked_by_ssh(bed: SlurmBed, roots: Attaching) -> None:
+@pytest.fixture(scope="module")
+def by_ssh(bed: SlurmBed, roots: Attaching) -> dict[str, str]:
+    """An environment that knows nothing of Slurm, whose ssh opens the machines."""
     ssh = roots.folder / "ssh"
     ssh.write_text(f'#!/bin/sh\nexec {shutil.which("ssh")} {" ".join(bed.ssh_command[1:])} "$@"\n')
     ssh.chmod(0o755)
-    env = {"PATH": f"{roots.folder}:{os.environ['PATH']}", "SLURM_CONF": ""}
-    found = roots.json("attach", "--ssh", f"{USER}@{bed['n2'].address}", env=env)
+    return {"PATH": f"{roots.folder}:{os.environ['PATH']}", "SLURM_CONF": ""}
+
+
+def test_a_login_host_is_asked_by_ssh(bed: SlurmBed, roots: Attaching, by_ssh: dict[str, str]) -> None:
+    found = roots.json("attach", "--ssh", f"{USER}@{bed['n2'].address}", env=by_ssh)
     assert [part["name"] for part in found["cluster"]["partitions"]] == ["main"]
     assert found["attachment"]["folder"] == f"{bed.shared}/{USER}/.local/share/steelyard/slurm"
-    code, _, err = roots.cli("attach", "--ssh", f"{bed.network}.99", env=env)
+    code, _, err = roots.cli("attach", "--ssh", f"{bed.network}.99", env=by_ssh)
     assert (code, f"{bed.network}.99 is not reached by ssh" in err) == (3, True)
+
+
+def test_a_job_goes_through_a_login_host(bed: SlurmBed, roots: Attaching, by_ssh: dict[str, str]) -> None:
+    roots.json("attach", "--ssh", f"{USER}@{bed['n2'].address}", env=by_ssh)
+    assert roots.cluster.cli("up", "--detach", env=by_ssh).returncode == 0
+    try:
+        script = "hostname; id -un; echo $SLURM_JOB_ID ${SSH_CLIENT-unset} ${STEELYARD_HOME-unset}; exit 3"
+        done = roots.cluster.cli("run", "--direct", "--", "sh", "-c", script, env=by_ssh, cwd=Path("/"))
+        host, user, told = done.stdout.decode().splitlines()
+        assert (done.returncode, host in ("n1", "n2", "n3"), user) == (3, True, USER)
+        # of the login's environment it is told nothing, and of ours nothing
+        assert told.split()[0].isdigit() and told.split()[1:] == ["unset", "unset"]
+    finally:
+        roots.cluster.down()
+
+
+@pytest.mark.parametrize("then", ["wait", "exit"])
+def test_a_command_that_never_answers_is_ended_with_all_it_began(monkeypatch: pytest.MonkeyPatch, then: str) -> None:
+    monkeypatch.setattr(client, "ANSWER_S", 0.3)
+    slurm_client = client.SlurmClient(Attachment(), os.environ)
+    with pytest.raises(EdgeFailed, match="did not answer"):
+        # what it began holds its output too, and is waited for
+        asyncio.run(slurm_client.ask("sh", "-c", f"sleep 1000 & {then}"))
 
 
 def test_a_drained_node_is_shown_with_its_reason(bed: SlurmBed, roots: Attaching) -> None:

@@ -65,6 +65,8 @@ class RunCommand(click.Command):
     """Words behind a function are its arguments, whatever they look like."""
 
     def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
+        if not any(map(_FUNCTION.fullmatch, args)):
+            return super().parse_args(ctx, args)
         first = self._find_first(ctx, args)
         if first is None or args[first - 1 : first] == ["--"] or not _FUNCTION.fullmatch(args[first]):
             return super().parse_args(ctx, args)

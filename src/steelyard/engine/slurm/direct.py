@@ -16,7 +16,7 @@ from pathlib import Path
 import msgspec
 
 from steelyard.engine.slurm.arrays import make_batches
-from steelyard.engine.slurm.client import CARRIED, SlurmClient
+from steelyard.engine.slurm.client import SlurmClient
 from steelyard.engine.slurm.pilot import (
     LOG,
     PASS,
@@ -69,10 +69,9 @@ class DirectSlurm:
 
     async def _sbatch(self, folder: str, options: Sequence[str], script: str, uid: int | None) -> str:
         """The queue's number. `folder` is made."""
+        command = '{ [ -d "$0" ] || mkdir -p -m 700 "$0"; } && exec sbatch "$@"'
         # with nothing of our own environment: `sbatch` would pass it on to the job
-        carried = " ".join(f'${{{name}:+{name}="${name}"}}' for name in CARRIED)
-        command = f'{{ [ -d "$0" ] || mkdir -p -m 700 "$0"; }} && exec env -i PATH="$PATH" {carried} sbatch "$@"'
-        out = await self._client.ask("sh", "-c", command, folder, *options, input=script, uid=uid, name="sbatch")
+        out = await self._client.ask("sh", "-c", command, folder, *options, input=script, uid=uid, name="sbatch", bare=True)
         number = out.strip().partition(";")[0]
         if not number.isdigit():
             raise EdgeFailed(f"sbatch answered {out.strip()[:200]!r}", code="slurm-answer")
