@@ -8,15 +8,17 @@ import os
 import signal
 import subprocess
 import sys
+import tempfile
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 import httpx2
 import msgspec
-from steelyard_cluster import free_ports
+from steelyard_cluster import free_ports, wait_until
+from traces import observe_traces
 from websockets.exceptions import ConnectionClosed
 from websockets.sync.client import ClientConnection, connect
 
@@ -118,6 +120,34 @@ class Server:
         answer = self.http.post("/v1/jobs", json=body)
         assert answer.status_code == 201, answer.text
         return answer.json()
+
+    def clear(self) -> None:
+        """End what a test left to the next one: schedules, functions and their calls, keys, jobs."""
+        for kind in ("schedules", "functions", "keys"):
+            # a function takes its schedule along
+            for each in self.http.get(f"/v1/{kind}").json():
+                self.http.delete(f"/v1/{kind}/{each['name']}")
+            assert self.http.get(f"/v1/{kind}").json() == []
+        if jobs := self._unended("jobs"):
+            for job in jobs:
+                assert self.http.post(f"/v1/jobs/{job}/stop", json={}).status_code == 202
+            with FakeAgent(self):
+                wait_until(lambda: not self._unended("jobs"), 10, "every job to end")
+        wait_until(lambda: not self._unended("calls"), 10, "every call to end with its function")
+        wait_until(lambda: not list(self.paths.calls.glob("*.input")), 10, "the inputs of calls to be gone")
+
+    def _unended(self, kind: str) -> list[str]:
+        return [each["id"] for each in self.http.get(f"/v1/{kind}").json() if each["ended_at"] is None]
+
+
+@contextlib.contextmanager
+def standing_server() -> Iterator[Server]:
+    """One for many tests, each of which it is cleared after; what itself leaves behind is an error."""
+    before = observe_traces()
+    with tempfile.TemporaryDirectory(prefix="sy-", dir="/tmp") as folder, Server(Path(folder)) as made:
+        yield made
+    left = observe_traces().settled_minus(before)
+    assert not left, f"left behind:\n{left}"
 
 
 class FakeAgent:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+import socket
 import threading
 from collections.abc import Callable
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
@@ -31,10 +33,21 @@ class FakeGateway:
         self.busy = 0
         self.busiest = 0
         self._lock = threading.Lock()
+        self._connections: set[socket.socket] = set()
         gateway = self
 
         class Handler(BaseHTTPRequestHandler):
             protocol_version = "HTTP/1.1"
+
+            def setup(self) -> None:
+                super().setup()
+                with gateway._lock:
+                    gateway._connections.add(self.connection)
+
+            def finish(self) -> None:
+                with gateway._lock:
+                    gateway._connections.discard(self.connection)
+                super().finish()
 
             def do_POST(self) -> None:
                 body = self.rfile.read(int(self.headers.get("content-length", 0)))
@@ -75,6 +88,11 @@ class FakeGateway:
         return self
 
     def __exit__(self, *exc: object) -> None:
+        """Connections that are kept end too: the next test's gateway would not be asked over them."""
         self._server.shutdown()
         self._server.server_close()
         self._thread.join(10)
+        with self._lock:
+            for connection in self._connections:
+                with contextlib.suppress(OSError):
+                    connection.shutdown(socket.SHUT_RDWR)

@@ -20,7 +20,7 @@ from typing import Any
 import httpx2
 import msgspec
 import pytest
-from api_rig import ADMIN, AGENT, MACHINE, FakeAgent, Server, make_http, problem
+from api_rig import ADMIN, AGENT, MACHINE, FakeAgent, Server, make_http, problem, standing_server
 from websockets.exceptions import InvalidStatus
 from websockets.sync.client import connect
 
@@ -32,8 +32,22 @@ from steelyard.wire.agent import AttemptState
 APP = {"file": "app.py", "attr": "app", "python": "/usr/bin/python3", "cwd": "/srv"}
 
 
+@pytest.fixture(scope="module")
+def one_server() -> Iterator[Server]:
+    with standing_server() as made:
+        yield made
+
+
 @pytest.fixture
-def server(home: Path) -> Iterator[Server]:
+def server(one_server: Server) -> Iterator[Server]:
+    """The file's one: for tests that look at nothing but what they made themselves. It ends with them."""
+    yield one_server
+    one_server.clear()
+
+
+@pytest.fixture
+def fresh(home: Path) -> Iterator[Server]:
+    """A test's own: to kill it, or to look at all that it has."""
     with Server(home) as made:
         yield made
 
@@ -41,6 +55,12 @@ def server(home: Path) -> Iterator[Server]:
 @pytest.fixture
 def agent(server: Server) -> Iterator[FakeAgent]:
     with FakeAgent(server) as made:
+        yield made
+
+
+@pytest.fixture
+def fresh_agent(fresh: Server) -> Iterator[FakeAgent]:
+    with FakeAgent(fresh) as made:
         yield made
 
 
@@ -104,32 +124,33 @@ def test_the_agents_socket_opens_only_for_the_agents_token(server: Server, path:
 # retries
 
 
-def test_the_same_key_and_request_gives_the_same_job_even_after_kill_9(server: Server) -> None:
+def test_the_same_key_and_request_gives_the_same_job_even_after_kill_9(fresh: Server) -> None:
     body = {"spec": {"name": "once", "argv": ["true"], "cwd": "/"}}
     headers = {"Idempotency-Key": "one"}
-    first = server.http.post("/v1/jobs", json=body, headers=headers)
-    again = server.http.post("/v1/jobs", json=body, headers=headers)
-    server.stop(signal.SIGKILL)
-    server.start()
-    after = server.http.post("/v1/jobs", json=body, headers=headers)
+    first = fresh.http.post("/v1/jobs", json=body, headers=headers)
+    again = fresh.http.post("/v1/jobs", json=body, headers=headers)
+    fresh.stop(signal.SIGKILL)
+    fresh.start()
+    after = fresh.http.post("/v1/jobs", json=body, headers=headers)
     assert (first.status_code, again.status_code, after.status_code) == (201, 201, 201)
     assert first.content == again.content == after.content
-    assert len(server.http.get("/v1/jobs").json()) == 1
+    assert len(fresh.http.get("/v1/jobs").json()) == 1
     other = {"spec": {**body["spec"], "name": "other"}}
-    assert problem(server.http.post("/v1/jobs", json=other, headers=headers)) == (422, "idempotency-key-reused")
-    assert problem(server.http.delete("/v1/keys/x", headers=headers)) == (422, "idempotency-key-reused")
-    assert server.http.post("/v1/jobs", json=body).json()["id"] != first.json()["id"]
+    assert problem(fresh.http.post("/v1/jobs", json=other, headers=headers)) == (422, "idempotency-key-reused")
+    assert problem(fresh.http.delete("/v1/keys/x", headers=headers)) == (422, "idempotency-key-reused")
+    assert fresh.http.post("/v1/jobs", json=body).json()["id"] != first.json()["id"]
 
 
 def test_parallel_retries_make_one_job(server: Server) -> None:
+    before = server.http.get("/v1/jobs").json()
     body = {"spec": {"name": "once", "argv": ["true"], "cwd": "/"}}
 
     def submit(_: int) -> bytes:
-        return server.http.post("/v1/jobs", json=body, headers={"Idempotency-Key": "k"}).content
+        return server.http.post("/v1/jobs", json=body, headers={"Idempotency-Key": "parallel"}).content
 
     with concurrent.futures.ThreadPoolExecutor(8) as pool:
         assert len(set(pool.map(submit, range(32)))) == 1
-    assert len(server.http.get("/v1/jobs").json()) == 1
+    assert len(server.http.get("/v1/jobs").json()) == len(before) + 1
 
 
 def test_a_refused_request_is_judged_anew(server: Server) -> None:
@@ -147,8 +168,8 @@ def test_a_refused_request_is_judged_anew(server: Server) -> None:
 # refusals
 
 
-def test_every_refusal_is_a_problem_with_a_stable_code(server: Server, agent: FakeAgent) -> None:
-    http, json_type, text_type = server.http, {"Content-Type": "application/json"}, {"Content-Type": "text/plain"}
+def test_every_refusal_is_a_problem_with_a_stable_code(fresh: Server, fresh_agent: FakeAgent) -> None:
+    http, json_type, text_type = fresh.http, {"Content-Type": "application/json"}, {"Content-Type": "text/plain"}
     job = {"name": "x", "argv": ["true"], "cwd": "/"}
     cases = [
         (http.get("/v1/nothing"), 404, "not-found"),
@@ -186,29 +207,29 @@ def test_every_refusal_is_a_problem_with_a_stable_code(server: Server, agent: Fa
     beyond = http.post("/v1/jobs", json={"spec": {**job, "resources": {"cpus": 9}}})
     assert beyond.json()["detail"] == "this machine has 4 cores; 9 asked"
     assert http.get("/v1/jobs").json() == [] and http.get("/v1/functions").json() == []
-    assert list((server.home / "server" / "bundles").iterdir()) == []
+    assert list((fresh.home / "server" / "bundles").iterdir()) == []
 
 
 # jobs
 
 
-def test_a_job_runs_and_its_output_and_proof_come_back(server: Server, agent: FakeAgent) -> None:
-    agent.logs[("j-000001.1", "stdout")] = b"hello\n"
-    agent.logs[("j-000001.1", "stderr")] = b"oops"
-    job = server.submit("echo", "hello")
+def test_a_job_runs_and_its_output_and_proof_come_back(fresh: Server, fresh_agent: FakeAgent) -> None:
+    fresh_agent.logs[("j-000001.1", "stdout")] = b"hello\n"
+    fresh_agent.logs[("j-000001.1", "stderr")] = b"oops"
+    job = fresh.submit("echo", "hello")
     assert (job["id"], job["state"]) == ("j-000001", "QUEUED")
-    chunk = server.http.get(f"/v1/jobs/{job['id']}/logs", params={"wait_s": 10}).json()
+    chunk = fresh.http.get(f"/v1/jobs/{job['id']}/logs", params={"wait_s": 10}).json()
     while not chunk["ended"]:
         offsets = {"stdout_offset": chunk["stdout_offset"], "stderr_offset": chunk["stderr_offset"]}
-        chunk = server.http.get(f"/v1/jobs/{job['id']}/logs", params={"wait_s": 10, **offsets}).json()
+        chunk = fresh.http.get(f"/v1/jobs/{job['id']}/logs", params={"wait_s": 10, **offsets}).json()
     assert (chunk["state"], chunk["exit_code"]) == ("SUCCEEDED", 0)
-    whole = server.http.get(f"/v1/jobs/{job['id']}/logs").json()
+    whole = fresh.http.get(f"/v1/jobs/{job['id']}/logs").json()
     assert base64.b64decode(whole["stdout"]) == b"hello\n" and base64.b64decode(whole["stderr"]) == b"oops"
     assert (whole["stdout_offset"], whole["stderr_offset"]) == (6, 4)
-    view = server.http.get(f"/v1/jobs/{job['id']}").json()
+    view = fresh.http.get(f"/v1/jobs/{job['id']}").json()
     assert view["ended_at"] == "2023-11-14T22:13:20.500000Z"
-    assert server.http.get("/v1/status").json() == {
-        "version": server.http.get("/v1/status").json()["version"],
+    assert fresh.http.get("/v1/status").json() == {
+        "version": fresh.http.get("/v1/status").json()["version"],
         "machine_id": MACHINE.id,
         "agent": "connected",
         "epoch": 1,
@@ -227,7 +248,14 @@ def test_a_proof_is_asked_for_while_the_job_runs_and_kept_when_it_ended(server: 
 
 
 def test_a_long_log_is_given_in_pieces_before_it_has_ended(server: Server, agent: FakeAgent) -> None:
-    agent.logs[("j-000001.1", "stdout")] = os.urandom(600_000)
+    written = os.urandom(600_000)
+    ends = agent.behave
+
+    def writes(attempt: str) -> AttemptState:
+        agent.logs[(attempt, "stdout")] = written
+        return ends(attempt)
+
+    agent.behave = writes
     job = server.submit()
     wait_for_state(server, job["id"], "SUCCEEDED")
     got, offset, ended = b"", 0, False
@@ -236,7 +264,7 @@ def test_a_long_log_is_given_in_pieces_before_it_has_ended(server: Server, agent
         got += base64.b64decode(chunk["stdout"])
         offset, ended = chunk["stdout_offset"], chunk["ended"]
         assert ended == (chunk["exit_code"] is not None)
-    assert got == agent.logs[("j-000001.1", "stdout")]
+    assert got == written
 
 
 def test_a_waiting_reader_hears_output_and_the_end_as_they_come(server: Server, agent: FakeAgent) -> None:
@@ -303,60 +331,60 @@ def test_a_failed_deploy_ends_the_wait(server: Server, agent: FakeAgent) -> None
 # what dies and comes back
 
 
-def test_no_agent_is_said_and_not_hidden(server: Server) -> None:
-    job = server.submit()["id"]
-    assert problem(server.http.get("/v1/machine")) == (404, "no-machine")
-    assert server.http.get("/v1/status").json()["agent"] == "lost"
-    with FakeAgent(server) as agent:
+def test_no_agent_is_said_and_not_hidden(fresh: Server) -> None:
+    job = fresh.submit()["id"]
+    assert problem(fresh.http.get("/v1/machine")) == (404, "no-machine")
+    assert fresh.http.get("/v1/status").json()["agent"] == "lost"
+    with FakeAgent(fresh) as agent:
         agent.behave = running
-        wait_for_state(server, job, "RUNNING")
-    assert problem(server.http.get(f"/v1/jobs/{job}/logs")) == (503, "agent-unreachable")
-    chunk = server.http.get(f"/v1/jobs/{job}/logs", params={"wait_s": 0.2}).json()
+        wait_for_state(fresh, job, "RUNNING")
+    assert problem(fresh.http.get(f"/v1/jobs/{job}/logs")) == (503, "agent-unreachable")
+    chunk = fresh.http.get(f"/v1/jobs/{job}/logs", params={"wait_s": 0.2}).json()
     assert (chunk["ended"], chunk["reason"]) == (False, "agent-unreachable")
-    assert server.http.get(f"/v1/jobs/{job}/proof").json()["state"] == "UNKNOWN"
-    assert server.http.get(f"/v1/jobs/{job}").json()["state"] == "RUNNING"
+    assert fresh.http.get(f"/v1/jobs/{job}/proof").json()["state"] == "UNKNOWN"
+    assert fresh.http.get(f"/v1/jobs/{job}").json()["state"] == "RUNNING"
 
 
-def test_the_server_killed_comes_back_with_every_job_and_a_higher_epoch(server: Server) -> None:
-    with FakeAgent(server) as agent:
+def test_the_server_killed_comes_back_with_every_job_and_a_higher_epoch(fresh: Server) -> None:
+    with FakeAgent(fresh) as agent:
         agent.behave = running
-        jobs = [server.submit(resources={"cpus": 0.01})["id"] for _ in range(20)]
+        jobs = [fresh.submit(resources={"cpus": 0.01})["id"] for _ in range(20)]
         for job in jobs:
-            wait_for_state(server, job, "RUNNING")
+            wait_for_state(fresh, job, "RUNNING")
         before = agent.assignments[-1]
-        server.stop(signal.SIGKILL)
-    server.start()
-    with FakeAgent(server) as agent:
+        fresh.stop(signal.SIGKILL)
+    fresh.start()
+    with FakeAgent(fresh) as agent:
         agent.behave = lambda attempt: msgspec.structs.replace(running(attempt), phase="ended", exit_code=0)
         newest = agent.assignments[0]
         assert (newest.epoch, newest.generation) > (before.epoch, before.generation)
         assert newest.jobs == before.jobs
-        assert {wait_for_state(server, job, "SUCCEEDED")["state"] for job in jobs} == {"SUCCEEDED"}
-    assert [job["id"] for job in server.http.get("/v1/jobs").json()] == jobs
+        assert {wait_for_state(fresh, job, "SUCCEEDED")["state"] for job in jobs} == {"SUCCEEDED"}
+    assert [job["id"] for job in fresh.http.get("/v1/jobs").json()] == jobs
 
 
-def test_sigterm_ends_the_server_at_once_with_long_polls_and_the_agent_connected(server: Server) -> None:
-    with FakeAgent(server) as agent:
+def test_sigterm_ends_the_server_at_once_with_long_polls_and_the_agent_connected(fresh: Server) -> None:
+    with FakeAgent(fresh) as agent:
         agent.behave = running
-        job = server.submit()["id"]
-        wait_for_state(server, job, "RUNNING")
+        job = fresh.submit()["id"]
+        wait_for_state(fresh, job, "RUNNING")
         with concurrent.futures.ThreadPoolExecutor(8) as pool:
             asked = threading.Barrier(9)
 
             def poll() -> int:
-                with make_http(server.url) as http:
+                with make_http(fresh.url) as http:
                     http.get("/healthz")
                     asked.wait(10)
                     return http.get(f"/v1/jobs/{job}/logs", params={"wait_s": 30}, timeout=40).status_code
 
             polls = [pool.submit(poll) for _ in range(8)]
             asked.wait(10)
-            server.http.get(f"/v1/jobs/{job}/logs", params={"wait_s": 0.3})
-            assert server.stop() < 2.0
+            fresh.http.get(f"/v1/jobs/{job}/logs", params={"wait_s": 0.3})
+            assert fresh.stop() < 2.0
             assert [each.result(5) for each in polls] == [200] * 8
         agent.wait_for(lambda: agent.closed is not None)
         assert agent.closed == 1012
-    assert "Traceback" not in server.log.read_text()
+    assert "Traceback" not in fresh.log.read_text()
 
 
 def test_a_port_in_use_is_a_sentence_and_exit_code_2(home: Path) -> None:
@@ -383,18 +411,18 @@ def test_another_address_than_loopback_needs_tls(home: Path) -> None:
 # budgets
 
 
-def test_memory_stays_within_its_budget_and_no_end_waits_for_a_look(server: Server, agent: FakeAgent) -> None:
+def test_memory_stays_within_its_budget_and_no_end_waits_for_a_look(fresh: Server, fresh_agent: FakeAgent) -> None:
     took: list[float] = []
     whole: list[float] = []
     for _ in range(60):
         began = time.perf_counter()
-        job = server.submit()["id"]
+        job = fresh.submit()["id"]
         took.append((time.perf_counter() - began) * 1e3)
-        chunk = server.http.get(f"/v1/jobs/{job}/logs", params={"wait_s": 10}).json()
+        chunk = fresh.http.get(f"/v1/jobs/{job}/logs", params={"wait_s": 10}).json()
         whole.append((time.perf_counter() - began) * 1e3)
         assert chunk["ended"] and chunk["exit_code"] == 0
-    assert server.process is not None
-    status = Path(f"/proc/{server.process.pid}/status").read_text()
+    assert fresh.process is not None
+    status = Path(f"/proc/{fresh.process.pid}/status").read_text()
     rss_mb = int(status.split("VmRSS:")[1].split()[0]) / 1024
     print(f"submit p50 {statistics.median(took):.1f} ms, until its end is known {statistics.median(whole):.1f} ms")
     print(f"RSS {rss_mb:.0f} MB")

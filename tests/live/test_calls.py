@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from api_rig import FakeAgent, Server
+from api_rig import FakeAgent, Server, standing_server
 from fake_gateway import Answered, Asked, FakeGateway
 
 from steelyard.sdk import frames
@@ -22,10 +22,24 @@ from steelyard.sdk import frames
 SPEC = {"file": "app.py", "attr": "app", "python": "/usr/bin/python3", "replicas_max": 2, "concurrency": 4}
 
 
+@pytest.fixture(scope="module")
+def one_server() -> Iterator[Server]:
+    with standing_server() as made:
+        yield made
+
+
 @pytest.fixture
-def server(tmp_path: Path) -> Iterator[Server]:
-    with Server(tmp_path / "home") as running:
-        yield running
+def server(one_server: Server) -> Iterator[Server]:
+    """The file's one: for tests that look at nothing but what they made themselves. It ends with them."""
+    yield one_server
+    one_server.clear()
+
+
+@pytest.fixture
+def fresh(home: Path) -> Iterator[Server]:
+    """A test's own: to kill it, or to look at all that it has."""
+    with Server(home) as made:
+        yield made
 
 
 def deploy(server: Server, name: str = "embed", **fields: object) -> None:
@@ -80,7 +94,7 @@ def test_a_call_is_asked_with_the_owners_key_and_its_answer_is_kept_as_it_was(se
         assert not list(server.paths.calls.glob("*.input")), "an input that is not needed any more takes no room"
 
 
-def test_no_call_is_lost_when_the_server_is_killed_in_the_middle_of_two_hundred(server: Server) -> None:
+def test_no_call_is_lost_when_the_server_is_killed_in_the_middle_of_two_hundred(fresh: Server) -> None:
     going = threading.Event()
 
     def answer(asked: Asked) -> Answered:
@@ -88,25 +102,25 @@ def test_no_call_is_lost_when_the_server_is_killed_in_the_middle_of_two_hundred(
             time.sleep(0.02)
         return Answered(200, b"out " + asked.body)
 
-    with FakeGateway(gateway_port(server), answer) as gateway:
-        deploy(server)
-        calls = {spawn(server, str(number).encode(), key=f"k{number}")["id"]: number for number in range(200)}
+    with FakeGateway(gateway_port(fresh), answer) as gateway:
+        deploy(fresh)
+        calls = {spawn(fresh, str(number).encode(), key=f"k{number}")["id"]: number for number in range(200)}
         for after in (20, 60, 110):
             deadline = time.monotonic() + 30
             while len(gateway.asked) < after:
                 assert time.monotonic() < deadline
                 going.wait(0.005)
-            server.stop(signal.SIGKILL)
-            server.start()
+            fresh.stop(signal.SIGKILL)
+            fresh.start()
         going.set()
         for call, number in calls.items():
-            assert result_of(server, call) == b"out %d" % number
+            assert result_of(fresh, call) == b"out %d" % number
         assert gateway.busiest <= 8, "no more at a time than its replicas hold"
         executed = Counter(asked.body for asked in gateway.asked)
         assert len(executed) == 200 and sum(executed.values()) <= 200 + 3 * 8, "only what was being asked is asked again"
-        views = server.http.get("/v1/calls").json()
+        views = fresh.http.get("/v1/calls").json()
         assert Counter(view["state"] for view in views) == {"SUCCEEDED": 200}
-        assert sorted(path.suffix for path in server.paths.calls.iterdir()) == [".result"] * 200
+        assert sorted(path.suffix for path in fresh.paths.calls.iterdir()) == [".result"] * 200
 
 
 def test_a_busy_function_is_asked_again_and_no_attempt_of_its_retries_is_used(server: Server) -> None:
@@ -172,6 +186,7 @@ def test_cancelling_closes_the_connection_of_what_runs_and_takes_what_waits_out_
         return Answered(200, b"x" * (8 << 20))
 
     with FakeGateway(gateway_port(server), answer) as gateway:
+        before = set(server.paths.calls.iterdir())
         deploy(server, replicas_max=1, concurrency=1)
         running, waiting = spawn(server)["id"], spawn(server)["id"]
         assert began.wait(10)
@@ -182,7 +197,7 @@ def test_cancelling_closes_the_connection_of_what_runs_and_takes_what_waits_out_
         assert gateway.broken.wait(10), "whoever answers finds nobody"
         assert len(gateway.asked) == 1
         assert end_of(server, running)["reason"] == "cancelled-by-user"
-        assert not list(server.paths.calls.iterdir())
+        assert set(server.paths.calls.iterdir()) == before
 
 
 def test_the_same_key_makes_one_call_and_leaves_one_input(server: Server) -> None:
@@ -210,6 +225,7 @@ def test_what_can_not_be_called_is_refused_and_the_calls_of_a_deleted_function_f
 
 def test_workloads_call_their_owners_functions_and_do_nothing_else(server: Server) -> None:
     with FakeAgent(server) as agent, FakeGateway(gateway_port(server), lambda asked: Answered(200, b"out")):
+        before = server.http.get("/v1/calls").json()
         deploy(server)
         agent.wait_for(lambda: bool(agent.assignments[-1].functions))
         token = {"Authorization": f"Bearer {agent.assignments[-1].functions[0].token}"}
@@ -217,7 +233,7 @@ def test_workloads_call_their_owners_functions_and_do_nothing_else(server: Serve
         assert made.status_code == 201
         assert server.http.get(f"/v1/calls/{made.json()['id']}/result", params={"wait_s": 20}, headers=token).content == b"out"
         assert server.http.get("/v1/call-key", headers=token).json() == server.http.get("/v1/call-key").json()
-        assert len(server.http.get("/v1/calls", headers=token).json()) == 1
+        assert len(server.http.get("/v1/calls", headers=token).json()) == len(before) + 1
         assert server.http.delete("/v1/functions/embed", headers=token).status_code == 401
         assert server.http.delete("/v1/functions/embed").status_code == 204
         assert server.http.get("/v1/call-key", headers=token).status_code == 401, (
@@ -280,30 +296,30 @@ def test_a_schedule_made_by_itself_outlives_its_function(server: Server) -> None
 
 
 @pytest.fixture
-def small_disk(server: Server) -> Iterator[Path]:
+def small_disk(fresh: Server) -> Iterator[Path]:
     made = subprocess.run(
-        ["mount", "-t", "tmpfs", "-o", "size=2m", "tmpfs", str(server.paths.calls)], capture_output=True, text=True, check=False
+        ["mount", "-t", "tmpfs", "-o", "size=2m", "tmpfs", str(fresh.paths.calls)], capture_output=True, text=True, check=False
     )
     if made.returncode != 0:
         pytest.skip(f"NOT TESTED: no tmpfs can be mounted here ({made.stderr.strip()})")
-    yield server.paths.calls
-    subprocess.run(["umount", "-l", str(server.paths.calls)], check=True)
+    yield fresh.paths.calls
+    subprocess.run(["umount", "-l", str(fresh.paths.calls)], check=True)
 
 
 def test_a_full_disk_refuses_inputs_keeps_nothing_and_answers_are_asked_for_again_when_there_is_room(
-    server: Server, small_disk: Path
+    fresh: Server, small_disk: Path
 ) -> None:
-    deploy(server)
-    refused = server.http.post("/v1/functions/embed/calls", content=b"x" * (5 << 20))
+    deploy(fresh)
+    refused = fresh.http.post("/v1/functions/embed/calls", content=b"x" * (5 << 20))
     assert refused.status_code == 507 and refused.json()["code"] == "disk-full"
-    assert list(small_disk.iterdir()) == [] and server.http.get("/v1/calls").json() == []
+    assert list(small_disk.iterdir()) == [] and fresh.http.get("/v1/calls").json() == []
     ballast = small_disk / "ballast"
-    with FakeGateway(gateway_port(server), lambda asked: Answered(200, b"y" * (1 << 20))):
+    with FakeGateway(gateway_port(fresh), lambda asked: Answered(200, b"y" * (1 << 20))):
         ballast.write_bytes(b"x" * (1536 << 10))
-        call = spawn(server)["id"]
+        call = spawn(fresh)["id"]
         deadline = time.monotonic() + 20
-        while server.http.get(f"/v1/calls/{call}").json()["reason"] != "disk-full":
+        while fresh.http.get(f"/v1/calls/{call}").json()["reason"] != "disk-full":
             assert time.monotonic() < deadline
             time.sleep(0.01)
         ballast.unlink()
-        assert len(result_of(server, call)) == 1 << 20
+        assert len(result_of(fresh, call)) == 1 << 20
