@@ -86,8 +86,8 @@ class Cluster:
         )
         return done.stdout.decode()
 
-    def up(self, *more: str) -> None:
-        self.ok("up", "--detach", "--port", str(self.api_port), "--gateway-port", str(self.gateway_port), *more)
+    def up(self, *more: str, env: dict[str, str] | None = None) -> None:
+        self.ok("up", "--detach", "--port", str(self.api_port), "--gateway-port", str(self.gateway_port), *more, env=env)
 
     def down(self) -> None:
         if (self.home / "settings.json").exists():
@@ -239,13 +239,13 @@ class UserCluster(Cluster):
 
 
 @contextlib.contextmanager
-def started(kind: type[Cluster] = Cluster) -> Iterator[Cluster]:
-    """One that is up and ready; down again afterwards, whatever was done to it."""
+def started(kind: type[Cluster] = Cluster, env: dict[str, str] | None = None) -> Iterator[Cluster]:
+    """One that is up and ready; down again afterwards, whatever was done to it. `env`: more of what its programs start with."""
     folder = Path(tempfile.mkdtemp(prefix="sy-", dir="/tmp"))
     folder.chmod(0o755)
     made = kind(folder)
     try:
-        made.up()
+        made.up(env=env)
         yield made
     except BaseException:
         made.print_logs()

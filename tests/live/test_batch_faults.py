@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from steelyard_cluster import Cluster, wait_until
+from steelyard_cluster import Cluster, started, wait_until
 
 pytestmark = pytest.mark.alone
 
@@ -152,12 +152,15 @@ def test_job_that_passes_its_limit_while_no_agent_is_there_is_ended_when_one_is_
 
 
 @pytest.mark.parametrize("step", ["after-spawn:1", "after-handle:2"])
-def test_agent_killed_while_a_gang_starts_never_leaves_it_in_part(cluster: Cluster, step: str) -> None:
+def test_agent_killed_while_a_gang_starts_never_leaves_it_in_part(step: str) -> None:
+    with started(env={"STEELYARD_FAILPOINT": step}) as cluster:
+        check_killed_in_a_gang(cluster)
+
+
+def check_killed_in_a_gang(cluster: Cluster) -> None:
     notes = cluster.folder / "notes"
     notes.touch()
     notes.chmod(0o666)
-    cluster.down()
-    cluster.ok("up", "--detach", env={"STEELYARD_FAILPOINT": step})
     retry = [{"on": "node-lost", "times": 3, "backoff_s": 0.0}]
     job = submit(cluster, "exec sleep 600", notes, gang={"nodes": 1, "tasks_per_node": 2}, retry=retry)
     pid = cluster.pid("agent")

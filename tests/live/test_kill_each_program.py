@@ -19,7 +19,7 @@ from typing import Any
 
 import pytest
 from apps import MANY, Load, deploy
-from steelyard_cluster import Cluster, wait_until
+from steelyard_cluster import Cluster, started, wait_until
 
 JOBS = 50
 
@@ -208,13 +208,16 @@ def test_killed_supervisor_is_followed_by_one_that_adopts(busy: tuple[Cluster, l
 
 
 @pytest.mark.parametrize("step", ["after-intent", "after-cgroup", "after-spawn", "after-handle"])
-def test_agent_killed_at_each_step_of_a_start(cluster: Cluster, step: str) -> None:
+def test_agent_killed_at_each_step_of_a_start(step: str) -> None:
     """The job runs exactly once in the end, or is reported as not started."""
+    with started(env={"STEELYARD_FAILPOINT": step}) as cluster:
+        check_killed_at_a_step(cluster)
+
+
+def check_killed_at_a_step(cluster: Cluster) -> None:
     marks = cluster.folder / "marks"
     marks.touch()
     marks.chmod(0o666)
-    cluster.down()
-    cluster.ok("up", "--detach", env={"STEELYARD_FAILPOINT": step})
     job = submit(cluster, ["sh", "-c", f"echo ran >> {marks}; sleep 0.2"])
     pid = cluster.pid("agent")
     cluster.wait_replaced("agent", pid)
@@ -229,8 +232,9 @@ def test_agent_killed_at_each_step_of_a_start(cluster: Cluster, step: str) -> No
     assert (ended["state"], ended["reason"], ran) in (("SUCCEEDED", "exited", 1), ("FAILED", "not-started", 0))
 
 
-def test_callers_of_a_sleeping_function_wait_for_the_spawner(cluster: Cluster) -> None:
-    deploy(cluster, "asleep", MANY, "--idle-timeout", "300ms")
+def test_callers_of_a_sleeping_function_wait_for_the_spawner(busy: tuple[Cluster, list[str]]) -> None:
+    cluster, jobs = busy
+    pids = find_pids(cluster, jobs)
     cluster.wait_function("asleep", "SLEEPING")
     results: list[int] = []
     caller = threading.Thread(target=lambda: results.append(call(cluster, "asleep")))
@@ -245,11 +249,16 @@ def test_callers_of_a_sleeping_function_wait_for_the_spawner(cluster: Cluster) -
     cluster.wait_replaced("spawner", pid)
     caller.join(30)
     assert results == [200]
+    check_invariants(cluster, jobs, pids)
 
 
-def test_agent_and_spawner_killed_at_a_time_leave_no_caller_behind_a_replica_that_nobody_reaches(cluster: Cluster) -> None:
+def test_agent_and_spawner_killed_at_a_time_leave_no_caller_behind_a_replica_that_nobody_reaches(
+    busy: tuple[Cluster, list[str]],
+) -> None:
     """The socket is lost with them; whoever accepts from it serves only those that it has."""
-    deploy(cluster, "awake", MANY, "--idle-timeout", "10m", "--concurrency", "1", "--max-replicas", "1")
+    cluster, jobs = busy
+    lived = find_pids(cluster, jobs)
+    deploy(cluster, "awake", MANY, "--idle-timeout", "10m", "--concurrency", "1", "--max-replicas", "1", "--cpus", "0.1")
     assert call(cluster, "awake") == 200
     (old,) = wait_until(lambda: replica_pids(cluster, "awake"), 10, "its record")
     os.kill(cluster.pid("up"), signal.SIGSTOP)
@@ -263,6 +272,8 @@ def test_agent_and_spawner_killed_at_a_time_leave_no_caller_behind_a_replica_tha
     with ThreadPoolExecutor(4) as pool:
         assert list(pool.map(lambda _: call(cluster, "awake"), range(8))) == [200] * 8
     wait_until(lambda: old not in replica_pids(cluster, "awake"), 30, "the old replica to end")
+    cluster.ok("delete", "awake")
+    check_invariants(cluster, jobs, lived)
 
 
 def replica_pids(cluster: Cluster, function: str) -> list[int]:
@@ -270,11 +281,9 @@ def replica_pids(cluster: Cluster, function: str) -> list[int]:
     return [json.loads(handle.read_bytes())["pid"] for handle in handles]
 
 
-def test_killed_spawner_leaves_work_alive_and_starts_again(cluster: Cluster) -> None:
+def test_killed_spawner_leaves_work_alive_and_starts_again(busy: tuple[Cluster, list[str]]) -> None:
+    cluster, _ = busy
     starts = cluster.folder / "starts"
-    starts.touch()
-    starts.chmod(0o666)
-    deploy(cluster, "asleep", MANY, "--idle-timeout", "300ms")
     long = [submit(cluster, ["sh", "-c", f"echo $STEELYARD_JOB_ID >> {starts}; exec sleep 600"]) for _ in range(5)]
     short = submit(cluster, ["sleep", "1"])
     for job in (*long, short):
