@@ -89,12 +89,12 @@ def end(cluster: Cluster, job: str) -> None:
     cluster.wait_job(job, "STOPPED")
 
 
-def test_a_realtime_job_gets_fifo_its_cores_and_quiet_and_leaves_no_trace(untouched: dict[str, str], cluster: Cluster) -> None:
-    job, pid = start(cluster, "--timing", "realtime")
+def test_a_realtime_job_gets_fifo_its_cores_and_quiet_and_leaves_no_trace(untouched: dict[str, str], shared: Cluster) -> None:
+    job, pid = start(shared, "--timing", "realtime")
     cpus = os.sched_getaffinity(pid)
     assert os.sched_getscheduler(pid) == os.SCHED_FIFO and os.sched_getparam(pid).sched_priority == 50
     assert "THP_enabled:\t0" in Path(f"/proc/{pid}/status").read_text()
-    proof = prove(cluster, job)
+    proof = prove(shared, job)
     got = proof["got"]
     assert (got["timing"], got["scheduler"], got["cpus"]) == ("realtime", "fifo 50", sorted(cpus))
     facts = observe_timing()
@@ -111,39 +111,39 @@ def test_a_realtime_job_gets_fifo_its_cores_and_quiet_and_leaves_no_trace(untouc
     assert {f"/{place}" for place in entries if not place.startswith("thread/")} >= {
         place for place in changed if place[0] == "/"
     }
-    end(cluster, job)
+    end(shared, job)
 
 
-def test_a_dedicated_job_matches_and_changes_no_setting(untouched: dict[str, str], cluster: Cluster) -> None:
-    job, pid = start(cluster, "--timing", "dedicated")
-    proof = prove(cluster, job)
+def test_a_dedicated_job_matches_and_changes_no_setting(untouched: dict[str, str], shared: Cluster) -> None:
+    job, pid = start(shared, "--timing", "dedicated")
+    proof = prove(shared, job)
     assert proof["state"] == "MATCH" and proof["got"]["timing"] == "dedicated"
     assert os.sched_getscheduler(pid) == os.SCHED_OTHER
     assert {place: value for place, value in observe_settings().items() if untouched.get(place, value) != value} == {}
     assert any("outside this job" in note for note in proof["notes"])
-    end(cluster, job)
+    end(shared, job)
 
 
-def test_settings_outlive_a_killed_agent_and_are_put_back_by_the_next(untouched: dict[str, str], cluster: Cluster) -> None:
-    job, pid = start(cluster, "--timing", "realtime")
+def test_settings_outlive_a_killed_agent_and_are_put_back_by_the_next(untouched: dict[str, str], shared: Cluster) -> None:
+    job, pid = start(shared, "--timing", "realtime")
     held = observe_settings()
-    cluster.wait_replaced("agent", cluster.kill("agent"))
-    cluster.wait_ready()
-    wait_until(lambda: prove(cluster, job)["state"] != "UNKNOWN", 10, "the new agent to prove the job")
+    shared.wait_replaced("agent", shared.kill("agent"))
+    shared.wait_ready()
+    wait_until(lambda: prove(shared, job)["state"] != "UNKNOWN", 10, "the new agent to prove the job")
     assert os.sched_getscheduler(pid) == os.SCHED_FIFO
     now = observe_settings()
     assert {place: value for place, value in now.items() if "thread" not in place} == {
         place: value for place, value in held.items() if "thread" not in place
     }
-    end(cluster, job)
+    end(shared, job)
 
 
-def test_a_job_that_ends_while_the_agent_is_dead_is_cleaned_up_by_the_next(untouched: dict[str, str], cluster: Cluster) -> None:
-    job, pid = start(cluster, "--timing", "realtime")
-    agent = cluster.kill("agent")
+def test_a_job_that_ends_while_the_agent_is_dead_is_cleaned_up_by_the_next(untouched: dict[str, str], shared: Cluster) -> None:
+    job, pid = start(shared, "--timing", "realtime")
+    agent = shared.kill("agent")
     os.kill(pid, signal.SIGKILL)
-    cluster.wait_replaced("agent", agent)
-    cluster.wait_job(job, "FAILED")
+    shared.wait_replaced("agent", agent)
+    shared.wait_job(job, "FAILED")
 
 
 def test_down_puts_back_what_running_work_held(untouched: dict[str, str], cluster: Cluster) -> None:
@@ -152,28 +152,28 @@ def test_down_puts_back_what_running_work_held(untouched: dict[str, str], cluste
     cluster.down()
 
 
-def test_a_breached_promise_is_an_event_and_never_met_without_data(untouched: dict[str, str], cluster: Cluster) -> None:
+def test_a_breached_promise_is_an_event_and_never_met_without_data(untouched: dict[str, str], shared: Cluster) -> None:
     # nothing wakes up within a microsecond
-    job, _ = start(cluster, "--timing", "realtime", "--max-wakeup-us", "1")
-    broken = wait_until(lambda: got if (got := prove(cluster, job)["got"]).get("wakeup_breaches") else None, 15, "a breach")
+    job, _ = start(shared, "--timing", "realtime", "--max-wakeup-us", "1")
+    broken = wait_until(lambda: got if (got := prove(shared, job)["got"]).get("wakeup_breaches") else None, 15, "a breach")
     assert broken["max_wakeup"] == "BREACHED" and broken["max_wakeup_us"] > 1
 
     def told() -> list[str]:
-        events = cluster.api("GET", f"/v1/jobs/{job}/events").json()
+        events = shared.api("GET", f"/v1/jobs/{job}/events").json()
         return [event["text"] for event in events if "max_wakeup_us 1 breached" in event["text"]]
 
     assert len(wait_until(told, 15, "the event")) == 1
-    end(cluster, job)
-    patient, _ = start(cluster, "--max-wakeup-us", "9000000")
-    first = prove(cluster, patient)
+    end(shared, job)
+    patient, _ = start(shared, "--max-wakeup-us", "9000000")
+    first = prove(shared, patient)
     assert first["got"]["wakeups_watched"] >= 1000 or first["got"]["max_wakeup"] == "NOT VERIFIED"
-    met = wait_until(lambda: got if (got := prove(cluster, patient)["got"])["max_wakeup"] == "MET" else None, 20, "enough data")
+    met = wait_until(lambda: got if (got := prove(shared, patient)["got"])["max_wakeup"] == "MET" else None, 20, "enough data")
     assert met["wakeups_watched"] >= 1000
     # without its watcher nobody can say any more
-    watcher = int(json.loads((cluster.home / "agent" / "handles" / f"{patient}.1.probe.json").read_bytes())["pid"])
+    watcher = int(json.loads((shared.home / "agent" / "handles" / f"{patient}.1.probe.json").read_bytes())["pid"])
     os.kill(watcher, signal.SIGKILL)
-    wait_until(lambda: prove(cluster, patient)["got"]["max_wakeup"] == "NOT VERIFIED", 10, "the watcher's end to be seen")
-    end(cluster, patient)
+    wait_until(lambda: prove(shared, patient)["got"]["max_wakeup"] == "NOT VERIFIED", 10, "the watcher's end to be seen")
+    end(shared, patient)
 
 
 def test_jitter_needs_no_steelyard_and_leaves_nothing(untouched: dict[str, str]) -> None:

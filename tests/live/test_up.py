@@ -35,26 +35,26 @@ def refused(cluster: Cluster, *args: str) -> str:
     return words
 
 
-def test_status_shows_every_program_and_where_it_is(cluster: Cluster) -> None:
-    status = cluster.status()
+def test_status_shows_every_program_and_where_it_is(shared: Cluster) -> None:
+    status = shared.status()
     assert set(status) == {"state", "api_url", "gateway_url", "version", "programs"}
-    assert (status["state"], status["api_url"], status["gateway_url"]) == ("running", cluster.api_url, cluster.gateway_url)
+    assert (status["state"], status["api_url"], status["gateway_url"]) == ("running", shared.api_url, shared.gateway_url)
     assert {program["name"] for program in status["programs"]} == PROGRAMS
     for program in status["programs"]:
         assert set(program) == {"name", "pid", "rss_bytes", "state"}
-        assert (program["state"], program["pid"]) == ("running", cluster.pid(program["name"]))
+        assert (program["state"], program["pid"]) == ("running", shared.pid(program["name"]))
         assert program["rss_bytes"] > 1_000_000
 
 
-def test_a_second_up_finds_the_first(cluster: Cluster) -> None:
-    before = {name: cluster.pid(name) for name in PROGRAMS}
-    assert cluster.api_url in cluster.ok("up", "--detach")
-    assert cluster.api_url in cluster.ok("up")
-    assert {name: cluster.pid(name) for name in PROGRAMS} == before
+def test_a_second_up_finds_the_first(shared: Cluster) -> None:
+    before = {name: shared.pid(name) for name in PROGRAMS}
+    assert shared.api_url in shared.ok("up", "--detach")
+    assert shared.api_url in shared.ok("up")
+    assert {name: shared.pid(name) for name in PROGRAMS} == before
 
 
-def test_up_again_with_other_addresses_is_refused_while_it_runs(cluster: Cluster) -> None:
-    assert "down" in refused(cluster, "--port", str(free_ports(1)[0] + 5000))
+def test_up_again_with_other_addresses_is_refused_while_it_runs(shared: Cluster) -> None:
+    assert "down" in refused(shared, "--port", str(free_ports(1)[0] + 5000))
 
 
 def test_killed_supervisor_leaves_all_running_and_the_next_adopts(cluster: Cluster) -> None:
@@ -69,11 +69,12 @@ def test_killed_supervisor_leaves_all_running_and_the_next_adopts(cluster: Clust
 
 
 @pytest.mark.parametrize("program", ["server", "agent", "envoy"])
-def test_a_killed_program_is_back_soon(cluster: Cluster, program: str) -> None:
+def test_a_killed_program_is_back_soon(shared: Cluster, program: str) -> None:
+    """Each dies once in the Steelyard that is shared: a second death soon after would be waited over."""
     begun = time.monotonic()
-    cluster.wait_replaced(program, cluster.kill(program))
+    shared.wait_replaced(program, shared.kill(program))
     assert time.monotonic() - begun < 1.0
-    cluster.wait_ready(10)
+    shared.wait_ready(10)
 
 
 def test_down_twice_and_up_again_keeps_addresses_and_tokens(cluster: Cluster) -> None:
@@ -125,19 +126,19 @@ def test_foreground_up_ends_everything_on_ctrl_c(bare: Cluster) -> None:
     assert bare.cli("status").returncode == 3
 
 
-def test_what_the_first_up_makes(cluster: Cluster) -> None:
+def test_what_the_first_up_makes(shared: Cluster) -> None:
     modes = {
-        name: stat.S_IMODE((cluster.home / name).stat().st_mode) for name in ("", "admin.token", "agent.token", "server", "agent")
+        name: stat.S_IMODE((shared.home / name).stat().st_mode) for name in ("", "admin.token", "agent.token", "server", "agent")
     }
     assert modes == {"": 0o711, "admin.token": 0o600, "agent.token": 0o600, "server": 0o700, "agent": 0o700}
-    assert cluster.admin_token != cluster.agent_token
+    assert shared.admin_token != shared.agent_token
 
 
-def test_nothing_but_health_is_anonymous(cluster: Cluster) -> None:
-    assert cluster.api("GET", "/healthz", token="").status == 200
+def test_nothing_but_health_is_anonymous(shared: Cluster) -> None:
+    assert shared.api("GET", "/healthz", token="").status == 200
     for path in ("/v1/status", "/v1/jobs", "/v1/functions", "/v1/keys", "/v1/machine", "/v1/openapi.json"):
-        assert cluster.api("GET", path, token="").status == 401
-        assert cluster.api("GET", path, token="wrong").status == 401
+        assert shared.api("GET", path, token="").status == 401
+        assert shared.api("GET", path, token="wrong").status == 401
 
 
 def test_two_homes_do_not_collide(cluster: Cluster, tmp_path_factory: pytest.TempPathFactory) -> None:
