@@ -353,7 +353,7 @@ def test_the_page_is_true(shared: Site) -> None:
     carry_out_page(shared, "environments.md")
 
 
-# each with a Steelyard of its own
+# killed, and missing
 
 
 def start_build(site: Site, command: str) -> tuple[subprocess.Popen[bytes], dict[str, Any]]:
@@ -363,7 +363,7 @@ def start_build(site: Site, command: str) -> tuple[subprocess.Popen[bytes], dict
 
     def under_way() -> dict[str, Any] | None:
         images = site.api("GET", "/v1/images").json()
-        return images[0] if images and (site.images / f".making-{images[0]['id']}/files/begun").exists() else None
+        return next((each for each in images if (site.images / f".making-{each['id']}/files/begun").exists()), None)
 
     return process, wait_until(under_way, 30, "the build to have begun")
 
@@ -381,31 +381,33 @@ def test_a_build_that_is_killed_leaves_nothing_that_counts(site: Site) -> None:
     assert done.returncode == 0 and b"pip_install tiny (cached)" in done.stderr, done.stderr
 
 
-def test_a_build_goes_on_while_server_and_agent_are_killed(site: Site) -> None:
-    gate = site.folder / "gate"
+def test_a_build_goes_on_while_server_and_agent_are_killed(shared: Site) -> None:
+    gate = shared.folder / "gate"
     os.mkfifo(gate, 0o644)
-    process, image = start_build(site, f"touch begun; cat {gate}")
+    process, image = start_build(shared, f"touch begun; cat {gate}")
     for program in ("server", "agent"):
-        site.wait_replaced(program, site.kill(program))
-    site.wait_ready()
+        shared.wait_replaced(program, shared.kill(program))
+    shared.wait_ready()
     gate.write_text("open\n")
     said = process.communicate(timeout=30)
     assert (process.returncode, said[0].decode().strip()) == (0, image["id"]), said
-    assert site.image(image["id"])["state"] == "READY"
+    assert shared.image(image["id"])["state"] == "READY"
 
 
-def test_an_image_that_vanished_is_missing_and_work_says_so(site: Site) -> None:
-    id_ = site.build("tiny", "--name", "lost")
-    job = site.ok("run", "--detach", "--hold", "--image", "lost", "--", "true").strip()
-    shutil.rmtree(site.images / id_)
-    wait_until(lambda: site.image("lost")["state"] == "MISSING", 10, "it to be missed")
-    site.ok("release", job)
-    failed = site.wait_job(job, "FAILED")
+def test_an_image_that_vanished_is_missing_and_work_says_so(shared: Site) -> None:
+    # nobody else's image
+    build = ("tiny", "--name", "lost", "--env", "OF=this")
+    id_ = shared.build(*build)
+    job = shared.ok("run", "--detach", "--hold", "--image", "lost", "--", "true").strip()
+    shutil.rmtree(shared.images / id_)
+    wait_until(lambda: shared.image("lost")["state"] == "MISSING", 10, "it to be missed")
+    shared.ok("release", job)
+    failed = shared.wait_job(job, "FAILED")
     assert failed["reason"] == "image-missing" and "Build it again" in failed["detail"]
-    refused = site.cli("run", "--image", "lost", "--", "true")
+    refused = shared.cli("run", "--image", "lost", "--", "true")
     assert refused.returncode == 125 and b"MISSING" in refused.stderr
-    assert site.build("tiny", "--name", "lost") == id_
-    assert site.inside("lost", "import tiny; print(tiny.__version__)") == "1.0"
+    assert shared.build(*build) == id_
+    assert shared.inside("lost", "import tiny; print(tiny.__version__)") == "1.0"
 
 
 def test_a_user_without_root_builds_and_runs() -> None:

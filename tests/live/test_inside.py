@@ -100,15 +100,16 @@ def test_every_rank_of_a_gang_has_its_own_scratch_and_takes_commands(shared: Clu
     wait_until(lambda: not any(os.path.exists(folder) for folder in folders) or None, 5, "both folders to be gone")
 
 
-def test_a_command_outlives_the_agent(cluster: Cluster) -> None:
-    job = cluster.running("sleep", "60")
-    command = cluster.start("exec", job, "--", "sh", "-c", "echo ready; sleep 3; echo done; exit 4")
+def test_a_command_outlives_the_agent(shared: Cluster) -> None:
+    job = shared.running("sleep", "60")
+    command = shared.start("exec", job, "--", "sh", "-c", "echo ready; sleep 3; echo done; exit 4")
     assert command.stdout is not None
     assert command.stdout.readline() == b"ready\n"
-    cluster.wait_replaced("agent", cluster.kill("agent"))
+    shared.wait_replaced("agent", shared.kill("agent"))
     out, err = command.communicate(timeout=40)
     assert (command.returncode, out) == (4, b"done\n"), err
-    assert cluster.job(job)["state"] == "RUNNING"
+    assert shared.job(job)["state"] == "RUNNING"
+    shared.ok("stop", job)
 
 
 def test_use_of_a_running_and_of_an_ended_job_is_told(shared: Cluster) -> None:

@@ -121,19 +121,20 @@ def test_without_a_terminal_it_is_refused_in_words(shared: Cluster) -> None:
         assert b"no job" in me.seen
 
 
-def test_a_terminal_outlives_server_and_agent(cluster: Cluster) -> None:
-    job = cluster.running("sleep", "1000")
-    with person(cluster, "exec", "-t", job, "--", *SHELL) as me:
+def test_a_terminal_outlives_server_and_agent(shared: Cluster) -> None:
+    job = shared.running("sleep", "1000")
+    with person(shared, "exec", "-t", job, "--", *SHELL) as me:
         me.see(b"ready> ")
         for name in ("server", "agent"):
-            cluster.wait_replaced(name, cluster.kill(name))
+            shared.wait_replaced(name, shared.kill(name))
             # keys that were typed while nobody was there are lost, as on a line that was cut: until one is answered
             wait_until(lambda: me.answers(b"echo al''ive\r", b"alive"), 30, "the terminal to be back")
         me.type(b"\r")
         me.see(b"ready> ")
         me.type(b"exit 5\r")
         assert me.wait() == 5
-    assert cluster.job(job)["state"] == "RUNNING"
+    assert shared.job(job)["state"] == "RUNNING"
+    shared.ok("stop", job)
 
 
 # -- shells that are jobs

@@ -183,12 +183,12 @@ def test_ports_of_a_function_are_reached_and_wake_it(shared: Cluster) -> None:
     assert (command.returncode, b"listens was deleted" in err) == (0, True)
 
 
-def test_a_command_inside_a_function_outlives_the_agent_and_keeps_it_awake(cluster: Cluster) -> None:
-    with deployed(cluster, "kept", "--idle-timeout", "1s") as name:
-        command = cluster.start("exec", name, "--", "sh", "-c", "echo ready; sleep 4; echo done; exit 4")
+def test_a_command_inside_a_function_outlives_the_agent_and_keeps_it_awake(shared: Cluster) -> None:
+    with deployed(shared, "kept", "--idle-timeout", "1s") as name:
+        command = shared.start("exec", name, "--", "sh", "-c", "echo ready; sleep 4; echo done; exit 4")
         assert command.stdout is not None
         assert command.stdout.readline() == b"ready\n"
-        cluster.wait_replaced("agent", cluster.kill("agent"))
+        shared.wait_replaced("agent", shared.kill("agent"))
         out, err = command.communicate(timeout=60)
         assert (command.returncode, out) == (4, b"done\n"), err
 

@@ -79,6 +79,15 @@ def users(nothing_left_behind: None) -> Iterator[Cluster]:
         yield made
 
 
+@pytest.fixture
+def lent(shared: Cluster) -> Iterator[Cluster]:
+    """The shared one; the app and its volume end with the test."""
+    yield shared
+    for row in json.loads(shared.ok("functions", "--json")):
+        shared.ok("delete", row["name"])
+    shared.ok("volumes", "delete", "--yes", "notes")
+
+
 def host_mounts() -> str:
     return Path("/proc/self/mountinfo").read_text()
 
@@ -122,8 +131,8 @@ def check_jobs_and_functions(cluster: Cluster) -> None:
     assert host_mounts() == before
 
 
-def test_what_a_job_writes_a_function_reads_and_the_other_way_round(cluster: Cluster) -> None:
-    check_jobs_and_functions(cluster)
+def test_what_a_job_writes_a_function_reads_and_the_other_way_round(lent: Cluster) -> None:
+    check_jobs_and_functions(lent)
 
 
 def test_so_it_is_without_root(users: Cluster) -> None:
@@ -141,28 +150,28 @@ def prove(cluster: Cluster) -> dict[str, Any]:
     return proof
 
 
-def test_two_replicas_see_each_others_files_at_once(cluster: Cluster) -> None:
-    deploy(cluster)
-    one = cluster.start("call", "keep-meet", "--json", json.dumps({"me": "one", "other": "two"}))
-    two = cluster.start("call", "keep-meet", "--json", json.dumps({"me": "two", "other": "one"}))
+def test_two_replicas_see_each_others_files_at_once(lent: Cluster) -> None:
+    deploy(lent)
+    one = lent.start("call", "keep-meet", "--json", json.dumps({"me": "one", "other": "two"}))
+    two = lent.start("call", "keep-meet", "--json", json.dumps({"me": "two", "other": "one"}))
     assert [json.loads(each.communicate(timeout=60)[0]) for each in (one, two)] == [True, True]
 
 
-def test_a_killed_agent_leaves_mounts_to_its_work_and_none_to_the_machine(cluster: Cluster) -> None:
+def test_a_killed_agent_leaves_mounts_to_its_work_and_none_to_the_machine(lent: Cluster) -> None:
     before = host_mounts()
-    deploy(cluster)
-    call(cluster, "write", name="a", text="kept")
+    deploy(lent)
+    call(lent, "write", name="a", text="kept")
     go = "while [ ! -e /n/go ]; do sleep 0.05; done; echo went on > /n/job"
-    job = cluster.ok("run", "-d", "--volume", "notes:/n", "--", "sh", "-c", go).strip()
-    cluster.wait_job(job, "RUNNING")
-    assert cluster.api("GET", f"/v1/jobs/{job}/proof").json()["got"]["volumes"] == ["notes at /n"]
-    cluster.wait_replaced("agent", cluster.kill("agent"))
-    cluster.wait_ready()
+    job = lent.ok("run", "-d", "--volume", "notes:/n", "--", "sh", "-c", go).strip()
+    lent.wait_job(job, "RUNNING")
+    assert lent.api("GET", f"/v1/jobs/{job}/proof").json()["got"]["volumes"] == ["notes at /n"]
+    lent.wait_replaced("agent", lent.kill("agent"))
+    lent.wait_ready()
     # a command beside it sees what it sees, also with an agent that did not start it
-    assert cluster.ok("exec", job, "--", "cat", "/n/a") == "kept"
-    assert call(cluster, "write", name="go", text="") == "/notes"
-    cluster.wait_job(job, "SUCCEEDED")
-    assert call(cluster, "read", name="job") == "went on\n Read-only file system"
+    assert lent.ok("exec", job, "--", "cat", "/n/a") == "kept"
+    assert call(lent, "write", name="go", text="") == "/notes"
+    lent.wait_job(job, "SUCCEEDED")
+    assert call(lent, "read", name="job") == "went on\n Read-only file system"
     assert host_mounts() == before
 
 
