@@ -314,6 +314,26 @@ def number_of(cluster: PoolCluster, pilot: dict[str, Any]) -> str:
     return wait_until(lambda: list_pilots(cluster)[pilot["id"]]["slurm_job"], 30, "its number")
 
 
+def test_what_a_deleted_function_began_is_answered_though_its_machine_drains(shared: PoolCluster) -> None:
+    gate = shared.folder / "last-gate"
+    shared.ok("deploy", write_app(shared), "--pool", POOL, "--name", "goes", "--public", "--env", f"GATE={gate}")
+    view = shared.function("goes")
+    pilot = list_pilots(shared)[view["machines"][0]]
+    slow: list[tuple[int, str]] = []
+    stream = threading.Thread(target=lambda: slow.append(ask(view, "slow")), daemon=True)
+    stream.start()
+    wait_until(lambda: shared.function("goes")["replicas"], 30, "a replica")
+    # it is to go, and has nothing to do any more
+    shared.bed.ok("scancel", "--signal=USR1", "--batch", number_of(shared, pilot))
+    shared.ok("delete", "goes")
+    wait_until(lambda: ask(view)[0] == 404, 30, "nothing to lead there any more")
+    assert not slow and pilot["id"] in list_pilots(shared)
+    gate.touch()
+    stream.join()
+    assert slow == [(200, f"{pilot['node']} done")]
+    wait_until(lambda: pilot["id"] not in list_pilots(shared), 60, "it to be given back")
+
+
 def test_a_machine_that_drains_hands_its_functions_on_and_one_that_is_lost_is_replaced(shared: PoolCluster) -> None:
     gate = shared.folder / "gate"
     shared.ok("deploy", write_app(shared), "--pool", POOL, "--name", "moves", "--public", "--env", f"GATE={gate}")

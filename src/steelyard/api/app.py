@@ -166,7 +166,7 @@ def make_app(
             SchedulesLoop(store, clock, new_call_id),
             calls,
             KeptCallsLoop(store, clock, call_files),
-            LeasesLoop(store, clock, watch),
+            LeasesLoop(store, clock, watch, hub.lost),
             DirectLoop(store, clock, watch, live, find_engine, queue_looks),
             PlacesLoop(store, clock, watch, hub.lost, certify),
             pools,

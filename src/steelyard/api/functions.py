@@ -24,7 +24,7 @@ from steelyard.api.secrets import find_missing
 from steelyard.api.services import Services, services_of
 from steelyard.api.views import asked_machine, coldstart_view, function_view
 from steelyard.control import ASSIGNMENT, CALLS, JOBS, LEASES, PLACES, SCHEDULES
-from steelyard.control.places import place_now
+from steelyard.control.places import end_function, place_now
 from steelyard.control.traffic import deploy_revision
 from steelyard.control.watch import wait_for
 from steelyard.errors import Conflict, NotFound, Refused
@@ -159,8 +159,9 @@ async def delete_function(request: Request[Any, Any, Any], name: FunctionPath, i
     now = services.clock.now_us()
 
     def commit(tx: Tx) -> None:
-        if not tx.delete_function(DEFAULT_PROJECT, FunctionName(name)):
+        if (row := tx.function(DEFAULT_PROJECT, FunctionName(name))) is None:
             raise NotFound(f"There is no function {name}. `steelyard functions` lists them.")
+        end_function(tx, row, services.hub.lost)
         tx.add_event(Event(now, DEFAULT_PROJECT, services.owner.user, "function", name, "deleted"))
         declare_schedule(tx, services, FunctionName(name), None, now)
 

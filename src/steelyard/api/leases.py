@@ -11,6 +11,7 @@ from steelyard.api.problems import errors
 from steelyard.api.requests import require_json
 from steelyard.api.services import services_of
 from steelyard.control import ASSIGNMENT, JOBS
+from steelyard.control.places import end_function
 from steelyard.model.ids import DEFAULT_PROJECT, FunctionName
 from steelyard.store import Event, Tx
 from steelyard.wire.function_api import LeaseRenewal, LeaseView
@@ -31,7 +32,7 @@ async def renew_leases(request: Request[Any, Any, Any], data: LeaseRenewal) -> L
             if data.lease_s > 0:
                 tx.put_function(msgspec.structs.replace(row, generation=row.generation + 1, expires_at=until))
                 continue
-            tx.delete_function(row.project, row.name)
+            end_function(tx, row, services.hub.lost)
             tx.add_event(Event(now, row.project, row.owner.user, "function", row.name, "deleted: its lease was given back"))
         return LeaseView(tuple(row.name for row in leased))
 

@@ -6,14 +6,16 @@ wake.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import msgspec
 
 from steelyard.clock import Clock
 from steelyard.control import ASSIGNMENT, CALLS, JOBS, LEASES
+from steelyard.control.places import end_function
 from steelyard.control.watch import Watch
 from steelyard.model.function import Function
+from steelyard.model.ids import MachineId
 from steelyard.store import Event, Store, Tx
 
 #: nothing has a lease
@@ -51,7 +53,7 @@ def decide(seen: Seen, now: int) -> Actions:
     )
 
 
-async def carry_out(store: Store, actions: Actions) -> Report:
+async def carry_out(store: Store, actions: Actions, is_lost: Callable[[MachineId], bool]) -> Report:
     if not actions.expired:
         return Report()
 
@@ -62,7 +64,7 @@ async def carry_out(store: Store, actions: Actions) -> Report:
             # renewed, or deployed to stay, since it was read
             if stored is None or stored.expires_at is None or stored.expires_at > actions.now:
                 continue
-            tx.delete_function(row.project, row.name)
+            end_function(tx, row, is_lost)
             text = "deleted: its lease was not renewed"
             tx.add_event(Event(actions.now, row.project, row.owner.user, "function", row.name, text))
             deleted.append(row.name)
@@ -74,10 +76,11 @@ async def carry_out(store: Store, actions: Actions) -> Report:
 class LeasesLoop:
     name = LEASES
 
-    def __init__(self, store: Store, clock: Clock, watch: Watch) -> None:
+    def __init__(self, store: Store, clock: Clock, watch: Watch, is_lost: Callable[[MachineId], bool]) -> None:
         self._store = store
         self._clock = clock
         self._watch = watch
+        self._is_lost = is_lost
         self._next_at: int | None = None
 
     @property
@@ -89,7 +92,7 @@ class LeasesLoop:
     async def activate(self) -> Sequence[str]:
         actions = decide(await load(self._store), self._clock.now_us())
         self._next_at = actions.next_at
-        report = await carry_out(self._store, actions)
+        report = await carry_out(self._store, actions, self._is_lost)
         for name in report.deleted:
             self._watch.notify(f"function/{name}")
         return [JOBS, ASSIGNMENT, CALLS] if report.deleted else []

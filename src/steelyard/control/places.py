@@ -109,6 +109,13 @@ def decide(seen: Seen, now: int) -> Actions:
     return Actions(tuple(changed), tuple(events), tuple(left))
 
 
+def end_function(tx: Tx, row: Function, is_lost: Callable[[MachineId], bool]) -> None:
+    """`row` is deleted, in this transaction. What it began is answered still: machines of its pool are kept for that."""
+    lost = {place.machine for place in row.places if is_lost(place.machine)}
+    _note_left(tx, _find_left(row, msgspec.structs.replace(row, places=()), lost))
+    tx.delete_function(row.project, row.name)
+
+
 def _find_left(before: Function, after: Function, lost: Collection[MachineId]) -> list[tuple[MachineId, FunctionName]]:
     """Machines that are heard, and that it leaves."""
     here = {place.machine for place in after.places}

@@ -12,7 +12,7 @@ from steelyard.control import ASSIGNMENT, CALLS, JOBS
 from steelyard.control.leases import IDLE_S, Actions, LeasesLoop, carry_out, decide, load
 from steelyard.control.watch import Watch
 from steelyard.model.function import Function, FunctionSpec
-from steelyard.model.ids import DEFAULT_PROJECT, FunctionName
+from steelyard.model.ids import DEFAULT_PROJECT, FunctionName, MachineId
 from steelyard.model.job import Owner
 from steelyard.store.memory import MemoryStore
 
@@ -21,7 +21,8 @@ class World:
     def __init__(self) -> None:
         self.store = MemoryStore()
         self.clock = VirtualClock()
-        self.loop = LeasesLoop(self.store, self.clock, Watch())
+        self.lost: set[MachineId] = set()
+        self.loop = LeasesLoop(self.store, self.clock, Watch(), self.lost.__contains__)
 
     async def put(self, name: str, lease_s: float | None) -> None:
         now = self.clock.now_us()
@@ -83,7 +84,7 @@ def test_one_that_was_renewed_after_it_was_read_stays() -> None:
         actions: Actions = decide(await load(world.store), world.clock.now_us())
         assert [row.name for row in actions.expired] == ["kept"]
         await world.renew("kept", 15)
-        assert (await carry_out(world.store, actions)).deleted == ()
+        assert (await carry_out(world.store, actions, world.lost.__contains__)).deleted == ()
         assert await world.names() == ["kept"]
 
     asyncio.run(main())

@@ -13,7 +13,8 @@ from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule
 
 from control_world import MACHINE, World, make_pilot, make_world
-from steelyard.control.places import PlacesLoop, place_now
+from steelyard.control.leases import LeasesLoop
+from steelyard.control.places import PlacesLoop, end_function, place_now
 from steelyard.control.reports import greet
 from steelyard.control.rollouts import Actions, carry_out
 from steelyard.control.traffic import deploy_revision
@@ -74,6 +75,11 @@ class Pool:
         row = await self.world.store.read(lambda tx: tx.function(DEFAULT_PROJECT, NAME))
         assert row is not None
         return row
+
+    async def finishing(self, name: MachineId) -> tuple[FunctionName, ...]:
+        machine = await self.world.store.read(lambda tx: tx.machine(name))
+        assert machine is not None
+        return machine.finishing
 
     async def decide(self) -> None:
         await self.places.activate()
@@ -320,11 +326,6 @@ def test_a_machine_that_is_gone_is_not_asked_any_more() -> None:
 @pytest.mark.parametrize("by", ["a look", "a deploy"])
 def test_a_machine_that_is_left_has_work_until_its_agent_says_that_nothing_is_left(by: str) -> None:
     async def script(pool: Pool) -> None:
-        async def finishing() -> tuple[FunctionName, ...]:
-            machine = await pool.world.store.read(lambda tx: tx.machine(P1))
-            assert machine is not None
-            return machine.finishing
-
         await pool.add(P1, P2)
         await pool.deploy()
         await pool.settle()
@@ -336,13 +337,36 @@ def test_a_machine_that_is_left_has_work_until_its_agent_says_that_nothing_is_le
         await pool.home()
         await (pool.decide() if by == "a look" else pool.deploy())
         assert [place.machine for place in (await pool.row()).places] == [P2]
-        assert await finishing() == (NAME,), "before its agent knows of it"
+        assert await pool.finishing(P1) == (NAME,), "before its agent knows of it"
         await pool.say(P1, functions=(stale,), health_events=(HealthEvent(1, 1, "x"),))
-        assert await finishing() == (NAME,), "by what it said before it knew"
+        assert await pool.finishing(P1) == (NAME,), "by what it said before it knew"
         await pool.say(P1, finishing=(NAME,))
-        assert await finishing() == (NAME,)
+        assert await pool.finishing(P1) == (NAME,)
         await pool.say(P1)
-        assert await finishing() == ()
+        assert await pool.finishing(P1) == ()
+
+    play(script)
+
+
+@pytest.mark.parametrize("by", ["its owner", "the end of its lease"])
+def test_a_machine_has_work_until_what_a_deleted_function_began_is_answered(by: str) -> None:
+    async def script(pool: Pool) -> None:
+        await pool.add(P1, P2)
+        await pool.deploy(msgspec.structs.replace(PLAIN, spread=True))
+        await pool.settle()
+        row = await pool.row()
+        assert {place.machine for place in row.places} == {P1, P2}
+        pool.lost.add(P2)
+        if by == "its owner":
+            await pool.world.store.write(lambda tx: end_function(tx, row, pool.lost.__contains__))
+        else:
+            leased = msgspec.structs.replace(row, generation=row.generation + 1, expires_at=pool.world.clock.now_us())
+            await pool.world.store.write(lambda tx: tx.put_function(leased))
+            await LeasesLoop(pool.world.store, pool.world.clock, pool.world.watch, pool.lost.__contains__).activate()
+        assert await pool.world.store.read(lambda tx: tx.function(DEFAULT_PROJECT, NAME)) is None
+        assert (await pool.finishing(P1), await pool.finishing(P2)) == ((NAME,), ()), "before its agent knows of it"
+        await pool.say(P1)
+        assert await pool.finishing(P1) == ()
 
     play(script)
 
