@@ -36,7 +36,7 @@ from bench import (
     warm,
     weights,
 )
-from bench.figures import Figure, environment, make_entry, merge_entries, read_page, render_page, render_table
+from bench.figures import Figure, environment, make_entry, merge_entries, processor, read_page, render_page, render_table
 
 Measure = Callable[[Callable[[str], None], bool], list[Figure]]
 
@@ -108,7 +108,7 @@ def _write_page(figures: list[Figure]) -> None:
         if peers.PYTHON.exists()
     }
     today = datetime.datetime.now(datetime.UTC).date().isoformat()
-    newer = [make_entry(figure, today) for figure in figures]
+    newer = [make_entry(figure, today, processor()) for figure in figures]
     PAGE.write_text(render_page(merge_entries(entries, newer), before | environment() | peer_versions))
     print(f"written: {PAGE}", file=sys.stderr)
 

