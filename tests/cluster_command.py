@@ -18,10 +18,10 @@ class Cluster:
         (folder / "known_hosts").write_text("\n".join([*known, ""]))
         (folder / "ssh_config").write_text(f"Host *\nIdentityFile {bed.key}\nUserKnownHostsFile {folder}/known_hosts\n")
 
-    def write_hosts(self, *names: str) -> str:
+    def write_hosts(self, *names: str, user: str = "root") -> str:
         hosts = [f"- {{name: {name}, address: {self.bed[name].address}}}" for name in names]
         file = self.folder / "hosts.yaml"
-        file.write_text("\n".join(["user: root", "hosts:", *hosts, ""]))
+        file.write_text("\n".join([f"user: {user}", "hosts:", *hosts, ""]))
         return str(file)
 
     def run(self, *words: str) -> subprocess.CompletedProcess[str]:

@@ -32,7 +32,7 @@ T = TypeVar("T")
 #: program -> Debian's package for it
 NEEDED = {
     "slurmctld": "slurmctld", "slurmd": "slurmd", "sbatch": "slurm-client", "munged": "munge", "sshd": "openssh-server",
-    "ssh-keygen": "openssh-client", "ip": "iproute2", "nft": "nftables",
+    "ssh-keygen": "openssh-client", "ip": "iproute2", "nft": "nftables", "sudo": "sudo",
 }  # fmt: skip
 #: an ordinary user of the cluster, known on every machine of it but not on this one
 USER, USER_UID = "ada", 64321
@@ -72,6 +72,7 @@ cp "$bed/hosts" /etc/hosts
 head -c 16 /dev/urandom | od -An -tx1 | tr -d ' \\n' >/etc/machine-id
 echo "USER:x:UID:UID::$bed/shared/USER:/bin/bash" >>/etc/passwd
 echo "USER:x:UID:" >>/etc/group
+echo "USER:*:20000:0:99999:7:::" >>/etc/shadow
 # where this machine is a container, its apt keeps no cache of its index, and each question would read all of it again
 rm -f /etc/apt/apt.conf.d/docker-clean
 rm -f /etc/ssh/ssh_host_* && ssh-keygen -q -t ed25519 -N '' -f /etc/ssh/ssh_host_ed25519_key

@@ -27,7 +27,7 @@ for program in skopeo umoci crun mmdebstrap; do command -v $program >/dev/null |
 command -v busybox >/dev/null && ! ldd "$(command -v busybox)" >/dev/null 2>&1 || missing="$missing busybox-static"
 # a cluster of Slurm for tests, each of its machines a few namespaces; libpmix-dev holds the name by which Slurm looks for PMIx
 command -v nft >/dev/null || missing="$missing nftables"
-for program in slurmctld slurmd munge; do command -v $program >/dev/null || missing="$missing $program"; done
+for program in slurmctld slurmd munge sudo; do command -v $program >/dev/null || missing="$missing $program"; done
 command -v sbatch >/dev/null || missing="$missing slurm-client"
 [ -x /usr/sbin/sshd ] || missing="$missing openssh-server"
 [ -e "/usr/lib/$(uname -m)-linux-gnu/libpmix.so" ] || missing="$missing libpmix-dev"

@@ -131,10 +131,12 @@ def test_what_is_wrong_with_a_host_is_said_and_keeps_it_alone_out(cluster: Clust
     assert "3 nodes take work" in cluster.ok("up", hosts, "-y")
 
 
-def test_machines_come_and_go(cluster: Cluster) -> None:
+def test_machines_come_and_go_by_a_user_with_sudo(cluster: Cluster) -> None:
+    for machine in cluster.bed:
+        machine.path("/etc/sudoers.d/cluster").write_text(f"{USER} ALL=(ALL) NOPASSWD: ALL\n")
     site = cluster.folder / "site.conf"
     site.write_text("SwitchName=leaf1 Nodes=n1,n2\nSwitchName=leaf2 Nodes=n3,n4\nSwitchName=spine Switches=leaf1,leaf2\n")
-    cluster.ok("up", cluster.write_hosts("n1", "n2"), "-y", f"--fabric={site}")
+    cluster.ok("up", cluster.write_hosts("n1", "n2", user=USER), "-y", f"--fabric={site}")
     head = cluster.bed["n1"]
     config = cluster.folder / "ssh_config"
     config.write_text(f"Host n3\nHostname {cluster.bed['n3'].address}\n\n{config.read_text()}")
