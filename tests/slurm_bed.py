@@ -37,21 +37,34 @@ NEEDED = {
 #: an ordinary user of the cluster, known on every machine of it but not on this one
 USER, USER_UID = "ada", 64321
 READY_S = 60.0
+#: root of another Debian, whose Slurm it is then (tools/other_slurm.sh makes one)
+OTHER_ROOT = os.environ.get("SLURM_BED_ROOT", "")
+PLUGINS = f"usr/lib/{os.uname().machine}-linux-gnu/slurm-wlm"
 #: with the process that tests and a letter per bed; names of links have room for 15 characters
 BRIDGE = "syb"
 _number = itertools.count()
 
-#: pid 1 of a machine. $1 folder of the bed, $2 host name, $3 address, $4.. hierarchies of control groups that this machine has
-INIT = """
+#: pid 1 of a machine. $1 folder of the bed, $2 host name, $3 address, $4 another Debian's root or "", $5.. hierarchies of control
+#: groups that this machine has
+INIT = (
+    """
 set -e
-bed=$1 name=$2 address=$3; shift 3
+bed=$1 name=$2 address=$3 root=$4; shift 4
 hostname "$name"
+python=$(readlink -f /usr/bin/python3)
 mount --make-rprivate /
 mount -t tmpfs -o size=512m,mode=755 layers "$bed/layers"
 for folder in etc var usr root; do
     mkdir -p "$bed/layers/$folder" "$bed/layers/.$folder"
-    mount -t overlay -o "lowerdir=/$folder,upperdir=$bed/layers/$folder,workdir=$bed/layers/.$folder" overlay "/$folder"
+    below=${root:+$root/$folder:}/$folder
+    mount -t overlay -o "lowerdir=$below,upperdir=$bed/layers/$folder,workdir=$bed/layers/.$folder" overlay "/$folder"
 done
+if [ -n "$root" ]; then
+    # not plugins of two versions; and ours runs by the Python that it was installed for
+    mkdir "$bed/layers/plugins" "$bed/layers/.plugins"
+    mount -t overlay -o "lowerdir=$root/PLUGINS,upperdir=$bed/layers/plugins,workdir=$bed/layers/.plugins" overlay /PLUGINS
+    ln -sf "$python" /usr/bin/python3
+fi
 mount -t tmpfs -o mode=755 run /run
 mkdir /run/sshd /run/bed /run/munge
 mount --rbind "$bed" /run/bed
@@ -91,7 +104,10 @@ ip link set lo up
 ip addr add "$address/24" dev eth0
 ip link set eth0 up
 exec /usr/sbin/sshd -D -E /var/log/sshd.log
-""".replace("USER", USER).replace("UID", str(USER_UID))
+""".replace("USER", USER)
+    .replace("UID", str(USER_UID))
+    .replace("PLUGINS", PLUGINS)
+)
 
 
 #: whatever comes from PEER, or goes there, is dropped; nobody is told
@@ -122,7 +138,7 @@ class Machine:
         # the end of whoever tests ends the machines too
         self._init = subprocess.Popen(
             ["setpriv", "--pdeathsig", "KILL", "unshare", *options, "sh", "-c", INIT, "init",
-             str(self.bed.folder), self.name, self.address, *hierarchies],
+             str(self.bed.folder), self.name, self.address, OTHER_ROOT, *hierarchies],
             stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.PIPE, start_new_session=True, text=True,
             preexec_fn=self._join_cgroups,
         )  # fmt: skip
@@ -265,6 +281,10 @@ class Bed:
 class SlurmBed(Bed):
     """`head` runs slurmctld, all others slurmd; commands of Slurm work from here with `environ`."""
 
+    @property
+    def commands(self) -> Path:
+        return self.folder / "commands"
+
     def set_up(self) -> None:
         super().set_up()
         (self.folder / "munge.key").write_bytes(os.urandom(1024))
@@ -273,6 +293,8 @@ class SlurmBed(Bed):
         self.munge.mkdir(mode=0o755)
         for machine in self:
             machine.ok("sh", "-c", INSTALL, "install", str(self.folder))
+        if OTHER_ROOT:
+            self._wrap_commands()
         self.write_conf(render_conf(self.machines))
         self._munged = subprocess.Popen(
             ["setpriv", "--pdeathsig", "KILL", "munged", "--foreground", *(f"--{word}={self.munge}/{word}" for word in (
@@ -306,15 +328,34 @@ class SlurmBed(Bed):
         """slurm.conf for every machine, and for this one, where munge's socket is elsewhere."""
         # whoever asks from here hears sooner that nobody answers
         here = text.replace("MessageTimeout=10", "MessageTimeout=2")
+        here += f"PluginDir={OTHER_ROOT}/{PLUGINS}\n" if OTHER_ROOT else ""
         (self.folder / "slurm.conf").write_text(f"{here}AuthInfo=socket={self.munge}/socket\n")
         for machine in self:
             machine.path("/etc/slurm/slurm.conf").write_text(text)
             machine.path("/etc/slurm/cgroup.conf").write_text("ConstrainCores=yes\nConstrainRAMSpace=yes\n")
 
+    def _wrap_commands(self) -> None:
+        """Slurm's commands of the other Debian, for this machine: by its loader and libraries. On its own machines, where jobs
+        look for them by our PATH too, they are themselves."""
+        self.commands.mkdir(mode=0o755)
+        libraries = f"{OTHER_ROOT}/{PLUGINS}:{OTHER_ROOT}/{Path(PLUGINS).parent}"
+        loader = next(Path(OTHER_ROOT).glob("usr/lib64/ld-linux*"), None) or next(Path(OTHER_ROOT).glob("usr/lib/ld-linux*"))
+        for name in ("sbatch", "scancel", "scontrol", "sdiag", "sinfo", "squeue", "srun", "sacctmgr"):
+            file = self.commands / name
+            there = f'{loader} --library-path {libraries} {OTHER_ROOT}/usr/bin/{name} "$@"'
+            file.write_text(f'#!/bin/sh\n[ -e {loader} ] || exec /usr/bin/{name} "$@"\nexec {there}\n')
+            file.chmod(0o755)
+
     @property
     def environ(self) -> dict[str, str]:
         others = {name: value for name, value in os.environ.items() if not name.startswith(("SLURM_", "SBATCH_"))}
-        return {**others, "SLURM_CONF": str(self.folder / "slurm.conf")}
+        return {**others, **self.led}
+
+    @property
+    def led(self) -> dict[str, str]:
+        """The variables by which Slurm's commands here find this cluster."""
+        path = f"{self.commands}:{os.environ['PATH']}" if OTHER_ROOT else os.environ["PATH"]
+        return {"SLURM_CONF": str(self.folder / "slurm.conf"), "PATH": path}
 
     def run(
         self, *words: str, user: bool = False, env: Mapping[str, str] | None = None, **more: Any
@@ -325,6 +366,15 @@ class SlurmBed(Bed):
 
     def ok(self, *words: str, **more: Any) -> str:
         return _checked(self.run(*words, **more))
+
+    @contextlib.contextmanager
+    def closed(self) -> Iterator[None]:
+        """Nothing begins meanwhile: what is submitted waits."""
+        self.ok("scontrol", "update", "PartitionName=main", "State=DOWN")
+        try:
+            yield
+        finally:
+            self.ok("scontrol", "update", "PartitionName=main", "State=UP")
 
     def wait_idle(self) -> None:
         """Until every node takes work."""

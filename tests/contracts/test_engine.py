@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import asyncio
-import os
 import uuid
 from collections.abc import Callable, Coroutine, Iterator, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from typing import Any, TypeVar
 
 import pytest
@@ -35,8 +35,12 @@ POOL = Pool(PoolSpec("train", 0, 1, NodeShape(cpus=1)), DEFAULT_PROJECT, Owner(U
 class Bench:
     """An engine, and how a test has a job begin and end on it."""
 
-    def __init__(self, engine: Engine, cwd: str) -> None:
-        self.engine, self._cwd = engine, cwd
+    def __init__(self, engine: Engine, cwd: str, bed: SlurmBed | None = None) -> None:
+        self.engine, self._cwd, self._bed = engine, cwd, bed
+
+    def closed(self) -> AbstractContextManager[None]:
+        """Nothing begins meanwhile: what is submitted waits."""
+        return self._bed.closed() if self._bed is not None else nullcontext()
 
     def ask(self, question: Coroutine[Any, Any, T]) -> T:
         return asyncio.run(question)
@@ -97,7 +101,7 @@ def bench(request: pytest.FixtureRequest) -> Bench:
         python.write_text("#!/bin/sh\necho said\ntrap 'exit 0' TERM\nwhile :; do sleep 0.05; done\n")
         python.chmod(0o755)
     attachment = Attachment(folder=str(bed.shared), env={"SLURM_CONF": bed.environ["SLURM_CONF"]}, python=str(python))
-    return Bench(DirectSlurm(SlurmClient(attachment, os.environ), attachment, "0123abcd", USER_UID), str(bed.shared))
+    return Bench(DirectSlurm(SlurmClient(attachment, bed.environ), attachment, "0123abcd", USER_UID), str(bed.shared), bed)
 
 
 def over(entry: QueueEntry) -> bool:
@@ -144,11 +148,12 @@ def test_a_signal_reaches_the_task_and_is_in_the_record(bench: Bench) -> None:
 
 
 def test_one_that_waits_leaves_the_queue(bench: Bench) -> None:
-    job = bench.job(ENDS, resources=Resources(cpus=4000))
-    (number,) = bench.ask(bench.engine.submit([job]))
-    assert bench.until(job, lambda entry: entry.state == "PENDING").nodes == ""
-    bench.ask(bench.engine.cancel([(job, number)]))
-    assert bench.until(job, over).state == "CANCELLED"
+    job = bench.job(ENDS)
+    with bench.closed():
+        (number,) = bench.ask(bench.engine.submit([job]))
+        assert bench.until(job, lambda entry: entry.state == "PENDING").nodes == ""
+        bench.ask(bench.engine.cancel([(job, number)]))
+        assert bench.until(job, over).state == "CANCELLED"
     assert bench.records(job) == ()
 
 
@@ -191,10 +196,10 @@ def test_a_pilot_is_found_by_its_id_and_ends_gently(bench: Bench) -> None:
 
 def test_a_pilot_that_waits_leaves_the_queue(bench: Bench) -> None:
     pilot = bench.pilot()
-    large = replace(POOL, spec=replace(POOL.spec, node=NodeShape(cpus=4000)))
-    number = bench.ask(bench.engine.submit_pilots(large, [pilot], [b"{}"]))
-    bench.ask(bench.engine.cancel_pilot(replace(pilot, number=str(number)), force=False))
-    wait_until(lambda: (seen := bench.look(pilot.id)) is not None and seen.state == "CANCELLED", "it to leave")
+    with bench.closed():
+        number = bench.ask(bench.engine.submit_pilots(POOL, [pilot], [b"{}"]))
+        bench.ask(bench.engine.cancel_pilot(replace(pilot, number=str(number)), force=False))
+        wait_until(lambda: (seen := bench.look(pilot.id)) is not None and seen.state == "CANCELLED", "it to leave")
 
 
 def test_a_pilot_that_is_refused_is_not_there(bench: Bench) -> None:

@@ -18,7 +18,7 @@ class Direct(UserCluster):
     bed: SlurmBed
 
     def environ(self, more: dict[str, str] | None = None) -> dict[str, str]:
-        return super().environ({"SLURM_CONF": self.bed.environ["SLURM_CONF"], **(more or {})})
+        return super().environ({**self.bed.led, **(more or {})})
 
     def run(self, *words: str) -> tuple[int, str, str]:
         return self.tell("run", "--direct", *words)

@@ -17,7 +17,7 @@ from steelyard_cluster import Cluster, UserCluster
 from slurm_bed import USER, SlurmBed, render_conf, slurm, wait_until
 from steelyard.engine.slurm import client
 from steelyard.errors import EdgeFailed
-from steelyard.model.slurm import Attachment
+from steelyard.model.slurm import Attachment, parse_version
 
 
 @pytest.fixture(scope="module")
@@ -37,7 +37,7 @@ class Attaching:
         self.cluster.down()
 
     def cli(self, *words: str, env: dict[str, str] | None = None) -> tuple[int, str, str]:
-        done = self.cluster.cli("cluster", *words, env={"SLURM_CONF": self.bed.environ["SLURM_CONF"], **(env or {})})
+        done = self.cluster.cli("cluster", *words, env={**self.bed.led, **(env or {})})
         return done.returncode, done.stdout.decode(), done.stderr.decode()
 
     def json(self, *words: str, env: dict[str, str] | None = None) -> Any:
@@ -70,9 +70,12 @@ def test_an_ordinary_user_attaches_and_sees_the_cluster(bed: SlurmBed, mine: Att
     assert seen["settings"]["SelectType"] == "select/cons_tres"
     assert found["attachment"]["folder"] == str(mine.cluster.home / "slurm")
     # what leads to this cluster is kept, for whoever has no such variable
-    assert mine.cluster.cli("cluster", "status").stdout.decode().startswith(f"bed: Slurm {seen['version']} on head\n")
+    status = mine.cluster.cli("cluster", "status", env={"PATH": bed.led["PATH"]})
+    assert status.stdout.decode().startswith(f"bed: Slurm {seen['version']} on head\n")
     code, _, err = mine.cli("attach", "--partition", "closed")
-    assert (code, "Slurm says: allocation failure: User's group not permitted to use this partition" in err) == (2, True)
+    # by Slurm's words, or where it would take jobs that never begin
+    refused = "Slurm says: allocation failure: User's group not permitted", "closed is not for this user (AllowGroups=root)"
+    assert code == 2 and any(words in err for words in refused), err
     # and what was attached before stays
     assert mine.json("status")["attachment"]["partition"] == "main"
     assert mine.cli("detach")[0] == 0 and mine.cli("status")[0] == 2
@@ -128,21 +131,24 @@ def test_a_drained_node_is_shown_with_its_reason(bed: SlurmBed, roots: Attaching
         bed.ok("scontrol", "update", "node=n3", "state=resume")
 
 
-@pytest.mark.parametrize(("version", "code"), [("21.08.8", 2), ("26.05.1", 0), ("soon", 2)])
+@pytest.mark.parametrize(("version", "code"), [("21.08.8", 2), ("27.05.1", 0), ("soon", 2)])
 def test_a_version_outside_the_range_is_told(bed: SlurmBed, roots: Attaching, version: str, code: int) -> None:
     """What an older one would mean is refused; a newer one is used, with a note."""
     place = roots.folder / version
     place.mkdir()
     tells = place / "scontrol"
-    tells.write_text(f'#!/bin/sh\n{shutil.which("scontrol")} "$@" | sed "s/^SLURM_VERSION .*/SLURM_VERSION = {version}/"\n')
+    real = shutil.which("scontrol", path=bed.led["PATH"])
+    tells.write_text(f'#!/bin/sh\n{real} "$@" | sed "s/^SLURM_VERSION .*/SLURM_VERSION = {version}/"\n')
     tells.chmod(0o755)
     before = roots.json("attach")["attachment"]
-    ended, out, err = roots.cli("attach", env={"PATH": f"{place}:{os.environ['PATH']}"})
+    ended, out, err = roots.cli("attach", env={"PATH": f"{place}:{bed.led['PATH']}"})
     assert (ended, version in out + err) == (code, True), err
     assert roots.json("status")["attachment"] == before
 
 
 def test_an_account_that_slurm_refuses_is_told_in_its_words(bed: SlurmBed, mine: Attaching) -> None:
+    if parse_version(bed.ok("sinfo", "--version").split()[1]) > (22, 5):
+        pytest.skip("NOT TRIED HERE: newer ones ask slurmdbd who may use an account")
     conf = render_conf(bed.machines)
     taught = "PartitionName=taught Nodes=n1 AllowAccounts=physics MaxTime=60 DefMemPerCPU=100"
     bed.write_conf(f"{conf}EnforcePartLimits=ALL\n{taught}\n")

@@ -15,7 +15,8 @@ CONF = "/etc/slurm/slurm.conf"
 #: in the place of a program: ends the connection that it was started over, once
 CUT = """#!/bin/sh
 mv /usr/bin/setpriv.kept /usr/bin/setpriv
-pkill -KILL -f 'sshd: root'
+# newer ones call it sshd-session
+pkill -KILL -f '^sshd[^ ]*: root'
 exit 1
 """
 

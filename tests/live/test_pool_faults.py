@@ -3,7 +3,7 @@ its answers, loses the network."""
 
 from __future__ import annotations
 
-import os
+import shutil
 import signal
 import threading
 import urllib.error
@@ -140,12 +140,13 @@ def test_an_answer_that_was_lost_makes_one_machine_and_not_two(shared: PoolClust
     folder = shared.folder / "bin"
     folder.mkdir()
     words = 'echo "sbatch: error: Batch job submission failed: Socket timed out" >&2; exit 1'
-    (folder / "sbatch").write_text(f'#!/bin/sh\n/usr/bin/sbatch "$@" >/dev/null\n{words}\n')
+    real = shutil.which("sbatch", path=shared.bed.led["PATH"])
+    (folder / "sbatch").write_text(f'#!/bin/sh\n{real} "$@" >/dev/null\n{words}\n')
     (folder / "sbatch").chmod(0o755)
     shared.down()
     shared.ok(
         "up", "--detach", "--port", str(shared.api_port), "--gateway-port", str(shared.gateway_port),
-        "--cluster-address", f"{shared.bed.network}.1:{shared.cluster_port}", env={"PATH": f"{folder}:{os.environ['PATH']}"},
+        "--cluster-address", f"{shared.bed.network}.1:{shared.cluster_port}", env={"PATH": f"{folder}:{shared.bed.led['PATH']}"},
     )  # fmt: skip
     shared.create("once", "--nodes", "1..1")
     pilot = shared.wait_pilot("once", "READY", WAIT_S)

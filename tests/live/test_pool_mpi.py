@@ -11,6 +11,8 @@ from mpi_ring import RING
 from pool_cluster import PoolCluster, pooled
 from steelyard_cluster import wait_until
 
+from slurm_bed import PLUGINS
+
 #: a machine may take that long to come or to be known to be gone, on a machine that is busy with other tests
 WAIT_S = 90.0
 SOON = "Slurm takes its machine back soon"
@@ -128,7 +130,7 @@ def test_what_ends_srun_ends_its_step_and_who_is_killed_meanwhile_loses_nothing(
 
 
 def test_a_slurm_without_pmix_says_what_is_missing(shared: PoolCluster) -> None:
-    there, kept = "/usr/lib/*/slurm*", "/usr/lib/kept"
+    there, kept = f"/{PLUGINS}", "/usr/lib/kept"
     for node in ("n1", "n2"):
         shared.bed[node].ok("sh", "-c", f"mkdir {kept}; cd {there}; mv mpi_pmix*.so {kept}")
     try:

@@ -103,7 +103,7 @@ class MpiSteps:
         """False where there is no such step."""
         number = self._environ.get("SLURM_JOB_ID", "")
         try:
-            listed = await self._client.ask("squeue", "--steps", "--noheader", f"--job={number}", "--format=%i %j")
+            listed = await self._client.ask("squeue", "--all", "--steps", "--noheader", f"--job={number}", "--format=%i %j")
             found = [line.split()[0] for line in listed.splitlines() if line.split()[1:] == [attempt]]
             if found:
                 await self._client.ask("scancel", f"--signal={signum}", *found)

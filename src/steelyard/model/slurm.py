@@ -5,7 +5,7 @@ from __future__ import annotations
 import msgspec
 
 #: what is read and written here was the same in all of these
-VERSION_MIN, VERSION_MAX = (22, 5), (25, 11)
+VERSION_MIN, VERSION_MAX = (22, 5), (26, 5)
 
 #: Slurm's states of a job that has not begun, that runs, and that is over
 PENDING = frozenset({"PENDING", "REQUEUED", "REQUEUE_HOLD", "SPECIAL_EXIT", "REQUEUE_FED", "RESV_DEL_HOLD"})

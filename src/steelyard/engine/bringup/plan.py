@@ -29,8 +29,8 @@ from steelyard.engine.bringup.written import sign, whose
 from steelyard.errors import Refused
 from steelyard.model.cluster import BringUpPlan, ClusterSpec, SeenHost, Step, StepKind, Written
 from steelyard.model.fabric import Fabric
+from steelyard.model.slurm import VERSION_MAX, VERSION_MIN
 
-SLURM_MIN, SLURM_MAX = (22, 5), (25, 11)
 DISTRIBUTIONS = ("debian", "ubuntu")
 #: munge refuses what is five minutes old; a tenth of that is a clock that nobody keeps
 CLOCK_MAX_S, CLOCK_NOTE_S = 30.0, 1.0
@@ -117,9 +117,9 @@ def find_obstacle(host: SeenHost, head: SeenHost | None) -> str:
         return "the user there can't become root without a password (sudo -n is refused)"
     if host.hostname != host.name:
         return f"it calls itself {host.hostname or 'nothing'}: use that name in the file, with `address` for where it is reached"
-    if not SLURM_MIN <= host.slurm <= SLURM_MAX:
+    if not VERSION_MIN <= host.slurm <= VERSION_MAX:
         told = "no package slurmd is known to it" if host.slurm == (0, 0) else f"it has Slurm {_dotted(host.slurm)}"
-        return f"{told}, and Slurm {_dotted(SLURM_MIN)} to {_dotted(SLURM_MAX)} is needed"
+        return f"{told}, and Slurm {_dotted(VERSION_MIN)} to {_dotted(VERSION_MAX)} is needed"
     if host.unread or host.topology is None or not host.topology.cores or not host.topology.memory_bytes:
         return f"its hardware can't be told ({host.unread or 'it tells no cores or no memory'})"
     if head is None or head.name == host.name:

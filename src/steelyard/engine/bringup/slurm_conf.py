@@ -1,6 +1,6 @@
 """What is in slurm.conf, gres.conf and cgroup.conf of a cluster of these nodes? Pure text; what is a choice has its reason.
 
-Options: slurm.conf(5), gres.conf(5), cgroup.conf(5) of Slurm 22.05 to 25.11. Paths are Debian's and Ubuntu's.
+Options: slurm.conf(5), gres.conf(5), cgroup.conf(5) of Slurm 22.05 to 26.05. Paths are Debian's and Ubuntu's.
 """
 
 from __future__ import annotations

@@ -1,1 +1,1 @@
-"""How does Steelyard speak to a Slurm that others run? By its own commands, whose texts change little (22.05 to 25.11)."""
+"""How does Steelyard speak to a Slurm that others run? By its own commands, whose texts change little (22.05 to 26.05)."""

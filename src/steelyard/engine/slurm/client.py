@@ -132,9 +132,9 @@ class SlurmClient:
                 "Start it (systemctl start munge) and see that the cluster's key is there.",
                 code="munge-down",
             )
-        if "Zero Bytes were" in text:
+        if "Zero Bytes were" in text or "Protocol authentication error" in text:
             return Unreachable(
-                f"slurmctld hangs up without a word ({said}): most often munge's key on {where} is not the cluster's, or their "
+                f"slurmctld hangs up ({said}): most often munge's key on {where} is not the cluster's, or their "
                 "clocks differ by minutes. Jobs that run go on."
             )
         if any(words in text for words in _SILENT):

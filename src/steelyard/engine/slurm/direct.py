@@ -78,9 +78,9 @@ class DirectSlurm:
         return number
 
     async def look(self) -> Mapping[str, QueueEntry]:
-        # an array that waits is one line, whose indices squeue would cut off
+        # an array that waits is one line, whose indices squeue would cut off; without --all hidden partitions are left out
         variables = ("SLURM_TIME_FORMAT=%s", "SLURM_BITSTR_LEN=0")
-        words = ("env", *variables, "squeue", "--noheader", "--states=all", f"--format={QUEUE_FORMAT}")
+        words = ("env", *variables, "squeue", "--all", "--noheader", "--states=all", f"--format={QUEUE_FORMAT}")
         return self._queue.read(await self._client.ask(*words, name="squeue"))
 
     async def read_records(self, jobs: Sequence[Job], name: str = "exit") -> dict[str, tuple[RankRecord, ...]]:
@@ -95,7 +95,7 @@ class DirectSlurm:
 
     async def read_exit_code(self, job: Job, number: str) -> tuple[int | None, int | None]:
         try:
-            return read_exit_code(read_record(await self._client.ask("scontrol", "-o", "show", "job", number)))
+            return read_exit_code(read_record(await self._client.ask("scontrol", "--all", "-o", "show", "job", number)))
         except SteelyardError:
             return None, None  # it has forgotten the job meanwhile, or does not answer
 

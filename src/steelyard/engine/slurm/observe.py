@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 
 from steelyard.engine.slurm.client import SlurmClient
-from steelyard.engine.slurm.read import read_nodes, read_partitions, read_settings, read_topology
+from steelyard.engine.slurm.read import read_nodes, read_partitions, read_record, read_settings, read_topology
 from steelyard.errors import Refused
 from steelyard.model.slurm import VERSION_MAX, VERSION_MIN, Attachment, SlurmCluster, parse_version
 
@@ -60,6 +60,15 @@ async def check_submission(client: SlurmClient, attachment: Attachment) -> None:
     """Would Slurm take a job of ours? Refused with its own words where not; nothing is submitted."""
     wanted = (f"--{name}={value}" for name, value in choose_queue(attachment).items())
     await client.ask("sbatch", "--test-only", "--ntasks=1", "--time=1", *wanted, "--wrap", "true")
+    for name in filter(None, attachment.partition.split(",")):
+        if (await client.run("scontrol", "-o", "show", "partition", name))[0] == 0:
+            continue
+        # hidden for us, or not ours to use: since 24.05 sbatch takes jobs for such a one too, and they never begin
+        told = read_record(await client.ask("scontrol", "--all", "-o", "show", "partition", name))
+        if told.get("Hidden") != "YES":
+            groups = told.get("AllowGroups", "others")
+            text = f"Partition {name} is not for this user (AllowGroups={groups}): what is submitted there never begins."
+            raise Refused(f"{text} Nothing was changed.", code="slurm-refused")
 
 
 def choose_queue(attachment: Attachment, account: str = "", partition: str = "") -> dict[str, str]:

@@ -1,7 +1,7 @@
 """What do Slurm's own listings say? Pure: text in, nouns out.
 
 Read are `scontrol`'s and `squeue`'s texts. Their JSON comes from plugins that not every cluster has installed, and changed its
-names with nearly each release, while the texts change little (22.05 to 25.11; run with 22.05). Lines that say nothing known are
+names with nearly each release, while the texts change little (22.05 to 26.05). Lines that say nothing known are
 passed over: newer releases add words, and comments of strangers may hold anything.
 """
 
