@@ -194,6 +194,17 @@ def test_elements_of_an_array_that_waits_are_stopped_one_by_one(shared: Direct) 
             shared.wait_job(f"{job}_{index}", "STOPPED", 60)
 
 
+def test_a_job_in_a_partition_that_slurm_hides_is_seen(shared: Direct) -> None:
+    shared.bed.ok("scontrol", "update", "PartitionName=main", "Hidden=YES")
+    try:
+        job = shared.begin("--", "sh", "-c", "echo ready; exec sleep 1000")
+        shared.wait_job(job, "RUNNING", 60)
+        shared.ok("stop", job)
+        shared.wait_job(job, "STOPPED", 60)
+    finally:
+        shared.bed.ok("scontrol", "update", "PartitionName=main", "Hidden=NO")
+
+
 def test_a_job_that_slurm_refuses_fails_with_its_words(shared: Direct) -> None:
     job = shared.begin("--gpus", "1", "true")
     seen = shared.wait_job(job, "FAILED", 60)
