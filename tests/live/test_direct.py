@@ -120,7 +120,7 @@ def test_a_script_for_sbatch_is_slurms_own_there(shared: Direct) -> None:
     for index in (4, 5):
         assert (shared.folder / f"of-{number}_{index}.txt").read_text() == f"{index} word 0\n{index} word 1\n"
     closed = json.loads(shared.ok("submit", "--direct", "--json", "--partition=closed", "--wrap", "true"))["id"]
-    # since 24.05 it waits there for ever
+    # by 24.11 it waits there for ever
     wait_until(lambda: re.search("permitted to use this partition", shared.job(closed)["detail"]), 60, "Slurm to say no")
     shared.tell("stop", closed)
     code, _, err = shared.tell("submit", "--direct", "--clusters=other", "--wrap", "true")

@@ -63,7 +63,7 @@ async def check_submission(client: SlurmClient, attachment: Attachment) -> None:
     for name in filter(None, attachment.partition.split(",")):
         if (await client.run("scontrol", "-o", "show", "partition", name))[0] == 0:
             continue
-        # hidden for us, or not ours to use: since 24.05 sbatch takes jobs for such a one too, and they never begin
+        # hidden for us, or not ours to use: sbatch of 24.11 takes jobs for such a one too, and they never begin
         told = read_record(await client.ask("scontrol", "--all", "-o", "show", "partition", name))
         if told.get("Hidden") != "YES":
             groups = told.get("AllowGroups", "others")
