@@ -51,8 +51,10 @@ def test_what_a_child_allocates_after_the_holes_were_filled_lies_together() -> N
         done = subprocess.run([sys.executable, "-c", HOLED, how], capture_output=True, text=True, check=True, timeout=30)
         return int(done.stdout)
 
-    assert written_kb("fill") < 400
-    assert written_kb("leave") > 2 * written_kb("fill")
+    # whatever else a process writes to meanwhile is more, never less
+    filled = min(written_kb("fill") for _ in range(5))
+    assert filled < 400
+    assert written_kb("leave") > 2 * filled
 
 
 def test_a_revision_costs_little_beyond_its_environment(make_bed: Callable[..., Bed]) -> None:
