@@ -6,6 +6,7 @@
 #     SLURM_BED_ROOT=/var/tmp/trixie make test ARGS="-k 'direct or conformance or pool or cluster_'"
 set -eu
 [ $# -eq 2 ] || { echo "usage: $0 SUITE FOLDER" >&2; exit 2; }
-mmdebstrap --variant=minbase --include=slurmctld,slurmd,slurm-client,munge,openssh-server,iproute2,nftables,perl,python3,util-linux,procps,sudo,libpmix-dev \
+# a mirror that is behind will do
+mmdebstrap --variant=minbase --aptopt='Acquire::Check-Valid-Until "false"' --include=slurmctld,slurmd,slurm-client,munge,openssh-server,iproute2,nftables,perl,python3,util-linux,procps,sudo,libpmix-dev \
     "$1" "$2" http://deb.debian.org/debian
 echo "made: $2 with $(chroot "$2" slurmctld -V)"

@@ -7,6 +7,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from api_rig import Server, standing_server
 from steelyard_cluster import Cluster, started
 from traces import Traces, observe_traces
 
@@ -63,6 +64,26 @@ def shared() -> Iterator[Cluster]:
         _kept_up.discard(str(made.folder))
     left = observe_traces().settled_minus(before)
     assert not left, f"left behind:\n{left}"
+
+
+@pytest.fixture(scope="module")
+def one_server() -> Iterator[Server]:
+    with standing_server() as made:
+        yield made
+
+
+@pytest.fixture
+def server(one_server: Server) -> Iterator[Server]:
+    """The file's one: for tests that look at nothing but what they made themselves. It ends with them."""
+    yield one_server
+    one_server.clear()
+
+
+@pytest.fixture
+def fresh(home: Path) -> Iterator[Server]:
+    """A test's own: to kill it, or to look at all that it has."""
+    with Server(home) as made:
+        yield made
 
 
 @pytest.fixture(scope="module")

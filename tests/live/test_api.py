@@ -20,7 +20,7 @@ from typing import Any
 import httpx2
 import msgspec
 import pytest
-from api_rig import ADMIN, AGENT, MACHINE, FakeAgent, Server, make_http, problem, standing_server
+from api_rig import ADMIN, AGENT, MACHINE, FakeAgent, Server, make_http, problem
 from websockets.exceptions import InvalidStatus
 from websockets.sync.client import connect
 
@@ -30,26 +30,6 @@ from steelyard.model.proof import Proof, ProofState
 from steelyard.wire.agent import AttemptState
 
 APP = {"file": "app.py", "attr": "app", "python": "/usr/bin/python3", "cwd": "/srv"}
-
-
-@pytest.fixture(scope="module")
-def one_server() -> Iterator[Server]:
-    with standing_server() as made:
-        yield made
-
-
-@pytest.fixture
-def server(one_server: Server) -> Iterator[Server]:
-    """The file's one: for tests that look at nothing but what they made themselves. It ends with them."""
-    yield one_server
-    one_server.clear()
-
-
-@pytest.fixture
-def fresh(home: Path) -> Iterator[Server]:
-    """A test's own: to kill it, or to look at all that it has."""
-    with Server(home) as made:
-        yield made
 
 
 @pytest.fixture

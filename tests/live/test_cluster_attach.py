@@ -146,6 +146,22 @@ def test_a_version_outside_the_range_is_told(bed: SlurmBed, roots: Attaching, ve
     assert roots.json("status")["attachment"] == before
 
 
+def test_a_partition_whose_jobs_would_never_begin_is_refused_and_a_hidden_one_is_not(bed: SlurmBed, mine: Attaching) -> None:
+    """As of Slurm 24.11, which takes jobs for it."""
+    place = mine.folder / "takes-all"
+    place.mkdir()
+    (place / "sbatch").symlink_to("/bin/true")
+    env = {"PATH": f"{place}:{bed.led['PATH']}"}
+    code, _, err = mine.cli("attach", "--partition", "main,closed", env=env)
+    assert (code, "Partition closed is not for this user (AllowGroups=root)" in err) == (2, True), err
+    bed.ok("scontrol", "update", "PartitionName=main", "Hidden=YES")
+    try:
+        assert mine.json("attach", "--partition", "main", env=env)["cluster"]["partitions"] == []
+    finally:
+        bed.ok("scontrol", "update", "PartitionName=main", "Hidden=NO")
+    assert mine.cli("detach")[0] == 0
+
+
 def test_an_account_that_slurm_refuses_is_told_in_its_words(bed: SlurmBed, mine: Attaching) -> None:
     if parse_version(bed.ok("sinfo", "--version").split()[1]) > (22, 5):
         pytest.skip("NOT TRIED HERE: newer ones ask slurmdbd who may use an account")

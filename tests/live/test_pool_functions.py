@@ -314,43 +314,47 @@ def number_of(cluster: PoolCluster, pilot: dict[str, Any]) -> str:
     return wait_until(lambda: list_pilots(cluster)[pilot["id"]]["slurm_job"], 30, "its number")
 
 
+class Slow:
+    """A function on a machine of the pool, and a request to it that is answered to its end once there is a gate."""
+
+    def __init__(self, shared: PoolCluster, name: str) -> None:
+        self.gate = shared.folder / f"gate-{name}"
+        shared.ok("deploy", write_app(shared), "--pool", POOL, "--name", name, "--public", "--env", f"GATE={self.gate}")
+        self.view = shared.function(name)
+        self.pilot = list_pilots(shared)[self.view["machines"][0]]
+        self.answers: list[tuple[int, str]] = []
+        self.request = threading.Thread(target=lambda: self.answers.append(ask(self.view, "slow")), daemon=True)
+
+
 def test_what_a_deleted_function_began_is_answered_though_its_machine_drains(shared: PoolCluster) -> None:
-    gate = shared.folder / "last-gate"
-    shared.ok("deploy", write_app(shared), "--pool", POOL, "--name", "goes", "--public", "--env", f"GATE={gate}")
-    view = shared.function("goes")
-    pilot = list_pilots(shared)[view["machines"][0]]
-    slow: list[tuple[int, str]] = []
-    stream = threading.Thread(target=lambda: slow.append(ask(view, "slow")), daemon=True)
-    stream.start()
+    slow = Slow(shared, "goes")
+    pilot = slow.pilot
+    slow.request.start()
     wait_until(lambda: shared.function("goes")["replicas"], 30, "a replica")
     # it is to go, and has nothing to do any more
     shared.bed.ok("scancel", "--signal=USR1", "--batch", number_of(shared, pilot))
     shared.ok("delete", "goes")
-    wait_until(lambda: ask(view)[0] == 404, 30, "nothing to lead there any more")
-    assert not slow and pilot["id"] in list_pilots(shared)
-    gate.touch()
-    stream.join()
-    assert slow == [(200, f"{pilot['node']} done")]
+    wait_until(lambda: ask(slow.view)[0] == 404, 30, "nothing to lead there any more")
+    assert not slow.answers and pilot["id"] in list_pilots(shared)
+    slow.gate.touch()
+    slow.request.join()
+    assert slow.answers == [(200, f"{pilot['node']} done")]
     wait_until(lambda: pilot["id"] not in list_pilots(shared), 60, "it to be given back")
 
 
 def test_a_machine_that_drains_hands_its_functions_on_and_one_that_is_lost_is_replaced(shared: PoolCluster) -> None:
-    gate = shared.folder / "gate"
-    shared.ok("deploy", write_app(shared), "--pool", POOL, "--name", "moves", "--public", "--env", f"GATE={gate}")
-    view = shared.function("moves")
-    first = list_pilots(shared)[view["machines"][0]]
-    slow: list[tuple[int, str]] = []
-    stream = threading.Thread(target=lambda: slow.append(ask(view, "slow")), daemon=True)
+    slow = Slow(shared, "moves")
+    view, first = slow.view, slow.pilot
 
     def drain() -> None:
-        stream.start()
+        slow.request.start()
         wait_until(lambda: shared.function("moves")["replicas"], 30, "a replica")
         shared.bed.ok("scancel", "--signal=USR1", "--batch", number_of(shared, first))
         wait_until(lambda: shared.function("moves")["machines"] not in ([], [first["id"]]), 60, "another machine to take over")
         wait_until(lambda: ask(view)[1] == f"{second()['node']} done", 60, "requests to be sent there")
-        assert not slow, "it is not over yet"
-        gate.touch()  # not before: what was begun on the first is answered by it
-        stream.join()
+        assert not slow.answers, "it is not over yet"
+        slow.gate.touch()  # not before: what was begun on the first is answered by it
+        slow.request.join()
         wait_until(lambda: first["id"] not in list_pilots(shared), 60, "the first to be given back")
 
     def second() -> dict[str, Any]:
@@ -360,7 +364,7 @@ def test_a_machine_that_drains_hands_its_functions_on_and_one_that_is_lost_is_re
     after = second()
     assert {status for status, _ in answers} == {200}
     assert {text for _, text in answers} == {f"{first['node']} done", f"{after['node']} done"}
-    assert slow == [(200, f"{first['node']} done")]
+    assert slow.answers == [(200, f"{first['node']} done")]
     shared.bed.ok("scancel", "--signal=KILL", "--full", number_of(shared, after))
     seen: set[tuple[int, str]] = set()
 

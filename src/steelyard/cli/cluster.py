@@ -96,7 +96,7 @@ async def _attach(wanted: Attachment) -> tuple[SlurmCluster, Attachment]:
 
     client = _client(wanted)
     found = await observe_cluster(client)
-    await check_submission(client, wanted)
+    await check_submission(client, wanted, found)
     size, wait_s = (read_count(found.settings, name) for name in ("MaxArraySize", "KillWait"))
     wanted = replace(wanted, array_size_max=size or wanted.array_size_max, kill_wait_s=wait_s or wanted.kill_wait_s)
     # a root's Steelyard submits for everybody, who make folders of their own in it

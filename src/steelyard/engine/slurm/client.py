@@ -13,6 +13,7 @@ import shlex
 import signal
 import subprocess
 from collections.abc import Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 from steelyard.engine.slurm.read import read_complaint
@@ -21,6 +22,8 @@ from steelyard.model.slurm import Attachment
 
 #: Slurm's commands wait ten seconds for slurmctld, some of them three times
 ANSWER_S = 45.0
+#: that are waited for at a time
+COMMANDS_MAX = 32
 #: of shells and of ssh, for a command that isn't there
 _NOT_FOUND = 127
 _NO_CONNECTION = 255
@@ -46,6 +49,8 @@ class SlurmClient:
         kept = {name: value for name, value in environ.items() if not name.startswith(("SLURM_", "SBATCH_", "SQUEUE_"))}
         self._env = {**kept, **attachment.env}
         self._carried = attachment.env
+        # its own: commands that wait for a silent slurmctld must keep no thread from whoever reads a file
+        self._threads = ThreadPoolExecutor(COMMANDS_MAX, "slurm")
 
     async def ask(self, *words: str, input: str = "", uid: int | None = None, name: str = "", bare: bool = False) -> str:
         """What `words` print. `uid`: run as that user, where we are root and here. `name`: the program of Slurm's that is meant.
@@ -93,16 +98,15 @@ class SlurmClient:
         ended = False
         try:
             async with asyncio.timeout(ANSWER_S):
-                out, err = await asyncio.to_thread(process.communicate)
+                out, err = await asyncio.get_running_loop().run_in_executor(self._threads, process.communicate)
             ended = True
         except TimeoutError:
             raise EdgeFailed(f"{words[0]} did not answer for {ANSWER_S:.0f} s", code="slurm-silent") from None
         finally:
             if not ended:
-                # and whatever it began: the thread waits for all who may still write
+                # and whatever it began: the thread waits for all who may still write, and for its end
                 with contextlib.suppress(ProcessLookupError):
                     os.killpg(process.pid, signal.SIGKILL)
-                process.wait()
         return process.returncode, out, err
 
     def _on_login_host(self, words: Sequence[str], bare: bool) -> list[str]:

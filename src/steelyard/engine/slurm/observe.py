@@ -56,13 +56,12 @@ def is_newer(text: str) -> bool:
     return parse_version(text) > VERSION_MAX
 
 
-async def check_submission(client: SlurmClient, attachment: Attachment) -> None:
+async def check_submission(client: SlurmClient, attachment: Attachment, cluster: SlurmCluster) -> None:
     """Would Slurm take a job of ours? Refused with its own words where not; nothing is submitted."""
     wanted = (f"--{name}={value}" for name, value in choose_queue(attachment).items())
     await client.ask("sbatch", "--test-only", "--ntasks=1", "--time=1", *wanted, "--wrap", "true")
-    for name in filter(None, attachment.partition.split(",")):
-        if (await client.run("scontrol", "-o", "show", "partition", name))[0] == 0:
-            continue
+    named = filter(None, attachment.partition.split(","))
+    for name in sorted(set(named) - {each.name for each in cluster.partitions}):
         # hidden for us, or not ours to use: sbatch of 24.11 takes jobs for such a one too, and they never begin
         told = read_record(await client.ask("scontrol", "--all", "-o", "show", "partition", name))
         if told.get("Hidden") != "YES":
