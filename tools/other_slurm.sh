@@ -1,9 +1,9 @@
 #!/bin/sh
 # Makes the root of another Debian, so that tests of Slurm run with the Slurm of that one. Needs root, mmdebstrap (`make workloads`),
-# a minute and 350 MB.
+# a minute and 350 MB. FOLDER is to lie elsewhere than below /etc, /root, /usr or /var: the machines of tests cover those.
 #
-#     tools/other_slurm.sh trixie /var/tmp/trixie
-#     SLURM_BED_ROOT=/var/tmp/trixie make test ARGS="-k 'direct or conformance or pool or cluster_'"
+#     tools/other_slurm.sh trixie /srv/trixie
+#     SLURM_BED_ROOT=/srv/trixie make test ARGS="-k 'direct or conformance or pool or cluster_'"
 set -eu
 [ $# -eq 2 ] || { echo "usage: $0 SUITE FOLDER" >&2; exit 2; }
 # a mirror that is behind will do
