@@ -124,7 +124,8 @@ def test_what_ends_srun_ends_its_step_and_who_is_killed_meanwhile_loses_nothing(
     begun.unlink()
     job = shared.ok("run", "--detach", *MPI, "--", "sh", "-c", script).strip()
     wait_until(lambda: begun.exists() and len(begun.read_text()) == 2, WAIT_S, "both ranks")
-    node.ok("sh", "-c", f"kill -9 $(ps -eo pid,args | awk '/[s]run .*{job}/ {{print $1}}')")
+    # the first of its two processes: the other one ends with it, sooner or later
+    node.ok("pkill", "-KILL", "--oldest", "--full", f"srun .*{job}")
     assert shared.wait_job(job, "FAILED", WAIT_S)["detail"].startswith("Ended by signal 9")
     wait_until(lambda: steps(shared, job) == [], WAIT_S, "its step to be over")
 
